@@ -1,0 +1,454 @@
+#define _GNU_SOURCE
+#include "checkpoints/checkpoint.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "checkpoints/manifest.h"
+#include "checkpoints/shard.h"
+#include "kernels/base/io.h"
+
+enum { MAX_PATH = 4096, STEP_DIGITS = 8 };
+static const size_t MOST_STATE = (size_t)64 << 20;
+
+/* One save on its way. */
+struct save {
+    struct comm *comm;
+    const char *root;
+    int64_t step;
+    char work[MAX_PATH];      /* root/.tmp-STEP-PID, where it is made */
+    char place[MAX_PATH];     /* root/STEP, where it will be */
+    struct manifest own, all; /* this rank's part; rank 0's whole */
+};
+
+static enum status join(char *out, const char *root, const char *name)
+{
+    return snprintf(out, MAX_PATH, "%s/%s", root, name) < MAX_PATH
+               ? STATUS_OK
+               : status_fail(STATUS_IO, "%s/%s: path too long", root, name);
+}
+
+static int64_t slices_bytes(const struct checkpoint_slice *slices, int64_t count)
+{
+    int64_t bytes = 0;
+    for (int64_t i = 0; i < count; i++) {
+        bytes += slices[i].count * (int64_t)dtype_bytes(slices[i].dtype);
+    }
+    return bytes;
+}
+
+/* A full disk is better found before than in the middle of a save. */
+static enum status check_space(const char *root, int64_t bytes)
+{
+    int64_t room = 0;
+    TRY(io_free_bytes(root, &room));
+    const int64_t needed = bytes + bytes / 5;
+    return room >= needed
+               ? STATUS_OK
+               : status_fail(
+                     STATUS_IO,
+                     "%s: a checkpoint needs %lld MiB, %lld MiB are free: free space or set "
+                     "another run.dir",
+                     root, (long long)(needed >> 20), (long long)(room >> 20));
+}
+
+static enum status begin(struct save *save, int64_t bytes)
+{
+    char name[64];
+    TRY(io_make_dir(save->root));
+    TRY(check_space(save->root, bytes));
+    snprintf(name, sizeof name, ".tmp-%0*lld-%ld", STEP_DIGITS, (long long)save->step,
+             (long)getpid());
+    TRY(join(save->work, save->root, name));
+    TRY(io_remove_tree(save->work));
+    return io_make_dir(save->work);
+}
+
+static enum status write_own(struct save *save, const struct checkpoint_slice *slices,
+                             int64_t count)
+{
+    char name[64];
+    snprintf(name, sizeof name, "shard-%05d.h5", save->comm->rank);
+    return shard_write(&save->own, save->work, name, slices, count);
+}
+
+/* Collective. Every rank's part of the manifest, as text, to rank 0, which merges them in rank
+ * order. */
+static enum status gather_manifest(struct save *save)
+{
+    struct comm *comm = save->comm;
+    char *text = manifest_print(&save->own), *all = NULL;
+    const int64_t own = text != NULL ? (int64_t)strlen(text) + 1 : 0;
+    int64_t *bytes =
+        calloc(3 * (size_t)comm->size, sizeof *bytes); /* of every rank; to send; to receive */
+    int64_t total = 0;
+    enum status status =
+        text != NULL && bytes != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory");
+    TRY(comm_agree(comm, status, NULL));
+    int64_t *send = bytes + comm->size, *receive = send + comm->size;
+    comm_all_gather(comm, bytes, &own, sizeof own);
+    send[0] = own;
+    for (int r = 0; r < comm->size; r++) {
+        receive[r] = comm->rank == 0 ? bytes[r] : 0;
+        total += receive[r];
+    }
+    all = malloc((size_t)total + 1);
+    TRY(comm_agree(comm, all != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory"),
+                   NULL));
+    comm_all_to_all(comm, all, receive, text, send, 1);
+    const char *next = all;
+    for (int r = 0; r < comm->size && comm->rank == 0 && status == STATUS_OK; r++) {
+        struct manifest part;
+        status = manifest_parse_part(&part, next);
+        status = status == STATUS_OK ? manifest_merge(&save->all, &part) : status;
+        manifest_free(&part);
+        next += bytes[r];
+    }
+    free(all);
+    free(bytes);
+    free(text);
+    return status;
+}
+
+/* Rank 0: state.json, model.h5 and, last, the manifest; then the folder gets its name. */
+static enum status publish(struct save *save, const char *state)
+{
+    char name[MAX_PATH];
+    save->all.step = save->step;
+    save->all.ranks = save->comm->size;
+    TRY(manifest_seal(&save->all));
+    TRY(join(name, save->work, "state.json"));
+    TRY(io_write_file(name, state, strlen(state)));
+    TRY(shard_view(&save->all, save->work));
+    TRY(shard_add_file(&save->all, save->work, "state.json"));
+    TRY(shard_add_file(&save->all, save->work, "model.h5"));
+    char *text = manifest_print(&save->all);
+    if (text == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for the checkpoint's manifest");
+    }
+    TRY(join(name, save->work, "manifest.json"));
+    const enum status status = io_write_file(name, text, strlen(text));
+    free(text);
+    TRY(status);
+    TRY(io_sync_dir(save->work));
+    if (io_exists(
+            save->place)) { /* damaged, or it would have been resumed: kept, under another name */
+        char aside[MAX_PATH + 32];
+        snprintf(aside, sizeof aside, "%s.replaced-%ld", save->place, (long)getpid());
+        TRY(io_rename(save->place, aside));
+    }
+    TRY(io_rename(save->work, save->place));
+    return io_sync_dir(save->root);
+}
+
+/* LATEST is a hint for people; nothing reads it back. */
+static enum status write_hint(const struct save *save)
+{
+    char name[MAX_PATH], text[64];
+    TRY(join(name, save->root, "LATEST"));
+    const int length = snprintf(text, sizeof text, "%0*lld\n", STEP_DIGITS, (long long)save->step);
+    TRY(io_write_file(name, text, (size_t)length));
+    return io_sync_dir(save->root);
+}
+
+static bool is_step(const char *name)
+{
+    return strlen(name) >= STEP_DIGITS && strspn(name, "0123456789") == strlen(name);
+}
+
+static int newest_first(const void *a, const void *b)
+{
+    const int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x < y) - (x > y);
+}
+
+/* Step numbers of the folders under root, newest first; *steps owned by caller. No root: none. */
+static enum status list_steps(const char *root, int64_t **steps, int64_t *count)
+{
+    DIR *dir = opendir(root);
+    int64_t room = 0;
+    *steps = NULL;
+    *count = 0;
+    if (dir == NULL) {
+        return errno == ENOENT ? STATUS_OK
+                               : status_fail(STATUS_IO, "%s: cannot read the folder: %s", root,
+                                             strerror(errno));
+    }
+    for (struct dirent *entry = readdir(dir); entry != NULL; entry = readdir(dir)) {
+        if (!is_step(entry->d_name)) {
+            continue;
+        }
+        if (*count == room) {
+            room = room > 0 ? 2 * room : 16;
+            int64_t *grown = realloc(*steps, (size_t)room * sizeof *grown);
+            if (grown == NULL) {
+                closedir(dir);
+                free(*steps);
+                return status_fail(STATUS_RESOURCE, "out of memory for a list of checkpoints");
+            }
+            *steps = grown;
+        }
+        (*steps)[(*count)++] = strtoll(entry->d_name, NULL, 10);
+    }
+    closedir(dir);
+    if (*count > 0) {
+        qsort(*steps, (size_t)*count, sizeof **steps, newest_first);
+    }
+    return STATUS_OK;
+}
+
+static enum status step_path(char *out, const char *root, int64_t step)
+{
+    char name[32];
+    snprintf(name, sizeof name, "%0*lld", STEP_DIGITS, (long long)step);
+    return join(out, root, name);
+}
+
+/* Out of sight by one rename, then deleted, manifest first: a half-deleted checkpoint is never
+ * mistaken for one. */
+static enum status discard(const char *root, int64_t step)
+{
+    char path[MAX_PATH], name[64], trash[MAX_PATH], manifest[MAX_PATH];
+    TRY(step_path(path, root, step));
+    snprintf(name, sizeof name, ".trash-%0*lld-%ld", STEP_DIGITS, (long long)step, (long)getpid());
+    TRY(join(trash, root, name));
+    TRY(io_rename(path, trash));
+    TRY(io_sync_dir(root));
+    TRY(join(manifest, trash, "manifest.json"));
+    TRY(io_remove(manifest));
+    return io_remove_tree(trash);
+}
+
+static enum status prune(const struct save *save, int keep)
+{
+    int64_t *steps = NULL, count = 0;
+    TRY(list_steps(save->root, &steps, &count));
+    enum status status = STATUS_OK;
+    int kept = 0;
+    for (int64_t i = 0; i < count && status == STATUS_OK; i++) {
+        if (steps[i] <= save->step && ++kept > keep) {
+            status = discard(save->root, steps[i]);
+        }
+    }
+    free(steps);
+    return status;
+}
+
+/* After a failed save; what can't be removed now goes at the next start. Keeps the message of the
+ * failure. */
+static enum status drop_work(const struct save *save, enum status failure)
+{
+    char message[2048];
+    snprintf(message, sizeof message, "%s", status_message());
+    if (save->work[0] != '\0') {
+        const enum status ignored = io_remove_tree(save->work);
+        (void)ignored;
+    }
+    return status_fail(failure, "%s", message);
+}
+
+static enum status run_save(struct save *save, const char *state,
+                            const struct checkpoint_slice *slices, int64_t count, int keep)
+{
+    struct comm *comm = save->comm;
+    int64_t bytes = slices_bytes(slices, count);
+    comm_all_reduce(comm, &bytes, 1, DTYPE_I64, REDUCE_SUM);
+    TRY(comm_agree(comm, comm->rank == 0 ? begin(save, bytes) : STATUS_OK, NULL));
+    comm_broadcast(comm, save->work, sizeof save->work, 0);
+    TRY(comm_agree(comm, write_own(save, slices, count), NULL));
+    TRY(comm_agree(comm, gather_manifest(save), NULL));
+    TRY(comm_agree(comm, comm->rank == 0 ? publish(save, state) : STATUS_OK, NULL));
+    /* It stands. Older ones go only when this one reads back whole. */
+    TRY(comm_agree(comm, shard_verify(&save->own, 0, save->place), NULL));
+    enum status status = STATUS_OK;
+    if (comm->rank == 0) {
+        status = write_hint(save);
+        status = status == STATUS_OK ? prune(save, keep) : status;
+    }
+    return comm_agree(comm, status, NULL);
+}
+
+enum status checkpoint_save(struct comm *comm, const char *root, int64_t step, const char *state,
+                            const struct checkpoint_slice *slices, int64_t slice_count,
+                            const struct checkpoint_options *options)
+{
+    struct save *save = calloc(1, sizeof *save);
+    TRY(comm_agree(comm, save != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory"),
+                   NULL));
+    *save = (struct save){.comm = comm, .root = root, .step = step};
+    enum status status = step_path(save->place, root, step);
+    if (status == STATUS_OK) {
+        status = run_save(save, state, slices, slice_count, options->keep_last);
+    }
+    if (status != STATUS_OK && comm->rank == 0) {
+        status = drop_work(save, status);
+    }
+    manifest_free(&save->own);
+    manifest_free(&save->all);
+    free(save);
+    return status;
+}
+
+/* Manifest whole and every file there with its size. */
+static enum status look(const char *path, struct manifest *manifest)
+{
+    char name[MAX_PATH];
+    TRY(manifest_read(manifest, path));
+    for (int64_t i = 0; i < manifest->files; i++) {
+        struct io_file file;
+        int64_t bytes = 0;
+        TRY(join(name, path, manifest->file[i].name));
+        if (io_open_read(&file, name) != STATUS_OK) {
+            return status_fail(STATUS_DATA, "%s: missing; the checkpoint is not whole", name);
+        }
+        const enum status status = io_size(&file, &bytes), closed = io_close(&file);
+        TRY(status);
+        TRY(closed);
+        if (bytes != manifest->file[i].bytes) {
+            return status_fail(STATUS_DATA, "%s: %lld bytes, the manifest says %lld", name,
+                               (long long)bytes, (long long)manifest->file[i].bytes);
+        }
+    }
+    return STATUS_OK;
+}
+
+/* The first of steps[skip..] that looks whole, or -1. */
+static int64_t first_whole(const char *root, const int64_t *steps, int64_t count, int skip,
+                           void (*warn)(void *, const char *), void *context)
+{
+    for (int64_t i = skip; i < count; i++) {
+        char path[MAX_PATH];
+        struct manifest manifest = {0};
+        enum status status = step_path(path, root, steps[i]);
+        status = status == STATUS_OK ? look(path, &manifest) : status;
+        manifest_free(&manifest);
+        if (status == STATUS_OK) {
+            return i;
+        }
+        warn(context, status_message());
+    }
+    return -1;
+}
+
+static enum status find_newest(const char *root, int skip, char path[MAX_PATH], int64_t *step,
+                               void (*warn)(void *, const char *), void *context)
+{
+    int64_t *steps = NULL, count = 0;
+    TRY(list_steps(root, &steps, &count));
+    const int64_t at = first_whole(root, steps, count, skip, warn, context);
+    enum status status = STATUS_OK;
+    path[0] = '\0';
+    if (at >= 0) {
+        *step = steps[at];
+        status = step_path(path, root, *step);
+    } else if (count > 0) {
+        status = status_fail(
+            STATUS_DATA,
+            "%s: %lld checkpoints, none of them usable: restore one from a copy, or start anew "
+            "with --fresh (nothing is deleted)",
+            root, (long long)count);
+    }
+    free(steps);
+    return status;
+}
+
+enum status checkpoint_newest(struct comm *comm, const char *root, int skip, char **path,
+                              int64_t *step, void (*warn)(void *context, const char *message),
+                              void *context)
+{
+    char found[MAX_PATH] = "";
+    *path = NULL;
+    enum status status =
+        comm->rank == 0 ? find_newest(root, skip, found, step, warn, context) : STATUS_OK;
+    TRY(comm_agree(comm, status, NULL));
+    comm_broadcast(comm, found, sizeof found, 0);
+    comm_broadcast(comm, step, sizeof *step, 0);
+    if (found[0] != '\0') {
+        *path = strdup(found);
+        status = *path != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory");
+    }
+    return comm_agree(comm, status, NULL);
+}
+
+enum status checkpoint_state(const char *path, char **state)
+{
+    char name[MAX_PATH];
+    struct manifest manifest;
+    size_t bytes = 0;
+    *state = NULL;
+    TRY(manifest_read(&manifest, path));
+    enum status status = status_fail(STATUS_DATA, "%s: the manifest names no state.json", path);
+    for (int64_t i = 0; i < manifest.files; i++) {
+        if (strcmp(manifest.file[i].name, "state.json") == 0) {
+            status = shard_verify(&manifest, i, path);
+        }
+    }
+    manifest_free(&manifest);
+    TRY(status);
+    TRY(join(name, path, "state.json"));
+    return io_read_file(name, state, &bytes, MOST_STATE);
+}
+
+enum status checkpoint_clean(const char *root)
+{
+    DIR *dir = opendir(root);
+    enum status status = STATUS_OK;
+    if (dir == NULL) {
+        return STATUS_OK;
+    }
+    for (struct dirent *entry = readdir(dir); entry != NULL && status == STATUS_OK;
+         entry = readdir(dir)) {
+        if (strncmp(entry->d_name, ".tmp-", 5) == 0 || strncmp(entry->d_name, ".trash-", 7) == 0) {
+            char path[MAX_PATH];
+            status = join(path, root, entry->d_name);
+            status = status == STATUS_OK ? io_remove_tree(path) : status;
+        }
+    }
+    closedir(dir);
+    return status;
+}
+
+static enum status describe(const char *root, int64_t step, struct checkpoint_entry *entry)
+{
+    char path[MAX_PATH];
+    struct manifest manifest = {0};
+    TRY(step_path(path, root, step));
+    *entry = (struct checkpoint_entry){.path = strdup(path), .step = step};
+    const enum status status = look(path, &manifest);
+    entry->valid = status == STATUS_OK;
+    entry->why = entry->valid ? NULL : strdup(status_message());
+    entry->tensors = manifest.tensors;
+    entry->ranks = manifest.ranks;
+    for (int64_t i = 0; i < manifest.files; i++) {
+        entry->bytes += manifest.file[i].bytes;
+    }
+    manifest_free(&manifest);
+    return STATUS_OK;
+}
+
+enum status checkpoint_list(const char *root, struct checkpoint_entry **entries, int64_t *count)
+{
+    int64_t *steps = NULL;
+    TRY(list_steps(root, &steps, count));
+    *entries = calloc((size_t)*count + 1, sizeof **entries);
+    enum status status =
+        *entries != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory");
+    for (int64_t i = 0; i < *count && status == STATUS_OK; i++) {
+        status = describe(root, steps[i], &(*entries)[i]);
+    }
+    free(steps);
+    return status;
+}
+
+void checkpoint_list_free(struct checkpoint_entry *entries, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        free(entries[i].path);
+        free(entries[i].why);
+    }
+    free(entries);
+}

@@ -1,0 +1,72 @@
+/* checkpoint: named tensors and scalars, saved by all ranks together, crash-proof, verified on
+ * load.
+ *
+ * Knows nothing of models: a rank offers slices of tensors (a flat element range of a named tensor)
+ * and one JSON text of scalars. Layout of a checkpoint: FORMAT.md. Publish protocol: shards, fsync,
+ * agreement, manifest by rename, folder by rename; a folder without a valid manifest is not a
+ * checkpoint.
+ */
+#ifndef CHECKPOINTS_CHECKPOINT_H
+#define CHECKPOINTS_CHECKPOINT_H
+
+#include "kernels/base/tensor.h"
+#include "parallel/comm.h"
+
+/* Elements [first, first + count) of the row-major flattened tensor `name`. */
+struct checkpoint_slice {
+    const char *name; /* borrowed */
+    enum dtype dtype; /* F32 or BF16 */
+    int ndim;
+    int64_t shape[4]; /* of the whole tensor */
+    int64_t first, count;
+    void *data; /* borrowed: read by save, written by load */
+};
+
+struct checkpoint_options {
+    int keep_last; /* newest checkpoints kept, >= 1 */
+};
+
+/* Collective over comm. Saves into root/SSSSSSSS (step, 8 digits). `state` is JSON (an object) of
+ * scalars, rank 0's counts. Every element of every tensor must be offered by exactly one rank
+ * (asserted by rank 0 from the slice table: STATUS_INTERNAL). Errors are agreed: on failure all
+ * ranks get the same status, the temporary folder is removed, older checkpoints stay. */
+enum status checkpoint_save(struct comm *comm, const char *root, int64_t step, const char *state,
+                            const struct checkpoint_slice *slices, int64_t slice_count,
+                            const struct checkpoint_options *options)
+    __attribute__((warn_unused_result));
+
+/* Collective. Newest valid checkpoint under root (manifest hash, file sizes): *path (owned by
+ * caller) and *step, or *path NULL when there is none at all. Older ones are tried in turn; each
+ * skipped one is reported by `warn` (rank 0 only). Checkpoints exist but none is valid:
+ * STATUS_DATA. `skip` newest ones are passed over (fall-back after a failed load). */
+enum status checkpoint_newest(struct comm *comm, const char *root, int skip, char **path,
+                              int64_t *step, void (*warn)(void *context, const char *message),
+                              void *context) __attribute__((warn_unused_result));
+
+/* Local. The state JSON of a checkpoint; *state owned by caller. */
+enum status checkpoint_state(const char *path, char **state) __attribute__((warn_unused_result));
+
+/* Collective. Fills every slice from wherever its elements lie in the checkpoint (any layout),
+ * converting bf16 <-> f32 never: dtype and shape must match (STATUS_DATA names the tensor and both
+ * shapes: a checkpoint of another model). Blocks are verified before use; a bad block is
+ * STATUS_DATA naming file and tensor. A missing tensor is STATUS_DATA. */
+enum status checkpoint_load(struct comm *comm, const char *path,
+                            const struct checkpoint_slice *slices, int64_t slice_count)
+    __attribute__((warn_unused_result));
+
+/* Local. Removes stale temporary folders (.tmp-*, .trash-*) of dead runs; call under the run
+ * directory's lock. */
+enum status checkpoint_clean(const char *root) __attribute__((warn_unused_result));
+
+/* For `ckpt ls`. */
+struct checkpoint_entry {
+    char *path; /* owned */
+    int64_t step, bytes, tensors, ranks;
+    bool valid;
+    char *why; /* owned, when not valid */
+};
+enum status checkpoint_list(const char *root, struct checkpoint_entry **entries, int64_t *count)
+    __attribute__((warn_unused_result));
+void checkpoint_list_free(struct checkpoint_entry *entries, int64_t count);
+
+#endif

@@ -1,0 +1,67 @@
+#include "checkpoints/h5.h"
+
+#include <string.h>
+
+enum { ALIGN_FROM = 65536, ALIGN_TO = 4096 };
+
+enum status h5_create(hid_t *file, const char *path)
+{
+    H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+    const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+    H5Pset_libver_bounds(access, H5F_LIBVER_V110, H5F_LIBVER_V110);
+    H5Pset_alignment(access, ALIGN_FROM, ALIGN_TO);
+    *file = H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, access);
+    H5Pclose(access);
+    return *file >= 0 ? STATUS_OK
+                      : status_fail(STATUS_IO, "%s: HDF5 cannot create it: disk full?", path);
+}
+
+hid_t h5_type(enum dtype dtype)
+{
+    const hid_t type = H5Tcopy(H5T_IEEE_F32LE);
+    if (dtype == DTYPE_BF16) { /* order matters: fields first, then the size that holds them */
+        H5Tset_fields(type, 15, 7, 8, 0, 7);
+        H5Tset_precision(type, 16);
+        H5Tset_size(type, 2);
+        H5Tset_ebias(type, 127);
+    }
+    return type;
+}
+
+hid_t h5_dataset_list(void)
+{
+    const hid_t list = H5Pcreate(H5P_DATASET_CREATE);
+    H5Pset_fill_time(list, H5D_FILL_TIME_NEVER);
+    H5Pset_alloc_time(list, H5D_ALLOC_TIME_EARLY);
+    H5Pset_obj_track_times(list, false);
+    return list;
+}
+
+hid_t h5_link_list(void)
+{
+    const hid_t list = H5Pcreate(H5P_LINK_CREATE);
+    H5Pset_create_intermediate_group(list, 1);
+    return list;
+}
+
+static void set(hid_t object, const char *name, hid_t type, hid_t space, const void *value)
+{
+    const hid_t attribute = H5Acreate2(object, name, type, space, H5P_DEFAULT, H5P_DEFAULT);
+    H5Awrite(attribute, type, value);
+    H5Aclose(attribute);
+    H5Sclose(space);
+}
+
+void h5_set_ints(hid_t object, const char *name, const int64_t *values, int count)
+{
+    const hsize_t dim = (hsize_t)count;
+    set(object, name, H5T_STD_I64LE, H5Screate_simple(1, &dim, NULL), values);
+}
+
+void h5_set_text(hid_t object, const char *name, const char *value)
+{
+    const hid_t type = H5Tcopy(H5T_C_S1);
+    H5Tset_size(type, strlen(value) + 1);
+    set(object, name, type, H5Screate(H5S_SCALAR), value);
+    H5Tclose(type);
+}

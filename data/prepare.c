@@ -1,0 +1,248 @@
+#define _GNU_SOURCE
+#include "data/prepare.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "data/token_store.h"
+#include "data/tokenizer.h"
+#include "kernels/base/io.h"
+
+static const size_t MOST_TEXT = (size_t)1 << 31;
+enum { MAX_PATH = 4096 };
+
+struct work {
+    const struct prepare_options *options;
+    struct prepare_summary *summary;
+    struct token_writer *writer;
+    uint32_t *ids; /* owned, grows */
+    uint8_t *mask; /* owned, grows with ids */
+    size_t room;
+    bool text_allowed;
+};
+
+static enum status make_room(struct work *work, size_t count)
+{
+    if (count > work->room) {
+        uint32_t *ids = realloc(work->ids, count * sizeof *ids);
+        work->ids = ids != NULL ? ids : work->ids;
+        uint8_t *mask = realloc(work->mask, count);
+        work->mask = mask != NULL ? mask : work->mask;
+        if (ids == NULL || mask == NULL) {
+            return status_fail(STATUS_RESOURCE, "out of memory for a document of %zu tokens",
+                               count);
+        }
+        work->room = count;
+    }
+    return STATUS_OK;
+}
+
+static enum status add_text(struct work *work, const char *text, size_t bytes, const char *where)
+{
+    if (!work->text_allowed) {
+        return status_fail(
+            STATUS_DATA,
+            "%s: text, but --tokenizer none takes only \"tokens\": use --tokenizer bytes", where);
+    }
+    if (bytes == 0) {
+        work->summary->skipped_empty++;
+        return STATUS_OK;
+    }
+    TRY(make_room(work, bytes + 1));
+    for (size_t i = 0; i < bytes; i++) {
+        work->ids[i] = (unsigned char)text[i];
+    }
+    work->ids[bytes] = TOKENIZER_BYTES_EOS;
+    TRY(token_writer_add(work->writer, work->ids, NULL, (int64_t)bytes + 1));
+    work->summary->documents++;
+    work->summary->tokens += (int64_t)bytes + 1;
+    return STATUS_OK;
+}
+
+static enum status add_tokens(struct work *work, const json_t *tokens, const json_t *mask,
+                              const char *where)
+{
+    const size_t count = json_array_size(tokens);
+    const bool masked = mask != NULL;
+    if (!json_is_array(tokens) || (masked && json_array_size(mask) != count)) {
+        return status_fail(STATUS_DATA,
+                           "%s: \"tokens\" must be a list, \"loss_mask\" one of the same length",
+                           where);
+    }
+    TRY(make_room(work, count + 1));
+    for (size_t i = 0; i < count; i++) {
+        const json_t *id = json_array_get(tokens, i), *on = masked ? json_array_get(mask, i) : NULL;
+        const json_int_t value = json_integer_value(id);
+        if (!json_is_integer(id) || value < 0 || value > UINT32_MAX) {
+            return status_fail(STATUS_DATA, "%s: token %zu is not a whole number from 0", where, i);
+        }
+        if (masked &&
+            (!json_is_integer(on) || json_integer_value(on) < 0 || json_integer_value(on) > 1)) {
+            return status_fail(STATUS_DATA, "%s: loss_mask %zu is neither 0 nor 1", where, i);
+        }
+        work->ids[i] = (uint32_t)value;
+        work->mask[i] = masked ? (uint8_t)json_integer_value(on) : 1;
+    }
+    if (count == 0) {
+        work->summary->skipped_empty++;
+        return STATUS_OK;
+    }
+    if (token_writer_add(work->writer, work->ids, work->mask, (int64_t)count) != STATUS_OK) {
+        return status_fail(STATUS_DATA, "%s: %s", where, status_message());
+    }
+    work->summary->documents++;
+    work->summary->tokens += (int64_t)count;
+    return STATUS_OK;
+}
+
+static enum status add_line(struct work *work, const char *line, size_t bytes, const char *where)
+{
+    json_error_t problem;
+    json_t *json = json_loadb(line, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &problem);
+    enum status status;
+    const json_t *text = json_object_get(json, "text"), *tokens = json_object_get(json, "tokens");
+    if (json == NULL) {
+        status = status_fail(STATUS_DATA, "%s: not JSON: %s", where, problem.text);
+    } else if (tokens != NULL) {
+        status = add_tokens(work, tokens, json_object_get(json, "loss_mask"), where);
+    } else if (json_is_string(text)) {
+        status = add_text(work, json_string_value(text), json_string_length(text), where);
+    } else {
+        status = status_fail(STATUS_DATA, "%s: needs \"text\" or \"tokens\"", where);
+    }
+    json_decref(json);
+    return status;
+}
+
+static enum status add_jsonl(struct work *work, const char *path)
+{
+    char where[MAX_PATH + 32], *line = NULL;
+    size_t room = 0;
+    FILE *file = fopen(path, "r");
+    enum status status = file != NULL
+                             ? STATUS_OK
+                             : status_fail(STATUS_IO, "%s: cannot open: %s", path, strerror(errno));
+    for (int64_t number = 1; status == STATUS_OK; number++) {
+        const ssize_t bytes = getline(&line, &room, file);
+        if (bytes < 0) {
+            break;
+        }
+        work->summary->bytes += bytes;
+        snprintf(where, sizeof where, "%s:%lld", path, (long long)number);
+        if (strspn(line, " \t\r\n") < (size_t)bytes) {
+            status = add_line(work, line, (size_t)bytes, where);
+        }
+    }
+    free(line);
+    if (file != NULL) {
+        fclose(file);
+    }
+    return status;
+}
+
+static enum status add_file(struct work *work, const char *path)
+{
+    const size_t length = strlen(path);
+    char *text = NULL;
+    size_t bytes = 0;
+    work->summary->files++;
+    if (length > 6 && strcmp(path + length - 6, ".jsonl") == 0) {
+        return add_jsonl(work, path);
+    }
+    TRY(io_read_file(path, &text, &bytes, MOST_TEXT));
+    work->summary->bytes += (int64_t)bytes;
+    const enum status status = add_text(work, text, bytes, path);
+    free(text);
+    return status;
+}
+
+static int by_name(const struct dirent **a, const struct dirent **b)
+{
+    return strcmp((*a)->d_name, (*b)->d_name);
+}
+
+static enum status add_path(struct work *work, const char *path)
+{
+    struct stat info;
+    struct dirent **entries = NULL;
+    if (stat(path, &info) != 0) {
+        return status_fail(STATUS_IO, "%s: %s", path, strerror(errno));
+    }
+    if (!S_ISDIR(info.st_mode)) {
+        return add_file(work, path);
+    }
+    const int count = scandir(path, &entries, NULL, by_name);
+    enum status status = count < 0
+                             ? status_fail(STATUS_IO, "%s: cannot list: %s", path, strerror(errno))
+                             : STATUS_OK;
+    for (int i = 0; i < count; i++) {
+        char child[MAX_PATH];
+        const char *name = entries[i]->d_name;
+        snprintf(child, sizeof child, "%s/%s", path, name);
+        if (status == STATUS_OK && strcmp(name, ".") != 0 && strcmp(name, "..") != 0) {
+            status = add_path(work, child);
+        }
+        free(entries[i]);
+    }
+    free(entries);
+    return status;
+}
+
+/* A loss mask is stored when any .jsonl is among the inputs: only those can have one. */
+static bool may_have_mask(const struct prepare_options *options)
+{
+    for (int i = 0; i < options->input_count; i++) {
+        struct stat info;
+        const char *name = options->inputs[i], *end = strrchr(name, '.');
+        if ((end != NULL && strcmp(end, ".jsonl") == 0) ||
+            (stat(name, &info) == 0 && S_ISDIR(info.st_mode))) {
+            return true;
+        }
+    }
+    return false;
+}
+
+enum status prepare_run(const struct prepare_options *options, struct prepare_summary *summary)
+{
+    const bool bytes = strcmp(options->tokenizer, "bytes") == 0,
+               none = strcmp(options->tokenizer, "none") == 0;
+    *summary = (struct prepare_summary){0};
+    if (!bytes && !none) {
+        return status_fail(
+            STATUS_USAGE,
+            "prepare: --tokenizer '%s' is not built in this version (built: bytes, none)",
+            options->tokenizer);
+    }
+    if (none && options->vocab_size < 2) {
+        return status_fail(STATUS_USAGE,
+                           "prepare: --tokenizer none needs --vocab-size V, at least 2");
+    }
+    if (bytes && options->vocab_size != 0 && options->vocab_size < TOKENIZER_BYTES_VOCAB) {
+        return status_fail(STATUS_USAGE,
+                           "prepare: --vocab-size %lld is below the %d of --tokenizer bytes",
+                           (long long)options->vocab_size, TOKENIZER_BYTES_VOCAB);
+    }
+    const struct token_writer_options writer_options = {
+        .vocab_size = options->vocab_size > 0 ? options->vocab_size : TOKENIZER_BYTES_VOCAB,
+        .eos_id = bytes ? TOKENIZER_BYTES_EOS : -1,
+        .tokenizer = options->tokenizer,
+        .tokenizer_hash = options->tokenizer,
+        .loss_mask = may_have_mask(options)};
+    struct work work = {.options = options, .summary = summary, .text_allowed = bytes};
+    enum status status = token_writer_open(&work.writer, options->output, &writer_options);
+    for (int i = 0; i < options->input_count && status == STATUS_OK; i++) {
+        status = add_path(&work, options->inputs[i]);
+    }
+    free(work.ids);
+    free(work.mask);
+    if (status != STATUS_OK) {
+        token_writer_abandon(work.writer);
+        return status;
+    }
+    return token_writer_close(work.writer);
+}

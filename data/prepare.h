@@ -1,0 +1,28 @@
+/* prepare: text files, folders and .jsonl into a token file. Streaming, in input order (folders:
+ * sorted by path). */
+#ifndef DATA_PREPARE_H
+#define DATA_PREPARE_H
+
+#include <stdint.h>
+
+#include "kernels/base/status.h"
+
+struct prepare_options {
+    const char *tokenizer; /* "bytes" or "none" */
+    int64_t vocab_size;    /* required with none; 0 otherwise */
+    const char *output;
+    char *const *inputs;
+    int input_count;
+};
+
+struct prepare_summary {
+    int64_t files, documents, tokens, bytes, skipped_empty;
+};
+
+/* Each text file is a document that ends with eos; so is each "text" of a .jsonl. Given "tokens"
+ * (with optional "loss_mask") are stored exactly. Errors: STATUS_USAGE, STATUS_DATA (file:line:
+ * why), STATUS_IO. Nothing is left behind on error. */
+enum status prepare_run(const struct prepare_options *options, struct prepare_summary *summary)
+    __attribute__((warn_unused_result));
+
+#endif

@@ -1,0 +1,61 @@
+/* token_store: the token file (.h5), written by prepare, memory-mapped by the loader.
+ *
+ * Dataset `tokens` (uint16 when vocab_size <= 65536, else uint32; contiguous), `document_offsets`
+ * (int64, documents + 1), optional `loss_mask` (uint8, one per token); attributes of the root
+ * group: format_version (1), vocab_size, eos_id (-1: none), tokenizer ("bytes", "none"),
+ * tokenizer_hash (string).
+ */
+#ifndef DATA_TOKEN_STORE_H
+#define DATA_TOKEN_STORE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/base/status.h"
+
+struct token_store {
+    char *path;     /* owned */
+    int64_t tokens; /* how many */
+    int64_t documents;
+    int64_t vocab_size;
+    int64_t eos_id;
+    int width; /* bytes per token: 2 or 4 */
+    char tokenizer[64];
+    char tokenizer_hash[64];
+    const void *token_data;    /* [tokens], in the mapping */
+    const uint8_t *loss_mask;  /* [tokens] or NULL */
+    int64_t *document_offsets; /* [documents + 1], owned */
+    void *map;                 /* owned mapping of the file */
+    size_t map_bytes;
+};
+
+/* Local. Errors (STATUS_DATA unless said): missing (STATUS_IO), empty, truncated, foreign, a
+ * dataset outside the file, filters; a token id >= vocab_size is found here by one vectorised pass
+ * over the file. The message names the file. */
+enum status token_store_open(struct token_store *store, const char *path)
+    __attribute__((warn_unused_result));
+void token_store_close(struct token_store *store);                   /* accepts a zeroed one */
+int64_t token_store_get(const struct token_store *store, int64_t i); /* i < tokens */
+/* Index of the document that holds token i. */
+int64_t token_store_document(const struct token_store *store, int64_t i);
+
+/* Streaming writer: bounded memory, written beside the output and renamed into place at close. */
+struct token_writer;
+struct token_writer_options {
+    int64_t vocab_size, eos_id;
+    const char *tokenizer, *tokenizer_hash;
+    bool loss_mask; /* store one */
+};
+enum status token_writer_open(struct token_writer **writer, const char *path,
+                              const struct token_writer_options *options)
+    __attribute__((warn_unused_result));
+/* Appends one document, exactly these ids (checked against vocab_size: STATUS_DATA); mask NULL =
+ * all 1. */
+enum status token_writer_add(struct token_writer *writer, const uint32_t *ids, const uint8_t *mask,
+                             int64_t count) __attribute__((warn_unused_result));
+/* Publishes the file; frees the writer even on error. */
+enum status token_writer_close(struct token_writer *writer) __attribute__((warn_unused_result));
+void token_writer_abandon(struct token_writer *writer); /* removes the temporary file */
+
+#endif

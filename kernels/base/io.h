@@ -1,0 +1,76 @@
+/* io: every file operation of checkpoints, token files and run directories, with fault points for
+ * tests.
+ *
+ * Each call names its file in the error message and handles EINTR and short transfers. In a build
+ * with SWITCHYARD_FAULTS (tests) `io_fault_arm` makes the k-th operation fail, tear, or kill the
+ * process.
+ */
+#ifndef KERNELS_BASE_IO_H
+#define KERNELS_BASE_IO_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/base/status.h"
+
+#define IO_CHECKED __attribute__((warn_unused_result))
+
+struct io_file {
+    int fd;     /* -1 when closed */
+    char *path; /* owned, for messages */
+};
+
+enum status io_create(struct io_file *file,
+                      const char *path) IO_CHECKED; /* new or truncated, for writing */
+enum status io_open_write(struct io_file *file,
+                          const char *path) IO_CHECKED; /* existing, for pwrite */
+enum status io_open_append(struct io_file *file,
+                           const char *path) IO_CHECKED; /* created when missing */
+enum status io_open_read(struct io_file *file,
+                         const char *path) IO_CHECKED; /* missing: STATUS_IO */
+enum status io_write(struct io_file *file, const void *data, size_t bytes) IO_CHECKED;
+enum status io_pwrite(struct io_file *file, const void *data, size_t bytes,
+                      int64_t offset) IO_CHECKED;
+enum status io_pread(struct io_file *file, void *data, size_t bytes,
+                     int64_t offset) IO_CHECKED; /* short: STATUS_DATA */
+enum status io_size(struct io_file *file, int64_t *bytes) IO_CHECKED;
+enum status io_truncate(struct io_file *file, int64_t bytes) IO_CHECKED;
+enum status io_sync(struct io_file *file) IO_CHECKED;  /* fsync */
+enum status io_close(struct io_file *file) IO_CHECKED; /* error of close counts; twice is fine */
+
+enum status io_make_dir(const char *path) IO_CHECKED; /* and its parents; existing is fine */
+enum status io_sync_dir(const char *path) IO_CHECKED;
+enum status io_rename(const char *from, const char *to) IO_CHECKED;
+enum status io_remove(const char *path) IO_CHECKED; /* a file; missing is fine */
+enum status
+io_remove_tree(const char *path) IO_CHECKED; /* a folder and all in it, links themselves, not what
+                                                they point to; missing is fine */
+bool io_exists(const char *path);
+enum status io_free_bytes(const char *path,
+                          int64_t *bytes) IO_CHECKED; /* of the file system that holds path */
+/* Whole file, NUL-terminated; *data owned by caller (free). Larger than `limit`: STATUS_DATA. */
+enum status io_read_file(const char *path, char **data, size_t *bytes, size_t limit) IO_CHECKED;
+/* Written beside, synced, renamed: readers see the old or the new, never a part. */
+enum status io_write_file(const char *path, const void *data, size_t bytes) IO_CHECKED;
+/* Exclusive lock held by the process until io_unlock or exit; taken: STATUS_USAGE naming host and
+ * pid of the holder. */
+enum status io_lock(struct io_file *lock, const char *path) IO_CHECKED;
+void io_unlock(struct io_file *lock);
+
+enum io_fault {
+    IO_FAULT_NONE,
+    IO_FAULT_EIO,
+    IO_FAULT_ENOSPC,
+    IO_FAULT_SHORT,
+    IO_FAULT_KILL_BEFORE,
+    IO_FAULT_KILL_TORN,
+    IO_FAULT_KILL_AFTER
+};
+/* Tests and debug.fault only: the `operation`-th (from 1) modifying operation from now on meets
+ * `fault`; sticky keeps failing. */
+void io_fault_arm(enum io_fault fault, int64_t operation, bool sticky);
+int64_t
+io_operations(void); /* modifying operations since the last arm: how long a loop over k must run */
+
+#endif

@@ -1,0 +1,89 @@
+/* cpu: private to the CPU device: its state and its ops, one function per field of struct ops (see
+ * kernels/ops.h). */
+#ifndef KERNELS_CPU_CPU_H
+#define KERNELS_CPU_CPU_H
+
+#include "kernels/device.h"
+
+/* Hot loops are compiled for several x86 levels; the loader picks one. Sanitizers don't survive its
+ * resolver. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__x86_64__)
+#define CPU_CLONES
+#else
+#define CPU_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#endif
+
+enum cpu_slot { CPU_SLOT_GEMM, CPU_SLOT_ATTENTION, CPU_SLOT_LOSS, CPU_SLOT_OTHER, CPU_SLOTS };
+
+struct device {
+    struct device_info info;
+    int threads;
+    struct onednn *onednn; /* owned; NULL: products by our own kernel */
+    struct {
+        void *data; /* owned */
+        size_t bytes;
+    } scratch[CPU_SLOTS]; /* grow on first use, then stay */
+};
+
+/* At least `bytes` of scratch, 64-byte aligned; each op uses a slot its callees don't. Out of
+ * memory ends the process: sizes follow from the layout that was reserved, so this is as good as a
+ * bug. */
+void *cpu_scratch(struct device *device, enum cpu_slot slot, size_t bytes);
+
+void cpu_embedding_forward(struct device *, struct tensor y, const int32_t *ids, struct tensor w);
+void cpu_embedding_backward(struct device *, struct tensor dw, const int32_t *ids,
+                            struct tensor dy);
+void cpu_norm_forward(struct device *, struct tensor y, struct tensor sum, float *rstd,
+                      struct tensor x, struct tensor delta, struct tensor w, float eps);
+void cpu_norm_backward(struct device *, struct tensor dx, struct tensor dw, struct tensor dy,
+                       struct tensor x, const float *rstd, struct tensor w);
+void cpu_linear_forward(struct device *, struct tensor y, struct tensor x, struct tensor w,
+                        bool add);
+void cpu_linear_backward_input(struct device *, struct tensor dx, struct tensor dy, struct tensor w,
+                               bool add);
+void cpu_linear_backward_weight(struct device *, struct tensor dw, struct tensor dy,
+                                struct tensor x);
+void cpu_rope(struct device *, struct tensor x, const int32_t *positions, const float *table,
+              int64_t heads, int64_t head_dim, bool inverse);
+void cpu_attention_forward(struct device *, void *o, float *lse, const void *q, const void *k,
+                           const void *v, const struct attention_shape *shape);
+void cpu_attention_backward(struct device *, void *dq, void *dk, void *dv, const void *d_o,
+                            const void *o, const float *lse, const void *q, const void *k,
+                            const void *v, const struct attention_shape *shape);
+void cpu_router_logits(struct device *, struct tensor logits, struct tensor x, struct tensor w);
+void cpu_router_logits_backward(struct device *, struct tensor dx, struct tensor dw,
+                                struct tensor dlogits, struct tensor x, struct tensor w);
+void cpu_router_forward(struct device *, int32_t *expert, float *weight, float *prob, float *lse,
+                        int64_t *count, const float *logits, struct router_shape shape);
+void cpu_router_backward(struct device *, float *dlogits, const float *dweight,
+                         const int32_t *expert, const float *weight, const float *prob,
+                         const float *lse, const float *aux_dprob, float z_scale,
+                         struct router_shape shape);
+void cpu_gather_rows(struct device *, struct tensor y, struct tensor x, const int32_t *row);
+void cpu_combine_rows(struct device *, struct tensor y, struct tensor x, const int32_t *slot_row,
+                      const float *weight, int64_t top_k);
+void cpu_combine_rows_backward(struct device *, struct tensor dx, float *dweight, struct tensor dy,
+                               struct tensor x, const int32_t *slot_row, const float *weight,
+                               int64_t top_k);
+void cpu_grouped_forward(struct device *, struct tensor y, struct tensor x, const void *w,
+                         int64_t w_stride, const int64_t *offset, int64_t experts);
+void cpu_grouped_backward_input(struct device *, struct tensor dx, struct tensor dy, const void *w,
+                                int64_t w_stride, const int64_t *offset, int64_t experts);
+void cpu_grouped_backward_weight(struct device *, float *dw, int64_t w_stride, struct tensor dy,
+                                 struct tensor x, const int64_t *offset, int64_t experts);
+void cpu_swiglu_forward(struct device *, struct tensor h, struct tensor gate_up);
+void cpu_swiglu_backward(struct device *, struct tensor dgate_up, struct tensor dh,
+                         struct tensor gate_up);
+double cpu_cross_entropy(struct device *, struct tensor dx, struct tensor dw, struct tensor x,
+                         struct tensor w, const int32_t *labels, float loss_scale);
+void cpu_jitter(struct device *, struct tensor x, uint64_t key, uint64_t first, float eps);
+void cpu_init_normal(struct device *, float *x, uint64_t key, uint64_t first, int64_t count,
+                     float std);
+void cpu_column_sums(struct device *, double *out, const float *x, int64_t rows, int64_t cols);
+void cpu_add(struct device *, struct tensor y, struct tensor x);
+void cpu_cast(struct device *, struct tensor y, struct tensor x);
+double cpu_sum_squares(struct device *, const float *x, int64_t count);
+void cpu_adamw(struct device *, float *param, float *m, float *v, void *out_bf16, const float *grad,
+               int64_t count, struct adamw args);
+
+#endif

@@ -1,0 +1,222 @@
+#define _GNU_SOURCE
+#include <omp.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "kernels/base/rng.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/gemm_onednn.h"
+#include "kernels/cpu/rows.h"
+
+static const struct ops cpu_ops = {
+    .name = "cpu",
+    .embedding_forward = cpu_embedding_forward,
+    .embedding_backward = cpu_embedding_backward,
+    .norm_forward = cpu_norm_forward,
+    .norm_backward = cpu_norm_backward,
+    .linear_forward = cpu_linear_forward,
+    .linear_backward_input = cpu_linear_backward_input,
+    .linear_backward_weight = cpu_linear_backward_weight,
+    .rope = cpu_rope,
+    .attention_forward = cpu_attention_forward,
+    .attention_backward = cpu_attention_backward,
+    .router_logits = cpu_router_logits,
+    .router_logits_backward = cpu_router_logits_backward,
+    .router_forward = cpu_router_forward,
+    .router_backward = cpu_router_backward,
+    .gather_rows = cpu_gather_rows,
+    .combine_rows = cpu_combine_rows,
+    .combine_rows_backward = cpu_combine_rows_backward,
+    .grouped_forward = cpu_grouped_forward,
+    .grouped_backward_input = cpu_grouped_backward_input,
+    .grouped_backward_weight = cpu_grouped_backward_weight,
+    .swiglu_forward = cpu_swiglu_forward,
+    .swiglu_backward = cpu_swiglu_backward,
+    .cross_entropy = cpu_cross_entropy,
+    .jitter = cpu_jitter,
+    .init_normal = cpu_init_normal,
+    .column_sums = cpu_column_sums,
+    .add = cpu_add,
+    .cast = cpu_cast,
+    .sum_squares = cpu_sum_squares,
+    .adamw = cpu_adamw,
+};
+
+static void read_cpu_name(char *out, size_t bytes)
+{
+    char line[512];
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    snprintf(out, bytes, "unknown");
+    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+        const char *value = strncmp(line, "model name", 10) == 0 ? strchr(line, ':') : NULL;
+        if (value != NULL) {
+            snprintf(out, bytes, "%.*s", (int)strcspn(value + 2, "\n"), value + 2);
+            break;
+        }
+    }
+    if (file != NULL) {
+        fclose(file);
+    }
+}
+
+/* Whether rows of products by oneDNN are the same bits whatever the number of rows, on a few shapes
+ * with both layouts of the weights. native: it has kernels for this dtype at all. */
+static bool rows_invariant(struct device *device, enum dtype dtype, bool *native)
+{
+    enum { K = 512, N = 96, MOST = 97 };
+    static const int64_t rows[] = {MOST, 1, 2, 3, 7, 32, 33, 64};
+    const size_t width = dtype_bytes(dtype);
+    char *x = calloc((size_t)MOST * K + (size_t)N * K, width), *w = x + (size_t)MOST * K * width;
+    float *y = calloc((size_t)2 * MOST * N, sizeof *y), *whole = y + MOST * N;
+    bool same = x != NULL && y != NULL;
+    for (int64_t i = 0; same && i < (MOST + N) * K; i++) {
+        const float value = (float)rng_normal(1, (uint64_t)i);
+        row_store(x, dtype, i, &value, 1);
+    }
+    *native = same;
+    for (int layout = 0; layout < 2 && same && *native; layout++) {
+        for (size_t i = 0; i < sizeof rows / sizeof rows[0] && same && *native; i++) {
+            const struct gemm gemm = {.m = rows[i],
+                                      .n = N,
+                                      .k = K,
+                                      .a = x,
+                                      .b = w,
+                                      .c = i == 0 ? whole : y,
+                                      .a_row = K,
+                                      .a_col = 1,
+                                      .b_row = layout == 0 ? 1 : N,
+                                      .b_col = layout == 0 ? K : 1,
+                                      .c_row = N,
+                                      .a_dtype = dtype,
+                                      .b_dtype = dtype,
+                                      .c_dtype = DTYPE_F32};
+            *native = onednn_gemm(device->onednn, &gemm, device->threads);
+            same = i == 0 || memcmp(whole, y, (size_t)rows[i] * N * sizeof *y) == 0;
+        }
+    }
+    free(x);
+    free(y);
+    return same;
+}
+
+/* oneDNN where it keeps what gemm.h promises. */
+static void open_onednn(struct device *device)
+{
+    bool f32 = false, bf16 = false;
+    onednn_version(device->info.onednn, sizeof device->info.onednn);
+    snprintf(device->info.isa, sizeof device->info.isa, "%s", onednn_isa());
+    device->onednn = onednn_open();
+    device->info.batch_invariant = device->onednn != NULL &&
+                                   rows_invariant(device, DTYPE_F32, &f32) &&
+                                   rows_invariant(device, DTYPE_BF16, &bf16);
+    if (!device->info.batch_invariant || !f32) {
+        onednn_close(device->onednn);
+        device->onednn = NULL;
+    }
+    snprintf(device->info.gemm, sizeof device->info.gemm, "%s",
+             device->onednn != NULL ? "oneDNN brgemm" : "own");
+    snprintf(device->info.bf16_gemm, sizeof device->info.bf16_gemm, "%s",
+             device->onednn != NULL && bf16 ? "native" : "float32");
+}
+
+static void pin_threads(int threads, const int *cores)
+{
+#pragma omp parallel num_threads(threads)
+    {
+        cpu_set_t set;
+        CPU_ZERO(&set);
+        CPU_SET((size_t)cores[omp_get_thread_num()], &set);
+        (void)sched_setaffinity(0, sizeof set, &set); /* refused: slower, never wrong */
+    }
+}
+
+enum status device_open(struct device **device, const struct device_options *options)
+{
+    if (strcmp(options->name, "cpu") != 0) {
+        return status_fail(STATUS_USAGE, "run.device %s: not built in this binary (built: cpu)",
+                           options->name);
+    }
+    struct device *self = calloc(1, sizeof *self);
+    if (self == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory");
+    }
+    self->threads = self->info.threads = options->threads;
+    read_cpu_name(self->info.cpu, sizeof self->info.cpu);
+    if (options->cores != NULL) {
+        pin_threads(options->threads, options->cores);
+    }
+    open_onednn(self);
+    *device = self;
+    return STATUS_OK;
+}
+
+void device_close(struct device *device)
+{
+    for (int i = 0; device != NULL && i < CPU_SLOTS; i++) {
+        free(device->scratch[i].data);
+    }
+    if (device != NULL) {
+        onednn_close(device->onednn);
+    }
+    free(device);
+}
+
+const struct ops *device_ops(const struct device *device)
+{
+    (void)device;
+    return &cpu_ops;
+}
+
+const struct device_info *device_info(const struct device *device)
+{
+    return &device->info;
+}
+
+void *cpu_scratch(struct device *device, enum cpu_slot slot, size_t bytes)
+{
+    if (device->scratch[slot].bytes < bytes) {
+        const size_t rounded = (bytes + 63) & ~(size_t)63;
+        free(device->scratch[slot].data);
+        device->scratch[slot].data = aligned_alloc(64, rounded);
+        device->scratch[slot].bytes = rounded;
+        if (device->scratch[slot].data == NULL) {
+            fprintf(stderr,
+                    "switchyard: out of memory for %zu bytes of scratch: use a smaller "
+                    "train.micro_batch\n",
+                    bytes);
+            exit(status_exit_code(STATUS_RESOURCE));
+        }
+    }
+    return device->scratch[slot].data;
+}
+
+static double seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+double device_peak_flops(struct device *device, enum dtype dtype)
+{
+    enum { M = 1024, N = 1792, K = 512, REPEATS = 12 };
+    void *buffer = calloc((size_t)M * N + (size_t)M * K + (size_t)N * K, dtype_bytes(dtype));
+    double best = 0;
+    if (buffer == NULL) {
+        return 0;
+    }
+    char *x = buffer, *w = x + (size_t)M * K * dtype_bytes(dtype),
+         *y = w + (size_t)N * K * dtype_bytes(dtype);
+    for (int i = 0; i < REPEATS; i++) {
+        const double start = seconds();
+        cpu_linear_forward(device, tensor_2d(y, dtype, M, N), tensor_2d(x, dtype, M, K),
+                           tensor_2d(w, dtype, N, K), false);
+        const double rate = 2.0 * M * N * K / (seconds() - start);
+        best = rate > best ? rate : best;
+    }
+    free(buffer);
+    return best;
+}

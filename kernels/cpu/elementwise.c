@@ -1,0 +1,77 @@
+#include <assert.h>
+
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/rows.h"
+
+enum { PART = 4096 };
+
+CPU_CLONES static void add_part(float *y, const float *x, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        y[i] += x[i];
+    }
+}
+
+void cpu_add(struct device *device, struct tensor y, struct tensor x)
+{
+    const int64_t count = tensor_count(&y);
+    assert(tensor_count(&x) == count);
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t first = 0; first < count; first += PART) {
+        float a[PART], b[PART];
+        const int64_t part = count - first < PART ? count - first : PART;
+        row_load(a, y.data, y.dtype, first, part);
+        row_load(b, x.data, x.dtype, first, part);
+        add_part(a, b, part);
+        row_store(y.data, y.dtype, first, a, part);
+    }
+}
+
+void cpu_cast(struct device *device, struct tensor y, struct tensor x)
+{
+    const int64_t count = tensor_count(&y);
+    assert(tensor_count(&x) == count);
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t first = 0; first < count; first += PART) {
+        float part[PART];
+        const int64_t size = count - first < PART ? count - first : PART;
+        row_load(part, x.data, x.dtype, first, size);
+        row_store(y.data, y.dtype, first, part, size);
+    }
+}
+
+CPU_CLONES static double square_block(const float *x, int64_t count)
+{
+    enum { LANES = 8 };
+    double sum[LANES] = {0}, total = 0;
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        for (int j = 0; j < LANES; j++) {
+            sum[j] += (double)x[i + j] * (double)x[i + j];
+        }
+    }
+    for (int j = 0; i + j < count; j++) {
+        sum[j] += (double)x[i + j] * (double)x[i + j];
+    }
+    for (int j = 0; j < LANES; j++) {
+        total += sum[j];
+    }
+    return total;
+}
+
+double cpu_sum_squares(struct device *device, const float *x, int64_t count)
+{
+    enum { BLOCK = 65536 };
+    const int64_t blocks = (count + BLOCK - 1) / BLOCK;
+    double *partial = cpu_scratch(device, CPU_SLOT_OTHER, (size_t)(blocks + 1) * sizeof *partial),
+           sum = 0;
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t block = 0; block < blocks; block++) {
+        const int64_t first = block * BLOCK;
+        partial[block] = square_block(x + first, count - first < BLOCK ? count - first : BLOCK);
+    }
+    for (int64_t block = 0; block < blocks; block++) {
+        sum += partial[block];
+    }
+    return sum;
+}

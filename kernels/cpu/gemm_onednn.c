@@ -1,0 +1,304 @@
+#include "kernels/cpu/gemm_onednn.h"
+
+#include <omp.h>
+#include <oneapi/dnnl/dnnl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/base/hash.h"
+
+/* Slots of the table, a power of two; at three quarters full it is emptied: shapes of experts vary
+ * from step to step, memory must not grow with them. */
+enum { SLOTS = 8192, MOST_ENTRIES = SLOTS / 4 * 3 };
+
+struct key {
+    int64_t m, n, k, a_row, a_col, b_row, b_col, c_row;
+    int32_t a_dtype, b_dtype, c_dtype, add, threads, used;
+};
+_Static_assert(sizeof(struct key) == 8 * 8 + 6 * 4, "hashed as bytes: no padding");
+
+struct entry {
+    struct key key;
+    dnnl_primitive_t primitive; /* NULL: no brgemm kernel for this shape */
+    dnnl_memory_t memory[3];    /* a, b, c */
+};
+
+struct onednn {
+    dnnl_engine_t engine;
+    dnnl_stream_t stream;
+    struct entry *table; /* [SLOTS] owned */
+    int entries;
+};
+
+struct onednn *onednn_open(void)
+{
+    struct onednn *self = calloc(1, sizeof *self);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->table = calloc(SLOTS, sizeof *self->table);
+    if (self->table == NULL || dnnl_engine_create(&self->engine, dnnl_cpu, 0) != dnnl_success ||
+        dnnl_stream_create(&self->stream, self->engine, dnnl_stream_default_flags) !=
+            dnnl_success) {
+        onednn_close(self);
+        return NULL;
+    }
+    (void)dnnl_set_primitive_cache_capacity(0); /* the table here is the cache */
+    return self;
+}
+
+static void empty_table(struct onednn *self)
+{
+    for (int i = 0; self->table != NULL && i < SLOTS; i++) {
+        struct entry *entry = &self->table[i];
+        if (entry->primitive != NULL) {
+            dnnl_primitive_destroy(entry->primitive);
+            for (int j = 0; j < 3; j++) {
+                dnnl_memory_destroy(entry->memory[j]);
+            }
+        }
+        *entry = (struct entry){0};
+    }
+    self->entries = 0;
+}
+
+void onednn_close(struct onednn *self)
+{
+    if (self == NULL) {
+        return;
+    }
+    empty_table(self);
+    free(self->table);
+    if (self->stream != NULL) {
+        dnnl_stream_destroy(self->stream);
+    }
+    if (self->engine != NULL) {
+        dnnl_engine_destroy(self->engine);
+    }
+    free(self);
+}
+
+static dnnl_data_type_t data_type(enum dtype dtype)
+{
+    return dtype == DTYPE_BF16 ? dnnl_bf16 : dnnl_f32;
+}
+
+/* The two generations of the C API differ in who owns a description and in how a primitive is
+ * described; the functions of this block are the whole difference. */
+#if DNNL_VERSION_MAJOR >= 3
+typedef dnnl_memory_desc_t description;
+
+static bool describe(description *out, int64_t rows, int64_t cols, int64_t row, int64_t col,
+                     enum dtype dtype)
+{
+    const dnnl_dims_t dims = {rows, cols}, strides = {row, col};
+    return dnnl_memory_desc_create_with_strides(out, 2, dims, data_type(dtype), strides) ==
+           dnnl_success;
+}
+
+static void forget(description *out)
+{
+    dnnl_memory_desc_destroy(*out);
+}
+
+static bool describe_matmul(dnnl_primitive_desc_t *out, const struct onednn *self,
+                            const description d[3], bool add)
+{
+    dnnl_primitive_attr_t attributes = NULL;
+    dnnl_post_ops_t after = NULL;
+    bool good = dnnl_primitive_attr_create(&attributes) == dnnl_success &&
+                dnnl_post_ops_create(&after) == dnnl_success;
+    if (good && add) {
+        good = dnnl_post_ops_append_sum(after, 1.0F, 0, dnnl_data_type_undef) == dnnl_success &&
+               dnnl_primitive_attr_set_post_ops(attributes, after) == dnnl_success;
+    }
+    good = good && dnnl_matmul_primitive_desc_create(out, self->engine, d[0], d[1], NULL, d[2],
+                                                     attributes) == dnnl_success;
+    dnnl_post_ops_destroy(after);
+    dnnl_primitive_attr_destroy(attributes);
+    return good;
+}
+
+static bool make_memory(dnnl_memory_t *out, const struct onednn *self, const description *d)
+{
+    return dnnl_memory_create(out, *d, self->engine, DNNL_MEMORY_NONE) == dnnl_success;
+}
+#else
+typedef dnnl_memory_desc_t description;
+
+static bool describe(description *out, int64_t rows, int64_t cols, int64_t row, int64_t col,
+                     enum dtype dtype)
+{
+    const dnnl_dims_t dims = {rows, cols}, strides = {row, col};
+    return dnnl_memory_desc_init_by_strides(out, 2, dims, data_type(dtype), strides) ==
+           dnnl_success;
+}
+
+static void forget(description *out)
+{
+    (void)out; /* a plain value in this generation */
+}
+
+static bool describe_matmul(dnnl_primitive_desc_t *out, const struct onednn *self,
+                            const description d[3], bool add)
+{
+    dnnl_matmul_desc_t matmul;
+    dnnl_primitive_attr_t attributes = NULL;
+    dnnl_post_ops_t after = NULL;
+    bool good = dnnl_primitive_attr_create(&attributes) == dnnl_success &&
+                dnnl_post_ops_create(&after) == dnnl_success;
+    if (good && add) {
+        good = dnnl_post_ops_append_sum(after, 1.0F) == dnnl_success &&
+               dnnl_primitive_attr_set_post_ops(attributes, after) == dnnl_success;
+    }
+    good = good && dnnl_matmul_desc_init(&matmul, &d[0], &d[1], NULL, &d[2]) == dnnl_success &&
+           dnnl_primitive_desc_create(out, &matmul, attributes, self->engine, NULL) == dnnl_success;
+    dnnl_post_ops_destroy(after);
+    dnnl_primitive_attr_destroy(attributes);
+    return good;
+}
+
+static bool make_memory(dnnl_memory_t *out, const struct onednn *self, const description *d)
+{
+    return dnnl_memory_create(out, d, self->engine, DNNL_MEMORY_NONE) == dnnl_success;
+}
+#endif
+
+static bool is_brgemm(dnnl_primitive_desc_t matmul)
+{
+    const char *name = NULL;
+    return dnnl_primitive_desc_query(matmul, dnnl_query_impl_info_str, 0, &name) == dnnl_success &&
+           name != NULL && strncmp(name, "brg", 3) == 0;
+}
+
+static void make_primitive(struct onednn *self, struct entry *entry)
+{
+    const struct key *k = &entry->key;
+    description d[3];
+    dnnl_primitive_desc_t matmul = NULL;
+    const bool described =
+        describe(&d[0], k->m, k->k, k->a_row, k->a_col, (enum dtype)k->a_dtype) &&
+        describe(&d[1], k->k, k->n, k->b_row, k->b_col, (enum dtype)k->b_dtype) &&
+        describe(&d[2], k->m, k->n, k->c_row, 1, (enum dtype)k->c_dtype);
+    if (!described || !describe_matmul(&matmul, self, d, k->add != 0)) {
+        return; /* descriptions of valid shapes don't fail; nothing worth keeping if they do */
+    }
+    bool good =
+        is_brgemm(matmul) && dnnl_primitive_create(&entry->primitive, matmul) == dnnl_success;
+    for (int i = 0; i < 3 && good; i++) {
+        good = make_memory(&entry->memory[i], self, &d[i]);
+    }
+    if (!good && entry->primitive != NULL) {
+        dnnl_primitive_destroy(entry->primitive);
+        entry->primitive = NULL;
+    }
+    dnnl_primitive_desc_destroy(matmul);
+    for (int i = 0; i < 3; i++) {
+        forget(&d[i]);
+    }
+}
+
+static struct entry *find(struct onednn *self, const struct key *key)
+{
+    uint64_t at = hash_bytes(key, sizeof *key);
+    if (self->entries == MOST_ENTRIES) {
+        empty_table(self);
+    }
+    for (;; at++) {
+        struct entry *entry = &self->table[at % SLOTS];
+        if (entry->key.used == 0) {
+            entry->key = *key;
+            self->entries++;
+            make_primitive(self, entry);
+            return entry;
+        }
+        if (memcmp(&entry->key, key, sizeof *key) == 0) {
+            return entry;
+        }
+    }
+}
+
+/* Rows [first, first + rows) of the product. */
+static bool run_rows(struct onednn *self, const struct gemm *g, int64_t first, int64_t rows,
+                     int threads)
+{
+    const struct key key = {.m = rows,
+                            .n = g->n,
+                            .k = g->k,
+                            .a_row = g->a_row,
+                            .a_col = g->a_col,
+                            .b_row = g->b_row,
+                            .b_col = g->b_col,
+                            .c_row = g->c_row,
+                            .a_dtype = (int32_t)g->a_dtype,
+                            .b_dtype = (int32_t)g->b_dtype,
+                            .c_dtype = (int32_t)g->c_dtype,
+                            .add = g->add,
+                            .threads = threads,
+                            .used = 1};
+    struct entry *entry = find(self, &key);
+    if (entry->primitive == NULL) {
+        return false;
+    }
+    union {
+        const void *in;
+        void *out;
+    } data[3] = {{.in = (const char *)g->a + (size_t)(first * g->a_row) * dtype_bytes(g->a_dtype)},
+                 {.in = g->b},
+                 {.out = (char *)g->c + (size_t)(first * g->c_row) * dtype_bytes(g->c_dtype)}};
+    static const int roles[3] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST};
+    dnnl_exec_arg_t args[3];
+    for (int i = 0; i < 3; i++) {
+        dnnl_memory_set_data_handle(entry->memory[i], data[i].out);
+        args[i] = (dnnl_exec_arg_t){roles[i], entry->memory[i]};
+    }
+    return dnnl_primitive_execute(entry->primitive, self->stream, 3, args) == dnnl_success &&
+           dnnl_stream_wait(self->stream) == dnnl_success;
+}
+
+bool onednn_gemm(struct onednn *self, const struct gemm *g, int threads)
+{
+    /* Row counts of experts change with every batch and each new shape costs about 150 us to
+     * compile: whole multiples of UNIT and the rest apart keep their number small. */
+    enum { UNIT = 32 };
+    const int64_t rest = g->a_col == 1 ? g->m % UNIT : 0, whole = g->m - rest;
+    omp_set_num_threads(threads); /* oneDNN takes its threads from here */
+    if (g->a_dtype != g->b_dtype || g->k == 0) {
+        return false;
+    }
+    if (whole > 0 && !run_rows(self, g, 0, whole, threads)) {
+        return false;
+    }
+    return rest == 0 || run_rows(self, g, whole, rest, threads);
+}
+
+void onednn_version(char *out, size_t bytes)
+{
+    const dnnl_version_t *version = dnnl_version();
+    snprintf(out, bytes, "%d.%d.%d", version->major, version->minor, version->patch);
+}
+
+const char *onednn_isa(void)
+{
+    static const struct {
+        dnnl_cpu_isa_t isa;
+        const char *name;
+    } names[] = {
+        {dnnl_cpu_isa_avx512_core_amx, "AVX-512 with AMX"},
+        {dnnl_cpu_isa_avx512_core_bf16, "AVX-512 with bf16"},
+        {dnnl_cpu_isa_avx512_core_vnni, "AVX-512 with VNNI"},
+        {dnnl_cpu_isa_avx512_core, "AVX-512"},
+        {dnnl_cpu_isa_avx2_vnni, "AVX2 with VNNI"},
+        {dnnl_cpu_isa_avx2, "AVX2"},
+        {dnnl_cpu_isa_avx, "AVX"},
+        {dnnl_cpu_isa_sse41, "SSE4.1"},
+    };
+    const dnnl_cpu_isa_t isa = dnnl_get_effective_cpu_isa();
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        if (names[i].isa == isa) {
+            return names[i].name;
+        }
+    }
+    return isa > dnnl_cpu_isa_avx512_core_amx ? "beyond AVX-512 with AMX" : "baseline";
+}

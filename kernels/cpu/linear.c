@@ -1,0 +1,158 @@
+#include <assert.h>
+#include <stdlib.h>
+
+#include "kernels/cpu/gemm.h"
+
+/* y[M,O] = x[M,I] w[O,I]^T */
+static struct gemm forward(struct tensor y, struct tensor x, const void *w, enum dtype w_dtype,
+                           bool add)
+{
+    const int64_t in = x.dim[1], out = y.dim[1];
+    assert(x.dim[0] == y.dim[0]);
+    return (struct gemm){.m = x.dim[0],
+                         .n = out,
+                         .k = in,
+                         .a = x.data,
+                         .b = w,
+                         .c = y.data,
+                         .a_row = in,
+                         .a_col = 1,
+                         .b_row = 1,
+                         .b_col = in,
+                         .c_row = out,
+                         .a_dtype = x.dtype,
+                         .b_dtype = w_dtype,
+                         .c_dtype = y.dtype,
+                         .add = add};
+}
+
+/* dx[M,I] = dy[M,O] w[O,I] */
+static struct gemm backward_input(struct tensor dx, struct tensor dy, const void *w,
+                                  enum dtype w_dtype, bool add)
+{
+    const int64_t in = dx.dim[1], out = dy.dim[1];
+    assert(dx.dim[0] == dy.dim[0]);
+    return (struct gemm){.m = dx.dim[0],
+                         .n = in,
+                         .k = out,
+                         .a = dy.data,
+                         .b = w,
+                         .c = dx.data,
+                         .a_row = out,
+                         .a_col = 1,
+                         .b_row = in,
+                         .b_col = 1,
+                         .c_row = in,
+                         .a_dtype = dy.dtype,
+                         .b_dtype = w_dtype,
+                         .c_dtype = dx.dtype,
+                         .add = add};
+}
+
+/* dw[O,I] += dy[M,O]^T x[M,I] */
+static struct gemm backward_weight(float *dw, struct tensor dy, struct tensor x)
+{
+    const int64_t in = x.dim[1], out = dy.dim[1];
+    assert(x.dim[0] == dy.dim[0]);
+    return (struct gemm){.m = out,
+                         .n = in,
+                         .k = x.dim[0],
+                         .a = dy.data,
+                         .b = x.data,
+                         .c = dw,
+                         .a_row = 1,
+                         .a_col = out,
+                         .b_row = in,
+                         .b_col = 1,
+                         .c_row = in,
+                         .a_dtype = dy.dtype,
+                         .b_dtype = x.dtype,
+                         .c_dtype = DTYPE_F32,
+                         .add = true};
+}
+
+void cpu_linear_forward(struct device *device, struct tensor y, struct tensor x, struct tensor w,
+                        bool add)
+{
+    assert(tensor_is(&w, w.dtype, y.dim[1], x.dim[1]));
+    const struct gemm gemm = forward(y, x, w.data, w.dtype, add);
+    gemm_run(device, &gemm, 1);
+}
+
+void cpu_linear_backward_input(struct device *device, struct tensor dx, struct tensor dy,
+                               struct tensor w, bool add)
+{
+    assert(tensor_is(&w, w.dtype, dy.dim[1], dx.dim[1]));
+    const struct gemm gemm = backward_input(dx, dy, w.data, w.dtype, add);
+    gemm_run(device, &gemm, 1);
+}
+
+void cpu_linear_backward_weight(struct device *device, struct tensor dw, struct tensor dy,
+                                struct tensor x)
+{
+    assert(tensor_is(&dw, DTYPE_F32, dy.dim[1], x.dim[1]));
+    const struct gemm gemm = backward_weight(dw.data, dy, x);
+    gemm_run(device, &gemm, 1);
+}
+
+void cpu_router_logits(struct device *device, struct tensor logits, struct tensor x,
+                       struct tensor w)
+{
+    assert(logits.dtype == DTYPE_F32);
+    cpu_linear_forward(device, logits, x, w, false);
+}
+
+void cpu_router_logits_backward(struct device *device, struct tensor dx, struct tensor dw,
+                                struct tensor dlogits, struct tensor x, struct tensor w)
+{
+    cpu_linear_backward_input(device, dx, dlogits, w, true);
+    cpu_linear_backward_weight(device, dw, dlogits, x);
+}
+
+enum pass { PASS_FORWARD, PASS_INPUT, PASS_WEIGHT };
+
+/* One product per expert with rows; `out`, `left` are y and x, dx and dy, or (weight pass) dy and
+ * x. */
+static void grouped(struct device *device, enum pass pass, struct tensor out, struct tensor left,
+                    void *w, int64_t w_stride, const int64_t *offset, int64_t experts)
+{
+    struct gemm *batch = malloc((size_t)experts * sizeof *batch);
+    int64_t count = 0;
+    assert(batch != NULL);
+    for (int64_t e = 0; e < experts; e++) {
+        const int64_t rows = offset[e + 1] - offset[e];
+        struct tensor mine = tensor_rows(&out, offset[e], rows),
+                      other = tensor_rows(&left, offset[e], rows);
+        const enum dtype dtype = pass == PASS_WEIGHT ? DTYPE_F32 : left.dtype;
+        char *matrix = (char *)w + (size_t)(e * w_stride) * dtype_bytes(dtype);
+        if (rows == 0) {
+            continue;
+        }
+        batch[count++] = pass == PASS_FORWARD ? forward(mine, other, matrix, dtype, false)
+                         : pass == PASS_INPUT
+                             ? backward_input(mine, other, matrix, dtype, false)
+                             : backward_weight((float *)(void *)matrix, mine, other);
+    }
+    gemm_run(device, batch, count);
+    free(batch);
+}
+
+void cpu_grouped_forward(struct device *device, struct tensor y, struct tensor x, const void *w,
+                         int64_t w_stride, const int64_t *offset, int64_t experts)
+{
+    grouped(device, PASS_FORWARD, y, x, (void *)(uintptr_t)w, w_stride, offset, experts);
+}
+
+void cpu_grouped_backward_input(struct device *device, struct tensor dx, struct tensor dy,
+                                const void *w, int64_t w_stride, const int64_t *offset,
+                                int64_t experts)
+{
+    grouped(device, PASS_INPUT, dx, dy, (void *)(uintptr_t)w, w_stride, offset, experts);
+}
+
+void cpu_grouped_backward_weight(struct device *device, float *dw, int64_t w_stride,
+                                 struct tensor dy, struct tensor x, const int64_t *offset,
+                                 int64_t experts)
+{
+    grouped(device, PASS_WEIGHT, dy, x, dw, w_stride, offset, experts);
+}

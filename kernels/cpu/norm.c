@@ -1,0 +1,115 @@
+#include <assert.h>
+#include <math.h>
+
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/rows.h"
+
+enum { MAX_WIDTH = 32768, BLOCK = 64, LANES = 16 };
+
+/* Sum in a fixed tree: 16 running sums, then one after another. */
+CPU_CLONES static float dot(const float *a, const float *b, int64_t count)
+{
+    float sum[LANES] = {0}, total = 0;
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        for (int j = 0; j < LANES; j++) {
+            sum[j] += a[i + j] * b[i + j];
+        }
+    }
+    for (int j = 0; i + j < count; j++) {
+        sum[j] += a[i + j] * b[i + j];
+    }
+    for (int j = 0; j < LANES; j++) {
+        total += sum[j];
+    }
+    return total;
+}
+
+CPU_CLONES static void normalize_row(float *y, const float *x, const float *w, float rstd,
+                                     enum dtype dtype, int64_t width)
+{
+    for (int64_t i = 0; i < width; i++) {
+        y[i] = x[i] * rstd;
+    }
+    row_round(y, dtype, width); /* the cast stands before the weight: it matters in bf16 */
+    for (int64_t i = 0; i < width; i++) {
+        y[i] *= w[i];
+    }
+}
+
+void cpu_norm_forward(struct device *device, struct tensor y, struct tensor sum, float *rstd,
+                      struct tensor x, struct tensor delta, struct tensor w, float eps)
+{
+    const int64_t rows = x.dim[0], width = x.dim[1];
+    assert(width <= MAX_WIDTH && tensor_count(&w) == width && y.dim[0] == rows);
+#pragma omp parallel num_threads(device->threads)
+    {
+        float row[MAX_WIDTH], other[MAX_WIDTH], weight[MAX_WIDTH];
+        row_load(weight, w.data, w.dtype, 0, width);
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < rows; n++) {
+            row_load(row, x.data, x.dtype, n * width, width);
+            if (delta.data != NULL) {
+                row_load(other, delta.data, delta.dtype, n * width, width);
+                for (int64_t i = 0; i < width; i++) {
+                    row[i] += other[i];
+                }
+                row_round(row, x.dtype, width);
+                row_store(sum.data, sum.dtype, n * width, row, width);
+            }
+            rstd[n] = 1.0F / sqrtf(dot(row, row, width) / (float)width + eps);
+            normalize_row(other, row, weight, rstd[n], y.dtype, width);
+            row_store(y.data, y.dtype, n * width, other, width);
+        }
+    }
+}
+
+/* One row: dx += r (g - x r^2 mean(g x)), g = dy w; dw += dy x r. */
+CPU_CLONES static void backward_row(float *dx, float *dw, const float *dy, const float *x,
+                                    const float *w, float r, float *g, int64_t width)
+{
+    for (int64_t i = 0; i < width; i++) {
+        g[i] = dy[i] * w[i];
+        dw[i] += dy[i] * x[i] * r;
+    }
+    const float mean = dot(g, x, width) / (float)width * r * r;
+    for (int64_t i = 0; i < width; i++) {
+        dx[i] += r * (g[i] - x[i] * mean);
+    }
+}
+
+CPU_CLONES static void add_row(float *out, const float *in, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        out[i] += in[i];
+    }
+}
+
+void cpu_norm_backward(struct device *device, struct tensor dx, struct tensor dw, struct tensor dy,
+                       struct tensor x, const float *rstd, struct tensor w)
+{
+    const int64_t rows = x.dim[0], width = x.dim[1], blocks = (rows + BLOCK - 1) / BLOCK;
+    float *partial =
+        cpu_scratch(device, CPU_SLOT_OTHER, (size_t)(blocks * width) * sizeof *partial);
+    assert(width <= MAX_WIDTH && dw.dtype == DTYPE_F32);
+    memset(partial, 0, (size_t)(blocks * width) * sizeof *partial);
+#pragma omp parallel num_threads(device->threads)
+    {
+        float gx[MAX_WIDTH], gy[MAX_WIDTH], in[MAX_WIDTH], g[MAX_WIDTH], weight[MAX_WIDTH];
+        row_load(weight, w.data, w.dtype, 0, width);
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < blocks;
+             block++) { /* fixed blocks: the same sums for any thread count */
+            for (int64_t n = block * BLOCK; n < rows && n < (block + 1) * BLOCK; n++) {
+                row_load(gx, dx.data, dx.dtype, n * width, width);
+                row_load(gy, dy.data, dy.dtype, n * width, width);
+                row_load(in, x.data, x.dtype, n * width, width);
+                backward_row(gx, partial + block * width, gy, in, weight, rstd[n], g, width);
+                row_store(dx.data, dx.dtype, n * width, gx, width);
+            }
+        }
+    }
+    for (int64_t block = 0; block < blocks; block++) {
+        add_row(dw.data, partial + block * width, width);
+    }
+}

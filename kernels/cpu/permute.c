@@ -1,0 +1,92 @@
+#include <assert.h>
+
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/rows.h"
+
+enum { PART = 512 };
+
+void cpu_gather_rows(struct device *device, struct tensor y, struct tensor x, const int32_t *row)
+{
+    const size_t bytes = (size_t)y.dim[1] * dtype_bytes(y.dtype);
+    assert(x.dtype == y.dtype && x.dim[1] == y.dim[1]);
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t r = 0; r < y.dim[0]; r++) {
+        char *out = (char *)y.data + (size_t)r * bytes;
+        if (row[r] < 0) {
+            memset(out, 0, bytes);
+        } else {
+            memcpy(out, (const char *)x.data + (size_t)row[r] * bytes, bytes);
+        }
+    }
+}
+
+CPU_CLONES static void add_scaled(float *out, const float *in, float weight, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        out[i] += weight * in[i];
+    }
+}
+
+void cpu_combine_rows(struct device *device, struct tensor y, struct tensor x,
+                      const int32_t *slot_row, const float *weight, int64_t top_k)
+{
+    const int64_t width = y.dim[1];
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t n = 0; n < y.dim[0]; n++) {
+        float sum[PART], in[PART];
+        for (int64_t i = 0; i < width; i += PART) {
+            const int64_t count = width - i < PART ? width - i : PART;
+            memset(sum, 0, sizeof sum);
+            for (int64_t slot = n * top_k; slot < (n + 1) * top_k; slot++) {
+                if (slot_row[slot] >= 0) {
+                    row_load(in, x.data, x.dtype, slot_row[slot] * width + i, count);
+                    add_scaled(sum, in, weight != NULL ? weight[slot] : 1.0F, count);
+                }
+            }
+            row_store(y.data, y.dtype, n * width + i, sum, count);
+        }
+    }
+}
+
+/* Returns <dy, x> of one part and leaves weight * dy in out. */
+CPU_CLONES static float backward_part(float *out, const float *dy, const float *x, float weight,
+                                      int64_t count)
+{
+    enum { LANES = 16 };
+    float sum[LANES] = {0}, total = 0;
+    for (int64_t i = 0; i < count; i++) {
+        out[i] = weight * dy[i];
+    }
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        for (int j = 0; j < LANES; j++) {
+            sum[j] += dy[i + j] * x[i + j];
+        }
+    }
+    for (int j = 0; i + j < count; j++) {
+        sum[j] += dy[i + j] * x[i + j];
+    }
+    for (int j = 0; j < LANES; j++) {
+        total += sum[j];
+    }
+    return total;
+}
+
+void cpu_combine_rows_backward(struct device *device, struct tensor dx, float *dweight,
+                               struct tensor dy, struct tensor x, const int32_t *slot_row,
+                               const float *weight, int64_t top_k)
+{
+    const int64_t width = dy.dim[1];
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t slot = 0; slot < dy.dim[0] * top_k; slot++) {
+        float grad[PART], in[PART], out[PART], sum = 0;
+        for (int64_t i = 0; i < width && slot_row[slot] >= 0; i += PART) {
+            const int64_t count = width - i < PART ? width - i : PART;
+            row_load(grad, dy.data, dy.dtype, slot / top_k * width + i, count);
+            row_load(in, x.data, x.dtype, slot_row[slot] * width + i, count);
+            sum += backward_part(out, grad, in, weight[slot], count);
+            row_store(dx.data, dx.dtype, slot_row[slot] * width + i, out, count);
+        }
+        dweight[slot] = sum;
+    }
+}

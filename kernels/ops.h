@@ -1,0 +1,173 @@
+/* ops: what a device can do. One table per device; the trainer never asks which one it has.
+ *
+ * An op is a stage a device may want to fuse whole. Argument order: device, outputs, inputs, sizes,
+ * scalars. Tensors are contiguous row-major views. "act" below means the activation dtype, f32 or
+ * bf16; weights have the same dtype; gradients of weights are always f32. Backward mirrors forward:
+ * `dx` overwrites unless the comment says "adds", `dw` always adds. Shapes are checked once on
+ * entry (assert: they are our own bug). Results never depend on the number of threads, and a row's
+ * result never on the other rows of a call.
+ *
+ * Letters: B batch, T sequence, N = B*T tokens, C hidden, H query heads, G key/value heads, D head
+ * dim, V vocab, E experts, K top-k, F expert width, R rows (token copies) in expert order.
+ */
+#ifndef KERNELS_OPS_H
+#define KERNELS_OPS_H
+
+#include <stdint.h>
+
+#include "kernels/base/tensor.h"
+
+struct device; /* opaque: threads, scratch, cached primitives; see kernels/device.h */
+
+/* Attention over q, k, v that live in rows of possibly wider tensors. Causal always. */
+struct attention_shape {
+    int64_t batch;         /* B samples, attended separately */
+    int64_t sequence;      /* T */
+    int64_t heads;         /* H query heads; head h reads key/value head h / (H / kv_heads) */
+    int64_t kv_heads;      /* G */
+    int64_t qk_dim, v_dim; /* elements per head; they may differ (MLA) */
+    int64_t q_stride, k_stride, v_stride, o_stride; /* elements from one token's row to the next */
+    int64_t k_head_stride, v_head_stride; /* elements from one kv head to the next inside a row */
+    int64_t window;                       /* 0 = none; else token t sees (t - window, t] */
+    float scale;                          /* of q.k */
+    const int32_t *first; /* [N] first visible position (within the sample) of each token, or NULL
+                             for 0: document mask */
+    enum dtype dtype;     /* of q, k, v, o and their gradients */
+};
+
+struct router_shape {
+    int64_t tokens, experts, top_k;
+    bool normalize; /* weights divided by their sum over the chosen K (Mixtral: true) */
+};
+
+struct adamw {
+    float lr, beta1, beta2, eps, weight_decay;
+    float grad_scale; /* gradient multiplier (clipping) */
+    int64_t step;     /* from 1, for bias correction */
+};
+
+struct ops {
+    const char *name;
+
+    /* y[N,C] act = w[ids[n]], ids int32 [N], w [V,C] act. */
+    void (*embedding_forward)(struct device *, struct tensor y, const int32_t *ids,
+                              struct tensor w);
+    /* dw[V,C] f32 adds the rows of dy[N,C] act, in token order. */
+    void (*embedding_backward)(struct device *, struct tensor dw, const int32_t *ids,
+                               struct tensor dy);
+
+    /* RMSNorm (Zhang & Sennrich 2019), fused with the residual sum before it: sum = x + delta
+     * (delta.data NULL: sum is not written), y = w * cast(sum * rstd), rstd[N] f32 = (mean(sum^2) +
+     * eps)^-1/2. All [N,C] act, w [C] act. */
+    void (*norm_forward)(struct device *, struct tensor y, struct tensor sum, float *rstd,
+                         struct tensor x, struct tensor delta, struct tensor w, float eps);
+    /* dx[N,C] act ADDS the gradient through the norm to what it holds (the residual's gradient);
+     * dw[C] f32 adds. x is the `sum` of forward. */
+    void (*norm_backward)(struct device *, struct tensor dx, struct tensor dw, struct tensor dy,
+                          struct tensor x, const float *rstd, struct tensor w);
+
+    /* y[N,O] = x[N,I] w[O,I]^T; y act or f32. `add`: y += instead. */
+    void (*linear_forward)(struct device *, struct tensor y, struct tensor x, struct tensor w,
+                           bool add);
+    /* dx[N,I] = dy[N,O] w[O,I]; `add`: dx +=. */
+    void (*linear_backward_input)(struct device *, struct tensor dx, struct tensor dy,
+                                  struct tensor w, bool add);
+    /* dw[O,I] f32 += dy[N,O]^T x[N,I]. */
+    void (*linear_backward_weight)(struct device *, struct tensor dw, struct tensor dy,
+                                   struct tensor x);
+
+    /* Rotates heads [0, heads) of each row in place: rows of `x` [N, stride] act, head h at
+     * h*head_dim, pairs (j, j+D/2)
+     * ("half" layout). table [T_max, D] f32: cos for j < D/2, then sin. positions int32 [N].
+     * inverse: angle negated (backward). */
+    void (*rope)(struct device *, struct tensor x, const int32_t *positions, const float *table,
+                 int64_t heads, int64_t head_dim, bool inverse);
+
+    /* o = softmax(scale q k^T + mask) v per head, lse[B,H,T] f32 = log-sum-exp of the scaled
+     * scores. No T x T matrix is stored (Dao et al. 2022). o rows hold H*v_dim. */
+    void (*attention_forward)(struct device *, void *o, float *lse, const void *q, const void *k,
+                              const void *v, const struct attention_shape *shape);
+    /* dq, dk, dv overwrite; they have the strides of q, k, v; d_o has o's. */
+    void (*attention_backward)(struct device *, void *dq, void *dk, void *dv, const void *d_o,
+                               const void *o, const float *lse, const void *q, const void *k,
+                               const void *v, const struct attention_shape *shape);
+
+    /* logits[N,E] f32 = x[N,C] act w[E,C]^T act, accumulated in f32. */
+    void (*router_logits)(struct device *, struct tensor logits, struct tensor x, struct tensor w);
+    /* dx[N,C] act ADDS dlogits w; dw[E,C] f32 adds dlogits^T x. */
+    void (*router_logits_backward)(struct device *, struct tensor dx, struct tensor dw,
+                                   struct tensor dlogits, struct tensor x, struct tensor w);
+    /* Softmax over E, the K largest (ties: lowest index), their weights. expert int32 [N,K] by
+     * falling probability, weight f32 [N,K], prob f32 [N,E], lse f32 [N] = log-sum-exp of the
+     * logits, count int64 [E] = tokens per expert. */
+    void (*router_forward)(struct device *, int32_t *expert, float *weight, float *prob, float *lse,
+                           int64_t *count, const float *logits, struct router_shape shape);
+    /* dlogits f32 [N,E]: through the weights (dweight [N,K]; 0 where a slot was dropped), the
+     * balance loss (aux_dprob[E] = d loss / d prob, the same for every token) and the z-loss
+     * (z_scale * lse^2 summed over tokens). */
+    void (*router_backward)(struct device *, float *dlogits, const float *dweight,
+                            const int32_t *expert, const float *weight, const float *prob,
+                            const float *lse, const float *aux_dprob, float z_scale,
+                            struct router_shape shape);
+
+    /* y[r] = x[row[r]] for r < R; rows of `C` act; row[r] < 0 gives zeros. */
+    void (*gather_rows)(struct device *, struct tensor y, struct tensor x, const int32_t *row);
+    /* y[n] = sum over k in slot order of weight[n,k] * x[slot_row[n*K+k]] in f32, rounded once;
+     * slot_row < 0: dropped, adds nothing. weight NULL: 1. */
+    void (*combine_rows)(struct device *, struct tensor y, struct tensor x, const int32_t *slot_row,
+                         const float *weight, int64_t top_k);
+    /* dweight[n,k] = <dy[n], x[row]> and dx[row] = weight[n,k] dy[n], row = slot_row[n*K+k];
+     * dropped: dweight 0. */
+    void (*combine_rows_backward)(struct device *, struct tensor dx, float *dweight,
+                                  struct tensor dy, struct tensor x, const int32_t *slot_row,
+                                  const float *weight, int64_t top_k);
+
+    /* Grouped GEMMs: rows of x are sorted by expert, expert e owns rows [offset[e], offset[e+1]). w
+     * [E*O, I] act holds the experts' [O,I] matrices one after another, `w_stride` elements apart.
+     */
+    void (*grouped_forward)(struct device *, struct tensor y, struct tensor x, const void *w,
+                            int64_t w_stride, const int64_t *offset, int64_t experts);
+    void (*grouped_backward_input)(struct device *, struct tensor dx, struct tensor dy,
+                                   const void *w, int64_t w_stride, const int64_t *offset,
+                                   int64_t experts);
+    /* dw f32 of expert e, at dw + e * w_stride, adds dy_e^T x_e. */
+    void (*grouped_backward_weight)(struct device *, float *dw, int64_t w_stride, struct tensor dy,
+                                    struct tensor x, const int64_t *offset, int64_t experts);
+
+    /* h[R,F] = silu(gate) * up, gate_up [R,2F]: gate in columns [0,F), up in [F,2F). Shazeer 2020.
+     */
+    void (*swiglu_forward)(struct device *, struct tensor h, struct tensor gate_up);
+    /* dgate_up overwrites; dgate_up may be the same memory as gate_up. */
+    void (*swiglu_backward)(struct device *, struct tensor dgate_up, struct tensor dh,
+                            struct tensor gate_up);
+
+    /* Head and cross-entropy in one, by chunks of rows: logits of the whole batch never exist.
+     * labels int32 [N], < 0: not counted. Returns the sum over counted labels of -log p (double,
+     * fixed order). With dx.data != NULL also backward with d loss/d logit = loss_scale * (p -
+     * onehot): dx[N,C] act overwrites, dw[V,C] f32 adds. */
+    double (*cross_entropy)(struct device *, struct tensor dx, struct tensor dw, struct tensor x,
+                            struct tensor w, const int32_t *labels, float loss_scale);
+
+    /* x[i] *= 1 + eps * (2 u(key, first + i) - 1), u uniform (rng.h): router jitter, and its own
+     * backward. */
+    void (*jitter)(struct device *, struct tensor x, uint64_t key, uint64_t first, float eps);
+    /* x[i] = std * normal(key, first + i) (rng.h). */
+    void (*init_normal)(struct device *, float *x, uint64_t key, uint64_t first, int64_t count,
+                        float std);
+    /* out[cols] = sum over rows, in row order, in double. */
+    void (*column_sums)(struct device *, double *out, const float *x, int64_t rows, int64_t cols);
+
+    /* y += x, elementwise, f32 or act. */
+    void (*add)(struct device *, struct tensor y, struct tensor x);
+    /* Copies with conversion between f32 and bf16 (round to nearest even). */
+    void (*cast)(struct device *, struct tensor y, struct tensor x);
+    /* Sum of squares in double; fixed blocks, fixed order. Non-finite elements make it non-finite.
+     */
+    double (*sum_squares)(struct device *, const float *x, int64_t count);
+    /* AdamW (Loshchilov & Hutter 2019, torch's order of operations) on `count` elements. param (f32
+     * master), m, v f32 in place; grad f32; out: act copy of param (bf16), or NULL. */
+    void (*adamw)(struct device *, float *param, float *m, float *v, void *out_bf16,
+                  const float *grad, int64_t count, struct adamw args);
+};
+
+#endif

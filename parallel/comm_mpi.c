@@ -1,0 +1,237 @@
+#include <assert.h>
+#include <mpi.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "parallel/transports.h"
+
+/* MPI counts are int: larger messages go in pieces of this many bytes. */
+static const size_t PIECE = (size_t)1 << 30;
+enum { MAX_REQUESTS = 4096 };
+
+struct mpi_group {
+    MPI_Comm comm;
+    bool world;
+};
+
+static MPI_Comm handle(const struct comm *comm)
+{
+    return ((const struct mpi_group *)comm->impl)->comm;
+}
+
+static MPI_Datatype mpi_type(enum dtype dtype)
+{
+    switch (dtype) {
+    case DTYPE_F32:
+        return MPI_FLOAT;
+    case DTYPE_F64:
+        return MPI_DOUBLE;
+    case DTYPE_I32:
+        return MPI_INT32_T;
+    case DTYPE_I64:
+        return MPI_INT64_T;
+    default:
+        assert(!"no reduction for this dtype");
+        return MPI_DATATYPE_NULL;
+    }
+}
+
+static void all_gather(struct comm *comm, void *out, const void *in, size_t bytes)
+{
+    const bool in_place = in == (const char *)out + (size_t)comm->rank * bytes;
+    if (bytes <= PIECE) {
+        MPI_Allgather(in_place ? MPI_IN_PLACE : in, (int)bytes, MPI_BYTE, out, (int)bytes, MPI_BYTE,
+                      handle(comm));
+        return;
+    }
+    if (!in_place) {
+        memcpy((char *)out + (size_t)comm->rank * bytes, in, bytes);
+    }
+    for (int r = 0; r < comm->size; r++) {
+        for (size_t at = 0; at < bytes; at += PIECE) {
+            MPI_Bcast((char *)out + (size_t)r * bytes + at,
+                      (int)(bytes - at < PIECE ? bytes - at : PIECE), MPI_BYTE, r, handle(comm));
+        }
+    }
+}
+
+/* Adds `count` elements of every rank in rank order: the same bits on every rank and every time. */
+static void sum_in_rank_order(struct comm *comm, void *data, int64_t count, enum dtype dtype)
+{
+    const size_t bytes = (size_t)count * dtype_bytes(dtype);
+    char *all = malloc(bytes * (size_t)comm->size + 1);
+    assert(all != NULL);
+    all_gather(comm, all, data, bytes);
+    for (int64_t i = 0; i < count; i++) {
+        if (dtype == DTYPE_F64) {
+            double sum = 0;
+            for (int r = 0; r < comm->size; r++) {
+                sum += ((const double *)(void *)all)[r * count + i];
+            }
+            ((double *)data)[i] = sum;
+        } else {
+            float sum = 0;
+            for (int r = 0; r < comm->size; r++) {
+                sum += ((const float *)(void *)all)[r * count + i];
+            }
+            ((float *)data)[i] = sum;
+        }
+    }
+    free(all);
+}
+
+static void all_reduce(struct comm *comm, void *data, int64_t count, enum dtype dtype,
+                       enum reduce op)
+{
+    const bool real = dtype == DTYPE_F32 || dtype == DTYPE_F64;
+    if (real && op == REDUCE_SUM) {
+        sum_in_rank_order(comm, data, count, dtype);
+        return;
+    }
+    assert((size_t)count <= PIECE);
+    MPI_Allreduce(MPI_IN_PLACE, data, (int)count, mpi_type(dtype),
+                  op == REDUCE_SUM ? MPI_SUM : MPI_MAX, handle(comm));
+}
+
+/* Posts a message in pieces. */
+static void post(struct comm *comm, bool send, void *data, size_t bytes, int peer,
+                 MPI_Request *requests, int *count)
+{
+    for (size_t at = 0; at < bytes; at += PIECE) {
+        const int piece = (int)(bytes - at < PIECE ? bytes - at : PIECE);
+        assert(*count < MAX_REQUESTS);
+        if (send) {
+            MPI_Isend((char *)data + at, piece, MPI_BYTE, peer, 0, handle(comm),
+                      &requests[(*count)++]);
+        } else {
+            MPI_Irecv((char *)data + at, piece, MPI_BYTE, peer, 0, handle(comm),
+                      &requests[(*count)++]);
+        }
+    }
+}
+
+static void all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, const void *send,
+                       const int64_t *send_rows, size_t row_bytes)
+{
+    MPI_Request requests[MAX_REQUESTS];
+    int count = 0;
+    char *in = recv, *out = (char *)(uintptr_t)send, *own_in = NULL, *own_out = NULL;
+    for (int r = 0; r < comm->size; r++) {
+        if (r == comm->rank) {
+            own_in = in;
+        } else {
+            post(comm, false, in, (size_t)recv_rows[r] * row_bytes, r, requests, &count);
+        }
+        in += (size_t)recv_rows[r] * row_bytes;
+    }
+    for (int r = 0; r < comm->size; r++) {
+        if (r == comm->rank) {
+            own_out = out;
+        } else {
+            post(comm, true, out, (size_t)send_rows[r] * row_bytes, r, requests, &count);
+        }
+        out += (size_t)send_rows[r] * row_bytes;
+    }
+    assert(recv_rows[comm->rank] == send_rows[comm->rank]);
+    if (send_rows[comm->rank] > 0) {
+        memcpy(own_in, own_out, (size_t)send_rows[comm->rank] * row_bytes);
+    }
+    MPI_Waitall(count, requests, MPI_STATUSES_IGNORE);
+}
+
+/* Every rank gets all contributions to its share and adds them in rank order. */
+static void reduce_scatter(struct comm *comm, float *out, const float *in, int64_t count)
+{
+    int64_t *rows = malloc((size_t)comm->size * sizeof *rows);
+    float *parts = malloc((size_t)comm->size * (size_t)count * sizeof *parts);
+    assert(rows != NULL && parts != NULL);
+    for (int r = 0; r < comm->size; r++) {
+        rows[r] = count;
+    }
+    all_to_all(comm, parts, rows, in, rows, sizeof *in);
+    memcpy(out, parts, (size_t)count * sizeof *out);
+    for (int r = 1; r < comm->size; r++) {
+        const float *part = parts + (int64_t)r * count;
+        for (int64_t i = 0; i < count; i++) {
+            out[i] += part[i];
+        }
+    }
+    free(rows);
+    free(parts);
+}
+
+static void broadcast(struct comm *comm, void *data, size_t bytes, int root)
+{
+    for (size_t at = 0; at < bytes; at += PIECE) {
+        MPI_Bcast((char *)data + at, (int)(bytes - at < PIECE ? bytes - at : PIECE), MPI_BYTE, root,
+                  handle(comm));
+    }
+}
+
+static void barrier(struct comm *comm)
+{
+    MPI_Barrier(handle(comm));
+}
+
+static void describe(struct comm *comm)
+{
+    MPI_Comm node;
+    MPI_Comm_rank(handle(comm), &comm->rank);
+    MPI_Comm_size(handle(comm), &comm->size);
+    MPI_Comm_split_type(handle(comm), MPI_COMM_TYPE_SHARED, comm->rank, MPI_INFO_NULL, &node);
+    MPI_Comm_rank(node, &comm->node_rank);
+    MPI_Comm_size(node, &comm->node_size);
+    MPI_Comm_free(&node);
+}
+
+static void split(struct comm *comm, int color, int key, struct comm *out)
+{
+    struct mpi_group *group = calloc(1, sizeof *group);
+    assert(group != NULL);
+    MPI_Comm_split(handle(comm), color, key, &group->comm);
+    *out = (struct comm){.table = comm->table, .impl = group};
+    describe(out);
+}
+
+static void close_group(struct comm *comm)
+{
+    struct mpi_group *group = comm->impl;
+    if (group->world) {
+        MPI_Finalize();
+    } else {
+        MPI_Comm_free(&group->comm);
+    }
+    free(group);
+}
+
+static void end(struct comm *comm, int exit_code)
+{
+    MPI_Abort(handle(comm), exit_code);
+}
+
+static const struct comm_table mpi_table = {.name = "mpi",
+                                            .all_reduce = all_reduce,
+                                            .reduce_scatter = reduce_scatter,
+                                            .all_gather = all_gather,
+                                            .all_to_all = all_to_all,
+                                            .broadcast = broadcast,
+                                            .barrier = barrier,
+                                            .split = split,
+                                            .close = close_group,
+                                            .abort = end};
+
+enum status comm_mpi_open(struct comm *world)
+{
+    int provided = 0;
+    struct mpi_group *group = calloc(1, sizeof *group);
+    if (group == NULL ||
+        MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS) {
+        free(group);
+        return status_fail(STATUS_INTERNAL, "MPI did not start");
+    }
+    *group = (struct mpi_group){.comm = MPI_COMM_WORLD, .world = true};
+    *world = (struct comm){.table = &mpi_table, .impl = group};
+    describe(world);
+    return STATUS_OK;
+}

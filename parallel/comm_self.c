@@ -1,0 +1,76 @@
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "parallel/transports.h"
+
+static void all_reduce(struct comm *comm, void *data, int64_t count, enum dtype dtype,
+                       enum reduce op)
+{
+    (void)comm, (void)data, (void)count, (void)dtype, (void)op;
+}
+
+static void copy(void *out, const void *in, size_t bytes)
+{
+    if (bytes > 0 && out != in) {
+        memmove(out, in, bytes);
+    }
+}
+
+static void reduce_scatter(struct comm *comm, float *out, const float *in, int64_t count)
+{
+    (void)comm;
+    copy(out, in, (size_t)count * sizeof *out);
+}
+
+static void all_gather(struct comm *comm, void *out, const void *in, size_t bytes)
+{
+    (void)comm;
+    copy(out, in, bytes);
+}
+
+static void all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, const void *send,
+                       const int64_t *send_rows, size_t row_bytes)
+{
+    (void)comm;
+    assert(recv_rows[0] == send_rows[0]);
+    copy(recv, send, (size_t)send_rows[0] * row_bytes);
+}
+
+static void broadcast(struct comm *comm, void *data, size_t bytes, int root)
+{
+    (void)comm, (void)data, (void)bytes, (void)root;
+}
+
+static void barrier(struct comm *comm)
+{
+    (void)comm;
+}
+
+static void split(struct comm *comm, int color, int key, struct comm *out)
+{
+    (void)color, (void)key;
+    *out = *comm;
+}
+
+static void end(struct comm *comm, int exit_code)
+{
+    (void)comm;
+    exit(exit_code);
+}
+
+static const struct comm_table self_table = {.name = "self",
+                                             .all_reduce = all_reduce,
+                                             .reduce_scatter = reduce_scatter,
+                                             .all_gather = all_gather,
+                                             .all_to_all = all_to_all,
+                                             .broadcast = broadcast,
+                                             .barrier = barrier,
+                                             .split = split,
+                                             .close = barrier,
+                                             .abort = end};
+
+void comm_self_open(struct comm *world)
+{
+    *world = (struct comm){.table = &self_table, .size = 1, .node_size = 1};
+}

@@ -1,0 +1,69 @@
+/* expert: expert parallelism. Plans and carries the rows of one MoE layer to the experts' ranks and
+ * back.
+ *
+ * Every rank holds N*K slots (token n, choice k). A slot's row goes to the rank of its expert;
+ * there, rows stand in (expert, source rank, token) order. The receive buffer has a hard bound of
+ * `bound` rows: when a destination's rows exceed it, they travel in several rounds, round r
+ * carrying rows [r*bound, (r+1)*bound) of that destination's order. All ranks compute the same
+ * rounds from the all-gathered counts, so imbalance costs time, never memory, never tokens.
+ */
+#ifndef PARALLEL_EXPERT_H
+#define PARALLEL_EXPERT_H
+
+#include "kernels/ops.h"
+#include "parallel/comm.h"
+
+struct expert_plan {
+    /* set by init */
+    struct comm *ep;       /* borrowed */
+    int64_t slots;         /* N*K, the most this rank can send */
+    int64_t experts;       /* E, all ranks together */
+    int64_t local_experts; /* E / ep */
+    int64_t bound;         /* receive rows per round */
+    /* set by expert_plan_make, for the current layer and micro-batch */
+    int64_t rounds;     /* >= 1, the same on every rank of ep */
+    int64_t *counts;    /* [ep, E] owned: rows each source sends to each expert */
+    int32_t *send_slot; /* [slots] owned: slot (n*K+k) of each row to be sent, in (expert, token)
+                           order */
+    int32_t *slot_row;  /* [slots] owned: position in send order of each slot, -1 when dropped */
+    int64_t sent;       /* rows sent = slots - dropped */
+    /* set by expert_plan_round */
+    int64_t *send_rows, *recv_rows; /* [ep] owned: rows to / from each rank this round */
+    int64_t *send_begin; /* [ep] owned: first row, in send order, of each destination's rows this
+                            round */
+    int64_t received;    /* rows received this round */
+    int64_t *offset;     /* [local_experts + 1] owned: expert boundaries among the received rows */
+    int32_t *regroup; /* [bound] owned: regroup[i] = arrival position (source, expert, token order)
+                         of row i of (expert, source, token) order */
+    int32_t *ungroup; /* [bound] owned: its inverse */
+};
+
+/* bound = min(ceil(buffer_factor * slots), slots * ep), and slots when ep is 1. */
+enum status expert_plan_init(struct expert_plan *plan, struct comm *ep, int64_t slots,
+                             int64_t experts, double buffer_factor)
+    __attribute__((warn_unused_result));
+void expert_plan_free(struct expert_plan *plan);
+
+/* Collective over ep. expert int32 [tokens*top_k] (< 0: dropped slot); tokens*top_k <= slots. */
+void expert_plan_make(struct expert_plan *plan, const int32_t *expert, int64_t tokens,
+                      int64_t top_k);
+/* Local. Fills the fields of round `round`. */
+void expert_plan_round(struct expert_plan *plan, int64_t round);
+
+/* Collective over ep. rows [received, C] in (expert, source, token) order <- x[sent, C] in send
+ * order. `buffer` has room for bound + slots rows. The way there, for activations (forward) and for
+ * output gradients (backward). */
+void expert_dispatch(struct expert_plan *plan, struct device *device, const struct ops *ops,
+                     struct tensor rows, struct tensor x, void *buffer);
+/* Collective over ep. The way back: x[sent, C] in send order, this round's rows of it, <-
+ * rows[received, C]. */
+void expert_combine(struct expert_plan *plan, struct device *device, const struct ops *ops,
+                    struct tensor x, struct tensor rows, void *buffer);
+
+/* Marks dropped slots with -1 where an expert has more than `capacity` tokens of this micro-batch,
+ * lowest weight first (ties: the later token). Local. Returns the number dropped. GShard/Switch
+ * capacity, per micro-batch. */
+int64_t expert_drop(int32_t *expert, const float *weight, int64_t tokens, int64_t top_k,
+                    int64_t experts, int64_t capacity);
+
+#endif

@@ -1,0 +1,29 @@
+#include "parallel/mesh.h"
+
+enum status mesh_init(struct mesh *mesh, struct comm *world, int ep, int64_t experts)
+{
+    *mesh = (struct mesh){.world = world};
+    if (world->size % ep != 0) {
+        return status_fail(STATUS_USAGE,
+                           "parallel.ep %d does not divide the %d ranks: change one of them", ep,
+                           world->size);
+    }
+    if (experts % ep != 0) {
+        return status_fail(
+            STATUS_USAGE,
+            "parallel.ep %d does not divide the %lld experts (model.num_local_experts)", ep,
+            (long long)experts);
+    }
+    comm_split(world, 0, world->rank, &mesh->dp);
+    comm_split(world, world->rank / ep, world->rank, &mesh->ep);
+    comm_split(world, world->rank % ep, world->rank, &mesh->edp);
+    return STATUS_OK;
+}
+
+void mesh_free(struct mesh *mesh)
+{
+    comm_free(&mesh->dp);
+    comm_free(&mesh->ep);
+    comm_free(&mesh->edp);
+    *mesh = (struct mesh){0};
+}

@@ -1,0 +1,34 @@
+#include "parallel/zero.h"
+
+#include <assert.h>
+#include <string.h>
+
+enum { ALIGNMENT = 64 };
+
+int64_t zero_padded(int64_t count, int size)
+{
+    const int64_t unit = (int64_t)size * ALIGNMENT;
+    return (count + unit - 1) / unit * unit;
+}
+
+void zero_init(struct zero *zero, struct comm *comm, int64_t padded_count)
+{
+    assert(padded_count % comm->size == 0);
+    const int64_t share = padded_count / comm->size;
+    *zero = (struct zero){
+        .comm = comm, .count = padded_count, .share = share, .first = comm->rank * share};
+}
+
+void zero_reduce_scatter(const struct zero *zero, float *grads, float *scratch)
+{
+    if (zero->comm->size > 1) {
+        comm_reduce_scatter(zero->comm, scratch, grads, zero->share);
+        memcpy(grads + zero->first, scratch, (size_t)zero->share * sizeof *grads);
+    }
+}
+
+void zero_all_gather(const struct zero *zero, void *params, enum dtype dtype)
+{
+    const size_t bytes = (size_t)zero->share * dtype_bytes(dtype);
+    comm_all_gather(zero->comm, params, (char *)params + (size_t)zero->comm->rank * bytes, bytes);
+}

@@ -1,0 +1,464 @@
+/* io: what a call does, what it says when it fails, and what each fault leaves behind. */
+#define _GNU_SOURCE
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "kernels/base/io.h"
+
+enum { PATH_BYTES = 4096, LIMIT = 1 << 20 };
+
+/* Each test works in an empty folder, as its working directory. */
+static int enter_folder(void **state)
+{
+    char *folder = strdup("/tmp/switchyard-test-io-XXXXXX");
+    *state = folder;
+    io_fault_arm(IO_FAULT_NONE, 0, false);
+    return folder == NULL || mkdtemp(folder) == NULL || chdir(folder) != 0;
+}
+
+static int leave_folder(void **state)
+{
+    io_fault_arm(IO_FAULT_NONE, 0, false);
+    const int failed = chdir("/") != 0 || io_remove_tree(*state) != STATUS_OK;
+    free(*state);
+    return failed;
+}
+
+static void put(const char *path, const char *text)
+{
+    assert_int_equal(io_write_file(path, text, strlen(text)), STATUS_OK);
+}
+
+static void expect_text(const char *path, const char *text)
+{
+    char *data = NULL;
+    size_t bytes = 0;
+    assert_int_equal(io_read_file(path, &data, &bytes, LIMIT), STATUS_OK);
+    assert_int_equal(bytes, strlen(text));
+    assert_string_equal(data, text);
+    free(data);
+}
+
+static void expect_message(const char *part)
+{
+    if (strstr(status_message(), part) == NULL) {
+        fail_msg("message '%s' lacks '%s'", status_message(), part);
+    }
+}
+
+/* --- calls --- */
+
+static void test_write_read_and_place(void **state)
+{
+    (void)state;
+    struct io_file file;
+    char text[8] = "";
+    int64_t bytes = -1;
+    assert_int_equal(io_create(&file, "a"), STATUS_OK);
+    assert_int_equal(io_write(&file, "abc", 3), STATUS_OK);
+    assert_int_equal(io_write(&file, "def", 3), STATUS_OK);
+    assert_int_equal(io_pwrite(&file, "XY", 2, 1), STATUS_OK);
+    assert_int_equal(io_write(&file, "", 0), STATUS_OK);
+    assert_int_equal(io_sync(&file), STATUS_OK);
+    assert_int_equal(io_pread(&file, text, 4, 2), STATUS_OK);
+    assert_memory_equal(text, "Ydef", 4);
+    assert_int_equal(io_size(&file, &bytes), STATUS_OK);
+    assert_int_equal(bytes, 6);
+    assert_int_equal(io_truncate(&file, 2), STATUS_OK);
+    assert_int_equal(io_close(&file), STATUS_OK);
+    assert_int_equal(io_close(&file), STATUS_OK);
+    expect_text("a", "aX");
+}
+
+static void test_open_kinds(void **state)
+{
+    (void)state;
+    struct io_file file;
+    put("a", "old");
+    assert_int_equal(io_open_append(&file, "a"), STATUS_OK);
+    assert_int_equal(io_write(&file, "+new", 4), STATUS_OK);
+    assert_int_equal(io_close(&file), STATUS_OK);
+    expect_text("a", "old+new");
+    assert_int_equal(io_open_write(&file, "a"), STATUS_OK);
+    assert_int_equal(io_pwrite(&file, "O", 1, 0), STATUS_OK);
+    assert_int_equal(io_close(&file), STATUS_OK);
+    expect_text("a", "Old+new");
+    assert_int_equal(io_open_append(&file, "fresh"), STATUS_OK);
+    assert_int_equal(io_close(&file), STATUS_OK);
+    expect_text("fresh", "");
+    assert_int_equal(io_create(&file, "a"), STATUS_OK);
+    assert_int_equal(io_close(&file), STATUS_OK);
+    expect_text("a", "");
+}
+
+static void test_missing_files_are_named(void **state)
+{
+    (void)state;
+    struct io_file file;
+    char *data = NULL;
+    size_t bytes = 0;
+    assert_int_equal(io_open_read(&file, "gone"), STATUS_IO);
+    expect_message("gone");
+    assert_int_equal(io_close(&file), STATUS_OK);
+    assert_int_equal(io_open_write(&file, "gone"), STATUS_IO);
+    assert_int_equal(io_create(&file, "no/folder"), STATUS_IO);
+    expect_message("no/folder");
+    assert_int_equal(io_read_file("gone", &data, &bytes, LIMIT), STATUS_IO);
+    assert_null(data);
+    assert_int_equal(io_rename("gone", "b"), STATUS_IO);
+    assert_int_equal(io_sync_dir("gone"), STATUS_IO);
+    assert_int_equal(io_remove("gone"), STATUS_OK);
+    assert_int_equal(io_remove_tree("gone"), STATUS_OK);
+    assert_false(io_exists("gone"));
+}
+
+static void test_short_file_is_bad_data(void **state)
+{
+    (void)state;
+    struct io_file file;
+    char text[8];
+    put("a", "abc");
+    assert_int_equal(io_open_read(&file, "a"), STATUS_OK);
+    assert_int_equal(io_pread(&file, text, 3, 1), STATUS_DATA);
+    expect_message("truncated");
+    assert_int_equal(io_close(&file), STATUS_OK);
+}
+
+static void test_read_file_keeps_its_limit(void **state)
+{
+    (void)state;
+    char *data = NULL;
+    size_t bytes = 0;
+    put("a", "abcd");
+    assert_int_equal(io_read_file("a", &data, &bytes, 3), STATUS_DATA);
+    assert_null(data);
+    assert_int_equal(io_read_file("a", &data, &bytes, 4), STATUS_OK);
+    free(data);
+}
+
+static void test_full_device(void **state)
+{
+    (void)state;
+    struct io_file file;
+    if (access("/dev/full", W_OK) != 0) {
+        skip();
+    }
+    assert_int_equal(io_open_write(&file, "/dev/full"), STATUS_OK);
+    assert_int_equal(io_write(&file, "x", 1), STATUS_IO);
+    expect_message("/dev/full");
+    expect_message("free space");
+    assert_int_equal(io_close(&file), STATUS_OK);
+}
+
+static void test_folders(void **state)
+{
+    (void)state;
+    assert_int_equal(io_make_dir("a/b//c/"), STATUS_OK);
+    assert_int_equal(io_make_dir("a/b/c"), STATUS_OK);
+    assert_true(io_exists("a/b/c"));
+    put("a/b/c/file", "1");
+    put("a/.hidden", "2");
+    assert_int_equal(io_sync_dir("a"), STATUS_OK);
+    put("plain", "3");
+    assert_int_equal(io_make_dir("plain/x"), STATUS_IO);
+    expect_message("plain");
+    assert_int_equal(io_remove_tree("plain"), STATUS_OK);
+    assert_int_equal(io_remove_tree("a"), STATUS_OK);
+    assert_false(io_exists("a"));
+}
+
+static void test_file_in_place_of_a_folder(void **state)
+{
+    (void)state;
+    put("plain", "1");
+    assert_int_equal(io_make_dir("plain"), STATUS_IO);
+    expect_message("plain");
+}
+
+/* A link inside a run directory may point at another run: the link goes, what it points at stays.
+ */
+static void test_remove_tree_does_not_follow_links(void **state)
+{
+    (void)state;
+    assert_int_equal(io_make_dir("precious"), STATUS_OK);
+    assert_int_equal(io_make_dir("trash"), STATUS_OK);
+    put("precious/file", "keep");
+    assert_int_equal(symlink("../precious", "trash/to_folder"), 0);
+    assert_int_equal(symlink("../precious/file", "trash/to_file"), 0);
+    assert_int_equal(symlink("nowhere", "trash/dangling"), 0);
+    assert_int_equal(io_remove_tree("trash"), STATUS_OK);
+    assert_false(io_exists("trash"));
+    expect_text("precious/file", "keep");
+    assert_int_equal(symlink("precious", "link"), 0);
+    assert_int_equal(io_remove_tree("link"), STATUS_OK);
+    assert_false(io_exists("link"));
+    expect_text("precious/file", "keep");
+}
+
+/* A path cut to a buffer's length would name another file. */
+static void test_paths_are_never_cut(void **state)
+{
+    (void)state;
+    char path[2 * PATH_BYTES];
+    memset(path, '/', sizeof path);
+    path[0] = '.';
+    strcpy(path + PATH_BYTES - 2, "v"); /* fits, ".tmp" beside it does not */
+    assert_int_equal(io_write_file(path, "x", 1), STATUS_IO);
+    expect_message("too long");
+    assert_false(io_exists("v"));
+    assert_int_equal(io_make_dir("deep"), STATUS_OK);
+    put("deep/filename", "1");
+    memset(path, '/', sizeof path);
+    memcpy(path, "./deep", 6);
+    path[PATH_BYTES - 4] = '\0'; /* the folder opens, "/filename" no longer fits */
+    assert_int_equal(io_remove_tree(path), STATUS_IO);
+    expect_message("too long");
+    expect_text("deep/filename", "1");
+}
+
+static void test_write_file_replaces_whole(void **state)
+{
+    (void)state;
+    put("a", "a long first version");
+    put("a", "second");
+    expect_text("a", "second");
+    assert_false(io_exists("a.tmp"));
+}
+
+/* --- locks --- */
+
+static void test_lock_holds_others_off(void **state)
+{
+    (void)state;
+    struct io_file lock, second;
+    char pid[32];
+    put("lock", "a stale holder with a much longer text than any living one could ever write here");
+    assert_int_equal(io_lock(&lock, "lock"), STATUS_OK);
+    assert_int_equal(io_lock(&second, "lock"), STATUS_USAGE);
+    snprintf(pid, sizeof pid, "pid %ld)", (long)getpid());
+    expect_message(pid);
+    expect_message("host ");
+    io_unlock(&second); /* after a refusal: harmless */
+    io_unlock(&lock);
+    io_unlock(&lock);
+    assert_int_equal(io_lock(&second, "lock"), STATUS_OK);
+    io_unlock(&second);
+}
+
+static void test_lock_dies_with_its_process(void **state)
+{
+    (void)state;
+    struct io_file lock;
+    const pid_t child = fork();
+    if (child == 0) {
+        _exit(io_lock(&lock, "lock") == STATUS_OK ? 0 : 1);
+    }
+    int how = 0;
+    assert_int_equal(waitpid(child, &how, 0), child);
+    assert_true(WIFEXITED(how) && WEXITSTATUS(how) == 0);
+    assert_int_equal(io_lock(&lock, "lock"), STATUS_OK);
+    io_unlock(&lock);
+}
+
+/* --- faults --- */
+
+/* Every kind of modifying operation; `new` replaces "value" only at io_write_file's rename. */
+static enum status work_inside(void)
+{
+    struct io_file file;
+    TRY(io_make_dir("work/deep"));
+    TRY(io_create(&file, "work/deep/a"));
+    enum status status = io_write(&file, "0123456789", 10);
+    status = status == STATUS_OK ? io_pwrite(&file, "abcd", 4, 2) : status;
+    status = status == STATUS_OK ? io_truncate(&file, 8) : status;
+    status = status == STATUS_OK ? io_sync(&file) : status;
+    const enum status closed = io_close(&file);
+    TRY(status);
+    TRY(closed);
+    TRY(io_rename("work/deep/a", "work/deep/b"));
+    TRY(io_sync_dir("work/deep"));
+    TRY(io_write_file("value", "new", 3));
+    TRY(io_remove("work/deep/b"));
+    return io_remove_tree("work");
+}
+
+static int64_t work_operations(void)
+{
+    io_fault_arm(IO_FAULT_NONE, 0, false);
+    put("value", "old");
+    io_fault_arm(IO_FAULT_NONE, 0, false);
+    assert_int_equal(work_inside(), STATUS_OK);
+    return io_operations();
+}
+
+static void expect_old_or_new(void)
+{
+    char *data = NULL;
+    size_t bytes = 0;
+    assert_int_equal(io_read_file("value", &data, &bytes, LIMIT), STATUS_OK);
+    assert_true(strcmp(data, "old") == 0 || strcmp(data, "new") == 0);
+    free(data);
+}
+
+static void test_operations_are_counted(void **state)
+{
+    (void)state;
+    char *data = NULL;
+    size_t bytes = 0;
+    /* 2 folders, create, 2 writes, truncate, sync, rename, sync_dir, write_file's 4, remove, 2
+     * folders */
+    assert_int_equal(work_operations(), 16);
+    io_fault_arm(IO_FAULT_NONE, 0, false);
+    assert_int_equal(io_read_file("value", &data, &bytes, LIMIT), STATUS_OK);
+    free(data);
+    assert_int_equal(io_operations(), 0); /* reading modifies nothing */
+}
+
+static void test_errors_come_once_or_stay(void **state)
+{
+    (void)state;
+    static const struct {
+        enum io_fault fault;
+        const char *text;
+    } kinds[] = {{IO_FAULT_EIO, "Input/output error"},
+                 {IO_FAULT_ENOSPC, "No space left on device"}};
+    const int64_t operations = work_operations();
+    for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++) {
+        for (int64_t k = 1; k <= operations; k++) {
+            io_fault_arm(IO_FAULT_NONE, 0, false);
+            put("value", "old");
+            io_fault_arm(kinds[kind].fault, k, false);
+            assert_int_equal(work_inside(), STATUS_IO);
+            assert_int_equal(io_operations(), k);
+            expect_message(kinds[kind].text);
+            expect_old_or_new();
+            assert_int_equal(work_inside(), STATUS_OK); /* a single fault is over */
+            io_fault_arm(kinds[kind].fault, 1, true);
+            assert_int_equal(work_inside(), STATUS_IO);
+            assert_int_equal(work_inside(), STATUS_IO);
+        }
+    }
+    io_fault_arm(IO_FAULT_EIO, operations + 1, false);
+    assert_int_equal(work_inside(), STATUS_OK); /* past the end: not met */
+}
+
+static void test_short_writes_are_finished(void **state)
+{
+    (void)state;
+    static char data[10001];
+    struct io_file file;
+    memset(data, 'd', sizeof data - 1);
+    io_fault_arm(IO_FAULT_SHORT, 1, true);
+    put("a", data);
+    assert_int_equal(io_open_write(&file, "a"), STATUS_OK);
+    assert_int_equal(io_pwrite(&file, "12345", 5, 9997), STATUS_OK);
+    assert_int_equal(io_close(&file), STATUS_OK);
+    char *back = NULL;
+    size_t bytes = 0;
+    assert_int_equal(io_read_file("a", &back, &bytes, LIMIT), STATUS_OK);
+    assert_int_equal(bytes, 10002);
+    assert_memory_equal(back, data, 9997);
+    assert_string_equal(back + 9997, "12345");
+    free(back);
+}
+
+/* Runs `work` in a child whose k-th operation meets `fault`; true when that killed it. */
+static bool killed(enum status (*work)(void), enum io_fault fault, int64_t k)
+{
+    fflush(NULL);
+    const pid_t child = fork();
+    if (child == 0) {
+        io_fault_arm(fault, k, false);
+        _exit(work() == STATUS_OK ? 0 : 1);
+    }
+    int how = 0;
+    assert_int_equal(waitpid(child, &how, 0), child);
+    if (WIFSIGNALED(how)) {
+        assert_int_equal(WTERMSIG(how), SIGKILL);
+        return true;
+    }
+    assert_int_equal(WEXITSTATUS(how), 0);
+    return false;
+}
+
+static void test_kills_never_tear_a_value(void **state)
+{
+    (void)state;
+    static const enum io_fault kinds[] = {IO_FAULT_KILL_BEFORE, IO_FAULT_KILL_TORN,
+                                          IO_FAULT_KILL_AFTER};
+    const int64_t operations = work_operations();
+    for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++) {
+        for (int64_t k = 1; k <= operations; k++) {
+            put("value", "old");
+            assert_true(killed(work_inside, kinds[kind], k));
+            expect_old_or_new();
+            assert_int_equal(io_remove_tree("work"), STATUS_OK);
+        }
+        assert_false(killed(work_inside, kinds[kind], operations + 1));
+    }
+}
+
+static enum status write_ten(void)
+{
+    struct io_file file;
+    TRY(io_open_write(&file, "a"));
+    const enum status status = io_pwrite(&file, "0123456789", 10, 1);
+    const enum status closed = io_close(&file);
+    return status != STATUS_OK ? status : closed;
+}
+
+static void test_kills_leave_what_they_say(void **state)
+{
+    (void)state;
+    static const struct {
+        enum io_fault fault;
+        const char *left;
+    } cases[] = {{IO_FAULT_KILL_BEFORE, "..."},
+                 {IO_FAULT_KILL_TORN, ".01234"},
+                 {IO_FAULT_KILL_AFTER, ".0123456789"}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        put("a", "...");
+        assert_true(killed(write_ten, cases[i].fault, 2));
+        expect_text("a", cases[i].left);
+    }
+}
+
+#define IO_TEST(name) cmocka_unit_test_setup_teardown(name, enter_folder, leave_folder)
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        IO_TEST(test_write_read_and_place),
+        IO_TEST(test_open_kinds),
+        IO_TEST(test_missing_files_are_named),
+        IO_TEST(test_short_file_is_bad_data),
+        IO_TEST(test_read_file_keeps_its_limit),
+        IO_TEST(test_full_device),
+        IO_TEST(test_folders),
+        IO_TEST(test_file_in_place_of_a_folder),
+        IO_TEST(test_remove_tree_does_not_follow_links),
+        IO_TEST(test_paths_are_never_cut),
+        IO_TEST(test_write_file_replaces_whole),
+        IO_TEST(test_lock_holds_others_off),
+        IO_TEST(test_lock_dies_with_its_process),
+        IO_TEST(test_operations_are_counted),
+        IO_TEST(test_errors_come_once_or_stay),
+        IO_TEST(test_short_writes_are_finished),
+        IO_TEST(test_kills_never_tear_a_value),
+        IO_TEST(test_kills_leave_what_they_say),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

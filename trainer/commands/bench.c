@@ -1,0 +1,232 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include "kernels/base/rng.h"
+#include "trainer/commands/commands.h"
+#include "trainer/commands/options.h"
+#include "trainer/session.h"
+#include "trainer/step.h"
+
+enum { MOST_STEPS = 1000 };
+
+struct bench {
+    struct session *session;
+    struct model model;
+    struct stepper stepper;
+    struct loader loader;
+    struct token_store store; /* random tokens, in memory */
+    uint32_t *tokens;         /* owned */
+    int64_t document[2];      /* offsets of the one document */
+    int64_t steps, warmup;
+    double peak_flops; /* GEMM, all ranks */
+    int64_t done;      /* steps so far, for the schedule */
+};
+
+/* Of one routing. */
+struct bench_result {
+    double tokens_per_s, slowest, fastest; /* median and range over the steps */
+    double loss, load;                     /* of the last step; worst layer's max/mean */
+    int64_t extra_rounds;
+    struct phase_ms phase; /* means */
+};
+
+/* Random tokens: the work does not depend on what they say. */
+static enum status make_tokens(struct bench *bench)
+{
+    const struct config *config = &bench->session->config;
+    const int64_t length = config->train.sequence_length, samples = 4 * config->train.global_batch;
+    const int64_t count = samples * length + 1;
+    const uint64_t key = rng_key(config->run.seed, "bench");
+    bench->tokens = malloc((size_t)count * sizeof *bench->tokens);
+    if (bench->tokens == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for %lld tokens", (long long)count);
+    }
+    for (int64_t i = 0; i < count; i++) {
+        bench->tokens[i] =
+            (uint32_t)(rng_uniform(key, (uint64_t)i) * (double)config->model.vocab_size);
+    }
+    bench->document[1] = count;
+    bench->store = (struct token_store){.tokens = count,
+                                        .documents = 1,
+                                        .vocab_size = config->model.vocab_size,
+                                        .eos_id = -1,
+                                        .width = 4,
+                                        .token_data = bench->tokens,
+                                        .document_offsets = bench->document};
+    return loader_init(&bench->loader, &bench->store, length, false, false, config->run.seed);
+}
+
+static enum status open_bench(struct bench *bench)
+{
+    struct session *session = bench->session;
+    const struct config *config = &session->config;
+    TRY(comm_agree(&session->world, make_tokens(bench), NULL));
+    TRY(comm_agree(&session->world,
+                   model_init(&bench->model, config, &session->mesh, session->device,
+                              config->train.micro_batch, config->train.sequence_length, true),
+                   NULL));
+    TRY(comm_agree(&session->world, stepper_init(&bench->stepper, &bench->model, &bench->loader),
+                   NULL));
+    model_initialize(&bench->model);
+    comm_barrier(&session->world);
+    bench->peak_flops = device_peak_flops(session->device, bench->model.act);
+    comm_all_reduce(&session->world, &bench->peak_flops, 1, DTYPE_F64, REDUCE_SUM);
+    return STATUS_OK;
+}
+
+static int ascending(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static void add_phase(struct phase_ms *sum, const struct phase_ms *add, double scale)
+{
+    sum->data += scale * add->data;
+    sum->forward_backward += scale * add->forward_backward;
+    sum->reduce += scale * add->reduce;
+    sum->optimizer += scale * add->optimizer;
+}
+
+static enum status measure(struct bench *bench, bool balanced, struct bench_result *result)
+{
+    struct config *config = &bench->session->config;
+    struct step_result step;
+    double rate[MOST_STEPS];
+    *result = (struct bench_result){0};
+    config->router.force_balanced = balanced;
+    for (int64_t i = -bench->warmup; i < bench->steps; i++) {
+        const int64_t position = bench->done * config->train.global_batch;
+        TRY(stepper_step(&bench->stepper, ++bench->done, position, &step));
+        if (i >= 0) {
+            rate[i] = (double)step.tokens / (step.step_ms / 1e3);
+            add_phase(&result->phase, &step.phase_ms, 1.0 / (double)bench->steps);
+            result->extra_rounds += step.extra_rounds;
+        }
+    }
+    qsort(rate, (size_t)bench->steps, sizeof rate[0], ascending);
+    result->tokens_per_s = rate[bench->steps / 2];
+    result->slowest = rate[0];
+    result->fastest = rate[bench->steps - 1];
+    result->loss = step.loss;
+    for (int64_t l = 0; l < config->model.num_hidden_layers; l++) {
+        result->load = bench->stepper.expert_load[l] > result->load ? bench->stepper.expert_load[l]
+                                                                    : result->load;
+    }
+    return STATUS_OK;
+}
+
+/* Largest resident set of all ranks together, bytes. Collective. */
+static int64_t peak_memory(struct comm *world)
+{
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    int64_t bytes = (int64_t)usage.ru_maxrss * 1024;
+    comm_all_reduce(world, &bytes, 1, DTYPE_I64, REDUCE_SUM);
+    return bytes;
+}
+
+static void print_text(const struct bench *bench, const char *name, const struct bench_result *r)
+{
+    const double flops = r->tokens_per_s * model_flops_per_token(&bench->session->config);
+    printf("%-16s %8.0f tokens/s (%.0f to %.0f)  %7.1f GFLOP/s = %.0f %% of GEMM peak  load %.2f  "
+           "extra rounds %lld\n",
+           name, r->tokens_per_s, r->slowest, r->fastest, flops / 1e9,
+           100 * flops / bench->peak_flops, r->load, (long long)r->extra_rounds);
+    printf("%-16s %8.1f ms a step: data %.1f, forward and backward %.1f, reduce %.1f, optimizer "
+           "%.1f\n",
+           "", r->phase.data + r->phase.forward_backward + r->phase.reduce + r->phase.optimizer,
+           r->phase.data, r->phase.forward_backward, r->phase.reduce, r->phase.optimizer);
+}
+
+static void print_json(const struct bench *bench, const char *name, const struct bench_result *r)
+{
+    const double flops = r->tokens_per_s * model_flops_per_token(&bench->session->config);
+    printf("\"%s\":{\"tokens_per_s\":%.6g,\"slowest\":%.6g,\"fastest\":%.6g,\"flops\":%.6g,\"share_"
+           "of_peak\":%.4g,"
+           "\"expert_load\":%.4g,\"extra_rounds\":%lld,\"loss\":%.9g,\"phase_ms\":{\"data\":%.4g,"
+           "\"forward_backward\":%.6g,"
+           "\"reduce\":%.6g,\"optimizer\":%.6g}},",
+           name, r->tokens_per_s, r->slowest, r->fastest, flops, flops / bench->peak_flops, r->load,
+           (long long)r->extra_rounds, r->loss, r->phase.data, r->phase.forward_backward,
+           r->phase.reduce, r->phase.optimizer);
+}
+
+static void print(const struct bench *bench, const struct bench_result results[2], int64_t memory,
+                  bool json)
+{
+    static const char *const names[2] = {"learned", "balanced"};
+    const struct session *session = bench->session;
+    const double per_token = model_flops_per_token(&session->config);
+    if (!session_main_rank(session)) {
+        return;
+    }
+    if (json) {
+        printf("{");
+        for (int i = 0; i < 2; i++) {
+            print_json(bench, names[i], &results[i]);
+        }
+        printf("\"ranks\":%d,\"threads\":%d,\"parameters\":%lld,\"flops_per_token\":%.6g,\"gemm_"
+               "peak_flops\":%.6g,"
+               "\"reserved_bytes\":%zu,\"peak_memory_bytes\":%lld}\n",
+               session->world.size, session->threads, (long long)bench->model.params.total,
+               per_token, bench->peak_flops, model_bytes(&bench->model), (long long)memory);
+        return;
+    }
+    printf("%.1fM parameters, %.4f GFLOP a token, %d ranks x %d threads, ep %lld, GEMM peak %.0f "
+           "GFLOP/s\n",
+           (double)bench->model.params.total / 1e6, per_token / 1e9, session->world.size,
+           session->threads, (long long)session->config.parallel.ep, bench->peak_flops / 1e9);
+    for (int i = 0; i < 2; i++) {
+        print_text(bench, i == 0 ? "learned routing" : "balanced routing", &results[i]);
+    }
+    printf("memory           %8.0f MiB at most, all ranks\n", (double)memory / 1048576.0);
+}
+
+static enum status run(struct bench *bench, bool json)
+{
+    struct bench_result results[2];
+    TRY(open_bench(bench));
+    TRY(measure(bench, false, &results[0]));
+    TRY(measure(bench, true, &results[1]));
+    print(bench, results, peak_memory(&bench->session->world), json);
+    return STATUS_OK;
+}
+
+enum status command_bench(int argc, char **argv)
+{
+    struct option_result options;
+    struct session session;
+    struct bench bench = {.session = &session, .steps = 10, .warmup = 2};
+    bool json = false;
+    const struct option_spec specs[] = {
+        {"--steps", OPTION_INT, &bench.steps, "N",
+         "steps measured, with each routing (default 10)"},
+        {"--warmup", OPTION_INT, &bench.warmup, "N", "steps before them (default 2)"},
+        {"--json", OPTION_FLAG, &json, NULL, "print JSON"},
+        {0}};
+    TRY(options_parse(
+        &options, argc, argv, specs, "bench CONFIG [key=value ...]",
+        "Training speed of a config on random tokens: tokens/s, FLOP/s and its share of the GEMM "
+        "peak measured\n"
+        "here, time by phase, memory; with learned routing and with routing forced to be balanced.",
+        1, 1));
+    if (options.help) {
+        return STATUS_OK;
+    }
+    if (bench.steps < 1 || bench.steps > MOST_STEPS || bench.warmup < 0) {
+        return status_fail(STATUS_USAGE, "bench: --steps must be 1 to %d and --warmup not negative",
+                           MOST_STEPS);
+    }
+    enum status status =
+        session_open(&session, options.words[0], options.overrides, options.override_count);
+    if (status == STATUS_OK) {
+        status = run(&bench, json);
+    }
+    stepper_free(&bench.stepper);
+    model_free(&bench.model);
+    free(bench.tokens);
+    return session_close(&session, status);
+}

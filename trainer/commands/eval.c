@@ -1,0 +1,88 @@
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "trainer/commands/commands.h"
+#include "trainer/commands/options.h"
+#include "trainer/dataset.h"
+#include "trainer/session.h"
+#include "trainer/state.h"
+#include "trainer/step.h"
+
+static enum status load_newest(struct session *session, struct model *model, const char *path)
+{
+    char *found = NULL;
+    TRY(state_find(&session->world, path, &found));
+    const enum status status = state_load_weights(model, found);
+    free(found);
+    return status;
+}
+
+static void print(const struct session *session, const char *data, double loss, int64_t labels,
+                  bool json)
+{
+    if (!session_main_rank(session)) {
+        return;
+    }
+    if (json) {
+        printf("{\"loss\":%.17g,\"loss_hex\":\"%a\",\"perplexity\":%.17g,\"labels\":%lld}\n", loss,
+               loss, exp(loss), (long long)labels);
+    } else {
+        printf("%s: loss %.6f, perplexity %.4f over %lld labels\n", data, loss, exp(loss),
+               (long long)labels);
+    }
+}
+
+static enum status evaluate(struct session *session, struct model *model, struct dataset *dataset,
+                            const char *path, const char *data, bool json)
+{
+    const struct config *config = &session->config;
+    double loss = 0;
+    int64_t labels = 0;
+    TRY(comm_agree(&session->world, dataset_open(dataset, config, data, false), NULL));
+    TRY(comm_agree(&session->world,
+                   model_init(model, config, &session->mesh, session->device,
+                              config->train.micro_batch, config->train.sequence_length, false),
+                   NULL));
+    TRY(load_newest(session, model, path));
+    TRY(step_evaluate(model, &dataset->loader, 0, &loss, &labels));
+    print(session, data, loss, labels, json);
+    return STATUS_OK;
+}
+
+enum status command_eval(int argc, char **argv)
+{
+    bool json = false;
+    const char *data = NULL;
+    struct option_result options;
+    struct session session;
+    struct model model = {0};
+    struct dataset dataset = {0};
+    const struct option_spec specs[] = {
+        {"--data", OPTION_TEXT, &data, "F.h5", "token file (default: data.valid of the config)"},
+        {"--json", OPTION_FLAG, &json, NULL, "print JSON"},
+        {0}};
+    TRY(options_parse(
+        &options, argc, argv, specs, "eval CONFIG|RUN_DIR|CKPT_DIR [--data F.h5] [key=value ...]",
+        "Mean cross-entropy and perplexity of the newest checkpoint on a whole token file.", 1, 1));
+    if (options.help) {
+        return STATUS_OK;
+    }
+    enum status status =
+        session_open(&session, options.words[0], options.overrides, options.override_count);
+    if (status == STATUS_OK) {
+        data = data != NULL ? data : session.config.data.valid;
+        if (data == NULL) {
+            status = status_fail(STATUS_USAGE,
+                                 "eval: no token file: give --data F.h5 or set data.valid");
+        } else {
+            status = evaluate(&session, &model, &dataset,
+                              state_is_place(options.words[0]) ? options.words[0]
+                                                               : session.config.run.dir,
+                              data, json);
+        }
+    }
+    model_free(&model);
+    dataset_close(&dataset);
+    return session_close(&session, status);
+}

@@ -1,0 +1,52 @@
+#include "data/prepare.h"
+
+#include <stdio.h>
+
+#include "trainer/commands/commands.h"
+#include "trainer/commands/options.h"
+#include "trainer/step.h"
+
+enum status command_prepare(int argc, char **argv)
+{
+    const char *tokenizer = NULL, *output = NULL;
+    int64_t vocab = 0;
+    bool json = false;
+    struct option_result options;
+    struct prepare_summary summary;
+    const struct option_spec specs[] = {
+        {"--tokenizer", OPTION_TEXT, &tokenizer, "bytes|none",
+         "bytes: 256 values and end-of-document; none: given ids"},
+        {"--vocab-size", OPTION_INT, &vocab, "V", "with none: how many token ids there are"},
+        {"--output", OPTION_TEXT, &output, "OUT.h5", "token file to write"},
+        {"--json", OPTION_FLAG, &json, NULL, "print JSON"},
+        {0}};
+    TRY(options_parse(&options, argc, argv, specs,
+                      "prepare --tokenizer bytes|none [--vocab-size V] --output OUT.h5 INPUT...",
+                      "Turns text files, folders and .jsonl (\"text\", or \"tokens\" and "
+                      "\"loss_mask\") into a token file.",
+                      0, 64));
+    if (options.help) {
+        return STATUS_OK;
+    }
+    if (tokenizer == NULL || output == NULL || options.word_count == 0) {
+        return status_fail(
+            STATUS_USAGE,
+            "prepare: --tokenizer, --output and at least one input are needed (see switchyard "
+            "prepare --help)");
+    }
+    const struct prepare_options request = {.tokenizer = tokenizer,
+                                            .vocab_size = vocab,
+                                            .output = output,
+                                            .inputs = options.words,
+                                            .input_count = options.word_count};
+    const double start = step_clock();
+    TRY(prepare_run(&request, &summary));
+    const double rate = (double)summary.bytes / 1e6 / (step_clock() - start);
+    printf(json ? "{\"files\":%lld,\"documents\":%lld,\"tokens\":%lld,\"bytes\":%lld,\"skipped_"
+                  "empty\":%lld,\"mb_per_s\":%.1f}\n"
+                : "%lld files, %lld documents, %lld tokens from %lld bytes; %lld empty skipped; "
+                  "%.1f MB/s\n",
+           (long long)summary.files, (long long)summary.documents, (long long)summary.tokens,
+           (long long)summary.bytes, (long long)summary.skipped_empty, rate);
+    return STATUS_OK;
+}

@@ -1,0 +1,380 @@
+#include "trainer/config_table.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const device_names[] = {"cpu", NULL};
+static const char *const comm_names[] = {"auto", "self", "mpi", NULL};
+static const char *const family_names[] = {"mixtral", NULL};
+static const char *const precision_names[] = {"fp32", "bf16", NULL};
+static const char *const recompute_names[] = {"none", "experts", "block", NULL};
+static const char *const decay_names[] = {"matrices", "all", NULL};
+static const char *const schedule_names[] = {"constant", "cosine", "wsd", NULL};
+
+#define AT(member) offsetof(struct config, member)
+#define INT(key, member, low, high, initial, help)                                                 \
+    {                                                                                              \
+        key, FIELD_INT, AT(member), low, high, initial, NULL, NULL, help                           \
+    }
+#define REAL(key, member, low, high, initial, help)                                                \
+    {                                                                                              \
+        key, FIELD_REAL, AT(member), low, high, initial, NULL, NULL, help                          \
+    }
+#define TEXT(key, member, initial, help)                                                           \
+    {                                                                                              \
+        key, FIELD_TEXT, AT(member), 0, 0, initial, NULL, NULL, help                               \
+    }
+#define BOOL(key, member, initial, help)                                                           \
+    {                                                                                              \
+        key, FIELD_BOOL, AT(member), 0, 0, initial, NULL, NULL, help                               \
+    }
+#define ENUM(key, member, initial, names, unbuilt, help)                                           \
+    {                                                                                              \
+        key, FIELD_ENUM, AT(member), 0, 0, initial, names, unbuilt, help                           \
+    }
+
+static const double MOST = 9e15; /* whole numbers up to here are exact as reals */
+
+const struct field config_fields[] = {
+    TEXT("run.dir", run.dir, "runs/default", "run directory: checkpoints, metrics, logs"),
+    {"run.seed", FIELD_UINT, AT(run.seed), 0, 9e15, "1234", NULL, NULL,
+     "of initialisation, data order, jitter, samples"},
+    INT("run.steps", run.steps, 1, 1e12, "300", "optimizer steps of the whole run"),
+    ENUM("run.device", run.device, "cpu", device_names, "cuda", "device of every rank"),
+    ENUM("run.comm", run.comm, "auto", comm_names, "nccl",
+         "transport; auto: mpi under mpirun or srun, else self"),
+    INT("run.threads", run.threads, 0, 1024, "0",
+        "threads per rank; 0: the rank's share of the node's allowed cores"),
+    BOOL("run.pin", run.pin, "true", "pin each thread to a core of its own"),
+    ENUM("model.family", model.family, "mixtral", family_names, "deepseek_v2 deepseek_v3",
+         "architecture"),
+    TEXT("model.hf_config", model.hf_config, "null",
+         "config.json or its folder: sets every model key not written here"),
+    INT("model.vocab_size", model.vocab_size, 2, 16777216, NULL, "tokens in the vocabulary"),
+    INT("model.hidden_size", model.hidden_size, 2, 32768, NULL, "width of the residual stream"),
+    INT("model.intermediate_size", model.intermediate_size, 1, 1048576, NULL,
+        "width of one expert"),
+    INT("model.num_hidden_layers", model.num_hidden_layers, 1, 1024, NULL, "blocks"),
+    INT("model.num_attention_heads", model.num_attention_heads, 1, 1024, NULL, "query heads"),
+    INT("model.num_key_value_heads", model.num_key_value_heads, 0, 1024, "0",
+        "key/value heads; 0: as many as query heads"),
+    INT("model.head_dim", model.head_dim, 0, 1024, "0",
+        "width of a head; 0: hidden_size / num_attention_heads"),
+    INT("model.num_local_experts", model.num_local_experts, 1, 4096, "8", "experts of a layer"),
+    INT("model.num_experts_per_tok", model.num_experts_per_tok, 1, 64, "2",
+        "experts a token visits (top-k)"),
+    INT("model.max_position_embeddings", model.max_position_embeddings, 1, 1e9, "32768",
+        "longest sequence"),
+    INT("model.sliding_window", model.sliding_window, 1, 1e9, "null",
+        "tokens a token sees, itself included; null: all before it"),
+    REAL("model.rms_norm_eps", model.rms_norm_eps, 0, 1, "1e-5", "epsilon of the norms"),
+    REAL("model.rope_theta", model.rope_theta, 1, 1e12, "1e6", "base of the rotary embedding"),
+    REAL("model.initializer_range", model.initializer_range, 0, 10, "0.02",
+         "standard deviation of fresh weights"),
+    REAL("model.router_aux_loss_coef", model.router_aux_loss_coef, 0, 100, "0.02",
+         "balance loss, as config.json has it"),
+    REAL("model.router_jitter_noise", model.router_jitter_noise, 0, 1, "0",
+         "router input times U(1-x, 1+x) in training"),
+    INT("train.sequence_length", train.sequence_length, 1, 1e9, "512", "tokens of a sample"),
+    INT("train.micro_batch", train.micro_batch, 1, 1e6, "4",
+        "sequences a rank takes at once; the same for every layout"),
+    INT("train.global_batch", train.global_batch, 1, 1e9, "8",
+        "sequences of an optimizer step, all ranks together"),
+    ENUM("train.precision", train.precision, "bf16", precision_names, "fp8",
+         "of weights and activations; masters are fp32"),
+    ENUM("train.recompute", train.recompute, "none", recompute_names, "norms",
+         "what backward computes again to save memory"),
+    REAL("optimizer.lr", optimizer.lr, 0, 100, "1e-3", "peak learning rate"),
+    REAL("optimizer.beta1", optimizer.beta1, 0, 0.99999999, "0.9", "AdamW"),
+    REAL("optimizer.beta2", optimizer.beta2, 0, 0.99999999, "0.95", "AdamW"),
+    REAL("optimizer.eps", optimizer.eps, 0, 1, "1e-8", "AdamW"),
+    REAL("optimizer.weight_decay", optimizer.weight_decay, 0, 10, "0.1", "AdamW, decoupled"),
+    ENUM("optimizer.decay", optimizer.decay, "matrices", decay_names, NULL,
+         "what decays: matrices (not norms) or all"),
+    REAL("optimizer.clip_norm", optimizer.clip_norm, 0, 1e9, "1.0",
+         "gradient norm to clip to; 0: off"),
+    ENUM("schedule.kind", schedule.kind, "cosine", schedule_names, "multistep",
+         "after warm-up; wsd: constant, the last fifth linear down"),
+    INT("schedule.warmup_steps", schedule.warmup_steps, 0, 1e12, "20", "linear from 0 to lr"),
+    REAL("schedule.final_lr_ratio", schedule.final_lr_ratio, 0, 1, "0.1",
+         "last learning rate / lr"),
+    REAL("router.batch_loss_coef", router.batch_loss_coef, 0, 100, "null",
+         "balance loss of a micro-batch; null: the model's; 0: off"),
+    REAL("router.z_loss_coef", router.z_loss_coef, 0, 100, "0",
+         "mean squared log-sum-exp of router logits; 0: off"),
+    REAL("router.capacity_factor", router.capacity_factor, 0, 1000, "0",
+         "an expert's slots per micro-batch / fair share; 0: dropless"),
+    REAL("router.buffer_factor", router.buffer_factor, 1, 1000, "2",
+         "receive buffer / fair share; more rows travel in extra rounds"),
+    INT("parallel.ep", parallel.ep, 1, 65536, "1", "ranks that share one set of experts"),
+    INT("parallel.zero", parallel.zero, 1, 1, "1", "1: optimizer state sharded over replicas"),
+    TEXT("data.train", data.train, "null", "token file to train on; train needs it"),
+    TEXT("data.valid", data.valid, "null", "token file to evaluate on"),
+    BOOL("data.shuffle", data.shuffle, "true", "samples in a new random order each epoch"),
+    BOOL("data.mask_documents", data.mask_documents, "false",
+         "attention stays inside a document, positions restart"),
+    INT("eval.every_steps", eval.every_steps, 0, 1e12, "0", "0: never"),
+    INT("eval.batches", eval.batches, 0, 1e12, "0", "micro-batches; 0: the whole file"),
+    INT("checkpoint.every_steps", checkpoint.every_steps, 0, 1e12, "100", "0: only at the end"),
+    REAL("checkpoint.every_minutes", checkpoint.every_minutes, 0, 1e6, "0", "0: off"),
+    INT("checkpoint.keep_last", checkpoint.keep_last, 1, 1000, "2", "newest checkpoints kept"),
+    TEXT("checkpoint.init_from", checkpoint.init_from, "null",
+         "run or checkpoint folder whose weights start this run"),
+    INT("log.every_steps", log.every_steps, 0, 1e12, "1",
+        "printed lines; metrics.jsonl has every step"),
+    INT("sample.every_steps", sample.every_steps, 0, 1e12, "0", "0: never"),
+    TEXT("sample.prompt", sample.prompt, "\"\"", "text the samples continue"),
+    INT("sample.tokens", sample.tokens, 1, 1e6, "128", "length of a sample"),
+    REAL("sample.temperature", sample.temperature, 0, 100, "0.8", "0: the most likely token"),
+    TEXT("debug.fault", debug.fault, "null",
+         "tests: io:KIND:OPERATION, the file operation that fails"),
+};
+const int config_field_count = sizeof config_fields / sizeof config_fields[0];
+
+const struct unbuilt_key config_unbuilt[] = {
+    {"run.deterministic", "run"},
+    {"run.verify", "false"},
+    {"run.time_limit", "null"},
+    {"train.batch_ramp", "null"},
+    {"train.mtp_loss_weight", NULL},
+    {"optimizer.name", "adamw"},
+    {"optimizer.moments", "fp32"},
+    {"optimizer.ema", "0"},
+    {"optimizer.freeze", NULL},
+    {"schedule.milestones", NULL},
+    {"schedule.milestone_factor", NULL},
+    {"router.sequence_loss_coef", "0"},
+    {"router.device_loss_coef", "0"},
+    {"router.communication_loss_coef", "0"},
+    {"router.bias_update_speed", "0"},
+    {"router.sequence_loss_counts", NULL},
+    {"parallel.pp", "1"},
+    {"parallel.tp", "1"},
+    {"parallel.cp", "1"},
+    {"parallel.etp", "1"},
+    {"checkpoint.async", "false"},
+    {"log.tensorboard", "false"},
+    {"debug.trace", "null"},
+    {"debug.profile", "null"},
+};
+const int config_unbuilt_count = sizeof config_unbuilt / sizeof config_unbuilt[0];
+
+const struct field *config_find(const char *key)
+{
+    for (int i = 0; i < config_field_count; i++) {
+        if (strcmp(config_fields[i].key, key) == 0) {
+            return &config_fields[i];
+        }
+    }
+    return NULL;
+}
+
+static bool parse_real(const char *text, double *value)
+{
+    char *end = NULL;
+    const size_t length = strspn(text, "+-.0123456789eE");
+    if (length == 0 || text[length] != '\0' || strpbrk(text, "0123456789") == NULL) {
+        return false; /* nan, inf, 0x10, words */
+    }
+    errno = 0;
+    *value = strtod(text, &end);
+    return *end == '\0' && isfinite(*value);
+}
+
+static bool set_number(void *at, const struct field *field, const char *text, char *why,
+                       size_t bytes)
+{
+    double value = 0;
+    const bool whole = field->kind != FIELD_REAL;
+    if (!parse_real(text, &value) || (whole && (value != floor(value) || fabs(value) > MOST))) {
+        snprintf(why, bytes, "'%s' is not a %s", text, whole ? "whole number" : "number");
+        return false;
+    }
+    if (value < field->low || value > field->high) {
+        snprintf(why, bytes, "%s is outside %g to %g", text, field->low, field->high);
+        return false;
+    }
+    if (field->kind == FIELD_REAL) {
+        *(double *)at = value;
+    } else if (field->kind == FIELD_UINT) {
+        *(uint64_t *)at = (uint64_t)value;
+    } else {
+        *(int64_t *)at = (int64_t)value;
+    }
+    return true;
+}
+
+static bool set_enum(int *at, const struct field *field, const char *text, char *why, size_t bytes)
+{
+    char list[256] = "";
+    for (int i = 0; field->names[i] != NULL; i++) {
+        if (strcmp(field->names[i], text) == 0) {
+            *at = i;
+            return true;
+        }
+        snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i > 0 ? ", " : "",
+                 field->names[i]);
+    }
+    const char *known = field->unbuilt != NULL ? strstr(field->unbuilt, text) : NULL;
+    snprintf(why, bytes,
+             known != NULL && *text != '\0' ? "'%s' is not built in this version (built: %s)"
+                                            : "'%s' is not one of %s",
+             text, list);
+    return false;
+}
+
+static bool set_null(void *at, const struct field *field, char *why, size_t bytes)
+{
+    if (field->initial == NULL || strcmp(field->initial, "null") != 0) {
+        snprintf(why, bytes, "null is not a value here");
+        return false;
+    }
+    if (field->kind == FIELD_TEXT) {
+        free(*(char **)at);
+        *(char **)at = NULL;
+    } else if (field->kind == FIELD_INT) {
+        *(int64_t *)at = 0;
+    } else {
+        *(double *)at = -1;
+    }
+    return true;
+}
+
+bool config_set(struct config *config, const struct field *field, const char *text, bool quoted,
+                char *why, size_t why_bytes)
+{
+    void *at = (char *)config + field->offset;
+    if (!quoted && (strcmp(text, "null") == 0 || strcmp(text, "~") == 0 || text[0] == '\0')) {
+        return set_null(at, field, why, why_bytes);
+    }
+    if (quoted && field->kind != FIELD_TEXT && field->kind != FIELD_ENUM) {
+        snprintf(why, why_bytes, "\"%s\" is text: write it without quotes", text);
+        return false;
+    }
+    switch (field->kind) {
+    case FIELD_BOOL:
+        if (strcmp(text, "true") != 0 && strcmp(text, "false") != 0) {
+            snprintf(why, why_bytes, "'%s' is neither true nor false", text);
+            return false;
+        }
+        *(bool *)at = text[0] == 't';
+        return true;
+    case FIELD_TEXT:
+        free(*(char **)at);
+        *(char **)at = strdup(text);
+        return *(char **)at != NULL;
+    case FIELD_ENUM:
+        return set_enum(at, field, text, why, why_bytes);
+    default:
+        return set_number(at, field, text, why, why_bytes);
+    }
+}
+
+static void show_text(const char *text, char *out, size_t bytes)
+{
+    size_t at = 0;
+    if (text == NULL) {
+        snprintf(out, bytes, "null");
+        return;
+    }
+    out[at++] = '"';
+    for (const char *c = text; *c != '\0' && at + 8 < bytes; c++) {
+        if (*c == '"' || *c == '\\') {
+            out[at++] = '\\';
+            out[at++] = *c;
+        } else if ((unsigned char)*c < 0x20) {
+            at += (size_t)snprintf(out + at, bytes - at, "\\x%02x", (unsigned)*c);
+        } else {
+            out[at++] = *c;
+        }
+    }
+    snprintf(out + at, bytes - at, "\"");
+}
+
+/* The shortest decimal that reads back as the same double. */
+static void show_real(double value, char *out, size_t bytes)
+{
+    for (int digits = 1; digits <= 17; digits++) {
+        snprintf(out, bytes, "%.*g", digits, value);
+        if (strtod(out, NULL) == value) {
+            return;
+        }
+    }
+}
+
+void config_show(const struct config *config, const struct field *field, char *out, size_t bytes)
+{
+    const void *at = (const char *)config + field->offset;
+    const bool optional = field->initial != NULL && strcmp(field->initial, "null") == 0;
+    switch (field->kind) {
+    case FIELD_BOOL:
+        snprintf(out, bytes, "%s", *(const bool *)at ? "true" : "false");
+        break;
+    case FIELD_INT:
+        if (optional && *(const int64_t *)at == 0) {
+            snprintf(out, bytes, "null");
+        } else {
+            snprintf(out, bytes, "%" PRId64, *(const int64_t *)at);
+        }
+        break;
+    case FIELD_UINT:
+        snprintf(out, bytes, "%" PRIu64, *(const uint64_t *)at);
+        break;
+    case FIELD_REAL:
+        if (optional && *(const double *)at < 0) {
+            snprintf(out, bytes, "null");
+        } else {
+            show_real(*(const double *)at, out, bytes);
+        }
+        break;
+    case FIELD_TEXT:
+        show_text(*(char *const *)at, out, bytes);
+        break;
+    case FIELD_ENUM:
+        snprintf(out, bytes, "%s", field->names[*(const int *)at]);
+        break;
+    }
+}
+
+void config_init(struct config *config)
+{
+    char why[256];
+    *config = (struct config){0};
+    for (int i = 0; i < config_field_count; i++) {
+        const struct field *field = &config_fields[i];
+        if (field->initial != NULL) {
+            const bool empty = strcmp(field->initial, "\"\"") == 0;
+            (void)config_set(config, field, empty ? "" : field->initial, empty, why, sizeof why);
+        }
+    }
+}
+
+void config_free(struct config *config)
+{
+    for (int i = 0; i < config_field_count; i++) {
+        if (config_fields[i].kind == FIELD_TEXT) {
+            char **text = (char **)(void *)((char *)config + config_fields[i].offset);
+            free(*text);
+            *text = NULL;
+        }
+    }
+}
+
+int64_t config_head_dim(const struct config *config)
+{
+    return config->model.head_dim > 0
+               ? config->model.head_dim
+               : config->model.hidden_size / config->model.num_attention_heads;
+}
+
+double config_batch_loss_coef(const struct config *config)
+{
+    return config->router.batch_loss_coef >= 0 ? config->router.batch_loss_coef
+                                               : config->model.router_aux_loss_coef;
+}

@@ -1,0 +1,125 @@
+/* config: every setting of a run, from one table of fields (config.c).
+ *
+ * The table drives the YAML reader, key=value overrides, ranges, `config CONFIG`, `--help-keys` and
+ * docs/config.md. All errors of a file are reported in one pass as `file:line:col: key 'x': why;
+ * did you mean 'y'?`.
+ */
+#ifndef TRAINER_CONFIG_H
+#define TRAINER_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "kernels/base/status.h"
+
+enum config_device { CONFIG_DEVICE_CPU };
+enum config_comm { CONFIG_COMM_AUTO, CONFIG_COMM_SELF, CONFIG_COMM_MPI };
+enum config_family { CONFIG_FAMILY_MIXTRAL };
+enum config_precision { CONFIG_FP32, CONFIG_BF16 };
+enum config_recompute { CONFIG_RECOMPUTE_NONE, CONFIG_RECOMPUTE_EXPERTS, CONFIG_RECOMPUTE_BLOCK };
+enum config_decay { CONFIG_DECAY_MATRICES, CONFIG_DECAY_ALL };
+enum config_schedule { CONFIG_CONSTANT, CONFIG_COSINE, CONFIG_WSD };
+
+/* Strings are owned by the config; an optional string or number that is null is NULL / *_set false.
+ */
+struct config {
+    struct {
+        char *dir; /* run directory */
+        uint64_t seed;
+        int64_t steps;
+        int device, comm; /* enum config_device, config_comm */
+        int64_t threads;  /* 0 = share of the node's allowed cores */
+        bool pin;
+    } run;
+    struct {
+        int family;
+        char *hf_config; /* NULL: none */
+        int64_t vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads,
+            num_key_value_heads;
+        int64_t head_dim; /* 0 = hidden_size / num_attention_heads */
+        int64_t num_local_experts, num_experts_per_tok, max_position_embeddings;
+        int64_t sliding_window; /* 0 = none (null) */
+        double rms_norm_eps, rope_theta, initializer_range, router_aux_loss_coef,
+            router_jitter_noise;
+    } model;
+    struct {
+        int64_t sequence_length, micro_batch, global_batch;
+        int precision, recompute;
+    } train;
+    struct {
+        double lr, beta1, beta2, eps, weight_decay;
+        int decay;
+        double clip_norm;
+    } optimizer;
+    struct {
+        int kind;
+        int64_t warmup_steps;
+        double final_lr_ratio;
+    } schedule;
+    struct {
+        double batch_loss_coef; /* < 0: null = model.router_aux_loss_coef; read it through
+                                   config_batch_loss_coef */
+        double z_loss_coef, capacity_factor, buffer_factor;
+        bool force_balanced; /* not a config key: bench sets it */
+    } router;
+    struct {
+        int64_t ep, zero;
+    } parallel;
+    struct {
+        char *train; /* path of the one training file (data.train: a path, or a list with one {path,
+                        weight}) */
+        char *valid; /* NULL: none */
+        bool shuffle, mask_documents;
+    } data;
+    struct {
+        int64_t every_steps, batches;
+    } eval;
+    struct {
+        int64_t every_steps, keep_last;
+        double every_minutes;
+        char *init_from;
+    } checkpoint;
+    struct {
+        int64_t every_steps;
+    } log;
+    struct {
+        int64_t every_steps;
+        char *prompt;
+        int64_t tokens;
+        double temperature;
+    } sample;
+    struct {
+        char *fault;
+    } debug; /* "io:KIND:OPERATION": tests only */
+};
+
+/* Defaults of every key. */
+void config_init(struct config *config);
+void config_free(struct config *config); /* accepts a zeroed one; may be called twice */
+
+/* Reads path, then applies overrides "a.b=v" in order, then checks ranges and relations between
+ * keys that need no world (family keys, heads, top-k <= experts, micro_batch <= global_batch...).
+ * Errors: STATUS_IO (missing file), STATUS_USAGE; all lines of errors are in status_message(),
+ * joined by newlines. */
+enum status config_load(struct config *config, const char *path, char *const *overrides,
+                        int override_count) __attribute__((warn_unused_result));
+/* From text, for tests and resuming from run.dir/config.yaml; name stands in messages. */
+enum status config_parse(struct config *config, const char *name, const char *text, size_t bytes)
+    __attribute__((warn_unused_result));
+
+/* Applies `a.b=v` overrides and checks the result, as config_load does. */
+enum status config_override(struct config *config, char *const *overrides, int count)
+    __attribute__((warn_unused_result));
+
+/* The resolved config as YAML that config_load reads back to the same values. */
+void config_print(const struct config *config, FILE *out);
+/* One line per key: name, type, range, default, help. */
+void config_help(FILE *out);
+/* docs/config.md. */
+void config_markdown(FILE *out);
+
+int64_t config_head_dim(const struct config *config);
+double config_batch_loss_coef(const struct config *config);
+
+#endif

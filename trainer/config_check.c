@@ -1,0 +1,171 @@
+#include <jansson.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "trainer/config_table.h"
+
+void config_error(struct config_errors *errors, const char *format, ...)
+{
+    const size_t used = strlen(errors->text);
+    va_list args;
+    va_start(args, format);
+    if (used + 200 < sizeof errors->text) {
+        char *at = errors->text + used;
+        snprintf(at, sizeof errors->text - used, "%s", errors->count > 0 ? "\n" : "");
+        vsnprintf(errors->text + strlen(errors->text), sizeof errors->text - strlen(errors->text),
+                  format, args);
+    }
+    va_end(args);
+    errors->count++;
+}
+
+enum status config_result(const struct config_errors *errors)
+{
+    return errors->count == 0 ? STATUS_OK : status_fail(STATUS_USAGE, "%s", errors->text);
+}
+
+static bool was_given(const bool *given, const char *key)
+{
+    return given[config_find(key) - config_fields];
+}
+
+static void check_model(const struct config *config, struct config_errors *errors)
+{
+    const int64_t heads = config->model.num_attention_heads, kv = config->model.num_key_value_heads;
+    if (heads > 0 && kv > 0 && heads % kv != 0) {
+        config_error(
+            errors, "model.num_key_value_heads %lld does not divide model.num_attention_heads %lld",
+            (long long)kv, (long long)heads);
+    }
+    if (config->model.head_dim == 0 && heads > 0 && config->model.hidden_size % heads != 0) {
+        config_error(errors,
+                     "model.hidden_size %lld is not a multiple of model.num_attention_heads %lld; "
+                     "set model.head_dim",
+                     (long long)config->model.hidden_size, (long long)heads);
+    } else if (heads > 0 && config_head_dim(config) % 2 != 0) {
+        config_error(errors, "head width %lld is odd: rotary embedding needs pairs",
+                     (long long)config_head_dim(config));
+    }
+    if (config->model.num_experts_per_tok > config->model.num_local_experts) {
+        config_error(errors,
+                     "model.num_experts_per_tok %lld is more than model.num_local_experts %lld",
+                     (long long)config->model.num_experts_per_tok,
+                     (long long)config->model.num_local_experts);
+    }
+    if (config->model.num_local_experts % config->parallel.ep != 0) {
+        config_error(errors, "parallel.ep %lld does not divide model.num_local_experts %lld",
+                     (long long)config->parallel.ep, (long long)config->model.num_local_experts);
+    }
+}
+
+void config_check(const struct config *config, const bool *given, struct config_errors *errors)
+{
+    for (int i = 0; i < config_field_count; i++) {
+        const bool from_hf =
+            config->model.hf_config != NULL && strncmp(config_fields[i].key, "model.", 6) == 0;
+        if (config_fields[i].initial == NULL && !given[i] && !from_hf) {
+            config_error(errors, "key '%s': missing: %s", config_fields[i].key,
+                         config_fields[i].help);
+        }
+    }
+    if (errors->count > 0) {
+        return; /* relations between missing values would only add noise */
+    }
+    check_model(config, errors);
+    if (config->train.global_batch % config->train.micro_batch != 0) {
+        config_error(errors, "train.global_batch %lld is not a multiple of train.micro_batch %lld",
+                     (long long)config->train.global_batch, (long long)config->train.micro_batch);
+    }
+    if (config->train.sequence_length > config->model.max_position_embeddings) {
+        config_error(errors,
+                     "train.sequence_length %lld is more than model.max_position_embeddings %lld",
+                     (long long)config->train.sequence_length,
+                     (long long)config->model.max_position_embeddings);
+    }
+    if (config->schedule.warmup_steps > config->run.steps &&
+        was_given(given, "schedule.warmup_steps")) {
+        config_error(errors, "schedule.warmup_steps %lld is more than run.steps %lld",
+                     (long long)config->schedule.warmup_steps, (long long)config->run.steps);
+    }
+    if (config->run.dir[0] == '\0') {
+        config_error(errors, "run.dir is empty: name a folder");
+    }
+}
+
+/* Values of config.json that would change the architecture in ways that are not built. */
+static void refuse(const json_t *json, const char *path, struct config_errors *errors)
+{
+    const char *type = json_string_value(json_object_get(json, "model_type"));
+    const char *act = json_string_value(json_object_get(json, "hidden_act"));
+    const json_t *scaling = json_object_get(json, "rope_scaling");
+    if (type == NULL || strcmp(type, "mixtral") != 0) {
+        config_error(errors, "%s: model_type '%s' is not built in this version (built: mixtral)",
+                     path, type != NULL ? type : "(none)");
+    }
+    if (act != NULL && strcmp(act, "silu") != 0) {
+        config_error(errors, "%s: hidden_act '%s' is not built (built: silu)", path, act);
+    }
+    if (scaling != NULL && !json_is_null(scaling)) {
+        config_error(errors, "%s: rope_scaling is not built for mixtral", path);
+    }
+    if (json_is_true(json_object_get(json, "attention_bias")) ||
+        json_is_true(json_object_get(json, "tie_word_embeddings"))) {
+        config_error(errors, "%s: attention_bias and tie_word_embeddings are not built", path);
+    }
+}
+
+static void take(struct config *config, const struct field *field, const json_t *value,
+                 const char *path, struct config_errors *errors)
+{
+    char text[64], why[256] = "";
+    if (json_is_integer(value)) {
+        snprintf(text, sizeof text, "%lld", (long long)json_integer_value(value));
+    } else if (json_is_real(value)) {
+        snprintf(text, sizeof text, "%.17g", json_real_value(value));
+    } else if (json_is_null(value)) {
+        if (strcmp(field->key, "model.head_dim") == 0 ||
+            strcmp(field->key, "model.num_key_value_heads") == 0) {
+            return; /* null there means derived, as our 0 does */
+        }
+        snprintf(text, sizeof text, "null");
+    } else {
+        snprintf(text, sizeof text, "(not a number)");
+    }
+    if (!config_set(config, field, text, false, why, sizeof why)) {
+        config_error(errors, "%s: key '%s': %s", path, field->key + strlen("model."), why);
+    }
+}
+
+void config_apply_hf(struct config *config, const bool *given, struct config_errors *errors)
+{
+    char path[4096];
+    struct stat info;
+    json_error_t problem;
+    const bool folder = stat(config->model.hf_config, &info) == 0 && S_ISDIR(info.st_mode);
+    snprintf(path, sizeof path, "%s%s", config->model.hf_config, folder ? "/config.json" : "");
+    json_t *json = json_load_file(path, JSON_REJECT_DUPLICATES, &problem);
+    if (json == NULL) {
+        config_error(errors, "%s: line %d: %s", path, problem.line, problem.text);
+        return;
+    }
+    refuse(json, path, errors);
+    for (int i = 0; i < config_field_count; i++) {
+        const struct field *field = &config_fields[i];
+        if (strncmp(field->key, "model.", 6) != 0 || given[i] || field->kind == FIELD_ENUM ||
+            field->kind == FIELD_TEXT) {
+            continue;
+        }
+        const json_t *value = json_object_get(json, field->key + 6);
+        if (value == NULL && strcmp(field->key, "model.rope_theta") == 0) {
+            value = json_object_get(json_object_get(json, "rope_parameters"), "rope_theta");
+        }
+        if (value != NULL) {
+            take(config, field, value, path, errors);
+        } else if (field->initial == NULL) {
+            config_error(errors, "%s: key '%s' is missing", path, field->key + 6);
+        }
+    }
+    json_decref(json);
+}

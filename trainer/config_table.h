@@ -1,0 +1,57 @@
+/* config_table: private to config*.c: the one table of fields. */
+#ifndef TRAINER_CONFIG_TABLE_H
+#define TRAINER_CONFIG_TABLE_H
+
+#include "trainer/config.h"
+
+enum field_kind { FIELD_BOOL, FIELD_INT, FIELD_UINT, FIELD_REAL, FIELD_TEXT, FIELD_ENUM };
+
+struct field {
+    const char *key; /* "train.micro_batch" */
+    enum field_kind kind;
+    size_t offset;            /* in struct config */
+    double low, high;         /* range of numbers */
+    const char *initial;      /* default as one writes it; "null": none; NULL: required */
+    const char *const *names; /* of an enum, ending with NULL, in order of its values */
+    const char *unbuilt; /* enum values that are known but not built, space separated; or NULL */
+    const char *help;
+};
+
+extern const struct field config_fields[];
+extern const int config_field_count;
+
+/* Keys that are known but not built, and the one value that says what this version does anyway
+ * (NULL: none). */
+struct unbuilt_key {
+    const char *key, *accepted;
+};
+extern const struct unbuilt_key config_unbuilt[];
+extern const int config_unbuilt_count;
+
+const struct field *config_find(const char *key);
+
+/* Sets a field from its text. quoted: the scalar stood in quotes. On error writes the reason to
+ * why. Returns success. */
+bool config_set(struct config *config, const struct field *field, const char *text, bool quoted,
+                char *why, size_t why_bytes);
+/* The field's value as one writes it in YAML. */
+void config_show(const struct config *config, const struct field *field, char *out, size_t bytes);
+
+/* Collects error lines. */
+struct config_errors {
+    char text[1900];
+    int count;
+};
+void config_error(struct config_errors *errors, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+enum status config_result(const struct config_errors *errors);
+
+/* Why a key is not known, with the nearest one: "unknown key; did you mean ...?". */
+void config_explain(const char *key, char *out, size_t bytes);
+
+/* Applies a config.json. given[i]: field i was set by the user and stays. */
+void config_apply_hf(struct config *config, const bool *given, struct config_errors *errors);
+/* Relations between keys. */
+void config_check(const struct config *config, const bool *given, struct config_errors *errors);
+
+#endif

@@ -1,0 +1,22 @@
+#include "trainer/dataset.h"
+
+enum status dataset_open(struct dataset *dataset, const struct config *config, const char *path,
+                         bool shuffle)
+{
+    TRY(token_store_open(&dataset->store, path));
+    if (dataset->store.vocab_size > config->model.vocab_size) {
+        return status_fail(
+            STATUS_DATA,
+            "%s: its tokens need a vocabulary of %lld, model.vocab_size is %lld: raise it or "
+            "prepare the text with another tokenizer",
+            path, (long long)dataset->store.vocab_size, (long long)config->model.vocab_size);
+    }
+    return loader_init(&dataset->loader, &dataset->store, config->train.sequence_length, shuffle,
+                       config->data.mask_documents, config->run.seed);
+}
+
+void dataset_close(struct dataset *dataset)
+{
+    token_store_close(&dataset->store);
+    *dataset = (struct dataset){0};
+}

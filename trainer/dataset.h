@@ -1,0 +1,19 @@
+/* dataset: a token file opened for a model: the store and its loader, checked against the config.
+ */
+#ifndef TRAINER_DATASET_H
+#define TRAINER_DATASET_H
+
+#include "data/loader.h"
+#include "trainer/config.h"
+
+struct dataset {
+    struct token_store store;
+    struct loader loader;
+};
+
+/* Local. Errors: STATUS_DATA (file, or a vocabulary larger than the model's), STATUS_IO. */
+enum status dataset_open(struct dataset *dataset, const struct config *config, const char *path,
+                         bool shuffle) __attribute__((warn_unused_result));
+void dataset_close(struct dataset *dataset); /* accepts a zeroed one */
+
+#endif

@@ -1,0 +1,42 @@
+#include "trainer/fault.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "kernels/base/io.h"
+
+static const struct {
+    const char *name;
+    enum io_fault fault;
+} kinds[] = {
+    {"eio", IO_FAULT_EIO},
+    {"enospc", IO_FAULT_ENOSPC},
+    {"short", IO_FAULT_SHORT},
+    {"kill-before", IO_FAULT_KILL_BEFORE},
+    {"kill-torn", IO_FAULT_KILL_TORN},
+    {"kill-after", IO_FAULT_KILL_AFTER},
+};
+
+enum status fault_arm(const char *text)
+{
+    char kind[32] = "";
+    long long operation = 0;
+    int used = 0;
+    if (text == NULL) {
+        return STATUS_OK;
+    }
+    if (sscanf(text, "io:%31[a-z-]:%lld%n", kind, &operation, &used) == 2 && operation > 0) {
+        const char *rest = text + used;
+        for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+            if (strcmp(kinds[i].name, kind) == 0 && (*rest == '\0' || strcmp(rest, "+") == 0)) {
+                io_fault_arm(kinds[i].fault, operation, *rest == '+');
+                return STATUS_OK;
+            }
+        }
+    }
+    return status_fail(
+        STATUS_USAGE,
+        "debug.fault: '%s' is not io:KIND:OPERATION with KIND eio, enospc, short, kill-before, "
+        "kill-torn or kill-after",
+        text);
+}

@@ -1,0 +1,82 @@
+#include <stdio.h>
+#include <string.h>
+
+#include "kernels/base/status.h"
+#include "trainer/commands/commands.h"
+#include "trainer/commands/options.h"
+#include "trainer/config.h"
+#include "trainer/version.h"
+
+static const struct {
+    const char *name, *help;
+    enum status (*run)(int argc, char **argv);
+} commands[] = {
+    {"train", "train a model; the same command again resumes", command_train},
+    {"prepare", "turn text or .jsonl into a token file", command_prepare},
+    {"eval", "loss and perplexity on a token file", command_eval},
+    {"generate", "continue a prompt", command_generate},
+    {"bench", "measure tokens/s and FLOP/s of a config", command_bench},
+    {"ckpt", "list checkpoints", command_ckpt},
+    {"doctor", "look at this machine: MPI, cores, GEMM, disk, memory", command_doctor},
+    {"config", "print a config with every value resolved", command_config},
+};
+enum { COMMANDS = sizeof commands / sizeof commands[0] };
+
+static void usage(FILE *out)
+{
+    fprintf(out, "usage: switchyard COMMAND [ARGS] [key=value ...]\n\nTrains mixture-of-experts "
+                 "language models; "
+                 "launch with mpirun for several ranks.\n\n");
+    for (int i = 0; i < COMMANDS; i++) {
+        fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
+    }
+    fprintf(out, "\nswitchyard COMMAND --help says more; --help-keys lists every config key; "
+                 "--version names the build.\n");
+}
+
+static enum status unknown(const char *word)
+{
+    const char *names[COMMANDS];
+    for (int i = 0; i < COMMANDS; i++) {
+        names[i] = commands[i].name;
+    }
+    const char *near = options_nearest(word, names, COMMANDS);
+    return status_fail(STATUS_USAGE, "unknown command '%s'%s%s%s (see switchyard --help)", word,
+                       near != NULL ? "; did you mean '" : "", near != NULL ? near : "",
+                       near != NULL ? "'?" : "");
+}
+
+static enum status run(int argc, char **argv)
+{
+    if (argc < 2) {
+        usage(stderr);
+        return status_fail(STATUS_USAGE, "no command given");
+    }
+    if (strcmp(argv[1], "--help") == 0) {
+        usage(stdout);
+        return STATUS_OK;
+    }
+    if (strcmp(argv[1], "--help-keys") == 0) {
+        config_help(stdout);
+        return STATUS_OK;
+    }
+    if (strcmp(argv[1], "--version") == 0) {
+        version_print(stdout);
+        return STATUS_OK;
+    }
+    for (int i = 0; i < COMMANDS; i++) {
+        if (strcmp(argv[1], commands[i].name) == 0) {
+            return commands[i].run(argc - 1, argv + 1);
+        }
+    }
+    return unknown(argv[1]);
+}
+
+int main(int argc, char **argv)
+{
+    const enum status status = run(argc, argv);
+    if (status != STATUS_OK && status_message()[0] != '\0') {
+        fprintf(stderr, "switchyard: %s\n", status_message());
+    }
+    return status_exit_code(status);
+}

@@ -1,0 +1,173 @@
+#include "trainer/metrics.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "kernels/base/io.h"
+
+enum { MAX_PATH = 4096 };
+static const size_t MAX_LOG_BYTES = (size_t)1 << 32;
+
+/* Bytes of the leading whole lines whose step is at most `step`. */
+static size_t kept_bytes(const char *text, int64_t step)
+{
+    size_t kept = 0;
+    for (const char *line = text; *line != '\0';) {
+        const char *end = strchr(line, '\n'), *field = strstr(line, "\"step\":");
+        if (end == NULL || field == NULL || field > end || strtoll(field + 7, NULL, 10) > step) {
+            break;
+        }
+        line = end + 1;
+        kept = (size_t)(line - text);
+    }
+    return kept;
+}
+
+static enum status truncate_to(const char *path, int64_t step)
+{
+    char *text = NULL;
+    size_t bytes = 0;
+    if (!io_exists(path)) {
+        return STATUS_OK;
+    }
+    TRY(io_read_file(path, &text, &bytes, MAX_LOG_BYTES));
+    const size_t kept = kept_bytes(text, step);
+    const enum status status = kept < bytes ? io_write_file(path, text, kept) : STATUS_OK;
+    free(text);
+    return status;
+}
+
+static enum status open_append(FILE **file, const char *path)
+{
+    *file = fopen(path, "a");
+    return *file != NULL
+               ? STATUS_OK
+               : status_fail(STATUS_IO, "%s: cannot open for writing: %s", path, strerror(errno));
+}
+
+enum status metrics_open(struct metrics *metrics, const char *run_dir, int64_t step)
+{
+    char path[MAX_PATH];
+    metrics->terminal = isatty(STDOUT_FILENO) == 1;
+    snprintf(path, sizeof path, "%s/metrics.jsonl", run_dir);
+    TRY(truncate_to(path, step));
+    TRY(open_append(&metrics->jsonl, path));
+    snprintf(path, sizeof path, "%s/log.txt", run_dir);
+    return open_append(&metrics->log, path);
+}
+
+void metrics_close(struct metrics *metrics)
+{
+    if (metrics->jsonl != NULL) {
+        fclose(metrics->jsonl);
+    }
+    if (metrics->log != NULL) {
+        fclose(metrics->log);
+    }
+    *metrics = (struct metrics){0};
+}
+
+void metrics_say(struct metrics *metrics, const char *format, ...)
+{
+    char line[4096];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
+    printf("%s%s\n", metrics->terminal ? "\r\033[K" : "", line);
+    fflush(stdout);
+    if (metrics->log != NULL) {
+        fprintf(metrics->log, "%s\n", line);
+        fflush(metrics->log);
+    }
+}
+
+static void eta_text(char *out, size_t bytes, double seconds)
+{
+    const long long s = seconds > 0 ? (long long)(seconds + 0.5) : 0;
+    snprintf(out, bytes, s >= 3600 ? "%lld:%02lld:%02lld" : "%.0lld%lld:%02lld", s / 3600,
+             s / 60 % 60, s % 60);
+}
+
+static void show(struct metrics *metrics, int64_t step, const struct step_result *result,
+                 double valid_loss, double load)
+{
+    char eta[32], line[512], valid[32] = "";
+    const double per_step =
+        (step_clock() - metrics->started) / (double)(step - metrics->first_step + 1);
+    eta_text(eta, sizeof eta, per_step * (double)(metrics->steps - step));
+    if (!isnan(valid_loss)) {
+        snprintf(valid, sizeof valid, " valid %.4f", valid_loss);
+    }
+    snprintf(
+        line, sizeof line,
+        "step %lld/%lld loss %.4f%s grad %.2f lr %.2e %.0f tok/s load %.2f dropped %.1f%% ETA %s",
+        (long long)step, (long long)metrics->steps, result->loss, valid, result->grad_norm,
+        result->lr, (double)result->tokens / (result->step_ms / 1e3), load,
+        100 * result->dropped_fraction, eta);
+    const bool due = step % metrics->every == 0 || step == metrics->steps || !isnan(valid_loss);
+    if (metrics->terminal && !due) {
+        return;
+    }
+    if (metrics->terminal && isnan(valid_loss) && step < metrics->steps) {
+        enum { WIDTH = 20 };
+        const int done = (int)(WIDTH * step / metrics->steps);
+        printf("\r\033[K[%.*s%*s] %s", done, "====================", WIDTH - done, "", line);
+        fflush(stdout);
+        fprintf(metrics->log, "%s\n", line);
+    } else if (due) {
+        metrics_say(metrics, "%s", line);
+    }
+}
+
+static void number_or_null(FILE *out, const char *name, double value)
+{
+    if (isfinite(value)) {
+        fprintf(out, ",\"%s\":%.17g", name, value);
+    } else {
+        fprintf(out, ",\"%s\":null", name);
+    }
+}
+
+enum status metrics_step(struct metrics *metrics, int64_t step, const struct step_result *result,
+                         double valid_loss, const double *load, int64_t layers)
+{
+    FILE *out = metrics->jsonl;
+    const double rate = (double)result->tokens / (result->step_ms / 1e3);
+    double most = 0;
+    fprintf(out,
+            "{\"step\":%lld,\"tokens\":%lld,\"loss\":%.17g,\"loss_hex\":\"%a\",\"aux_loss\":%.17g,"
+            "\"mtp_loss\":null",
+            (long long)step, (long long)result->tokens, result->loss, result->loss,
+            result->aux_loss);
+    number_or_null(out, "valid_loss", valid_loss);
+    fprintf(out, ",\"grad_norm\":%.17g,\"lr\":%.17g,\"tokens_per_s\":%.6g", result->grad_norm,
+            result->lr, rate);
+    number_or_null(out, "mfu",
+                   metrics->peak_flops > 0 ? rate * metrics->flops_per_token / metrics->peak_flops
+                                           : NAN);
+    fprintf(out,
+            ",\"step_ms\":%.6g,\"memory_bytes\":%zu,\"dropped_fraction\":%.9g,\"extra_rounds\":%"
+            "lld,\"expert_load\":[",
+            result->step_ms, metrics->memory_bytes, result->dropped_fraction,
+            (long long)result->extra_rounds);
+    for (int64_t l = 0; l < layers; l++) {
+        fprintf(out, "%s%.6g", l > 0 ? "," : "", load[l]);
+        most = load[l] > most ? load[l] : most;
+    }
+    fprintf(out,
+            "],\"phase_ms\":{\"data\":%.4g,\"forward_backward\":%.6g,\"reduce\":%.6g,\"optimizer\":"
+            "%.6g}}\n",
+            result->phase_ms.data, result->phase_ms.forward_backward, result->phase_ms.reduce,
+            result->phase_ms.optimizer);
+    if (fflush(out) != 0) {
+        return status_fail(STATUS_IO, "metrics.jsonl: cannot write step %lld: %s", (long long)step,
+                           strerror(errno));
+    }
+    show(metrics, step, result, valid_loss, most);
+    return STATUS_OK;
+}

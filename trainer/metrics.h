@@ -1,0 +1,34 @@
+/* metrics: metrics.jsonl (one object per optimizer step), the printed lines, log.txt. Rank 0 only.
+ */
+#ifndef TRAINER_METRICS_H
+#define TRAINER_METRICS_H
+
+#include <stdio.h>
+
+#include "trainer/step.h"
+
+struct metrics {
+    FILE *jsonl, *log;    /* owned */
+    bool terminal;        /* stdout is one: a bar instead of lines */
+    int64_t steps, every; /* of the run; of printed lines */
+    int64_t first_step;   /* first of this process, for the ETA */
+    double started;       /* clock at the first step */
+    double peak_flops;    /* 0: mfu is null */
+    double flops_per_token;
+    size_t memory_bytes;
+};
+
+/* Opens run_dir/metrics.jsonl, keeping only lines of steps <= step, and log.txt. */
+enum status metrics_open(struct metrics *metrics, const char *run_dir, int64_t step)
+    __attribute__((warn_unused_result));
+void metrics_close(struct metrics *metrics); /* accepts a zeroed one */
+
+/* Writes one line and shows it. valid_loss NAN: not measured. load: max/mean per layer. */
+enum status metrics_step(struct metrics *metrics, int64_t step, const struct step_result *result,
+                         double valid_loss, const double *load, int64_t layers)
+    __attribute__((warn_unused_result));
+/* A line of text for the terminal and log.txt. */
+void metrics_say(struct metrics *metrics, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+#endif

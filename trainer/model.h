@@ -1,0 +1,107 @@
+/* model: parameters, activations, forward and backward of one micro-batch.
+ *
+ * Mixtral (Jiang et al. 2024): pre-norm blocks of grouped-query attention and a mixture of SwiGLU
+ * experts. Memory is five arenas, measured and then reserved; a step allocates nothing. N =
+ * micro_batch * sequence_length tokens.
+ */
+#ifndef TRAINER_MODEL_H
+#define TRAINER_MODEL_H
+
+#include "data/loader.h"
+#include "kernels/base/arena.h"
+#include "kernels/device.h"
+#include "parallel/mesh.h"
+#include "parallel/zero.h"
+#include "trainer/config.h"
+#include "trainer/moe.h"
+#include "trainer/params.h"
+
+/* One flat group of parameters on this rank. */
+struct model_group {
+    struct zero zero;
+    void *weights; /* [zero.count] act */
+    float *grads;  /* [zero.count]; NULL without training */
+    float *master; /* [zero.share] this rank's share in f32; with fp32 a view into weights */
+    float *moment1, *moment2; /* [zero.share]; NULL without training */
+    float *reduced;           /* [zero.share] scratch of the reduction */
+};
+
+/* What forward of one block leaves for its backward. */
+struct block_state {
+    void *input;                  /* [N,C] act: residual stream entering the block */
+    void *norm1, *qkv, *attended; /* [N,C], [N,(H+2G)D], [N,HD] act */
+    void *middle, *norm2;         /* [N,C] act: residual stream after attention, and its norm */
+    float *rstd1, *rstd2, *lse;   /* [N], [N], [B,H,T] */
+    struct moe_state moe;
+};
+
+/* Sums over the micro-batch just done. */
+struct model_result {
+    double loss_sum;        /* of -log p over counted labels */
+    double aux_loss;        /* weighted balance and z-loss terms of this micro-batch */
+    int64_t dropped, slots; /* expert slots dropped / all, summed over layers */
+    int64_t extra_rounds;   /* dispatch rounds beyond the first, summed over layers */
+};
+
+struct model {
+    const struct config *config; /* borrowed */
+    const struct mesh *mesh;     /* borrowed */
+    struct device *device;       /* borrowed */
+    const struct ops *ops;       /* borrowed */
+    enum dtype act;
+    bool training; /* has gradients and optimizer state */
+    struct params params;
+    struct model_group group[PARAM_GROUPS];
+    struct arena arena_params, arena_grads, arena_optimizer, arena_activations;
+    int64_t batch, sequence;        /* of the largest micro-batch */
+    struct block_state *blocks;     /* [layers] owned */
+    void *stream, *delta;           /* [N,C] act: end of the stream; output of the last MoE */
+    void *dstream, *dwork, *dnorm;  /* [N,C] act */
+    void *dqkv, *dattended;         /* [N,(H+2G)D], [N,HD] act */
+    void *final_norm;               /* [N,C] act */
+    float *final_rstd;              /* [N] */
+    float *rope;                    /* [T, D] */
+    float *aux_dprob;               /* [E] */
+    double *prob_sums, *layer_prob; /* [E] */
+    int64_t
+        *load; /* [layers, E] tokens per expert, summed over micro-batches since model_zero_grads */
+    struct moe moe;
+    struct model_result result;
+};
+
+/* Collective. batch x sequence is the largest micro-batch. Errors: STATUS_RESOURCE, STATUS_USAGE.
+ */
+enum status model_init(struct model *model, const struct config *config, const struct mesh *mesh,
+                       struct device *device, int64_t batch, int64_t sequence, bool training)
+    __attribute__((warn_unused_result));
+void model_free(struct model *model); /* accepts a zeroed one */
+
+/* Collective. Fresh weights: normal(0, initializer_range) keyed by (seed, parameter name, element),
+ * norms 1. */
+void model_initialize(struct model *model);
+/* Collective. Device form of the weights from the f32 masters, gathered over the replicas. */
+void model_publish(struct model *model);
+
+void model_zero_grads(struct model *model);
+
+struct model_scale {
+    double loss;         /* 1 / counted labels of the global batch */
+    double unit;         /* 1 / micro-batches of the global batch */
+    uint64_t jitter_key; /* router jitter: differs per step and micro-batch */
+};
+
+/* Collective over ep. Forward of `count` sequences of `sequence` tokens, then loss; with `scale`
+ * not NULL also backward, gradients add up. Result in model->result. */
+void model_run(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
+               const struct model_scale *scale);
+/* Collective over ep. Forward only; logits f32 [V] of token `token` of the batch. */
+void model_logits(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
+                  int64_t token, float *logits);
+
+/* Bytes reserved. */
+size_t model_bytes(const struct model *model);
+/* FLOPs of training on one token of a sequence of this length (forward + backward, matmuls and
+ * attention). */
+double model_flops_per_token(const struct config *config);
+
+#endif

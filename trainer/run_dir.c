@@ -1,0 +1,88 @@
+#include "trainer/run_dir.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "checkpoints/checkpoint.h"
+#include "trainer/version.h"
+
+enum { MAX_PATH = 4096, MOST_OLD = 100000 };
+
+void run_dir_path(const struct session *session, const char *name, char *out, size_t bytes)
+{
+    snprintf(out, bytes, "%s/%s", session->config.run.dir, name);
+}
+
+static enum status set_aside(const char *dir)
+{
+    char old[MAX_PATH];
+    for (int n = 1; n < MOST_OLD && io_exists(dir); n++) {
+        snprintf(old, sizeof old, "%s.old-%d", dir, n);
+        if (!io_exists(old)) {
+            return io_rename(dir, old);
+        }
+    }
+    return STATUS_OK;
+}
+
+static enum status write_config(const struct session *session)
+{
+    char path[MAX_PATH], *text = NULL;
+    size_t bytes = 0;
+    FILE *out = open_memstream(&text, &bytes);
+    if (out == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for config.yaml");
+    }
+    config_print(&session->config, out);
+    fclose(out);
+    run_dir_path(session, "config.yaml", path, sizeof path);
+    const enum status status = io_write_file(path, text, bytes);
+    free(text);
+    return status;
+}
+
+static enum status write_record(const struct session *session)
+{
+    char path[MAX_PATH], host[256] = "", when[64];
+    const struct device_info *device = device_info(session->device);
+    const time_t now = time(NULL);
+    struct tm utc;
+    gethostname(host, sizeof host - 1);
+    strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
+    json_t *json =
+        json_pack("{s:s, s:s, s:s, s:i, s:i, s:s, s:s, s:s, s:s}", "commit", version_commit(),
+                  "started", when, "host", host, "ranks", session->world.size, "threads_per_rank",
+                  session->threads, "comm", session->world.table->name, "cpu", device->cpu,
+                  "onednn", device->onednn, "isa", device->isa);
+    char *text = json_dumps(json, JSON_INDENT(1));
+    json_decref(json);
+    run_dir_path(session, "run.json", path, sizeof path);
+    const enum status status = text != NULL
+                                   ? io_write_file(path, text, strlen(text))
+                                   : status_fail(STATUS_INTERNAL, "run.json: a name is not UTF-8");
+    free(text);
+    return status;
+}
+
+enum status run_dir_open(const struct session *session, bool fresh, struct io_file *lock)
+{
+    char path[MAX_PATH];
+    if (fresh && io_exists(session->config.run.dir)) {
+        run_dir_path(session, "lock", path, sizeof path);
+        TRY(io_lock(lock, path)); /* a living run must not be moved away */
+        io_unlock(lock);
+        TRY(set_aside(session->config.run.dir));
+    }
+    run_dir_path(session, "checkpoints", path, sizeof path);
+    TRY(io_make_dir(path));
+    run_dir_path(session, "lock", path, sizeof path);
+    TRY(io_lock(lock, path));
+    TRY(write_config(session));
+    TRY(write_record(session));
+    run_dir_path(session, "checkpoints", path, sizeof path);
+    return checkpoint_clean(path);
+}

@@ -1,0 +1,17 @@
+/* run_dir: the folder of a run: created, locked, described. Rank 0 only. */
+#ifndef TRAINER_RUN_DIR_H
+#define TRAINER_RUN_DIR_H
+
+#include "kernels/base/io.h"
+#include "trainer/session.h"
+
+/* Creates run.dir (with `fresh`: after renaming what is there to run.dir.old-N), takes its lock
+ * (STATUS_USAGE when another run has it), writes config.yaml and run.json, clears leftovers of dead
+ * saves. */
+enum status run_dir_open(const struct session *session, bool fresh, struct io_file *lock)
+    __attribute__((warn_unused_result));
+
+/* run.dir/name in out. */
+void run_dir_path(const struct session *session, const char *name, char *out, size_t bytes);
+
+#endif

@@ -1,0 +1,95 @@
+#include "trainer/session.h"
+
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "checkpoints/checkpoint.h"
+#include "kernels/base/io.h"
+#include "parallel/cores.h"
+
+enum { MAX_CORES = 1024, MAX_PATH = 4096 };
+
+/* The YAML text a checkpoint was saved with. */
+static enum status checkpoint_config(const char *path, char **text)
+{
+    char *state = NULL;
+    TRY(checkpoint_state(path, &state));
+    json_t *json = json_loads(state, JSON_REJECT_DUPLICATES, NULL);
+    const char *config = json_string_value(json_object_get(json, "config"));
+    *text = config != NULL ? strdup(config) : NULL;
+    json_decref(json);
+    free(state);
+    if (*text == NULL) {
+        return status_fail(
+            STATUS_DATA, "%s: the checkpoint's state holds no config: it was not written by train",
+            path);
+    }
+    return STATUS_OK;
+}
+
+static enum status load_config(struct config *config, const char *path, char *const *overrides,
+                               int count)
+{
+    char file[MAX_PATH];
+    snprintf(file, sizeof file, "%s/manifest.json", path);
+    if (io_exists(file)) {
+        char *text = NULL;
+        TRY(checkpoint_config(path, &text));
+        enum status status = config_parse(config, path, text, strlen(text));
+        free(text);
+        return status != STATUS_OK ? status : config_override(config, overrides, count);
+    }
+    snprintf(file, sizeof file, "%s/config.yaml", path);
+    return config_load(config, io_exists(file) ? file : path, overrides, count);
+}
+
+static enum status open_device(struct session *session)
+{
+    static const char *const names[] = {[CONFIG_DEVICE_CPU] = "cpu"};
+    const struct config *config = &session->config;
+    int cores[MAX_CORES];
+    const int share = cores_share(&session->world, (int)config->run.threads, cores, MAX_CORES);
+    session->threads = share;
+    const struct device_options options = {.name = names[config->run.device],
+                                           .threads = share,
+                                           .cores = config->run.pin ? cores : NULL};
+    return device_open(&session->device, &options);
+}
+
+enum status session_open(struct session *session, const char *path, char *const *overrides,
+                         int count)
+{
+    static const char *const kinds[] = {
+        [CONFIG_COMM_AUTO] = "auto", [CONFIG_COMM_SELF] = "self", [CONFIG_COMM_MPI] = "mpi"};
+    *session = (struct session){0};
+    config_init(&session->config);
+    const enum status loaded = load_config(&session->config, path, overrides, count);
+    TRY(comm_open(&session->world, loaded == STATUS_OK ? kinds[session->config.run.comm] : "auto"));
+    TRY(comm_agree(&session->world, loaded, NULL));
+    TRY(comm_agree(&session->world, open_device(session), NULL));
+    return comm_agree(&session->world,
+                      mesh_init(&session->mesh, &session->world, (int)session->config.parallel.ep,
+                                session->config.model.num_local_experts),
+                      NULL);
+}
+
+enum status session_close(struct session *session, enum status status)
+{
+    if (status != STATUS_OK && status_message()[0] != '\0' && session->world.rank == 0) {
+        fprintf(stderr, "switchyard: %s\n", status_message());
+    }
+    mesh_free(&session->mesh);
+    device_close(session->device);
+    session->device = NULL;
+    config_free(&session->config);
+    comm_close(&session->world);
+    return status == STATUS_OK ? STATUS_OK : status_fail(status, "%s", "");
+}
+
+bool session_main_rank(const struct session *session)
+{
+    return session->world.rank == 0;
+}

@@ -1,0 +1,28 @@
+/* session: what every command on a model opens first: config, ranks, device, mesh. */
+#ifndef TRAINER_SESSION_H
+#define TRAINER_SESSION_H
+
+#include "kernels/device.h"
+#include "parallel/mesh.h"
+#include "trainer/config.h"
+
+struct session {
+    struct config config;
+    struct comm world;
+    struct device *device; /* owned */
+    struct mesh mesh;
+    int threads; /* of this rank */
+};
+
+/* Collective. `path` is a config file, a run directory (its config.yaml) or a checkpoint (the
+ * config it was saved with). On error every rank has the same status and message. The session must
+ * be closed either way. */
+enum status session_open(struct session *session, const char *path, char *const *overrides,
+                         int count) __attribute__((warn_unused_result));
+/* Collective. Prints status_message() on rank 0 when status is not OK, closes everything, and
+ * returns status with the message cleared, so that one line is printed. */
+enum status session_close(struct session *session, enum status status);
+
+bool session_main_rank(const struct session *session);
+
+#endif

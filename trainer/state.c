@@ -1,0 +1,222 @@
+#include "trainer/state.h"
+
+#include <assert.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "kernels/base/io.h"
+
+enum { NAME_BYTES = 128, KINDS = 4 };
+
+/* What of a parameter is meant. */
+enum kind { KIND_WEIGHT, KIND_MASTER, KIND_MOMENT1, KIND_MOMENT2 };
+static const char *const prefix[KINDS] = {"", "master/", "moment1/", "moment2/"};
+
+struct slices {
+    struct checkpoint_slice *slice; /* owned */
+    char (*name)[NAME_BYTES];       /* owned */
+    int64_t count;
+};
+
+static enum status slices_init(struct slices *slices, const struct model *model)
+{
+    const size_t most = (size_t)model->params.count * KINDS;
+    *slices = (struct slices){.slice = calloc(most, sizeof *slices->slice),
+                              .name = calloc(most, NAME_BYTES)};
+    return slices->slice != NULL && slices->name != NULL
+               ? STATUS_OK
+               : status_fail(STATUS_RESOURCE, "out of memory for the table of tensors");
+}
+
+static void slices_free(struct slices *slices)
+{
+    free(slices->slice);
+    free(slices->name);
+    *slices = (struct slices){0};
+}
+
+/* Memory of element `first` of the group: masters and moments hold this rank's share only. */
+static void *element(const struct model *model, const struct model_group *group, enum kind kind,
+                     int64_t first)
+{
+    const int64_t at = first - group->zero.first;
+    switch (kind) {
+    case KIND_WEIGHT:
+        return (char *)group->weights + (size_t)first * dtype_bytes(model->act);
+    case KIND_MASTER:
+        return group->master + at;
+    case KIND_MOMENT1:
+        return group->moment1 + at;
+    case KIND_MOMENT2:
+        return group->moment2 + at;
+    }
+    return NULL;
+}
+
+/* This rank's share of every parameter, as `kind` under the names `name_prefix`NAME. */
+static void add_kind(struct slices *slices, const struct model *model, enum kind kind,
+                     const char *name_prefix)
+{
+    for (int64_t i = 0; i < model->params.count; i++) {
+        const struct param *param = &model->params.table[i];
+        const struct model_group *group = &model->group[param->group];
+        const int64_t begin = group->zero.first, end = begin + group->zero.share;
+        const int64_t first = param->offset > begin ? param->offset : begin;
+        const int64_t last =
+            param->offset + param->count < end ? param->offset + param->count : end;
+        if (first >= last) {
+            continue;
+        }
+        struct checkpoint_slice *slice = &slices->slice[slices->count];
+        char *name = slices->name[slices->count++];
+        const int length = snprintf(name, NAME_BYTES, "%s%s", name_prefix, param->name);
+        assert(length > 0 && length < NAME_BYTES);
+        *slice = (struct checkpoint_slice){.name = name,
+                                           .dtype = kind == KIND_WEIGHT ? model->act : DTYPE_F32,
+                                           .ndim = param->ndim,
+                                           .shape = {param->shape[0], param->shape[1], 1, 1},
+                                           .first = first - param->offset,
+                                           .count = last - first,
+                                           .data = element(model, group, kind, first)};
+    }
+}
+
+static char *state_text(const struct model *model, const struct progress_state *at)
+{
+    char *config = NULL;
+    size_t bytes = 0;
+    FILE *out = open_memstream(&config, &bytes);
+    if (out == NULL) {
+        return NULL;
+    }
+    config_print(model->config, out);
+    fclose(out);
+    json_t *json = json_pack("{s:I, s:I, s:I, s:s}", "step", (json_int_t)at->step, "position",
+                             (json_int_t)at->position, "ranks",
+                             (json_int_t)model->mesh->world->size, "config", config);
+    char *text = json_dumps(json, JSON_INDENT(1) | JSON_SORT_KEYS);
+    json_decref(json);
+    free(config);
+    return text;
+}
+
+enum status state_save(const struct model *model, const char *root, const struct progress_state *at)
+{
+    const struct checkpoint_options options = {.keep_last =
+                                                   (int)model->config->checkpoint.keep_last};
+    struct slices slices = {0};
+    TRY(comm_agree(model->mesh->world, slices_init(&slices, model), NULL));
+    char *text = state_text(model, at);
+    add_kind(&slices, model, KIND_WEIGHT, "");
+    if (model->act != DTYPE_F32) {
+        add_kind(&slices, model, KIND_MASTER, prefix[KIND_MASTER]);
+    }
+    add_kind(&slices, model, KIND_MOMENT1, prefix[KIND_MOMENT1]);
+    add_kind(&slices, model, KIND_MOMENT2, prefix[KIND_MOMENT2]);
+    enum status status =
+        text != NULL ? checkpoint_save(model->mesh->world, root, at->step, text, slices.slice,
+                                       slices.count, &options)
+                     : status_fail(STATUS_RESOURCE, "out of memory for the checkpoint's state");
+    slices_free(&slices);
+    free(text);
+    return status;
+}
+
+/* Into the f32 masters: master/NAME of a bf16 run, or NAME of an fp32 run. */
+enum status state_load_weights(struct model *model, const char *path)
+{
+    enum status status = STATUS_OK;
+    for (int attempt = 0; attempt < 2; attempt++) {
+        struct slices slices = {0};
+        TRY(comm_agree(model->mesh->world, slices_init(&slices, model), NULL));
+        add_kind(&slices, model, KIND_MASTER, attempt == 0 ? prefix[KIND_MASTER] : "");
+        status = checkpoint_load(model->mesh->world, path, slices.slice, slices.count);
+        slices_free(&slices);
+        if (status == STATUS_OK) {
+            model_publish(model);
+            break;
+        }
+        if (attempt == 0 && strstr(status_message(), "missing") == NULL) {
+            break; /* damaged, or of another model: fp32 names won't help */
+        }
+    }
+    return status;
+}
+
+static enum status read_progress(const char *path, struct progress_state *at)
+{
+    char *text = NULL;
+    TRY(checkpoint_state(path, &text));
+    json_t *json = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
+    const json_t *step = json_object_get(json, "step"),
+                 *position = json_object_get(json, "position");
+    const bool good = json_is_integer(step) && json_is_integer(position);
+    *at = (struct progress_state){.step = json_integer_value(step),
+                                  .position = json_integer_value(position)};
+    json_decref(json);
+    free(text);
+    return good ? STATUS_OK
+                : status_fail(STATUS_DATA, "%s: no step or position in the checkpoint's state",
+                              path);
+}
+
+enum status state_load(struct model *model, const char *path, struct progress_state *at)
+{
+    struct slices slices = {0};
+    TRY(comm_agree(model->mesh->world, read_progress(path, at), NULL));
+    TRY(state_load_weights(model, path));
+    TRY(comm_agree(model->mesh->world, slices_init(&slices, model), NULL));
+    add_kind(&slices, model, KIND_MOMENT1, prefix[KIND_MOMENT1]);
+    add_kind(&slices, model, KIND_MOMENT2, prefix[KIND_MOMENT2]);
+    const enum status status =
+        checkpoint_load(model->mesh->world, path, slices.slice, slices.count);
+    slices_free(&slices);
+    return status;
+}
+
+static void warn(void *context, const char *message)
+{
+    (void)context;
+    fprintf(stderr, "switchyard: warning: %s\n", message);
+}
+
+bool state_is_place(const char *path)
+{
+    struct stat info;
+    return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+enum status state_newest(struct comm *world, const char *root, int skip, char **found,
+                         int64_t *step)
+{
+    return checkpoint_newest(world, root, skip, found, step, warn, NULL);
+}
+
+enum status state_find(struct comm *world, const char *path, char **found)
+{
+    char *name = NULL;
+    int64_t step = 0;
+    const size_t bytes = strlen(path) + sizeof "/manifest.json";
+    *found = NULL;
+    name = malloc(bytes);
+    if (name == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory");
+    }
+    snprintf(name, bytes, "%s/manifest.json", path);
+    if (io_exists(name)) {
+        *found = strdup(path);
+        free(name);
+        return STATUS_OK;
+    }
+    snprintf(name, bytes, "%s/checkpoints", path);
+    const enum status status = state_newest(world, name, 0, found, &step);
+    free(name);
+    if (status == STATUS_OK && *found == NULL) {
+        return status_fail(
+            STATUS_DATA, "%s: no checkpoint here: train first, or name a checkpoint folder", path);
+    }
+    return status;
+}

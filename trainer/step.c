@@ -1,0 +1,243 @@
+#include "trainer/step.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "kernels/base/rng.h"
+#include "trainer/optimizer.h"
+#include "trainer/schedule.h"
+
+double step_clock(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static struct batch batch_view(int32_t *storage, int64_t tokens)
+{
+    return (struct batch){.ids = storage,
+                          .labels = storage + tokens,
+                          .positions = storage + 2 * tokens,
+                          .first = storage + 3 * tokens};
+}
+
+enum status stepper_init(struct stepper *stepper, struct model *model, const struct loader *loader)
+{
+    const struct config *config = model->config;
+    const int64_t micro = config->train.micro_batch, global = config->train.global_batch;
+    const int64_t ranks = model->mesh->dp.size, tokens = micro * config->train.sequence_length;
+    *stepper = (struct stepper){.model = model, .loader = loader, .units = global / micro};
+    if (global % (micro * ranks) != 0) {
+        return status_fail(
+            STATUS_USAGE,
+            "train.global_batch %lld is not a multiple of train.micro_batch %lld x %lld "
+            "ranks: change one of them",
+            (long long)global, (long long)micro, (long long)ranks);
+    }
+    stepper->own = stepper->units / ranks;
+    stepper->batches = calloc((size_t)stepper->own, sizeof *stepper->batches);
+    stepper->storage = calloc((size_t)(stepper->own * 4 * tokens), sizeof *stepper->storage);
+    stepper->unit_values = calloc((size_t)stepper->units * 2, sizeof *stepper->unit_values);
+    stepper->expert_load =
+        calloc((size_t)config->model.num_hidden_layers, sizeof *stepper->expert_load);
+    if (stepper->batches == NULL || stepper->storage == NULL || stepper->unit_values == NULL ||
+        stepper->expert_load == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for %lld sequences a step",
+                           (long long)global);
+    }
+    for (int64_t i = 0; i < stepper->own; i++) {
+        stepper->batches[i] = batch_view(stepper->storage + i * 4 * tokens, tokens);
+    }
+    return STATUS_OK;
+}
+
+void stepper_free(struct stepper *stepper)
+{
+    free(stepper->batches);
+    free(stepper->storage);
+    free(stepper->unit_values);
+    free(stepper->expert_load);
+    *stepper = (struct stepper){0};
+}
+
+/* Unit u of a step belongs to rank u % ranks. Returns the counted labels of the global batch. */
+static int64_t load_batches(struct stepper *stepper, int64_t position)
+{
+    const struct comm *dp = &stepper->model->mesh->dp;
+    const int64_t micro = stepper->model->config->train.micro_batch;
+    int64_t labels = 0;
+    for (int64_t i = 0; i < stepper->own; i++) {
+        const int64_t unit = i * dp->size + dp->rank;
+        labels +=
+            loader_batch(stepper->loader, &stepper->batches[i], position + unit * micro, micro);
+    }
+    comm_all_reduce((struct comm *)dp, &labels, 1, DTYPE_I64, REDUCE_SUM);
+    return labels;
+}
+
+/* Everything that is summed over units is added in unit order, so that layouts agree bit for bit.
+ * values[own, 2]: loss sum and balance loss of this rank's units. */
+static void sum_units(struct stepper *stepper, double *values, double *loss, double *aux)
+{
+    struct comm *dp = (struct comm *)&stepper->model->mesh->dp;
+    double *all = stepper->unit_values;
+    comm_all_gather(dp, all, values, (size_t)stepper->own * 2 * sizeof *values);
+    *loss = *aux = 0;
+    for (int64_t unit = 0; unit < stepper->units; unit++) {
+        const int64_t at = (unit % dp->size) * stepper->own + unit / dp->size;
+        *loss += all[2 * at];
+        *aux += all[2 * at + 1];
+    }
+}
+
+static void expert_load(struct stepper *stepper)
+{
+    struct model *model = stepper->model;
+    const int64_t layers = model->config->model.num_hidden_layers,
+                  experts = model->config->model.num_local_experts;
+    comm_all_reduce((struct comm *)&model->mesh->dp, model->load, layers * experts, DTYPE_I64,
+                    REDUCE_SUM);
+    for (int64_t l = 0; l < layers; l++) {
+        int64_t most = 0, sum = 0;
+        for (int64_t e = 0; e < experts; e++) {
+            const int64_t count = model->load[l * experts + e];
+            most = count > most ? count : most;
+            sum += count;
+        }
+        stepper->expert_load[l] = sum > 0 ? (double)most * (double)experts / (double)sum : 0;
+    }
+}
+
+static enum status forward_backward(struct stepper *stepper, int64_t step, int64_t labels,
+                                    struct step_result *result)
+{
+    struct model *model = stepper->model;
+    const struct config *config = model->config;
+    const struct comm *dp = &model->mesh->dp;
+    double *values = calloc((size_t)stepper->own * 2, sizeof *values);
+    int64_t counters[3] = {0}; /* dropped, slots, extra rounds */
+    if (values == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for a step's losses");
+    }
+    for (int64_t i = 0; i < stepper->own; i++) {
+        const uint64_t unit = (uint64_t)(i * dp->size + dp->rank);
+        const uint64_t number = (uint64_t)step * (uint64_t)stepper->units + unit;
+        const struct model_scale scale = {.loss = labels > 0 ? 1.0 / (double)labels : 0.0,
+                                          .unit = 1.0 / (double)stepper->units,
+                                          .jitter_key =
+                                              rng_key(config->run.seed + number, "router_jitter")};
+        model_run(model, &stepper->batches[i], config->train.micro_batch,
+                  config->train.sequence_length, &scale);
+        values[2 * i] = model->result.loss_sum;
+        values[2 * i + 1] = model->result.aux_loss;
+        counters[0] += model->result.dropped;
+        counters[1] += model->result.slots;
+        counters[2] += model->result.extra_rounds;
+    }
+    sum_units(stepper, values, &result->loss, &result->aux_loss);
+    free(values);
+    comm_all_reduce((struct comm *)dp, counters, 3, DTYPE_I64, REDUCE_SUM);
+    result->loss /= labels > 0 ? (double)labels : 1.0;
+    result->aux_loss /= (double)stepper->units;
+    result->dropped_fraction = counters[1] > 0 ? (double)counters[0] / (double)counters[1] : 0;
+    result->extra_rounds = counters[2];
+    return STATUS_OK;
+}
+
+enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position,
+                         struct step_result *result)
+{
+    struct model *model = stepper->model;
+    const struct config *config = model->config;
+    const double start = step_clock();
+    *result =
+        (struct step_result){.tokens = config->train.global_batch * config->train.sequence_length,
+                             .lr = schedule_lr(config, step)};
+    model_zero_grads(model);
+    const int64_t labels = load_batches(stepper, position);
+    const double loaded = step_clock();
+    TRY(forward_backward(stepper, step, labels, result));
+    const double computed = step_clock();
+    result->grad_norm = optimizer_reduce(model);
+    expert_load(stepper);
+    const double reduced = step_clock();
+    if (!isfinite(result->loss) || !isfinite(result->grad_norm)) {
+        return status_fail(STATUS_DIVERGED,
+                           "step %lld: loss %g, gradient norm %g: not finite, weights left as they "
+                           "were; resume from the last checkpoint with a lower optimizer.lr",
+                           (long long)step, result->loss, result->grad_norm);
+    }
+    optimizer_step(model, result->grad_norm, result->lr, step);
+    const double end = step_clock();
+    result->phase_ms = (struct phase_ms){.data = 1e3 * (loaded - start),
+                                         .forward_backward = 1e3 * (computed - loaded),
+                                         .reduce = 1e3 * (reduced - computed),
+                                         .optimizer = 1e3 * (end - reduced)};
+    result->step_ms = 1e3 * (end - start);
+    return STATUS_OK;
+}
+
+/* Fills unit `unit` of a file; samples past the end, and whole units past `units`, are repeats
+ * whose labels don't count: every rank has something to run while others finish. Returns counted
+ * labels. */
+static int64_t evaluation_batch(const struct loader *loader, struct batch *batch, int64_t unit,
+                                int64_t units, int64_t micro)
+{
+    const int64_t length = loader->sequence_length, first = unit * micro;
+    int64_t valid = unit < units ? loader->samples - first : 0;
+    valid = valid > micro ? micro : valid;
+    int64_t labels = 0;
+    for (int64_t i = 0; i < micro; i++) {
+        const int64_t at = i * length;
+        struct batch one = {.ids = batch->ids + at,
+                            .labels = batch->labels + at,
+                            .positions = batch->positions + at,
+                            .first = batch->first + at};
+        const int64_t counted = loader_batch(loader, &one, i < valid ? first + i : 0, 1);
+        if (i < valid) {
+            labels += counted;
+        } else {
+            for (int64_t t = 0; t < length; t++) {
+                one.labels[t] = -1;
+            }
+        }
+    }
+    return labels;
+}
+
+enum status step_evaluate(struct model *model, const struct loader *loader, int64_t batches,
+                          double *loss, int64_t *labels)
+{
+    struct comm *dp = (struct comm *)&model->mesh->dp;
+    const int64_t micro = model->batch, length = loader->sequence_length, tokens = micro * length;
+    const int64_t whole = (loader->samples + micro - 1) / micro;
+    const int64_t units = batches > 0 && batches < whole ? batches : whole;
+    int32_t *storage = calloc((size_t)(4 * tokens), sizeof *storage);
+    double *sums = calloc((size_t)dp->size, sizeof *sums);
+    if (storage == NULL || sums == NULL) {
+        free(storage);
+        free(sums);
+        return status_fail(STATUS_RESOURCE, "out of memory for evaluation");
+    }
+    struct batch batch = batch_view(storage, tokens);
+    assert(!loader->shuffle);
+    double sum = 0;
+    *labels = 0;
+    for (int64_t wave = 0; wave < units; wave += dp->size) {
+        *labels += evaluation_batch(loader, &batch, wave + dp->rank, units, micro);
+        model_run(model, &batch, micro, length, NULL);
+        comm_all_gather(dp, sums, &model->result.loss_sum, sizeof *sums);
+        for (int r = 0; r < dp->size; r++) {
+            sum += sums[r];
+        }
+    }
+    comm_all_reduce(dp, labels, 1, DTYPE_I64, REDUCE_SUM);
+    *loss = *labels > 0 ? sum / (double)*labels : 0;
+    free(storage);
+    free(sums);
+    return STATUS_OK;
+}

@@ -1,0 +1,56 @@
+/* step: one optimizer step over a global batch, and evaluation of a token file. */
+#ifndef TRAINER_STEP_H
+#define TRAINER_STEP_H
+
+#include "data/loader.h"
+#include "trainer/model.h"
+
+/* Wall time of the parts of a step, milliseconds. */
+struct phase_ms {
+    double data, forward_backward, reduce, optimizer;
+};
+
+struct step_result {
+    int64_t tokens;  /* of the global batch */
+    double loss;     /* mean over counted labels of the global batch, before the update */
+    double aux_loss; /* mean over micro-batches */
+    double grad_norm, lr;
+    double dropped_fraction;
+    int64_t extra_rounds; /* summed over ranks, layers, micro-batches */
+    double step_ms;
+    struct phase_ms phase_ms;
+};
+
+/* Batches of a step on this rank. */
+struct stepper {
+    struct model *model;         /* borrowed */
+    const struct loader *loader; /* borrowed */
+    int64_t units;               /* micro-batches of the global batch: U */
+    int64_t own;                 /* U / dp: this rank's */
+    struct batch *batches;       /* [own] owned */
+    int32_t *storage;            /* owned: all arrays of the batches */
+    double *unit_values;         /* [U] owned */
+    double *expert_load;         /* [layers] owned: max/mean of the last step */
+};
+
+/* Local. Errors: STATUS_USAGE when global_batch is not a multiple of micro_batch * ranks;
+ * STATUS_RESOURCE. */
+enum status stepper_init(struct stepper *stepper, struct model *model, const struct loader *loader)
+    __attribute__((warn_unused_result));
+void stepper_free(struct stepper *stepper); /* accepts a zeroed one */
+
+/* Collective. Step `step` (from 1): the global batch at sample position `position`, forward,
+ * backward, AdamW. When the loss or the gradient norm is not finite nothing is updated:
+ * STATUS_DIVERGED. */
+enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position,
+                         struct step_result *result) __attribute__((warn_unused_result));
+
+/* Collective. Mean cross-entropy over the counted labels of the first `batches` micro-batches of a
+ * file (0: all of it), in file order: the same bits for every layout. */
+enum status step_evaluate(struct model *model, const struct loader *loader, int64_t batches,
+                          double *loss, int64_t *labels) __attribute__((warn_unused_result));
+
+/* Seconds of a monotonic clock. */
+double step_clock(void);
+
+#endif
