@@ -29,7 +29,7 @@ static enum status join(char *out, const char *root, const char *name)
 {
     return snprintf(out, MAX_PATH, "%s/%s", root, name) < MAX_PATH
                ? STATUS_OK
-               : status_fail(STATUS_IO, "%s/%s: path too long", root, name);
+               : status_fail(STATUS_IO, "path too long: %s/%s", root, name);
 }
 
 static int64_t slices_bytes(const struct checkpoint_slice *slices, int64_t count)

@@ -146,7 +146,7 @@ static enum status read_file(struct reader *reader, const char *path,
     reader->entry = &manifest->file[items[0].file];
     reader->block = -1;
     if (snprintf(name, sizeof name, "%s/%s", path, reader->entry->name) >= MAX_PATH) {
-        return status_fail(STATUS_DATA, "%s: path too long", path);
+        return status_fail(STATUS_DATA, "path too long: %s", path);
     }
     TRY(io_open_read(&reader->file, name));
     enum status status = STATUS_OK;

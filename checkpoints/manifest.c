@@ -448,7 +448,7 @@ enum status manifest_read(struct manifest *manifest, const char *path)
     size_t bytes = 0;
     *manifest = (struct manifest){0};
     if (snprintf(name, sizeof name, "%s/manifest.json", path) >= MAX_PATH) {
-        return status_fail(STATUS_DATA, "%s: path too long", path);
+        return status_fail(STATUS_DATA, "path too long: %s", path);
     }
     if (!io_exists(name)) {
         return status_fail(STATUS_DATA,

@@ -216,7 +216,7 @@ static enum status measure(const char *path, const char *name, int64_t *bytes, u
     struct io_file file;
     *block = NULL;
     if (snprintf(full, sizeof full, "%s/%s", path, name) >= MAX_PATH) {
-        return status_fail(STATUS_IO, "%s/%s: path too long", path, name);
+        return status_fail(STATUS_IO, "path too long: %s/%s", path, name);
     }
     TRY(io_open_read(&file, full));
     enum status status = io_size(&file, bytes);
@@ -350,7 +350,7 @@ enum status shard_view(const struct manifest *manifest, const char *path)
     char name[MAX_PATH];
     hid_t file = -1;
     if (snprintf(name, sizeof name, "%s/model.h5", path) >= MAX_PATH) {
-        return status_fail(STATUS_IO, "%s: path too long", path);
+        return status_fail(STATUS_IO, "path too long: %s", path);
     }
     TRY(h5_create(&file, name));
     bool good = true;

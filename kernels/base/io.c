@@ -210,16 +210,21 @@ enum status io_close(struct io_file *file)
 
 enum status io_make_dir(const char *path)
 {
+    struct stat info;
     char part[MAX_PATH];
     if (strlen(path) >= sizeof part) {
-        return status_fail(STATUS_IO, "%s: path too long", path);
+        return status_fail(STATUS_IO, "path too long: %s", path);
     }
     for (size_t i = 1; i <= strlen(path); i++) {
         if (path[i] != '/' && path[i] != '\0') {
             continue;
         }
         snprintf(part, i + 1, "%s", path);
-        if (io_exists(part)) {
+        if (stat(part, &info) == 0) {
+            if (!S_ISDIR(info.st_mode)) {
+                errno = ENOTDIR;
+                return failed(part, "use as a folder");
+            }
             continue;
         }
         const enum io_fault fault = meet_fault();
@@ -282,7 +287,7 @@ static enum status remove_children(const char *path)
             continue;
         }
         if (snprintf(child, sizeof child, "%s/%s", path, entry->d_name) >= MAX_PATH) {
-            status = status_fail(STATUS_IO, "%s/%s: path too long", path, entry->d_name);
+            status = status_fail(STATUS_IO, "path too long: %s/%s", path, entry->d_name);
         } else {
             status = io_remove_tree(child);
         }
@@ -357,7 +362,7 @@ enum status io_write_file(const char *path, const void *data, size_t bytes)
     char beside[MAX_PATH];
     struct io_file file;
     if (snprintf(beside, sizeof beside, "%s.tmp", path) >= MAX_PATH) {
-        return status_fail(STATUS_IO, "%s: path too long", path);
+        return status_fail(STATUS_IO, "path too long: %s", path);
     }
     TRY(io_create(&file, beside));
     enum status status = io_write(&file, data, bytes);
