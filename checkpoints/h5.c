@@ -1,16 +1,19 @@
 #include "checkpoints/h5.h"
 
+#include <stdio.h>
 #include <string.h>
 
-enum { ALIGN_FROM = 65536, ALIGN_TO = 4096 };
+enum { ALIGN_FROM = 65536, ALIGN_TO = 4096, MAX_NAME = 256 };
 
 enum status h5_create(hid_t *file, const char *path)
 {
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
-    const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+    const hid_t access = H5Pcreate(H5P_FILE_ACCESS), root = H5Pcreate(H5P_FILE_CREATE);
     H5Pset_libver_bounds(access, H5F_LIBVER_V110, H5F_LIBVER_V110);
     H5Pset_alignment(access, ALIGN_FROM, ALIGN_TO);
-    *file = H5Fcreate(path, H5F_ACC_TRUNC, H5P_DEFAULT, access);
+    H5Pset_obj_track_times(root, false);
+    *file = H5Fcreate(path, H5F_ACC_TRUNC, root, access);
+    H5Pclose(root);
     H5Pclose(access);
     return *file >= 0 ? STATUS_OK
                       : status_fail(STATUS_IO, "%s: HDF5 cannot create it: disk full?", path);
@@ -37,11 +40,18 @@ hid_t h5_dataset_list(void)
     return list;
 }
 
-hid_t h5_link_list(void)
+void h5_make_groups(hid_t file, const char *name)
 {
-    const hid_t list = H5Pcreate(H5P_LINK_CREATE);
-    H5Pset_create_intermediate_group(list, 1);
-    return list;
+    const hid_t list = H5Pcreate(H5P_GROUP_CREATE);
+    H5Pset_obj_track_times(list, false);
+    for (const char *end = strchr(name, '/'); end != NULL; end = strchr(end + 1, '/')) {
+        char part[MAX_NAME];
+        snprintf(part, sizeof part, "%.*s", (int)(end - name), name);
+        if (H5Lexists(file, part, H5P_DEFAULT) <= 0) {
+            H5Gclose(H5Gcreate2(file, part, H5P_DEFAULT, list, H5P_DEFAULT));
+        }
+    }
+    H5Pclose(list);
 }
 
 static void set(hid_t object, const char *name, hid_t type, hid_t space, const void *value)

@@ -7,7 +7,8 @@
 #include "checkpoints/manifest.h"
 
 /* A new file in the form that a killed writer cannot leave half-readable (V110), large objects
- * aligned to 4096 bytes for direct I/O. Closed with H5Fclose. Errors: STATUS_IO. */
+ * aligned to 4096 bytes for direct I/O; no time stamps, so the same content is the same bytes.
+ * Closed with H5Fclose. Errors: STATUS_IO. */
 enum status h5_create(hid_t *file, const char *path) __attribute__((warn_unused_result));
 
 /* Stored type of a dtype; bf16 is a custom 16-bit float (8-bit exponent, 7-bit mantissa). Close
@@ -17,7 +18,8 @@ hid_t h5_type(enum dtype dtype);
 /* Creation list of a dataset: no fill, space allocated at once, no time stamps. Close with
  * H5Pclose. */
 hid_t h5_dataset_list(void);
-hid_t h5_link_list(void); /* intermediate groups are made */
+/* The groups that `name` lies in, where they are missing; without time stamps too. */
+void h5_make_groups(hid_t file, const char *name);
 
 void h5_set_ints(hid_t object, const char *name, const int64_t *values, int count);
 void h5_set_text(hid_t object, const char *name, const char *value);

@@ -21,8 +21,9 @@ static int64_t create_dataset(hid_t file, const struct checkpoint_slice *slice)
 {
     const hsize_t count = (hsize_t)slice->count;
     const hid_t type = h5_type(slice->dtype), space = H5Screate_simple(1, &count, NULL);
-    const hid_t list = h5_dataset_list(), links = h5_link_list();
-    const hid_t set = H5Dcreate2(file, slice->name, type, space, links, list, H5P_DEFAULT);
+    const hid_t list = h5_dataset_list();
+    h5_make_groups(file, slice->name);
+    const hid_t set = H5Dcreate2(file, slice->name, type, space, H5P_DEFAULT, list, H5P_DEFAULT);
     haddr_t offset = HADDR_UNDEF;
     if (set >= 0) {
         h5_set_text(set, "dtype", dtype_name(slice->dtype));
@@ -32,7 +33,6 @@ static int64_t create_dataset(hid_t file, const struct checkpoint_slice *slice)
         offset = H5Dget_offset(set);
         H5Dclose(set);
     }
-    H5Pclose(links);
     H5Pclose(list);
     H5Sclose(space);
     H5Tclose(type);
@@ -331,14 +331,14 @@ static bool map_tensor(hid_t file, const struct manifest *manifest,
         good = map_piece(list, whole, tensor, piece, manifest->file[piece->file].name);
     }
     H5Sselect_all(whole);
-    const hid_t type = h5_type(tensor->dtype), links = h5_link_list();
+    const hid_t type = h5_type(tensor->dtype);
+    h5_make_groups(file, tensor->name);
     const hid_t set =
-        good ? H5Dcreate2(file, tensor->name, type, whole, links, list, H5P_DEFAULT) : -1;
+        good ? H5Dcreate2(file, tensor->name, type, whole, H5P_DEFAULT, list, H5P_DEFAULT) : -1;
     if (set >= 0) {
         h5_set_text(set, "dtype", dtype_name(tensor->dtype));
         H5Dclose(set);
     }
-    H5Pclose(links);
     H5Tclose(type);
     H5Pclose(list);
     H5Sclose(whole);

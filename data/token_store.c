@@ -357,7 +357,10 @@ static enum status lay_out(const struct token_writer *writer, int64_t offset[3])
     const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
     H5Pset_libver_bounds(access, H5F_LIBVER_V110, H5F_LIBVER_V110);
     H5Pset_alignment(access, 65536, 4096);
-    const hid_t file = H5Fcreate(writer->names[2], H5F_ACC_TRUNC, H5P_DEFAULT, access);
+    const hid_t root = H5Pcreate(H5P_FILE_CREATE);
+    H5Pset_obj_track_times(root, false); /* the same input is the same bytes */
+    const hid_t file = H5Fcreate(writer->names[2], H5F_ACC_TRUNC, root, access);
+    H5Pclose(root);
     H5Pclose(access);
     if (file < 0) {
         return status_fail(

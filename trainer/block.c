@@ -42,8 +42,8 @@ static struct tensor act(const struct model *model, void *data, int64_t rows, in
     return tensor_2d(data, model->act, rows, cols);
 }
 
-static void state_layout(struct model *model, struct block_state *state, void *gate_up,
-                         struct arena *arena)
+static void state_layout(struct model *model, struct block_state *state,
+                         const struct moe_state *gate_up, struct arena *arena)
 {
     const struct block_dims d = dims(model, model->batch * model->sequence);
     const size_t element = dtype_bytes(model->act), n = (size_t)d.n;
@@ -66,7 +66,7 @@ void block_layout(struct model *model, struct arena *arena)
                   layers = model->config->model.num_hidden_layers;
     const size_t stream = (size_t)(n * model->config->model.hidden_size) * dtype_bytes(model->act);
     const bool share = !model->training || model->config->train.recompute == CONFIG_RECOMPUTE_BLOCK;
-    void *gate_up = NULL;
+    const struct moe_state *gate_up = NULL;
     for (int64_t l = 0; l < layers; l++) {
         struct block_state *state = &model->blocks[l];
         if (share && l > 0) {
@@ -78,7 +78,7 @@ void block_layout(struct model *model, struct arena *arena)
             state_layout(model, state, gate_up, arena);
         }
         if (model->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
-            gate_up = model->blocks[0].moe.gate_up;
+            gate_up = &model->blocks[0].moe;
         }
         if (model->training || l == 0) {
             state->input = arena_alloc(arena, stream);

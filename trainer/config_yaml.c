@@ -4,6 +4,7 @@
 
 #include "kernels/base/io.h"
 #include "trainer/config_table.h"
+#include "trainer/nearest.h"
 
 static const size_t MOST_BYTES = (size_t)1 << 20;
 
@@ -14,30 +15,6 @@ struct reader {
     bool *given; /* [config_field_count] */
     struct config_errors errors;
 };
-
-static int distance(const char *a, const char *b)
-{
-    enum { MOST = 64 };
-    int row[MOST + 1];
-    const int n = (int)strlen(a), m = (int)strlen(b);
-    if (n > MOST || m > MOST) {
-        return MOST;
-    }
-    for (int j = 0; j <= m; j++) {
-        row[j] = j;
-    }
-    for (int i = 1; i <= n; i++) {
-        int diagonal = row[0];
-        row[0] = i;
-        for (int j = 1; j <= m; j++) {
-            const int above = row[j], swap = diagonal + (a[i - 1] != b[j - 1]);
-            const int least = above < row[j - 1] ? above + 1 : row[j - 1] + 1;
-            row[j] = swap < least ? swap : least;
-            diagonal = above;
-        }
-    }
-    return row[m];
-}
 
 void config_explain(const char *key, char *out, size_t bytes)
 {
@@ -55,7 +32,7 @@ void config_explain(const char *key, char *out, size_t bytes)
         const char *name = strrchr(config_fields[i].key, '.');
         const bool same =
             own != NULL && strcmp(own, name) == 0; /* right key in the wrong section */
-        const int d = same ? 1 : distance(key, config_fields[i].key);
+        const int d = same ? 1 : nearest_distance(key, config_fields[i].key);
         if (d < least) {
             least = d;
             near = config_fields[i].key;

@@ -3,8 +3,8 @@
 
 #include "kernels/base/status.h"
 #include "trainer/commands/commands.h"
-#include "trainer/commands/options.h"
 #include "trainer/config.h"
+#include "trainer/nearest.h"
 #include "trainer/version.h"
 
 static const struct {
@@ -40,7 +40,7 @@ static enum status unknown(const char *word)
     for (int i = 0; i < COMMANDS; i++) {
         names[i] = commands[i].name;
     }
-    const char *near = options_nearest(word, names, COMMANDS);
+    const char *near = nearest_word(word, names, COMMANDS);
     return status_fail(STATUS_USAGE, "unknown command '%s'%s%s%s (see switchyard --help)", word,
                        near != NULL ? "; did you mean '" : "", near != NULL ? near : "",
                        near != NULL ? "'?" : "");

@@ -1,10 +1,14 @@
+#define _DEFAULT_SOURCE
 #include "trainer/metrics.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "kernels/base/io.h"
@@ -49,10 +53,31 @@ static enum status open_append(FILE **file, const char *path)
                : status_fail(STATUS_IO, "%s: cannot open for writing: %s", path, strerror(errno));
 }
 
+/* Columns of the terminal that standard output ends in, 0: none. mpirun gives its ranks a terminal
+ * of its own whatever its output goes to, so under it the launcher's is looked at. */
+static int terminal_columns(void)
+{
+    enum { DEFAULT_COLUMNS = 80 };
+    char path[64];
+    struct winsize size;
+    const bool launched = getenv("OMPI_COMM_WORLD_SIZE") != NULL;
+    snprintf(path, sizeof path, "/proc/%ld/fd/1", (long)getppid());
+    const int fd = launched ? open(path, O_WRONLY | O_NOCTTY | O_CLOEXEC) : dup(STDOUT_FILENO);
+    if (fd < 0) {
+        return 0;
+    }
+    int columns = isatty(fd) == 1 ? DEFAULT_COLUMNS : 0;
+    if (columns > 0 && ioctl(fd, TIOCGWINSZ, &size) == 0 && size.ws_col > 0) {
+        columns = size.ws_col;
+    }
+    close(fd);
+    return columns;
+}
+
 enum status metrics_open(struct metrics *metrics, const char *run_dir, int64_t step)
 {
     char path[MAX_PATH];
-    metrics->terminal = isatty(STDOUT_FILENO) == 1;
+    metrics->columns = terminal_columns();
     snprintf(path, sizeof path, "%s/metrics.jsonl", run_dir);
     TRY(truncate_to(path, step));
     TRY(open_append(&metrics->jsonl, path));
@@ -78,12 +103,17 @@ void metrics_say(struct metrics *metrics, const char *format, ...)
     va_start(args, format);
     vsnprintf(line, sizeof line, format, args);
     va_end(args);
-    printf("%s%s\n", metrics->terminal ? "\r\033[K" : "", line);
+    printf("%s%s\n", metrics->columns > 0 ? "\r\033[K" : "", line);
     fflush(stdout);
     if (metrics->log != NULL) {
         fprintf(metrics->log, "%s\n", line);
         fflush(metrics->log);
     }
+}
+
+static double rate_of(const struct step_result *result)
+{
+    return (double)result->tokens / (result->step_ms / 1e3);
 }
 
 static void eta_text(char *out, size_t bytes, double seconds)
@@ -93,35 +123,49 @@ static void eta_text(char *out, size_t bytes, double seconds)
              s / 60 % 60, s % 60);
 }
 
+/* A bar that is overwritten at every step, cut to the terminal's width. */
+static void show_bar(const struct metrics *metrics, int64_t step, const struct step_result *result,
+                     double load, const char *eta)
+{
+    enum { WIDTH = 20 };
+    char line[512];
+    const int done = (int)(WIDTH * step / metrics->steps);
+    snprintf(line, sizeof line, "[%.*s%*s] %lld/%lld loss %.4f %.0f tok/s load %.2f ETA %s", done,
+             "====================", WIDTH - done, "", (long long)step, (long long)metrics->steps,
+             result->loss, rate_of(result), load, eta);
+    printf("\r\033[K%.*s", metrics->columns - 1, line);
+    fflush(stdout);
+}
+
 static void show(struct metrics *metrics, int64_t step, const struct step_result *result,
                  double valid_loss, double load)
 {
-    char eta[32], line[512], valid[32] = "";
+    char eta[32], valid[32] = "";
     const double per_step =
         (step_clock() - metrics->started) / (double)(step - metrics->first_step + 1);
     eta_text(eta, sizeof eta, per_step * (double)(metrics->steps - step));
     if (!isnan(valid_loss)) {
         snprintf(valid, sizeof valid, " valid %.4f", valid_loss);
     }
-    snprintf(
-        line, sizeof line,
-        "step %lld/%lld loss %.4f%s grad %.2f lr %.2e %.0f tok/s load %.2f dropped %.1f%% ETA %s",
-        (long long)step, (long long)metrics->steps, result->loss, valid, result->grad_norm,
-        result->lr, (double)result->tokens / (result->step_ms / 1e3), load,
-        100 * result->dropped_fraction, eta);
-    const bool due = step % metrics->every == 0 || step == metrics->steps || !isnan(valid_loss);
-    if (metrics->terminal && !due) {
-        return;
+    if (step % metrics->every == 0 || step == metrics->steps || !isnan(valid_loss)) {
+        metrics_say(metrics,
+                    "step %lld/%lld loss %.4f%s grad %.2f lr %.2e %.0f tok/s load %.2f dropped "
+                    "%.1f%% ETA %s",
+                    (long long)step, (long long)metrics->steps, result->loss, valid,
+                    result->grad_norm, result->lr, rate_of(result), load,
+                    100 * result->dropped_fraction, eta);
     }
-    if (metrics->terminal && isnan(valid_loss) && step < metrics->steps) {
-        enum { WIDTH = 20 };
-        const int done = (int)(WIDTH * step / metrics->steps);
-        printf("\r\033[K[%.*s%*s] %s", done, "====================", WIDTH - done, "", line);
-        fflush(stdout);
-        fprintf(metrics->log, "%s\n", line);
-    } else if (due) {
-        metrics_say(metrics, "%s", line);
+    if (metrics->columns > 0 && step < metrics->steps) {
+        show_bar(metrics, step, result, load, eta);
     }
+}
+
+/* Largest resident set of this process so far. */
+static int64_t resident_bytes(void)
+{
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return (int64_t)usage.ru_maxrss * 1024;
 }
 
 static void number_or_null(FILE *out, const char *name, double value)
@@ -137,7 +181,7 @@ enum status metrics_step(struct metrics *metrics, int64_t step, const struct ste
                          double valid_loss, const double *load, int64_t layers)
 {
     FILE *out = metrics->jsonl;
-    const double rate = (double)result->tokens / (result->step_ms / 1e3);
+    const double rate = rate_of(result);
     double most = 0;
     fprintf(out,
             "{\"step\":%lld,\"tokens\":%lld,\"loss\":%.17g,\"loss_hex\":\"%a\",\"aux_loss\":%.17g,"
@@ -151,9 +195,9 @@ enum status metrics_step(struct metrics *metrics, int64_t step, const struct ste
                    metrics->peak_flops > 0 ? rate * metrics->flops_per_token / metrics->peak_flops
                                            : NAN);
     fprintf(out,
-            ",\"step_ms\":%.6g,\"memory_bytes\":%zu,\"dropped_fraction\":%.9g,\"extra_rounds\":%"
+            ",\"step_ms\":%.6g,\"memory_bytes\":%lld,\"dropped_fraction\":%.9g,\"extra_rounds\":%"
             "lld,\"expert_load\":[",
-            result->step_ms, metrics->memory_bytes, result->dropped_fraction,
+            result->step_ms, (long long)resident_bytes(), result->dropped_fraction,
             (long long)result->extra_rounds);
     for (int64_t l = 0; l < layers; l++) {
         fprintf(out, "%s%.6g", l > 0 ? "," : "", load[l]);

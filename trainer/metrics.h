@@ -9,13 +9,12 @@
 
 struct metrics {
     FILE *jsonl, *log;    /* owned */
-    bool terminal;        /* stdout is one: a bar instead of lines */
+    int columns;          /* of the terminal stdout ends in: a bar beside the lines; 0: none */
     int64_t steps, every; /* of the run; of printed lines */
     int64_t first_step;   /* first of this process, for the ETA */
     double started;       /* clock at the first step */
     double peak_flops;    /* 0: mfu is null */
     double flops_per_token;
-    size_t memory_bytes;
 };
 
 /* Opens run_dir/metrics.jsonl, keeping only lines of steps <= step, and log.txt. */

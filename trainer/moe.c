@@ -13,7 +13,8 @@ static struct router_shape router_shape(const struct moe *moe, int64_t tokens)
 }
 
 void moe_state_layout(struct moe_state *state, const struct moe *moe,
-                      const struct moe_state *lender, void *gate_up, struct arena *arena)
+                      const struct moe_state *lender, const struct moe_state *gate_up,
+                      struct arena *arena)
 {
     const int64_t n = moe->tokens, width = moe->config->model.hidden_size;
     const int64_t top_k = moe->config->model.num_experts_per_tok,
@@ -34,11 +35,10 @@ void moe_state_layout(struct moe_state *state, const struct moe *moe,
     }
     state->input = arena_alloc(arena, rows * (size_t)width * act);
     state->output = arena_alloc(arena, slots * (size_t)width * act);
-    state->gate_up = gate_up;
-    if (gate_up == NULL) {
-        state->gate_up =
-            arena_alloc(arena, rows * 2 * (size_t)moe->config->model.intermediate_size * act);
-    }
+    state->gate_up =
+        gate_up != NULL
+            ? gate_up->gate_up
+            : arena_alloc(arena, rows * 2 * (size_t)moe->config->model.intermediate_size * act);
 }
 
 void moe_scratch_layout(struct moe *moe, int64_t bound, struct arena *arena)

@@ -54,9 +54,10 @@ struct moe_weights {
 };
 
 /* Measures, then hands out (arena twice). The router's part is always the layer's own; `lender`
- * (may be NULL) lends its input, output and gate_up, `gate_up` (may be NULL) only that. */
+ * (may be NULL) lends its input, output and gate_up, `gate_up` (may be NULL) only its gate_up. */
 void moe_state_layout(struct moe_state *state, const struct moe *moe,
-                      const struct moe_state *lender, void *gate_up, struct arena *arena);
+                      const struct moe_state *lender, const struct moe_state *gate_up,
+                      struct arena *arena);
 void moe_scratch_layout(struct moe *moe, int64_t bound, struct arena *arena);
 
 /* y[n,C] = experts(x[n,C]). Collective over ep. training: capacity and jitter apply. */

@@ -131,9 +131,11 @@ static enum status open_training(struct training *t, bool fresh)
                    NULL));
     TRY(comm_agree(t->world, stepper_init(&t->stepper, &t->model, &t->train.loader), NULL));
     TRY(start_weights(t));
+    double peak = device_peak_flops(t->session->device, t->model.act);
+    comm_all_reduce(t->world, &peak, 1, DTYPE_F64, REDUCE_SUM);
+    t->metrics.peak_flops = peak;
     status = main_rank(t) ? open_metrics(t) : STATUS_OK;
     TRY(comm_agree(t->world, status, NULL));
-    t->metrics.memory_bytes = model_bytes(&t->model);
     if (main_rank(t)) {
         describe(t);
     }

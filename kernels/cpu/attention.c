@@ -6,59 +6,28 @@
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cpu/tile.h"
 #include "kernels/cpu/vector_math.h"
 
-enum { TILE = 64, LANES = 8, PAIR = 2 * LANES, ROWS = 4 };
+enum { TILE = 64, LANES = 8 };
 static const float MASKED =
     -1e30F; /* finite: a row without any visible key yet must not become NaN */
-
-typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
 
 /* f32 copies of what a task needs; rows padded to whole tiles, columns to whole vectors, with
  * zeros. */
 struct work {
-    int64_t padded, qk, v;           /* T, qk_dim, v_dim rounded up */
-    float *q, *k, *k_t, *vals, *v_t; /* [T,qk] [T,qk] [qk,T] [T,v] [v,T] */
-    float *out, *d_out;              /* [T,v] */
-    float *dq, *dk, *dv;             /* [T,qk] [T,qk] [T,v] */
-    float *delta;                    /* [T] rowsum(dO * O) */
+    int64_t padded, qk, v; /* T, qk_dim, v_dim rounded up */
+    float *q, *k, *vals;   /* [T,qk] [T,qk] [T,v] */
+    float *k_t, *v_t;      /* [T/TILE, qk, TILE] [T/TILE, v, TILE]: a tile of keys is contiguous */
+    float *out, *d_out;    /* [T,v] */
+    float *dq, *dk, *dv;   /* [T,qk] [T,qk] [T,v] */
+    float *delta;          /* [T] rowsum(dO * O) */
     float score[TILE * TILE], dscore[TILE * TILE];
 };
 
 static int64_t up(int64_t value, int64_t unit)
 {
     return (value + unit - 1) / unit * unit;
-}
-
-/* c[m,n] (row stride c_row) += a[m,k] b[k,n]; m a multiple of 4, n of 16. a's strides are free:
- * transposes cost nothing. */
-CPU_CLONES static void tile_product(float *c, int64_t c_row, const float *a, int64_t a_row,
-                                    int64_t a_col, const float *b, int64_t b_row,
-                                    const int64_t size[3])
-{
-    for (int64_t i = 0; i < size[0]; i += ROWS) {
-        for (int64_t j = 0; j < size[1]; j += PAIR) {
-            lanes sum[ROWS][2];
-            for (int r = 0; r < ROWS; r++) {
-                sum[r][0] = *(const lanes *)(c + (i + r) * c_row + j);
-                sum[r][1] = *(const lanes *)(c + (i + r) * c_row + j + LANES);
-            }
-            for (int64_t p = 0; p < size[2]; p++) {
-                const lanes b0 = *(const lanes *)(b + p * b_row + j);
-                const lanes b1 = *(const lanes *)(b + p * b_row + j + LANES);
-#pragma GCC unroll 4
-                for (int r = 0; r < ROWS; r++) {
-                    const float factor = a[(i + r) * a_row + p * a_col];
-                    sum[r][0] += factor * b0;
-                    sum[r][1] += factor * b1;
-                }
-            }
-            for (int r = 0; r < ROWS; r++) {
-                *(lanes *)(c + (i + r) * c_row + j) = sum[r][0];
-                *(lanes *)(c + (i + r) * c_row + j + LANES) = sum[r][1];
-            }
-        }
-    }
 }
 
 static int64_t first_visible(const struct attention_shape *shape, int64_t sample, int64_t t)
@@ -97,7 +66,7 @@ static void scores(struct work *w, const struct attention_shape *shape, int64_t 
                    int64_t k0)
 {
     memset(w->score, 0, sizeof w->score);
-    tile_product(w->score, TILE, w->q + q0 * w->qk, w->qk, 1, w->k_t + k0, w->padded,
+    tile_product(w->score, TILE, w->q + q0 * w->qk, w->qk, 1, w->k_t + k0 * w->qk, TILE,
                  (int64_t[]){TILE, TILE, w->qk});
     if (needs_mask(shape, q0, k0)) {
         mask_tile(w->score, shape, sample, q0, k0);
@@ -180,19 +149,24 @@ static void store(void *data, const float *in, int64_t cols, const struct attent
     }
 }
 
-static void transpose(float *out, const float *in, int64_t rows, int64_t cols)
+/* Each tile of rows [TILE, cols] becomes [cols, TILE]. */
+CPU_CLONES static void transpose(float *out, const float *in, int64_t rows, int64_t cols)
 {
-    for (int64_t r = 0; r < rows; r++) {
+    for (int64_t r0 = 0; r0 < rows; r0 += TILE) {
+        float *tile = out + r0 * cols;
+        const float *from = in + r0 * cols;
         for (int64_t c = 0; c < cols; c++) {
-            out[c * rows + r] = in[r * cols + c];
+            for (int64_t r = 0; r < TILE; r++) {
+                tile[c * TILE + r] = from[r * cols + c];
+            }
         }
     }
 }
 
 static size_t work_floats(const struct attention_shape *shape)
 {
-    const int64_t t = up(shape->sequence, TILE), qk = up(shape->qk_dim, PAIR),
-                  v = up(shape->v_dim, PAIR);
+    const int64_t t = up(shape->sequence, TILE), qk = up(shape->qk_dim, TILE_COLS),
+                  v = up(shape->v_dim, TILE_COLS);
     return (size_t)(5 * t * qk + 5 * t * v + t) + sizeof(struct work) / sizeof(float) + 64;
 }
 
@@ -202,8 +176,8 @@ static struct work *work_init(float *memory, const struct attention_shape *shape
     struct work *w = (struct work *)(void *)memory;
     memset(memory, 0, work_floats(shape) * sizeof *memory);
     w->padded = up(shape->sequence, TILE);
-    w->qk = up(shape->qk_dim, PAIR);
-    w->v = up(shape->v_dim, PAIR);
+    w->qk = up(shape->qk_dim, TILE_COLS);
+    w->v = up(shape->v_dim, TILE_COLS);
     float *next = memory + (sizeof *w / sizeof *memory + 15) / 16 * 16;
     float **wide[] = {&w->q, &w->k, &w->k_t, &w->dq, &w->dk},
           **narrow[] = {&w->vals, &w->v_t, &w->out, &w->d_out, &w->dv};
@@ -272,7 +246,7 @@ static void backward_tile(struct work *w, const struct attention_shape *shape, i
 {
     scores(w, shape, sample, q0, k0);
     memset(w->dscore, 0, sizeof w->dscore);
-    tile_product(w->dscore, TILE, w->d_out + q0 * w->v, w->v, 1, w->v_t + k0, w->padded,
+    tile_product(w->dscore, TILE, w->d_out + q0 * w->v, w->v, 1, w->v_t + k0 * w->v, TILE,
                  (int64_t[]){TILE, TILE, w->v});
     for (int64_t i = 0; i < TILE; i++) {
         const bool real = q0 + i < shape->sequence;

@@ -6,43 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int edit_distance(const char *a, const char *b)
-{
-    enum { MOST = 64 };
-    int row[MOST + 1];
-    const int n = (int)strlen(a), m = (int)strlen(b);
-    if (n > MOST || m > MOST) {
-        return MOST;
-    }
-    for (int j = 0; j <= m; j++) {
-        row[j] = j;
-    }
-    for (int i = 1; i <= n; i++) {
-        int diagonal = row[0];
-        row[0] = i;
-        for (int j = 1; j <= m; j++) {
-            const int above = row[j], swap = diagonal + (a[i - 1] != b[j - 1]);
-            int least = above + 1 < row[j - 1] + 1 ? above + 1 : row[j - 1] + 1;
-            row[j] = swap < least ? swap : least;
-            diagonal = above;
-        }
-    }
-    return row[m];
-}
-
-const char *options_nearest(const char *word, const char *const *known, int count)
-{
-    const char *best = NULL;
-    int least = (int)strlen(word) / 3 + 2;
-    for (int i = 0; i < count; i++) {
-        const int distance = edit_distance(word, known[i]);
-        if (distance < least) {
-            least = distance;
-            best = known[i];
-        }
-    }
-    return best;
-}
+#include "trainer/nearest.h"
 
 static void print_help(const struct option_spec *specs, const char *usage, const char *about)
 {
@@ -62,7 +26,7 @@ static enum status unknown(const char *command, const char *word, const struct o
     for (; specs[count].name != NULL && count < 64; count++) {
         known[count] = specs[count].name;
     }
-    const char *near = options_nearest(word, known, count);
+    const char *near = nearest_word(word, known, count);
     return status_fail(STATUS_USAGE, "%s: unknown option '%s'%s%s%s (see switchyard %s --help)",
                        command, word, near != NULL ? "; did you mean '" : "",
                        near != NULL ? near : "", near != NULL ? "'?" : "", command);
@@ -112,9 +76,9 @@ enum status options_parse(struct option_result *result, int argc, char **argv,
                           const struct option_spec *specs, const char *usage, const char *about,
                           int min_words, int max_words)
 {
-    const int word_room = (int)(sizeof result->words / sizeof result->words[0]);
     const int override_room = (int)(sizeof result->overrides / sizeof result->overrides[0]);
-    *result = (struct option_result){0};
+    *result = (struct option_result){.words = argv + 1};
+    const bool overrides = strstr(usage, "key=value") != NULL;
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0) {
             print_help(specs, usage, about);
@@ -123,14 +87,14 @@ enum status options_parse(struct option_result *result, int argc, char **argv,
         }
         if (argv[i][0] == '-' && argv[i][1] != '\0') {
             TRY(parse_option(argc, argv, &i, specs));
-        } else if (result->word_count >= min_words && strchr(argv[i], '=') != NULL) {
+        } else if (overrides && result->word_count >= min_words && strchr(argv[i], '=') != NULL) {
             if (result->override_count == override_room) {
                 return status_fail(STATUS_USAGE, "%s: more than %d overrides", argv[0],
                                    override_room);
             }
             result->overrides[result->override_count++] = argv[i];
         } else {
-            if (result->word_count == max_words || result->word_count == word_room) {
+            if (result->word_count == max_words) {
                 return status_fail(STATUS_USAGE, "%s: unexpected '%s' (usage: switchyard %s)",
                                    argv[0], argv[i], usage);
             }

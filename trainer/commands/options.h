@@ -19,7 +19,7 @@ struct option_spec {
 };
 
 struct option_result {
-    char *words[64]; /* plain words, borrowed from argv */
+    char **words; /* plain words, moved to the front of argv */
     int word_count;
     char *overrides[256]; /* key=value */
     int override_count;
@@ -32,8 +32,5 @@ struct option_result {
 enum status options_parse(struct option_result *result, int argc, char **argv,
                           const struct option_spec *specs, const char *usage, const char *about,
                           int min_words, int max_words) __attribute__((warn_unused_result));
-
-/* The nearest of `count` words by edit distance, or NULL when none is near. */
-const char *options_nearest(const char *word, const char *const *known, int count);
 
 #endif

@@ -24,7 +24,7 @@ enum status command_prepare(int argc, char **argv)
                       "prepare --tokenizer bytes|none [--vocab-size V] --output OUT.h5 INPUT...",
                       "Turns text files, folders and .jsonl (\"text\", or \"tokens\" and "
                       "\"loss_mask\") into a token file.",
-                      0, 64));
+                      0, argc));
     if (options.help) {
         return STATUS_OK;
     }

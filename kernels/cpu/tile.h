@@ -1,0 +1,14 @@
+/* tile: the inner product loop of attention: small f32 matrices that live in the first caches. */
+#ifndef KERNELS_CPU_TILE_H
+#define KERNELS_CPU_TILE_H
+
+#include <stdint.h>
+
+enum { TILE_ROWS = 8, TILE_COLS = 32 };
+
+/* c[m,n] (row stride c_row) += a[m,k] b[k,n]; m a multiple of TILE_ROWS, n of TILE_COLS. a's
+ * strides are free: transposes cost nothing. Every element is a chain of multiply-adds over k. */
+void tile_product(float *c, int64_t c_row, const float *a, int64_t a_row, int64_t a_col,
+                  const float *b, int64_t b_row, const int64_t size[3]);
+
+#endif

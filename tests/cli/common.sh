@@ -1,0 +1,154 @@
+# Shared by tests/cli/test_*.sh, which ctest calls with: SOURCE_DIR BINARY.
+# A failed expectation is printed and counted; `finish` at the end of a script turns the count into
+# the exit code, so that one run shows all that is wrong.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMP_WAIT_POLICY=passive # several ranks share a core here
+source_dir=$1
+binary=$2
+full=${SWITCHYARD_FULL:-0}
+work=$(mktemp -d "${TMPDIR:-/tmp}/switchyard-XXXXXX")
+failures=0
+out=$work/stdout err=$work/stderr last="(nothing yet)"
+
+# Whatever of ours still runs has the folder's name on its command line.
+cleanup() {
+    local pids
+    pids=$(pgrep -f "$work" || true)
+    [ -z "$pids" ] || kill -KILL $pids 2>/dev/null || true
+    rm -rf "$work"
+}
+trap cleanup EXIT
+
+fail() {
+    failures=$((failures + 1))
+    printf 'FAILED: %s\n' "$*"
+}
+
+finish() {
+    [ "$failures" -eq 0 ] || { echo "$failures expectations failed"; exit 1; }
+    echo "all as expected"
+}
+
+show_last() {
+    printf '  command: %s\n' "$last"
+    sed 's/^/  stdout: /' "$out" | tail -n 5
+    sed 's/^/  stderr: /' "$err" | tail -n 15
+}
+
+# expect_rc RC COMMAND...: runs it, keeps stdout and stderr for the expectations that follow.
+expect_rc() {
+    local want=$1 rc=0
+    shift
+    last="$*"
+    "$@" >"$out" 2>"$err" </dev/null || rc=$?
+    [ "$rc" -eq "$want" ] || { fail "exit code $rc, expected $want"; show_last; }
+}
+
+# expect_text FRAGMENT: stands in what the last command printed.
+expect_text() {
+    grep -qF -e "$1" "$out" "$err" || { fail "'$1' was not printed"; show_last; }
+}
+
+# expect_error RC FRAGMENT COMMAND...: that code, and one line on stderr with the fragment in it.
+expect_error() {
+    local want=$1 fragment=$2 lines before=$failures
+    shift 2
+    expect_rc "$want" "$@"
+    lines=$(wc -l <"$err")
+    [ "$lines" -eq 1 ] || { fail "$lines lines on stderr, expected 1"; }
+    grep -qF -e "$fragment" "$err" || fail "'$fragment' is not in the error"
+    [ "$before" -eq "$failures" ] || show_last
+}
+
+# expect_same A B WHAT: equal, and not both empty.
+expect_same() {
+    [ -n "$1" ] && [ "$1" = "$2" ] || fail "$3: '$1' and '$2'"
+}
+
+ranks() {
+    local count=$1
+    shift
+    mpirun --allow-run-as-root --oversubscribe --bind-to none -q -np "$count" "$@"
+}
+
+# train_on RANKS EP RUN_DIR [key=value ...]
+train_on() {
+    local count=$1 ep=$2 dir=$3
+    shift 3
+    ranks "$count" "$binary" train "$work/tiny.yaml" "run.dir=$dir" "parallel.ep=$ep" "$@"
+}
+
+# Of every line of RUN_DIR/metrics.jsonl: the value of FIELD.
+metric() {
+    sed -n 's/.*"'"$2"'":"\{0,1\}\([^",}]*\).*/\1/p' "$1/metrics.jsonl"
+}
+
+# close_to TOLERANCE "a b ..." "a b ..." WHAT: element by element, relative.
+close_to() {
+    python3 - "$1" "$2" "$3" <<'PY' || fail "$4: $(tr '\n' ' ' <<<"$2") and $(tr '\n' ' ' <<<"$3")"
+import sys
+tolerance, a, b = float(sys.argv[1]), sys.argv[2].split(), sys.argv[3].split()
+same = len(a) == len(b) and len(a) > 0
+sys.exit(not (same and all(abs(float(x) - float(y)) <= tolerance * abs(float(x)) for x, y in zip(a, b))))
+PY
+}
+
+# wait_for SECONDS COMMAND...: until it succeeds.
+wait_for() {
+    local tries=$((20 * $1))
+    shift
+    while ! "$@" >/dev/null 2>&1; do
+        tries=$((tries - 1))
+        [ "$tries" -gt 0 ] || return 1
+        sleep 0.05
+    done
+}
+
+# has_steps RUN_DIR N: metrics.jsonl holds at least N steps.
+has_steps() {
+    [ -f "$1/metrics.jsonl" ] && [ "$(wc -l <"$1/metrics.jsonl")" -ge "$2" ]
+}
+
+# Words in an order that a generator without state outside fixes: there is something to learn, and
+# nothing to download.
+make_text() {
+    python3 - "$1" "$2" <<'PY'
+import sys
+words = "the int of return void struct char if else for while define include static const".split()
+state, parts = 1, []
+for _ in range(int(sys.argv[2])):
+    state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
+    parts.append(words[(state >> 33) % len(words)] + ("\n" if (state >> 40) % 7 == 0 else " "))
+open(sys.argv[1], "w").write("".join(parts))
+PY
+}
+
+make_data() {
+    make_text "$work/train.txt" 6000
+    make_text "$work/valid.txt" 300
+    "$binary" prepare --tokenizer bytes --output "$work/train.h5" "$work/train.txt" >/dev/null
+    "$binary" prepare --tokenizer bytes --output "$work/valid.h5" "$work/valid.txt" >/dev/null
+}
+
+make_config() {
+    cat >"$work/tiny.yaml" <<YAML
+run:        {dir: $work/run, seed: 7, steps: 20}
+model:
+  family: mixtral
+  vocab_size: 257
+  hidden_size: 32
+  intermediate_size: 48
+  num_hidden_layers: 2
+  num_attention_heads: 4
+  num_key_value_heads: 2
+  num_local_experts: 4
+  num_experts_per_tok: 2
+  rope_theta: 10000
+train:      {sequence_length: 32, micro_batch: 2, global_batch: 8, precision: fp32}
+optimizer:  {lr: 3e-3}
+schedule:   {kind: constant, warmup_steps: 0}
+data:       {train: $work/train.h5, valid: $work/valid.h5}
+checkpoint: {every_steps: 0}
+log:        {every_steps: 0}
+YAML
+}

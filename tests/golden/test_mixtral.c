@@ -1,0 +1,411 @@
+/* Golden tests: tiny Mixtrals against Hugging Face transformers: logits, losses, every gradient,
+ * and twenty steps of AdamW. make_mixtral.py made the fixtures and says what they hold.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <hdf5.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "trainer/model.h"
+#include "trainer/step.h"
+
+/* Largest ||ours - theirs|| / ||theirs||. Both sides compute in fp32: two correct programs differ
+ * by a few 1e-7. */
+static const double LOGITS_ERROR = 1e-5, GRAD_ERROR = 1e-4, LOSS_ERROR = 1e-5, NORM_ERROR = 1e-5;
+static const double BF16_LOSS_ERROR = 0.02;
+
+/* One fixture, and the model it describes with its weights. */
+struct golden {
+    hid_t file;
+    struct config config;
+    struct comm world;
+    struct mesh mesh;
+    struct device *device; /* owned */
+    int32_t *tokens;       /* owned */
+    int64_t *documents;    /* owned */
+    struct token_store store;
+    struct loader loader;
+    struct model model;
+    struct batch first; /* the first batch */
+    int32_t *storage;   /* of `first`, owned */
+    int64_t labels;     /* counted ones of `first` */
+};
+
+/* Settings that may change what is computed only as far as a test says. */
+struct variant {
+    enum config_precision precision;
+    enum config_recompute recompute;
+    bool inference;
+};
+static const struct variant plain = {.precision = CONFIG_FP32};
+
+static void check(enum status status)
+{
+    if (status != STATUS_OK) {
+        fail_msg("%s", status_message());
+    }
+}
+
+/* --- reading a fixture --- */
+
+/* A whole dataset of exactly this shape (cols 0: a vector); the caller frees it. */
+static void *read_dataset(hid_t file, const char *name, hid_t type, int64_t rows, int64_t cols)
+{
+    hsize_t dim[2] = {0, 0};
+    const hid_t set = H5Dopen2(file, name, H5P_DEFAULT);
+    assert_true(set >= 0);
+    const hid_t space = H5Dget_space(set);
+    assert_int_equal(H5Sget_simple_extent_ndims(space), cols > 0 ? 2 : 1);
+    H5Sget_simple_extent_dims(space, dim, NULL);
+    assert_int_equal(dim[0], rows);
+    assert_int_equal(dim[1], cols);
+    void *data = malloc((size_t)(rows * (cols > 0 ? cols : 1)) * H5Tget_size(type));
+    assert_non_null(data);
+    assert_true(H5Dread(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, data) >= 0);
+    H5Sclose(space);
+    H5Dclose(set);
+    return data;
+}
+
+static int64_t dataset_count(hid_t file, const char *name)
+{
+    const hid_t set = H5Dopen2(file, name, H5P_DEFAULT), space = H5Dget_space(set);
+    const int64_t count = H5Sget_simple_extent_npoints(space);
+    H5Sclose(space);
+    H5Dclose(set);
+    return count;
+}
+
+static float *read_param(const struct golden *g, const char *prefix, const struct param *param)
+{
+    char name[128];
+    snprintf(name, sizeof name, "%s%s", prefix, param->name);
+    return read_dataset(g->file, name, H5T_NATIVE_FLOAT, param->shape[0],
+                        param->ndim == 2 ? param->shape[1] : 0);
+}
+
+static double *read_curve(const struct golden *g, const char *name)
+{
+    return read_dataset(g->file, name, H5T_NATIVE_DOUBLE, g->config.run.steps, 0);
+}
+
+static void read_config(struct golden *g, const char *name)
+{
+    char text[4096] = "";
+    const hid_t attribute = H5Aopen(g->file, "config", H5P_DEFAULT), type = H5Tcopy(H5T_C_S1);
+    H5Tset_size(type, sizeof text);
+    assert_true(H5Aread(attribute, type, text) >= 0);
+    H5Tclose(type);
+    H5Aclose(attribute);
+    config_init(&g->config);
+    check(config_parse(&g->config, name, text, strlen(text)));
+}
+
+/* --- building the model --- */
+
+static void open_data(struct golden *g)
+{
+    const int64_t batch = g->config.train.micro_batch, length = g->config.train.sequence_length;
+    const int64_t count = g->config.run.steps * batch * length + 1;
+    const int64_t offsets = dataset_count(g->file, "document_offsets");
+    g->tokens = read_dataset(g->file, "tokens", H5T_NATIVE_INT32, count, 0);
+    g->documents = read_dataset(g->file, "document_offsets", H5T_NATIVE_INT64, offsets, 0);
+    g->store = (struct token_store){.tokens = count,
+                                    .documents = offsets - 1,
+                                    .vocab_size = g->config.model.vocab_size,
+                                    .eos_id = -1,
+                                    .width = 4,
+                                    .token_data = g->tokens,
+                                    .document_offsets = g->documents};
+    check(loader_init(&g->loader, &g->store, length, g->config.data.shuffle,
+                      g->config.data.mask_documents, g->config.run.seed));
+    g->storage = calloc((size_t)(4 * batch * length), sizeof *g->storage);
+    assert_non_null(g->storage);
+    g->first = (struct batch){.ids = g->storage,
+                              .labels = g->storage + batch * length,
+                              .positions = g->storage + 2 * batch * length,
+                              .first = g->storage + 3 * batch * length};
+    g->labels = loader_batch(&g->loader, &g->first, 0, batch);
+}
+
+static void load_weights(struct golden *g)
+{
+    for (int64_t i = 0; i < g->model.params.count; i++) {
+        const struct param *param = &g->model.params.table[i];
+        float *weight = read_param(g, "", param);
+        memcpy(g->model.group[param->group].master + param->offset, weight,
+               (size_t)param->count * sizeof *weight);
+        free(weight);
+    }
+    model_publish(&g->model);
+}
+
+static void golden_open(struct golden *g, const char *fixture, struct variant variant)
+{
+    char path[512];
+    const struct device_options options = {.name = "cpu", .threads = 2};
+    *g = (struct golden){0};
+    snprintf(path, sizeof path, SOURCE_DIR "/tests/golden/mixtral_%s.h5", fixture);
+    g->file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT);
+    assert_true(g->file >= 0);
+    read_config(g, path);
+    g->config.train.precision = variant.precision;
+    g->config.train.recompute = variant.recompute;
+    check(comm_open(&g->world, "self"));
+    check(mesh_init(&g->mesh, &g->world, 1, g->config.model.num_local_experts));
+    check(device_open(&g->device, &options));
+    check(model_init(&g->model, &g->config, &g->mesh, g->device, g->config.train.micro_batch,
+                     g->config.train.sequence_length, !variant.inference));
+    open_data(g);
+    load_weights(g);
+}
+
+static void golden_close(struct golden *g)
+{
+    model_free(&g->model);
+    device_close(g->device);
+    mesh_free(&g->mesh);
+    comm_close(&g->world);
+    config_free(&g->config);
+    free(g->tokens);
+    free(g->documents);
+    free(g->storage);
+    H5Fclose(g->file);
+}
+
+/* --- comparing --- */
+
+static double relative_error(const float *ours, const float *theirs, int64_t count)
+{
+    double difference = 0, norm = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const double x = (double)ours[i], y = (double)theirs[i];
+        difference += (x - y) * (x - y);
+        norm += y * y;
+    }
+    return difference == 0 ? 0 : sqrt(difference / norm); /* expected all 0: infinity */
+}
+
+/* A NaN is larger than everything. */
+static double larger(double a, double b)
+{
+    return isnan(a) || a > b ? a : b;
+}
+
+static void assert_within(const char *what, double error, double most)
+{
+    print_message("  %s: relative error %.1e, at most %.0e\n", what, error, most);
+    if (!(error <= most)) {
+        fail_msg("%s: relative error %g, at most %g", what, error, most);
+    }
+}
+
+/* Largest relative error of a curve; every step beyond `most` is printed. */
+static double curve_error(const char *what, const double *ours, const double *theirs, int64_t count,
+                          double most)
+{
+    double worst = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const double error = fabs(ours[i] - theirs[i]) / fabs(theirs[i]);
+        if (!(error <= most)) {
+            print_error("step %lld: %s %.9g, expected %.9g\n", (long long)i + 1, what, ours[i],
+                        theirs[i]);
+        }
+        worst = larger(error, worst);
+    }
+    return worst;
+}
+
+/* Forward and backward of the first batch: gradients of loss + weighted balance loss. */
+static void run_first(struct golden *g)
+{
+    const struct model_scale scale = {.loss = 1.0 / (double)g->labels, .unit = 1.0};
+    model_zero_grads(&g->model);
+    model_run(&g->model, &g->first, g->config.train.micro_batch, g->config.train.sequence_length,
+              &scale);
+    assert_int_equal(g->model.result.dropped, 0);
+}
+
+/* Logits of every token of the first batch [B*T, V]; the caller frees them. */
+static float *all_logits(struct golden *g)
+{
+    const int64_t batch = g->config.train.micro_batch, length = g->config.train.sequence_length,
+                  vocab = g->config.model.vocab_size;
+    float *logits = malloc((size_t)(batch * length * vocab) * sizeof *logits);
+    assert_non_null(logits);
+    for (int64_t n = 0; n < batch * length; n++) {
+        model_logits(&g->model, &g->first, batch, length, n, logits + n * vocab);
+    }
+    return logits;
+}
+
+/* --- tests: *state is the name of a fixture --- */
+
+static void test_logits(void **state)
+{
+    struct golden g;
+    golden_open(&g, *state, plain);
+    const int64_t rows = g.config.train.micro_batch * g.config.train.sequence_length,
+                  vocab = g.config.model.vocab_size;
+    float *theirs = read_dataset(g.file, "logits", H5T_NATIVE_FLOAT, rows, vocab);
+    float *ours = all_logits(&g);
+    double worst = 0;
+    for (int64_t n = 0; n < rows; n++) {
+        worst = larger(relative_error(ours + n * vocab, theirs + n * vocab, vocab), worst);
+    }
+    assert_within("logits of the worst token", worst, LOGITS_ERROR);
+    golden_close(&g);
+
+    /* a model without training shares memory between layers: the same bits */
+    golden_open(&g, *state, (struct variant){.precision = CONFIG_FP32, .inference = true});
+    float *again = all_logits(&g);
+    assert_memory_equal(again, ours, (size_t)(rows * vocab) * sizeof *ours);
+    golden_close(&g);
+    free(again);
+    free(ours);
+    free(theirs);
+}
+
+static void test_gradients(void **state)
+{
+    struct golden g;
+    double worst = 0;
+    const char *name = "";
+    golden_open(&g, *state, plain);
+    run_first(&g);
+    for (int64_t i = 0; i < g.model.params.count; i++) {
+        const struct param *param = &g.model.params.table[i];
+        float *theirs = read_param(&g, "grad/", param);
+        const double error =
+            relative_error(g.model.group[param->group].grads + param->offset, theirs, param->count);
+        if (!(error <= GRAD_ERROR)) {
+            print_error("gradient of %s: relative error %g\n", param->name, error);
+        }
+        name = !(error <= worst) ? param->name : name;
+        worst = larger(error, worst);
+        free(theirs);
+    }
+    print_message("  %s\n", name);
+    assert_within("gradient of this, the worst", worst, GRAD_ERROR);
+    golden_close(&g);
+}
+
+/* What backward computes again has the bits it had. */
+static void test_recompute(void **state)
+{
+    struct golden g, other;
+    golden_open(&g, *state, plain);
+    run_first(&g);
+    for (int i = CONFIG_RECOMPUTE_EXPERTS; i <= CONFIG_RECOMPUTE_BLOCK; i++) {
+        golden_open(&other, *state, (struct variant){.recompute = (enum config_recompute)i});
+        run_first(&other);
+        assert_true(other.model.arena_activations.capacity < g.model.arena_activations.capacity);
+        assert_true(other.model.result.loss_sum == g.model.result.loss_sum);
+        assert_true(other.model.result.aux_loss == g.model.result.aux_loss);
+        for (int group = 0; group < PARAM_GROUPS; group++) {
+            assert_memory_equal(other.model.group[group].grads, g.model.group[group].grads,
+                                (size_t)g.model.params.elements[group] * sizeof(float));
+        }
+        golden_close(&other);
+    }
+    golden_close(&g);
+}
+
+/* Losses and gradient norms of all steps; the caller frees them. */
+struct curves {
+    double *loss, *aux, *norm; /* [run.steps] */
+};
+
+static struct curves train(struct golden *g)
+{
+    const int64_t steps = g->config.run.steps;
+    double *values = calloc((size_t)(3 * steps), sizeof *values);
+    struct curves curves = {values, values + steps, values + 2 * steps};
+    struct stepper stepper;
+    struct step_result result;
+    assert_non_null(values);
+    check(stepper_init(&stepper, &g->model, &g->loader));
+    for (int64_t i = 0; i < steps; i++) {
+        check(stepper_step(&stepper, i + 1, i * g->config.train.global_batch, &result));
+        curves.loss[i] = result.loss;
+        curves.aux[i] = result.aux_loss;
+        curves.norm[i] = result.grad_norm;
+    }
+    stepper_free(&stepper);
+    return curves;
+}
+
+static void test_training(void **state)
+{
+    struct golden g;
+    golden_open(&g, *state, plain);
+    const int64_t steps = g.config.run.steps;
+    double *loss = read_curve(&g, "curve/loss"), *aux = read_curve(&g, "curve/aux"),
+           *norm = read_curve(&g, "curve/norm");
+    struct curves ours = train(&g);
+    for (int64_t i = 0; i < steps; i++) {
+        aux[i] *= g.config.model.router_aux_loss_coef;
+    }
+    const double loss_error = curve_error("loss", ours.loss, loss, steps, LOSS_ERROR);
+    const double aux_error = curve_error("balance loss", ours.aux, aux, steps, LOSS_ERROR);
+    const double norm_error = curve_error("gradient norm", ours.norm, norm, steps, NORM_ERROR);
+    assert_within("loss of the worst step", loss_error, LOSS_ERROR);
+    assert_within("balance loss of the worst step", aux_error, LOSS_ERROR);
+    assert_within("gradient norm of the worst step", norm_error, NORM_ERROR);
+    free(ours.loss);
+    free(loss);
+    free(aux);
+    free(norm);
+    golden_close(&g);
+}
+
+/* bf16 rounds router logits, so some tokens go elsewhere: only what is averaged over tokens can be
+ * compared. */
+static void test_bf16_losses(void **state)
+{
+    struct golden g;
+    golden_open(&g, *state, (struct variant){.precision = CONFIG_BF16});
+    double *loss = read_curve(&g, "curve/loss");
+    struct curves ours = train(&g);
+    const double error = curve_error("loss", ours.loss, loss, g.config.run.steps, BF16_LOSS_ERROR);
+    assert_true(ours.loss[0] != loss[0]);
+    assert_within("bf16 loss of the worst step", error, BF16_LOSS_ERROR);
+    free(ours.loss);
+    free(loss);
+    golden_close(&g);
+}
+
+int main(void)
+{
+    static const char *const fixtures[] = {"plain", "window", "head_dim", "documents"};
+    static const struct {
+        const char *name;
+        CMUnitTestFunction run;
+    } checks[] = {{"logits", test_logits},
+                  {"gradients", test_gradients},
+                  {"recompute", test_recompute},
+                  {"training", test_training},
+                  {"bf16_losses", test_bf16_losses}};
+    enum {
+        CHECKS = sizeof checks / sizeof checks[0],
+        FIXTURES = sizeof fixtures / sizeof fixtures[0]
+    };
+    char names[FIXTURES * CHECKS][64];
+    struct CMUnitTest tests[FIXTURES * CHECKS] = {0};
+    for (int i = 0; i < FIXTURES * CHECKS; i++) {
+        const char *fixture = fixtures[i / CHECKS];
+        snprintf(names[i], sizeof names[i], "%s of %s", checks[i % CHECKS].name, fixture);
+        tests[i] = (struct CMUnitTest){.name = names[i],
+                                       .test_func = checks[i % CHECKS].run,
+                                       .initial_state = (void *)(uintptr_t)fixture};
+    }
+    return cmocka_run_group_tests_name("mixtral", tests, NULL, NULL);
+}
