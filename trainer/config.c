@@ -1,5 +1,6 @@
 #include "trainer/config_table.h"
 
+#include <assert.h>
 #include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -160,6 +161,8 @@ const struct unbuilt_key config_unbuilt[] = {
     {"parallel.etp", "1"},
     {"checkpoint.async", "false"},
     {"log.tensorboard", "false"},
+    {"data.fim", NULL},
+    {"cluster", NULL},
     {"debug.trace", "null"},
     {"debug.profile", "null"},
 };
@@ -175,12 +178,12 @@ const struct field *config_find(const char *key)
     return NULL;
 }
 
-static bool parse_real(const char *text, double *value)
+bool config_number(const char *text, double *value)
 {
     char *end = NULL;
     const size_t length = strspn(text, "+-.0123456789eE");
     if (length == 0 || text[length] != '\0' || strpbrk(text, "0123456789") == NULL) {
-        return false; /* nan, inf, 0x10, words */
+        return false;
     }
     errno = 0;
     *value = strtod(text, &end);
@@ -192,7 +195,7 @@ static bool set_number(void *at, const struct field *field, const char *text, ch
 {
     double value = 0;
     const bool whole = field->kind != FIELD_REAL;
-    if (!parse_real(text, &value) || (whole && (value != floor(value) || fabs(value) > MOST))) {
+    if (!config_number(text, &value) || (whole && (value != floor(value) || fabs(value) > MOST))) {
         snprintf(why, bytes, "'%s' is not a %s", text, whole ? "whole number" : "number");
         return false;
     }
@@ -210,6 +213,19 @@ static bool set_number(void *at, const struct field *field, const char *text, ch
     return true;
 }
 
+static bool is_word_of(const char *list, const char *word)
+{
+    const size_t length = strlen(word);
+    for (const char *c = list; c != NULL && *c != '\0'; c += strspn(c, " ")) {
+        const size_t next = strcspn(c, " ");
+        if (next == length && memcmp(c, word, length) == 0) {
+            return true;
+        }
+        c += next;
+    }
+    return false;
+}
+
 static bool set_enum(int *at, const struct field *field, const char *text, char *why, size_t bytes)
 {
     char list[256] = "";
@@ -221,10 +237,9 @@ static bool set_enum(int *at, const struct field *field, const char *text, char 
         snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i > 0 ? ", " : "",
                  field->names[i]);
     }
-    const char *known = field->unbuilt != NULL ? strstr(field->unbuilt, text) : NULL;
     snprintf(why, bytes,
-             known != NULL && *text != '\0' ? "'%s' is not built in this version (built: %s)"
-                                            : "'%s' is not one of %s",
+             is_word_of(field->unbuilt, text) ? "'%s' is not built in this version (built: %s)"
+                                              : "'%s' is not one of %s",
              text, list);
     return false;
 }
@@ -243,6 +258,54 @@ static bool set_null(void *at, const struct field *field, char *why, size_t byte
     } else {
         *(double *)at = -1;
     }
+    return true;
+}
+
+/* Bytes of the UTF-8 character at `text`, its number in *code; 0: not UTF-8. */
+static int utf8_next(const char *text, uint32_t *code)
+{
+    static const uint32_t least[] = {0, 0x80, 0x800, 0x10000};
+    const unsigned char *c = (const unsigned char *)text;
+    const int more = c[0] < 0x80         ? 0
+                     : c[0] >> 5 == 0x06 ? 1
+                     : c[0] >> 4 == 0x0e ? 2
+                     : c[0] >> 3 == 0x1e ? 3
+                                         : -1;
+    *code = more > 0 ? c[0] & (0x3fu >> more) : c[0];
+    for (int i = 1; i <= more; i++) {
+        if (c[i] >> 6 != 2) {
+            return 0;
+        }
+        *code = *code << 6 | (c[i] & 0x3fu);
+    }
+    const bool good = more >= 0 && *code >= least[more] && *code <= 0x10ffff &&
+                      (*code < 0xd800 || *code > 0xdfff);
+    return good ? more + 1 : 0;
+}
+
+/* What config_print could not write whole into a file that reads back is refused here. */
+static bool set_text(char **at, const char *text, char *why, size_t bytes)
+{
+    uint32_t code = 0;
+    if (strlen(text) > CONFIG_TEXT_BYTES) {
+        snprintf(why, bytes, "longer than %d bytes", CONFIG_TEXT_BYTES);
+        return false;
+    }
+    for (const char *c = text; *c != '\0';) {
+        const int length = utf8_next(c, &code);
+        if (length == 0) {
+            snprintf(why, bytes, "byte %d is not UTF-8", (int)(c - text));
+            return false;
+        }
+        c += length;
+    }
+    char *copy = strdup(text);
+    if (copy == NULL) {
+        snprintf(why, bytes, "out of memory");
+        return false;
+    }
+    free(*at);
+    *at = copy;
     return true;
 }
 
@@ -266,14 +329,20 @@ bool config_set(struct config *config, const struct field *field, const char *te
         *(bool *)at = text[0] == 't';
         return true;
     case FIELD_TEXT:
-        free(*(char **)at);
-        *(char **)at = strdup(text);
-        return *(char **)at != NULL;
+        return set_text(at, text, why, why_bytes);
     case FIELD_ENUM:
         return set_enum(at, field, text, why, why_bytes);
     default:
         return set_number(at, field, text, why, why_bytes);
     }
+}
+
+/* May stand unescaped in YAML's double quotes. */
+static bool plain(uint32_t code)
+{
+    return (code >= 0x20 && code < 0x7f) ||
+           (code >= 0xa0 && code < 0xd800 && code != 0x2028 && code != 0x2029) ||
+           (code >= 0xe000 && code < 0xfffe && code != 0xfeff) || code >= 0x10000;
 }
 
 static void show_text(const char *text, char *out, size_t bytes)
@@ -284,15 +353,18 @@ static void show_text(const char *text, char *out, size_t bytes)
         return;
     }
     out[at++] = '"';
-    for (const char *c = text; *c != '\0' && at + 8 < bytes; c++) {
-        if (*c == '"' || *c == '\\') {
-            out[at++] = '\\';
-            out[at++] = *c;
-        } else if ((unsigned char)*c < 0x20) {
-            at += (size_t)snprintf(out + at, bytes - at, "\\x%02x", (unsigned)*c);
+    for (const char *c = text; *c != '\0' && at + 8 < bytes;) {
+        uint32_t code = 0;
+        const int length = utf8_next(c, &code);
+        assert(length > 0); /* set_text saw to it */
+        if (!plain(code)) {
+            at +=
+                (size_t)snprintf(out + at, bytes - at, code < 0x100 ? "\\x%02x" : "\\u%04x", code);
         } else {
-            out[at++] = *c;
+            at += (size_t)snprintf(out + at, bytes - at, "%s%.*s",
+                                   *c == '"' || *c == '\\' ? "\\" : "", length, c);
         }
+        c += length;
     }
     snprintf(out + at, bytes - at, "\"");
 }

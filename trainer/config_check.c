@@ -8,27 +8,36 @@
 
 void config_error(struct config_errors *errors, const char *format, ...)
 {
-    const size_t used = strlen(errors->text);
+    const size_t used = strlen(errors->text), spare = 40; /* for "and N more errors" */
+    char line[1024];
     va_list args;
     va_start(args, format);
-    if (used + 200 < sizeof errors->text) {
-        char *at = errors->text + used;
-        snprintf(at, sizeof errors->text - used, "%s", errors->count > 0 ? "\n" : "");
-        vsnprintf(errors->text + strlen(errors->text), sizeof errors->text - strlen(errors->text),
-                  format, args);
-    }
+    vsnprintf(line, sizeof line, format, args);
     va_end(args);
+    const char *prefix = errors->prefix != NULL ? errors->prefix : "";
+    if (used + strlen(prefix) + strlen(line) + spare < sizeof errors->text) {
+        snprintf(errors->text + used, sizeof errors->text - used, "%s%s%s%s",
+                 errors->count > 0 ? "\n" : "", prefix, errors->prefix != NULL ? ": " : "", line);
+    } else {
+        errors->left_out++;
+    }
     errors->count++;
 }
 
 enum status config_result(const struct config_errors *errors)
 {
+    if (errors->left_out > 0) {
+        return status_fail(STATUS_USAGE, "%s\nand %d more errors", errors->text, errors->left_out);
+    }
     return errors->count == 0 ? STATUS_OK : status_fail(STATUS_USAGE, "%s", errors->text);
 }
 
-static bool was_given(const bool *given, const char *key)
+static bool is_default(const struct config *config, const char *key)
 {
-    return given[config_find(key) - config_fields];
+    const struct field *field = config_find(key);
+    char value[CONFIG_SHOWN_BYTES];
+    config_show(config, field, value, sizeof value);
+    return strcmp(value, field->initial) == 0;
 }
 
 static void check_model(const struct config *config, struct config_errors *errors)
@@ -84,8 +93,9 @@ void config_check(const struct config *config, const bool *given, struct config_
                      (long long)config->train.sequence_length,
                      (long long)config->model.max_position_embeddings);
     }
+    /* The default warm-up may be longer than a short run, also when read back from config.yaml. */
     if (config->schedule.warmup_steps > config->run.steps &&
-        was_given(given, "schedule.warmup_steps")) {
+        !is_default(config, "schedule.warmup_steps")) {
         config_error(errors, "schedule.warmup_steps %lld is more than run.steps %lld",
                      (long long)config->schedule.warmup_steps, (long long)config->run.steps);
     }

@@ -30,6 +30,12 @@ extern const int config_unbuilt_count;
 
 const struct field *config_find(const char *key);
 
+/* Longest text a key takes; room that any value, printed, needs. */
+enum { CONFIG_TEXT_BYTES = 4096, CONFIG_SHOWN_BYTES = 4 * CONFIG_TEXT_BYTES + 16 };
+
+/* A finite decimal number: not nan, inf, 0x10 or 1_000. */
+bool config_number(const char *text, double *value);
+
 /* Sets a field from its text. quoted: the scalar stood in quotes. On error writes the reason to
  * why. Returns success. */
 bool config_set(struct config *config, const struct field *field, const char *text, bool quoted,
@@ -37,10 +43,11 @@ bool config_set(struct config *config, const struct field *field, const char *te
 /* The field's value as one writes it in YAML. */
 void config_show(const struct config *config, const struct field *field, char *out, size_t bytes);
 
-/* Collects error lines. */
+/* Collects error lines; those that don't fit are counted. */
 struct config_errors {
     char text[1900];
-    int count;
+    const char *prefix; /* of each line, or NULL */
+    int count, left_out;
 };
 void config_error(struct config_errors *errors, const char *format, ...)
     __attribute__((format(printf, 2, 3)));

@@ -17,7 +17,7 @@ void config_print(const struct config *config, FILE *out)
     for (int i = 0; i < config_field_count; i++) {
         const struct field *field = &config_fields[i];
         const int length = section_length(field);
-        char value[8192];
+        char value[CONFIG_SHOWN_BYTES];
         if (strncmp(section, field->key, (size_t)length + 1) != 0) {
             section = field->key;
             fprintf(out, "%.*s:\n", length, section);

@@ -16,30 +16,47 @@ struct reader {
     struct config_errors errors;
 };
 
+/* The key is `name` or lies in it. */
+static bool is_within(const char *key, const char *name)
+{
+    const size_t length = strlen(name);
+    return strncmp(key, name, length) == 0 && (key[length] == '\0' || key[length] == '.');
+}
+
+/* The nearest key (of a word without a dot: or section) in `near`, "" when none is near. */
+static void find_near(const char *key, char *near, size_t bytes)
+{
+    const char *dot = strrchr(key, '.'), *own = dot != NULL ? dot + 1 : key;
+    int least = (int)strlen(key) / 3 + 1;
+    near[0] = '\0';
+    for (int i = 0; i < config_field_count; i++) {
+        const char *known = config_fields[i].key, *name = strchr(known, '.') + 1;
+        char section[64];
+        snprintf(section, sizeof section, "%.*s", (int)(name - known) - 1, known);
+        /* The right key in the wrong section is nearest. */
+        const int whole = strcmp(own, name) == 0 ? 0 : distance(key, known),
+                  part = dot == NULL ? distance(key, section) : whole;
+        if (whole < least || part < least) {
+            least = whole < part ? whole : part;
+            snprintf(near, bytes, "%s", part < whole ? section : known);
+        }
+    }
+}
+
 void config_explain(const char *key, char *out, size_t bytes)
 {
-    const char *near = NULL, *own = strrchr(key, '.');
-    int least = (int)strlen(key) / 3 + 1;
+    char near[128];
     for (int i = 0; i < config_unbuilt_count; i++) {
-        if (strcmp(config_unbuilt[i].key, key) == 0) {
+        if (is_within(key, config_unbuilt[i].key)) {
             snprintf(out, bytes, "not built in this version%s%s",
                      config_unbuilt[i].accepted != NULL ? "; it acts as " : "",
                      config_unbuilt[i].accepted != NULL ? config_unbuilt[i].accepted : "");
             return;
         }
     }
-    for (int i = 0; i < config_field_count; i++) {
-        const char *name = strrchr(config_fields[i].key, '.');
-        const bool same =
-            own != NULL && strcmp(own, name) == 0; /* right key in the wrong section */
-        const int d = same ? 1 : nearest_distance(key, config_fields[i].key);
-        if (d < least) {
-            least = d;
-            near = config_fields[i].key;
-        }
-    }
-    snprintf(out, bytes, near != NULL ? "unknown key; did you mean '%s'?" : "unknown key%s",
-             near != NULL ? near : "");
+    find_near(key, near, sizeof near);
+    snprintf(out, bytes, near[0] != '\0' ? "unknown key; did you mean '%s'?" : "unknown key%s",
+             near);
 }
 
 /* A key that isn't built, with the value that says what happens anyway, is no error. */
@@ -79,6 +96,20 @@ static void place(const struct reader *r, const yaml_mark_t *mark, char *out, si
     snprintf(out, bytes, "%s:%zu:%zu", r->name, mark->line + 1, mark->column + 1);
 }
 
+/* NULL for anything but a word; one with a NUL in it would be read as another. */
+static const char *word(const yaml_node_t *node)
+{
+    const char *text =
+        node->type == YAML_SCALAR_NODE ? (const char *)node->data.scalar.value : NULL;
+    return text != NULL && strlen(text) == node->data.scalar.length ? text : NULL;
+}
+
+static bool is_weight(const yaml_node_t *node)
+{
+    double weight = 0;
+    return word(node) != NULL && config_number(word(node), &weight) && weight > 0;
+}
+
 /* data.train: [{path: P, weight: W}] with one entry. */
 static const yaml_node_t *single_source(yaml_document_t *document, const yaml_node_t *node)
 {
@@ -95,11 +126,10 @@ static const yaml_node_t *single_source(yaml_document_t *document, const yaml_no
          pair < item->data.mapping.pairs.top; pair++) {
         const yaml_node_t *key = yaml_document_get_node(document, pair->key);
         const yaml_node_t *value = yaml_document_get_node(document, pair->value);
-        const char *name =
-            key->type == YAML_SCALAR_NODE ? (const char *)key->data.scalar.value : "";
-        if (strcmp(name, "path") == 0 && value->type == YAML_SCALAR_NODE) {
+        const char *name = word(key) != NULL ? word(key) : "";
+        if (strcmp(name, "path") == 0 && path == NULL && word(value) != NULL) {
             path = value;
-        } else if (strcmp(name, "weight") != 0) {
+        } else if (strcmp(name, "weight") != 0 || !is_weight(value)) {
             return NULL;
         }
     }
@@ -123,7 +153,7 @@ static void read_value(struct reader *r, yaml_document_t *document, const char *
         }
         value = path;
     }
-    if (value->type != YAML_SCALAR_NODE) {
+    if (word(value) == NULL) {
         char why[512];
         config_explain(key, why, sizeof why);
         config_error(&r->errors, "%s: key '%s': %s", where, key,
@@ -151,8 +181,7 @@ static bool seen_before(yaml_document_t *document, const yaml_node_t *map,
 {
     for (yaml_node_pair_t *pair = map->data.mapping.pairs.start; pair < until; pair++) {
         const yaml_node_t *key = yaml_document_get_node(document, pair->key);
-        if (key->type == YAML_SCALAR_NODE &&
-            strcmp((const char *)key->data.scalar.value, name) == 0) {
+        if (word(key) != NULL && strcmp(word(key), name) == 0) {
             return true;
         }
     }
@@ -168,11 +197,11 @@ static void read_map(struct reader *r, yaml_document_t *document, const yaml_nod
         const yaml_node_t *value = yaml_document_get_node(document, pair->value);
         char full[256], where[512], why[512];
         place(r, &key->start_mark, where, sizeof where);
-        if (key->type != YAML_SCALAR_NODE) {
+        const char *name = word(key);
+        if (name == NULL) {
             config_error(&r->errors, "%s: a key must be a word", where);
             continue;
         }
-        const char *name = (const char *)key->data.scalar.value;
         snprintf(full, sizeof full, "%s%s%s", section, section[0] != '\0' ? "." : "", name);
         if (seen_before(document, map, pair, name)) {
             config_error(&r->errors, "%s: key '%s': given twice", where, full);
@@ -188,22 +217,28 @@ static void read_map(struct reader *r, yaml_document_t *document, const yaml_nod
     }
 }
 
+static yaml_mark_t mark_of(const char *text, size_t offset)
+{
+    yaml_mark_t mark = {0};
+    for (size_t i = 0; i < offset; i++) {
+        mark.column = text[i] == '\n' ? 0 : mark.column + 1;
+        mark.line += text[i] == '\n';
+    }
+    return mark;
+}
+
 /* Tabs, anchors and aliases are refused by a pass over the tokens, with their place. */
 static void scan(struct reader *r, const char *text, size_t bytes)
 {
     yaml_parser_t parser;
     yaml_token_t token;
+    char where[512];
     bool more = true;
     const char *tab = memchr(text, '\t', bytes);
     if (tab != NULL) {
-        size_t line = 1, column = 1;
-        for (const char *c = text; c < tab; c++, column++) {
-            if (*c == '\n') {
-                line++;
-                column = 0;
-            }
-        }
-        config_error(&r->errors, "%s:%zu:%zu: a tab: indent with spaces", r->name, line, column);
+        const yaml_mark_t mark = mark_of(text, (size_t)(tab - text));
+        place(r, &mark, where, sizeof where);
+        config_error(&r->errors, "%s: a tab: indent with spaces", where);
         return;
     }
     yaml_parser_initialize(&parser);
@@ -212,8 +247,8 @@ static void scan(struct reader *r, const char *text, size_t bytes)
         more = token.type != YAML_STREAM_END_TOKEN;
         if (token.type == YAML_ALIAS_TOKEN || token.type == YAML_ANCHOR_TOKEN ||
             token.type == YAML_TAG_TOKEN) {
-            config_error(&r->errors, "%s:%zu:%zu: anchors, aliases and tags are not supported",
-                         r->name, token.start_mark.line + 1, token.start_mark.column + 1);
+            place(r, &token.start_mark, where, sizeof where);
+            config_error(&r->errors, "%s: anchors, aliases and tags are not supported", where);
             more = false;
         }
         yaml_token_delete(&token);
@@ -225,6 +260,7 @@ static void read_text(struct reader *r, const char *text, size_t bytes)
 {
     yaml_parser_t parser;
     yaml_document_t document, second;
+    char where[512];
     scan(r, text, bytes);
     if (r->errors.count > 0) {
         return;
@@ -232,8 +268,12 @@ static void read_text(struct reader *r, const char *text, size_t bytes)
     yaml_parser_initialize(&parser);
     yaml_parser_set_input_string(&parser, (const unsigned char *)text, bytes);
     if (yaml_parser_load(&parser, &document) == 0) {
-        config_error(&r->errors, "%s:%zu:%zu: %s", r->name, parser.problem_mark.line + 1,
-                     parser.problem_mark.column + 1,
+        /* Of a byte that is no character the library tells the offset only. */
+        const yaml_mark_t mark = parser.error == YAML_READER_ERROR && parser.problem_offset <= bytes
+                                     ? mark_of(text, parser.problem_offset)
+                                     : parser.problem_mark;
+        place(r, &mark, where, sizeof where);
+        config_error(&r->errors, "%s: %s", where,
                      parser.problem != NULL ? parser.problem : "not YAML");
         yaml_parser_delete(&parser);
         return;
@@ -247,8 +287,12 @@ static void read_text(struct reader *r, const char *text, size_t bytes)
         read_map(r, &document, root, "");
     }
     yaml_document_delete(&document);
-    if (yaml_parser_load(&parser, &second) == 0 || yaml_document_get_root_node(&second) != NULL) {
-        config_error(&r->errors, "%s: more than one YAML document", r->name);
+    const bool good = yaml_parser_load(&parser, &second) != 0;
+    if (!good || yaml_document_get_root_node(&second) != NULL) {
+        place(r, good ? &second.start_mark : &parser.problem_mark, where, sizeof where);
+        config_error(&r->errors, "%s: %s", where,
+                     good || parser.problem == NULL ? "more than one YAML document"
+                                                    : parser.problem);
     }
     yaml_document_delete(&second);
     yaml_parser_delete(&parser);
@@ -259,6 +303,10 @@ static void read_overrides(struct reader *r, char *const *overrides, int count)
     for (int i = 0; i < count; i++) {
         char key[256];
         const char *equals = strchr(overrides[i], '=');
+        if (equals == NULL) {
+            config_error(&r->errors, "command line: '%s': write key=value", overrides[i]);
+            continue;
+        }
         snprintf(key, sizeof key, "%.*s", (int)(equals - overrides[i]), overrides[i]);
         set(r, "command line", key, equals + 1, strcmp(key, "sample.prompt") == 0);
     }
@@ -270,11 +318,8 @@ static enum status finish(struct reader *r)
         config_apply_hf(r->config, r->given, &r->errors);
     }
     if (r->errors.count == 0) {
-        struct config_errors relations = {0};
-        config_check(r->config, r->given, &relations);
-        if (relations.count > 0) {
-            config_error(&r->errors, "%s: %s", r->name, relations.text);
-        }
+        r->errors.prefix = r->name;
+        config_check(r->config, r->given, &r->errors);
     }
     if (r->config->model.num_key_value_heads == 0) {
         r->config->model.num_key_value_heads = r->config->model.num_attention_heads;

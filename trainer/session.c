@@ -59,8 +59,24 @@ static enum status open_device(struct session *session)
     return device_open(&session->device, &options);
 }
 
-enum status session_open(struct session *session, const char *path, char *const *overrides,
-                         int count)
+static int64_t common_divisor(int64_t a, int64_t b)
+{
+    return b == 0 ? a : common_divisor(b, a % b);
+}
+
+static void fit_layout(struct session *session, char *const *overrides, int count)
+{
+    static const char key[] = "parallel.ep=";
+    for (int i = 0; i < count; i++) {
+        if (strncmp(overrides[i], key, sizeof key - 1) == 0) {
+            return;
+        }
+    }
+    session->config.parallel.ep = common_divisor(session->config.parallel.ep, session->world.size);
+}
+
+enum status session_open(struct session *session, enum session_use use, const char *path,
+                         char *const *overrides, int count)
 {
     static const char *const kinds[] = {
         [CONFIG_COMM_AUTO] = "auto", [CONFIG_COMM_SELF] = "self", [CONFIG_COMM_MPI] = "mpi"};
@@ -69,6 +85,9 @@ enum status session_open(struct session *session, const char *path, char *const 
     const enum status loaded = load_config(&session->config, path, overrides, count);
     TRY(comm_open(&session->world, loaded == STATUS_OK ? kinds[session->config.run.comm] : "auto"));
     TRY(comm_agree(&session->world, loaded, NULL));
+    if (use == SESSION_USE) {
+        fit_layout(session, overrides, count);
+    }
     TRY(comm_agree(&session->world, open_device(session), NULL));
     return comm_agree(&session->world,
                       mesh_init(&session->mesh, &session->world, (int)session->config.parallel.ep,

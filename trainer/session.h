@@ -6,6 +6,10 @@
 #include "parallel/mesh.h"
 #include "trainer/config.h"
 
+/* Training keeps the layout of the config. Using a trained model gives the same results with any
+ * layout, so parallel.ep, unless overridden, shrinks to what the ranks at hand allow. */
+enum session_use { SESSION_TRAIN, SESSION_USE };
+
 struct session {
     struct config config;
     struct comm world;
@@ -17,8 +21,8 @@ struct session {
 /* Collective. `path` is a config file, a run directory (its config.yaml) or a checkpoint (the
  * config it was saved with). On error every rank has the same status and message. The session must
  * be closed either way. */
-enum status session_open(struct session *session, const char *path, char *const *overrides,
-                         int count) __attribute__((warn_unused_result));
+enum status session_open(struct session *session, enum session_use use, const char *path,
+                         char *const *overrides, int count) __attribute__((warn_unused_result));
 /* Collective. Prints status_message() on rank 0 when status is not OK, closes everything, and
  * returns status with the message cleared, so that one line is printed. */
 enum status session_close(struct session *session, enum status status);

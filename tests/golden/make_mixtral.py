@@ -160,7 +160,7 @@ def make(name, changes):
 
 
 def save(path, config, tokens, offsets, data):
-    with h5py.File(path, "w", libver=("v108", "v108")) as file:
+    with h5py.File(path, "w") as file:
         file.attrs["config"] = np.bytes_(config)
         file["tokens"] = tokens.numpy().astype(np.int32)
         file["document_offsets"] = offsets.numpy().astype(np.int64)

@@ -220,8 +220,8 @@ enum status command_bench(int argc, char **argv)
         return status_fail(STATUS_USAGE, "bench: --steps must be 1 to %d and --warmup not negative",
                            MOST_STEPS);
     }
-    enum status status =
-        session_open(&session, options.words[0], options.overrides, options.override_count);
+    enum status status = session_open(&session, SESSION_TRAIN, options.words[0], options.overrides,
+                                      options.override_count);
     if (status == STATUS_OK) {
         status = run(&bench, json);
     }

@@ -68,8 +68,8 @@ enum status command_eval(int argc, char **argv)
     if (options.help) {
         return STATUS_OK;
     }
-    enum status status =
-        session_open(&session, options.words[0], options.overrides, options.override_count);
+    enum status status = session_open(&session, SESSION_USE, options.words[0], options.overrides,
+                                      options.override_count);
     if (status == STATUS_OK) {
         data = data != NULL ? data : session.config.data.valid;
         if (data == NULL) {

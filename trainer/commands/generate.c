@@ -145,8 +145,8 @@ enum status command_generate(int argc, char **argv)
         return status_fail(STATUS_RESOURCE, "out of memory for %lld tokens",
                            (long long)request.count);
     }
-    enum status status =
-        session_open(&session, options.words[0], options.overrides, options.override_count);
+    enum status status = session_open(&session, SESSION_USE, options.words[0], options.overrides,
+                                      options.override_count);
     if (status == STATUS_OK) {
         status = generate(&session, &model, options.words[0], &request, ids);
     }

@@ -27,8 +27,8 @@ enum status command_train(int argc, char **argv)
     if (options.help) {
         return STATUS_OK;
     }
-    enum status status =
-        session_open(&session, options.words[0], options.overrides, options.override_count);
+    enum status status = session_open(&session, SESSION_TRAIN, options.words[0], options.overrides,
+                                      options.override_count);
     if (status == STATUS_OK) {
         status = training_run(&session, fresh);
     }
