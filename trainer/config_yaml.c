@@ -34,8 +34,8 @@ static void find_near(const char *key, char *near, size_t bytes)
         char section[64];
         snprintf(section, sizeof section, "%.*s", (int)(name - known) - 1, known);
         /* The right key in the wrong section is nearest. */
-        const int whole = strcmp(own, name) == 0 ? 0 : distance(key, known),
-                  part = dot == NULL ? distance(key, section) : whole;
+        const int whole = strcmp(own, name) == 0 ? 0 : nearest_distance(key, known),
+                  part = dot == NULL ? nearest_distance(key, section) : whole;
         if (whole < least || part < least) {
             least = whole < part ? whole : part;
             snprintf(near, bytes, "%s", part < whole ? section : known);
