@@ -402,7 +402,8 @@ enum status checkpoint_clean(const char *root)
     }
     for (struct dirent *entry = readdir(dir); entry != NULL && status == STATUS_OK;
          entry = readdir(dir)) {
-        if (strncmp(entry->d_name, ".tmp-", 5) == 0 || strncmp(entry->d_name, ".trash-", 7) == 0) {
+        if (strncmp(entry->d_name, ".tmp-", 5) == 0 || strncmp(entry->d_name, ".trash-", 7) == 0 ||
+            strcmp(entry->d_name, "LATEST.tmp") == 0) {
             char path[MAX_PATH];
             status = join(path, root, entry->d_name);
             status = status == STATUS_OK ? io_remove_tree(path) : status;

@@ -54,7 +54,7 @@ enum status checkpoint_load(struct comm *comm, const char *path,
                             const struct checkpoint_slice *slices, int64_t slice_count)
     __attribute__((warn_unused_result));
 
-/* Local. Removes stale temporary folders (.tmp-*, .trash-*) of dead runs; call under the run
+/* Local. Removes what dead runs left half-made (.tmp-*, .trash-*, LATEST.tmp); call under the run
  * directory's lock. */
 enum status checkpoint_clean(const char *root) __attribute__((warn_unused_result));
 

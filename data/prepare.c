@@ -92,8 +92,10 @@ static enum status add_tokens(struct work *work, const json_t *tokens, const jso
         work->summary->skipped_empty++;
         return STATUS_OK;
     }
-    if (token_writer_add(work->writer, work->ids, work->mask, (int64_t)count) != STATUS_OK) {
-        return status_fail(STATUS_DATA, "%s: %s", where, status_message());
+    const enum status status =
+        token_writer_add(work->writer, work->ids, work->mask, (int64_t)count);
+    if (status != STATUS_OK) {
+        return status_fail(status, "%s: %s", where, status_message());
     }
     work->summary->documents++;
     work->summary->tokens += (int64_t)count;
@@ -161,6 +163,22 @@ static enum status add_file(struct work *work, const char *path)
     return status;
 }
 
+/* The output itself, of an earlier run, or what is being written beside it: not an input, though it
+ * may lie in an input folder. */
+static bool is_output(const struct prepare_options *options, const struct stat *info)
+{
+    static const char *const suffix[] = {"", ".tmp", ".tokens.tmp", ".mask.tmp"};
+    for (size_t i = 0; i < sizeof suffix / sizeof suffix[0]; i++) {
+        char name[MAX_PATH + 16];
+        struct stat own;
+        snprintf(name, sizeof name, "%s%s", options->output, suffix[i]);
+        if (stat(name, &own) == 0 && own.st_dev == info->st_dev && own.st_ino == info->st_ino) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static int by_name(const struct dirent **a, const struct dirent **b)
 {
     return strcmp((*a)->d_name, (*b)->d_name);
@@ -174,7 +192,7 @@ static enum status add_path(struct work *work, const char *path)
         return status_fail(STATUS_IO, "%s: %s", path, strerror(errno));
     }
     if (!S_ISDIR(info.st_mode)) {
-        return add_file(work, path);
+        return is_output(work->options, &info) ? STATUS_OK : add_file(work, path);
     }
     const int count = scandir(path, &entries, NULL, by_name);
     enum status status = count < 0

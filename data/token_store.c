@@ -44,8 +44,8 @@ static enum status find_dataset(hid_t file, const char *path, const char *name, 
                        H5Tget_class(type) == H5T_INTEGER && H5Tget_order(type) != H5T_ORDER_BE;
     if (plain) {
         H5Sget_simple_extent_dims(space, &count, NULL);
-        const haddr_t offset = H5Dget_offset(set);
-        *out = (struct extent){.offset = offset == HADDR_UNDEF ? 0 : (int64_t)offset,
+        const haddr_t offset = H5Dget_offset(set); /* none: created, never written */
+        *out = (struct extent){.offset = offset == HADDR_UNDEF ? -1 : (int64_t)offset,
                                .count = (int64_t)count,
                                .width = H5Tget_size(type),
                                .present = true};
@@ -56,6 +56,9 @@ static enum status find_dataset(hid_t file, const char *path, const char *name, 
     H5Dclose(set);
     if (!plain) {
         return foreign(path, "a dataset is compressed, chunked or not of whole numbers");
+    }
+    if (out->offset < 0) {
+        return foreign(path, "a dataset has no data");
     }
     const int64_t room = file_bytes - out->offset;
     if (out->count < 0 || room < 0 || out->count > room / (int64_t)out->width) {
@@ -218,8 +221,14 @@ void token_store_close(struct token_store *store)
 
 int64_t token_store_get(const struct token_store *store, int64_t i)
 {
-    return store->width == 2 ? ((const uint16_t *)store->token_data)[i]
-                             : ((const uint32_t *)store->token_data)[i];
+    uint16_t narrow;
+    uint32_t wide;
+    if (store->width == 2) { /* other programs' files may hold them at odd addresses */
+        memcpy(&narrow, (const char *)store->token_data + 2 * i, sizeof narrow);
+        return narrow;
+    }
+    memcpy(&wide, (const char *)store->token_data + 4 * i, sizeof wide);
+    return wide;
 }
 
 int64_t token_store_document(const struct token_store *store, int64_t i)

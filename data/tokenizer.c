@@ -1,5 +1,6 @@
 #include "data/tokenizer.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 int64_t tokenizer_bytes_encode(int32_t *ids, const char *text, int64_t bytes)
@@ -19,7 +20,8 @@ void tokenizer_bytes_decode(char *text, const int32_t *ids, int64_t count)
             text += sizeof eos - 1;
         } else {
             const int32_t c = ids[i];
-            *text++ = (c < 32 && c != '\n' && c != '\t') || c == 127 ? '.' : (char)c;
+            const bool hidden = (c < 32 && c != '\n' && c != '\t') || c == 127 || c > 255;
+            *text++ = hidden ? '.' : (char)c;
         }
     }
     *text = '\0';

@@ -8,7 +8,7 @@ enum { TOKENIZER_BYTES_EOS = 256, TOKENIZER_BYTES_VOCAB = 257 };
 
 /* ids[bytes] = the bytes of text; returns how many. */
 int64_t tokenizer_bytes_encode(int32_t *ids, const char *text, int64_t bytes);
-/* Text of ids; end-of-document and unprintable control bytes become visible as <eos> or dots.
+/* Text of ids; end-of-document becomes <eos>, control bytes and ids that are no byte become dots.
  * `text` has room for 5 bytes an id and a NUL. */
 void tokenizer_bytes_decode(char *text, const int32_t *ids, int64_t count);
 

@@ -372,12 +372,15 @@ static void show_text(const char *text, char *out, size_t bytes)
 /* The shortest decimal that reads back as the same double. */
 static void show_real(double value, char *out, size_t bytes)
 {
-    for (int digits = 1; digits <= 17; digits++) {
-        snprintf(out, bytes, "%.*g", digits, value);
-        if (strtod(out, NULL) == value) {
-            return;
+    enum { MOST_DIGITS = 17, ROOM = 32 };
+    char text[ROOM] = "";
+    for (int digits = 1; digits <= MOST_DIGITS; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, value);
+        if (strtod(text, NULL) == value) {
+            break;
         }
     }
+    snprintf(out, bytes, "%s", text);
 }
 
 void config_show(const struct config *config, const struct field *field, char *out, size_t bytes)

@@ -27,7 +27,7 @@ static bool is_within(const char *key, const char *name)
 static void find_near(const char *key, char *near, size_t bytes)
 {
     const char *dot = strrchr(key, '.'), *own = dot != NULL ? dot + 1 : key;
-    int least = (int)strlen(key) / 3 + 1;
+    int least = (int)strlen(key) / 3 + (dot != NULL ? 1 : 2);
     near[0] = '\0';
     for (int i = 0; i < config_field_count; i++) {
         const char *known = config_fields[i].key, *name = strchr(known, '.') + 1;

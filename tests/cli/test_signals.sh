@@ -9,7 +9,8 @@ make_config
 start() {
     local count=$1 ep=$2 dir=$3
     shift 3
-    mpirun --allow-run-as-root --oversubscribe --bind-to none -q -np "$count" \
+    # Without -q: Open MPI's message names a rank that dies.
+    mpirun --allow-run-as-root --oversubscribe --bind-to none -np "$count" \
         "$binary" train "$work/tiny.yaml" "run.dir=$dir" "parallel.ep=$ep" run.steps=1000000 "$@" \
         >"$out" 2>"$err" </dev/null &
     launcher=$!
@@ -18,10 +19,17 @@ start() {
     children=$(pgrep -P "$launcher" -f "$binary" | sort -n)
 }
 
+# gone PID: ended; whether somebody collected it doesn't matter.
+gone() {
+    local state
+    state=$(ps -o stat= -p "$1") || return 0
+    [ "${state:0:1}" = Z ]
+}
+
 # ended RC: of $launcher, within 20 s.
 ended() {
     local rc=0
-    wait_for 20 expr "$(ps -o stat= -p "$launcher" | cut -c1)" = Z || true
+    wait_for 20 gone "$launcher" || { fail "still there after 20 s"; kill -KILL "$launcher"; }
     wait "$launcher" || rc=$?
     [ "$rc" -eq "$1" ] || { fail "exit code $rc, expected $1"; show_last; }
 }
@@ -78,8 +86,10 @@ for victim in head tail; do
     ended 137
     took=$((($(date +%s%N) - began) / 1000000))
     [ "$took" -lt 5000 ] || fail "a dead rank ended the job only after $took ms"
-    grep -qiE "rank (0|1)" "$err" || { fail "no message names the rank"; show_last; }
-    wait_for 5 bash -c "! pgrep -f 'train .*run.dir=$work/dead-$victim'" || fail "a rank survived"
+    grep -qE "process rank [01] .*exited on signal 9" "$err" || { fail "no message names the rank"; show_last; }
+    for child in $children; do
+        wait_for 3 gone "$child" || fail "rank with pid $child survived"
+    done
     expect_rc 0 train_on 2 2 "$work/dead-$victim" run.steps=2
     expect_text "resuming at step"
 done
@@ -90,34 +100,47 @@ expect_rc 0 train_on 2 2 "$work/straight-2" run.steps=10
 expect_rc 0 train_on 1 1 "$work/base-1" run.steps=5
 expect_rc 0 train_on 2 2 "$work/base-2" run.steps=5
 
+# short_run RANKS DIR [key=value ...]: one rank without mpirun, which takes most of the time.
+short_run() {
+    local count=$1 dir=$2
+    shift 2
+    if [ "$count" = 1 ]; then
+        "$binary" train "$work/tiny.yaml" "run.dir=$dir" run.steps=10 "$@"
+    else
+        train_on "$count" "$count" "$dir" run.steps=10 "$@"
+    fi
+}
+
 # killed_at RANKS KIND OPERATION: in the save of step 10, after a good one of step 5. Then the same
 # command must resume at 5, or at 10 where that one was whole, and end as if nothing had happened.
 # Sets $reached to whether the save got that far.
 killed_at() {
     local count=$1 kind=$2 operation=$3 dir=$work/k$1-$2-$3 rc=0
     cp -r "$work/base-$count" "$dir"
-    train_on "$count" "$count" "$dir" run.steps=10 "debug.fault=io:$kind:$operation" \
+    short_run "$count" "$dir" checkpoint.keep_last=1 "debug.fault=io:$kind:$operation" \
         >"$out" 2>"$err" </dev/null || rc=$?
     last="train run.dir=$dir debug.fault=io:$kind:$operation on $count ranks"
     reached=0
     [ $rc -ne 0 ] || { rm -rf "$dir"; return 0; }
     reached=1
     [ $rc -eq 137 ] || { fail "exit code $rc, expected 137"; show_last; }
-    expect_rc 0 train_on "$count" "$count" "$dir" run.steps=10
+    expect_rc 0 short_run "$count" "$dir"
     grep -qE "resuming at step (5|10) " "$out" || { fail "not resumed after $kind:$operation"; show_last; }
     expect_same "$(metric "$work/straight-$count" loss_hex)" "$(metric "$dir" loss_hex)" \
         "losses after $kind:$operation on $count ranks"
-    expect_same "$(ls -A "$dir/checkpoints" | tr '\n' ' ')" "00000005 00000010 LATEST " \
-        "checkpoints after $kind:$operation on $count ranks"
+    case "$(ls -A "$dir/checkpoints" | tr '\n' ' ')" in
+    "00000005 00000010 LATEST " | "00000010 LATEST ") ;;
+    *) fail "after $kind:$operation on $count ranks: $(ls -A "$dir/checkpoints" | tr '\n' ' ')" ;;
+    esac
     rm -rf "$dir"
 }
 
-stride=4
+stride=6
 [ "$full" = 0 ] || stride=1
 for kind in kill-before kill-torn kill-after; do
     offset=1
-    [ "$kind" = kill-before ] || offset=2
-    [ "$kind" != kill-after ] || offset=3
+    [ "$kind" = kill-before ] || offset=3
+    [ "$kind" != kill-after ] || offset=5
     [ "$full" = 0 ] || offset=1
     hit=0
     for ((operation = offset; operation < 200; operation += stride)); do
@@ -125,8 +148,8 @@ for kind in kill-before kill-torn kill-after; do
         [ "$reached" = 1 ] || break
         hit=$((hit + 1))
     done
-    [ "$hit" -ge 4 ] || fail "only $hit operations of a save were hit by $kind"
-    for operation in $([ "$full" = 0 ] && echo 3 11 || seq 1 25); do
+    [ "$hit" -ge 3 ] || fail "only $hit operations of a save were hit by $kind"
+    for operation in $([ "$full" = 0 ] && echo $((2 * offset + 1)) || seq 1 25); do
         killed_at 2 "$kind" "$operation"
     done
 done

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# The rules of the house that a grep can see: includes go downward only, outside libraries stay in
+# their rooms, functions and files stay short.
+set -euo pipefail
+cd "$1"
+problems=$(mktemp)
+trap 'rm -f "$problems"' EXIT
+
+# allow ROOM PATTERN: files of the room include our headers only from folders that match.
+allow() {
+    { grep -rnE '#include "' "$1" --include='*.[ch]' || true; } |
+        { grep -vE "#include \"($2)/" || true; } | sed 's/$/   <- not below this room/' >>"$problems"
+}
+allow kernels/base 'kernels/base'
+allow kernels 'kernels'
+allow parallel 'kernels|parallel'
+allow data 'kernels|parallel|data'
+allow checkpoints 'kernels|parallel|checkpoints'
+allow trainer 'kernels|parallel|data|checkpoints|trainer'
+
+# only HEADER PATTERN: the header is included nowhere but in files that match.
+only() {
+    { grep -rnE "#include [<\"]$1" kernels parallel data checkpoints trainer --include='*.[ch]' || true; } |
+        { grep -vE "^($2):" || true; } | sed 's/$/   <- belongs elsewhere/' >>"$problems"
+}
+only 'mpi\.h' 'parallel/comm_mpi\.c'
+only 'hdf5\.h' 'checkpoints/[a-z0-9_]+\.[ch]|data/token_store\.c'
+only '(oneapi/)?dnnl' 'kernels/cpu/[a-z0-9_]+\.[ch]'
+only 'omp\.h' 'kernels/cpu/[a-z0-9_]+\.[ch]'
+only 'yaml\.h' 'trainer/config_yaml\.c'
+only 'kernels/cpu/' 'kernels/cpu/[a-z0-9_]+\.[ch]'
+
+# Bodies of functions up to 80 lines, files up to 600.
+find kernels parallel data checkpoints trainer -name '*.[ch]' -print0 | sort -z |
+    xargs -0 awk '
+        FNR == 1 { open = 0 }
+        /^\{/ { open = FNR }
+        /^\}/ && open { if (FNR - open > 81) print FILENAME ":" open ": function of " FNR - open - 1 " lines"; open = 0 }
+        FNR == 601 { print FILENAME ": more than 600 lines" }' >>"$problems"
+
+if [ -s "$problems" ]; then
+    cat "$problems" >&2
+    exit 1
+fi

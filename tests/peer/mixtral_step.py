@@ -1,0 +1,80 @@
+#!/usr/bin/env python3
+"""The training step of configs/bench-mixtral.yaml in PyTorch and transformers, for docs/benchmarks.md.
+
+    python3 -m venv peer && peer/bin/pip install torch transformers
+    peer/bin/python tests/peer/mixtral_step.py --dtype bf16 --experts grouped_mm --compile
+
+One line of JSON per run: median and best tokens/s over the steps (forward, loss, backward, fused AdamW),
+peak memory. Variants: --dtype bf16 (weights and optimizer in bf16), amp (fp32 weights, bf16
+autocast), fp32; --experts eager, grouped_mm, batched_mm; --compile.
+"""
+import argparse
+import json
+import os
+import resource
+import statistics
+import time
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--dtype", choices=["bf16", "amp", "fp32"], default="bf16")
+    parser.add_argument("--experts", choices=["eager", "grouped_mm", "batched_mm"], default="grouped_mm")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+ARGS = arguments()
+os.environ.setdefault("OMP_NUM_THREADS", str(ARGS.threads))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch  # noqa: E402  (after the thread count is set)
+from transformers import MixtralConfig, MixtralForCausalLM  # noqa: E402
+
+VOCAB, BATCH, SEQUENCE = 32000, 8, 512
+
+
+def build():
+    config = MixtralConfig(
+        vocab_size=VOCAB, hidden_size=512, intermediate_size=1792, num_hidden_layers=8,
+        num_attention_heads=8, num_key_value_heads=2, num_local_experts=8, num_experts_per_tok=2,
+        max_position_embeddings=4096, sliding_window=None, use_cache=False)
+    dtype = torch.bfloat16 if ARGS.dtype == "bf16" else torch.float32
+    torch.manual_seed(0)
+    model = MixtralForCausalLM._from_config(
+        config, attn_implementation="sdpa", experts_implementation=ARGS.experts, dtype=dtype).train()
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=True)
+    return model, torch.compile(model) if ARGS.compile else model, optimizer
+
+
+def step(run, optimizer, generator):
+    ids = torch.randint(0, VOCAB, (BATCH, SEQUENCE), generator=generator)
+    start = time.perf_counter()
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=ARGS.dtype == "amp"):
+        loss = run(input_ids=ids, labels=ids).loss
+    loss.backward()
+    optimizer.step()
+    return BATCH * SEQUENCE / (time.perf_counter() - start)
+
+
+def main():
+    torch.set_num_threads(ARGS.threads)
+    model, run, optimizer = build()
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(ARGS.warmup):
+        step(run, optimizer, generator)
+    rates = [step(run, optimizer, generator) for _ in range(ARGS.steps)]
+    print(json.dumps({
+        "dtype": ARGS.dtype, "experts": ARGS.experts, "compile": ARGS.compile,
+        "mkl_avx512": "mkl_avx512" in os.environ.get("LD_PRELOAD", ""),
+        "tokens_per_s": round(statistics.median(rates), 1), "best": round(max(rates), 1),
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "parameters": sum(p.numel() for p in model.parameters()), "torch": torch.__version__}), flush=True)
+
+
+main()
