@@ -114,6 +114,22 @@ static enum status gather_manifest(struct save *save)
     return status;
 }
 
+/* What has this step's name already is damaged, or it would have been resumed: kept, under a name
+ * that nothing has. */
+static enum status move_aside(const char *place)
+{
+    char aside[MAX_PATH + 32];
+    if (!io_exists(place)) {
+        return STATUS_OK;
+    }
+    for (int n = 1;; n++) {
+        snprintf(aside, sizeof aside, "%s.replaced-%d", place, n);
+        if (!io_exists(aside)) {
+            return io_rename(place, aside);
+        }
+    }
+}
+
 /* Rank 0: state.json, model.h5 and, last, the manifest; then the folder gets its name. */
 static enum status publish(struct save *save, const char *state)
 {
@@ -135,12 +151,7 @@ static enum status publish(struct save *save, const char *state)
     free(text);
     TRY(status);
     TRY(io_sync_dir(save->work));
-    if (io_exists(
-            save->place)) { /* damaged, or it would have been resumed: kept, under another name */
-        char aside[MAX_PATH + 32];
-        snprintf(aside, sizeof aside, "%s.replaced-%ld", save->place, (long)getpid());
-        TRY(io_rename(save->place, aside));
-    }
+    TRY(move_aside(save->place));
     TRY(io_rename(save->work, save->place));
     return io_sync_dir(save->root);
 }

@@ -114,7 +114,10 @@ static enum status load_block(struct reader *reader, int64_t block, const char *
         return STATUS_OK;
     }
     reader->block = -1;
-    TRY(io_pread(&reader->file, reader->buffer, bytes, begin));
+    const enum status status = io_pread(&reader->file, reader->buffer, bytes, begin);
+    if (status != STATUS_OK) {
+        return status_fail(status, "%s, tensor %s", status_message(), tensor);
+    }
     if (hash_bytes(reader->buffer, bytes) != reader->entry->block[block]) {
         return status_fail(STATUS_DATA, "%s: damaged in block %lld (bytes from %lld), tensor %s",
                            reader->file.path, (long long)block, (long long)begin, tensor);
@@ -147,6 +150,10 @@ static enum status read_file(struct reader *reader, const char *path,
     reader->block = -1;
     if (snprintf(name, sizeof name, "%s/%s", path, reader->entry->name) >= MAX_PATH) {
         return status_fail(STATUS_DATA, "path too long: %s", path);
+    }
+    if (!io_exists(name)) {
+        return status_fail(STATUS_DATA, "%s: missing; the checkpoint is not whole, tensor %s", name,
+                           items[0].name);
     }
     TRY(io_open_read(&reader->file, name));
     enum status status = STATUS_OK;

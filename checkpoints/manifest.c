@@ -15,13 +15,16 @@ static const size_t MOST_BYTES = (size_t)1 << 30;
 
 int64_t manifest_blocks(int64_t bytes)
 {
-    return (bytes + MANIFEST_BLOCK_BYTES - 1) / MANIFEST_BLOCK_BYTES;
+    return bytes / MANIFEST_BLOCK_BYTES + (bytes % MANIFEST_BLOCK_BYTES != 0);
 }
 
 int64_t manifest_elements(const struct manifest_tensor *tensor)
 {
     int64_t count = 1;
     for (int i = 0; i < tensor->ndim; i++) {
+        if (tensor->shape[i] != 0 && count > INT64_MAX / tensor->shape[i]) {
+            return INT64_MAX; /* no such tensor is */
+        }
         count *= tensor->shape[i];
     }
     return count;
@@ -320,15 +323,19 @@ static enum status parse_file(struct manifest *manifest, const char *where, cons
         (int64_t)json_array_size(blocks) != manifest_blocks(bytes)) {
         return damaged(where, "a file entry");
     }
+    bool good = true;
     uint64_t *block = calloc((size_t)manifest_blocks(bytes) + 1, sizeof *block);
     if (block == NULL) {
         return no_memory();
     }
     for (int64_t b = 0; b < manifest_blocks(bytes); b++) {
         const char *hex = json_string_value(json_array_get(blocks, (size_t)b));
-        block[b] = hex != NULL ? strtoull(hex, NULL, 16) : 0;
+        good = good && hex != NULL && strlen(hex) == 16 &&
+               strspn(hex, "0123456789abcdef") == strlen(hex);
+        block[b] = good ? strtoull(hex, NULL, 16) : 0;
     }
-    const enum status status = manifest_add_file(manifest, name, bytes, block);
+    const enum status status =
+        good ? manifest_add_file(manifest, name, bytes, block) : damaged(where, "a file entry");
     free(block);
     return status;
 }
@@ -422,7 +429,8 @@ static enum status parse(struct manifest *manifest, const char *where, const cha
     json_t *json = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
     enum status status = parse_json(manifest, where, json);
     json_decref(json);
-    if (status == STATUS_OK && whole && manifest_seal(manifest) != STATUS_OK) {
+    status = status == STATUS_OK && whole ? manifest_seal(manifest) : status;
+    if (status == STATUS_INTERNAL) {
         status = damaged(where, "its tensors do not add up");
     }
     if (status != STATUS_OK) {

@@ -27,7 +27,7 @@ int64_t loader_sample(const struct loader *loader, int64_t position)
     if (!loader->shuffle) {
         return at;
     }
-    const uint64_t key = rng_key(loader->seed + (uint64_t)epoch, "data_order");
+    const uint64_t key = rng_subkey(rng_key(loader->seed, "data_order"), (uint64_t)epoch);
     return (int64_t)rng_permute(key, (uint64_t)at, (uint64_t)loader->samples);
 }
 

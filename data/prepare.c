@@ -115,7 +115,12 @@ static enum status add_line(struct work *work, const char *line, size_t bytes, c
     } else if (json_is_string(text)) {
         status = add_text(work, json_string_value(text), json_string_length(text), where);
     } else {
-        status = status_fail(STATUS_DATA, "%s: needs \"text\" or \"tokens\"", where);
+        status = status_fail(STATUS_DATA,
+                             json_object_get(json, "messages") != NULL
+                                 ? "%s: \"messages\" is not built in this version: give \"text\" "
+                                   "or \"tokens\""
+                                 : "%s: needs \"text\" or \"tokens\"",
+                             where);
     }
     json_decref(json);
     return status;
@@ -184,6 +189,20 @@ static int by_name(const struct dirent **a, const struct dirent **b)
     return strcmp((*a)->d_name, (*b)->d_name);
 }
 
+/* Of what a folder holds: files and folders, and links to files. Pipes would hang it, links to
+ * folders could lead back, and a link that leads nowhere holds no text. */
+static bool is_readable(const char *path)
+{
+    struct stat info;
+    if (lstat(path, &info) != 0) {
+        return true; /* add_path says why */
+    }
+    if (S_ISLNK(info.st_mode)) {
+        return stat(path, &info) == 0 && S_ISREG(info.st_mode);
+    }
+    return S_ISREG(info.st_mode) || S_ISDIR(info.st_mode);
+}
+
 static enum status add_path(struct work *work, const char *path)
 {
     struct stat info;
@@ -202,7 +221,8 @@ static enum status add_path(struct work *work, const char *path)
         char child[MAX_PATH];
         const char *name = entries[i]->d_name;
         snprintf(child, sizeof child, "%s/%s", path, name);
-        if (status == STATUS_OK && strcmp(name, ".") != 0 && strcmp(name, "..") != 0) {
+        if (status == STATUS_OK && strcmp(name, ".") != 0 && strcmp(name, "..") != 0 &&
+            is_readable(child)) {
             status = add_path(work, child);
         }
         free(entries[i]);
@@ -225,6 +245,20 @@ static bool may_have_mask(const struct prepare_options *options)
     return false;
 }
 
+/* An output named among the inputs would be replaced by what is made of the others. */
+static enum status check_inputs(const struct prepare_options *options)
+{
+    for (int i = 0; i < options->input_count; i++) {
+        struct stat info;
+        if (stat(options->inputs[i], &info) == 0 && is_output(options, &info)) {
+            return status_fail(STATUS_USAGE,
+                               "prepare: %s is both an input and the output: name another --output",
+                               options->inputs[i]);
+        }
+    }
+    return STATUS_OK;
+}
+
 enum status prepare_run(const struct prepare_options *options, struct prepare_summary *summary)
 {
     const bool bytes = strcmp(options->tokenizer, "bytes") == 0,
@@ -245,6 +279,7 @@ enum status prepare_run(const struct prepare_options *options, struct prepare_su
                            "prepare: --vocab-size %lld is below the %d of --tokenizer bytes",
                            (long long)options->vocab_size, TOKENIZER_BYTES_VOCAB);
     }
+    TRY(check_inputs(options));
     const struct token_writer_options writer_options = {
         .vocab_size = options->vocab_size > 0 ? options->vocab_size : TOKENIZER_BYTES_VOCAB,
         .eos_id = bytes ? TOKENIZER_BYTES_EOS : -1,

@@ -1,5 +1,5 @@
 /* prepare: text files, folders and .jsonl into a token file. Streaming, in input order (folders:
- * sorted by path). */
+ * sorted by path; links to folders in them are not followed). */
 #ifndef DATA_PREPARE_H
 #define DATA_PREPARE_H
 

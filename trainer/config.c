@@ -439,6 +439,8 @@ void config_free(struct config *config)
             *text = NULL;
         }
     }
+    free(config->model.hf_ignored);
+    config->model.hf_ignored = NULL;
 }
 
 int64_t config_head_dim(const struct config *config)

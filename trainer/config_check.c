@@ -1,8 +1,6 @@
-#include <jansson.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "trainer/config_table.h"
 
@@ -102,80 +100,4 @@ void config_check(const struct config *config, const bool *given, struct config_
     if (config->run.dir[0] == '\0') {
         config_error(errors, "run.dir is empty: name a folder");
     }
-}
-
-/* Values of config.json that would change the architecture in ways that are not built. */
-static void refuse(const json_t *json, const char *path, struct config_errors *errors)
-{
-    const char *type = json_string_value(json_object_get(json, "model_type"));
-    const char *act = json_string_value(json_object_get(json, "hidden_act"));
-    const json_t *scaling = json_object_get(json, "rope_scaling");
-    if (type == NULL || strcmp(type, "mixtral") != 0) {
-        config_error(errors, "%s: model_type '%s' is not built in this version (built: mixtral)",
-                     path, type != NULL ? type : "(none)");
-    }
-    if (act != NULL && strcmp(act, "silu") != 0) {
-        config_error(errors, "%s: hidden_act '%s' is not built (built: silu)", path, act);
-    }
-    if (scaling != NULL && !json_is_null(scaling)) {
-        config_error(errors, "%s: rope_scaling is not built for mixtral", path);
-    }
-    if (json_is_true(json_object_get(json, "attention_bias")) ||
-        json_is_true(json_object_get(json, "tie_word_embeddings"))) {
-        config_error(errors, "%s: attention_bias and tie_word_embeddings are not built", path);
-    }
-}
-
-static void take(struct config *config, const struct field *field, const json_t *value,
-                 const char *path, struct config_errors *errors)
-{
-    char text[64], why[256] = "";
-    if (json_is_integer(value)) {
-        snprintf(text, sizeof text, "%lld", (long long)json_integer_value(value));
-    } else if (json_is_real(value)) {
-        snprintf(text, sizeof text, "%.17g", json_real_value(value));
-    } else if (json_is_null(value)) {
-        if (strcmp(field->key, "model.head_dim") == 0 ||
-            strcmp(field->key, "model.num_key_value_heads") == 0) {
-            return; /* null there means derived, as our 0 does */
-        }
-        snprintf(text, sizeof text, "null");
-    } else {
-        snprintf(text, sizeof text, "(not a number)");
-    }
-    if (!config_set(config, field, text, false, why, sizeof why)) {
-        config_error(errors, "%s: key '%s': %s", path, field->key + strlen("model."), why);
-    }
-}
-
-void config_apply_hf(struct config *config, const bool *given, struct config_errors *errors)
-{
-    char path[4096];
-    struct stat info;
-    json_error_t problem;
-    const bool folder = stat(config->model.hf_config, &info) == 0 && S_ISDIR(info.st_mode);
-    snprintf(path, sizeof path, "%s%s", config->model.hf_config, folder ? "/config.json" : "");
-    json_t *json = json_load_file(path, JSON_REJECT_DUPLICATES, &problem);
-    if (json == NULL) {
-        config_error(errors, "%s: line %d: %s", path, problem.line, problem.text);
-        return;
-    }
-    refuse(json, path, errors);
-    for (int i = 0; i < config_field_count; i++) {
-        const struct field *field = &config_fields[i];
-        if (strncmp(field->key, "model.", 6) != 0 || given[i] || field->kind == FIELD_ENUM ||
-            field->kind == FIELD_TEXT) {
-            continue;
-        }
-        const json_t *value = json_object_get(json, field->key + 6);
-        if (value == NULL && strcmp(field->key, "model.rope_theta") == 0) {
-            value = json_object_get(json_object_get(json, "rope_parameters"), "rope_theta");
-        }
-        if (value != NULL) {
-            take(config, field, value, path, errors);
-        } else if (field->initial == NULL) {
-            config_error(errors, "%s: key '%s' is missing", path, field->key + 6);
-        }
-    }
-    json_decref(json);
 }

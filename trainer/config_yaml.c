@@ -136,11 +136,12 @@ static const yaml_node_t *single_source(yaml_document_t *document, const yaml_no
     return path;
 }
 
+/* Errors stand where the mistake is: at the key when that is not known, else at its value. */
 static void read_value(struct reader *r, yaml_document_t *document, const char *key,
-                       const yaml_node_t *value)
+                       const yaml_mark_t *key_mark, const yaml_node_t *value)
 {
     char where[512];
-    place(r, &value->start_mark, where, sizeof where);
+    place(r, config_find(key) != NULL ? &value->start_mark : key_mark, where, sizeof where);
     if (strcmp(key, "data.train") == 0 && value->type == YAML_SEQUENCE_NODE) {
         const yaml_node_t *path = single_source(document, value);
         if (path == NULL) {
@@ -206,7 +207,7 @@ static void read_map(struct reader *r, yaml_document_t *document, const yaml_nod
         if (seen_before(document, map, pair, name)) {
             config_error(&r->errors, "%s: key '%s': given twice", where, full);
         } else if (section[0] != '\0') {
-            read_value(r, document, full, value);
+            read_value(r, document, full, &key->start_mark, value);
         } else if (is_section(name) && value->type == YAML_MAPPING_NODE) {
             read_map(r, document, value, name);
         } else {

@@ -1,4 +1,6 @@
+#include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "kernels/base/status.h"
@@ -49,8 +51,7 @@ static enum status unknown(const char *word)
 static enum status run(int argc, char **argv)
 {
     if (argc < 2) {
-        usage(stderr);
-        return status_fail(STATUS_USAGE, "no command given");
+        return status_fail(STATUS_USAGE, "no command given (see switchyard --help)");
     }
     if (strcmp(argv[1], "--help") == 0) {
         usage(stdout);
@@ -72,10 +73,24 @@ static enum status run(int argc, char **argv)
     return unknown(argv[1]);
 }
 
+/* A command line refused before the ranks know each other is refused by all: one of them says so.
+ */
+static bool speaks(void)
+{
+    static const char *const names[] = {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        const char *rank = getenv(names[i]);
+        if (rank != NULL) {
+            return strcmp(rank, "0") == 0;
+        }
+    }
+    return true;
+}
+
 int main(int argc, char **argv)
 {
     const enum status status = run(argc, argv);
-    if (status != STATUS_OK && status_message()[0] != '\0') {
+    if (status != STATUS_OK && status_message()[0] != '\0' && speaks()) {
         fprintf(stderr, "switchyard: %s\n", status_message());
     }
     return status_exit_code(status);

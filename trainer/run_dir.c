@@ -81,8 +81,12 @@ enum status run_dir_open(const struct session *session, bool fresh, struct io_fi
     TRY(io_make_dir(path));
     run_dir_path(session, "lock", path, sizeof path);
     TRY(io_lock(lock, path));
-    TRY(write_config(session));
-    TRY(write_record(session));
     run_dir_path(session, "checkpoints", path, sizeof path);
     return checkpoint_clean(path);
+}
+
+enum status run_dir_describe(const struct session *session)
+{
+    TRY(write_config(session));
+    return write_record(session);
 }

@@ -6,10 +6,13 @@
 #include "trainer/session.h"
 
 /* Creates run.dir (with `fresh`: after renaming what is there to run.dir.old-N), takes its lock
- * (STATUS_USAGE when another run has it), writes config.yaml and run.json, clears leftovers of dead
- * saves. */
+ * (STATUS_USAGE when another run has it), clears leftovers of dead saves. */
 enum status run_dir_open(const struct session *session, bool fresh, struct io_file *lock)
     __attribute__((warn_unused_result));
+
+/* Writes config.yaml and run.json: once the run is known to fit the checkpoints that are there, so
+ * that a refused command leaves the description of the run as it was. */
+enum status run_dir_describe(const struct session *session) __attribute__((warn_unused_result));
 
 /* run.dir/name in out. */
 void run_dir_path(const struct session *session, const char *name, char *out, size_t bytes);

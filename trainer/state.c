@@ -9,7 +9,7 @@
 
 #include "kernels/base/io.h"
 
-enum { NAME_BYTES = 128, KINDS = 4 };
+enum { NAME_BYTES = 128, KINDS = 4, MAX_PATH = 4096 };
 
 /* What of a parameter is meant. */
 enum kind { KIND_WEIGHT, KIND_MASTER, KIND_MOMENT1, KIND_MOMENT2 };
@@ -139,7 +139,7 @@ enum status state_load_weights(struct model *model, const char *path)
             model_publish(model);
             break;
         }
-        if (attempt == 0 && strstr(status_message(), "missing") == NULL) {
+        if (attempt == 0 && strstr(status_message(), "or precision") == NULL) {
             break; /* damaged, or of another model: fp32 names won't help */
         }
     }
@@ -195,28 +195,39 @@ enum status state_newest(struct comm *world, const char *root, int skip, char **
     return checkpoint_newest(world, root, skip, found, step, warn, NULL);
 }
 
-enum status state_find(struct comm *world, const char *path, char **found)
+bool state_try_older(const struct comm *world, enum status status)
 {
-    char *name = NULL;
-    int64_t step = 0;
-    const size_t bytes = strlen(path) + sizeof "/manifest.json";
-    *found = NULL;
-    name = malloc(bytes);
-    if (name == NULL) {
-        return status_fail(STATUS_RESOURCE, "out of memory");
+    if (status != STATUS_DATA || strstr(status_message(), "another model") != NULL) {
+        return false;
     }
-    snprintf(name, bytes, "%s/manifest.json", path);
+    if (world->rank == 0) {
+        fprintf(stderr, "switchyard: warning: %s; trying an older checkpoint\n", status_message());
+    }
+    return true;
+}
+
+enum status state_load_newest(struct model *model, const char *path)
+{
+    struct comm *world = model->mesh->world;
+    char name[MAX_PATH];
+    snprintf(name, sizeof name, "%s/manifest.json", path);
     if (io_exists(name)) {
-        *found = strdup(path);
-        free(name);
-        return STATUS_OK;
+        return state_load_weights(model, path);
     }
-    snprintf(name, bytes, "%s/checkpoints", path);
-    const enum status status = state_newest(world, name, 0, found, &step);
-    free(name);
-    if (status == STATUS_OK && *found == NULL) {
-        return status_fail(
-            STATUS_DATA, "%s: no checkpoint here: train first, or name a checkpoint folder", path);
+    snprintf(name, sizeof name, "%s/checkpoints", path);
+    for (int skip = 0;; skip++) {
+        char *found = NULL;
+        int64_t step = 0;
+        TRY(state_newest(world, name, skip, &found, &step));
+        if (found == NULL) {
+            return status_fail(STATUS_DATA,
+                               "%s: no checkpoint here: train first, or name a checkpoint folder",
+                               path);
+        }
+        const enum status status = state_load_weights(model, found);
+        free(found);
+        if (!state_try_older(world, status)) {
+            return status;
+        }
     }
-    return status;
 }

@@ -31,9 +31,13 @@ enum status state_newest(struct comm *world, const char *root, int skip, char **
 /* Local. Whether `path` is a run directory or a checkpoint (rather than a config file). */
 bool state_is_place(const char *path);
 
-/* Collective. Newest checkpoint of `path`: a checkpoint itself, or a run directory. *found owned by
- * the caller. */
-enum status state_find(struct comm *world, const char *path, char **found)
+/* Collective. Weights of `path`: a checkpoint itself, or a run directory's newest one that loads.
+ */
+enum status state_load_newest(struct model *model, const char *path)
     __attribute__((warn_unused_result));
+
+/* Local. Whether after a load that ended with `status` an older checkpoint may do: this one is
+ * damaged, rather than of another model. Then rank 0 warns of it. */
+bool state_try_older(const struct comm *world, enum status status);
 
 #endif

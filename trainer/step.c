@@ -25,19 +25,25 @@ static struct batch batch_view(int32_t *storage, int64_t tokens)
                           .first = storage + 3 * tokens};
 }
 
+enum status stepper_check(const struct config *config, int64_t ranks)
+{
+    const int64_t micro = config->train.micro_batch, global = config->train.global_batch;
+    return global % (micro * ranks) == 0
+               ? STATUS_OK
+               : status_fail(
+                     STATUS_USAGE,
+                     "train.global_batch %lld is not a multiple of train.micro_batch %lld x %lld "
+                     "ranks: change one of them",
+                     (long long)global, (long long)micro, (long long)ranks);
+}
+
 enum status stepper_init(struct stepper *stepper, struct model *model, const struct loader *loader)
 {
     const struct config *config = model->config;
     const int64_t micro = config->train.micro_batch, global = config->train.global_batch;
     const int64_t ranks = model->mesh->dp.size, tokens = micro * config->train.sequence_length;
     *stepper = (struct stepper){.model = model, .loader = loader, .units = global / micro};
-    if (global % (micro * ranks) != 0) {
-        return status_fail(
-            STATUS_USAGE,
-            "train.global_batch %lld is not a multiple of train.micro_batch %lld x %lld "
-            "ranks: change one of them",
-            (long long)global, (long long)micro, (long long)ranks);
-    }
+    TRY(stepper_check(config, ranks));
     stepper->own = stepper->units / ranks;
     stepper->batches = calloc((size_t)stepper->own, sizeof *stepper->batches);
     stepper->storage = calloc((size_t)(stepper->own * 4 * tokens), sizeof *stepper->storage);
@@ -126,10 +132,10 @@ static enum status forward_backward(struct stepper *stepper, int64_t step, int64
     for (int64_t i = 0; i < stepper->own; i++) {
         const uint64_t unit = (uint64_t)(i * dp->size + dp->rank);
         const uint64_t number = (uint64_t)step * (uint64_t)stepper->units + unit;
-        const struct model_scale scale = {.loss = labels > 0 ? 1.0 / (double)labels : 0.0,
-                                          .unit = 1.0 / (double)stepper->units,
-                                          .jitter_key =
-                                              rng_key(config->run.seed + number, "router_jitter")};
+        const struct model_scale scale = {
+            .loss = labels > 0 ? 1.0 / (double)labels : 0.0,
+            .unit = 1.0 / (double)stepper->units,
+            .jitter_key = rng_subkey(rng_key(config->run.seed, "router_jitter"), number)};
         model_run(model, &stepper->batches[i], config->train.micro_batch,
                   config->train.sequence_length, &scale);
         values[2 * i] = model->result.loss_sum;

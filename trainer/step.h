@@ -33,8 +33,11 @@ struct stepper {
     double *expert_load;         /* [layers] owned: max/mean of the last step */
 };
 
-/* Local. Errors: STATUS_USAGE when global_batch is not a multiple of micro_batch * ranks;
- * STATUS_RESOURCE. */
+/* Local. STATUS_USAGE when global_batch is not a multiple of micro_batch * ranks. */
+enum status stepper_check(const struct config *config, int64_t ranks)
+    __attribute__((warn_unused_result));
+
+/* Local. Errors: those of stepper_check; STATUS_RESOURCE. */
 enum status stepper_init(struct stepper *stepper, struct model *model, const struct loader *loader)
     __attribute__((warn_unused_result));
 void stepper_free(struct stepper *stepper); /* accepts a zeroed one */

@@ -68,13 +68,9 @@ static enum status resume(struct training *t)
         if (status == STATUS_OK && main_rank(t)) {
             printf("resuming at step %lld from %s\n", (long long)t->at.step, path);
         }
-        if (status == STATUS_DATA && main_rank(t)) {
-            fprintf(stderr, "switchyard: warning: %s; trying an older checkpoint\n",
-                    status_message());
-        }
         t->saved_step = t->at.step;
         free(path);
-        if (status != STATUS_DATA) {
+        if (!state_try_older(t->world, status)) {
             return status;
         }
         t->at = (struct progress_state){0};
@@ -86,11 +82,7 @@ static enum status start_weights(struct training *t)
     model_initialize(&t->model);
     TRY(resume(t));
     if (t->at.step == 0 && t->config->checkpoint.init_from != NULL) {
-        char *path = NULL;
-        TRY(state_find(t->world, t->config->checkpoint.init_from, &path));
-        const enum status status = state_load_weights(&t->model, path);
-        free(path);
-        return status;
+        return state_load_newest(&t->model, t->config->checkpoint.init_from);
     }
     return STATUS_OK;
 }
@@ -107,6 +99,10 @@ static enum status open_metrics(struct training *t)
 
 static void describe(struct training *t)
 {
+    const char *ignored = t->config->model.hf_ignored;
+    if (ignored != NULL && ignored[0] != '\0') {
+        metrics_say(&t->metrics, "%s: ignored keys: %s", t->config->model.hf_config, ignored);
+    }
     const struct mesh *mesh = &t->session->mesh;
     metrics_say(
         &t->metrics,
@@ -121,6 +117,7 @@ static void describe(struct training *t)
 static enum status open_training(struct training *t, bool fresh)
 {
     const struct config *config = t->config;
+    TRY(stepper_check(config, t->session->mesh.dp.size));
     TRY(comm_agree(t->world, open_data(t), NULL));
     enum status status = main_rank(t) ? run_dir_open(t->session, fresh, &t->lock) : STATUS_OK;
     TRY(comm_agree(t->world, status, NULL));
@@ -134,7 +131,8 @@ static enum status open_training(struct training *t, bool fresh)
     double peak = device_peak_flops(t->session->device, t->model.act);
     comm_all_reduce(t->world, &peak, 1, DTYPE_F64, REDUCE_SUM);
     t->metrics.peak_flops = peak;
-    status = main_rank(t) ? open_metrics(t) : STATUS_OK;
+    status = main_rank(t) ? run_dir_describe(t->session) : STATUS_OK;
+    status = status == STATUS_OK && main_rank(t) ? open_metrics(t) : status;
     TRY(comm_agree(t->world, status, NULL));
     if (main_rank(t)) {
         describe(t);
@@ -297,16 +295,18 @@ static enum status loop(struct training *t)
 
 static void summary(struct training *t)
 {
-    char valid[64] = "";
+    char loss[64] = "nothing left to do", valid[64] = "";
+    if (t->at.step >= t->metrics.first_step) {
+        snprintf(loss, sizeof loss, "loss %.4f -> %.4f", t->first_loss, t->last_loss);
+    }
     if (t->valid_loss > 0) {
         snprintf(valid, sizeof valid, ", validation loss %.4f", t->valid_loss);
     }
-    metrics_say(
-        &t->metrics,
-        "done: step %lld, loss %.4f -> %.4f%s\n  checkpoints  %s\n  metrics      %s/metrics.jsonl\n"
-        "  log          %s/log.txt",
-        (long long)t->at.step, t->first_loss, t->last_loss, valid, t->checkpoints,
-        t->config->run.dir, t->config->run.dir);
+    metrics_say(&t->metrics,
+                "done: step %lld, %s%s\n  checkpoints  %s\n  metrics      %s/metrics.jsonl\n"
+                "  log          %s/log.txt",
+                (long long)t->at.step, loss, valid, t->checkpoints, t->config->run.dir,
+                t->config->run.dir);
 }
 
 enum status training_run(struct session *session, bool fresh)

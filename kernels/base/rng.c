@@ -30,6 +30,13 @@ void rng_bits(uint64_t key, uint64_t index, uint32_t out[4])
     out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
 }
 
+uint64_t rng_subkey(uint64_t key, uint64_t index)
+{
+    uint32_t bits[4];
+    rng_bits(key, index, bits);
+    return ((uint64_t)bits[0] << 32) | bits[1];
+}
+
 static double unit(uint32_t high, uint32_t low)
 {
     return (double)((((uint64_t)high << 32) | low) >> 11) * 0x1p-53;

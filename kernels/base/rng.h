@@ -12,6 +12,9 @@
  * streams. */
 uint64_t rng_key(uint64_t seed, const char *name);
 
+/* Key number `index` of a family of keys: no two (key, index) are related. */
+uint64_t rng_subkey(uint64_t key, uint64_t index);
+
 /* 128 random bits of (key, index). */
 void rng_bits(uint64_t key, uint64_t index, uint32_t out[4]);
 

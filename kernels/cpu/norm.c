@@ -92,6 +92,9 @@ void cpu_norm_backward(struct device *device, struct tensor dx, struct tensor dw
     float *partial =
         cpu_scratch(device, CPU_SLOT_OTHER, (size_t)(blocks * width) * sizeof *partial);
     assert(width <= MAX_WIDTH && dw.dtype == DTYPE_F32);
+    if (rows == 0) {
+        return; /* there may be no scratch to clear yet */
+    }
     memset(partial, 0, (size_t)(blocks * width) * sizeof *partial);
 #pragma omp parallel num_threads(device->threads)
     {

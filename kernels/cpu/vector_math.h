@@ -22,9 +22,9 @@ static inline float fast_exp(float x)
     p = p * r + 1.0F;
     p = p * r + 1.0F;
     union {
-        int32_t i;
+        uint32_t u;
         float f;
-    } scale = {.i = ((int32_t)n + 127) << 23};
+    } scale = {.u = ((uint32_t)(int32_t)n + 127U) << 23}; /* unsigned: a NaN shifts anything */
     return x < -87.0F ? 0.0F : p * scale.f;
 }
 

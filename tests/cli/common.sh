@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034
 # Shared by tests/cli/test_*.sh, which ctest calls with: SOURCE_DIR BINARY.
 # A failed expectation is printed and counted; `finish` at the end of a script turns the count into
 # the exit code, so that one run shows all that is wrong.

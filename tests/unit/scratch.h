@@ -18,7 +18,8 @@
 
 static inline int scratch_enter(void **state)
 {
-    char *folder = strdup("/tmp/switchyard-test-XXXXXX");
+    const bool fast = access("/dev/shm", W_OK) == 0; /* in memory: a sync costs nothing */
+    char *folder = strdup(fast ? "/dev/shm/switchyard-test-XXXXXX" : "/tmp/switchyard-test-XXXXXX");
     *state = folder;
     io_fault_arm(IO_FAULT_NONE, 0, false);
     return folder == NULL || mkdtemp(folder) == NULL || chdir(folder) != 0;

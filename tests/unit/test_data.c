@@ -8,8 +8,14 @@
 #include <stdio.h>
 
 #include "data/loader.h"
-#include "data/tokenizer.h"
 #include "kernels/base/rng.h"
+
+/* libhdf5 1.10 forgets some memory when it meets damaged metadata; ours is still watched. */
+const char *__lsan_default_suppressions(void);
+const char *__lsan_default_suppressions(void)
+{
+    return "leak:libhdf5\n";
+}
 
 /* A source in memory: documents cut tokens. */
 enum { MOST_TOKENS = 4096, MOST_DOCUMENTS = 256 };
@@ -552,33 +558,6 @@ static void test_shuffle_is_a_permutation_per_epoch(void **state)
     }
 }
 
-/* --- tokenizer --- */
-
-static void test_tokenizer_bytes(void **state)
-{
-    (void)state;
-    char every[256], text[256 * 5 + 1];
-    int32_t ids[257];
-    for (int i = 0; i < 256; i++) {
-        every[i] = (char)i;
-    }
-    assert_int_equal(tokenizer_bytes_encode(ids, every, 256), 256);
-    for (int i = 0; i < 256; i++) {
-        assert_int_equal(ids[i], i);
-    }
-    tokenizer_bytes_decode(text, ids, 256);
-    for (int i = 0; i < 256; i++) {
-        const bool hidden = (i < 32 && i != '\n' && i != '\t') || i == 127;
-        assert_int_equal((unsigned char)text[i], hidden ? '.' : i);
-    }
-    const int32_t mixed[] = {'h', 'i', TOKENIZER_BYTES_EOS, 0xc3, 0xa9, 300, -1, 70000};
-    tokenizer_bytes_decode(text, mixed, 8);
-    assert_string_equal(text, "hi<eos>\xc3\xa9...");
-    tokenizer_bytes_decode(text, mixed, 0);
-    assert_string_equal(text, "");
-    assert_int_equal(tokenizer_bytes_encode(ids, "", 0), 0);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -593,7 +572,6 @@ int main(void)
         SCRATCH_TEST(test_worked_example),
         SCRATCH_TEST(test_file_order),
         cmocka_unit_test(test_shuffle_is_a_permutation_per_epoch),
-        cmocka_unit_test(test_tokenizer_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

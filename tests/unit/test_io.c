@@ -1,11 +1,6 @@
 /* io: what a call does, what it says when it fails, and what each fault leaves behind. */
 #define _GNU_SOURCE
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "unit/scratch.h"
 
 #include <fcntl.h>
 #include <signal.h>
@@ -16,31 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "kernels/base/io.h"
-
 enum { PATH_BYTES = 4096, LIMIT = 1 << 20 };
-
-/* Each test works in an empty folder, as its working directory. */
-static int enter_folder(void **state)
-{
-    char *folder = strdup("/tmp/switchyard-test-io-XXXXXX");
-    *state = folder;
-    io_fault_arm(IO_FAULT_NONE, 0, false);
-    return folder == NULL || mkdtemp(folder) == NULL || chdir(folder) != 0;
-}
-
-static int leave_folder(void **state)
-{
-    io_fault_arm(IO_FAULT_NONE, 0, false);
-    const int failed = chdir("/") != 0 || io_remove_tree(*state) != STATUS_OK;
-    free(*state);
-    return failed;
-}
-
-static void put(const char *path, const char *text)
-{
-    assert_int_equal(io_write_file(path, text, strlen(text)), STATUS_OK);
-}
 
 static void expect_text(const char *path, const char *text)
 {
@@ -50,13 +21,6 @@ static void expect_text(const char *path, const char *text)
     assert_int_equal(bytes, strlen(text));
     assert_string_equal(data, text);
     free(data);
-}
-
-static void expect_message(const char *part)
-{
-    if (strstr(status_message(), part) == NULL) {
-        fail_msg("message '%s' lacks '%s'", status_message(), part);
-    }
 }
 
 /* --- calls --- */
@@ -436,29 +400,27 @@ static void test_kills_leave_what_they_say(void **state)
     }
 }
 
-#define IO_TEST(name) cmocka_unit_test_setup_teardown(name, enter_folder, leave_folder)
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        IO_TEST(test_write_read_and_place),
-        IO_TEST(test_open_kinds),
-        IO_TEST(test_missing_files_are_named),
-        IO_TEST(test_short_file_is_bad_data),
-        IO_TEST(test_read_file_keeps_its_limit),
-        IO_TEST(test_full_device),
-        IO_TEST(test_folders),
-        IO_TEST(test_file_in_place_of_a_folder),
-        IO_TEST(test_remove_tree_does_not_follow_links),
-        IO_TEST(test_paths_are_never_cut),
-        IO_TEST(test_write_file_replaces_whole),
-        IO_TEST(test_lock_holds_others_off),
-        IO_TEST(test_lock_dies_with_its_process),
-        IO_TEST(test_operations_are_counted),
-        IO_TEST(test_errors_come_once_or_stay),
-        IO_TEST(test_short_writes_are_finished),
-        IO_TEST(test_kills_never_tear_a_value),
-        IO_TEST(test_kills_leave_what_they_say),
+        SCRATCH_TEST(test_write_read_and_place),
+        SCRATCH_TEST(test_open_kinds),
+        SCRATCH_TEST(test_missing_files_are_named),
+        SCRATCH_TEST(test_short_file_is_bad_data),
+        SCRATCH_TEST(test_read_file_keeps_its_limit),
+        SCRATCH_TEST(test_full_device),
+        SCRATCH_TEST(test_folders),
+        SCRATCH_TEST(test_file_in_place_of_a_folder),
+        SCRATCH_TEST(test_remove_tree_does_not_follow_links),
+        SCRATCH_TEST(test_paths_are_never_cut),
+        SCRATCH_TEST(test_write_file_replaces_whole),
+        SCRATCH_TEST(test_lock_holds_others_off),
+        SCRATCH_TEST(test_lock_dies_with_its_process),
+        SCRATCH_TEST(test_operations_are_counted),
+        SCRATCH_TEST(test_errors_come_once_or_stay),
+        SCRATCH_TEST(test_short_writes_are_finished),
+        SCRATCH_TEST(test_kills_never_tear_a_value),
+        SCRATCH_TEST(test_kills_leave_what_they_say),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

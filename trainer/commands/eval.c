@@ -9,15 +9,6 @@
 #include "trainer/state.h"
 #include "trainer/step.h"
 
-static enum status load_newest(struct session *session, struct model *model, const char *path)
-{
-    char *found = NULL;
-    TRY(state_find(&session->world, path, &found));
-    const enum status status = state_load_weights(model, found);
-    free(found);
-    return status;
-}
-
 static void print(const struct session *session, const char *data, double loss, int64_t labels,
                   bool json)
 {
@@ -44,7 +35,7 @@ static enum status evaluate(struct session *session, struct model *model, struct
                    model_init(model, config, &session->mesh, session->device,
                               config->train.micro_batch, config->train.sequence_length, false),
                    NULL));
-    TRY(load_newest(session, model, path));
+    TRY(state_load_newest(model, path));
     TRY(step_evaluate(model, &dataset->loader, 0, &loss, &labels));
     print(session, data, loss, labels, json);
     return STATUS_OK;

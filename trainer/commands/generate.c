@@ -81,17 +81,13 @@ static enum status generate(struct session *session, struct model *model, const 
                             const struct request *request, int32_t *ids)
 {
     const struct config *config = &session->config;
-    char *found = NULL;
     int64_t count = 0;
     TRY(read_prompt(request, config->model.vocab_size, ids, &count));
     TRY(comm_agree(&session->world,
                    model_init(model, config, &session->mesh, session->device, 1,
                               config->train.sequence_length, false),
                    NULL));
-    TRY(state_find(&session->world, path, &found));
-    const enum status status = state_load_weights(model, found);
-    free(found);
-    TRY(status);
+    TRY(state_load_newest(model, path));
     const struct sample_options options = {.temperature = request->temperature,
                                            .top_k = request->top_k,
                                            .top_p = request->top_p,

@@ -1,0 +1,310 @@
+/* comm: every operation with small whole numbers, so that sums are exact and compared with ==. */
+#include "parallel/ranks.h"
+
+enum { MOST = 4099 }; /* not a multiple of anything */
+
+/* What rank r holds at i: exact in every dtype, different everywhere. */
+static int64_t value(int rank, int64_t i)
+{
+    return (rank + 1) * (i % 1000 - 300) + rank;
+}
+
+static void set(void *data, enum dtype dtype, int64_t i, int64_t number)
+{
+    switch (dtype) {
+    case DTYPE_F32:
+        ((float *)data)[i] = (float)number;
+        return;
+    case DTYPE_F64:
+        ((double *)data)[i] = (double)number;
+        return;
+    case DTYPE_I32:
+        ((int32_t *)data)[i] = (int32_t)number;
+        return;
+    default:
+        ((int64_t *)data)[i] = number;
+    }
+}
+
+static void test_all_reduce(struct comm *world)
+{
+    static const enum dtype dtypes[] = {DTYPE_F32, DTYPE_F64, DTYPE_I32, DTYPE_I64};
+    static const int64_t counts[] = {0, 1, 2, 63, MOST};
+    static double data[MOST + 1], expected[MOST + 1];
+    for (int d = 0; d < 4; d++) {
+        for (int op = REDUCE_SUM; op <= REDUCE_MAX; op++) {
+            for (size_t c = 0; c < sizeof counts / sizeof counts[0]; c++) {
+                memset(data, 0x55, sizeof data); /* what lies behind stays */
+                memset(expected, 0x55, sizeof expected);
+                for (int64_t i = 0; i < counts[c]; i++) {
+                    int64_t sum = 0, most = value(0, i);
+                    for (int r = 0; r < world->size; r++) {
+                        sum += value(r, i);
+                        most = value(r, i) > most ? value(r, i) : most;
+                    }
+                    set(data, dtypes[d], i, value(world->rank, i));
+                    set(expected, dtypes[d], i, op == REDUCE_SUM ? sum : most);
+                }
+                comm_all_reduce(world, data, counts[c], dtypes[d], (enum reduce)op);
+                CHECK(world, memcmp(data, expected, sizeof data) == 0);
+            }
+        }
+    }
+}
+
+/* Not exact: the bits say that ranks were added in order 0, 1, 2, ... */
+static void test_sums_go_in_rank_order(struct comm *world)
+{
+    enum { COUNT = 300 };
+    float mine[COUNT], sum[COUNT], all[16 * COUNT], part[COUNT];
+    CHECK(world, world->size <= 16);
+    for (int r = 0; r < world->size; r++) {
+        for (int i = 0; i < COUNT; i++) {
+            const float x = 1.0F / (float)(3 + 7 * r + i) * (r % 2 == 0 ? 1e6F : 1.0F);
+            sum[i] = r == 0 ? x : sum[i] + x;
+            mine[i] = r == world->rank ? x : mine[i];
+        }
+    }
+    for (int r = 0; r < world->size; r++) {
+        memcpy(all + r * COUNT, mine, sizeof mine);
+    }
+    comm_reduce_scatter(world, part, all, COUNT);
+    CHECK(world, memcmp(part, sum, sizeof sum) == 0);
+    comm_all_reduce(world, mine, COUNT, DTYPE_F32, REDUCE_SUM);
+    CHECK(world, memcmp(mine, sum, sizeof sum) == 0);
+}
+
+static void test_reduce_scatter(struct comm *world)
+{
+    static const int64_t counts[] = {0, 1, 5, 1000};
+    for (size_t c = 0; c < sizeof counts / sizeof counts[0]; c++) {
+        const int64_t count = counts[c];
+        float *in = ranks_memory(world, (size_t)(count * world->size) * sizeof *in),
+              *out = ranks_memory(world, (size_t)(count + 1) * sizeof *out);
+        for (int64_t i = 0; i < count * world->size; i++) {
+            in[i] = (float)value(world->rank, i);
+        }
+        out[count] = -7;
+        comm_reduce_scatter(world, out, in, count);
+        for (int64_t i = 0; i < count; i++) {
+            int64_t sum = 0;
+            for (int r = 0; r < world->size; r++) {
+                sum += value(r, world->rank * count + i);
+            }
+            CHECK_EQUAL(world, out[i], sum);
+            CHECK_EQUAL(world, in[i], value(world->rank, i)); /* inputs stay */
+        }
+        CHECK(world, out[count] == -7);
+        free(in);
+        free(out);
+    }
+}
+
+static void test_all_gather(struct comm *world)
+{
+    static const size_t sizes[] = {0, 1, 3, 4096};
+    for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) {
+        for (int in_place = 0; in_place < 2; in_place++) {
+            const size_t bytes = sizes[s], all = bytes * (size_t)world->size;
+            unsigned char *out = ranks_memory(world, all + 1), *in = ranks_memory(world, bytes);
+            unsigned char *own = in_place ? out + (size_t)world->rank * bytes : in;
+            for (size_t i = 0; i < bytes; i++) {
+                own[i] = (unsigned char)(value(world->rank, (int64_t)i) & 0xff);
+            }
+            out[all] = 0x77;
+            comm_all_gather(world, out, own, bytes);
+            for (size_t i = 0; i < all; i++) {
+                const int64_t from = (int64_t)(i / bytes), at = (int64_t)(i % bytes);
+                CHECK_EQUAL(world, out[i], value((int)from, at) & 0xff);
+            }
+            CHECK_EQUAL(world, out[all], 0x77);
+            free(out);
+            free(in);
+        }
+    }
+}
+
+/* Rows from `from` to `to`: uneven, none for some pairs, none at all in the last pattern. */
+static int64_t rows_between(int pattern, int from, int to)
+{
+    static const int64_t many = 700;
+    switch (pattern) {
+    case 0:
+        return 2 * from + 3 * to + 1;
+    case 1:
+        return (from + to) % 2 == 0 ? 0 : 5 + from;
+    case 2:
+        return to == 0 ? many : 0; /* all to one */
+    case 3:
+        return from == 0 ? many + to : 0; /* all from one */
+    case 4:
+        return from == to ? 4 : 0; /* only to oneself */
+    default:
+        return 0;
+    }
+}
+
+static void exchange(struct comm *world, int pattern, size_t row_bytes)
+{
+    int64_t send_rows[16], recv_rows[16], sent = 0, received = 0;
+    CHECK(world, world->size <= 16);
+    for (int r = 0; r < world->size; r++) {
+        send_rows[r] = rows_between(pattern, world->rank, r);
+        recv_rows[r] = rows_between(pattern, r, world->rank);
+        sent += send_rows[r];
+        received += recv_rows[r];
+    }
+    unsigned char *send = ranks_memory(world, (size_t)sent * row_bytes),
+                  *recv = ranks_memory(world, (size_t)received * row_bytes + 1), *at = send;
+    for (int to = 0; to < world->size; to++) {
+        for (size_t i = 0; i < (size_t)send_rows[to] * row_bytes; i++) {
+            *at++ = (unsigned char)(i * 31 + (size_t)(16 * to + world->rank));
+        }
+    }
+    recv[(size_t)received * row_bytes] = 0x77;
+    comm_all_to_all(world, recv, recv_rows, send, send_rows, row_bytes);
+    at = recv;
+    for (int from = 0; from < world->size; from++) {
+        for (size_t i = 0; i < (size_t)recv_rows[from] * row_bytes; i++) {
+            const size_t expected = i * 31 + (size_t)(16 * world->rank + from);
+            CHECK_EQUAL(world, *at++, (unsigned char)expected);
+        }
+    }
+    CHECK_EQUAL(world, *at, 0x77);
+    free(send);
+    free(recv);
+}
+
+static void test_all_to_all(struct comm *world)
+{
+    static const size_t row_bytes[] = {1, 6, 512};
+    for (int pattern = 0; pattern < 6; pattern++) {
+        for (size_t i = 0; i < sizeof row_bytes / sizeof row_bytes[0]; i++) {
+            exchange(world, pattern, row_bytes[i]);
+        }
+    }
+    const int64_t none[16] = {0};
+    comm_all_to_all(world, NULL, none, NULL, none, 8); /* nothing anywhere */
+}
+
+static void test_broadcast(struct comm *world)
+{
+    static const size_t sizes[] = {0, 1, 100003};
+    for (int root = 0; root < world->size; root++) {
+        for (size_t s = 0; s < sizeof sizes / sizeof sizes[0]; s++) {
+            unsigned char *data = ranks_memory(world, sizes[s] + 1);
+            memset(data, world->rank, sizes[s]);
+            for (size_t i = 0; i < sizes[s] && world->rank == root; i++) {
+                data[i] = (unsigned char)(i + 13 * (size_t)root);
+            }
+            data[sizes[s]] = 0x77;
+            comm_broadcast(world, data, sizes[s], root);
+            for (size_t i = 0; i < sizes[s]; i++) {
+                CHECK_EQUAL(world, data[i], (unsigned char)(i + 13 * (size_t)root));
+            }
+            CHECK_EQUAL(world, data[sizes[s]], 0x77);
+            free(data);
+        }
+    }
+}
+
+static void test_split(struct comm *world)
+{
+    struct comm half = {0}, reversed = {0};
+    comm_split(world, world->rank % 2, world->rank, &half);
+    CHECK_EQUAL(world, half.size, (world->size + 1 - world->rank % 2) / 2);
+    CHECK_EQUAL(world, half.rank, world->rank / 2);
+    int64_t sum = world->rank, expected = 0;
+    for (int r = world->rank % 2; r < world->size; r += 2) {
+        expected += r;
+    }
+    comm_all_reduce(&half, &sum, 1, DTYPE_I64, REDUCE_SUM);
+    CHECK_EQUAL(world, sum, expected);
+    comm_split(world, 3, -world->rank, &reversed);
+    CHECK_EQUAL(world, reversed.size, world->size);
+    CHECK_EQUAL(world, reversed.rank, world->size - 1 - world->rank);
+    CHECK(world, reversed.node_size >= 1 && reversed.node_rank < reversed.node_size);
+    int32_t root = world->rank;
+    comm_broadcast(&reversed, &root, sizeof root, 0);
+    CHECK_EQUAL(world, root, world->size - 1);
+    comm_free(&half);
+    comm_free(&half);
+    comm_free(&reversed);
+}
+
+/* Statuses of the ranks (the first `size` count): all get the worst, its lowest rank and its
+ * message. */
+static void test_agree(struct comm *world)
+{
+    static const struct {
+        enum status status[4];
+    } cases[] = {
+        {{STATUS_OK, STATUS_OK, STATUS_OK, STATUS_OK}},
+        {{STATUS_DATA, STATUS_OK, STATUS_OK, STATUS_OK}},
+        {{STATUS_OK, STATUS_IO, STATUS_OK, STATUS_IO}},
+        {{STATUS_DATA, STATUS_IO, STATUS_USAGE, STATUS_IO}},
+        {{STATUS_USAGE, STATUS_USAGE, STATUS_USAGE, STATUS_USAGE}},
+        {{STATUS_OK, STATUS_OK, STATUS_OK, STATUS_DIVERGED}},
+    };
+    CHECK(world, world->size <= 4);
+    for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
+        enum status worst = STATUS_OK, own = cases[c].status[world->rank];
+        int expected = -1, where = -1;
+        char message[64];
+        for (int r = 0; r < world->size; r++) {
+            expected = cases[c].status[r] > worst ? r : expected;
+            worst = cases[c].status[r] > worst ? cases[c].status[r] : worst;
+        }
+        const enum status ignored = status_fail(own, "case %d, rank %d", (int)c, world->rank);
+        CHECK_EQUAL(world, ignored, own);
+        CHECK_EQUAL(world, comm_agree(world, own, &where), worst);
+        if (worst != STATUS_OK) {
+            CHECK_EQUAL(world, where, expected);
+            snprintf(message, sizeof message, "case %d, rank %d", (int)c, expected);
+            CHECK(world, strcmp(status_message(), message) == 0);
+        }
+        CHECK_EQUAL(world, comm_agree(world, own, NULL), worst);
+    }
+}
+
+static void test_open_refuses(struct comm *world)
+{
+    struct comm other;
+    CHECK_EQUAL(world, comm_open(&other, "nccl"), STATUS_USAGE);
+    CHECK_MESSAGE(world, "nccl");
+    CHECK_EQUAL(world, comm_open(&other, "self"), world->size > 1 ? STATUS_USAGE : STATUS_OK);
+    comm_close(&other);
+}
+
+/* The transport of one rank alone gives what mpi gives. */
+static void test_self(struct comm *world)
+{
+    struct comm self;
+    if (world->size > 1) {
+        return;
+    }
+    CHECK_EQUAL(world, comm_open(&self, "self"), STATUS_OK);
+    CHECK(world, strcmp(self.table->name, "self") == 0 && self.size == 1 && self.rank == 0);
+    test_all_reduce(&self);
+    test_sums_go_in_rank_order(&self);
+    test_reduce_scatter(&self);
+    test_all_gather(&self);
+    test_all_to_all(&self);
+    test_broadcast(&self);
+    test_split(&self);
+    test_agree(&self);
+    comm_close(&self);
+    comm_close(&self);
+}
+
+int main(void)
+{
+    static const struct ranks_test tests[] = {
+        RANKS_TEST(test_all_reduce),     RANKS_TEST(test_sums_go_in_rank_order),
+        RANKS_TEST(test_reduce_scatter), RANKS_TEST(test_all_gather),
+        RANKS_TEST(test_all_to_all),     RANKS_TEST(test_broadcast),
+        RANKS_TEST(test_split),          RANKS_TEST(test_agree),
+        RANKS_TEST(test_open_refuses),   RANKS_TEST(test_self),
+    };
+    return RANKS_MAIN(tests);
+}

@@ -1,0 +1,238 @@
+/* checkpoint: whatever happens to the disk or the process in the middle of a save, a whole
+ * checkpoint is there afterwards: the one before or the new one. */
+#define _GNU_SOURCE
+#include "unit/scratch.h"
+
+#include <dirent.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/wait.h>
+
+#include "checkpoints/checkpoint.h"
+
+enum { ELEMENTS = 3000, OLD = 10, NEW = 20 };
+
+static struct comm self;
+
+/* Two tensors; the value of an element says its step. */
+static void describe(struct checkpoint_slice slices[2], float *a, uint16_t *b)
+{
+    slices[0] = (struct checkpoint_slice){.name = "layers.0.a",
+                                          .dtype = DTYPE_F32,
+                                          .ndim = 2,
+                                          .shape = {ELEMENTS / 3, 3},
+                                          .count = ELEMENTS,
+                                          .data = a};
+    slices[1] = (struct checkpoint_slice){
+        .name = "b", .dtype = DTYPE_BF16, .ndim = 1, .shape = {7}, .count = 7, .data = b};
+}
+
+static enum status save(int64_t step)
+{
+    static float a[ELEMENTS];
+    static uint16_t b[7];
+    struct checkpoint_slice slices[2];
+    char state[32];
+    const struct checkpoint_options options = {.keep_last = 2};
+    for (int i = 0; i < ELEMENTS; i++) {
+        a[i] = (float)(step * 10000 + i);
+    }
+    for (int i = 0; i < 7; i++) {
+        b[i] = (uint16_t)(step * 100 + i);
+    }
+    describe(slices, a, b);
+    snprintf(state, sizeof state, "{\"step\": %d}", (int)step);
+    return checkpoint_save(&self, "root", step, state, slices, 2, &options);
+}
+
+static void warn(void *context, const char *message)
+{
+    (void)message;
+    ++*(int *)context;
+}
+
+static void expect_whole(int64_t step)
+{
+    static float a[ELEMENTS];
+    static uint16_t b[7];
+    struct checkpoint_slice slices[2];
+    char path[64], expected[32], *state = NULL;
+    memset(a, 0x77, sizeof a);
+    describe(slices, a, b);
+    snprintf(path, sizeof path, "root/%08d", (int)step);
+    if (checkpoint_load(&self, path, slices, 2) != STATUS_OK) {
+        fail_msg("%s", status_message());
+    }
+    for (int i = 0; i < ELEMENTS; i++) {
+        assert_true(a[i] == (float)(step * 10000 + i));
+    }
+    for (int i = 0; i < 7; i++) {
+        assert_int_equal(b[i], step * 100 + i);
+    }
+    assert_int_equal(checkpoint_state(path, &state), STATUS_OK);
+    snprintf(expected, sizeof expected, "{\"step\": %d}", (int)step);
+    assert_string_equal(state, expected);
+    free(state);
+}
+
+/* The newest valid checkpoint's step; it is whole, and so is the one before. */
+static int64_t expect_resumable(void)
+{
+    char *path = NULL;
+    int64_t step = 0;
+    int skipped = 0;
+    io_fault_arm(IO_FAULT_NONE, 0, false);
+    assert_int_equal(checkpoint_newest(&self, "root", 0, &path, &step, warn, &skipped), STATUS_OK);
+    assert_non_null(path);
+    assert_int_equal(skipped, 0); /* nothing half-made has a checkpoint's name */
+    free(path);
+    assert_true(step == OLD || step == NEW);
+    expect_whole(step);
+    expect_whole(OLD);
+    return step;
+}
+
+/* Entries of `root` that begin with `start`. */
+static int entries(const char *start)
+{
+    int count = 0;
+    DIR *dir = opendir("root");
+    assert_non_null(dir);
+    for (struct dirent *entry = readdir(dir); entry != NULL; entry = readdir(dir)) {
+        count += strncmp(entry->d_name, start, strlen(start)) == 0;
+    }
+    closedir(dir);
+    return count;
+}
+
+/* Back to the old checkpoint alone. */
+static void forget_new(void)
+{
+    io_fault_arm(IO_FAULT_NONE, 0, false);
+    assert_int_equal(io_remove_tree("root/00000020"), STATUS_OK);
+    assert_int_equal(checkpoint_clean("root"), STATUS_OK);
+    assert_int_equal(entries(".tmp-") + entries(".trash-"), 0);
+}
+
+static int enter(void **state)
+{
+    return scratch_enter(state) != 0 || comm_open(&self, "self") != STATUS_OK;
+}
+
+static int leave(void **state)
+{
+    comm_close(&self);
+    return scratch_leave(state);
+}
+
+static void test_disk_errors(void **state)
+{
+    (void)state;
+    static const enum io_fault kinds[] = {IO_FAULT_EIO, IO_FAULT_ENOSPC};
+    for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++) {
+        for (int sticky = 0; sticky < 2; sticky++) {
+            enum status status = STATUS_IO;
+            int64_t k = 0, published = 0;
+            assert_int_equal(save(OLD), STATUS_OK);
+            while (status != STATUS_OK) {
+                forget_new();
+                io_fault_arm(kinds[kind], ++k, sticky != 0);
+                status = save(NEW);
+                assert_true(status == STATUS_OK || status == STATUS_IO);
+                if (status != STATUS_OK) {
+                    expect_message(kinds[kind] == IO_FAULT_EIO ? "Input/output error"
+                                                               : "No space left on device");
+                    expect_message("root");
+                }
+                published += expect_resumable() == NEW;
+                assert_true(sticky || entries(".tmp-") == 0); /* cleared at once, if it can be */
+                if (status != STATUS_OK && !sticky) {
+                    assert_int_equal(save(NEW), STATUS_OK); /* a later save goes through */
+                    assert_int_equal(expect_resumable(), NEW);
+                }
+                assert_int_equal(io_remove_tree("root/LATEST"), STATUS_OK);
+            }
+            assert_true(k > 20 && published > 1); /* before and after the new one stands */
+            assert_int_equal(io_remove_tree("root"), STATUS_OK);
+        }
+    }
+}
+
+static void test_short_writes(void **state)
+{
+    (void)state;
+    assert_int_equal(save(OLD), STATUS_OK);
+    io_fault_arm(IO_FAULT_SHORT, 1, true);
+    assert_int_equal(save(NEW), STATUS_OK);
+    assert_int_equal(expect_resumable(), NEW);
+}
+
+/* Saves in a child whose k-th operation kills it; false when it lived to the end. */
+static bool killed(enum io_fault fault, int64_t k)
+{
+    fflush(NULL);
+    const pid_t child = fork();
+    if (child == 0) {
+        io_fault_arm(fault, k, false);
+        _exit(save(NEW) == STATUS_OK ? 0 : 1);
+    }
+    int how = 0;
+    assert_int_equal(waitpid(child, &how, 0), child);
+    if (WIFSIGNALED(how)) {
+        assert_int_equal(WTERMSIG(how), SIGKILL);
+        return true;
+    }
+    assert_int_equal(WEXITSTATUS(how), 0);
+    return false;
+}
+
+static void test_kills(void **state)
+{
+    (void)state;
+    static const enum io_fault kinds[] = {IO_FAULT_KILL_BEFORE, IO_FAULT_KILL_TORN,
+                                          IO_FAULT_KILL_AFTER};
+    assert_int_equal(save(5), STATUS_OK); /* pruned by the new one: that is met, too */
+    for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++) {
+        int64_t k = 1, published = 0;
+        assert_int_equal(save(OLD), STATUS_OK);
+        for (; killed(kinds[kind], k); k++) {
+            published += expect_resumable() == NEW;
+            forget_new();
+            if (!io_exists("root/00000005/manifest.json")) {
+                assert_int_equal(save(5), STATUS_OK);
+            }
+        }
+        assert_true(k > 20 && published > 1);
+        assert_int_equal(expect_resumable(), NEW);
+        forget_new();
+    }
+}
+
+/* The same step saved again over a whole checkpoint, as after an error behind the publication. */
+static void test_kills_while_replacing(void **state)
+{
+    (void)state;
+    int64_t k = 1;
+    assert_int_equal(save(OLD), STATUS_OK);
+    assert_int_equal(save(NEW), STATUS_OK);
+    for (; killed(IO_FAULT_KILL_BEFORE, k); k++) {
+        (void)expect_resumable();
+        if (!io_exists("root/00000020")) {
+            assert_int_equal(save(NEW), STATUS_OK);
+        }
+        assert_int_equal(checkpoint_clean("root"), STATUS_OK);
+    }
+    assert_true(k > 20);
+    assert_int_equal(expect_resumable(), NEW);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_disk_errors, enter, leave),
+        cmocka_unit_test_setup_teardown(test_short_writes, enter, leave),
+        cmocka_unit_test_setup_teardown(test_kills, enter, leave),
+        cmocka_unit_test_setup_teardown(test_kills_while_replacing, enter, leave),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

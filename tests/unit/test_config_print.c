@@ -1,0 +1,459 @@
+/* config: a printed config reads back the same, help covers every key, config.json is taken or
+ * refused, and mangled files never crash. */
+#define _GNU_SOURCE
+#include "unit/config_text.h"
+
+#include <stdio.h>
+
+#include "kernels/base/rng.h"
+
+/* As published with Mixtral-8x7B, but for router_aux_loss_coef. */
+static const char MIXTRAL[] = "{\n"
+                              "  \"architectures\": [\"MixtralForCausalLM\"],\n"
+                              "  \"attention_dropout\": 0.0,\n"
+                              "  \"bos_token_id\": 1,\n"
+                              "  \"hidden_act\": \"silu\",\n"
+                              "  \"hidden_size\": 4096,\n"
+                              "  \"initializer_range\": 0.02,\n"
+                              "  \"intermediate_size\": 14336,\n"
+                              "  \"max_position_embeddings\": 32768,\n"
+                              "  \"model_type\": \"mixtral\",\n"
+                              "  \"num_attention_heads\": 32,\n"
+                              "  \"num_experts_per_tok\": 2,\n"
+                              "  \"num_hidden_layers\": 32,\n"
+                              "  \"num_key_value_heads\": 8,\n"
+                              "  \"num_local_experts\": 8,\n"
+                              "  \"output_router_logits\": false,\n"
+                              "  \"rms_norm_eps\": 1e-05,\n"
+                              "  \"rope_theta\": 1000000.0,\n"
+                              "  \"router_aux_loss_coef\": 0.002,\n"
+                              "  \"sliding_window\": null,\n"
+                              "  \"tie_word_embeddings\": false,\n"
+                              "  \"torch_dtype\": \"bfloat16\",\n"
+                              "  \"use_cache\": true,\n"
+                              "  \"vocab_size\": 32000\n"
+                              "}\n";
+
+/* --- printing --- */
+
+enum { SHOWN = 32768 };
+
+static const char *shown(char text[SHOWN], const struct config *config, const struct field *field)
+{
+    config_show(config, field, text, SHOWN);
+    return text;
+}
+
+static char *printed(const struct config *config)
+{
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *out = open_memstream(&text, &bytes);
+    assert_non_null(out);
+    config_print(config, out);
+    fclose(out);
+    return text;
+}
+
+static void expect_reads_back(const struct config *config)
+{
+    struct config again;
+    char *text = printed(config);
+    if (parse(&again, text, strlen(text)) != STATUS_OK) {
+        fail_msg("%s\nin\n%s", status_message(), text);
+    }
+    for (int i = 0; i < config_field_count; i++) {
+        const struct field *field = &config_fields[i];
+        const void *a = (const char *)config + field->offset,
+                   *b = (const char *)&again + field->offset;
+        static const size_t bytes[] = {[FIELD_BOOL] = sizeof(bool),
+                                       [FIELD_INT] = 8,
+                                       [FIELD_UINT] = 8,
+                                       [FIELD_REAL] = 8,
+                                       [FIELD_TEXT] = sizeof(char *),
+                                       [FIELD_ENUM] = sizeof(int)};
+        const char *s = field->kind == FIELD_TEXT ? *(char *const *)a : NULL,
+                   *t = field->kind == FIELD_TEXT ? *(char *const *)b : NULL;
+        const bool same = field->kind != FIELD_TEXT ? memcmp(a, b, bytes[field->kind]) == 0
+                                                    : s == t || (s && t && strcmp(s, t) == 0);
+        if (!same) {
+            char value[SHOWN];
+            fail_msg("%s printed as %s reads back differently", field->key,
+                     shown(value, config, field));
+        }
+    }
+    config_free(&again);
+    free(text);
+}
+
+/* Every key, at another value than its default. */
+static const char *const values[] = {
+    "run.dir=a \"b\" \\ c: # 'd' {e}",
+    "run.seed=8999999999999999",
+    "run.steps=1000000000",
+    "run.comm=mpi",
+    "run.threads=3",
+    "run.pin=false",
+    "model.hf_config=config.json",
+    "model.vocab_size=16777216",
+    "model.hidden_size=128",
+    "model.intermediate_size=97",
+    "model.num_hidden_layers=3",
+    "model.num_attention_heads=6",
+    "model.num_key_value_heads=3",
+    "model.head_dim=22",
+    "model.num_local_experts=12",
+    "model.num_experts_per_tok=5",
+    "model.max_position_embeddings=999999999",
+    "model.sliding_window=77",
+    "model.rms_norm_eps=1.2345678901234567e-6",
+    "model.rope_theta=12345.678901234567",
+    "model.initializer_range=0.1",
+    "model.router_aux_loss_coef=0.3333333333333333",
+    "model.router_jitter_noise=5e-324",
+    "train.sequence_length=33",
+    "train.micro_batch=7",
+    "train.global_batch=21",
+    "train.precision=fp32",
+    "train.recompute=block",
+    "optimizer.lr=2.2250738585072014e-308",
+    "optimizer.beta1=0.91",
+    "optimizer.beta2=0.999",
+    "optimizer.eps=1e-7",
+    "optimizer.weight_decay=0.7",
+    "optimizer.decay=all",
+    "optimizer.clip_norm=0",
+    "schedule.kind=wsd",
+    "schedule.warmup_steps=21",
+    "schedule.final_lr_ratio=0.30000000000000004",
+    "router.batch_loss_coef=0",
+    "router.z_loss_coef=1e-3",
+    "router.capacity_factor=1.25",
+    "router.buffer_factor=1.0000000000000002",
+    "parallel.ep=4",
+    "data.train=null and void",
+    "data.valid=~home",
+    "data.shuffle=false",
+    "data.mask_documents=true",
+    "eval.every_steps=5",
+    "eval.batches=6",
+    "checkpoint.every_steps=0",
+    "checkpoint.every_minutes=0.1",
+    "checkpoint.keep_last=9",
+    "checkpoint.init_from=- x",
+    "log.every_steps=0",
+    "sample.every_steps=8",
+    "sample.prompt=line\nbreak \x01\x7f\ttab\r trailing ",
+    "sample.tokens=9",
+    "sample.temperature=0",
+    "debug.fault=io:eio:3",
+};
+
+static void test_print_reads_back(void **state)
+{
+    (void)state;
+    enum { COUNT = sizeof values / sizeof values[0] };
+    char *list[COUNT];
+    struct config config, initial;
+    put("base.yaml", BASE);
+    put("config.json", MIXTRAL);
+    memcpy(list, values, sizeof values);
+    config_init(&initial);
+    config_init(&config);
+    const enum status status = config_load(&config, "base.yaml", list, COUNT);
+    if (status != STATUS_OK) {
+        fail_msg("%s", status_message());
+    }
+    for (int i = 0; i < config_field_count; i++) { /* the list above must keep up with the table */
+        const struct field *field = &config_fields[i];
+        const bool single = (field->kind == FIELD_ENUM && field->names[1] == NULL) ||
+                            (field->kind != FIELD_ENUM && field->low == field->high &&
+                             field->kind != FIELD_TEXT && field->kind != FIELD_BOOL);
+        char value[SHOWN], first[SHOWN];
+        if (!single && strcmp(shown(first, &initial, field), shown(value, &config, field)) == 0) {
+            fail_msg("%s still has its default %s: add it to this test", field->key, value);
+        }
+    }
+    expect_reads_back(&config);
+    config_free(&config);
+    config_free(&initial);
+}
+
+static void test_defaults_read_back(void **state)
+{
+    (void)state;
+    static const char *const cases[][OVERRIDES] = {
+        {NULL},
+        {"run.steps=1"}, /* fewer than the default warm-up */
+        {"run.steps=10", "schedule.warmup_steps=10"},
+    };
+    put("base.yaml", BASE);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct config config;
+        assert_int_equal(load(&config, cases[i]), STATUS_OK);
+        expect_reads_back(&config);
+        char *later[] = {(char *)(uintptr_t) "run.seed=7"}; /* as eval RUN_DIR key=value does */
+        assert_int_equal(config_override(&config, later, 1), STATUS_OK);
+        config_free(&config);
+    }
+}
+
+static void test_any_text_reads_back(void **state)
+{
+    (void)state;
+    static const char *const texts[] = {
+        "",
+        "null",
+        "~",
+        "true",
+        "1e6",
+        " ",
+        "'",
+        "\"",
+        "\\",
+        "%TAG",
+        "a\\x41b",
+        "\xc3\xa9t\xc3\xa9 \xe2\x82\xac \xf0\x9f\x98\x80",
+        "\xc2\x80 \xc2\x85 \xe2\x80\xa8 \xe2\x80\xa9 \xef\xbb\xbf", /* C1, NEL, LS, PS, BOM */
+        "\xef\xbf\xbe\xef\xbf\xbf",                                 /* not characters */
+        "\x1f\x1b[0m\x7f",
+    };
+    struct config config;
+    put("base.yaml", BASE);
+    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
+        char override[256];
+        snprintf(override, sizeof override, "sample.prompt=%s", texts[i]);
+        const char *const overrides[OVERRIDES] = {override};
+        assert_int_equal(load(&config, overrides), STATUS_OK);
+        assert_string_equal(config.sample.prompt, texts[i]);
+        expect_reads_back(&config);
+        config_free(&config);
+    }
+}
+
+/* Text is never cut: it reads back whole, or it was refused when it came in. */
+static void test_long_text(void **state)
+{
+    (void)state;
+    static const size_t lengths[] = {100, 4096, 4097, 9000, 100000};
+    struct config config;
+    put("base.yaml", BASE);
+    for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++) {
+        const char start[] = "sample.prompt=";
+        char *override = calloc(1, sizeof start + lengths[i]);
+        assert_non_null(override);
+        memset(override, 1, sizeof start - 1 + lengths[i]); /* \x01: printed longest */
+        memcpy(override, start, sizeof start - 1);
+        const char *const overrides[OVERRIDES] = {override};
+        if (load(&config, overrides) == STATUS_OK) {
+            assert_int_equal(strlen(config.sample.prompt), lengths[i]);
+            expect_reads_back(&config);
+        } else {
+            assert_true(lengths[i] > 4096);
+            expect_message("longer than");
+        }
+        config_free(&config);
+        free(override);
+    }
+}
+
+static void test_help_covers_every_key(void **state)
+{
+    (void)state;
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *out = open_memstream(&text, &bytes);
+    assert_non_null(out);
+    config_help(out);
+    config_markdown(out);
+    fclose(out);
+    for (int i = 0; i < config_field_count; i++) {
+        const struct field *field = &config_fields[i];
+        char line[256];
+        assert_non_null(field->help);
+        assert_true(strlen(field->help) >= 5);
+        assert_null(strchr(field->help, '|')); /* would break the table of the docs */
+        snprintf(line, sizeof line, "%s\n", field->key);
+        assert_non_null(strstr(text, line));
+        snprintf(line, sizeof line, "| `%s` |", field->key);
+        assert_non_null(strstr(text, line));
+        assert_ptr_equal(config_find(field->key), field); /* no key stands twice */
+    }
+    free(text);
+}
+
+/* --- config.json --- */
+
+static void test_hf_config_is_taken(void **state)
+{
+    (void)state;
+    static const char *const places[] = {"hf", "hf/config.json"};
+    assert_int_equal(io_make_dir("hf"), STATUS_OK);
+    put("hf/config.json", MIXTRAL);
+    for (int i = 0; i < 2; i++) {
+        char text[256];
+        struct config config;
+        snprintf(text, sizeof text, "model: {hf_config: %s, num_hidden_layers: 4}\n", places[i]);
+        assert_int_equal(parse(&config, text, strlen(text)), STATUS_OK);
+        assert_int_equal(config.model.vocab_size, 32000);
+        assert_int_equal(config.model.hidden_size, 4096);
+        assert_int_equal(config.model.intermediate_size, 14336);
+        assert_int_equal(config.model.num_hidden_layers, 4); /* written beside it */
+        assert_int_equal(config.model.num_attention_heads, 32);
+        assert_int_equal(config.model.num_key_value_heads, 8);
+        assert_int_equal(config_head_dim(&config), 128);
+        assert_int_equal(config.model.sliding_window, 0);
+        assert_true(config.model.rms_norm_eps == 1e-5);
+        assert_true(config_batch_loss_coef(&config) == 0.002);
+        assert_non_null(strstr(config.model.hf_ignored, "bos_token_id"));
+        assert_null(strstr(config.model.hf_ignored, "hidden_size"));
+        expect_reads_back(&config);
+        config_free(&config);
+    }
+}
+
+static void test_hf_config_variants(void **state)
+{
+    (void)state;
+    static const char text[] = "model: {hf_config: config.json}\n";
+    struct config config;
+    put("config.json", "{\"model_type\": \"mixtral\", \"vocab_size\": 100, \"hidden_size\": 64, "
+                       "\"intermediate_size\": 32, \"num_hidden_layers\": 1, "
+                       "\"num_attention_heads\": 4, \"num_key_value_heads\": null, \"head_dim\": "
+                       "null, \"sliding_window\": 4096, \"rope_scaling\": null, "
+                       "\"rope_parameters\": {\"rope_theta\": 5000}}");
+    assert_int_equal(parse(&config, text, sizeof text - 1), STATUS_OK);
+    assert_int_equal(config.model.num_key_value_heads, 4);
+    assert_int_equal(config.model.sliding_window, 4096);
+    assert_int_equal(config_head_dim(&config), 16);
+    assert_true(config.model.rope_theta == 5000.0);
+    assert_true(config_batch_loss_coef(&config) == 0.001); /* silent: the class's default */
+    assert_string_equal(config.model.hf_ignored, "");
+    config_free(&config);
+}
+
+/* MIXTRAL with one text put in place of another. */
+static void put_mixtral(const char *from, const char *to)
+{
+    char text[4096];
+    const char *at = strstr(MIXTRAL, from);
+    assert_non_null(at);
+    snprintf(text, sizeof text, "%.*s%s%s", (int)(at - MIXTRAL), MIXTRAL, to, at + strlen(from));
+    put("config.json", text);
+}
+
+static void test_hf_config_is_refused(void **state)
+{
+    (void)state;
+    static const char text[] = "model: {hf_config: config.json}\n";
+    static const struct {
+        const char *from, *to;
+        const char *parts[PARTS];
+    } cases[] = {
+        {"\"tie_word_embeddings\": false",
+         "\"tie_word_embeddings\": true",
+         {"config.json", "tie_word_embeddings"}},
+        {"\"use_cache\": true", "\"attention_bias\": true", {"config.json", "attention_bias"}},
+        {"\"mixtral\"", "\"llama\"", {"config.json: model_type 'llama' is not built"}},
+        {"\"model_type\"", "\"model\"", {"model_type '(none)'"}},
+        {"\"silu\"", "\"gelu\"", {"hidden_act 'gelu' is not built"}},
+        {"\"use_cache\": true", "\"rope_scaling\": {\"type\": \"yarn\"}", {"scaled rotary"}},
+        {"\"use_cache\": true",
+         "\"rope_parameters\": {\"rope_type\": \"yarn\"}",
+         {"scaled rotary"}},
+        {"\"attention_dropout\": 0.0", "\"attention_dropout\": 0.1", {"attention_dropout"}},
+        {"\"vocab_size\": 32000", "\"vocabulary\": 32000", {"key 'vocab_size' is missing"}},
+        {"32000", "\"many\"", {"key 'vocab_size'", "is not a whole number"}},
+        {"32000", "1.5", {"key 'vocab_size'", "is not a whole number"}},
+        {"32000", "0", {"key 'vocab_size'", "outside"}},
+        {"32000", "null", {"key 'vocab_size': null is not a value here"}},
+        {"\"num_key_value_heads\": 8", "\"num_key_value_heads\": 5", {"does not divide"}},
+        {"\"bos_token_id\"", "\"vocab_size\"", {"config.json: line", "duplicate"}},
+        {"32000\n", "32000,,\n", {"config.json: line 24"}},
+        {"{\n", "", {"config.json"}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct config config;
+        put_mixtral(cases[i].from, cases[i].to);
+        assert_int_equal(parse(&config, text, sizeof text - 1), STATUS_USAGE);
+        expect_parts(cases[i].parts, PARTS, cases[i].to);
+        config_free(&config);
+    }
+    const struct bad gone = {"model: {hf_config: gone.json}\n", {"gone.json"}};
+    expect_refused(&gone, 1);
+}
+
+/* --- mutations --- */
+
+enum { MOST_TEXT = 8192, MUTATIONS = 4000 };
+
+/* Overwrites, inserts, doubles or removes a few bytes. */
+static size_t mutate(char *text, size_t bytes, uint64_t key)
+{
+    static const char *const pieces[] = {"{",  "}", "[", "]",    ":",  ",",   "\n",   "  ",
+                                         "\"", "'", "&", "*a",   "!!", "---", "|",    ">",
+                                         "#",  "?", "%", "null", "~",  "1e9", "\x00", "\xc3\xa9"};
+    uint32_t bits[4];
+    rng_bits(key, 0, bits);
+    const int changes = 1 + (int)(bits[0] % 4);
+    for (int i = 1; i <= changes; i++) {
+        rng_bits(key, (uint64_t)i, bits);
+        const size_t at = bits[0] % bytes, length = bits[2] % 20;
+        const char *piece = pieces[bits[1] % (sizeof pieces / sizeof pieces[0])];
+        const size_t size = piece[0] == '\0' ? 1 : strlen(piece);
+        if (bits[3] % 3 == 0) {
+            text[at] = (char)bits[1];
+        } else if (bits[3] % 3 == 1 && bytes + size < MOST_TEXT) {
+            memmove(text + at + size, text + at, bytes - at);
+            memcpy(text + at, piece, size);
+            bytes += size;
+        } else if (at + length < bytes && bytes - length > 1) {
+            memmove(text + at, text + at + length, bytes - at - length);
+            bytes -= length;
+        }
+    }
+    return bytes;
+}
+
+static void test_mutations_never_crash(void **state)
+{
+    (void)state;
+    char *base = NULL, text[MOST_TEXT];
+    size_t bytes = 0;
+    int accepted = 0;
+    assert_int_equal(
+        io_read_file(SOURCE_DIR "/configs/quickstart.yaml", &base, &bytes, MOST_TEXT / 2),
+        STATUS_OK);
+    for (uint64_t i = 0; i < MUTATIONS; i++) {
+        struct config config;
+        memcpy(text, base, bytes);
+        const size_t length = mutate(text, bytes, i);
+        char *exact = malloc(length); /* reading past its end is found */
+        assert_non_null(exact);
+        memcpy(exact, text, length);
+        const enum status status = parse(&config, exact, length);
+        if (status == STATUS_OK) {
+            expect_reads_back(&config);
+            accepted++;
+        } else {
+            assert_int_equal(status, STATUS_USAGE);
+            expect_message("t.yaml");
+        }
+        config_free(&config);
+        free(exact);
+    }
+    assert_true(accepted > MUTATIONS / 20 && accepted < MUTATIONS); /* both ways are tried */
+    free(base);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        SCRATCH_TEST(test_print_reads_back),          SCRATCH_TEST(test_defaults_read_back),
+        SCRATCH_TEST(test_any_text_reads_back),       SCRATCH_TEST(test_long_text),
+        cmocka_unit_test(test_help_covers_every_key), SCRATCH_TEST(test_hf_config_is_taken),
+        SCRATCH_TEST(test_hf_config_variants),        SCRATCH_TEST(test_hf_config_is_refused),
+        cmocka_unit_test(test_mutations_never_crash),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,147 @@
+/* AdamW against the formula in torch's order of operations, in double. */
+#include "ops_check.h"
+
+/* The op works in parts of 4096. The constants are chosen so that the place of each one shows. */
+static const struct variant {
+    int64_t count;
+    struct adamw args;
+} variants[] = {
+    {0, {1e-3F, 0.9F, 0.95F, 1e-8F, 0.1F, 1.0F, 1}},
+    {1, {0.05F, 0.9F, 0.999F, 1e-8F, 0.0F, 1.0F, 1}},
+    {7, {0.05F, 0.9F, 0.95F, 1e-8F, 0.5F, 1.0F, 1}},
+    {33, {0.05F, 0.9F, 0.95F, 0.3F, 0.5F, 1.0F, 2}},
+    {4097, {0.5F, 0.8F, 0.99F, 1e-3F, 0.7F, 0.125F, 10}},
+    {9001, {3e-4F, 0.9F, 0.95F, 1e-8F, 0.1F, 0.37F, 100000}},
+};
+enum { VARIANTS = sizeof variants / sizeof variants[0], STEPS = 3 };
+
+struct state {
+    struct tensor param, m, v, grad;
+};
+
+/* param *= 1 - lr wd; m, v; param -= lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps) */
+static void reference_step(double *param, double *m, double *v, double grad, struct adamw a)
+{
+    const double g = grad * (double)a.grad_scale, beta1 = (double)a.beta1, beta2 = (double)a.beta2;
+    const double step_size = (double)a.lr / (1 - pow(beta1, (double)a.step));
+    *param *= 1 - (double)a.lr * (double)a.weight_decay;
+    *m = beta1 * *m + (1 - beta1) * g;
+    *v = beta2 * *v + (1 - beta2) * g * g;
+    const double denominator = sqrt(*v) / sqrt(1 - pow(beta2, (double)a.step)) + (double)a.eps;
+    *param -= step_size * *m / denominator;
+}
+
+/* One step from the state the op itself reached: m and v take four roundings, param about eight. */
+static void check_step(struct check *c, const struct state *s, void *out, struct adamw args)
+{
+    const int64_t count = tensor_count(&s->param);
+    double *param = check_values(c, s->param), *m = check_values(c, s->m),
+           *v = check_values(c, s->v);
+    const double *grad = check_values(c, s->grad);
+    for (int64_t i = 0; i < count; i++) {
+        reference_step(&param[i], &m[i], &v[i], grad[i], args);
+    }
+    c->ops->adamw(c->device, s->param.data, s->m.data, s->v.data, out, s->grad.data, count, args);
+    check_close(c, "v", s->v, v, 4 * CHECK_U);
+    c->floor = 0.1; /* of the terms: they have signs, and one element alone may cancel */
+    check_close(c, "m", s->m, m, 4 * CHECK_U);
+    check_close(c, "param", s->param, param, 8 * CHECK_U);
+    c->floor = 0;
+}
+
+static struct state make_state(struct check *c, int64_t count)
+{
+    struct state s = {.param = check_random(c, "param", DTYPE_F32, count, 1, 0.5),
+                      .m = check_tensor(c, "m", DTYPE_F32, count, 1),
+                      .v = check_tensor(c, "v", DTYPE_F32, count, 1),
+                      .grad = check_random(c, "grad", DTYPE_F32, count, 1, 1)};
+    memset(s.m.data, 0, tensor_bytes(&s.m));
+    memset(s.v.data, 0, tensor_bytes(&s.v));
+    for (int64_t i = 3; i < count; i += 10) {
+        check_set(&s.grad, i, 0); /* an expert's weight that saw no token */
+    }
+    return s;
+}
+
+static void run_adamw(struct check *c, const void *arg)
+{
+    const struct variant *variant = arg;
+    struct adamw args = variant->args;
+    const int64_t count = variant->count;
+    check_name(c, "adamw count=%lld lr=%g step=%lld", (long long)count, (double)args.lr,
+               (long long)args.step);
+    struct state s = make_state(c, count);
+    for (int step = 0; step < STEPS; step++) {
+        struct tensor out = check_tensor(c, "out", DTYPE_BF16, count, 1),
+                      nearest = check_tensor(c, "nearest", DTYPE_BF16, count, 1);
+        check_step(c, &s, step == 1 ? NULL : out.data, args);
+        for (int64_t i = 0; i < count && step != 1; i++) {
+            check_set(&nearest, i, check_get(&s.param, i));
+        }
+        check_exact(c, "out", out, nearest, "not param in bf16, or written without being asked");
+        args.step++;
+        const uint64_t key = rng_key(c->seed, "next gradient");
+        for (int64_t i = 0; i < count; i += 2) {
+            check_set(&s.grad, i, 3 * rng_normal(key, (uint64_t)(step * count + i)));
+        }
+    }
+}
+
+/* A shard's elements come out as in the whole: sharding the optimizer changes no bit. */
+static void run_shards(struct check *c, const void *arg)
+{
+    const struct variant *variant = arg;
+    const int64_t count = variant->count;
+    check_name(c, "adamw in shards count=%lld", (long long)count);
+    const struct state whole = make_state(c, count), start = make_state(c, count);
+    c->ops->adamw(c->device, whole.param.data, whole.m.data, whole.v.data, NULL, whole.grad.data,
+                  count, variant->args);
+    for (int i = 0; i < CHECK_PARTS; i++) {
+        const struct check_part p = check_part(count, i);
+        const struct tensor param = check_copy(c, "p", tensor_rows(&start.param, p.first, p.count)),
+                            m = check_copy(c, "m", tensor_rows(&start.m, p.first, p.count)),
+                            v = check_copy(c, "v", tensor_rows(&start.v, p.first, p.count));
+        c->ops->adamw(c->device, param.data, m.data, v.data, NULL,
+                      tensor_rows(&start.grad, p.first, p.count).data, p.count, variant->args);
+        check_exact(c, "param", param, tensor_rows(&whole.param, p.first, p.count), "shard");
+        check_exact(c, "m", m, tensor_rows(&whole.m, p.first, p.count), "shard");
+        check_exact(c, "v", v, tensor_rows(&whole.v, p.first, p.count), "shard");
+    }
+}
+
+/* By hand: first step, so m / sqrt(v) is the gradient's sign: 1 (1 - 0.1 * 0.5) - 0.1 sign. */
+static void run_known(struct check *c, const void *arg)
+{
+    (void)arg;
+    const struct adamw args = {0.1F, 0.9F, 0.99F, 1e-12F, 0.5F, -2.0F, 1};
+    float param[3] = {1, 1, 1}, m[3] = {0}, v[3] = {0};
+    const float grad[3] = {0.25F, -4, 0};
+    c->ops->adamw(c->device, param, m, v, NULL, grad, 3, args);
+    const double expected[3] = {1.05, 0.85, 0.95}; /* grad_scale turns the signs */
+    for (int i = 0; i < 3; i++) {
+        assert_true(fabs((double)param[i] - expected[i]) < 1e-6);
+    }
+    assert_true(fabs((double)m[1] - 0.8) < 1e-6 && fabs((double)v[1] - 0.64) < 1e-6);
+}
+
+static void test_adamw(void **state)
+{
+    for (int i = 0; i < VARIANTS; i++) {
+        check_run(*state, run_adamw, &variants[i], 0);
+        check_run(*state, run_shards, &variants[i], 0);
+    }
+}
+
+static void test_known(void **state)
+{
+    check_run(*state, run_known, NULL, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_adamw),
+        cmocka_unit_test(test_known),
+    };
+    return cmocka_run_group_tests(tests, check_open, check_close_devices);
+}

@@ -1,0 +1,421 @@
+/* Attention and rotary position embedding. */
+#include "ops_check.h"
+
+#include "kernels/rope_table.h"
+
+struct layout {
+    int64_t batch, sequence, heads, kv_heads, qk, v, window, gap; /* gap: unused elements between
+                                                                     rows and key/value heads */
+    bool documents;                                               /* several in a sample */
+    double sharp; /* deviation of the queries: how peaked the softmax is */
+};
+
+/* Around the tiles of 64 rows and the vectors of 8, 16 and 32 columns; grouped queries; window of
+ * one token, of a tile, and wider than the sample. */
+static const struct layout layouts[] = {
+    {1, 1, 1, 1, 4, 4, 0, 0, false, 1},      {2, 1, 2, 1, 3, 5, 0, 1, true, 1},
+    {2, 7, 4, 2, 5, 3, 0, 1, false, 1},      {1, 7, 2, 2, 8, 8, 3, 0, true, 1},
+    {2, 63, 2, 2, 16, 8, 0, 0, false, 1},    {1, 64, 2, 1, 12, 12, 64, 0, false, 1},
+    {2, 65, 4, 1, 24, 16, 0, 3, true, 1},    {1, 65, 1, 1, 33, 32, 1000, 0, false, 1},
+    {3, 130, 4, 2, 16, 33, 40, 2, false, 1}, {2, 130, 3, 3, 8, 40, 1, 0, true, 1},
+    {1, 200, 6, 2, 32, 31, 70, 5, true, 1},  {1, 130, 2, 1, 8, 8, 2, 0, false, 1},
+    {1, 130, 2, 1, 16, 16, 0, 0, false, 30},
+};
+enum { LAYOUTS = sizeof layouts / sizeof layouts[0] };
+
+/* Inputs and outputs of one case, and the values a reference computes from. */
+struct attention {
+    struct attention_shape shape;
+    struct tensor q, k, v, d_o, first;
+    struct tensor o, lse, dq, dk, dv;
+    double *in[3], *weight; /* q, k, v; dO */
+};
+
+/* The fast exp is off by 3e-7 (vector_math.h); scores are sums of qk products and as large as the
+ * queries, and their absolute error is the relative error of a probability. */
+static double attention_error(const struct layout *l)
+{
+    const double sums = 4 + sqrt((double)l->qk) + sqrt((double)l->v) + sqrt((double)l->sequence);
+    return (3e-7 + CHECK_U * sums) * l->sharp;
+}
+
+static struct attention_shape make_shape(const struct layout *l, enum dtype dtype)
+{
+    return (struct attention_shape){.batch = l->batch,
+                                    .sequence = l->sequence,
+                                    .heads = l->heads,
+                                    .kv_heads = l->kv_heads,
+                                    .qk_dim = l->qk,
+                                    .v_dim = l->v,
+                                    .q_stride = l->heads * l->qk + l->gap,
+                                    .k_stride = l->kv_heads * (l->qk + l->gap) + l->gap,
+                                    .v_stride = l->kv_heads * (l->v + 2 * l->gap),
+                                    .o_stride = l->heads * l->v + 2 * l->gap,
+                                    .k_head_stride = l->qk + l->gap,
+                                    .v_head_stride = l->v + 2 * l->gap,
+                                    .window = l->window,
+                                    .scale = (float)(1 / sqrt((double)l->qk)),
+                                    .dtype = dtype};
+}
+
+/* Documents of about 20 tokens. */
+static void fill_first(const struct check *c, struct tensor first, int64_t sequence)
+{
+    int32_t *out = first.data;
+    for (int64_t n = 0; n < first.dim[0]; n++) {
+        const bool start = n % sequence == 0 || rng_uniform(c->seed, (uint64_t)n) < 0.05;
+        out[n] = start ? (int32_t)(n % sequence) : out[n - 1];
+    }
+}
+
+static struct attention make_case(struct check *c, const struct layout *l)
+{
+    struct attention a = {.shape = make_shape(l, c->dtype)};
+    const struct attention_shape *s = &a.shape;
+    const int64_t rows = l->batch * l->sequence;
+    a.q = check_random(c, "q", c->dtype, rows, s->q_stride, l->sharp);
+    a.k = check_random(c, "k", c->dtype, rows, s->k_stride, 1);
+    a.v = check_random(c, "v", c->dtype, rows, s->v_stride, 1);
+    a.d_o = check_random(c, "d_o", c->dtype, rows, s->o_stride, 1);
+    a.first = check_tensor(c, "first", DTYPE_I32, rows, 1);
+    fill_first(c, a.first, l->sequence);
+    a.shape.first = l->documents ? a.first.data : NULL;
+    a.o = check_tensor(c, "o", c->dtype, rows, s->o_stride);
+    a.lse = check_tensor(c, "lse", DTYPE_F32, l->batch * l->heads, l->sequence);
+    a.dq = check_tensor(c, "dq", c->dtype, rows, s->q_stride);
+    a.dk = check_tensor(c, "dk", c->dtype, rows, s->k_stride);
+    a.dv = check_tensor(c, "dv", c->dtype, rows, s->v_stride);
+    a.in[0] = check_values(c, a.q);
+    a.in[1] = check_values(c, a.k);
+    a.in[2] = check_values(c, a.v);
+    a.weight = check_values(c, a.d_o);
+    check_name(c, "attention B=%lld T=%lld H=%lld G=%lld qk=%lld v=%lld window=%lld%s gap=%lld",
+               (long long)l->batch, (long long)l->sequence, (long long)l->heads,
+               (long long)l->kv_heads, (long long)l->qk, (long long)l->v, (long long)l->window,
+               l->documents ? " documents" : "", (long long)l->gap);
+    return a;
+}
+
+/* --- reference --- */
+
+/* One query: where its rows start and which keys [low, t] it sees. */
+struct query {
+    int64_t sample, t, low, q, o, lse; /* q, o, lse: first elements */
+    int64_t group;
+};
+
+static struct query find_query(const struct attention_shape *s, int64_t index)
+{
+    const int64_t t = index % s->sequence, head = index / s->sequence % s->heads,
+                  sample = index / s->sequence / s->heads, n = sample * s->sequence + t;
+    int64_t low = s->first != NULL ? s->first[n] : 0;
+    low = s->window > 0 && t - s->window + 1 > low ? t - s->window + 1 : low;
+    return (struct query){.sample = sample,
+                          .t = t,
+                          .low = low,
+                          .q = n * s->q_stride + head * s->qk_dim,
+                          .o = n * s->o_stride + head * s->v_dim,
+                          .lse = index,
+                          .group = head / (s->heads / s->kv_heads)};
+}
+
+static int64_t key_at(const struct attention_shape *s, const struct query *at, int64_t j)
+{
+    return (at->sample * s->sequence + j) * s->k_stride + at->group * s->k_head_stride;
+}
+
+static int64_t value_at(const struct attention_shape *s, const struct query *at, int64_t j)
+{
+    return (at->sample * s->sequence + j) * s->v_stride + at->group * s->v_head_stride;
+}
+
+static double dot(const double *a, const double *b, int64_t count)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < count; i++) {
+        sum += a[i] * b[i];
+    }
+    return sum;
+}
+
+/* out[i] += factor * in[i], where NaN (untouched so far) counts as 0 */
+static void axpy(double *out, double factor, const double *in, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        out[i] = (isnan(out[i]) ? 0 : out[i]) + factor * in[i];
+    }
+}
+
+static int64_t queries_of(const struct attention_shape *s)
+{
+    return s->batch * s->heads * s->sequence;
+}
+
+static void reference_forward(const struct attention *a, double *o, double *lse)
+{
+    const struct attention_shape *s = &a->shape;
+    double *p = malloc((size_t)s->sequence * sizeof *p);
+    assert_non_null(p);
+    for (int64_t i = 0; i < queries_of(s); i++) {
+        const struct query at = find_query(s, i);
+        double most = -INFINITY, sum = 0;
+        for (int64_t j = at.low; j <= at.t; j++) {
+            p[j] = (double)s->scale * dot(a->in[0] + at.q, a->in[1] + key_at(s, &at, j), s->qk_dim);
+            most = fmax(most, p[j]);
+        }
+        for (int64_t j = at.low; j <= at.t; j++) {
+            p[j] = exp(p[j] - most);
+            sum += p[j];
+        }
+        for (int64_t j = at.low; j <= at.t; j++) {
+            axpy(o + at.o, p[j] / sum, a->in[2] + value_at(s, &at, j), s->v_dim);
+        }
+        lse[at.lse] = most + log(sum);
+    }
+    free(p);
+}
+
+/* dV = P^T dO; dS = P (dO V^T - rowsum(dO O)); dQ = scale dS K; dK = scale dS^T Q */
+static void reference_backward(const struct attention *a, const double *o, const double *lse,
+                               double *out[3])
+{
+    const struct attention_shape *s = &a->shape;
+    for (int64_t i = 0; i < queries_of(s); i++) {
+        const struct query at = find_query(s, i);
+        const double *q = a->in[0] + at.q, *d_o = a->weight + at.o,
+                     delta = dot(d_o, o + at.o, s->v_dim);
+        for (int64_t j = at.low; j <= at.t; j++) {
+            const int64_t k_at = key_at(s, &at, j), v_at = value_at(s, &at, j);
+            const double *k = a->in[1] + k_at, *v = a->in[2] + v_at;
+            const double p = exp((double)s->scale * dot(q, k, s->qk_dim) - lse[at.lse]);
+            const double ds = (double)s->scale * p * (dot(d_o, v, s->v_dim) - delta);
+            axpy(out[0] + at.q, ds, k, s->qk_dim);
+            axpy(out[1] + k_at, ds, q, s->qk_dim);
+            axpy(out[2] + v_at, p, d_o, s->v_dim);
+        }
+    }
+}
+
+/* <dO, o> */
+static double attention_loss(const void *args)
+{
+    const struct attention *a = args;
+    const int64_t count = a->shape.batch * a->shape.sequence * a->shape.o_stride;
+    double *o = calloc((size_t)count, sizeof *o), sum = 0;
+    double *lse = calloc((size_t)queries_of(&a->shape), sizeof *lse);
+    assert_true(o != NULL && lse != NULL);
+    reference_forward(a, o, lse);
+    for (int64_t i = 0; i < count; i++) { /* gaps of o are 0 */
+        sum += a->weight[i] * o[i];
+    }
+    free(o);
+    free(lse);
+    return sum;
+}
+
+/* --- attention --- */
+
+static void *row_at(struct tensor t, int64_t row)
+{
+    return tensor_rows(&t, row, t.dim[0] - row).data;
+}
+
+/* Each sample of the batch alone: the same bits. */
+static void run_alone(struct check *c, const struct attention *a)
+{
+    for (int64_t b = 0; b < a->shape.batch; b++) {
+        const int64_t rows = a->shape.sequence, at = b * rows, heads = a->shape.heads;
+        struct attention_shape shape = a->shape;
+        shape.batch = 1;
+        shape.first = shape.first != NULL ? shape.first + at : NULL;
+        const struct tensor o = check_tensor(c, "o alone", c->dtype, rows, shape.o_stride),
+                            lse = check_tensor(c, "lse alone", DTYPE_F32, heads, rows),
+                            dq = check_tensor(c, "dq alone", c->dtype, rows, shape.q_stride),
+                            dk = check_tensor(c, "dk alone", c->dtype, rows, shape.k_stride),
+                            dv = check_tensor(c, "dv alone", c->dtype, rows, shape.v_stride);
+        const void *q = row_at(a->q, at), *k = row_at(a->k, at), *v = row_at(a->v, at);
+        c->ops->attention_forward(c->device, o.data, lse.data, q, k, v, &shape);
+        c->ops->attention_backward(c->device, dq.data, dk.data, dv.data, row_at(a->d_o, at),
+                                   row_at(a->o, at), row_at(a->lse, b * heads), q, k, v, &shape);
+        check_exact(c, "o", o, tensor_rows(&a->o, at, rows), "depends on other samples");
+        check_exact(c, "lse", lse, tensor_rows(&a->lse, b * heads, heads), "depends on others");
+        check_exact(c, "dq", dq, tensor_rows(&a->dq, at, rows), "depends on other samples");
+        check_exact(c, "dk", dk, tensor_rows(&a->dk, at, rows), "depends on other samples");
+        check_exact(c, "dv", dv, tensor_rows(&a->dv, at, rows), "depends on other samples");
+    }
+}
+
+static void run_attention(struct check *c, const void *args)
+{
+    const struct layout *l = args;
+    struct attention a = make_case(c, l);
+    const struct tensor gradient[3] = {a.dq, a.dk, a.dv};
+    static const char *const names[3] = {"dq", "dk", "dv"};
+    const double error = attention_error(l);
+    c->ops->attention_forward(c->device, a.o.data, a.lse.data, a.q.data, a.k.data, a.v.data,
+                              &a.shape);
+    if (c->threads == 1) { /* two threads have to give the same bits anyway */
+        double *o = check_doubles(c, tensor_count(&a.o)),
+               *lse = check_doubles(c, tensor_count(&a.lse));
+        for (int64_t i = 0; i < tensor_count(&a.o); i++) {
+            o[i] = (double)NAN; /* gaps between rows stay untouched */
+        }
+        reference_forward(&a, o, lse);
+        check_close(c, "o", a.o, o, error);
+        c->floor = 1;
+        check_close(c, "lse", a.lse, lse, error);
+    }
+    c->ops->attention_backward(c->device, a.dq.data, a.dk.data, a.dv.data, a.d_o.data, a.o.data,
+                               a.lse.data, a.q.data, a.k.data, a.v.data, &a.shape);
+    if (c->threads == 1) {
+        double *out[3];
+        for (int i = 0; i < 3; i++) {
+            out[i] = check_values(c, gradient[i]);
+            for (int64_t j = 0; j < tensor_count(&gradient[i]); j++) {
+                out[i][j] = (double)NAN;
+            }
+        }
+        reference_backward(&a, check_values(c, a.o), check_values(c, a.lse), out);
+        for (int i = 0; i < 3; i++) { /* one visible key: its score's gradient cancels to 0 */
+            c->floor = l->sequence == 1 || l->window == 1 ? 1 : 0;
+            check_close(c, names[i], gradient[i], out[i], error);
+            check_gradient(c, names[i], gradient[i], NULL, a.in[i], attention_loss, &a, error);
+        }
+    }
+    run_alone(c, &a);
+}
+
+static void test_attention(void **state)
+{
+    for (int i = 0; i < LAYOUTS; i++) {
+        check_run(*state, run_attention, &layouts[i], CHECK_BF16);
+    }
+}
+
+/* --- rope --- */
+
+enum { POSITIONS = 70 };
+
+struct rope {
+    int64_t rows, heads, dim, stride; /* elements beyond heads * dim must stay as they are */
+};
+
+static const struct rope ropes[] = {
+    {0, 2, 4, 8}, {1, 1, 2, 2}, {5, 3, 6, 18}, {7, 2, 10, 35}, {33, 4, 64, 300},
+};
+
+struct rotation {
+    const struct rope *rope;
+    const int32_t *position;
+    const float *table;
+    double *x, *dy;
+};
+
+static void reference_rope(const struct rotation *r, double *x, double sign)
+{
+    const int64_t dim = r->rope->dim, half = dim / 2;
+    for (int64_t n = 0; n < r->rope->rows; n++) {
+        const float *angle = r->table + r->position[n] * dim;
+        for (int64_t i = 0; i < r->rope->heads * half; i++) {
+            const int64_t j = i % half, at = n * r->rope->stride + i / half * dim + j;
+            const double a = x[at], b = x[at + half], cosine = (double)angle[j],
+                         sine = sign * (double)angle[half + j];
+            x[at] = a * cosine - b * sine;
+            x[at + half] = b * cosine + a * sine;
+        }
+    }
+}
+
+/* <dy, rope(x)>; what is not rotated counts as it is */
+static double rope_loss(const void *args)
+{
+    const struct rotation *r = args;
+    const int64_t count = r->rope->rows * r->rope->stride;
+    double *x = malloc((size_t)count * sizeof *x), sum = 0;
+    assert_non_null(x);
+    memcpy(x, r->x, (size_t)count * sizeof *x);
+    reference_rope(r, x, 1);
+    for (int64_t i = 0; i < count; i++) {
+        sum += r->dy[i] * x[i];
+    }
+    free(x);
+    return sum;
+}
+
+static void run_rope(struct check *c, const void *args)
+{
+    const struct rope *s = args;
+    const double error = 3 * CHECK_U; /* two products, one sum */
+    check_name(c, "rope rows=%lld heads=%lld dim=%lld stride=%lld", (long long)s->rows,
+               (long long)s->heads, (long long)s->dim, (long long)s->stride);
+    const struct tensor table = check_tensor(c, "table", DTYPE_F32, POSITIONS, s->dim),
+                        position = check_tensor(c, "position", DTYPE_I32, s->rows, 1),
+                        before = check_random(c, "x", c->dtype, s->rows, s->stride, 1),
+                        x = check_copy(c, "x", before),
+                        dy = check_random(c, "dy", c->dtype, s->rows, s->stride, 1),
+                        dx = check_copy(c, "dx", dy);
+    rope_table(table.data, POSITIONS, s->dim, 100.0);
+    for (int64_t n = 0; n < s->rows; n++) {
+        ((int32_t *)position.data)[n] = (int32_t)(rng_uniform(c->seed, (uint64_t)n) * POSITIONS);
+    }
+    const struct rotation r = {s, position.data, table.data, check_values(c, before),
+                               check_values(c, dy)};
+    double *expected = check_values(c, x), *dx_expected = check_values(c, dy);
+    reference_rope(&r, expected, 1);
+    reference_rope(&r, dx_expected, -1);
+    c->ops->rope(c->device, x, position.data, table.data, s->heads, s->dim, false);
+    check_close(c, "x", x, expected, error);
+    c->ops->rope(c->device, dx, position.data, table.data, s->heads, s->dim, true);
+    check_close(c, "dx", dx, dx_expected, error);
+    check_gradient(c, "dx", dx, NULL, r.x, rope_loss, &r, error);
+    for (int64_t i = 0; i < tensor_count(&x); i++) {
+        if (i % s->stride >= s->heads * s->dim && check_get(&x, i) != check_get(&before, i)) {
+            check_fail(c, "x", &x, i, check_get(&x, i), check_get(&before, i), "beyond the heads");
+        }
+    }
+    for (int i = 0; i < CHECK_PARTS; i++) {
+        const struct check_part p = check_part(s->rows, i);
+        const struct tensor part = check_copy(c, "part", tensor_rows(&before, p.first, p.count));
+        c->ops->rope(c->device, part, r.position + p.first, table.data, s->heads, s->dim, false);
+        check_exact(c, "x", part, tensor_rows(&x, p.first, p.count), "depends on other rows");
+    }
+}
+
+static void test_rope(void **state)
+{
+    for (size_t i = 0; i < sizeof ropes / sizeof ropes[0]; i++) {
+        check_run(*state, run_rope, &ropes[i], CHECK_BF16);
+    }
+}
+
+/* The angle is an f32 product of an f32 frequency: two roundings of up to `position` radians. */
+static void run_rope_table(struct check *c, const void *args)
+{
+    (void)args;
+    const struct tensor table = check_tensor(c, "table", DTYPE_F32, POSITIONS, 6);
+    check_name(c, "rope_table");
+    rope_table(table.data, POSITIONS, 6, 10000.0);
+    for (int64_t i = 0; i < POSITIONS * 6; i++) {
+        const double position = (double)(i / 6), j = (double)(i % 3),
+                     angle = position * pow(10000.0, -2 * j / 6),
+                     expected = i % 6 < 3 ? cos(angle) : sin(angle);
+        if (!(fabs(check_get(&table, i) - expected) <= CHECK_U * (2 + 2 * angle))) {
+            check_fail(c, "table", &table, i, check_get(&table, i), expected, "out of tolerance");
+        }
+    }
+}
+
+static void test_rope_table(void **state)
+{
+    check_run(*state, run_rope_table, NULL, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_rope),
+        cmocka_unit_test(test_rope_table),
+    };
+    return cmocka_run_group_tests(tests, check_open, check_close_devices);
+}

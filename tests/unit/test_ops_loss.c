@@ -1,0 +1,222 @@
+/* The head and its cross-entropy. */
+#include "ops_check.h"
+
+struct shape {
+    int64_t rows, width, vocab;
+    int labels; /* percent that count */
+};
+
+/* More rows than the op's chunk of 1024, whole and broken; blocks of 256 of the vocabulary. */
+static const struct shape shapes[] = {
+    {0, 8, 5, 100},    {1, 1, 1, 100},    {1, 7, 33, 100},   {7, 19, 257, 0},    {7, 19, 257, 70},
+    {65, 33, 515, 80}, {1024, 3, 16, 90}, {1030, 9, 37, 80}, {2049, 5, 17, 100},
+};
+enum { SHAPES = sizeof shapes / sizeof shapes[0] };
+static const float SCALE = 0.37F;
+
+struct head {
+    const struct shape *shape;
+    const int32_t *label;
+    double *x, *w;
+};
+
+/* Gradients are products of p - onehot, whose p is off by 3e-7 (vector_math.h) and a few roundings.
+ * In bf16 p - onehot is stored in bf16: where p's error moves it to the other neighbour, with a
+ * chance of about 16 * 2^8 * 5e-7 = 2e-3 (see ops_check.h), it is off by 2^-8, so the L2 error is
+ * 2^-8 * sqrt(2e-3). */
+static double gradient_error(const struct shape *s, enum dtype dtype)
+{
+    const double sums = sqrt((double)s->width) + sqrt((double)s->vocab) + sqrt((double)s->rows);
+    const double f32 = 2 * 3e-7 + CHECK_U * (6 + sums);
+    return dtype == DTYPE_BF16 ? f32 + 0x1p-8 * sqrt(2e-3) : f32;
+}
+
+/* A row's loss is off by the relative error of a sum of exp and by the rounding of two logits. */
+static double loss_error(const struct shape *s)
+{
+    return (double)s->rows * (3e-7 + CHECK_U * (6 + 2 * sqrt((double)s->width)));
+}
+
+/* --- reference --- */
+
+/* The row's probabilities into p; returns -log p of the label. */
+static double row_loss(const struct head *h, int64_t n, double *p)
+{
+    const int64_t width = h->shape->width, vocab = h->shape->vocab;
+    double most = -INFINITY, sum = 0;
+    for (int64_t v = 0; v < vocab; v++) {
+        p[v] = 0;
+        for (int64_t i = 0; i < width; i++) {
+            p[v] += h->x[n * width + i] * h->w[v * width + i];
+        }
+        most = fmax(most, p[v]);
+    }
+    const double own = p[h->label[n]];
+    for (int64_t v = 0; v < vocab; v++) {
+        p[v] = exp(p[v] - most);
+        sum += p[v];
+    }
+    for (int64_t v = 0; v < vocab; v++) {
+        p[v] /= sum;
+    }
+    return log(sum) + most - own;
+}
+
+static double whole_loss(const void *args)
+{
+    const struct head *h = args;
+    double *p = malloc((size_t)h->shape->vocab * sizeof *p), sum = 0;
+    assert_non_null(p);
+    for (int64_t n = 0; n < h->shape->rows; n++) {
+        sum += h->label[n] < 0 ? 0 : row_loss(h, n, p);
+    }
+    free(p);
+    return (double)SCALE * sum;
+}
+
+static double reference(const struct head *h, double *dx, double *dw, enum dtype dtype)
+{
+    const int64_t width = h->shape->width, vocab = h->shape->vocab;
+    double *p = malloc((size_t)vocab * sizeof *p), sum = 0;
+    assert_non_null(p);
+    for (int64_t n = 0; n < h->shape->rows; n++) {
+        if (h->label[n] < 0) {
+            continue;
+        }
+        sum += row_loss(h, n, p);
+        p[h->label[n]] -= 1;
+        for (int64_t v = 0; v < vocab; v++) {
+            const double grad = check_round((double)SCALE * p[v], dtype);
+            for (int64_t i = 0; i < width; i++) {
+                dx[n * width + i] += grad * h->w[v * width + i];
+                dw[v * width + i] += grad * h->x[n * width + i];
+            }
+        }
+    }
+    free(p);
+    return sum;
+}
+
+/* --- cases --- */
+
+static struct tensor random_labels(struct check *c, const struct shape *s)
+{
+    const struct tensor labels = check_tensor(c, "labels", DTYPE_I32, s->rows, 1); /* poison: -1 */
+    for (int64_t n = 0; n < s->rows; n++) {
+        if (rng_uniform(c->seed, (uint64_t)n) * 100 < s->labels) {
+            const double u = rng_uniform(c->seed + 100, (uint64_t)n);
+            ((int32_t *)labels.data)[n] = (int32_t)(u * (double)s->vocab);
+        }
+    }
+    return labels;
+}
+
+/* Rows do not depend on the others: their gradients run alone, their losses among uncounted ones.
+ */
+static void check_rows(struct check *c, const struct shape *s, struct tensor x, struct tensor w,
+                       struct tensor labels, struct tensor dx)
+{
+    const struct tensor none = {.data = NULL};
+    for (int i = 0; i < CHECK_PARTS; i++) {
+        const struct check_part p = check_part(s->rows, i);
+        const struct tensor part = check_tensor(c, "dx part", c->dtype, p.count, s->width),
+                            sink = check_random(c, "dw", DTYPE_F32, s->vocab, s->width, 1),
+                            mine = tensor_rows(&labels, p.first, p.count),
+                            others = check_tensor(c, "labels", DTYPE_I32, s->rows, 1),
+                            in = tensor_rows(&x, p.first, p.count);
+        const double alone = c->ops->cross_entropy(c->device, part, sink, in, w, mine.data, SCALE);
+        check_exact(c, "dx", part, tensor_rows(&dx, p.first, p.count), "depends on other rows");
+        if (p.count == 1) {
+            const struct tensor place = tensor_rows(&others, p.first, 1);
+            memcpy(place.data, mine.data, sizeof(int32_t));
+            assert_true(alone ==
+                        c->ops->cross_entropy(c->device, none, none, x, w, others.data, SCALE));
+        }
+    }
+}
+
+static void run_cross_entropy(struct check *c, const void *args)
+{
+    const struct shape *s = args;
+    check_name(c, "cross_entropy rows=%lld C=%lld V=%lld labels=%d%%", (long long)s->rows,
+               (long long)s->width, (long long)s->vocab, s->labels);
+    const struct tensor labels = random_labels(c, s), none = {.data = NULL},
+                        x = check_random(c, "x", c->dtype, s->rows, s->width, 1),
+                        w = check_random(c, "w", c->dtype, s->vocab, s->width, 1),
+                        before = check_random(c, "dw", DTYPE_F32, s->vocab, s->width, 0.5),
+                        dw = check_copy(c, "dw", before),
+                        dx = check_tensor(c, "dx", c->dtype, s->rows, s->width),
+                        loss = check_tensor(c, "loss", DTYPE_F64, 2, 1);
+    const struct head h = {s, labels.data, check_values(c, x), check_values(c, w)};
+    double *out = loss.data, *dx_expected = check_doubles(c, s->rows * s->width),
+           *dw_before = check_values(c, before), *dw_expected = check_values(c, before);
+    const double error = gradient_error(s, c->dtype);
+    const double expected = reference(&h, dx_expected, dw_expected, c->dtype);
+    out[0] = c->ops->cross_entropy(c->device, dx, dw, x, w, labels.data, SCALE);
+    out[1] = c->ops->cross_entropy(c->device, none, none, x, w, labels.data, SCALE);
+    if (!(fabs(out[0] - expected) <= loss_error(s)) || out[1] != out[0]) {
+        check_fail(c, "loss", &loss, 0, out[0], expected, "out of tolerance, or not as without dx");
+    }
+    c->floor = s->vocab == 1 ? (double)SCALE : 0; /* p = 1: no gradient at all */
+    check_close(c, "dx", dx, dx_expected, error);
+    check_close(c, "dw", dw, dw_expected, error);
+    if (s->rows < 1000) {
+        check_gradient(c, "dx", dx, NULL, h.x, whole_loss, &h, error);
+        check_gradient(c, "dw", dw, dw_before, h.w, whole_loss, &h, error);
+    }
+    for (int64_t i = 0; i < s->rows * s->width; i++) {
+        if (h.label[i / s->width] < 0 && check_get(&dx, i) != 0) {
+            check_fail(c, "dx", &dx, i, check_get(&dx, i), 0, "gradient of an uncounted row");
+        }
+    }
+    if (s->labels == 0) {
+        assert_true(out[0] == 0);
+        check_exact(c, "dw", dw, before, "changed by uncounted rows");
+    }
+    check_rows(c, s, x, w, labels, dx);
+}
+
+/* Equal logits: ln V each. Logits of +-1e3: no overflow, the loss is their difference. */
+static void run_known(struct check *c, const void *args)
+{
+    (void)args;
+    enum { ROWS = 5, VOCAB = 1001 };
+    const struct tensor none = {.data = NULL};
+    check_name(c, "cross_entropy of known logits");
+    struct tensor x = check_random(c, "x", c->dtype, ROWS, 3, 1),
+                  w = check_tensor(c, "w", c->dtype, VOCAB, 3);
+    memset(w.data, 0, tensor_bytes(&w));
+    const int32_t labels[ROWS] = {0, 1000, 3, -1, 500};
+    const double uniform = c->ops->cross_entropy(c->device, none, none, x, w, labels, SCALE);
+    assert_true(fabs(uniform - 4 * log(VOCAB)) < 4 * 1e-6);
+    x = check_tensor(c, "x", c->dtype, 1, 1);
+    w = check_tensor(c, "w", c->dtype, 3, 1);
+    check_set(&x, 0, 1);
+    check_set(&w, 0, 1024), check_set(&w, 1, -1024), check_set(&w, 2, 1020);
+    static const double expected[3] = {0.0181499279178, 2048.0181499279178, 4.0181499279178};
+    for (int32_t label = 0; label < 3; label++) { /* log(1 + e^-4) */
+        const double loss = c->ops->cross_entropy(c->device, none, none, x, w, &label, SCALE);
+        assert_true(fabs(loss - expected[label]) < 1e-6);
+    }
+}
+
+static void test_cross_entropy(void **state)
+{
+    for (int i = 0; i < SHAPES; i++) {
+        check_run(*state, run_cross_entropy, &shapes[i], CHECK_BF16 | CHECK_KERNELS);
+    }
+}
+
+static void test_known(void **state)
+{
+    check_run(*state, run_known, NULL, CHECK_BF16 | CHECK_KERNELS);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_cross_entropy),
+        cmocka_unit_test(test_known),
+    };
+    return cmocka_run_group_tests(tests, check_open, check_close_devices);
+}
