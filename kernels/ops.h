@@ -30,8 +30,8 @@ struct attention_shape {
     int64_t k_head_stride, v_head_stride; /* elements from one kv head to the next inside a row */
     int64_t window;                       /* 0 = none; else token t sees (t - window, t] */
     float scale;                          /* of q.k */
-    const int32_t *first; /* [N] first visible position (within the sample) of each token, or NULL
-                             for 0: document mask */
+    const int32_t *first; /* [N] first visible position (within the sample) of each token, never
+                             falling along a sample, or NULL for 0: document mask */
     enum dtype dtype;     /* of q, k, v, o and their gradients */
 };
 

@@ -10,7 +10,8 @@
 
 /* Slots of the table, a power of two; at three quarters full it is emptied: shapes of experts vary
  * from step to step, memory must not grow with them. */
-enum { SLOTS = 8192, MOST_ENTRIES = SLOTS / 4 * 3 };
+enum { SLOTS = 4096, MOST_ENTRIES = SLOTS / 4 * 3 };
+enum { ARGS = 4 }; /* a, b, c, scratchpad */
 
 struct key {
     int64_t m, n, k, a_row, a_col, b_row, b_col, c_row;
@@ -21,7 +22,7 @@ _Static_assert(sizeof(struct key) == 8 * 8 + 6 * 4, "hashed as bytes: no padding
 struct entry {
     struct key key;
     dnnl_primitive_t primitive; /* NULL: no brgemm kernel for this shape */
-    dnnl_memory_t memory[3];    /* a, b, c */
+    dnnl_memory_t memory[ARGS];
 };
 
 struct onednn {
@@ -29,6 +30,8 @@ struct onednn {
     dnnl_stream_t stream;
     struct entry *table; /* [SLOTS] owned */
     int entries;
+    void *scratch; /* owned; one for all: left to itself every primitive keeps its own */
+    size_t scratch_bytes;
 };
 
 struct onednn *onednn_open(void)
@@ -48,17 +51,25 @@ struct onednn *onednn_open(void)
     return self;
 }
 
+static void forget_entry(struct entry *entry)
+{
+    if (entry->primitive != NULL) {
+        dnnl_primitive_destroy(entry->primitive);
+        entry->primitive = NULL;
+    }
+    for (int i = 0; i < ARGS; i++) {
+        if (entry->memory[i] != NULL) {
+            dnnl_memory_destroy(entry->memory[i]);
+            entry->memory[i] = NULL;
+        }
+    }
+}
+
 static void empty_table(struct onednn *self)
 {
     for (int i = 0; self->table != NULL && i < SLOTS; i++) {
-        struct entry *entry = &self->table[i];
-        if (entry->primitive != NULL) {
-            dnnl_primitive_destroy(entry->primitive);
-            for (int j = 0; j < 3; j++) {
-                dnnl_memory_destroy(entry->memory[j]);
-            }
-        }
-        *entry = (struct entry){0};
+        forget_entry(&self->table[i]);
+        self->table[i] = (struct entry){0};
     }
     self->entries = 0;
 }
@@ -70,6 +81,7 @@ void onednn_close(struct onednn *self)
     }
     empty_table(self);
     free(self->table);
+    free(self->scratch);
     if (self->stream != NULL) {
         dnnl_stream_destroy(self->stream);
     }
@@ -82,6 +94,13 @@ void onednn_close(struct onednn *self)
 static dnnl_data_type_t data_type(enum dtype dtype)
 {
     return dtype == DTYPE_BF16 ? dnnl_bf16 : dnnl_f32;
+}
+
+static bool make_attributes(dnnl_primitive_attr_t *attributes)
+{
+    return dnnl_primitive_attr_create(attributes) == dnnl_success &&
+           dnnl_primitive_attr_set_scratchpad_mode(*attributes, dnnl_scratchpad_mode_user) ==
+               dnnl_success;
 }
 
 /* The two generations of the C API differ in who owns a description and in how a primitive is
@@ -107,8 +126,7 @@ static bool describe_matmul(dnnl_primitive_desc_t *out, const struct onednn *sel
 {
     dnnl_primitive_attr_t attributes = NULL;
     dnnl_post_ops_t after = NULL;
-    bool good = dnnl_primitive_attr_create(&attributes) == dnnl_success &&
-                dnnl_post_ops_create(&after) == dnnl_success;
+    bool good = make_attributes(&attributes) && dnnl_post_ops_create(&after) == dnnl_success;
     if (good && add) {
         good = dnnl_post_ops_append_sum(after, 1.0F, 0, dnnl_data_type_undef) == dnnl_success &&
                dnnl_primitive_attr_set_post_ops(attributes, after) == dnnl_success;
@@ -123,6 +141,16 @@ static bool describe_matmul(dnnl_primitive_desc_t *out, const struct onednn *sel
 static bool make_memory(dnnl_memory_t *out, const struct onednn *self, const description *d)
 {
     return dnnl_memory_create(out, *d, self->engine, DNNL_MEMORY_NONE) == dnnl_success;
+}
+
+static size_t make_scratchpad(dnnl_memory_t *out, const struct onednn *self,
+                              dnnl_primitive_desc_t matmul)
+{
+    const const_dnnl_memory_desc_t d =
+        dnnl_primitive_desc_query_md(matmul, dnnl_query_scratchpad_md, 0);
+    return dnnl_memory_create(out, d, self->engine, DNNL_MEMORY_NONE) == dnnl_success
+               ? dnnl_memory_desc_get_size(d)
+               : SIZE_MAX;
 }
 #else
 typedef dnnl_memory_desc_t description;
@@ -146,8 +174,7 @@ static bool describe_matmul(dnnl_primitive_desc_t *out, const struct onednn *sel
     dnnl_matmul_desc_t matmul;
     dnnl_primitive_attr_t attributes = NULL;
     dnnl_post_ops_t after = NULL;
-    bool good = dnnl_primitive_attr_create(&attributes) == dnnl_success &&
-                dnnl_post_ops_create(&after) == dnnl_success;
+    bool good = make_attributes(&attributes) && dnnl_post_ops_create(&after) == dnnl_success;
     if (good && add) {
         good = dnnl_post_ops_append_sum(after, 1.0F) == dnnl_success &&
                dnnl_primitive_attr_set_post_ops(attributes, after) == dnnl_success;
@@ -163,6 +190,15 @@ static bool make_memory(dnnl_memory_t *out, const struct onednn *self, const des
 {
     return dnnl_memory_create(out, d, self->engine, DNNL_MEMORY_NONE) == dnnl_success;
 }
+
+static size_t make_scratchpad(dnnl_memory_t *out, const struct onednn *self,
+                              dnnl_primitive_desc_t matmul)
+{
+    const dnnl_memory_desc_t *d = dnnl_primitive_desc_query_md(matmul, dnnl_query_scratchpad_md, 0);
+    return dnnl_memory_create(out, d, self->engine, DNNL_MEMORY_NONE) == dnnl_success
+               ? dnnl_memory_desc_get_size(d)
+               : SIZE_MAX;
+}
 #endif
 
 static bool is_brgemm(dnnl_primitive_desc_t matmul)
@@ -170,6 +206,18 @@ static bool is_brgemm(dnnl_primitive_desc_t matmul)
     const char *name = NULL;
     return dnnl_primitive_desc_query(matmul, dnnl_query_impl_info_str, 0, &name) == dnnl_success &&
            name != NULL && strncmp(name, "brg", 3) == 0;
+}
+
+/* Room for the scratchpad of every primitive so far. */
+static bool grow_scratch(struct onednn *self, size_t bytes)
+{
+    if (bytes > self->scratch_bytes && bytes != SIZE_MAX) {
+        const size_t rounded = (bytes + 4095) / 4096 * 4096;
+        free(self->scratch);
+        self->scratch = aligned_alloc(4096, rounded);
+        self->scratch_bytes = self->scratch != NULL ? rounded : 0;
+    }
+    return bytes <= self->scratch_bytes;
 }
 
 static void make_primitive(struct onednn *self, struct entry *entry)
@@ -189,9 +237,9 @@ static void make_primitive(struct onednn *self, struct entry *entry)
     for (int i = 0; i < 3 && good; i++) {
         good = make_memory(&entry->memory[i], self, &d[i]);
     }
+    good = good && grow_scratch(self, make_scratchpad(&entry->memory[3], self, matmul));
     if (!good && entry->primitive != NULL) {
-        dnnl_primitive_destroy(entry->primitive);
-        entry->primitive = NULL;
+        forget_entry(entry);
     }
     dnnl_primitive_desc_destroy(matmul);
     for (int i = 0; i < 3; i++) {
@@ -219,11 +267,9 @@ static struct entry *find(struct onednn *self, const struct key *key)
     }
 }
 
-/* Rows [first, first + rows) of the product. */
-static bool run_rows(struct onednn *self, const struct gemm *g, int64_t first, int64_t rows,
-                     int threads)
+bool onednn_gemm(struct onednn *self, const struct gemm *g, int threads)
 {
-    const struct key key = {.m = rows,
+    const struct key key = {.m = g->m,
                             .n = g->n,
                             .k = g->k,
                             .a_row = g->a_row,
@@ -237,6 +283,10 @@ static bool run_rows(struct onednn *self, const struct gemm *g, int64_t first, i
                             .add = g->add,
                             .threads = threads,
                             .used = 1};
+    if (g->a_dtype != g->b_dtype || g->k == 0) {
+        return false;
+    }
+    omp_set_num_threads(threads); /* oneDNN takes its threads from here */
     struct entry *entry = find(self, &key);
     if (entry->primitive == NULL) {
         return false;
@@ -244,33 +294,16 @@ static bool run_rows(struct onednn *self, const struct gemm *g, int64_t first, i
     union {
         const void *in;
         void *out;
-    } data[3] = {{.in = (const char *)g->a + (size_t)(first * g->a_row) * dtype_bytes(g->a_dtype)},
-                 {.in = g->b},
-                 {.out = (char *)g->c + (size_t)(first * g->c_row) * dtype_bytes(g->c_dtype)}};
-    static const int roles[3] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST};
-    dnnl_exec_arg_t args[3];
-    for (int i = 0; i < 3; i++) {
+    } data[ARGS] = {{.in = g->a}, {.in = g->b}, {.out = g->c}, {.out = self->scratch}};
+    static const int roles[ARGS] = {DNNL_ARG_SRC, DNNL_ARG_WEIGHTS, DNNL_ARG_DST,
+                                    DNNL_ARG_SCRATCHPAD};
+    dnnl_exec_arg_t args[ARGS];
+    for (int i = 0; i < ARGS; i++) {
         dnnl_memory_set_data_handle(entry->memory[i], data[i].out);
         args[i] = (dnnl_exec_arg_t){roles[i], entry->memory[i]};
     }
-    return dnnl_primitive_execute(entry->primitive, self->stream, 3, args) == dnnl_success &&
+    return dnnl_primitive_execute(entry->primitive, self->stream, ARGS, args) == dnnl_success &&
            dnnl_stream_wait(self->stream) == dnnl_success;
-}
-
-bool onednn_gemm(struct onednn *self, const struct gemm *g, int threads)
-{
-    /* Row counts of experts change with every batch and each new shape costs about 150 us to
-     * compile: whole multiples of UNIT and the rest apart keep their number small. */
-    enum { UNIT = 32 };
-    const int64_t rest = g->a_col == 1 ? g->m % UNIT : 0, whole = g->m - rest;
-    omp_set_num_threads(threads); /* oneDNN takes its threads from here */
-    if (g->a_dtype != g->b_dtype || g->k == 0) {
-        return false;
-    }
-    if (whole > 0 && !run_rows(self, g, 0, whole, threads)) {
-        return false;
-    }
-    return rest == 0 || run_rows(self, g, whole, rest, threads);
 }
 
 void onednn_version(char *out, size_t bytes)
