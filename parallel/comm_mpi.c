@@ -221,8 +221,26 @@ static const struct comm_table mpi_table = {.name = "mpi",
                                             .close = close_group,
                                             .abort = end};
 
+/* Whether this process sees only a part of the user ids, as in unprivileged containers. */
+static bool in_user_namespace(void)
+{
+    unsigned long inside = 0, outside = 0, count = 0xffffffffUL;
+    FILE *map = fopen("/proc/self/uid_map", "r");
+    if (map != NULL) {
+        const bool read = fscanf(map, "%lu %lu %lu", &inside, &outside, &count) == 3;
+        fclose(map);
+        return read && count < 0xffffffffUL;
+    }
+    return false;
+}
+
 enum status comm_mpi_open(struct comm *world)
 {
+    /* NOTE: there, Open MPI's copies between processes are forbidden and each attempt prints a
+     * line; the way through shared memory works. An own setting of the user stays. */
+    if (in_user_namespace()) {
+        (void)setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 0);
+    }
     int provided = 0;
     struct mpi_group *group = calloc(1, sizeof *group);
     if (group == NULL ||
