@@ -36,9 +36,9 @@ static enum status check_kind(const char *path, const struct manifest_tensor *te
 {
     char stored[SHAPE_TEXT], wanted[SHAPE_TEXT];
     if (tensor == NULL) {
-        return status_fail(STATUS_DATA,
-                           "%s: tensor %s is missing: a checkpoint of another model or precision",
-                           path, slice->name);
+        return status_fail(STATUS_MISMATCH,
+                           "%s: tensor %s is missing: a checkpoint of another model", path,
+                           slice->name);
     }
     if (tensor->dtype == slice->dtype && tensor->ndim == slice->ndim &&
         memcmp(tensor->shape, slice->shape, (size_t)slice->ndim * sizeof slice->shape[0]) == 0) {
@@ -46,7 +46,7 @@ static enum status check_kind(const char *path, const struct manifest_tensor *te
     }
     shape_text(stored, tensor->dtype, tensor->shape, tensor->ndim);
     shape_text(wanted, slice->dtype, slice->shape, slice->ndim);
-    return status_fail(STATUS_DATA,
+    return status_fail(STATUS_MISMATCH,
                        "%s: tensor %s is %s, this model has %s: a checkpoint of another model",
                        path, slice->name, stored, wanted);
 }
@@ -194,6 +194,15 @@ static enum status load_own(const char *path, const struct checkpoint_slice *sli
     free(list.item);
     manifest_free(&manifest);
     return status;
+}
+
+enum status checkpoint_holds(const char *path, const char *name, bool *holds)
+{
+    struct manifest manifest;
+    TRY(manifest_read(&manifest, path));
+    *holds = manifest_find(&manifest, name) != NULL;
+    manifest_free(&manifest);
+    return STATUS_OK;
 }
 
 enum status checkpoint_load(struct comm *comm, const char *path,

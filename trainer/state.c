@@ -125,23 +125,27 @@ enum status state_save(const struct model *model, const char *root, const struct
     return status;
 }
 
+/* Whether the checkpoint is of a bf16 run, with fp32 masters beside the weights. */
+static enum status has_masters(const struct model *model, const char *path, bool *masters)
+{
+    char name[NAME_BYTES];
+    snprintf(name, sizeof name, "%s%s", prefix[KIND_MASTER], model->params.table[0].name);
+    return checkpoint_holds(path, name, masters);
+}
+
 /* Into the f32 masters: master/NAME of a bf16 run, or NAME of an fp32 run. */
 enum status state_load_weights(struct model *model, const char *path)
 {
-    enum status status = STATUS_OK;
-    for (int attempt = 0; attempt < 2; attempt++) {
-        struct slices slices = {0};
-        TRY(comm_agree(model->mesh->world, slices_init(&slices, model), NULL));
-        add_kind(&slices, model, KIND_MASTER, attempt == 0 ? prefix[KIND_MASTER] : "");
-        status = checkpoint_load(model->mesh->world, path, slices.slice, slices.count);
-        slices_free(&slices);
-        if (status == STATUS_OK) {
-            model_publish(model);
-            break;
-        }
-        if (attempt == 0 && strstr(status_message(), "or precision") == NULL) {
-            break; /* damaged, or of another model: fp32 names won't help */
-        }
+    struct comm *world = model->mesh->world;
+    struct slices slices = {0};
+    bool masters = false;
+    TRY(comm_agree(world, has_masters(model, path, &masters), NULL));
+    TRY(comm_agree(world, slices_init(&slices, model), NULL));
+    add_kind(&slices, model, KIND_MASTER, masters ? prefix[KIND_MASTER] : "");
+    const enum status status = checkpoint_load(world, path, slices.slice, slices.count);
+    slices_free(&slices);
+    if (status == STATUS_OK) {
+        model_publish(model);
     }
     return status;
 }
@@ -197,7 +201,7 @@ enum status state_newest(struct comm *world, const char *root, int skip, char **
 
 bool state_try_older(const struct comm *world, enum status status)
 {
-    if (status != STATUS_DATA || strstr(status_message(), "another model") != NULL) {
+    if (status != STATUS_DATA) {
         return false;
     }
     if (world->rank == 0) {

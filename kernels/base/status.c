@@ -25,9 +25,9 @@ const char *status_message(void)
 int status_exit_code(enum status status)
 {
     static const int code[] = {
-        [STATUS_OK] = 0,        [STATUS_DIFFERENT] = 1,  [STATUS_USAGE] = 64, [STATUS_DATA] = 65,
-        [STATUS_INTERNAL] = 70, [STATUS_RESOURCE] = 71,  [STATUS_IO] = 74,    [STATUS_HANG] = 76,
-        [STATUS_DIVERGED] = 77, [STATUS_PREEMPTED] = 85,
+        [STATUS_OK] = 0,        [STATUS_DIFFERENT] = 1, [STATUS_USAGE] = 64,     [STATUS_DATA] = 65,
+        [STATUS_MISMATCH] = 65, [STATUS_INTERNAL] = 70, [STATUS_RESOURCE] = 71,  [STATUS_IO] = 74,
+        [STATUS_HANG] = 76,     [STATUS_DIVERGED] = 77, [STATUS_PREEMPTED] = 85,
     };
     return code[status];
 }

@@ -13,6 +13,7 @@ enum status {
     STATUS_DIFFERENT, /* compared and different (exit 1) */
     STATUS_USAGE,     /* command line or config (exit 64) */
     STATUS_DATA,      /* bad data or checkpoint (exit 65) */
+    STATUS_MISMATCH,  /* a whole checkpoint, but of another model (exit 65) */
     STATUS_INTERNAL,  /* a library failed in a way we have no better name for (exit 70) */
     STATUS_RESOURCE,  /* memory, cores, device (exit 71) */
     STATUS_IO,        /* disk (exit 74) */

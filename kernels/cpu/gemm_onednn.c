@@ -96,110 +96,97 @@ static dnnl_data_type_t data_type(enum dtype dtype)
     return dtype == DTYPE_BF16 ? dnnl_bf16 : dnnl_f32;
 }
 
-static bool make_attributes(dnnl_primitive_attr_t *attributes)
-{
-    return dnnl_primitive_attr_create(attributes) == dnnl_success &&
-           dnnl_primitive_attr_set_scratchpad_mode(*attributes, dnnl_scratchpad_mode_user) ==
-               dnnl_success;
-}
-
 /* The two generations of the C API differ in who owns a description and in how a primitive is
  * described; the functions of this block are the whole difference. */
 #if DNNL_VERSION_MAJOR >= 3
-typedef dnnl_memory_desc_t description;
+typedef const_dnnl_memory_desc_t description_view;
 
-static bool describe(description *out, int64_t rows, int64_t cols, int64_t row, int64_t col,
+static bool describe(dnnl_memory_desc_t *out, const dnnl_dims_t dims, const dnnl_dims_t strides,
                      enum dtype dtype)
 {
-    const dnnl_dims_t dims = {rows, cols}, strides = {row, col};
     return dnnl_memory_desc_create_with_strides(out, 2, dims, data_type(dtype), strides) ==
            dnnl_success;
 }
 
-static void forget(description *out)
+static description_view view(const dnnl_memory_desc_t *description)
 {
-    dnnl_memory_desc_destroy(*out);
+    return *description;
+}
+
+static void forget(dnnl_memory_desc_t *description)
+{
+    dnnl_memory_desc_destroy(*description);
+}
+
+static bool append_sum(dnnl_post_ops_t after)
+{
+    return dnnl_post_ops_append_sum(after, 1.0F, 0, dnnl_data_type_undef) == dnnl_success;
 }
 
 static bool describe_matmul(dnnl_primitive_desc_t *out, const struct onednn *self,
-                            const description d[3], bool add)
+                            const dnnl_memory_desc_t d[3], dnnl_primitive_attr_t attributes)
 {
-    dnnl_primitive_attr_t attributes = NULL;
-    dnnl_post_ops_t after = NULL;
-    bool good = make_attributes(&attributes) && dnnl_post_ops_create(&after) == dnnl_success;
-    if (good && add) {
-        good = dnnl_post_ops_append_sum(after, 1.0F, 0, dnnl_data_type_undef) == dnnl_success &&
-               dnnl_primitive_attr_set_post_ops(attributes, after) == dnnl_success;
-    }
-    good = good && dnnl_matmul_primitive_desc_create(out, self->engine, d[0], d[1], NULL, d[2],
-                                                     attributes) == dnnl_success;
-    dnnl_post_ops_destroy(after);
-    dnnl_primitive_attr_destroy(attributes);
-    return good;
-}
-
-static bool make_memory(dnnl_memory_t *out, const struct onednn *self, const description *d)
-{
-    return dnnl_memory_create(out, *d, self->engine, DNNL_MEMORY_NONE) == dnnl_success;
-}
-
-static size_t make_scratchpad(dnnl_memory_t *out, const struct onednn *self,
-                              dnnl_primitive_desc_t matmul)
-{
-    const const_dnnl_memory_desc_t d =
-        dnnl_primitive_desc_query_md(matmul, dnnl_query_scratchpad_md, 0);
-    return dnnl_memory_create(out, d, self->engine, DNNL_MEMORY_NONE) == dnnl_success
-               ? dnnl_memory_desc_get_size(d)
-               : SIZE_MAX;
+    return dnnl_matmul_primitive_desc_create(out, self->engine, d[0], d[1], NULL, d[2],
+                                             attributes) == dnnl_success;
 }
 #else
-typedef dnnl_memory_desc_t description;
+typedef const dnnl_memory_desc_t *description_view;
 
-static bool describe(description *out, int64_t rows, int64_t cols, int64_t row, int64_t col,
+static bool describe(dnnl_memory_desc_t *out, const dnnl_dims_t dims, const dnnl_dims_t strides,
                      enum dtype dtype)
 {
-    const dnnl_dims_t dims = {rows, cols}, strides = {row, col};
     return dnnl_memory_desc_init_by_strides(out, 2, dims, data_type(dtype), strides) ==
            dnnl_success;
 }
 
-static void forget(description *out)
+static description_view view(const dnnl_memory_desc_t *description)
 {
-    (void)out; /* a plain value in this generation */
+    return description;
+}
+
+static void forget(dnnl_memory_desc_t *description)
+{
+    (void)description; /* a plain value in this generation */
+}
+
+static bool append_sum(dnnl_post_ops_t after)
+{
+    return dnnl_post_ops_append_sum(after, 1.0F) == dnnl_success;
 }
 
 static bool describe_matmul(dnnl_primitive_desc_t *out, const struct onednn *self,
-                            const description d[3], bool add)
+                            const dnnl_memory_desc_t d[3], dnnl_primitive_attr_t attributes)
 {
     dnnl_matmul_desc_t matmul;
+    return dnnl_matmul_desc_init(&matmul, &d[0], &d[1], NULL, &d[2]) == dnnl_success &&
+           dnnl_primitive_desc_create(out, &matmul, attributes, self->engine, NULL) == dnnl_success;
+}
+#endif
+
+/* With our scratchpad, and adding to what C holds where that is asked. */
+static bool describe_product(dnnl_primitive_desc_t *out, const struct onednn *self,
+                             const dnnl_memory_desc_t d[3], bool add)
+{
     dnnl_primitive_attr_t attributes = NULL;
     dnnl_post_ops_t after = NULL;
-    bool good = make_attributes(&attributes) && dnnl_post_ops_create(&after) == dnnl_success;
+    bool good = dnnl_primitive_attr_create(&attributes) == dnnl_success &&
+                dnnl_primitive_attr_set_scratchpad_mode(attributes, dnnl_scratchpad_mode_user) ==
+                    dnnl_success &&
+                dnnl_post_ops_create(&after) == dnnl_success;
     if (good && add) {
-        good = dnnl_post_ops_append_sum(after, 1.0F) == dnnl_success &&
+        good = append_sum(after) &&
                dnnl_primitive_attr_set_post_ops(attributes, after) == dnnl_success;
     }
-    good = good && dnnl_matmul_desc_init(&matmul, &d[0], &d[1], NULL, &d[2]) == dnnl_success &&
-           dnnl_primitive_desc_create(out, &matmul, attributes, self->engine, NULL) == dnnl_success;
+    good = good && describe_matmul(out, self, d, attributes);
     dnnl_post_ops_destroy(after);
     dnnl_primitive_attr_destroy(attributes);
     return good;
 }
 
-static bool make_memory(dnnl_memory_t *out, const struct onednn *self, const description *d)
+static bool make_memory(dnnl_memory_t *out, const struct onednn *self, description_view d)
 {
     return dnnl_memory_create(out, d, self->engine, DNNL_MEMORY_NONE) == dnnl_success;
 }
-
-static size_t make_scratchpad(dnnl_memory_t *out, const struct onednn *self,
-                              dnnl_primitive_desc_t matmul)
-{
-    const dnnl_memory_desc_t *d = dnnl_primitive_desc_query_md(matmul, dnnl_query_scratchpad_md, 0);
-    return dnnl_memory_create(out, d, self->engine, DNNL_MEMORY_NONE) == dnnl_success
-               ? dnnl_memory_desc_get_size(d)
-               : SIZE_MAX;
-}
-#endif
 
 static bool is_brgemm(dnnl_primitive_desc_t matmul)
 {
@@ -208,41 +195,64 @@ static bool is_brgemm(dnnl_primitive_desc_t matmul)
            name != NULL && strncmp(name, "brg", 3) == 0;
 }
 
-/* Room for the scratchpad of every primitive so far. */
+/* Room for the scratchpad of every primitive so far; the old one stays where there is no more. */
 static bool grow_scratch(struct onednn *self, size_t bytes)
 {
-    if (bytes > self->scratch_bytes && bytes != SIZE_MAX) {
+    if (bytes > self->scratch_bytes) {
         const size_t rounded = (bytes + 4095) / 4096 * 4096;
+        void *grown = aligned_alloc(4096, rounded);
+        if (grown == NULL) {
+            return false;
+        }
         free(self->scratch);
-        self->scratch = aligned_alloc(4096, rounded);
-        self->scratch_bytes = self->scratch != NULL ? rounded : 0;
+        self->scratch = grown;
+        self->scratch_bytes = rounded;
     }
-    return bytes <= self->scratch_bytes;
+    return true;
+}
+
+/* What running `matmul` takes, when that is a brgemm kernel. */
+static bool fill_entry(struct onednn *self, struct entry *entry, const dnnl_memory_desc_t d[3],
+                       dnnl_primitive_desc_t matmul)
+{
+    if (!is_brgemm(matmul) || dnnl_primitive_create(&entry->primitive, matmul) != dnnl_success) {
+        return false;
+    }
+    for (int i = 0; i < 3; i++) {
+        if (!make_memory(&entry->memory[i], self, view(&d[i]))) {
+            return false;
+        }
+    }
+    const description_view scratch =
+        dnnl_primitive_desc_query_md(matmul, dnnl_query_scratchpad_md, 0);
+    return make_memory(&entry->memory[3], self, scratch) &&
+           grow_scratch(self, dnnl_memory_desc_get_size(scratch));
 }
 
 static void make_primitive(struct onednn *self, struct entry *entry)
 {
     const struct key *k = &entry->key;
-    description d[3];
+    const struct {
+        dnnl_dims_t dims, strides;
+        int32_t dtype;
+    } operands[3] = {{{k->m, k->k}, {k->a_row, k->a_col}, k->a_dtype},
+                     {{k->k, k->n}, {k->b_row, k->b_col}, k->b_dtype},
+                     {{k->m, k->n}, {k->c_row, 1}, k->c_dtype}};
+    dnnl_memory_desc_t d[3];
     dnnl_primitive_desc_t matmul = NULL;
-    const bool described =
-        describe(&d[0], k->m, k->k, k->a_row, k->a_col, (enum dtype)k->a_dtype) &&
-        describe(&d[1], k->k, k->n, k->b_row, k->b_col, (enum dtype)k->b_dtype) &&
-        describe(&d[2], k->m, k->n, k->c_row, 1, (enum dtype)k->c_dtype);
-    if (!described || !describe_matmul(&matmul, self, d, k->add != 0)) {
-        return; /* descriptions of valid shapes don't fail; nothing worth keeping if they do */
+    int described = 0;
+    while (described < 3 &&
+           describe(&d[described], operands[described].dims, operands[described].strides,
+                    (enum dtype)operands[described].dtype)) {
+        described++;
     }
-    bool good =
-        is_brgemm(matmul) && dnnl_primitive_create(&entry->primitive, matmul) == dnnl_success;
-    for (int i = 0; i < 3 && good; i++) {
-        good = make_memory(&entry->memory[i], self, &d[i]);
+    if (described == 3 && describe_product(&matmul, self, d, k->add != 0)) {
+        if (!fill_entry(self, entry, d, matmul)) {
+            forget_entry(entry);
+        }
+        dnnl_primitive_desc_destroy(matmul);
     }
-    good = good && grow_scratch(self, make_scratchpad(&entry->memory[3], self, matmul));
-    if (!good && entry->primitive != NULL) {
-        forget_entry(entry);
-    }
-    dnnl_primitive_desc_destroy(matmul);
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < described; i++) {
         forget(&d[i]);
     }
 }

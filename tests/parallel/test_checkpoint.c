@@ -427,15 +427,22 @@ static void test_another_model(struct comm *world)
     };
     char root[MOST_PATH];
     uint32_t memory[1] = {5};
+    bool holds = false;
     make_root(world, root);
     CHECK_EQUAL(world, save(world, root, 3, EVEN, 1, 5), STATUS_OK);
+    CHECK_EQUAL(world, checkpoint_holds(step_path(root, 3), "wide", &holds), STATUS_OK);
+    CHECK(world, holds);
+    CHECK_EQUAL(world, checkpoint_holds(step_path(root, 3), "narrow", &holds), STATUS_OK);
+    CHECK(world, !holds);
+    CHECK_EQUAL(world, checkpoint_holds(root, "wide", &holds), STATUS_DATA);
     for (size_t c = 0; c < sizeof cases / sizeof cases[0]; c++) {
         struct checkpoint_slice slice = cases[c].slice;
         slice.count = 1;
         slice.data = memory;
         /* Only the last rank asks for it; all get the answer. */
         const int64_t count = world->rank == world->size - 1;
-        CHECK_EQUAL(world, checkpoint_load(world, step_path(root, 3), &slice, count), STATUS_DATA);
+        CHECK_EQUAL(world, checkpoint_load(world, step_path(root, 3), &slice, count),
+                    STATUS_MISMATCH);
         for (int p = 0; p < 3 && cases[c].parts[p] != NULL; p++) {
             CHECK_MESSAGE(world, cases[c].parts[p]);
         }

@@ -10,8 +10,12 @@
 
 #include <cmocka.h>
 
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "kernels/base/io.h"
@@ -53,6 +57,25 @@ static inline void expect_parts(const char *const *parts, int most, const char *
 static inline void expect_message(const char *part)
 {
     expect_parts(&part, 1, "(see the test)");
+}
+
+/* Runs `work` in a child whose k-th operation meets `fault`; true when that killed it. */
+static inline bool killed(enum status (*work)(void), enum io_fault fault, int64_t k)
+{
+    fflush(NULL);
+    const pid_t child = fork();
+    if (child == 0) {
+        io_fault_arm(fault, k, false);
+        _exit(work() == STATUS_OK ? 0 : 1);
+    }
+    int how = 0;
+    assert_int_equal(waitpid(child, &how, 0), child);
+    if (WIFSIGNALED(how)) {
+        assert_int_equal(WTERMSIG(how), SIGKILL);
+        return true;
+    }
+    assert_int_equal(WEXITSTATUS(how), 0);
+    return false;
 }
 
 #endif

@@ -77,9 +77,9 @@ static void test_status_exit_codes(void **state)
         enum status status;
         int code;
     } cases[] = {{STATUS_OK, 0},        {STATUS_DIFFERENT, 1}, {STATUS_USAGE, 64},
-                 {STATUS_DATA, 65},     {STATUS_INTERNAL, 70}, {STATUS_RESOURCE, 71},
-                 {STATUS_IO, 74},       {STATUS_HANG, 76},     {STATUS_DIVERGED, 77},
-                 {STATUS_PREEMPTED, 85}};
+                 {STATUS_DATA, 65},     {STATUS_MISMATCH, 65}, {STATUS_INTERNAL, 70},
+                 {STATUS_RESOURCE, 71}, {STATUS_IO, 74},       {STATUS_HANG, 76},
+                 {STATUS_DIVERGED, 77}, {STATUS_PREEMPTED, 85}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         assert_int_equal(status_exit_code(cases[i].status), cases[i].code);
     }

@@ -167,23 +167,9 @@ static void test_short_writes(void **state)
     assert_int_equal(expect_resumable(), NEW);
 }
 
-/* Saves in a child whose k-th operation kills it; false when it lived to the end. */
-static bool killed(enum io_fault fault, int64_t k)
+static enum status save_new(void)
 {
-    fflush(NULL);
-    const pid_t child = fork();
-    if (child == 0) {
-        io_fault_arm(fault, k, false);
-        _exit(save(NEW) == STATUS_OK ? 0 : 1);
-    }
-    int how = 0;
-    assert_int_equal(waitpid(child, &how, 0), child);
-    if (WIFSIGNALED(how)) {
-        assert_int_equal(WTERMSIG(how), SIGKILL);
-        return true;
-    }
-    assert_int_equal(WEXITSTATUS(how), 0);
-    return false;
+    return save(NEW);
 }
 
 static void test_kills(void **state)
@@ -195,7 +181,7 @@ static void test_kills(void **state)
     for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++) {
         int64_t k = 1, published = 0;
         assert_int_equal(save(OLD), STATUS_OK);
-        for (; killed(kinds[kind], k); k++) {
+        for (; killed(save_new, kinds[kind], k); k++) {
             published += expect_resumable() == NEW;
             forget_new();
             if (!io_exists("root/00000005/manifest.json")) {
@@ -215,7 +201,7 @@ static void test_kills_while_replacing(void **state)
     int64_t k = 1;
     assert_int_equal(save(OLD), STATUS_OK);
     assert_int_equal(save(NEW), STATUS_OK);
-    for (; killed(IO_FAULT_KILL_BEFORE, k); k++) {
+    for (; killed(save_new, IO_FAULT_KILL_BEFORE, k); k++) {
         (void)expect_resumable();
         if (!io_exists("root/00000020")) {
             assert_int_equal(save(NEW), STATUS_OK);

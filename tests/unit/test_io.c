@@ -339,25 +339,6 @@ static void test_short_writes_are_finished(void **state)
     free(back);
 }
 
-/* Runs `work` in a child whose k-th operation meets `fault`; true when that killed it. */
-static bool killed(enum status (*work)(void), enum io_fault fault, int64_t k)
-{
-    fflush(NULL);
-    const pid_t child = fork();
-    if (child == 0) {
-        io_fault_arm(fault, k, false);
-        _exit(work() == STATUS_OK ? 0 : 1);
-    }
-    int how = 0;
-    assert_int_equal(waitpid(child, &how, 0), child);
-    if (WIFSIGNALED(how)) {
-        assert_int_equal(WTERMSIG(how), SIGKILL);
-        return true;
-    }
-    assert_int_equal(WEXITSTATUS(how), 0);
-    return false;
-}
-
 static void test_kills_never_tear_a_value(void **state)
 {
     (void)state;
