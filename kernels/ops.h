@@ -28,11 +28,14 @@ struct attention_shape {
     int64_t qk_dim, v_dim; /* elements per head; they may differ (MLA) */
     int64_t q_stride, k_stride, v_stride, o_stride; /* elements from one token's row to the next */
     int64_t k_head_stride, v_head_stride; /* elements from one kv head to the next inside a row */
-    int64_t window;                       /* 0 = none; else token t sees (t - window, t] */
-    float scale;                          /* of q.k */
-    const int32_t *first; /* [N] first visible position (within the sample) of each token, never
-                             falling along a sample, or NULL for 0: document mask */
-    enum dtype dtype;     /* of q, k, v, o and their gradients */
+    int64_t rope_dim;      /* 0: keys are whole in k. Else a key is [k: qk_dim - rope_dim | k_rope:
+                              rope_dim]: all heads share the rope part (MLA), which is never copied */
+    int64_t k_rope_stride; /* elements from one token's row of k_rope to the next */
+    int64_t window;        /* 0 = none; else token t sees (t - window, t] */
+    float scale;           /* of q.k */
+    const int32_t *first;  /* [N] first visible position (within the sample) of each token, never
+                              falling along a sample, or NULL for 0: document mask */
+    enum dtype dtype;      /* of q, k, v, o and their gradients */
 };
 
 struct router_shape {
@@ -84,13 +87,17 @@ struct ops {
                  int64_t heads, int64_t head_dim, bool inverse);
 
     /* o = softmax(scale q k^T + mask) v per head, lse[B,H,T] f32 = log-sum-exp of the scaled
-     * scores. No T x T matrix is stored (Dao et al. 2022). o rows hold H*v_dim. */
+     * scores. No T x T matrix is stored (Dao et al. 2022). o rows hold H*v_dim. k_rope NULL where
+     * rope_dim is 0. */
     void (*attention_forward)(struct device *, void *o, float *lse, const void *q, const void *k,
-                              const void *v, const struct attention_shape *shape);
-    /* dq, dk, dv overwrite; they have the strides of q, k, v; d_o has o's. */
-    void (*attention_backward)(struct device *, void *dq, void *dk, void *dv, const void *d_o,
-                               const void *o, const float *lse, const void *q, const void *k,
-                               const void *v, const struct attention_shape *shape);
+                              const void *k_rope, const void *v,
+                              const struct attention_shape *shape);
+    /* dq, dk, dk_rope, dv overwrite; they have the strides of q, k, k_rope, v; d_o has o's. dk_rope
+     * is summed over the heads in f32, in their order, and rounded once. */
+    void (*attention_backward)(struct device *, void *dq, void *dk, void *dk_rope, void *dv,
+                               const void *d_o, const void *o, const float *lse, const void *q,
+                               const void *k, const void *k_rope, const void *v,
+                               const struct attention_shape *shape);
 
     /* logits[N,E] f32 = x[N,C] act w[E,C]^T act, accumulated in f32. */
     void (*router_logits)(struct device *, struct tensor logits, struct tensor x, struct tensor w);

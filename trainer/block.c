@@ -148,7 +148,7 @@ static void attention(struct model *model, int64_t layer, const struct block_cal
     ops->rope(model->device, qkv, call->batch->positions, model->rope, d.heads + d.kv, d.head_dim,
               false);
     ops->attention_forward(model->device, state->attended, state->lse, state->qkv,
-                           column(model, state->qkv, d.query),
+                           column(model, state->qkv, d.query), NULL,
                            column(model, state->qkv, d.query + d.kv * d.head_dim), &shape);
 }
 
@@ -201,9 +201,9 @@ static void attention_backward(struct model *model, int64_t layer, const struct 
     ops->linear_backward_input(model->device, dattended, dstream,
                                model_weight(model, PARAM_DENSE, at->o_proj, d.width, d.query),
                                false);
-    ops->attention_backward(model->device, model->dqkv, column(model, model->dqkv, k),
+    ops->attention_backward(model->device, model->dqkv, column(model, model->dqkv, k), NULL,
                             column(model, model->dqkv, v), model->dattended, state->attended,
-                            state->lse, state->qkv, column(model, state->qkv, k),
+                            state->lse, state->qkv, column(model, state->qkv, k), NULL,
                             column(model, state->qkv, v), &shape);
     ops->rope(model->device, dqkv, call->batch->positions, model->rope, d.heads + d.kv, d.head_dim,
               true);

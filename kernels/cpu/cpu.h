@@ -46,10 +46,11 @@ void cpu_linear_backward_weight(struct device *, struct tensor dw, struct tensor
 void cpu_rope(struct device *, struct tensor x, const int32_t *positions, const float *table,
               int64_t heads, int64_t head_dim, bool inverse);
 void cpu_attention_forward(struct device *, void *o, float *lse, const void *q, const void *k,
-                           const void *v, const struct attention_shape *shape);
-void cpu_attention_backward(struct device *, void *dq, void *dk, void *dv, const void *d_o,
-                            const void *o, const float *lse, const void *q, const void *k,
-                            const void *v, const struct attention_shape *shape);
+                           const void *k_rope, const void *v, const struct attention_shape *shape);
+void cpu_attention_backward(struct device *, void *dq, void *dk, void *dk_rope, void *dv,
+                            const void *d_o, const void *o, const float *lse, const void *q,
+                            const void *k, const void *k_rope, const void *v,
+                            const struct attention_shape *shape);
 void cpu_router_logits(struct device *, struct tensor logits, struct tensor x, struct tensor w);
 void cpu_router_logits_backward(struct device *, struct tensor dx, struct tensor dw,
                                 struct tensor dlogits, struct tensor x, struct tensor w);
