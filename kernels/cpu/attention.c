@@ -9,7 +9,7 @@
 #include "kernels/cpu/tile.h"
 #include "kernels/cpu/vector_math.h"
 
-enum { TILE = 64, LANES = 8 };
+enum { TILE = 64, LANES = 16 };
 static const float MASKED =
     -1e30F; /* finite: a row without any visible key yet must not become NaN */
 
@@ -62,12 +62,31 @@ static bool needs_mask(const struct attention_shape *shape, int64_t q0, int64_t 
     return k0 == q0 || shape->window > 0 || shape->first != NULL;
 }
 
+/* A tile on the diagonal is a lower triangle; what lies above it is skipped by blocks of rows. */
+enum part { WHOLE, LOWER_C, LOWER_A, UPPER_A };
+
+/* c[TILE,cols] (rows c_row apart) += a[TILE,depth] b[depth,cols], rows of b `b_row` apart. */
+static void product(enum part part, float *c, int64_t c_row, const float *a,
+                    const int64_t a_stride[2], const float *b, int64_t b_row, const int64_t size[2])
+{
+    const int64_t cols = size[0], depth = size[1], block = part == WHOLE ? TILE : TILE_ROWS;
+    for (int64_t i = 0; i < TILE; i += block) {
+        const int64_t from = part == UPPER_A ? i : 0, to = part == LOWER_A ? i + block : depth,
+                      width = part == LOWER_C ? up(i + block, TILE_COLS) : cols;
+        tile_product(c + i * c_row, c_row, a + i * a_stride[0] + from * a_stride[1], a_stride[0],
+                     a_stride[1], b + from * b_row, b_row, (int64_t[]){block, width, to - from});
+    }
+}
+
+/* a's strides: rows of scores, the same transposed. */
+static const int64_t rows_of_tile[2] = {TILE, 1}, columns_of_tile[2] = {1, TILE};
+
 static void scores(struct work *w, const struct attention_shape *shape, int64_t sample, int64_t q0,
                    int64_t k0)
 {
     memset(w->score, 0, sizeof w->score);
-    tile_product(w->score, TILE, w->q + q0 * w->qk, w->qk, 1, w->k_t + k0 * w->qk, TILE,
-                 (int64_t[]){TILE, TILE, w->qk});
+    product(k0 == q0 ? LOWER_C : WHOLE, w->score, TILE, w->q + q0 * w->qk, (int64_t[]){w->qk, 1},
+            w->k_t + k0 * w->qk, TILE, (int64_t[]){TILE, w->qk});
     if (needs_mask(shape, q0, k0)) {
         mask_tile(w->score, shape, sample, q0, k0);
     }
@@ -77,9 +96,15 @@ static void scores(struct work *w, const struct attention_shape *shape, int64_t 
  * sums shrink by. */
 CPU_CLONES static float softmax_row(float *score, float *most, float *sum)
 {
-    float partial[LANES] = {0}, high = *most, total = 0;
-    for (int j = 0; j < TILE; j++) {
-        high = score[j] > high ? score[j] : high;
+    float partial[LANES] = {0}, highest[LANES], high = *most, total = 0;
+    memcpy(highest, score, sizeof highest);
+    for (int j = LANES; j < TILE; j += LANES) {
+        for (int lane = 0; lane < LANES; lane++) {
+            highest[lane] = score[j + lane] > highest[lane] ? score[j + lane] : highest[lane];
+        }
+    }
+    for (int lane = 0; lane < LANES; lane++) {
+        high = highest[lane] > high ? highest[lane] : high;
     }
     for (int j = 0; j < TILE; j++) {
         score[j] = fast_exp(score[j] - high);
@@ -120,8 +145,8 @@ static void forward_tile(struct work *w, const struct attention_shape *shape, in
             const float shrink = softmax_row(w->score + i * TILE, &most[i], &sum[i]);
             scale_row(w->out + (q0 + i) * w->v, shrink, w->v);
         }
-        tile_product(w->out + q0 * w->v, w->v, w->score, TILE, 1, w->vals + k0 * w->v, w->v,
-                     (int64_t[]){TILE, w->v, TILE});
+        product(k0 == q0 ? LOWER_A : WHOLE, w->out + q0 * w->v, w->v, w->score, rows_of_tile,
+                w->vals + k0 * w->v, w->v, (int64_t[]){w->v, TILE});
     }
     for (int64_t i = 0; i < TILE && q0 + i < shape->sequence; i++) {
         scale_row(w->out + (q0 + i) * w->v, 1.0F / sum[i], w->v);
@@ -248,21 +273,22 @@ CPU_CLONES static void gradient_row(float *p, float *ds, float lse, float delta)
 static void backward_tile(struct work *w, const struct attention_shape *shape, int64_t sample,
                           int64_t q0, int64_t k0, const float *lse)
 {
+    const bool diagonal = k0 == q0;
     scores(w, shape, sample, q0, k0);
     memset(w->dscore, 0, sizeof w->dscore);
-    tile_product(w->dscore, TILE, w->d_out + q0 * w->v, w->v, 1, w->v_t + k0 * w->v, TILE,
-                 (int64_t[]){TILE, TILE, w->v});
+    product(diagonal ? LOWER_C : WHOLE, w->dscore, TILE, w->d_out + q0 * w->v, (int64_t[]){w->v, 1},
+            w->v_t + k0 * w->v, TILE, (int64_t[]){TILE, w->v});
     for (int64_t i = 0; i < TILE; i++) {
         const bool real = q0 + i < shape->sequence;
         gradient_row(w->score + i * TILE, w->dscore + i * TILE, real ? lse[q0 + i] : -MASKED,
                      w->delta[q0 + i]);
     }
-    tile_product(w->dv + k0 * w->v, w->v, w->score, 1, TILE, w->d_out + q0 * w->v, w->v,
-                 (int64_t[]){TILE, w->v, TILE});
-    tile_product(w->dk + k0 * w->qk, w->qk, w->dscore, 1, TILE, w->q + q0 * w->qk, w->qk,
-                 (int64_t[]){TILE, w->qk, TILE});
-    tile_product(w->dq + q0 * w->qk, w->qk, w->dscore, TILE, 1, w->k + k0 * w->qk, w->qk,
-                 (int64_t[]){TILE, w->qk, TILE});
+    product(diagonal ? UPPER_A : WHOLE, w->dv + k0 * w->v, w->v, w->score, columns_of_tile,
+            w->d_out + q0 * w->v, w->v, (int64_t[]){w->v, TILE});
+    product(diagonal ? UPPER_A : WHOLE, w->dk + k0 * w->qk, w->qk, w->dscore, columns_of_tile,
+            w->q + q0 * w->qk, w->qk, (int64_t[]){w->qk, TILE});
+    product(diagonal ? LOWER_A : WHOLE, w->dq + q0 * w->qk, w->qk, w->dscore, rows_of_tile,
+            w->k + k0 * w->qk, w->qk, (int64_t[]){w->qk, TILE});
 }
 
 static void backward_head(struct work *w, const struct attention_shape *shape, int64_t sample,
