@@ -7,6 +7,7 @@
 
 #include "kernels/base/arena.h"
 #include "kernels/base/rng.h"
+#include "trainer/architecture.h"
 #include "trainer/step.h"
 
 enum { MOST_RUNS = 25, LEAST_RUNS = 3 };
@@ -18,8 +19,9 @@ struct bench {
     const struct ops *ops;
     enum dtype act;
     struct arena arena;
-    int64_t n, width, vocab, rows, experts, all_experts, top_k, expert_width;
+    int64_t n, width, vocab, rows, experts, top_k, expert_width;
     struct attention_shape attention;
+    struct router_shape router;
     struct tensor x, y, dx, norm_w, norm_dw;         /* [N,C] act, [C] act, [C] f32 */
     struct tensor q, dq, kv, dkv, k_rope, dk_rope;   /* [N, row] act */
     struct tensor o, d_o;                            /* [N,H*v] act */
@@ -27,10 +29,10 @@ struct bench {
     struct tensor expert_w, expert_dw;               /* [E, 3FC] act, f32 */
     struct tensor master, moment1, moment2;          /* [E, 3FC] f32 */
     struct tensor head_w, head_dw;                   /* [V,C] act, f32 */
-    struct tensor router_w, logits, prob;            /* [E,C] act, [N,E] f32 */
+    struct tensor router_w, logits, score;           /* [E,C] act, [N,E] f32 */
     struct tensor weight, choice, slot_row, row;     /* [N,K] f32, int32; [R] int32 */
     struct tensor labels, rstd, lse, router_lse;     /* [N] int32, f32; [B*H,T]; [N] */
-    struct tensor count, offset;                     /* [E] int64, [E+1] int64 */
+    struct tensor count, offset;                     /* [B,E] int64, [E+1] int64 */
 };
 
 struct kernel {
@@ -47,7 +49,7 @@ static struct tensor hand_out(struct bench *bench, enum dtype dtype, int64_t row
     return t;
 }
 
-static void attention_layout(struct bench *b)
+static void layout_attention(struct bench *b)
 {
     const struct attention_shape *s = &b->attention;
     b->q = hand_out(b, b->act, b->n, s->q_stride);
@@ -71,7 +73,7 @@ static void layout(struct bench *b)
     }
     b->norm_w = hand_out(b, b->act, 1, b->width);
     b->norm_dw = hand_out(b, DTYPE_F32, 1, b->width);
-    attention_layout(b);
+    layout_attention(b);
     b->in = hand_out(b, b->act, b->rows, b->width);
     b->out = hand_out(b, b->act, b->rows, b->width);
     b->gate_up = hand_out(b, b->act, b->rows, 2 * b->expert_width);
@@ -83,9 +85,9 @@ static void layout(struct bench *b)
     }
     b->head_w = hand_out(b, b->act, b->vocab, b->width);
     b->head_dw = hand_out(b, DTYPE_F32, b->vocab, b->width);
-    b->router_w = hand_out(b, b->act, b->all_experts, b->width);
-    b->logits = hand_out(b, DTYPE_F32, b->n, b->all_experts);
-    b->prob = hand_out(b, DTYPE_F32, b->n, b->all_experts);
+    b->router_w = hand_out(b, b->act, b->router.experts, b->width);
+    b->logits = hand_out(b, DTYPE_F32, b->n, b->router.experts);
+    b->score = hand_out(b, DTYPE_F32, b->n, b->router.experts);
     b->weight = hand_out(b, DTYPE_F32, b->n, b->top_k);
     b->choice = hand_out(b, DTYPE_I32, b->n, b->top_k);
     b->slot_row = hand_out(b, DTYPE_I32, b->n, b->top_k);
@@ -93,37 +95,57 @@ static void layout(struct bench *b)
     b->labels = hand_out(b, DTYPE_I32, b->n, 1);
     b->rstd = hand_out(b, DTYPE_F32, b->n, 1);
     b->router_lse = hand_out(b, DTYPE_F32, b->n, 1);
-    b->count = hand_out(b, DTYPE_I64, b->all_experts, 1);
+    b->count = hand_out(b, DTYPE_I64, b->attention.batch, b->router.experts);
     b->offset = hand_out(b, DTYPE_I64, b->experts + 1, 1);
+}
+
+/* Keys, then values, in each head's part of a kv row; MLA's shared rope keys apart. */
+static struct attention_shape attention_shape(const struct architecture *arch,
+                                              const struct config *config, enum dtype act)
+{
+    const int64_t rope = arch->kv_rank > 0 ? arch->rope_dim : 0,
+                  head = arch->qk_dim - rope + arch->v_dim;
+    return (struct attention_shape){.batch = config->train.micro_batch,
+                                    .sequence = config->train.sequence_length,
+                                    .heads = arch->heads,
+                                    .kv_heads = arch->kv_heads,
+                                    .qk_dim = arch->qk_dim,
+                                    .v_dim = arch->v_dim,
+                                    .q_stride = arch->heads * arch->qk_dim,
+                                    .k_stride = arch->kv_heads * head,
+                                    .v_stride = arch->kv_heads * head,
+                                    .o_stride = arch->heads * arch->v_dim,
+                                    .k_head_stride = head,
+                                    .v_head_stride = head,
+                                    .rope_dim = rope,
+                                    .k_rope_stride = rope,
+                                    .window = arch->window,
+                                    .scale = arch->attention_scale,
+                                    .dtype = act};
 }
 
 static void dims(struct bench *b, const struct config *config, int ep)
 {
-    const int64_t heads = config->model.num_attention_heads, kv = config->model.num_key_value_heads,
-                  dim = config_head_dim(config);
+    struct architecture arch;
+    architecture_init(&arch, config);
     b->n = config->train.micro_batch * config->train.sequence_length;
-    b->width = config->model.hidden_size;
-    b->vocab = config->model.vocab_size;
-    b->top_k = config->model.num_experts_per_tok;
+    b->width = arch.width;
+    b->vocab = arch.vocab;
+    b->top_k = arch.top_k;
     b->rows = b->n * b->top_k;
-    b->all_experts = config->model.num_local_experts;
-    b->experts = b->all_experts / ep;
-    b->expert_width = config->model.intermediate_size;
-    b->attention = (struct attention_shape){.batch = config->train.micro_batch,
-                                            .sequence = config->train.sequence_length,
-                                            .heads = heads,
-                                            .kv_heads = kv,
-                                            .qk_dim = dim,
-                                            .v_dim = dim,
-                                            .q_stride = heads * dim,
-                                            .k_stride = 2 * kv * dim,
-                                            .v_stride = 2 * kv * dim,
-                                            .o_stride = heads * dim,
-                                            .k_head_stride = 2 * dim,
-                                            .v_head_stride = 2 * dim,
-                                            .window = config->model.sliding_window,
-                                            .scale = (float)(1.0 / sqrt((double)dim)),
-                                            .dtype = b->act};
+    b->experts = arch.experts / ep;
+    b->expert_width = arch.expert_width;
+    b->attention = attention_shape(&arch, config, b->act);
+    b->router = (struct router_shape){.tokens = b->n,
+                                      .experts = arch.experts,
+                                      .top_k = arch.top_k,
+                                      .row_tokens = config->train.sequence_length,
+                                      .sigmoid = arch.sigmoid,
+                                      .groups = arch.groups,
+                                      .top_groups = arch.top_groups,
+                                      .normalize = arch.normalize,
+                                      .scale = arch.scale,
+                                      .loss_groups = arch.loss_groups};
 }
 
 static void fill(struct bench *b, struct tensor *t, float std, uint64_t key)
@@ -192,7 +214,6 @@ static void *column(const struct tensor *t, int64_t col)
     return (char *)t->data + (size_t)col * dtype_bytes(t->dtype);
 }
 
-/* Keys, then values, in each head's part of a kv row. */
 static int64_t own_dim(const struct bench *b)
 {
     return b->attention.qk_dim - b->attention.rope_dim;
@@ -326,16 +347,15 @@ static double swiglu_backward_work(const struct bench *b)
 
 static void run_router(struct bench *b)
 {
-    const struct router_shape shape = {
-        .tokens = b->n, .experts = b->all_experts, .top_k = b->top_k, .normalize = true};
+    const struct router_counts counts = {.routed = b->count.data};
     b->ops->router_logits(b->device, b->logits, b->x, b->router_w);
-    b->ops->router_forward(b->device, b->choice.data, b->weight.data, b->prob.data,
-                           b->router_lse.data, b->count.data, b->logits.data, shape);
+    b->ops->router_forward(b->device, b->choice.data, b->weight.data, b->score.data,
+                           b->router_lse.data, counts, b->logits.data, NULL, b->router);
 }
 
 static double router_work(const struct bench *b)
 {
-    return 2 * (double)b->n * (double)b->all_experts * (double)b->width;
+    return 2 * (double)b->n * (double)b->router.experts * (double)b->width;
 }
 
 static void run_permute(struct bench *b)
