@@ -28,11 +28,11 @@ import sys
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 import make_deepseek
 import make_mixtral
 from make_deepseek import NearTie, yaml_map, yarn
-from oracle import table
 
 HERE = pathlib.Path(__file__).resolve().parent / "hf_tiny"
 VOCAB, LOGITS_TOKENS = 40, 12
@@ -229,4 +229,6 @@ def check(exports, write):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     sys.exit(check(sys.argv[2], sys.argv[3:] == ["write"]) if sys.argv[1:2] == ["check"] else make())
