@@ -37,12 +37,14 @@ MARGIN = 2e-5  # between what is chosen last and what is left out first: experts
 DATA_SETTINGS = ("mask_documents",)
 BASE = dict(vocab_size=67, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=3,
             num_attention_heads=4, num_key_value_heads=4, n_routed_experts=16, n_shared_experts=1, num_experts_per_tok=4,
-            first_k_dense_replace=1, kv_lora_rank=20, q_lora_rank=24, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=12,
-            n_group=4, topk_group=2, rms_norm_eps=1e-4, rope_theta=10000.0, max_position_embeddings=64,
+            first_k_dense_replace=1, kv_lora_rank=20, q_lora_rank=24, qk_nope_head_dim=8, qk_rope_head_dim=8,
+            v_head_dim=12, n_group=4, topk_group=2, rms_norm_eps=1e-4, rope_theta=10000.0, max_position_embeddings=64,
             num_nextn_predict_layers=0)
-V2 = BASE | dict(family="deepseek_v2", scoring_func="softmax", n_shared_experts=2, num_experts_per_tok=3, norm_topk_prob=False)
+V2 = BASE | dict(family="deepseek_v2", scoring_func="softmax", n_shared_experts=2, num_experts_per_tok=3,
+                 norm_topk_prob=False)
 V3 = BASE | dict(family="deepseek_v3", scoring_func="sigmoid", topk_method="noaux_tc", norm_topk_prob=True,
                  routed_scaling_factor=2.5, rope_interleave=True)
+FEWER = dict(n_routed_experts=8, num_experts_per_tok=3)
 V3_ROUTER = dict(sequence_loss_coef=0.01, bias_update_speed=0.001)
 
 
@@ -57,12 +59,16 @@ FIXTURES = {  # model, router
            dict(sequence_loss_coef=0.003, device_loss_coef=0.05, communication_loss_coef=0.02)),
     "v2_lite": (V2 | dict(topk_method="greedy", routed_scaling_factor=1.0, q_lora_rank=None, n_group=1, topk_group=1,
                           n_routed_experts=8, aux_loss_alpha=0.01, seq_aux=True), {}),
+    "v2_batch": (V2 | dict(topk_method="greedy", routed_scaling_factor=1.0, q_lora_rank=None, n_group=1, topk_group=1,
+                           n_routed_experts=8, num_hidden_layers=2, first_k_dense_replace=0, aux_loss_alpha=0.01,
+                           seq_aux=False), {}),
     "v3": (V3, V3_ROUTER),
-    "v3_yarn_half": (V3 | dict(q_lora_rank=None, rope_interleave=False, rope_scaling=yarn(1.0), max_position_embeddings=163840,
-                               norm_topk_prob=False, routed_scaling_factor=1.0), V3_ROUTER),
-    "v3_documents": (V3 | dict(num_hidden_layers=2, n_routed_experts=8, num_experts_per_tok=3, mask_documents=True), V3_ROUTER),
-    "v3_mtp": (V3 | dict(n_routed_experts=8, num_experts_per_tok=3, num_nextn_predict_layers=1), V3_ROUTER),
-    "v3_mtp2": (V3 | dict(n_routed_experts=8, num_experts_per_tok=3, num_hidden_layers=2, num_nextn_predict_layers=2), V3_ROUTER),
+    "v3_yarn_half": (V3 | dict(q_lora_rank=None, rope_interleave=False, rope_scaling=yarn(1.0), norm_topk_prob=False,
+                               max_position_embeddings=163840, routed_scaling_factor=1.0), V3_ROUTER),
+    "v3_documents": (V3 | FEWER | dict(num_hidden_layers=2, mask_documents=True),
+                     V3_ROUTER | dict(sequence_loss_counts="routed")),
+    "v3_mtp": (V3 | FEWER | dict(num_nextn_predict_layers=1), V3_ROUTER),
+    "v3_mtp2": (V3 | FEWER | dict(num_hidden_layers=2, num_nextn_predict_layers=2), V3_ROUTER),
 }
 MTP_LOSS_WEIGHT = 0.3
 
@@ -77,13 +83,17 @@ def scalar(value):
     return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
 
 
+def yaml_value(value):
+    return yaml_map(value) if isinstance(value, dict) else scalar(value)
+
+
 def yaml_map(values):
-    return "{" + ", ".join(f"{key}: {yaml_map(v) if isinstance(v, dict) else scalar(v)}" for key, v in values.items()) + "}"
+    return "{" + ", ".join(f"{key}: {yaml_value(value)}" for key, value in values.items()) + "}"
 
 
 def yaml(shape, router):
     model = {key: value for key, value in shape.items() if key not in DATA_SETTINGS}
-    lines = ["model:"] + [f"  {key}: {yaml_map(v) if isinstance(v, dict) else scalar(v)}" for key, v in model.items()]
+    lines = ["model:"] + [f"  {key}: {yaml_value(value)}" for key, value in model.items()]
     train = dict(sequence_length=LENGTH, micro_batch=BATCH, global_batch=BATCH, precision="fp32")
     if shape["num_nextn_predict_layers"] > 0:
         train["mtp_loss_weight"] = MTP_LOSS_WEIGHT
@@ -109,8 +119,9 @@ def published(name, tensor):
     if not fused:
         return {name: tensor}
     parts = {}
+    names = ("gate_proj", "up_proj") if which == "gate_up_proj" else ("down_proj",)
     for e, expert in enumerate(tensor):
-        matrices = dict(zip(("gate_proj", "up_proj"), expert.chunk(2))) if which == "gate_up_proj" else {"down_proj": expert}
+        matrices = dict(zip(names, expert.chunk(len(names))))
         parts |= {f"{prefix}.mlp.experts.{e}.{w}.weight": matrix for w, matrix in matrices.items()}
     return parts
 
@@ -158,7 +169,8 @@ class Float64(Oracle):
     def __init__(self, shape, rng):
         names, biases = table(shape)
         weights = {name: draw(name, dims, rng) for name, dims in names.items()}
-        super().__init__(shape, weights, {name: 0.05 * torch.randn(shape["n_routed_experts"], generator=rng) for name in biases})
+        experts = shape["n_routed_experts"]
+        super().__init__(shape, weights, {name: 0.05 * torch.randn(experts, generator=rng) for name in biases})
 
     def parameters(self):
         return list(self.weights.values())
@@ -172,8 +184,9 @@ def fuse(weights, at, experts):
     own = {name.removeprefix(at): w for name, w in weights.items() if name.startswith(at) and ".experts." not in name}
     expert = lambda e, matrix: weights[f"{at}mlp.experts.{e}.{matrix}.weight"]
     if f"{at}mlp.experts.0.up_proj.weight" in weights:
-        own["mlp.experts.gate_up_proj"] = torch.stack([torch.cat((expert(e, "gate_proj"), expert(e, "up_proj"))) for e in range(experts)])
-        own["mlp.experts.down_proj"] = torch.stack([expert(e, "down_proj") for e in range(experts)])
+        stack = lambda matrix: torch.stack([expert(e, matrix) for e in range(experts)])
+        gate, up, down = stack("gate_proj"), stack("up_proj"), stack("down_proj")
+        own |= {"mlp.experts.gate_up_proj": torch.cat((gate, up), 1), "mlp.experts.down_proj": down}
     return own
 
 
@@ -182,17 +195,17 @@ def compare_forward(oracle, ids):
     shape, layers, depth = oracle.shape, oracle.shape["num_hidden_layers"], oracle.shape["num_nextn_predict_layers"]
     model = DeepseekV3ForCausalLM(hugging_face_config(shape)).float().eval()
     weights = {name: w.detach().float() for name, w in oracle.weights.items()} | oracle.biases
-    block = lambda b, prefix: {prefix + k: v for k, v in fuse(weights, f"model.layers.{b}.", shape["n_routed_experts"]).items()}
+    block = lambda b: fuse(weights, f"model.layers.{b}.", shape["n_routed_experts"]).items()
     state = {name: w for name, w in weights.items() if ".layers." not in name}
     for b in range(layers):
-        state |= block(b, f"model.layers.{b}.")
+        state |= {f"model.layers.{b}.{name}": w for name, w in block(b)}
     model.load_state_dict(state)
-    modules, own = MtpModel(model, depth).float().eval(), ("enorm", "hnorm", "eh_proj")
+    modules = MtpModel(model, depth).float().eval()
     state = {"embed_tokens.weight": weights["model.embed_tokens.weight"], "shared_head.weight": weights["lm_head.weight"]}
     for k in range(depth):
-        for name, w in block(layers + k, "").items():
-            to = name.replace("shared_head.norm", "post_norm") if name.split(".")[0] in (*own, "shared_head") else "mtp_block." + name
-            state[f"layers.{k}.{to}"] = w
+        for name, w in block(layers + k):
+            own = name.split(".")[0] in ("enorm", "hnorm", "eh_proj", "shared_head")
+            state[f"layers.{k}." + (name.replace("shared_head.norm", "post_norm") if own else "mtp_block." + name)] = w
     modules.load_state_dict(state)
     with torch.no_grad():
         logits, predicted, _ = oracle.forward(ids)
@@ -213,20 +226,23 @@ def chosen_mask(indices, experts):
 
 
 def balance(shape, router, logits, indices):
-    """Weighted balance terms of one router over BATCH sequences, in float64."""
+    """Weighted balance terms of one router over BATCH sequences, or over all tokens as one, in float64."""
     experts, top_k, groups = shape["n_routed_experts"], shape["num_experts_per_tok"], shape["n_group"]
-    logits = logits.double().view(BATCH, -1, experts)
+    sequences = BATCH if shape.get("seq_aux", True) else 1
+    logits = logits.double().view(sequences, -1, experts)
     length = logits.shape[1]
-    routed = counted = chosen_mask(indices.view(BATCH, length, top_k), experts)
+    routed = counted = chosen_mask(indices.view(sequences, length, top_k), experts)
     if shape["family"] == "deepseek_v3":
         score = logits.sigmoid()
-        counted = chosen_mask(score.topk(top_k, -1).indices, experts)
+        if router.get("sequence_loss_counts") != "routed":
+            counted = chosen_mask(score.topk(top_k, -1).indices, experts)
         score = score / (score.sum(-1, keepdim=True) + 1e-20)
     else:
         score = logits.softmax(-1)
     mean, fraction = score.mean(1), experts / (top_k * length) * counted.sum(1)
-    device_mean, device_fraction = mean.view(BATCH, groups, -1).sum(-1), fraction.view(BATCH, groups, -1).mean(-1)
-    sent = (routed.view(BATCH, length, groups, -1).sum(-1) > 0).sum(1) * groups / (shape["topk_group"] * length)
+    device_mean, device_fraction = (x.view(sequences, groups, -1) for x in (mean, fraction))
+    device_mean, device_fraction = device_mean.sum(-1), device_fraction.mean(-1)
+    sent = (routed.view(sequences, length, groups, -1).sum(-1) > 0).sum(1) * groups / (shape["topk_group"] * length)
     terms = (router.get("sequence_loss_coef", shape.get("aux_loss_alpha", 0)) * (fraction * mean).sum(-1) +
              router.get("device_loss_coef", 0) * (device_fraction * device_mean).sum(-1) +
              router.get("communication_loss_coef", 0) * (sent * device_mean).sum(-1))
@@ -258,7 +274,8 @@ def margin(shape, logits, bias):
 
 def loss_sum(logits, labels):
     """Sum of cross-entropies of the counted labels."""
-    return torch.nn.functional.cross_entropy(logits.double().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+    logits, labels = logits.double().flatten(0, 1), labels.flatten()
+    return torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
 
 
 def update_biases(biases, gates, shape, speed):
@@ -288,7 +305,8 @@ def train(model, shape, router, tokens, offsets, clip_norm, bias_update_speed):
         counted = (labels >= 0).sum()
         loss = loss_sum(logits, labels) / counted
         aux = sum(balance(shape, router, *gate) for gate in gates)
-        mtp = sum((loss_sum(p, labels[:, k + 1:]) / counted for k, p in enumerate(predicted)), torch.zeros(())) / max(depth, 1)
+        mtp = sum((loss_sum(p, labels[:, k + 1:]) for k, p in enumerate(predicted)), torch.zeros(()))
+        mtp = mtp / (counted * max(depth, 1))
         optimizer.zero_grad()
         (loss + aux + MTP_LOSS_WEIGHT * mtp).backward()
         if step == 0:

@@ -38,13 +38,13 @@ HERE = pathlib.Path(__file__).resolve().parent / "hf_tiny"
 VOCAB, LOGITS_TOKENS = 40, 12
 SMALL = dict(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=2, intermediate_size=20, moe_intermediate_size=8,
              num_attention_heads=2, num_key_value_heads=2, n_routed_experts=8, n_shared_experts=1, num_experts_per_tok=2,
-             n_group=4, topk_group=2, kv_lora_rank=12, q_lora_rank=10, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=6,
-             rms_norm_eps=1e-5, max_position_embeddings=163840)
+             n_group=4, topk_group=2, kv_lora_rank=12, q_lora_rank=10, qk_nope_head_dim=6, qk_rope_head_dim=4,
+             v_head_dim=6, rms_norm_eps=1e-5, max_position_embeddings=163840)
 MIXTRAL = dict(vocab_size=VOCAB, hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=4,
                num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, rms_norm_eps=1e-5, rope_theta=1e6,
                router_aux_loss_coef=0.02, max_position_embeddings=64)
-V2 = make_deepseek.V2 | SMALL | dict(topk_method="group_limited_greedy", routed_scaling_factor=2.0, rope_scaling=yarn(0.707),
-                                     aux_loss_alpha=0.01, seq_aux=True)
+V2 = make_deepseek.V2 | SMALL | dict(topk_method="group_limited_greedy", routed_scaling_factor=2.0,
+                                     rope_scaling=yarn(0.707), aux_loss_alpha=0.01, seq_aux=True)
 V3 = make_deepseek.V3 | SMALL | dict(rope_scaling=yarn(1.0))
 V3_MTP = make_deepseek.V3 | SMALL | dict(n_routed_experts=4, n_group=2, topk_group=1, num_nextn_predict_layers=1)
 
@@ -54,9 +54,9 @@ V3_MTP = make_deepseek.V3 | SMALL | dict(n_routed_experts=4, n_group=2, topk_gro
 def old_config(shape, like):
     """Old-style config.json of a shape; `like`: what transformers 5 wrote or would write."""
     keep = ("architectures", "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-            "num_attention_heads", "num_key_value_heads", "num_local_experts", "num_experts_per_tok", "max_position_embeddings",
-            "rms_norm_eps", "sliding_window", "hidden_act", "router_aux_loss_coef", "tie_word_embeddings", "attention_dropout",
-            "initializer_range", "bos_token_id", "eos_token_id", "use_cache")
+            "num_attention_heads", "num_key_value_heads", "num_local_experts", "num_experts_per_tok",
+            "max_position_embeddings", "rms_norm_eps", "sliding_window", "hidden_act", "router_aux_loss_coef",
+            "tie_word_embeddings", "attention_dropout", "initializer_range", "bos_token_id", "eos_token_id", "use_cache")
     old = {key: like[key] for key in keep if key in like}
     old |= {"rope_theta": shape["rope_theta"], "torch_dtype": "float32", "transformers_version": "4.40.0"}
     if like["model_type"] != "mixtral":

@@ -19,8 +19,8 @@ def table(shape):
     for block in range(s["num_hidden_layers"] + s["num_nextn_predict_layers"]):
         at = f"model.layers.{block}."
         if block >= s["num_hidden_layers"]:
-            names |= {at + "enorm.weight": (width,), at + "hnorm.weight": (width,), at + "eh_proj.weight": (width, 2 * width),
-                      at + "shared_head.norm.weight": (width,)}
+            names |= {at + "enorm.weight": (width,), at + "hnorm.weight": (width,),
+                      at + "eh_proj.weight": (width, 2 * width), at + "shared_head.norm.weight": (width,)}
         names |= {at + "input_layernorm.weight": (width,), at + "post_attention_layernorm.weight": (width,),
                   at + "self_attn.q_a_proj.weight": (s["q_lora_rank"], width),
                   at + "self_attn.q_a_layernorm.weight": (s["q_lora_rank"],),
@@ -108,12 +108,14 @@ class Oracle:
         at, eps = f"model.layers.{block}.", self.shape["rms_norm_eps"]
         x = x + self.attention(norm(x, self.weights[at + "input_layernorm.weight"], eps), at + "self_attn.")
         h = norm(x, self.weights[at + "post_attention_layernorm.weight"], eps)
-        return x + (self.swiglu(h, at + "mlp") if block < self.shape["first_k_dense_replace"] else self.moe(h, at + "mlp.", gates))
+        dense = block < self.shape["first_k_dense_replace"]
+        return x + (self.swiglu(h, at + "mlp") if dense else self.moe(h, at + "mlp.", gates))
 
     def forward(self, ids, positions=None):
-        """Documents are not masked: positions are not read. Logits [B,T,V] of the model; of every prediction module k = 1.. [B,T-k,V]; per router its
+        """Logits [B,T,V] of the model; of every prediction module k = 1.. [B,T-k,V]; per router its
         logits and choices. Module k sees the embedding of the token k further on, first half, and
-        the normalised output of what is before it, second half."""
+        the normalised output of what is before it, second half. Documents are not masked:
+        positions are not read."""
         s, w, gates, predicted = self.shape, self.weights, [], []
         eps, layers = s["rms_norm_eps"], s["num_hidden_layers"]
         x = F.embedding(ids, w["model.embed_tokens.weight"])

@@ -475,9 +475,9 @@ static void test_bf16_losses(void **state)
 int main(void)
 {
     static const char *const fixtures[] = {
-        "mixtral_plain",         "mixtral_window",   "mixtral_head_dim", "mixtral_documents",
-        "deepseek_v2",           "deepseek_v2_lite", "deepseek_v3",      "deepseek_v3_yarn_half",
-        "deepseek_v3_documents", "deepseek_v3_mtp",  "deepseek_v3_mtp2"};
+        "mixtral_plain",         "mixtral_window",        "mixtral_head_dim",  "mixtral_documents",
+        "deepseek_v2",           "deepseek_v2_lite",      "deepseek_v2_batch", "deepseek_v3",
+        "deepseek_v3_yarn_half", "deepseek_v3_documents", "deepseek_v3_mtp",   "deepseek_v3_mtp2"};
     static const struct {
         const char *name;
         CMUnitTestFunction run;
