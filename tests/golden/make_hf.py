@@ -10,7 +10,8 @@
 A folder NAME holds what save_pretrained wrote: config.json (transformers 5), model.safetensors (or
 shards and their index); and beside it
     config_old.json     the same as a config.json of the years before: rope_theta, rope_scaling, torch_dtype
-    train.yaml          twenty steps from these weights, without paths: data is tokens.jsonl
+    train.yaml          twenty steps from these weights, on one or two ranks; without paths: data is
+                        tokens.jsonl
     expected.json       logits [tokens][V] of the first tokens of tokens.jsonl; loss of every step, and
                         of the prediction modules where there are some
 mixtral_fused and mixtral_sharded hold the weights of mixtral in other forms. deepseek_v3_mtp is the
@@ -79,7 +80,7 @@ def write_json(path, value):
 
 def train_yaml(router, depth):
     m = make_mixtral
-    train = dict(sequence_length=m.LENGTH, micro_batch=m.BATCH, global_batch=m.BATCH, precision="fp32")
+    train = dict(sequence_length=m.LENGTH, micro_batch=1, global_batch=m.BATCH, precision="fp32")
     if depth > 0:
         train["mtp_loss_weight"] = make_deepseek.MTP_LOSS_WEIGHT
     optimizer = dict(lr=m.ADAMW["lr"], beta1=m.ADAMW["betas"][0], beta2=m.ADAMW["betas"][1], eps="1e-8",
@@ -115,7 +116,8 @@ def make_mixtral_folders():
     offsets = torch.tensor([0, len(tokens)])
     for seed in itertools.count(1):
         rng = lambda: torch.Generator().manual_seed(seed)
-        data, margin = make_mixtral.train(make_mixtral.make_model(MIXTRAL, rng()), tokens, offsets)
+        unbalanced = make_mixtral.make_model(MIXTRAL | dict(router_aux_loss_coef=0.0), rng())
+        data, margin = make_mixtral.train(unbalanced, tokens, offsets)
         if margin > make_mixtral.MARGIN:
             break
     model = make_mixtral.make_model(MIXTRAL, rng())
@@ -123,7 +125,8 @@ def make_mixtral_folders():
     model.save_pretrained(HERE / "mixtral")
     model.save_pretrained(HERE / "mixtral_fused", save_original_format=False)
     model.save_pretrained(HERE / "mixtral_sharded", max_shard_size="16KB")
-    write_rest(HERE / "mixtral", MIXTRAL, {}, data)
+    # statistics of a batch are those of a micro-batch, which here is half of what transformers saw
+    write_rest(HERE / "mixtral", MIXTRAL, dict(batch_loss_coef=0), data)
 
 
 def train_deepseek(kind, shape, router):
