@@ -23,7 +23,9 @@
 /* Largest ||ours - theirs|| / ||theirs||. Both sides compute in fp32: two correct programs differ
  * by a few 1e-7. */
 static const double LOGITS_ERROR = 1e-5, GRAD_ERROR = 1e-5, CURVE_ERROR = 1e-5;
-static const double BF16_LOSS_ERROR = 0.02;
+/* Mean over the steps. A token whose choice of experts flips in bf16 moves the loss of its step of 80
+ * tokens by up to 2 %, either way. */
+static const double BF16_LOSS_ERROR = 0.01;
 
 /* One fixture, and the model it describes with its weights. */
 struct golden {
@@ -256,7 +258,9 @@ static double curve_error(const char *what, const double *ours, const double *th
 /* Forward and backward of the first batch: gradients of loss + weighted balance loss. */
 static void run_first(struct golden *g)
 {
-    const struct model_scale scale = {.loss = 1.0 / (double)g->labels, .unit = 1.0};
+    const struct model_scale scale = {.loss = 1.0 / (double)g->labels,
+                                      .unit = 1.0,
+                                      .mtp_weight = g->config.train.mtp_loss_weight};
     model_zero_grads(&g->model);
     model_run(&g->model, &g->first, g->config.train.micro_batch, g->config.train.sequence_length,
               &scale);
@@ -410,7 +414,7 @@ static void compare_curves(const struct golden *g, const struct curves *ours, co
 {
     const int64_t steps = g->config.run.steps;
     const int count = g->arch.mtp_depth > 0 ? CURVES : CURVES - 1;
-    const bool mixtral = g->config.model.family == CONFIG_FAMILY_MIXTRAL;
+    const bool mixtral = g->config.model.family == CONFIG_MIXTRAL;
     double error[CURVES];
     for (int c = 0; c < count; c++) {
         double *theirs = read_curve(g, prefix, curve_names[c]);
@@ -446,7 +450,7 @@ static void test_plain_training(void **state)
         compare_curves(&g, &ours, "plain_curve/");
         free(ours.value[0]);
     } else {
-        assert_int_equal(g.config.model.family, CONFIG_FAMILY_MIXTRAL);
+        assert_int_equal(g.config.model.family, CONFIG_MIXTRAL);
     }
     golden_close(&g);
 }
@@ -462,9 +466,11 @@ static void test_bf16_losses(void **state)
     for (int c = 0; c < CURVES; c += CURVES - 1) { /* loss, mtp */
         if (c == 0 || g.arch.mtp_depth > 0) {
             double *theirs = read_curve(&g, "curve/", curve_names[c]);
-            const double error = curve_error(curve_names[c], ours.value[c], theirs,
-                                             g.config.run.steps, BF16_LOSS_ERROR);
-            assert_within("bf16 loss of the worst step", error, BF16_LOSS_ERROR);
+            double sum = 0;
+            for (int64_t i = 0; i < g.config.run.steps; i++) {
+                sum += fabs(ours.value[c][i] - theirs[i]) / theirs[i];
+            }
+            assert_within("bf16 losses, mean", sum / (double)g.config.run.steps, BF16_LOSS_ERROR);
             free(theirs);
         }
     }
