@@ -23,9 +23,11 @@
 /* Largest ||ours - theirs|| / ||theirs||. Both sides compute in fp32: two correct programs differ
  * by a few 1e-7. */
 static const double LOGITS_ERROR = 1e-5, GRAD_ERROR = 1e-5, CURVE_ERROR = 1e-5;
-/* Mean over the steps. A token whose choice of experts flips in bf16 moves the loss of its step of 80
- * tokens by up to 2 %, either way. */
-static const double BF16_LOSS_ERROR = 0.01;
+/* Of gradient norms: twenty steps amplify rounding (9e-6 measured, deepseek_v3_yarn_half). */
+static const double NORM_ERROR = 5e-5;
+/* Of the worst step, and the mean. PyTorch with bf16 weights and activations is off by 0.026 and
+ * 0.007 where it is worst (deepseek_v3_yarn_half): some tokens go to other experts. */
+static const double BF16_LOSS_ERROR = 0.04, BF16_MEAN_ERROR = 0.01;
 
 /* One fixture, and the model it describes with its weights. */
 struct golden {
@@ -239,11 +241,12 @@ static void assert_within(const char *what, double error, double most)
     }
 }
 
-/* Largest relative error of a curve; every step beyond `most` is printed. */
+/* Largest relative error of a curve, and the mean (NULL: not asked for); every step beyond `most`
+ * is printed. */
 static double curve_error(const char *what, const double *ours, const double *theirs, int64_t count,
-                          double most)
+                          double most, double *mean)
 {
-    double worst = 0;
+    double worst = 0, sum = 0;
     for (int64_t i = 0; i < count; i++) {
         const double error = fabs(ours[i] - theirs[i]) / fabs(theirs[i]);
         if (!(error <= most)) {
@@ -251,6 +254,10 @@ static double curve_error(const char *what, const double *ours, const double *th
                         theirs[i]);
         }
         worst = larger(error, worst);
+        sum += error;
+    }
+    if (mean != NULL) {
+        *mean = sum / (double)count;
     }
     return worst;
 }
@@ -409,6 +416,11 @@ static struct curves train(struct golden *g)
     return curves;
 }
 
+static double most_error(const char *curve)
+{
+    return strcmp(curve, "norm") == 0 ? NORM_ERROR : CURVE_ERROR;
+}
+
 /* Every curve of the run against the fixture's under `prefix`. */
 static void compare_curves(const struct golden *g, const struct curves *ours, const char *prefix)
 {
@@ -421,11 +433,12 @@ static void compare_curves(const struct golden *g, const struct curves *ours, co
         for (int64_t i = 0; i < steps && mixtral && strcmp(curve_names[c], "aux") == 0; i++) {
             theirs[i] *= g->config.model.router_aux_loss_coef; /* make_mixtral.py leaves it out */
         }
-        error[c] = curve_error(curve_names[c], ours->value[c], theirs, steps, CURVE_ERROR);
+        error[c] = curve_error(curve_names[c], ours->value[c], theirs, steps,
+                               most_error(curve_names[c]), NULL);
         free(theirs);
     }
     for (int c = 0; c < count; c++) {
-        assert_within(curve_names[c], error[c], CURVE_ERROR);
+        assert_within(curve_names[c], error[c], most_error(curve_names[c]));
     }
 }
 
@@ -466,11 +479,11 @@ static void test_bf16_losses(void **state)
     for (int c = 0; c < CURVES; c += CURVES - 1) { /* loss, mtp */
         if (c == 0 || g.arch.mtp_depth > 0) {
             double *theirs = read_curve(&g, "curve/", curve_names[c]);
-            double sum = 0;
-            for (int64_t i = 0; i < g.config.run.steps; i++) {
-                sum += fabs(ours.value[c][i] - theirs[i]) / theirs[i];
-            }
-            assert_within("bf16 losses, mean", sum / (double)g.config.run.steps, BF16_LOSS_ERROR);
+            double mean;
+            const double error = curve_error(curve_names[c], ours.value[c], theirs,
+                                             g.config.run.steps, BF16_LOSS_ERROR, &mean);
+            assert_within("bf16 loss of the worst step", error, BF16_LOSS_ERROR);
+            assert_within("bf16 loss, mean of the steps", mean, BF16_MEAN_ERROR);
             free(theirs);
         }
     }
