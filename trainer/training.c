@@ -11,6 +11,7 @@
 #include "trainer/metrics.h"
 #include "trainer/run_dir.h"
 #include "trainer/sample.h"
+#include "trainer/schedule.h"
 #include "trainer/signals.h"
 #include "trainer/state.h"
 
@@ -94,6 +95,10 @@ static enum status open_metrics(struct training *t)
         t->config->log.every_steps > 0 ? t->config->log.every_steps : t->config->run.steps;
     t->metrics.first_step = t->at.step + 1;
     t->metrics.flops_per_token = model_flops_per_token(t->config);
+    t->metrics.tokens =
+        t->config->train.sequence_length *
+        (schedule_position(t->config, t->at.position, t->config->run.steps - t->at.step) -
+         t->at.position);
     return metrics_open(&t->metrics, t->config->run.dir, t->at.step);
 }
 
@@ -241,8 +246,7 @@ static enum status one_step(struct training *t)
     double valid = NAN;
     int64_t labels = 0;
     TRY(stepper_step(&t->stepper, step, t->at.position, &result));
-    t->at = (struct progress_state){.step = step,
-                                    .position = t->at.position + config->train.global_batch};
+    t->at = (struct progress_state){.step = step, .position = t->at.position + result.sequences};
     if (config->data.valid != NULL && due(step, config->eval.every_steps, config->run.steps)) {
         TRY(step_evaluate(&t->model, &t->valid.loader, config->eval.batches, &valid, &labels));
         t->valid_loss = valid;
