@@ -7,6 +7,7 @@
 #include "kernels/base/rng.h"
 #include "kernels/rope_table.h"
 #include "trainer/block.h"
+#include "trainer/optimizer.h"
 
 static void group_layout(struct model *model)
 {
@@ -23,9 +24,10 @@ static void group_layout(struct model *model)
         if (model->training) {
             group->grads = arena_alloc(&model->arena_grads, count * sizeof(float));
             group->reduced = arena_alloc(&model->arena_grads, share * sizeof(float));
-            group->moment1 = arena_alloc(&model->arena_optimizer, share * sizeof(float));
-            group->moment2 = arena_alloc(&model->arena_optimizer, share * sizeof(float));
         }
+    }
+    if (model->training) {
+        optimizer_layout(model);
     }
 }
 
@@ -73,19 +75,24 @@ static enum status reserve(struct model *model)
 enum status model_init(struct model *model, const struct config *config, const struct mesh *mesh,
                        struct device *device, int64_t batch, int64_t sequence, bool training)
 {
-    *model = (struct model){.config = config,
-                            .mesh = mesh,
-                            .device = device,
-                            .ops = device_ops(device),
-                            .act = config->train.precision == CONFIG_FP32 ? DTYPE_F32 : DTYPE_BF16,
-                            .training = training,
-                            .batch = batch,
-                            .sequence = sequence};
+    *model = (struct model){
+        .config = config,
+        .mesh = mesh,
+        .device = device,
+        .ops = device_ops(device),
+        .act = config->train.precision == CONFIG_FP32 ? DTYPE_F32 : DTYPE_BF16,
+        .moments = config->optimizer.moments == CONFIG_MOMENTS_FP32 ? DTYPE_F32 : DTYPE_BF16,
+        .training = training,
+        .batch = batch,
+        .sequence = sequence};
     struct comm *replicas[PARAM_GROUPS] = {(struct comm *)&mesh->dp, (struct comm *)&mesh->edp};
     TRY(params_init(&model->params, config, mesh->ep.rank, mesh->ep.size));
     for (int g = 0; g < PARAM_GROUPS; g++) {
         zero_init(&model->group[g].zero, replicas[g],
                   zero_padded(model->params.elements[g], replicas[g]->size));
+    }
+    if (training) {
+        TRY(optimizer_init(model));
     }
     model->moe = (struct moe){.device = device,
                               .ops = model->ops,
@@ -116,6 +123,7 @@ void model_free(struct model *model)
         expert_plan_free(&model->blocks[l].moe.plan);
     }
     free(model->blocks);
+    optimizer_free(model);
     params_free(&model->params);
     arena_free(&model->arena_params);
     arena_free(&model->arena_grads);

@@ -9,6 +9,7 @@
 #include "trainer/dataset.h"
 #include "trainer/fault.h"
 #include "trainer/metrics.h"
+#include "trainer/optimizer.h"
 #include "trainer/run_dir.h"
 #include "trainer/sample.h"
 #include "trainer/schedule.h"
@@ -83,7 +84,10 @@ static enum status start_weights(struct training *t)
     model_initialize(&t->model);
     TRY(resume(t));
     if (t->at.step == 0 && t->config->checkpoint.init_from != NULL) {
-        return state_load_newest(&t->model, t->config->checkpoint.init_from);
+        TRY(state_load_newest(&t->model, t->config->checkpoint.init_from, false));
+    }
+    if (t->at.step == 0) {
+        optimizer_start_average(&t->model);
     }
     return STATUS_OK;
 }

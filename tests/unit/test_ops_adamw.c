@@ -6,12 +6,12 @@ static const struct variant {
     int64_t count;
     struct adamw args;
 } variants[] = {
-    {0, {1e-3F, 0.9F, 0.95F, 1e-8F, 0.1F, 1.0F, 1}},
-    {1, {0.05F, 0.9F, 0.999F, 1e-8F, 0.0F, 1.0F, 1}},
-    {7, {0.05F, 0.9F, 0.95F, 1e-8F, 0.5F, 1.0F, 1}},
-    {33, {0.05F, 0.9F, 0.95F, 0.3F, 0.5F, 1.0F, 2}},
-    {4097, {0.5F, 0.8F, 0.99F, 1e-3F, 0.7F, 0.125F, 10}},
-    {9001, {3e-4F, 0.9F, 0.95F, 1e-8F, 0.1F, 0.37F, 100000}},
+    {0, {1e-3F, 0.9F, 0.95F, 1e-8F, 0.1F, 1.0F, 1, {0}}},
+    {1, {0.05F, 0.9F, 0.999F, 1e-8F, 0.0F, 1.0F, 1, {0}}},
+    {7, {0.05F, 0.9F, 0.95F, 1e-8F, 0.5F, 1.0F, 1, {0}}},
+    {33, {0.05F, 0.9F, 0.95F, 0.3F, 0.5F, 1.0F, 2, {0}}},
+    {4097, {0.5F, 0.8F, 0.99F, 1e-3F, 0.7F, 0.125F, 10, {0}}},
+    {9001, {3e-4F, 0.9F, 0.95F, 1e-8F, 0.1F, 0.37F, 100000, {0}}},
 };
 enum { VARIANTS = sizeof variants / sizeof variants[0], STEPS = 3 };
 
@@ -113,7 +113,7 @@ static void run_shards(struct check *c, const void *arg)
 static void run_known(struct check *c, const void *arg)
 {
     (void)arg;
-    const struct adamw args = {0.1F, 0.9F, 0.99F, 1e-12F, 0.5F, -2.0F, 1};
+    const struct adamw args = {0.1F, 0.9F, 0.99F, 1e-12F, 0.5F, -2.0F, 1, {0}};
     float param[3] = {1, 1, 1}, m[3] = {0}, v[3] = {0};
     const float grad[3] = {0.25F, -4, 0};
     c->ops->adamw(c->device, param, m, v, NULL, grad, 3, args);
