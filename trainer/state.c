@@ -25,7 +25,8 @@ struct slices {
 
 static enum status slices_init(struct slices *slices, const struct model *model)
 {
-    const size_t most = (size_t)model->params.count * KINDS;
+    const int64_t biases = architecture_moe_blocks(&model->arch);
+    const size_t most = (size_t)(model->params.count * KINDS + biases);
     *slices = (struct slices){.slice = calloc(most, sizeof *slices->slice),
                               .name = calloc(most, NAME_BYTES),
                               .moments = model->moments};
@@ -94,6 +95,23 @@ static void add_kind(struct slices *slices, const struct model *model, enum kind
     }
 }
 
+/* The selection biases of the routers, whole: every rank has them. */
+static void add_biases(struct slices *slices, const struct model *model)
+{
+    const struct architecture *arch = &model->arch;
+    for (int64_t m = 0; m < architecture_moe_blocks(arch) && arch->has_bias; m++) {
+        struct checkpoint_slice *slice = &slices->slice[slices->count];
+        char *name = slices->name[slices->count++];
+        params_bias_name(name, NAME_BYTES, m + arch->dense_layers);
+        *slice = (struct checkpoint_slice){.name = name,
+                                           .dtype = DTYPE_F32,
+                                           .ndim = 1,
+                                           .shape = {arch->experts, 1, 1, 1},
+                                           .count = arch->experts,
+                                           .data = model->router_bias + m * arch->experts};
+    }
+}
+
 static char *state_text(const struct model *model, const struct progress_state *at)
 {
     char *config = NULL;
@@ -121,6 +139,9 @@ enum status state_save(const struct model *model, const char *root, const struct
     TRY(comm_agree(model->mesh->world, slices_init(&slices, model), NULL));
     char *text = state_text(model, at);
     add_kind(&slices, model, KIND_WEIGHT, "");
+    if (model->mesh->world->rank == 0) {
+        add_biases(&slices, model);
+    }
     if (model->act != DTYPE_F32) {
         add_kind(&slices, model, KIND_MASTER, prefix[KIND_MASTER]);
     }
@@ -147,13 +168,17 @@ static enum status has_kind(const struct model *model, const char *path, enum ki
     return checkpoint_holds(path, name, has);
 }
 
-/* Slices of one kind, from tensors under the names `name_prefix`NAME. */
+/* Slices of one kind, from tensors under the names `name_prefix`NAME; with the masters, the router
+ * biases. */
 static enum status load_kind(struct model *model, const char *path, enum kind kind,
                              const char *name_prefix)
 {
     struct slices slices = {0};
     TRY(comm_agree(model->mesh->world, slices_init(&slices, model), NULL));
     add_kind(&slices, model, kind, name_prefix);
+    if (kind == KIND_MASTER) {
+        add_biases(&slices, model);
+    }
     const enum status status =
         checkpoint_load(model->mesh->world, path, slices.slice, slices.count);
     slices_free(&slices);
