@@ -23,7 +23,11 @@
 /* Largest ||ours - theirs|| / ||theirs||. Both sides compute in fp32: two correct programs differ
  * by a few 1e-7. */
 static const double LOGITS_ERROR = 1e-5, GRAD_ERROR = 1e-5, CURVE_ERROR = 1e-5;
-static const double BF16_LOSS_ERROR = 0.02;
+/* Of gradient norms: twenty steps amplify rounding (9e-6 measured, deepseek_v3_yarn_half). */
+static const double NORM_ERROR = 5e-5;
+/* Of the worst step, and the mean. PyTorch with bf16 weights and activations is off by 0.026 and
+ * 0.007 where it is worst (deepseek_v3_yarn_half): some tokens go to other experts. */
+static const double BF16_LOSS_ERROR = 0.04, BF16_MEAN_ERROR = 0.01;
 
 /* One fixture, and the model it describes with its weights. */
 struct golden {
@@ -237,11 +241,12 @@ static void assert_within(const char *what, double error, double most)
     }
 }
 
-/* Largest relative error of a curve; every step beyond `most` is printed. */
+/* Largest relative error of a curve, and the mean (NULL: not asked for); every step beyond `most`
+ * is printed. */
 static double curve_error(const char *what, const double *ours, const double *theirs, int64_t count,
-                          double most)
+                          double most, double *mean)
 {
-    double worst = 0;
+    double worst = 0, sum = 0;
     for (int64_t i = 0; i < count; i++) {
         const double error = fabs(ours[i] - theirs[i]) / fabs(theirs[i]);
         if (!(error <= most)) {
@@ -249,6 +254,10 @@ static double curve_error(const char *what, const double *ours, const double *th
                         theirs[i]);
         }
         worst = larger(error, worst);
+        sum += error;
+    }
+    if (mean != NULL) {
+        *mean = sum / (double)count;
     }
     return worst;
 }
@@ -256,7 +265,9 @@ static double curve_error(const char *what, const double *ours, const double *th
 /* Forward and backward of the first batch: gradients of loss + weighted balance loss. */
 static void run_first(struct golden *g)
 {
-    const struct model_scale scale = {.loss = 1.0 / (double)g->labels, .unit = 1.0};
+    const struct model_scale scale = {.loss = 1.0 / (double)g->labels,
+                                      .unit = 1.0,
+                                      .mtp_weight = g->config.train.mtp_loss_weight};
     model_zero_grads(&g->model);
     model_run(&g->model, &g->first, g->config.train.micro_batch, g->config.train.sequence_length,
               &scale);
@@ -405,23 +416,29 @@ static struct curves train(struct golden *g)
     return curves;
 }
 
+static double most_error(const char *curve)
+{
+    return strcmp(curve, "norm") == 0 ? NORM_ERROR : CURVE_ERROR;
+}
+
 /* Every curve of the run against the fixture's under `prefix`. */
 static void compare_curves(const struct golden *g, const struct curves *ours, const char *prefix)
 {
     const int64_t steps = g->config.run.steps;
     const int count = g->arch.mtp_depth > 0 ? CURVES : CURVES - 1;
-    const bool mixtral = g->config.model.family == CONFIG_FAMILY_MIXTRAL;
+    const bool mixtral = g->config.model.family == CONFIG_MIXTRAL;
     double error[CURVES];
     for (int c = 0; c < count; c++) {
         double *theirs = read_curve(g, prefix, curve_names[c]);
         for (int64_t i = 0; i < steps && mixtral && strcmp(curve_names[c], "aux") == 0; i++) {
             theirs[i] *= g->config.model.router_aux_loss_coef; /* make_mixtral.py leaves it out */
         }
-        error[c] = curve_error(curve_names[c], ours->value[c], theirs, steps, CURVE_ERROR);
+        error[c] = curve_error(curve_names[c], ours->value[c], theirs, steps,
+                               most_error(curve_names[c]), NULL);
         free(theirs);
     }
     for (int c = 0; c < count; c++) {
-        assert_within(curve_names[c], error[c], CURVE_ERROR);
+        assert_within(curve_names[c], error[c], most_error(curve_names[c]));
     }
 }
 
@@ -446,7 +463,7 @@ static void test_plain_training(void **state)
         compare_curves(&g, &ours, "plain_curve/");
         free(ours.value[0]);
     } else {
-        assert_int_equal(g.config.model.family, CONFIG_FAMILY_MIXTRAL);
+        assert_int_equal(g.config.model.family, CONFIG_MIXTRAL);
     }
     golden_close(&g);
 }
@@ -462,9 +479,11 @@ static void test_bf16_losses(void **state)
     for (int c = 0; c < CURVES; c += CURVES - 1) { /* loss, mtp */
         if (c == 0 || g.arch.mtp_depth > 0) {
             double *theirs = read_curve(&g, "curve/", curve_names[c]);
+            double mean;
             const double error = curve_error(curve_names[c], ours.value[c], theirs,
-                                             g.config.run.steps, BF16_LOSS_ERROR);
+                                             g.config.run.steps, BF16_LOSS_ERROR, &mean);
             assert_within("bf16 loss of the worst step", error, BF16_LOSS_ERROR);
+            assert_within("bf16 loss, mean of the steps", mean, BF16_MEAN_ERROR);
             free(theirs);
         }
     }
