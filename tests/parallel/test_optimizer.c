@@ -18,10 +18,32 @@ static const char BASE[] = "run: {seed: 5, steps: 9}\n"
                            "  num_local_experts: 4\n"
                            "train: {sequence_length: 16, micro_batch: 1, global_batch: 4}\n";
 
+/* Latent attention, a dense layer, shared experts, multi-token prediction. */
+static const char LATENT[] = "run: {seed: 5, steps: 9}\n"
+                             "model:\n"
+                             "  family: deepseek_v3\n"
+                             "  vocab_size: 67\n"
+                             "  hidden_size: 24\n"
+                             "  intermediate_size: 36\n"
+                             "  moe_intermediate_size: 20\n"
+                             "  num_hidden_layers: 2\n"
+                             "  first_k_dense_replace: 1\n"
+                             "  num_attention_heads: 3\n"
+                             "  n_routed_experts: 4\n"
+                             "  num_experts_per_tok: 2\n"
+                             "  q_lora_rank: 12\n"
+                             "  kv_lora_rank: 10\n"
+                             "  qk_nope_head_dim: 6\n"
+                             "  qk_rope_head_dim: 4\n"
+                             "  v_head_dim: 5\n"
+                             "  num_nextn_predict_layers: 1\n"
+                             "train: {sequence_length: 16, micro_batch: 1, global_batch: 4}\n";
+
 enum { STEPS = 3, MOST_OVERRIDES = 6 };
 
 struct variant {
     const char *overrides[MOST_OVERRIDES];
+    const char *base; /* NULL: BASE */
 };
 
 /* One model and what it stands on. */
@@ -43,7 +65,8 @@ static enum status place_open(struct comm *world, struct comm *ranks, int ep,
     }
     *place = (struct place){0};
     config_init(&place->config);
-    CHECK(world, config_parse(&place->config, "base", BASE, sizeof BASE - 1) == STATUS_OK);
+    const char *base = variant->base != NULL ? variant->base : BASE;
+    CHECK(world, config_parse(&place->config, "base", base, strlen(base)) == STATUS_OK);
     CHECK(world, config_override(&place->config, list, count) == STATUS_OK);
     CHECK(world, device_open(&place->device, &options) == STATUS_OK);
     CHECK(world, mesh_init(&place->mesh, ranks, ep, 4) == STATUS_OK);
@@ -163,12 +186,14 @@ static void run_variant(struct comm *world, struct comm *self, int ep,
 }
 
 static const struct variant variants[] = {
-    {{"train.precision=fp32"}},
-    {{"train.precision=bf16", "optimizer.moments=bf16", "optimizer.ema=0.9"}},
-    {{"optimizer.name=muon", "train.precision=fp32", "optimizer.ema=0.5"}},
-    {{"optimizer.name=muon", "train.precision=bf16", "optimizer.moments=bf16"}},
-    {{"optimizer.name=muon", "optimizer.freeze=*.1.self_attn.o*,*q_proj*,*experts.3.w2*,*norm*"}},
-    {{"optimizer.freeze=*"}},
+    {.overrides = {"train.precision=fp32"}},
+    {.overrides = {"train.precision=bf16", "optimizer.moments=bf16", "optimizer.ema=0.9"}},
+    {.overrides = {"optimizer.name=muon", "train.precision=fp32", "optimizer.ema=0.5"}},
+    {.overrides = {"optimizer.name=muon", "train.precision=bf16", "optimizer.moments=bf16"}},
+    {.overrides = {"optimizer.name=muon",
+                   "optimizer.freeze=*.1.self_attn.o*,*q_proj*,*experts.3.w2*,*norm*"}},
+    {.overrides = {"optimizer.freeze=*"}},
+    {.overrides = {"optimizer.name=muon", "optimizer.ema=0.5"}, .base = LATENT},
 };
 
 static void test_same_bits(struct comm *world)
@@ -186,9 +211,9 @@ static void test_same_bits(struct comm *world)
 /* Weights, moments and average of what is frozen do not move by a bit, though they would decay. */
 static void test_frozen(struct comm *world)
 {
-    static const struct variant variant = {{"optimizer.freeze=*embed*,*experts.2.w1*,*norm*",
-                                            "optimizer.decay=all", "optimizer.ema=0.3",
-                                            "train.precision=fp32"}};
+    static const struct variant variant = {
+        .overrides = {"optimizer.freeze=*embed*,*experts.2.w1*,*norm*", "optimizer.decay=all",
+                      "optimizer.ema=0.3", "train.precision=fp32"}};
     struct place place;
     CHECK(world, place_open(world, world, world->size, &variant, &place) == STATUS_OK);
     struct model *model = &place.model;
@@ -233,9 +258,9 @@ static void test_frozen(struct comm *world)
 /* A pattern is good when it matches on any rank, and refused on all when it matches on none. */
 static void test_patterns(struct comm *world)
 {
-    static const struct variant good =
-                                    {{"optimizer.freeze=model.layers.1.*.experts.3.w[12].weight"}},
-                                bad = {{"optimizer.freeze=lm_head.*,*.experts.4.*"}};
+    static const struct variant
+        good = {.overrides = {"optimizer.freeze=model.layers.1.*.experts.3.w[12].weight"}},
+        bad = {.overrides = {"optimizer.freeze=lm_head.*,*.experts.4.*"}};
     struct place place;
     CHECK(world, place_open(world, world, world->size, &good, &place) == STATUS_OK);
     place_close(&place);
@@ -246,17 +271,18 @@ static void test_patterns(struct comm *world)
 
 /* An update of Muon's is lr 0.2 sqrt(max(rows, cols)) times a nearly orthogonal matrix: so each
  * matrix was orthogonalised whole, as itself. Embedding, head, gate and norms are AdamW's. */
-static void test_muon_updates(struct comm *world)
+static void check_muon_updates(struct comm *world, const char *base)
 {
-    static const struct variant variant = {
-        {"optimizer.name=muon", "train.precision=fp32", "optimizer.weight_decay=0"}};
+    const struct variant variant = {
+        .overrides = {"optimizer.name=muon", "train.precision=fp32", "optimizer.weight_decay=0"},
+        .base = base};
     struct place place;
     CHECK(world, place_open(world, world, 1, &variant, &place) == STATUS_OK);
     struct model *model = &place.model;
     model_initialize(model);
     for (int64_t p = 0; p < model->params.count; p++) {
         const char *name = model->params.table[p].name;
-        const bool matrix = strstr(name, "_proj") != NULL || strstr(name, "experts") != NULL;
+        const bool matrix = strstr(name, "_proj") != NULL || strstr(name, "experts.") != NULL;
         CHECK_EQUAL(world, model->params.table[p].muon, matrix);
     }
     CHECK(world, model->group[PARAM_EXPERT].moment2 == NULL);
@@ -286,10 +312,16 @@ static void test_muon_updates(struct comm *world)
     place_close(&place);
 }
 
+static void test_muon_updates(struct comm *world)
+{
+    check_muon_updates(world, BASE);
+    check_muon_updates(world, LATENT);
+}
+
 /* Owners: every matrix one, no rank has more than an even share and the dearest matrix. */
 static void test_owners(struct comm *world)
 {
-    static const struct variant variant = {{"optimizer.name=muon"}};
+    static const struct variant variant = {.overrides = {"optimizer.name=muon"}};
     struct place place;
     CHECK(world, place_open(world, world, 1, &variant, &place) == STATUS_OK);
     for (int g = 0; g < PARAM_GROUPS; g++) {

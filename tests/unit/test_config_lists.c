@@ -87,6 +87,30 @@ static void test_lists_are_refused(void **state)
     EXPECT_REFUSED(cases);
 }
 
+static void test_ramp_of_a_file(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        int64_t start, increment, tokens;
+    } cases[] = {
+        {"batch_ramp: {start: 4, increment: 4, tokens: 1e9}", 4, 4, 1000000000},
+        {"batch_ramp: null", 0, 0, 0},
+        {"batch_ramp: {start: null, increment: null, tokens: null}", 0, 0, 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct config config;
+        char text[1024];
+        snprintf(text, sizeof text, "%.*s, %s}\n", (int)(strrchr(BASE, '}') - BASE), BASE,
+                 cases[i].text);
+        assert_int_equal(parse(&config, text, strlen(text)), STATUS_OK);
+        assert_int_equal(config.train.batch_ramp.start, cases[i].start);
+        assert_int_equal(config.train.batch_ramp.increment, cases[i].increment);
+        assert_int_equal(config.train.batch_ramp.tokens, cases[i].tokens);
+        config_free(&config);
+    }
+}
+
 static void test_long_lists(void **state)
 {
     (void)state;
@@ -164,6 +188,7 @@ int main(void)
         cmocka_unit_test(test_lists_of_a_file),
         SCRATCH_TEST(test_lists_of_overrides),
         cmocka_unit_test(test_lists_are_refused),
+        cmocka_unit_test(test_ramp_of_a_file),
         SCRATCH_TEST(test_long_lists),
         SCRATCH_TEST(test_relations),
     };
