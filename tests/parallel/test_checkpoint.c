@@ -6,11 +6,12 @@
 #include <hdf5.h>
 #include <unistd.h>
 
+#include "checkpoints/manifest.h"
 #include "kernels/base/io.h"
 #include "kernels/base/rng.h"
 #include "parallel/ranks.h"
 
-enum { TENSORS = 5, MOST_PATH = 512 };
+enum { TENSORS = 7, MOST_PATH = 512 };
 
 /* "wide" spans more than one block of the manifest. */
 static const struct checkpoint_slice whole[TENSORS] = {
@@ -18,6 +19,8 @@ static const struct checkpoint_slice whole[TENSORS] = {
     {.name = "layers.0.norm", .dtype = DTYPE_F32, .ndim = 1, .shape = {101}},
     {.name = "moment1/layers.0.norm", .dtype = DTYPE_F32, .ndim = 1, .shape = {101}},
     {.name = "one", .dtype = DTYPE_F32, .ndim = 1, .shape = {1}},
+    {.name = "half", .dtype = DTYPE_F16, .ndim = 2, .shape = {9, 31}},
+    {.name = "codes", .dtype = DTYPE_E4M3, .ndim = 2, .shape = {3, 257}},
     {.name = "wide", .dtype = DTYPE_F32, .ndim = 2, .shape = {5, 300001}},
 };
 
@@ -68,8 +71,10 @@ static void fill(struct state *state, int version)
             const uint32_t bits = bits_of(version, tensor, slice->first + e);
             if (slice->dtype == DTYPE_F32) {
                 ((uint32_t *)slice->data)[e] = bits;
-            } else {
+            } else if (dtype_bytes(slice->dtype) == 2) {
                 ((uint16_t *)slice->data)[e] = (uint16_t)bits;
+            } else {
+                ((uint8_t *)slice->data)[e] = (uint8_t)bits;
             }
         }
     }
@@ -213,6 +218,65 @@ static void test_odd_ranges(struct comm *world)
         free_state(&got);
         free_state(&expected);
     }
+    drop_root(world, root);
+}
+
+/* Bytes of a slice from memory, as a callback. */
+static enum status give(const struct checkpoint_slice *slice, int64_t offset, void *to,
+                        size_t bytes)
+{
+    int64_t *next = slice->context;
+    memcpy(to, (const char *)slice->data + offset, bytes);
+    if (*next != offset) {
+        return status_fail(STATUS_INTERNAL, "block at %lld, expected %lld", (long long)offset,
+                           (long long)*next);
+    }
+    *next += (int64_t)bytes;
+    return STATUS_OK;
+}
+
+/* Streamed instead of held in memory, to a folder of its own, read back piece by piece. */
+static void test_streams(struct comm *world)
+{
+    char root[MOST_PATH], place[2 * MOST_PATH], *again = NULL;
+    struct state state, expected;
+    int64_t next[TENSORS] = {0}, step = 0;
+    make_root(world, root);
+    snprintf(place, sizeof place, "%s/one/", root);
+    make_state(world, &state, EVEN, 6);
+    for (int64_t i = 0; i < state.count; i++) {
+        state.slice[i].read = give;
+        state.slice[i].context = &next[i];
+    }
+    CHECK_EQUAL(world, checkpoint_write(world, place, 0, "{}", state.slice, state.count),
+                STATUS_OK);
+    for (int64_t i = 0; i < state.count; i++) { /* each byte once */
+        CHECK_EQUAL(world, next[i],
+                    state.slice[i].count * (int64_t)dtype_bytes(state.slice[i].dtype));
+    }
+    CHECK_EQUAL(world, load(world, place, REVERSED, 6), STATUS_OK);
+    CHECK_EQUAL(world, checkpoint_write(world, place, 0, "{}", state.slice, state.count),
+                STATUS_USAGE);
+    CHECK_EQUAL(world, checkpoint_newest(world, root, 0, &again, &step, NULL, NULL), STATUS_OK);
+    CHECK(world, again == NULL);
+    struct checkpoint_reader *reader = NULL;
+    CHECK_EQUAL(world, checkpoint_open(&reader, place), STATUS_OK);
+    CHECK_EQUAL(world, checkpoint_contents(reader)->tensors, TENSORS);
+    make_state(world, &expected, LAYOUTS, 6);
+    for (int t = 0; t < TENSORS; t++) {
+        const int64_t first = elements(t) / 3, count = elements(t) - first;
+        const size_t width = dtype_bytes(whole[t].dtype);
+        char *got = ranks_memory(world, (size_t)count * width);
+        CHECK_EQUAL(world, checkpoint_read(reader, whole[t].name, first, count, got), STATUS_OK);
+        CHECK(world, memcmp(got, (char *)expected.slice[t].data + (size_t)first * width,
+                            (size_t)count * width) == 0);
+        free(got);
+    }
+    CHECK_EQUAL(world, checkpoint_read(reader, "nothing", 0, 1, root), STATUS_MISMATCH);
+    checkpoint_close(reader);
+    checkpoint_close(NULL);
+    free_state(&state);
+    free_state(&expected);
     drop_root(world, root);
 }
 
@@ -584,6 +648,7 @@ int main(void)
     static const struct ranks_test tests[] = {
         RANKS_TEST(test_every_layout_to_every_other),
         RANKS_TEST(test_odd_ranges),
+        RANKS_TEST(test_streams),
         RANKS_TEST(test_view),
         RANKS_TEST(test_same_state_same_files),
         RANKS_TEST(test_damage_is_found),
