@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "kernels/base/io.h"
+#include "trainer/weights.h"
 
 enum { NAME_BYTES = 128, KINDS = 4, MAX_PATH = 4096 };
 
@@ -125,24 +126,25 @@ enum status state_save(const struct model *model, const char *root, const struct
     return status;
 }
 
-/* Whether the checkpoint is of a bf16 run, with fp32 masters beside the weights. */
-static enum status has_masters(const struct model *model, const char *path, bool *masters)
+/* Into the f32 masters, whatever dtype the checkpoint has them in. */
+static enum status load_masters(const struct slices *slices, const char *path)
 {
-    char name[NAME_BYTES];
-    snprintf(name, sizeof name, "%s%s", prefix[KIND_MASTER], model->params.table[0].name);
-    return checkpoint_holds(path, name, masters);
+    struct weights weights;
+    enum status status = weights_open(&weights, path);
+    for (int64_t i = 0; i < slices->count && status == STATUS_OK; i++) {
+        status = weights_load(&weights, &slices->slice[i]);
+    }
+    weights_close(&weights);
+    return status;
 }
 
-/* Into the f32 masters: master/NAME of a bf16 run, or NAME of an fp32 run. */
 enum status state_load_weights(struct model *model, const char *path)
 {
     struct comm *world = model->mesh->world;
     struct slices slices = {0};
-    bool masters = false;
-    TRY(comm_agree(world, has_masters(model, path, &masters), NULL));
     TRY(comm_agree(world, slices_init(&slices, model), NULL));
-    add_kind(&slices, model, KIND_MASTER, masters ? prefix[KIND_MASTER] : "");
-    const enum status status = checkpoint_load(world, path, slices.slice, slices.count);
+    add_kind(&slices, model, KIND_MASTER, "");
+    const enum status status = comm_agree(world, load_masters(&slices, path), NULL);
     slices_free(&slices);
     if (status == STATUS_OK) {
         model_publish(model);
