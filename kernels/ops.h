@@ -28,16 +28,40 @@ struct attention_shape {
     int64_t qk_dim, v_dim; /* elements per head; they may differ (MLA) */
     int64_t q_stride, k_stride, v_stride, o_stride; /* elements from one token's row to the next */
     int64_t k_head_stride, v_head_stride; /* elements from one kv head to the next inside a row */
-    int64_t window;                       /* 0 = none; else token t sees (t - window, t] */
-    float scale;                          /* of q.k */
-    const int32_t *first; /* [N] first visible position (within the sample) of each token, never
-                             falling along a sample, or NULL for 0: document mask */
-    enum dtype dtype;     /* of q, k, v, o and their gradients */
+    int64_t rope_dim;      /* 0: keys are whole in k. Else a key is [k: qk_dim - rope_dim | k_rope:
+                              rope_dim]: all heads share the rope part (MLA), which is never copied */
+    int64_t k_rope_stride; /* elements from one token's row of k_rope to the next */
+    int64_t window;        /* 0 = none; else token t sees (t - window, t] */
+    float scale;           /* of q.k */
+    const int32_t *first;  /* [N] first visible position (within the sample) of each token, never
+                              falling along a sample, or NULL for 0: document mask */
+    enum dtype dtype;      /* of q, k, v, o and their gradients */
 };
 
+/* Rotary pairs inside rows: head h at column first + h * head_stride, `dim` columns wide. */
+struct rope_shape {
+    int64_t heads, head_stride, first, dim;
+    bool interleaved; /* pairs (2j, 2j+1); else (j, j + dim/2), the "half" layout */
+};
+
+/* Tokens stand in rows of `row_tokens` (a sequence, or all tokens): statistics are per row. */
 struct router_shape {
     int64_t tokens, experts, top_k;
-    bool normalize; /* weights divided by their sum over the chosen K (Mixtral: true) */
+    int64_t row_tokens;  /* tokens = rows * row_tokens */
+    bool sigmoid;        /* scores are sigmoid(logit), else softmax over E */
+    int64_t groups;      /* contiguous blocks of E / groups experts; 1: all compete */
+    int64_t top_groups;  /* groups a token may use: by largest score (softmax), or by the sum of the
+                            two largest of score + bias (sigmoid) */
+    bool normalize;      /* chosen weights divided by their sum + 1e-20 */
+    float scale;         /* of the weights */
+    int64_t loss_groups; /* groups whose visitors are counted */
+};
+
+/* Integer statistics of a router, all rows; NULL: not wanted. */
+struct router_counts {
+    int64_t *routed; /* [rows, E] tokens that chose an expert */
+    int64_t *scored; /* [rows, E] tokens with an expert in the top-k of bare scores, no groups */
+    int64_t *group;  /* [rows, loss_groups] tokens that chose an expert of the group */
 };
 
 struct adamw {
@@ -76,39 +100,47 @@ struct ops {
     void (*linear_backward_weight)(struct device *, struct tensor dw, struct tensor dy,
                                    struct tensor x);
 
-    /* Rotates heads [0, heads) of each row in place: rows of `x` [N, stride] act, head h at
-     * h*head_dim, pairs (j, j+D/2)
-     * ("half" layout). table [T_max, D] f32: cos for j < D/2, then sin. positions int32 [N].
-     * inverse: angle negated (backward). */
+    /* Rotates rows of `x` [N, columns] act in place. table [T_max, dim] f32: cos of the dim/2
+     * angles, then sin. positions int32 [N]. inverse: angle negated (backward). */
     void (*rope)(struct device *, struct tensor x, const int32_t *positions, const float *table,
-                 int64_t heads, int64_t head_dim, bool inverse);
+                 struct rope_shape shape, bool inverse);
 
     /* o = softmax(scale q k^T + mask) v per head, lse[B,H,T] f32 = log-sum-exp of the scaled
-     * scores. No T x T matrix is stored (Dao et al. 2022). o rows hold H*v_dim. */
+     * scores. No T x T matrix is stored (Dao et al. 2022). o rows hold H*v_dim. k_rope NULL where
+     * rope_dim is 0. */
     void (*attention_forward)(struct device *, void *o, float *lse, const void *q, const void *k,
-                              const void *v, const struct attention_shape *shape);
-    /* dq, dk, dv overwrite; they have the strides of q, k, v; d_o has o's. */
-    void (*attention_backward)(struct device *, void *dq, void *dk, void *dv, const void *d_o,
-                               const void *o, const float *lse, const void *q, const void *k,
-                               const void *v, const struct attention_shape *shape);
+                              const void *k_rope, const void *v,
+                              const struct attention_shape *shape);
+    /* dq, dk, dk_rope, dv overwrite; they have the strides of q, k, k_rope, v; d_o has o's. dk_rope
+     * is summed over the heads in f32, in their order, and rounded once. */
+    void (*attention_backward)(struct device *, void *dq, void *dk, void *dk_rope, void *dv,
+                               const void *d_o, const void *o, const float *lse, const void *q,
+                               const void *k, const void *k_rope, const void *v,
+                               const struct attention_shape *shape);
 
     /* logits[N,E] f32 = x[N,C] act w[E,C]^T act, accumulated in f32. */
     void (*router_logits)(struct device *, struct tensor logits, struct tensor x, struct tensor w);
     /* dx[N,C] act ADDS dlogits w; dw[E,C] f32 adds dlogits^T x. */
     void (*router_logits_backward)(struct device *, struct tensor dx, struct tensor dw,
                                    struct tensor dlogits, struct tensor x, struct tensor w);
-    /* Softmax over E, the K largest (ties: lowest index), their weights. expert int32 [N,K] by
-     * falling probability, weight f32 [N,K], prob f32 [N,E], lse f32 [N] = log-sum-exp of the
-     * logits, count int64 [E] = tokens per expert. */
-    void (*router_forward)(struct device *, int32_t *expert, float *weight, float *prob, float *lse,
-                           int64_t *count, const float *logits, struct router_shape shape);
+    /* Scores of the logits, the K experts with the largest score + bias in the allowed groups
+     * (ties: lowest index; bias f32 [E] or NULL, used for nothing else), their weights from the
+     * bare scores. expert int32 [N,K] by falling score + bias, weight f32 [N,K], score f32 [N,E],
+     * lse f32 [N] = log-sum-exp of the logits (NULL: not wanted). models.md 2.7. */
+    void (*router_forward)(struct device *, int32_t *expert, float *weight, float *score,
+                           float *lse, struct router_counts counts, const float *logits,
+                           const float *bias, struct router_shape shape);
     /* dlogits f32 [N,E]: through the weights (dweight [N,K]; 0 where a slot was dropped), the
-     * balance loss (aux_dprob[E] = d loss / d prob, the same for every token) and the z-loss
-     * (z_scale * lse^2 summed over tokens). */
+     * balance losses (aux[rows,E] = d loss / d score, of sigmoid scores divided by their sum over
+     * E), and the z-loss (z_scale * lse^2 summed over tokens; 0: lse, logits may be NULL). */
     void (*router_backward)(struct device *, float *dlogits, const float *dweight,
-                            const int32_t *expert, const float *weight, const float *prob,
-                            const float *lse, const float *aux_dprob, float z_scale,
+                            const int32_t *expert, const float *weight, const float *score,
+                            const float *logits, const float *lse, const float *aux, float z_scale,
                             struct router_shape shape);
+    /* sums[rows, E]: over the tokens of a row, in double, of the scores; of sigmoid ones divided by
+     * their sum over E + 1e-20. */
+    void (*router_sums)(struct device *, double *sums, const float *score,
+                        struct router_shape shape);
 
     /* y[r] = x[row[r]] for r < R; rows of `C` act; row[r] < 0 gives zeros. */
     void (*gather_rows)(struct device *, struct tensor y, struct tensor x, const int32_t *row);
@@ -154,11 +186,13 @@ struct ops {
     /* x[i] = std * normal(key, first + i) (rng.h). */
     void (*init_normal)(struct device *, float *x, uint64_t key, uint64_t first, int64_t count,
                         float std);
-    /* out[cols] = sum over rows, in row order, in double. */
-    void (*column_sums)(struct device *, double *out, const float *x, int64_t rows, int64_t cols);
-
     /* y += x, elementwise, f32 or act. */
     void (*add)(struct device *, struct tensor y, struct tensor x);
+    /* Columns [y_first, y_first + columns) of y = columns [x_first, ...) of x; same rows, same
+     * dtype.
+     */
+    void (*copy_columns)(struct device *, struct tensor y, int64_t y_first, struct tensor x,
+                         int64_t x_first, int64_t columns);
     /* Copies with conversion between f32 and bf16 (round to nearest even). */
     void (*cast)(struct device *, struct tensor y, struct tensor x);
     /* Sum of squares in double; fixed blocks, fixed order. Non-finite elements make it non-finite.

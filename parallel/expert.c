@@ -232,15 +232,16 @@ static int by_falling_weight(const void *a, const void *b)
 }
 
 int64_t expert_drop(int32_t *expert, const float *weight, int64_t tokens, int64_t top_k,
-                    int64_t experts, int64_t capacity)
+                    int64_t experts, int64_t groups, int64_t capacity)
 {
+    const int64_t size = experts / groups;
     struct ranked *list = malloc((size_t)(tokens * top_k) * sizeof *list);
     int64_t dropped = 0;
     assert(list != NULL);
-    for (int32_t e = 0; e < experts; e++) {
+    for (int64_t group = 0; group < groups; group++) {
         int64_t count = 0;
         for (int64_t slot = 0; slot < tokens * top_k; slot++) {
-            if (expert[slot] == e) {
+            if (expert[slot] >= 0 && expert[slot] / size == group) {
                 list[count++] = (struct ranked){.weight = weight[slot], .slot = slot};
             }
         }

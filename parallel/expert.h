@@ -60,10 +60,11 @@ void expert_dispatch(struct expert_plan *plan, struct device *device, const stru
 void expert_combine(struct expert_plan *plan, struct device *device, const struct ops *ops,
                     struct tensor x, struct tensor rows, void *buffer);
 
-/* Marks dropped slots with -1 where an expert has more than `capacity` tokens of this micro-batch,
- * lowest weight first (ties: the later token). Local. Returns the number dropped. GShard/Switch
- * capacity, per micro-batch. */
+/* Marks dropped slots with -1 where a group of experts / groups experts has more than `capacity`
+ * slots of this micro-batch, lowest weight first (ties: the later token). Local. Returns the number
+ * dropped. groups = experts: GShard/Switch capacity; else DeepSeek-V2's, of a device's experts (its
+ * section 2.2.4). */
 int64_t expert_drop(int32_t *expert, const float *weight, int64_t tokens, int64_t top_k,
-                    int64_t experts, int64_t capacity);
+                    int64_t experts, int64_t groups, int64_t capacity);
 
 #endif

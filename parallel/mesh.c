@@ -9,10 +9,9 @@ enum status mesh_init(struct mesh *mesh, struct comm *world, int ep, int64_t exp
                            world->size);
     }
     if (experts % ep != 0) {
-        return status_fail(
-            STATUS_USAGE,
-            "parallel.ep %d does not divide the %lld experts (model.num_local_experts)", ep,
-            (long long)experts);
+        return status_fail(STATUS_USAGE,
+                           "parallel.ep %d does not divide the %lld experts of a layer", ep,
+                           (long long)experts);
     }
     comm_split(world, 0, world->rank, &mesh->dp);
     comm_split(world, world->rank / ep, world->rank, &mesh->ep);

@@ -1,22 +1,12 @@
 #include "trainer/block.h"
 
-#include <math.h>
+#include <string.h>
 
-struct block_dims {
-    int64_t n, width, heads, kv, head_dim, query, row; /* query = H*D; row = (H + 2G)*D */
-};
+#include "trainer/balance.h"
 
-static struct block_dims dims(const struct model *model, int64_t tokens)
+struct tensor model_act(const struct model *model, void *data, int64_t rows, int64_t cols)
 {
-    const struct config *config = model->config;
-    struct block_dims d = {.n = tokens,
-                           .width = config->model.hidden_size,
-                           .heads = config->model.num_attention_heads,
-                           .kv = config->model.num_key_value_heads,
-                           .head_dim = config_head_dim(config)};
-    d.query = d.heads * d.head_dim;
-    d.row = d.query + 2 * d.kv * d.head_dim;
-    return d;
+    return tensor_2d(data, model->act, rows, cols);
 }
 
 struct tensor model_weight(const struct model *model, enum param_group group, int64_t offset,
@@ -32,215 +22,219 @@ struct tensor model_grad(const struct model *model, enum param_group group, int6
     return tensor_2d(model->group[group].grads + offset, DTYPE_F32, rows, cols);
 }
 
-static struct tensor vector(struct tensor matrix)
+struct tensor model_vector(const struct model *model, int64_t offset, int64_t width)
 {
-    return tensor_1d(matrix.data, matrix.dtype, tensor_count(&matrix));
+    return tensor_1d(model_weight(model, PARAM_DENSE, offset, 1, width).data, model->act, width);
 }
 
-static struct tensor act(const struct model *model, void *data, int64_t rows, int64_t cols)
+struct tensor model_vector_grad(const struct model *model, int64_t offset, int64_t width)
 {
-    return tensor_2d(data, model->act, rows, cols);
+    return tensor_1d(model->group[PARAM_DENSE].grads + offset, DTYPE_F32, width);
 }
 
-static void state_layout(struct model *model, struct block_state *state,
-                         const struct moe_state *gate_up, struct arena *arena)
+static bool has_experts(const struct model *model, int64_t block)
 {
-    const struct block_dims d = dims(model, model->batch * model->sequence);
-    const size_t element = dtype_bytes(model->act), n = (size_t)d.n;
-    state->norm1 = arena_alloc(arena, n * (size_t)d.width * element);
-    state->qkv = arena_alloc(arena, n * (size_t)d.row * element);
-    state->attended = arena_alloc(arena, n * (size_t)d.query * element);
-    state->middle = arena_alloc(arena, n * (size_t)d.width * element);
-    state->norm2 = arena_alloc(arena, n * (size_t)d.width * element);
-    state->rstd1 = arena_alloc(arena, n * sizeof(float));
-    state->rstd2 = arena_alloc(arena, n * sizeof(float));
-    state->lse = arena_alloc(arena, n * (size_t)d.heads * sizeof(float));
-    moe_state_layout(&state->moe, &model->moe, NULL, gate_up, arena);
+    return block >= model->arch.dense_layers;
 }
 
-/* Without training, and with recompute: block, all blocks share one state but for the router's part
- * and the stream entering them. */
+/* Inner width of the MLP that every token visits: 0: there is none. */
+static int64_t mlp_width(const struct model *model, int64_t block)
+{
+    return has_experts(model, block) ? model->arch.shared_width : model->arch.dense_width;
+}
+
+/* What every kind of block has, own or lent. */
+static void common_layout(const struct model *model, struct block_state *state,
+                          const struct block_state *lender, const struct layout *layout)
+{
+    const size_t n = (size_t)(model->batch * model->sequence);
+    const size_t stream = n * (size_t)model->arch.width * dtype_bytes(model->act);
+    state->input = layout_buffer(layout, MEMORY_INPUT, lender->input, stream);
+    state->norm1 = layout_buffer(layout, MEMORY_NORM, lender->norm1, stream);
+    state->middle = layout_buffer(layout, MEMORY_REST, lender->middle, stream);
+    state->norm2 = layout_buffer(layout, MEMORY_NORM, lender->norm2, stream);
+    state->rstd1 = layout_buffer(layout, MEMORY_REST, lender->rstd1, n * sizeof(float));
+    state->rstd2 = layout_buffer(layout, MEMORY_REST, lender->rstd2, n * sizeof(float));
+    attention_layout(model, &state->attention, &lender->attention, layout);
+}
+
 void block_layout(struct model *model, struct arena *arena)
 {
-    const int64_t n = model->batch * model->sequence,
-                  layers = model->config->model.num_hidden_layers;
-    const size_t stream = (size_t)(n * model->config->model.hidden_size) * dtype_bytes(model->act);
-    const bool share = !model->training || model->config->train.recompute == CONFIG_RECOMPUTE_BLOCK;
-    const struct moe_state *gate_up = NULL;
-    for (int64_t l = 0; l < layers; l++) {
-        struct block_state *state = &model->blocks[l];
-        if (share && l > 0) {
-            struct expert_plan own = state->moe.plan;
-            *state = model->blocks[0];
-            state->moe.plan = own;
-            moe_state_layout(&state->moe, &model->moe, &model->blocks[0].moe, NULL, arena);
-        } else {
-            state_layout(model, state, gate_up, arena);
-        }
-        if (model->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
-            gate_up = &model->blocks[0].moe;
-        }
-        if (model->training || l == 0) {
-            state->input = arena_alloc(arena, stream);
+    const struct architecture *arch = &model->arch;
+    const int64_t dense = arch->dense_layers > 0 ? arch->dense_width : 0,
+                  widest = dense > arch->shared_width ? dense : arch->shared_width;
+    struct block_state *shared = &model->shared;
+    struct layout layout;
+    layout_init(&layout, arena, model->training, model->config->train.recompute);
+    layout.lending = true;
+    common_layout(model, shared, shared, &layout);
+    mlp_layout(model, &shared->mlp, &shared->mlp, widest, &layout);
+    moe_state_layout(&shared->moe, &model->moe, &shared->moe, &layout);
+    layout.lending = false;
+    for (int64_t b = 0; b < architecture_blocks(arch); b++) {
+        struct block_state *state = &model->blocks[b];
+        common_layout(model, state, shared, &layout);
+        mlp_layout(model, &state->mlp, &shared->mlp, mlp_width(model, b), &layout);
+        if (has_experts(model, b)) {
+            moe_state_layout(&state->moe, &model->moe, &shared->moe, &layout);
         }
     }
 }
 
-static struct attention_shape attention_shape(const struct model *model,
-                                              const struct block_call *call)
+static struct moe_weights moe_weights(const struct model *model, int64_t block)
 {
-    const struct block_dims d = dims(model, call->count * call->sequence);
-    return (struct attention_shape){.batch = call->count,
-                                    .sequence = call->sequence,
-                                    .heads = d.heads,
-                                    .kv_heads = d.kv,
-                                    .qk_dim = d.head_dim,
-                                    .v_dim = d.head_dim,
-                                    .q_stride = d.row,
-                                    .k_stride = d.row,
-                                    .v_stride = d.row,
-                                    .o_stride = d.query,
-                                    .k_head_stride = d.head_dim,
-                                    .v_head_stride = d.head_dim,
-                                    .window = model->config->model.sliding_window,
-                                    .scale = (float)(1.0 / sqrt((double)d.head_dim)),
-                                    .first = model->config->data.mask_documents ? call->batch->first
-                                                                                : NULL,
-                                    .dtype = model->act};
-}
-
-/* The q, k, v parts of a fused row. */
-static void *column(const struct model *model, void *data, int64_t col)
-{
-    return (char *)data + (size_t)col * dtype_bytes(model->act);
-}
-
-static struct moe_weights moe_weights(const struct model *model, int64_t layer)
-{
-    const struct layer_offsets *at = &model->params.layer[layer];
-    const struct config *config = model->config;
+    const struct block_offsets *at = &model->params.block[block];
+    const struct architecture *arch = &model->arch;
     return (struct moe_weights){
-        .gate = model_weight(model, PARAM_DENSE, at->gate, config->model.num_local_experts,
-                             config->model.hidden_size),
+        .gate = model_weight(model, PARAM_DENSE, at->gate, arch->experts, arch->width),
+        .bias = arch->has_bias ? model->router_bias + (block - arch->dense_layers) * arch->experts
+                               : NULL,
         .experts = model_weight(model, PARAM_EXPERT, at->experts, 1, 1).data};
 }
 
-static struct moe_weights moe_grads(const struct model *model, int64_t layer)
+static struct moe_weights moe_grads(const struct model *model, int64_t block)
 {
-    const struct layer_offsets *at = &model->params.layer[layer];
-    const struct config *config = model->config;
-    return (struct moe_weights){.gate = model_grad(model, PARAM_DENSE, at->gate,
-                                                   config->model.num_local_experts,
-                                                   config->model.hidden_size),
-                                .experts = model_grad(model, PARAM_EXPERT, at->experts, 1, 1).data};
+    const struct block_offsets *at = &model->params.block[block];
+    return (struct moe_weights){
+        .gate = model_grad(model, PARAM_DENSE, at->gate, model->arch.experts, model->arch.width),
+        .experts = model_grad(model, PARAM_EXPERT, at->experts, 1, 1).data};
 }
 
-static void attention(struct model *model, int64_t layer, const struct block_call *call)
+static struct tensor stream_of(const struct model *model, void *data, const struct block_call *call)
 {
-    struct block_state *state = &model->blocks[layer];
-    const struct layer_offsets *at = &model->params.layer[layer];
-    const struct block_dims d = dims(model, call->count * call->sequence);
-    const struct ops *ops = model->ops;
-    const struct attention_shape shape = attention_shape(model, call);
-    struct tensor qkv = act(model, state->qkv, d.n, d.row);
-    ops->linear_forward(model->device, qkv, act(model, state->norm1, d.n, d.width),
-                        model_weight(model, PARAM_DENSE, at->qkv, d.row, d.width), false);
-    ops->rope(model->device, qkv, call->batch->positions, model->rope, d.heads + d.kv, d.head_dim,
-              false);
-    ops->attention_forward(model->device, state->attended, state->lse, state->qkv,
-                           column(model, state->qkv, d.query),
-                           column(model, state->qkv, d.query + d.kv * d.head_dim), &shape);
+    return model_act(model, data, call->count * call->sequence, model->arch.width);
 }
 
-void block_forward(struct model *model, int64_t layer, const struct block_call *call,
+/* The second norm, with the residual sum before it where delta has data. */
+static void second_norm(struct model *model, int64_t block, const struct block_call *call,
+                        struct tensor x, struct tensor delta)
+{
+    struct block_state *state = &model->blocks[block];
+    const struct tensor norm2 = stream_of(model, state->norm2, call);
+    model->ops->norm_forward(
+        model->device, norm2, stream_of(model, state->middle, call), state->rstd2, x, delta,
+        model_vector(model, model->params.block[block].post_norm, model->arch.width),
+        model->arch.norm_eps);
+    if (call->training && model->arch.jitter > 0) {
+        model->ops->jitter(model->device, norm2, call->jitter_key + (uint64_t)block, 0,
+                           model->arch.jitter);
+    }
+}
+
+static void first_norm(struct model *model, int64_t block, const struct block_call *call,
+                       struct tensor x, struct tensor delta)
+{
+    struct block_state *state = &model->blocks[block];
+    model->ops->norm_forward(
+        model->device, stream_of(model, state->norm1, call), stream_of(model, state->input, call),
+        state->rstd1, x, delta,
+        model_vector(model, model->params.block[block].input_norm, model->arch.width),
+        model->arch.norm_eps);
+}
+
+/* y = feed-forward of the second norm. */
+static void feed_forward(struct model *model, int64_t block, const struct block_call *call,
+                         struct tensor y)
+{
+    struct block_state *state = &model->blocks[block];
+    const struct tensor x = stream_of(model, state->norm2, call);
+    const int64_t inner = mlp_width(model, block);
+    if (has_experts(model, block)) {
+        const struct moe_weights weights = moe_weights(model, block);
+        moe_forward(&model->moe, &state->moe, &weights, y, x, call->sequence, call->training);
+    }
+    if (inner > 0) {
+        mlp_forward(model, block, inner, y, x, has_experts(model, block));
+    }
+}
+
+void block_forward(struct model *model, int64_t block, const struct block_call *call,
                    struct tensor x, struct tensor delta)
 {
-    struct block_state *state = &model->blocks[layer];
-    const struct layer_offsets *at = &model->params.layer[layer];
-    const struct block_dims d = dims(model, call->count * call->sequence);
-    const struct ops *ops = model->ops;
-    const float eps = (float)model->config->model.rms_norm_eps,
-                jitter = (float)model->config->model.router_jitter_noise;
-    struct tensor norm1_w = vector(model_weight(model, PARAM_DENSE, at->input_norm, 1, d.width));
-    struct tensor norm2_w = vector(model_weight(model, PARAM_DENSE, at->post_norm, 1, d.width));
-    struct tensor input = act(model, state->input, d.n, d.width),
-                  middle = act(model, state->middle, d.n, d.width);
-    struct tensor norm1 = act(model, state->norm1, d.n, d.width),
-                  norm2 = act(model, state->norm2, d.n, d.width);
-    struct tensor projected = act(model, model->delta, d.n, d.width);
-
-    ops->norm_forward(model->device, norm1, input, state->rstd1, x, delta, norm1_w, eps);
-    attention(model, layer, call);
-    ops->linear_forward(model->device, projected, act(model, state->attended, d.n, d.query),
-                        model_weight(model, PARAM_DENSE, at->o_proj, d.width, d.query), false);
-    ops->norm_forward(model->device, norm2, middle, state->rstd2, input, projected, norm2_w, eps);
-    if (call->training && jitter > 0) {
-        ops->jitter(model->device, norm2, call->jitter_key, 0, jitter);
-    }
-    const struct moe_weights weights = moe_weights(model, layer);
-    moe_forward(&model->moe, &state->moe, &weights, projected, norm2, call->training);
+    struct block_state *state = &model->blocks[block];
+    const int64_t out = model->arch.heads * model->arch.v_dim;
+    const struct tensor projected = stream_of(model, model->delta, call);
+    first_norm(model, block, call, x, delta);
+    attention_forward(model, block, call, stream_of(model, state->norm1, call));
+    model->ops->linear_forward(
+        model->device, projected, model_act(model, state->attention.attended, x.dim[0], out),
+        model_weight(model, PARAM_DENSE, model->params.block[block].o_proj, model->arch.width, out),
+        false);
+    second_norm(model, block, call, stream_of(model, state->input, call), projected);
+    feed_forward(model, block, call, projected);
 }
 
-static void attention_backward(struct model *model, int64_t layer, const struct block_call *call)
+/* What this mode of training.recompute did not keep. Experts are made again where they are used. */
+static void recompute(struct model *model, int64_t block, const struct block_call *call)
 {
-    struct block_state *state = &model->blocks[layer];
-    const struct layer_offsets *at = &model->params.layer[layer];
-    const struct block_dims d = dims(model, call->count * call->sequence);
-    const struct ops *ops = model->ops;
-    const struct attention_shape shape = attention_shape(model, call);
-    const int64_t k = d.query, v = d.query + d.kv * d.head_dim;
-    struct tensor dstream = act(model, model->dstream, d.n, d.width);
-    struct tensor attended = act(model, state->attended, d.n, d.query);
-    struct tensor dattended = act(model, model->dattended, d.n, d.query);
-    struct tensor dqkv = act(model, model->dqkv, d.n, d.row),
-                  norm1 = act(model, state->norm1, d.n, d.width);
-
-    ops->linear_backward_weight(model->device,
-                                model_grad(model, PARAM_DENSE, at->o_proj, d.width, d.query),
-                                dstream, attended);
-    ops->linear_backward_input(model->device, dattended, dstream,
-                               model_weight(model, PARAM_DENSE, at->o_proj, d.width, d.query),
-                               false);
-    ops->attention_backward(model->device, model->dqkv, column(model, model->dqkv, k),
-                            column(model, model->dqkv, v), model->dattended, state->attended,
-                            state->lse, state->qkv, column(model, state->qkv, k),
-                            column(model, state->qkv, v), &shape);
-    ops->rope(model->device, dqkv, call->batch->positions, model->rope, d.heads + d.kv, d.head_dim,
-              true);
-    ops->linear_backward_weight(
-        model->device, model_grad(model, PARAM_DENSE, at->qkv, d.row, d.width), dqkv, norm1);
-    ops->linear_backward_input(model->device, act(model, model->dnorm, d.n, d.width), dqkv,
-                               model_weight(model, PARAM_DENSE, at->qkv, d.row, d.width), false);
+    struct block_state *state = &model->blocks[block];
+    const struct tensor none = {0}, input = stream_of(model, state->input, call);
+    if (model->config->train.recompute == CONFIG_RECOMPUTE_BLOCK) {
+        block_forward(model, block, call, input, none);
+    } else if (model->config->train.recompute == CONFIG_RECOMPUTE_NORMS) {
+        first_norm(model, block, call, input, none);
+        attention_recompute(model, block, call);
+        second_norm(model, block, call, stream_of(model, state->middle, call), none);
+    }
 }
 
-void block_backward(struct model *model, int64_t layer, const struct block_call *call,
+static void feed_forward_backward(struct model *model, int64_t block, const struct block_call *call,
+                                  struct tensor dx, struct tensor dy, float z_scale)
+{
+    struct block_state *state = &model->blocks[block];
+    const struct tensor x = stream_of(model, state->norm2, call);
+    const int64_t inner = mlp_width(model, block);
+    if (has_experts(model, block)) {
+        const struct moe_weights weights = moe_weights(model, block),
+                                 grads = moe_grads(model, block);
+        moe_backward(&model->moe, &state->moe, &weights, &grads, dx, dy, x, call->sequence,
+                     balance_gradient(model, block), z_scale);
+    }
+    if (inner > 0) {
+        mlp_backward(model, block, inner, dx, dy, x, has_experts(model, block));
+    }
+    if (model->arch.jitter > 0) {
+        model->ops->jitter(model->device, dx, call->jitter_key + (uint64_t)block, 0,
+                           model->arch.jitter);
+    }
+}
+
+/* dx of the attention half from the gradient of the stream. */
+static void project_backward(struct model *model, int64_t block, const struct block_call *call,
+                             struct tensor dx, struct tensor dy)
+{
+    struct block_state *state = &model->blocks[block];
+    const int64_t out = model->arch.heads * model->arch.v_dim, width = model->arch.width,
+                  at = model->params.block[block].o_proj;
+    model->ops->linear_backward_weight(model->device,
+                                       model_grad(model, PARAM_DENSE, at, width, out), dy,
+                                       model_act(model, state->attention.attended, dy.dim[0], out));
+    model->ops->linear_backward_input(model->device,
+                                      model_act(model, model->attention.dattended, dy.dim[0], out),
+                                      dy, model_weight(model, PARAM_DENSE, at, width, out), false);
+    attention_backward(model, block, call, dx, stream_of(model, state->norm1, call));
+}
+
+static void norm_backward(struct model *model, struct tensor dstream, struct tensor dnorm,
+                          struct tensor x, const float *rstd, int64_t weight)
+{
+    const int64_t width = model->arch.width;
+    model->ops->norm_backward(model->device, dstream, model_vector_grad(model, weight, width),
+                              dnorm, x, rstd, model_vector(model, weight, width));
+}
+
+void block_backward(struct model *model, int64_t block, const struct block_call *call,
                     float z_scale)
 {
-    struct block_state *state = &model->blocks[layer];
-    const struct layer_offsets *at = &model->params.layer[layer];
-    const struct block_dims d = dims(model, call->count * call->sequence);
-    const struct ops *ops = model->ops;
-    const float jitter = (float)model->config->model.router_jitter_noise;
-    struct tensor dstream = act(model, model->dstream, d.n, d.width),
-                  dnorm = act(model, model->dnorm, d.n, d.width);
-    const struct moe_weights weights = moe_weights(model, layer), grads = moe_grads(model, layer);
-
-    if (model->config->train.recompute == CONFIG_RECOMPUTE_BLOCK) {
-        block_forward(model, layer, call, act(model, state->input, d.n, d.width),
-                      (struct tensor){0});
-    }
-    moe_backward(&model->moe, &state->moe, &weights, &grads, dnorm, dstream,
-                 act(model, state->norm2, d.n, d.width), model->aux_dprob, z_scale);
-    if (jitter > 0) {
-        ops->jitter(model->device, dnorm, call->jitter_key, 0, jitter);
-    }
-    ops->norm_backward(model->device, dstream,
-                       vector(model_grad(model, PARAM_DENSE, at->post_norm, 1, d.width)), dnorm,
-                       act(model, state->middle, d.n, d.width), state->rstd2,
-                       vector(model_weight(model, PARAM_DENSE, at->post_norm, 1, d.width)));
-    attention_backward(model, layer, call);
-    ops->norm_backward(model->device, dstream,
-                       vector(model_grad(model, PARAM_DENSE, at->input_norm, 1, d.width)), dnorm,
-                       act(model, state->input, d.n, d.width), state->rstd1,
-                       vector(model_weight(model, PARAM_DENSE, at->input_norm, 1, d.width)));
+    struct block_state *state = &model->blocks[block];
+    const struct block_offsets *at = &model->params.block[block];
+    const struct tensor dstream = stream_of(model, model->dstream, call),
+                        dnorm = stream_of(model, model->dnorm, call);
+    recompute(model, block, call);
+    feed_forward_backward(model, block, call, dnorm, dstream, z_scale);
+    norm_backward(model, dstream, dnorm, stream_of(model, state->middle, call), state->rstd2,
+                  at->post_norm);
+    project_backward(model, block, call, dnorm, dstream);
+    norm_backward(model, dstream, dnorm, stream_of(model, state->input, call), state->rstd1,
+                  at->input_norm);
 }

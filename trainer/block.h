@@ -1,32 +1,38 @@
-/* block: one transformer block, forward and backward: norm, attention, norm, experts, with the
- * residual stream. */
+/* block: one transformer block, forward and backward: norm, attention, norm, then a dense MLP or
+ * experts (and shared experts), with the residual stream.
+ */
 #ifndef TRAINER_BLOCK_H
 #define TRAINER_BLOCK_H
 
 #include "trainer/model.h"
 
-/* Shape of the call: what model_run was given. */
+/* Shape of the call: what model_run was given, or its part for multi-token prediction. */
 struct block_call {
     const struct batch *batch;
     int64_t count, sequence; /* B, T of this call */
     bool training;
-    uint64_t jitter_key; /* of this layer's call; used when training and jitter is on */
+    uint64_t jitter_key; /* of the first block; used when training and jitter is on */
 };
 
+/* Lays out the buffers of all blocks and of what they share. */
 void block_layout(struct model *model, struct arena *arena);
 
-/* Stream enters as x + delta (delta.data NULL: x alone, kept in place) and is stored in
- * state->input; leaves as state->middle plus model->delta. */
-void block_forward(struct model *model, int64_t layer, const struct block_call *call,
+/* Stream enters as x + delta (delta.data NULL: x alone, which lies in state->input) and is stored
+ * in state->input; leaves as state->middle plus model->delta. */
+void block_forward(struct model *model, int64_t block, const struct block_call *call,
                    struct tensor x, struct tensor delta);
-/* model->dstream: gradient of the stream behind the block on entry, before it on return. */
-void block_backward(struct model *model, int64_t layer, const struct block_call *call,
+/* model->dstream: gradient of the stream behind the block on entry, before it on return. z_scale:
+ * see router_backward. */
+void block_backward(struct model *model, int64_t block, const struct block_call *call,
                     float z_scale);
 
-/* View of a group's weights or gradients at `offset`. */
+/* Views: an activation [rows, cols]; a group's weights or gradients at `offset`; a norm's. */
+struct tensor model_act(const struct model *model, void *data, int64_t rows, int64_t cols);
 struct tensor model_weight(const struct model *model, enum param_group group, int64_t offset,
                            int64_t rows, int64_t cols);
 struct tensor model_grad(const struct model *model, enum param_group group, int64_t offset,
                          int64_t rows, int64_t cols);
+struct tensor model_vector(const struct model *model, int64_t offset, int64_t width);
+struct tensor model_vector_grad(const struct model *model, int64_t offset, int64_t width);
 
 #endif

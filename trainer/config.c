@@ -5,16 +5,20 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
-#include <stdarg.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
 static const char *const device_names[] = {"cpu", NULL};
 static const char *const comm_names[] = {"auto", "self", "mpi", NULL};
-static const char *const family_names[] = {"mixtral", NULL};
+static const char *const family_names[] = {"mixtral", "deepseek_v2", "deepseek_v3", NULL};
 static const char *const precision_names[] = {"fp32", "bf16", NULL};
-static const char *const recompute_names[] = {"none", "experts", "block", NULL};
+static const char *const recompute_names[] = {"none", "norms", "experts", "block", NULL};
+static const char *const scoring_names[] = {"softmax", "sigmoid", NULL};
+static const char *const topk_names[] = {"auto", "greedy", "group_limited_greedy", "noaux_tc",
+                                         NULL};
+static const char *const scaling_names[] = {"none", "yarn", NULL};
+static const char *const counts_names[] = {"null", "routed", "scores", NULL};
 static const char *const decay_names[] = {"matrices", "all", NULL};
 static const char *const schedule_names[] = {"constant", "cosine", "wsd", NULL};
 
@@ -53,14 +57,13 @@ const struct field config_fields[] = {
     INT("run.threads", run.threads, 0, 1024, "0",
         "threads per rank; 0: the rank's share of the node's allowed cores"),
     BOOL("run.pin", run.pin, "true", "pin each thread to a core of its own"),
-    ENUM("model.family", model.family, "mixtral", family_names, "deepseek_v2 deepseek_v3",
-         "architecture"),
+    ENUM("model.family", model.family, "mixtral", family_names, NULL, "architecture"),
     TEXT("model.hf_config", model.hf_config, "null",
          "config.json or its folder: sets every model key not written here"),
     INT("model.vocab_size", model.vocab_size, 2, 16777216, NULL, "tokens in the vocabulary"),
     INT("model.hidden_size", model.hidden_size, 2, 32768, NULL, "width of the residual stream"),
     INT("model.intermediate_size", model.intermediate_size, 1, 1048576, NULL,
-        "width of one expert"),
+        "width of one expert; DeepSeek: of the dense layers"),
     INT("model.num_hidden_layers", model.num_hidden_layers, 1, 1024, NULL, "blocks"),
     INT("model.num_attention_heads", model.num_attention_heads, 1, 1024, NULL, "query heads"),
     INT("model.num_key_value_heads", model.num_key_value_heads, 0, 1024, "0",
@@ -82,6 +85,58 @@ const struct field config_fields[] = {
          "balance loss, as config.json has it"),
     REAL("model.router_jitter_noise", model.router_jitter_noise, 0, 1, "0",
          "router input times U(1-x, 1+x) in training"),
+    INT("model.moe_intermediate_size", model.moe_intermediate_size, 1, 1048576, "null",
+        "width of one expert"),
+    INT("model.n_routed_experts", model.n_routed_experts, 1, 4096, "null",
+        "routed experts of a layer"),
+    INT("model.n_shared_experts", model.n_shared_experts, 0, 64, "null",
+        "experts every token visits (one MLP of that many widths)"),
+    INT("model.first_k_dense_replace", model.first_k_dense_replace, 0, 1024, "0",
+        "first layers that are dense"),
+    INT("model.q_lora_rank", model.q_lora_rank, 1, 32768, "null",
+        "width of the compressed query; null: not compressed"),
+    INT("model.kv_lora_rank", model.kv_lora_rank, 1, 32768, "null",
+        "width of the compressed keys and values"),
+    INT("model.qk_nope_head_dim", model.qk_nope_head_dim, 1, 1024, "null",
+        "part of a query or key head without position"),
+    INT("model.qk_rope_head_dim", model.qk_rope_head_dim, 2, 1024, "null",
+        "part of it with rotary position"),
+    INT("model.v_head_dim", model.v_head_dim, 1, 1024, "null", "width of a value head"),
+    INT("model.n_group", model.n_group, 0, 4096, "null",
+        "groups of experts; the D of the device and communication losses"),
+    INT("model.topk_group", model.topk_group, 0, 4096, "null", "groups a token may use"),
+    ENUM("model.topk_method", model.topk_method, "auto", topk_names, NULL,
+         "how experts are chosen; auto: by groups where there are several"),
+    ENUM("model.scoring_func", model.scoring_func, "softmax", scoring_names, NULL,
+         "of the router's logits; V2 softmax, V3 sigmoid"),
+    BOOL("model.norm_topk_prob", model.norm_topk_prob, "false",
+         "the chosen experts' weights add up to 1 before scaling"),
+    REAL("model.routed_scaling_factor", model.routed_scaling_factor, 0, 1e6, "1",
+         "multiplies the chosen experts' weights"),
+    REAL("model.aux_loss_alpha", model.aux_loss_alpha, 0, 100, "0",
+         "balance loss, as config.json has it"),
+    BOOL("model.seq_aux", model.seq_aux, "true",
+         "aux_loss_alpha is of each sequence, not the batch"),
+    BOOL("model.rope_interleave", model.rope_interleave, "true",
+         "rotary pairs are neighbours, not halves"),
+    INT("model.num_nextn_predict_layers", model.num_nextn_predict_layers, 0, 16, "0",
+        "depth of multi-token prediction"),
+    ENUM("model.rope_scaling.type", model.rope_scaling.type, "none", scaling_names, NULL,
+         "extension of the rotary embedding"),
+    REAL("model.rope_scaling.factor", model.rope_scaling.factor, 1, 1e6, "1", "YaRN's s"),
+    REAL("model.rope_scaling.beta_fast", model.rope_scaling.beta_fast, 0, 1e6, "32",
+         "rotations above which a dimension is left as it is"),
+    REAL("model.rope_scaling.beta_slow", model.rope_scaling.beta_slow, 0, 1e6, "1",
+         "rotations below which it is stretched by the whole factor"),
+    INT("model.rope_scaling.original_max_position_embeddings",
+        model.rope_scaling.original_max_position_embeddings, 1, 1e9, "4096",
+        "longest sequence before the extension"),
+    REAL("model.rope_scaling.mscale", model.rope_scaling.mscale, 0, 100, "0",
+         "of the attention factor; 0: not given"),
+    REAL("model.rope_scaling.mscale_all_dim", model.rope_scaling.mscale_all_dim, 0, 100, "0",
+         "of the softmax scale; 0: not given"),
+    REAL("model.rope_scaling.attention_factor", model.rope_scaling.attention_factor, 0, 1e6, "null",
+         "multiplies cos and sin; null: from the mscales"),
     INT("train.sequence_length", train.sequence_length, 1, 1e9, "512", "tokens of a sample"),
     INT("train.micro_batch", train.micro_batch, 1, 1e6, "4",
         "sequences a rank takes at once; the same for every layout"),
@@ -89,8 +144,14 @@ const struct field config_fields[] = {
         "sequences of an optimizer step, all ranks together"),
     ENUM("train.precision", train.precision, "bf16", precision_names, "fp8",
          "of weights and activations; masters are fp32"),
-    ENUM("train.recompute", train.recompute, "none", recompute_names, "norms",
-         "what backward computes again to save memory"),
+    ENUM("train.recompute", train.recompute, "none", recompute_names, NULL,
+         "what backward computes again to save memory; norms: with MLA its up-projections too"),
+    REAL("train.mtp_loss_weight", train.mtp_loss_weight, 0, 100, "0.3",
+         "of multi-token prediction, divided by its depth"),
+    REAL("train.mtp_loss_weight_late", train.mtp_loss_weight_late, 0, 100, "null",
+         "its weight later in the run; null: the same"),
+    REAL("train.mtp_loss_weight_switch", train.mtp_loss_weight_switch, 0, 1, "1",
+         "fraction of run.steps after which the late weight holds"),
     REAL("optimizer.lr", optimizer.lr, 0, 100, "1e-3", "peak learning rate"),
     REAL("optimizer.beta1", optimizer.beta1, 0, 0.99999999, "0.9", "AdamW"),
     REAL("optimizer.beta2", optimizer.beta2, 0, 0.99999999, "0.95", "AdamW"),
@@ -107,10 +168,22 @@ const struct field config_fields[] = {
          "last learning rate / lr"),
     REAL("router.batch_loss_coef", router.batch_loss_coef, 0, 100, "null",
          "balance loss of a micro-batch; null: the model's; 0: off"),
+    REAL("router.sequence_loss_coef", router.sequence_loss_coef, 0, 100, "null",
+         "balance loss of each sequence; null: the model's; 0: off"),
+    ENUM("router.sequence_loss_counts", router.sequence_loss_counts, "null", counts_names, NULL,
+         "its f: experts routed to, or top-k of the bare scores; null: V3 scores, else routed"),
+    REAL("router.device_loss_coef", router.device_loss_coef, 0, 100, "null",
+         "balance loss of the n_group groups; null, 0: off"),
+    REAL("router.communication_loss_coef", router.communication_loss_coef, 0, 100, "null",
+         "balance loss of what each group receives; null, 0: off"),
+    REAL("router.bias_update_speed", router.bias_update_speed, 0, 1, "null",
+         "step of deepseek_v3's selection bias; null, 0: it stays"),
+    REAL("router.bias_update_until", router.bias_update_until, 0, 1, "1",
+         "fraction of run.steps after which the bias stays"),
     REAL("router.z_loss_coef", router.z_loss_coef, 0, 100, "0",
          "mean squared log-sum-exp of router logits; 0: off"),
     REAL("router.capacity_factor", router.capacity_factor, 0, 1000, "0",
-         "an expert's slots per micro-batch / fair share; 0: dropless"),
+         "slots of an expert (V2: of a group) per micro-batch / fair share; 0: dropless"),
     REAL("router.buffer_factor", router.buffer_factor, 1, 1000, "2",
          "receive buffer / fair share; more rows travel in extra rounds"),
     INT("parallel.ep", parallel.ep, 1, 65536, "1", "ranks that share one set of experts"),
@@ -143,18 +216,16 @@ const struct unbuilt_key config_unbuilt[] = {
     {"run.verify", "false"},
     {"run.time_limit", "null"},
     {"train.batch_ramp", "null"},
-    {"train.mtp_loss_weight", NULL},
     {"optimizer.name", "adamw"},
     {"optimizer.moments", "fp32"},
     {"optimizer.ema", "0"},
     {"optimizer.freeze", NULL},
     {"schedule.milestones", NULL},
     {"schedule.milestone_factor", NULL},
-    {"router.sequence_loss_coef", "0"},
-    {"router.device_loss_coef", "0"},
-    {"router.communication_loss_coef", "0"},
-    {"router.bias_update_speed", "0"},
-    {"router.sequence_loss_counts", NULL},
+    {"model.moe_layer_freq", "1"},
+    {"model.hidden_act", "silu"},
+    {"model.attention_bias", "false"},
+    {"model.tie_word_embeddings", "false"},
     {"parallel.pp", "1"},
     {"parallel.tp", "1"},
     {"parallel.cp", "1"},
@@ -176,6 +247,23 @@ const struct field *config_find(const char *key)
         }
     }
     return NULL;
+}
+
+bool config_is_nested(const char *key)
+{
+    return strchr(strchr(key, '.') + 1, '.') != NULL;
+}
+
+bool config_is_map(const char *name)
+{
+    const size_t length = strlen(name);
+    for (int i = 0; i < config_field_count && strchr(name, '.') != NULL; i++) {
+        if (strncmp(config_fields[i].key, name, length) == 0 &&
+            config_fields[i].key[length] == '.') {
+            return true;
+        }
+    }
+    return false;
 }
 
 bool config_number(const char *text, double *value)
@@ -255,6 +343,8 @@ static bool set_null(void *at, const struct field *field, char *why, size_t byte
         *(char **)at = NULL;
     } else if (field->kind == FIELD_INT) {
         *(int64_t *)at = 0;
+    } else if (field->kind == FIELD_ENUM) {
+        *(int *)at = 0; /* the name "null" stands first */
     } else {
         *(double *)at = -1;
     }
@@ -441,17 +531,4 @@ void config_free(struct config *config)
     }
     free(config->model.hf_ignored);
     config->model.hf_ignored = NULL;
-}
-
-int64_t config_head_dim(const struct config *config)
-{
-    return config->model.head_dim > 0
-               ? config->model.head_dim
-               : config->model.hidden_size / config->model.num_attention_heads;
-}
-
-double config_batch_loss_coef(const struct config *config)
-{
-    return config->router.batch_loss_coef >= 0 ? config->router.batch_loss_coef
-                                               : config->model.router_aux_loss_coef;
 }

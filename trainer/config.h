@@ -15,9 +15,18 @@
 
 enum config_device { CONFIG_DEVICE_CPU };
 enum config_comm { CONFIG_COMM_AUTO, CONFIG_COMM_SELF, CONFIG_COMM_MPI };
-enum config_family { CONFIG_FAMILY_MIXTRAL };
+enum config_family { CONFIG_MIXTRAL, CONFIG_DEEPSEEK_V2, CONFIG_DEEPSEEK_V3, CONFIG_FAMILIES };
 enum config_precision { CONFIG_FP32, CONFIG_BF16 };
-enum config_recompute { CONFIG_RECOMPUTE_NONE, CONFIG_RECOMPUTE_EXPERTS, CONFIG_RECOMPUTE_BLOCK };
+enum config_recompute {
+    CONFIG_RECOMPUTE_NONE,
+    CONFIG_RECOMPUTE_NORMS, /* with latent attention its up-projections too */
+    CONFIG_RECOMPUTE_EXPERTS,
+    CONFIG_RECOMPUTE_BLOCK
+};
+enum config_scoring { CONFIG_SOFTMAX, CONFIG_SIGMOID };
+enum config_topk_method { CONFIG_TOPK_AUTO, CONFIG_GREEDY, CONFIG_GROUP_LIMITED, CONFIG_NOAUX_TC };
+enum config_rope_scaling { CONFIG_ROPE_NONE, CONFIG_ROPE_YARN };
+enum config_sequence_counts { CONFIG_COUNTS_FAMILY, CONFIG_COUNTS_ROUTED, CONFIG_COUNTS_SCORES };
 enum config_decay { CONFIG_DECAY_MATRICES, CONFIG_DECAY_ALL };
 enum config_schedule { CONFIG_CONSTANT, CONFIG_COSINE, CONFIG_WSD };
 
@@ -32,6 +41,8 @@ struct config {
         int64_t threads;  /* 0 = share of the node's allowed cores */
         bool pin;
     } run;
+    /* Which keys a family has, and their defaults: config_families.c. The trainer reads struct
+     * architecture instead. */
     struct {
         int family;
         char *hf_config;  /* NULL: none */
@@ -43,10 +54,29 @@ struct config {
         int64_t sliding_window; /* 0 = none (null) */
         double rms_norm_eps, rope_theta, initializer_range, router_aux_loss_coef,
             router_jitter_noise;
+        /* DeepSeek */
+        int64_t moe_intermediate_size, n_routed_experts, n_shared_experts, first_k_dense_replace;
+        int64_t q_lora_rank; /* 0 = none (null) */
+        int64_t kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim;
+        int64_t n_group, topk_group;
+        int topk_method, scoring_func; /* enum config_topk_method, config_scoring */
+        bool norm_topk_prob, seq_aux, rope_interleave;
+        double routed_scaling_factor, aux_loss_alpha;
+        int64_t num_nextn_predict_layers; /* depth of multi-token prediction */
+        struct {
+            int type; /* enum config_rope_scaling */
+            double factor, beta_fast, beta_slow;
+            int64_t original_max_position_embeddings;
+            double mscale, mscale_all_dim; /* 0 = not given */
+            double attention_factor;       /* < 0 = derived (null) */
+        } rope_scaling;
     } model;
     struct {
         int64_t sequence_length, micro_batch, global_batch;
         int precision, recompute;
+        /* of multi-token prediction; `late` (< 0: null = the same) from the fraction `switch` of
+         * run.steps on */
+        double mtp_loss_weight, mtp_loss_weight_late, mtp_loss_weight_switch;
     } train;
     struct {
         double lr, beta1, beta2, eps, weight_decay;
@@ -59,8 +89,11 @@ struct config {
         double final_lr_ratio;
     } schedule;
     struct {
-        double batch_loss_coef; /* < 0: null = model.router_aux_loss_coef; read it through
-                                   config_batch_loss_coef */
+        /* < 0: null = what the model's keys say, else 0: read them through architecture.h */
+        double batch_loss_coef, sequence_loss_coef, device_loss_coef, communication_loss_coef,
+            bias_update_speed;
+        double bias_update_until; /* fraction of run.steps after which the bias stays */
+        int sequence_loss_counts; /* enum config_sequence_counts */
         double z_loss_coef, capacity_factor, buffer_factor;
         bool force_balanced; /* not a config key: bench sets it */
     } router;
@@ -119,8 +152,5 @@ void config_print(const struct config *config, FILE *out);
 void config_help(FILE *out);
 /* docs/config.md. */
 void config_markdown(FILE *out);
-
-int64_t config_head_dim(const struct config *config);
-double config_batch_loss_coef(const struct config *config);
 
 #endif

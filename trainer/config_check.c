@@ -38,33 +38,137 @@ static bool is_default(const struct config *config, const char *key)
     return strcmp(value, field->initial) == 0;
 }
 
-static void check_model(const struct config *config, struct config_errors *errors)
+static void check_heads(const struct config *config, struct config_errors *errors)
 {
     const int64_t heads = config->model.num_attention_heads, kv = config->model.num_key_value_heads;
-    if (heads > 0 && kv > 0 && heads % kv != 0) {
+    const int64_t head_dim =
+        config->model.head_dim > 0 ? config->model.head_dim : config->model.hidden_size / heads;
+    if (kv > 0 && heads % kv != 0) {
         config_error(
             errors, "model.num_key_value_heads %lld does not divide model.num_attention_heads %lld",
             (long long)kv, (long long)heads);
     }
-    if (config->model.head_dim == 0 && heads > 0 && config->model.hidden_size % heads != 0) {
+    if (config->model.head_dim == 0 && config->model.hidden_size % heads != 0) {
         config_error(errors,
                      "model.hidden_size %lld is not a multiple of model.num_attention_heads %lld; "
                      "set model.head_dim",
                      (long long)config->model.hidden_size, (long long)heads);
-    } else if (heads > 0 && config_head_dim(config) % 2 != 0) {
+    } else if (head_dim % 2 != 0) {
         config_error(errors, "head width %lld is odd: rotary embedding needs pairs",
-                     (long long)config_head_dim(config));
+                     (long long)head_dim);
     }
-    if (config->model.num_experts_per_tok > config->model.num_local_experts) {
+}
+
+static void check_latent(const struct config *config, struct config_errors *errors)
+{
+    const int64_t heads = config->model.num_attention_heads, kv = config->model.num_key_value_heads;
+    if (kv > 0 && kv != heads) {
         config_error(errors,
-                     "model.num_experts_per_tok %lld is more than model.num_local_experts %lld",
-                     (long long)config->model.num_experts_per_tok,
-                     (long long)config->model.num_local_experts);
+                     "model.num_key_value_heads %lld: latent attention has as many as "
+                     "model.num_attention_heads %lld",
+                     (long long)kv, (long long)heads);
     }
-    if (config->model.num_local_experts % config->parallel.ep != 0) {
-        config_error(errors, "parallel.ep %lld does not divide model.num_local_experts %lld",
-                     (long long)config->parallel.ep, (long long)config->model.num_local_experts);
+    if (config->model.qk_rope_head_dim % 2 != 0) {
+        config_error(errors, "model.qk_rope_head_dim %lld is odd: rotary embedding needs pairs",
+                     (long long)config->model.qk_rope_head_dim);
     }
+    if (config->model.qk_nope_head_dim + config->model.qk_rope_head_dim > 1024) {
+        config_error(errors, "a query head of %lld is wider than 1024",
+                     (long long)(config->model.qk_nope_head_dim + config->model.qk_rope_head_dim));
+    }
+}
+
+/* Groups of experts: n_group of n_routed_experts / n_group each, of which a token uses topk_group.
+ */
+static void check_groups(const struct config *config, struct config_errors *errors)
+{
+    const int64_t experts = config->model.n_routed_experts,
+                  top_k = config->model.num_experts_per_tok;
+    const int64_t groups = config->model.n_group > 0 ? config->model.n_group : 1;
+    const int64_t top = config->model.topk_group > 0 ? config->model.topk_group : 1;
+    const bool v3 = config->model.family == CONFIG_DEEPSEEK_V3;
+    if (experts % groups != 0 || top > groups) {
+        config_error(errors,
+                     "model.n_group %lld must divide model.n_routed_experts %lld, and "
+                     "model.topk_group %lld be at most n_group",
+                     (long long)groups, (long long)experts, (long long)top);
+        return;
+    }
+    if (config->model.topk_method != CONFIG_GREEDY && top * (experts / groups) < top_k) {
+        config_error(errors,
+                     "model.topk_group %lld groups of %lld experts hold fewer than "
+                     "model.num_experts_per_tok %lld",
+                     (long long)top, (long long)(experts / groups), (long long)top_k);
+    }
+    if (v3 && groups > 1 && experts / groups < 2) {
+        config_error(errors,
+                     "model.n_group %lld leaves %lld expert a group: a group's score is the sum of "
+                     "its best two",
+                     (long long)groups, (long long)(experts / groups));
+    }
+}
+
+static void check_router(const struct config *config, struct config_errors *errors)
+{
+    const bool v3 = config->model.family == CONFIG_DEEPSEEK_V3;
+    const int method = config->model.topk_method;
+    if ((config->model.scoring_func == CONFIG_SIGMOID) != v3) {
+        config_error(errors, "model.scoring_func: deepseek_v2 has softmax, deepseek_v3 sigmoid");
+    }
+    if (v3 ? method != CONFIG_NOAUX_TC && method != CONFIG_TOPK_AUTO : method == CONFIG_NOAUX_TC) {
+        config_error(errors, "model.topk_method: deepseek_v2 has greedy or group_limited_greedy, "
+                             "deepseek_v3 noaux_tc");
+    }
+    if (config->model.first_k_dense_replace >= config->model.num_hidden_layers) {
+        config_error(errors,
+                     "model.first_k_dense_replace %lld leaves none of %lld layers with experts",
+                     (long long)config->model.first_k_dense_replace,
+                     (long long)config->model.num_hidden_layers);
+    }
+    if (config->model.num_nextn_predict_layers >= config->train.sequence_length) {
+        config_error(errors,
+                     "model.num_nextn_predict_layers %lld needs a train.sequence_length above it, "
+                     "not %lld",
+                     (long long)config->model.num_nextn_predict_layers,
+                     (long long)config->train.sequence_length);
+    }
+    check_groups(config, errors);
+}
+
+/* Losses and updates that a family has no meaning for. */
+static void check_balance(const struct config *config, struct config_errors *errors)
+{
+    const bool mixtral = config->model.family == CONFIG_MIXTRAL;
+    if (config->router.bias_update_speed > 0 && config->model.family != CONFIG_DEEPSEEK_V3) {
+        config_error(errors, "router.bias_update_speed %g: only deepseek_v3 has a selection bias",
+                     config->router.bias_update_speed);
+    }
+    if (mixtral &&
+        (config->router.device_loss_coef > 0 || config->router.communication_loss_coef > 0)) {
+        config_error(errors, "router.device_loss_coef and communication_loss_coef are of groups of "
+                             "experts (model.n_group), which mixtral does not have");
+    }
+}
+
+static void check_model(const struct config *config, struct config_errors *errors)
+{
+    const bool mixtral = config->model.family == CONFIG_MIXTRAL;
+    const char *name = mixtral ? "num_local_experts" : "n_routed_experts";
+    const int64_t experts =
+        mixtral ? config->model.num_local_experts : config->model.n_routed_experts;
+    (mixtral ? check_heads : check_latent)(config, errors);
+    if (config->model.num_experts_per_tok > experts) {
+        config_error(errors, "model.num_experts_per_tok %lld is more than model.%s %lld",
+                     (long long)config->model.num_experts_per_tok, name, (long long)experts);
+    }
+    if (experts % config->parallel.ep != 0) {
+        config_error(errors, "parallel.ep %lld does not divide model.%s %lld",
+                     (long long)config->parallel.ep, name, (long long)experts);
+    }
+    if (!mixtral) {
+        check_router(config, errors);
+    }
+    check_balance(config, errors);
 }
 
 void config_check(const struct config *config, const bool *given, struct config_errors *errors)

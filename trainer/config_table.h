@@ -56,7 +56,24 @@ enum status config_result(const struct config_errors *errors);
 /* Why a key is not known, with the nearest one: "unknown key; did you mean ...?". */
 void config_explain(const char *key, char *out, size_t bytes);
 
-/* Applies a config.json. given[i]: field i was set by the user and stays. */
+/* Whether a key lies in a map inside its section: "model.rope_scaling.factor". */
+bool config_is_nested(const char *key);
+/* Whether there are keys in a map of this name: "model.rope_scaling". */
+bool config_is_map(const char *name);
+
+/* config_families.c: keys that only some families have, defaults that differ between them. */
+bool config_in_family(const char *key, int family);
+/* given[i]: field i was set by the user and stays. */
+void config_family_defaults(struct config *config, const bool *given);
+/* What a config.json silent about the key means; false: the key must be there. */
+bool config_take_silent(struct config *config, const struct field *field);
+/* Keys of other families, required keys of this one. */
+void config_check_family(const struct config *config, const bool *given,
+                         struct config_errors *errors);
+/* The default as help shows it. */
+void config_initial_text(const struct field *field, char *out, size_t bytes);
+
+/* Applies a config.json: the family, its defaults, then every model key that is not given. */
 void config_apply_hf(struct config *config, const bool *given, struct config_errors *errors);
 /* Relations between keys. */
 void config_check(const struct config *config, const bool *given, struct config_errors *errors);

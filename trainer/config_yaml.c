@@ -72,11 +72,28 @@ static bool states_the_fact(const char *key, const char *value)
     return false;
 }
 
+/* `map: null`: every key of the map as when nobody says. */
+static void reset_map(struct reader *r, const char *name)
+{
+    char why[512];
+    for (int i = 0; i < config_field_count; i++) {
+        const struct field *field = &config_fields[i];
+        if (is_within(field->key, name) && field->initial != NULL) {
+            (void)config_set(r->config, field, field->initial, false, why, sizeof why);
+        }
+    }
+}
+
 static void set(struct reader *r, const char *where, const char *key, const char *value,
                 bool quoted)
 {
     char why[512] = "";
-    const struct field *field = config_find(key);
+    const bool alias = strcmp(key, "model.rope_scaling.rope_type") == 0;
+    const struct field *field = config_find(alias ? "model.rope_scaling.type" : key);
+    if (config_is_map(key) && strcmp(value, "null") == 0) {
+        reset_map(r, key);
+        return;
+    }
     if (field == NULL) {
         if (!states_the_fact(key, value)) {
             config_explain(key, why, sizeof why);
@@ -136,6 +153,9 @@ static const yaml_node_t *single_source(yaml_document_t *document, const yaml_no
     return path;
 }
 
+static void read_map(struct reader *r, yaml_document_t *document, const yaml_node_t *map,
+                     const char *section);
+
 /* Errors stand where the mistake is: at the key when that is not known, else at its value. */
 static void read_value(struct reader *r, yaml_document_t *document, const char *key,
                        const yaml_mark_t *key_mark, const yaml_node_t *value)
@@ -153,6 +173,10 @@ static void read_value(struct reader *r, yaml_document_t *document, const char *
             return;
         }
         value = path;
+    }
+    if (value->type == YAML_MAPPING_NODE && config_is_map(key)) {
+        read_map(r, document, value, key);
+        return;
     }
     if (word(value) == NULL) {
         char why[512];
@@ -317,9 +341,12 @@ static enum status finish(struct reader *r)
 {
     if (r->config->model.hf_config != NULL && r->errors.count == 0) {
         config_apply_hf(r->config, r->given, &r->errors);
+    } else {
+        config_family_defaults(r->config, r->given);
     }
     if (r->errors.count == 0) {
         r->errors.prefix = r->name;
+        config_check_family(r->config, r->given, &r->errors);
         config_check(r->config, r->given, &r->errors);
     }
     if (r->config->model.num_key_value_heads == 0) {

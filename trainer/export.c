@@ -191,7 +191,7 @@ static enum dtype target(const struct exporter *export, const struct hf_tensor *
                          enum dtype stored)
 {
     if (tensor->kind == HF_BIAS) {
-        return DTYPE_F32;
+        return export->options->dtype == EXPORT_KEEP ? stored : DTYPE_F32;
     }
     switch (export->options->dtype) {
     case EXPORT_KEEP:
@@ -293,11 +293,33 @@ static enum status add_tensor(struct exporter *export, const struct hf_tensor *t
     return STATUS_OK;
 }
 
+/* Modules of multi-token prediction hold copies of the embedding and the head. */
+static enum status add_copies(struct exporter *export, const struct hf_tensors *tensors)
+{
+    const int64_t layers = export->config.model.num_hidden_layers,
+                  depth = export->config.model.num_nextn_predict_layers;
+    char name[HF_NAME_BYTES];
+    for (int64_t l = layers; l < layers + depth; l++) {
+        for (int64_t i = 0; i < tensors->count; i++) {
+            const struct hf_tensor *tensor = &tensors->tensor[i];
+            const bool head = strcmp(tensor->name, "lm_head.weight") == 0;
+            if (!head && strcmp(tensor->name, "model.embed_tokens.weight") != 0) {
+                continue;
+            }
+            snprintf(name, sizeof name, "model.layers.%lld.%s.weight", (long long)l,
+                     head ? "shared_head.head" : "embed_tokens");
+            TRY(add_tensor(export, tensor, name));
+        }
+    }
+    return STATUS_OK;
+}
+
 static enum status list_outputs(struct exporter *export)
 {
     struct hf_tensors tensors = {0};
     TRY(hf_tensors_init(&tensors, &export->config));
-    const size_t most = 2 * (size_t)tensors.count + 2 * (size_t)tensors.count;
+    const size_t most =
+        2 * (size_t)tensors.count + 2 * (size_t) export->config.model.num_nextn_predict_layers;
     export->tensor = calloc(most + 1, sizeof *export->tensor);
     export->output = calloc(most + 1, sizeof *export->output);
     enum status status = export->tensor != NULL && export->output != NULL
@@ -306,6 +328,7 @@ static enum status list_outputs(struct exporter *export)
     for (int64_t i = 0; i < tensors.count && status == STATUS_OK; i++) {
         status = add_tensor(export, &tensors.tensor[i], tensors.tensor[i].name);
     }
+    status = status == STATUS_OK ? add_copies(export, &tensors) : status;
     hf_tensors_free(&tensors);
     if (status == STATUS_OK) { /* the embedding's dtype speaks for all that is not float8 */
         export->dtype = export->tensor[0].dtype;

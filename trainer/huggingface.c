@@ -27,26 +27,49 @@ static enum hf_kind kind_of(const struct param *param)
     return HF_PLAIN;
 }
 
+static void add(struct hf_tensors *tensors, const char *name, enum hf_kind kind, int ndim,
+                const int64_t shape[2])
+{
+    struct hf_tensor *tensor = &tensors->tensor[tensors->count++];
+    *tensor = (struct hf_tensor){.kind = kind, .ndim = ndim, .shape = {shape[0], shape[1], 1, 1}};
+    snprintf(tensor->name, sizeof tensor->name, "%s", name);
+}
+
+/* The parameters of a single rank that has all experts, and the biases behind their routers. */
+static void add_all(struct hf_tensors *tensors, const struct architecture *arch,
+                    const struct params *params)
+{
+    char name[HF_NAME_BYTES];
+    const int64_t bias[2] = {arch->experts, 1};
+    for (int64_t i = 0; i < params->count; i++) {
+        const struct param *param = &params->table[i];
+        add(tensors, param->name, kind_of(param), param->ndim, param->shape);
+        if (arch->has_bias && ends_with(param->name, ".mlp.gate.weight")) {
+            params_bias_name(name, sizeof name, hf_layer(param->name));
+            add(tensors, name, HF_BIAS, 1, bias);
+        }
+    }
+}
+
 enum status hf_tensors_init(struct hf_tensors *tensors, const struct config *config)
 {
     struct params params;
-    *tensors = (struct hf_tensors){.experts = config->model.num_local_experts};
-    TRY(params_init(&params, config, 0, 1));
-    tensors->tensor = calloc((size_t)params.count, sizeof *tensors->tensor);
-    if (tensors->tensor == NULL) {
-        params_free(&params);
-        return status_fail(STATUS_RESOURCE, "out of memory for the table of tensors");
+    struct architecture arch;
+    architecture_init(&arch, config);
+    *tensors = (struct hf_tensors){.experts = arch.experts};
+    enum status status = params_init(&params, &arch, false, 0, 1);
+    if (status == STATUS_OK) {
+        const int64_t most = params.count + architecture_blocks(&arch);
+        tensors->tensor = calloc((size_t)most, sizeof *tensors->tensor);
+        status = tensors->tensor != NULL
+                     ? STATUS_OK
+                     : status_fail(STATUS_RESOURCE, "out of memory for the table of tensors");
     }
-    for (int64_t i = 0; i < params.count; i++) {
-        const struct param *param = &params.table[i];
-        struct hf_tensor *tensor = &tensors->tensor[tensors->count++];
-        *tensor = (struct hf_tensor){.kind = kind_of(param),
-                                     .ndim = param->ndim,
-                                     .shape = {param->shape[0], param->shape[1], 1, 1}};
-        snprintf(tensor->name, sizeof tensor->name, "%s", param->name);
+    if (status == STATUS_OK) {
+        add_all(tensors, &arch, &params);
     }
     params_free(&params);
-    return STATUS_OK;
+    return status;
 }
 
 void hf_tensors_free(struct hf_tensors *tensors)

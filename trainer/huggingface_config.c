@@ -66,11 +66,80 @@ static void put_mixtral(json_t *json, const struct config *config)
     put_bool(json, "output_router_logits", false);
 }
 
+/* YaRN as DeepSeek writes it; factors that are not given are left out. */
+static json_t *rope_scaling(const struct config *config)
+{
+    if (config->model.rope_scaling.type == CONFIG_ROPE_NONE) {
+        return json_null();
+    }
+    json_t *json = json_object();
+    put_text(json, "type", "yarn");
+    put_real(json, "factor", config->model.rope_scaling.factor);
+    put_real(json, "beta_fast", config->model.rope_scaling.beta_fast);
+    put_real(json, "beta_slow", config->model.rope_scaling.beta_slow);
+    put_int(json, "original_max_position_embeddings",
+            config->model.rope_scaling.original_max_position_embeddings);
+    if (config->model.rope_scaling.mscale > 0) {
+        put_real(json, "mscale", config->model.rope_scaling.mscale);
+    }
+    if (config->model.rope_scaling.mscale_all_dim > 0) {
+        put_real(json, "mscale_all_dim", config->model.rope_scaling.mscale_all_dim);
+    }
+    if (config->model.rope_scaling.attention_factor >= 0) {
+        put_real(json, "attention_factor", config->model.rope_scaling.attention_factor);
+    }
+    return json;
+}
+
+static void put_router(json_t *json, const struct config *config, bool v3)
+{
+    const bool greedy = config->model.topk_method == CONFIG_GREEDY || config->model.n_group == 1;
+    put_int(json, "n_group", config->model.n_group);
+    put_int(json, "topk_group", config->model.topk_group);
+    put_text(json, "topk_method", v3 ? "noaux_tc" : greedy ? "greedy" : "group_limited_greedy");
+    put_text(json, "scoring_func",
+             config->model.scoring_func == CONFIG_SIGMOID ? "sigmoid" : "softmax");
+    put_bool(json, "norm_topk_prob", config->model.norm_topk_prob);
+    put_real(json, "routed_scaling_factor", config->model.routed_scaling_factor);
+    put_bool(json, "seq_aux", config->model.seq_aux);
+    put_real(json, "aux_loss_alpha", config->model.aux_loss_alpha);
+}
+
+static void put_deepseek(json_t *json, const struct config *config, bool v3)
+{
+    put_text(json, "model_type", v3 ? "deepseek_v3" : "deepseek_v2");
+    json_object_set_new(json, "architectures",
+                        json_pack("[s]", v3 ? "DeepseekV3ForCausalLM" : "DeepseekV2ForCausalLM"));
+    put_optional(json, "q_lora_rank", config->model.q_lora_rank);
+    put_int(json, "kv_lora_rank", config->model.kv_lora_rank);
+    put_int(json, "qk_nope_head_dim", config->model.qk_nope_head_dim);
+    put_int(json, "qk_rope_head_dim", config->model.qk_rope_head_dim);
+    put_int(json, "v_head_dim", config->model.v_head_dim);
+    put_int(json, "moe_intermediate_size", config->model.moe_intermediate_size);
+    put_int(json, "n_routed_experts", config->model.n_routed_experts);
+    put_optional(json, "n_shared_experts", config->model.n_shared_experts);
+    put_int(json, "first_k_dense_replace", config->model.first_k_dense_replace);
+    put_int(json, "moe_layer_freq", 1);
+    put_router(json, config, v3);
+    json_object_set_new(json, "rope_scaling", rope_scaling(config));
+    put_bool(json, "attention_bias", false);
+    put_int(json, "ep_size", 1);
+    put_int(json, "pretraining_tp", 1);
+    if (v3) {
+        put_bool(json, "rope_interleave", config->model.rope_interleave);
+        put_int(json, "num_nextn_predict_layers", config->model.num_nextn_predict_layers);
+    }
+}
+
 /* Ids of the tokenizer are not ours to know: those of the import, else those of the published
  * model where the vocabulary has them. */
-static void put_tokens(json_t *json, const struct config *config, const json_t *before, int64_t bos,
-                       int64_t eos)
+static void put_tokens(json_t *json, const struct config *config, const json_t *before)
 {
+    static const int64_t published[CONFIG_FAMILIES][2] = {[CONFIG_MIXTRAL] = {1, 2},
+                                                          [CONFIG_DEEPSEEK_V2] = {100000, 100001},
+                                                          [CONFIG_DEEPSEEK_V3] = {0, 1}};
+    const int64_t bos = published[config->model.family][0],
+                  eos = published[config->model.family][1];
     const struct {
         const char *key;
         int64_t id;
@@ -113,8 +182,12 @@ enum status hf_config_text(const struct config *config, enum dtype dtype, bool f
 {
     json_t *json = json_object();
     put_common(json, config);
-    put_mixtral(json, config);
-    put_tokens(json, config, before, 1, 2);
+    if (config->model.family == CONFIG_MIXTRAL) {
+        put_mixtral(json, config);
+    } else {
+        put_deepseek(json, config, config->model.family == CONFIG_DEEPSEEK_V3);
+    }
+    put_tokens(json, config, before);
     put_text(json, "torch_dtype", torch_name(dtype));
     if (fp8) {
         json_object_set_new(json, "quantization_config",

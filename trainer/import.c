@@ -322,6 +322,36 @@ static enum status resolve_config(struct import_plan *plan)
                : status_fail(STATUS_USAGE, "path too long: %s", plan->options->from);
 }
 
+/* config.json and weights must agree about multi-token prediction; but transformers writes a
+ * config.json that promises it (1 is its default) with weights that have none. */
+static enum status settle_prediction(struct import_plan *plan)
+{
+    char line[512];
+    const int64_t layers = plan->config.model.num_hidden_layers,
+                  depth = plan->config.model.num_nextn_predict_layers;
+    int64_t found = 0;
+    for (int64_t i = 0; i < plan->source.tensors; i++) {
+        found += hf_layer(plan->source.tensor[i].name) >= layers;
+    }
+    if (found > 0 && depth == 0 && plan->config.model.family == CONFIG_DEEPSEEK_V3) {
+        return status_fail(STATUS_DATA,
+                           "%s: %lld tensors of layer %lld and beyond (multi-token prediction), "
+                           "but num_nextn_predict_layers is 0: import with "
+                           "model.num_nextn_predict_layers=1, or remove them",
+                           plan->options->from, (long long)found, (long long)layers);
+    }
+    if (found > 0 || depth == 0) {
+        return STATUS_OK;
+    }
+    plan->config.model.num_nextn_predict_layers = 0;
+    snprintf(line, sizeof line,
+             "%.300s: config.json says num_nextn_predict_layers %lld, and there are no such "
+             "weights: imported without multi-token prediction",
+             plan->options->from, (long long)depth);
+    plan->note = strdup(line);
+    return plan->note != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory");
+}
+
 static enum status open_source(struct import_plan *plan)
 {
     TRY(safetensors_open(&plan->source, plan->options->from));
@@ -341,6 +371,7 @@ static enum status make_plan(struct import_plan *plan)
         return import_plan_upcycled(plan);
     }
     TRY(resolve_config(plan));
+    TRY(settle_prediction(plan));
     return import_plan_published(plan);
 }
 

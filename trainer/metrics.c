@@ -178,16 +178,15 @@ static void number_or_null(FILE *out, const char *name, double value)
 }
 
 enum status metrics_step(struct metrics *metrics, int64_t step, const struct step_result *result,
-                         double valid_loss, const double *load, int64_t layers)
+                         double valid_loss, const double *load, int64_t blocks)
 {
     FILE *out = metrics->jsonl;
     const double rate = rate_of(result);
     double most = 0;
-    fprintf(out,
-            "{\"step\":%lld,\"tokens\":%lld,\"loss\":%.17g,\"loss_hex\":\"%a\",\"aux_loss\":%.17g,"
-            "\"mtp_loss\":null",
-            (long long)step, (long long)result->tokens, result->loss, result->loss,
-            result->aux_loss);
+    fprintf(
+        out, "{\"step\":%lld,\"tokens\":%lld,\"loss\":%.17g,\"loss_hex\":\"%a\",\"aux_loss\":%.17g",
+        (long long)step, (long long)result->tokens, result->loss, result->loss, result->aux_loss);
+    number_or_null(out, "mtp_loss", result->mtp_loss);
     number_or_null(out, "valid_loss", valid_loss);
     fprintf(out, ",\"grad_norm\":%.17g,\"lr\":%.17g,\"tokens_per_s\":%.6g", result->grad_norm,
             result->lr, rate);
@@ -199,7 +198,7 @@ enum status metrics_step(struct metrics *metrics, int64_t step, const struct ste
             "lld,\"expert_load\":[",
             result->step_ms, (long long)resident_bytes(), result->dropped_fraction,
             (long long)result->extra_rounds);
-    for (int64_t l = 0; l < layers; l++) {
+    for (int64_t l = 0; l < blocks; l++) {
         fprintf(out, "%s%.6g", l > 0 ? "," : "", load[l]);
         most = load[l] > most ? load[l] : most;
     }

@@ -22,9 +22,10 @@ enum status metrics_open(struct metrics *metrics, const char *run_dir, int64_t s
     __attribute__((warn_unused_result));
 void metrics_close(struct metrics *metrics); /* accepts a zeroed one */
 
-/* Writes one line and shows it. valid_loss NAN: not measured. load: max/mean per layer. */
+/* Writes one line and shows it. valid_loss NAN: not measured. load: max/mean per block with
+ * experts. */
 enum status metrics_step(struct metrics *metrics, int64_t step, const struct step_result *result,
-                         double valid_loss, const double *load, int64_t layers)
+                         double valid_loss, const double *load, int64_t blocks)
     __attribute__((warn_unused_result));
 /* A line of text for the terminal and log.txt. */
 void metrics_say(struct metrics *metrics, const char *format, ...)

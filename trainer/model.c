@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "kernels/base/rng.h"
-#include "kernels/rope_table.h"
 #include "trainer/block.h"
 
 static void group_layout(struct model *model)
@@ -32,29 +31,27 @@ static void group_layout(struct model *model)
 static void activation_layout(struct model *model)
 {
     struct arena *arena = &model->arena_activations;
-    const struct config *config = model->config;
-    const int64_t n = model->batch * model->sequence, head_dim = config_head_dim(config);
-    const int64_t experts = config->model.num_local_experts,
-                  query = config->model.num_attention_heads * head_dim;
-    const size_t element = dtype_bytes(model->act);
-    const size_t stream = (size_t)(n * config->model.hidden_size) * element;
-    const int64_t row = query + 2 * config->model.num_key_value_heads * head_dim;
-    block_layout(model, arena);
-    moe_scratch_layout(&model->moe, model->blocks[0].moe.plan.bound, arena);
+    const struct architecture *arch = &model->arch;
+    const int64_t n = model->batch * model->sequence,
+                  loads = architecture_moe_blocks(arch) * arch->experts;
+    const size_t stream = (size_t)(n * arch->width) * dtype_bytes(model->act);
     void **streams[] = {&model->stream, &model->delta, &model->dstream,
                         &model->dwork,  &model->dnorm, &model->final_norm};
+    block_layout(model, arena);
+    moe_scratch_layout(&model->moe, arena);
+    attention_scratch_layout(model, &model->attention, arena);
+    mlp_scratch_layout(model, &model->mlp, arena);
+    mtp_layout(model, arena);
+    balance_layout(model, &model->balance, arena);
     for (size_t i = 0; i < sizeof streams / sizeof streams[0]; i++) {
         *streams[i] = arena_alloc(arena, stream);
     }
-    model->dqkv = arena_alloc(arena, (size_t)(n * row) * element);
-    model->dattended = arena_alloc(arena, (size_t)(n * query) * element);
     model->final_rstd = arena_alloc(arena, (size_t)n * sizeof(float));
-    model->rope = arena_alloc(arena, (size_t)(model->sequence * head_dim) * sizeof(float));
-    model->aux_dprob = arena_alloc(arena, (size_t)experts * sizeof(float));
-    model->prob_sums = arena_alloc(arena, (size_t)experts * sizeof(double));
-    model->layer_prob = arena_alloc(arena, (size_t)experts * sizeof(double));
-    model->load =
-        arena_alloc(arena, (size_t)(config->model.num_hidden_layers * experts) * sizeof(int64_t));
+    model->rope = arena_alloc(arena, (size_t)(model->sequence * arch->rope_dim) * sizeof(float));
+    model->load = arena_alloc(arena, (size_t)loads * sizeof(int64_t));
+    if (arch->has_bias) {
+        model->router_bias = arena_alloc(&model->arena_params, (size_t)loads * sizeof(float));
+    }
 }
 
 static enum status reserve(struct model *model)
@@ -70,6 +67,49 @@ static enum status reserve(struct model *model)
     return STATUS_OK;
 }
 
+/* The optimizer's and the experts' view of the parameters on this rank. */
+static enum status init_groups(struct model *model, const struct mesh *mesh)
+{
+    struct comm *replicas[PARAM_GROUPS] = {(struct comm *)&mesh->dp, (struct comm *)&mesh->edp};
+    TRY(params_init(&model->params, &model->arch,
+                    model->config->optimizer.decay == CONFIG_DECAY_ALL, mesh->ep.rank,
+                    mesh->ep.size));
+    for (int g = 0; g < PARAM_GROUPS; g++) {
+        zero_init(&model->group[g].zero, replicas[g],
+                  zero_padded(model->params.elements[g], replicas[g]->size));
+    }
+    return STATUS_OK;
+}
+
+/* Dispatch plans of the blocks with experts; their bound is one number. */
+static enum status init_experts(struct model *model, const struct mesh *mesh)
+{
+    const struct architecture *arch = &model->arch;
+    const int64_t tokens = model->batch * model->sequence, blocks = architecture_blocks(arch);
+    model->moe = (struct moe){.device = model->device,
+                              .ops = model->ops,
+                              .config = model->config,
+                              .arch = arch,
+                              .act = model->act,
+                              .tokens = tokens,
+                              .sequences = model->batch,
+                              .local_experts = arch->experts / mesh->ep.size,
+                              .expert_stride = model->params.expert_stride,
+                              .down_offset = model->params.down_offset};
+    model->blocks = calloc((size_t)blocks, sizeof *model->blocks);
+    model->mtp = calloc((size_t)arch->mtp_depth + 1, sizeof *model->mtp);
+    if (model->blocks == NULL || model->mtp == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for %lld layers", (long long)blocks);
+    }
+    for (int64_t b = arch->dense_layers; b < blocks; b++) {
+        TRY(expert_plan_init(&model->blocks[b].moe.plan, (struct comm *)&mesh->ep,
+                             tokens * arch->top_k, arch->experts,
+                             model->config->router.buffer_factor));
+        model->moe.bound = model->blocks[b].moe.plan.bound;
+    }
+    return STATUS_OK;
+}
+
 enum status model_init(struct model *model, const struct config *config, const struct mesh *mesh,
                        struct device *device, int64_t batch, int64_t sequence, bool training)
 {
@@ -81,41 +121,23 @@ enum status model_init(struct model *model, const struct config *config, const s
                             .training = training,
                             .batch = batch,
                             .sequence = sequence};
-    struct comm *replicas[PARAM_GROUPS] = {(struct comm *)&mesh->dp, (struct comm *)&mesh->edp};
-    TRY(params_init(&model->params, config, mesh->ep.rank, mesh->ep.size));
-    for (int g = 0; g < PARAM_GROUPS; g++) {
-        zero_init(&model->group[g].zero, replicas[g],
-                  zero_padded(model->params.elements[g], replicas[g]->size));
-    }
-    model->moe = (struct moe){.device = device,
-                              .ops = model->ops,
-                              .config = config,
-                              .act = model->act,
-                              .tokens = batch * sequence,
-                              .local_experts = config->model.num_local_experts / mesh->ep.size,
-                              .expert_stride = model->params.expert_stride,
-                              .down_offset = model->params.down_offset};
-    model->blocks = calloc((size_t)config->model.num_hidden_layers, sizeof *model->blocks);
-    if (model->blocks == NULL) {
-        return status_fail(STATUS_RESOURCE, "out of memory for %lld layers",
-                           (long long)config->model.num_hidden_layers);
-    }
-    for (int64_t l = 0; l < config->model.num_hidden_layers; l++) {
-        TRY(expert_plan_init(&model->blocks[l].moe.plan, (struct comm *)&mesh->ep,
-                             batch * sequence * config->model.num_experts_per_tok,
-                             config->model.num_local_experts, config->router.buffer_factor));
-    }
+    architecture_init(&model->arch, config);
+    model->arch.mtp_depth = training ? model->arch.mtp_depth : 0;
+    TRY(init_groups(model, mesh));
+    TRY(init_experts(model, mesh));
     TRY(reserve(model));
-    rope_table(model->rope, sequence, config_head_dim(config), config->model.rope_theta);
+    rope_table(model->rope, sequence, model->arch.rope_dim, model->arch.rope_theta,
+               &model->arch.yarn);
     return STATUS_OK;
 }
 
 void model_free(struct model *model)
 {
-    for (int64_t l = 0; model->blocks != NULL && l < model->config->model.num_hidden_layers; l++) {
-        expert_plan_free(&model->blocks[l].moe.plan);
+    for (int64_t b = 0; model->blocks != NULL && b < architecture_blocks(&model->arch); b++) {
+        expert_plan_free(&model->blocks[b].moe.plan);
     }
     free(model->blocks);
+    free(model->mtp);
     params_free(&model->params);
     arena_free(&model->arena_params);
     arena_free(&model->arena_grads);
@@ -166,133 +188,111 @@ void model_initialize(struct model *model)
 
 void model_zero_grads(struct model *model)
 {
-    const struct config *config = model->config;
+    const int64_t loads = architecture_moe_blocks(&model->arch) * model->arch.experts;
     for (int g = 0; g < PARAM_GROUPS && model->training; g++) {
         memset(model->group[g].grads, 0, (size_t)model->group[g].zero.count * sizeof(float));
     }
-    memset(model->load, 0,
-           (size_t)(config->model.num_hidden_layers * config->model.num_local_experts) *
-               sizeof(int64_t));
+    memset(model->load, 0, (size_t)loads * sizeof(int64_t));
 }
 
 static struct tensor stream(const struct model *model, void *data, int64_t tokens)
 {
-    return tensor_2d(data, model->act, tokens, model->config->model.hidden_size);
+    return model_act(model, data, tokens, model->arch.width);
 }
 
-static struct tensor norm_weight(const struct model *model, bool grad)
+static struct tensor embedding(const struct model *model)
 {
-    const int64_t width = model->config->model.hidden_size;
-    struct tensor w = grad ? model_grad(model, PARAM_DENSE, model->params.final_norm, 1, width)
-                           : model_weight(model, PARAM_DENSE, model->params.final_norm, 1, width);
-    return tensor_1d(w.data, w.dtype, width);
+    return model_weight(model, PARAM_DENSE, model->params.embed, model->arch.vocab,
+                        model->arch.width);
 }
 
-static void forward(struct model *model, struct block_call *call, uint64_t jitter_key)
+static struct tensor head(const struct model *model)
 {
-    const struct config *config = model->config;
-    const int64_t n = call->count * call->sequence, experts = config->model.num_local_experts;
-    struct tensor x = stream(model, model->stream, n), delta = {0};
+    return model_weight(model, PARAM_DENSE, model->params.head, model->arch.vocab,
+                        model->arch.width);
+}
+
+void model_count_block(struct model *model, int64_t block, int64_t tokens)
+{
+    const struct moe_state *state = &model->blocks[block].moe;
+    const int64_t experts = model->arch.experts, rows = tokens / state->row_tokens;
+    int64_t *load = model->load + (block - model->arch.dense_layers) * experts;
+    model->result.dropped += state->dropped;
+    model->result.slots += tokens * model->arch.top_k;
+    model->result.extra_rounds += state->plan.rounds - 1;
+    for (int64_t i = 0; i < rows * experts; i++) {
+        load[i % experts] += state->counts.routed[i];
+    }
+}
+
+static void forward(struct model *model, const struct block_call *call)
+{
+    const int64_t n = call->count * call->sequence;
+    struct tensor x = stream(model, model->blocks[0].input, n), delta = {0};
     assert(n <= model->moe.tokens && call->sequence <= model->sequence);
     model->result = (struct model_result){0};
-    model->ops->embedding_forward(model->device, x, call->batch->ids,
-                                  model_weight(model, PARAM_DENSE, model->params.embed,
-                                               config->model.vocab_size,
-                                               config->model.hidden_size));
-    for (int64_t l = 0; l < config->model.num_hidden_layers; l++) {
-        struct block_state *state = &model->blocks[l];
-        if (l == 0) { /* the stream is stored where backward looks for it */
-            memcpy(state->input, x.data, tensor_bytes(&x));
-            x = stream(model, state->input, n);
-        }
-        call->jitter_key = jitter_key + (uint64_t)l;
+    model->ops->embedding_forward(model->device, x, call->batch->ids, embedding(model));
+    for (int64_t l = 0; l < model->arch.layers; l++) {
         block_forward(model, l, call, x, delta);
-        x = stream(model, state->middle, n);
+        x = stream(model, model->blocks[l].middle, n);
         delta = stream(model, model->delta, n);
-        model->result.dropped += state->moe.dropped;
-        model->result.slots += n * config->model.num_experts_per_tok;
-        model->result.extra_rounds += state->moe.plan.rounds - 1;
-        for (int64_t e = 0; e < experts; e++) {
-            model->load[l * experts + e] += state->moe.count[e];
+        if (l >= model->arch.dense_layers) {
+            model_count_block(model, l, n);
         }
     }
     model->ops->norm_forward(model->device, stream(model, model->final_norm, n),
                              stream(model, model->stream, n), model->final_rstd, x, delta,
-                             norm_weight(model, false), (float)config->model.rms_norm_eps);
+                             model_vector(model, model->params.final_norm, model->arch.width),
+                             model->arch.norm_eps);
 }
 
-static void backward(struct model *model, struct block_call *call, const struct model_scale *scale)
+float model_z_scale(const struct model *model, int64_t tokens, const struct model_scale *scale)
 {
-    const struct config *config = model->config;
-    const int64_t n = call->count * call->sequence;
+    return (float)(model->arch.balance.z * scale->unit / (double)tokens);
+}
+
+static void backward(struct model *model, const struct block_call *call,
+                     const struct model_scale *scale)
+{
+    const int64_t n = call->count * call->sequence, width = model->arch.width;
     struct tensor dstream = stream(model, model->dstream, n);
-    const float z_scale = (float)(config->router.z_loss_coef * scale->unit / (double)n);
     memset(model->dstream, 0, tensor_bytes(&dstream));
-    model->ops->norm_backward(model->device, dstream, norm_weight(model, true),
-                              stream(model, model->dwork, n), stream(model, model->stream, n),
-                              model->final_rstd, norm_weight(model, false));
-    for (int64_t l = config->model.num_hidden_layers - 1; l >= 0; l--) {
-        call->jitter_key = scale->jitter_key + (uint64_t)l;
-        block_backward(model, l, call, z_scale);
+    model->ops->norm_backward(
+        model->device, dstream, model_vector_grad(model, model->params.final_norm, width),
+        stream(model, model->dwork, n), stream(model, model->stream, n), model->final_rstd,
+        model_vector(model, model->params.final_norm, width));
+    for (int64_t l = model->arch.layers - 1; l >= 0; l--) {
+        block_backward(model, l, call, model_z_scale(model, n, scale));
     }
-    model->ops->embedding_backward(model->device,
-                                   model_grad(model, PARAM_DENSE, model->params.embed,
-                                              config->model.vocab_size, config->model.hidden_size),
-                                   call->batch->ids, dstream);
-}
-
-/* Mixtral's load-balancing loss over all layers at once (models of Switch/Mixtral: E sum_e f_e P_e,
- * f from counts), plus z-loss. Leaves d loss / d prob, times `unit`, in aux_dprob. Statistics are
- * of this micro-batch. */
-static void balance(struct model *model, int64_t tokens, double unit)
-{
-    const struct config *config = model->config;
-    const int64_t experts = config->model.num_local_experts,
-                  layers = config->model.num_hidden_layers;
-    const double rows = (double)(layers * tokens), coef = config_batch_loss_coef(config);
-    double loss = 0, z = 0;
-    memset(model->prob_sums, 0, (size_t)experts * sizeof(double));
-    for (int64_t l = 0; l < layers; l++) {
-        const struct moe_state *state = &model->blocks[l].moe;
-        model->ops->column_sums(model->device, model->layer_prob, state->prob, tokens, experts);
-        z += model->ops->sum_squares(model->device, state->lse, tokens);
-        for (int64_t e = 0; e < experts; e++) {
-            model->prob_sums[e] += model->layer_prob[e];
-        }
-    }
-    for (int64_t e = 0; e < experts; e++) {
-        int64_t count = 0;
-        for (int64_t l = 0; l < layers; l++) {
-            count += model->blocks[l].moe.count[e];
-        }
-        const double fraction = (double)count / rows;
-        loss += (double)experts * fraction * model->prob_sums[e] / rows;
-        model->aux_dprob[e] = (float)(coef * (double)experts * fraction / rows * unit);
-    }
-    model->result.aux_loss = coef * loss + config->router.z_loss_coef * z / (double)tokens;
+    model->ops->embedding_backward(
+        model->device,
+        model_grad(model, PARAM_DENSE, model->params.embed, model->arch.vocab, width),
+        call->batch->ids, dstream);
 }
 
 void model_run(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
                const struct model_scale *scale)
 {
-    const struct config *config = model->config;
-    const int64_t n = count * sequence, vocab = config->model.vocab_size,
-                  width = config->model.hidden_size;
-    struct block_call call = {
-        .batch = batch, .count = count, .sequence = sequence, .training = scale != NULL};
+    const int64_t n = count * sequence, width = model->arch.width;
+    const struct block_call call = {.batch = batch,
+                                    .count = count,
+                                    .sequence = sequence,
+                                    .training = scale != NULL,
+                                    .jitter_key = scale != NULL ? scale->jitter_key : 0};
     struct tensor dx = {0}, dw = {0};
-    forward(model, &call, scale != NULL ? scale->jitter_key : 0);
+    forward(model, &call);
     if (scale != NULL) {
         assert(model->training);
         dx = stream(model, model->dwork, n);
-        dw = model_grad(model, PARAM_DENSE, model->params.head, vocab, width);
-        balance(model, n, scale->unit);
+        dw = model_grad(model, PARAM_DENSE, model->params.head, model->arch.vocab, width);
     }
     model->result.loss_sum = model->ops->cross_entropy(
-        model->device, dx, dw, stream(model, model->final_norm, n),
-        model_weight(model, PARAM_DENSE, model->params.head, vocab, width), batch->labels,
+        model->device, dx, dw, stream(model, model->final_norm, n), head(model), batch->labels,
         scale != NULL ? (float)scale->loss : 0.0F);
     if (scale != NULL) {
+        model->result.mtp_loss_sum = mtp_forward(model, batch, count, sequence, scale);
+        model->result.aux_loss = balance_losses(model, count, sequence, scale->unit);
+        mtp_backward(model, count, sequence, scale);
         backward(model, &call, scale);
     }
 }
@@ -300,34 +300,15 @@ void model_run(struct model *model, const struct batch *batch, int64_t count, in
 void model_logits(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
                   int64_t token, float *logits)
 {
-    const int64_t vocab = model->config->model.vocab_size, width = model->config->model.hidden_size;
-    struct block_call call = {.batch = batch, .count = count, .sequence = sequence};
-    forward(model, &call, 0);
+    const struct block_call call = {.batch = batch, .count = count, .sequence = sequence};
+    forward(model, &call);
     struct tensor normed = stream(model, model->final_norm, count * sequence);
-    model->ops->linear_forward(
-        model->device, tensor_2d(logits, DTYPE_F32, 1, vocab), tensor_rows(&normed, token, 1),
-        model_weight(model, PARAM_DENSE, model->params.head, vocab, width), false);
+    model->ops->linear_forward(model->device, tensor_2d(logits, DTYPE_F32, 1, model->arch.vocab),
+                               tensor_rows(&normed, token, 1), head(model), false);
 }
 
 size_t model_bytes(const struct model *model)
 {
     return model->arena_params.capacity + model->arena_grads.capacity +
            model->arena_optimizer.capacity + model->arena_activations.capacity;
-}
-
-double model_flops_per_token(const struct config *config)
-{
-    const double width = (double)config->model.hidden_size,
-                 head_dim = (double)config_head_dim(config);
-    const double heads = (double)config->model.num_attention_heads,
-                 kv = (double)config->model.num_key_value_heads;
-    const double projections = (2 * heads + 2 * kv) * head_dim * width;
-    const double experts = (double)config->model.num_experts_per_tok * 3 *
-                               (double)config->model.intermediate_size * width +
-                           (double)config->model.num_local_experts * width;
-    const double attention =
-        heads * head_dim * (double)config->train.sequence_length; /* causal: half of 2T */
-    const double layers = (double)config->model.num_hidden_layers;
-    return 6 * (layers * (projections + experts + attention) +
-                (double)config->model.vocab_size * width);
 }

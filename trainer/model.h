@@ -1,8 +1,9 @@
 /* model: parameters, activations, forward and backward of one micro-batch.
  *
- * Mixtral (Jiang et al. 2024): pre-norm blocks of grouped-query attention and a mixture of SwiGLU
- * experts. Memory is five arenas, measured and then reserved; a step allocates nothing. N =
- * micro_batch * sequence_length tokens.
+ * Mixtral (Jiang et al. 2024), DeepSeek-V2 (Liu et al. 2024), DeepSeek-V3 (2024): pre-norm blocks
+ * of attention and SwiGLU experts; what differs is in struct architecture. Memory is arenas by
+ * lifetime, measured and then reserved; a step allocates nothing. N = micro_batch * sequence_length
+ * tokens.
  */
 #ifndef TRAINER_MODEL_H
 #define TRAINER_MODEL_H
@@ -12,8 +13,12 @@
 #include "kernels/device.h"
 #include "parallel/mesh.h"
 #include "parallel/zero.h"
+#include "trainer/attention.h"
+#include "trainer/balance.h"
 #include "trainer/config.h"
+#include "trainer/mlp.h"
 #include "trainer/moe.h"
+#include "trainer/mtp.h"
 #include "trainer/params.h"
 
 /* One flat group of parameters on this rank. */
@@ -28,16 +33,19 @@ struct model_group {
 
 /* What forward of one block leaves for its backward. */
 struct block_state {
-    void *input;                  /* [N,C] act: residual stream entering the block */
-    void *norm1, *qkv, *attended; /* [N,C], [N,(H+2G)D], [N,HD] act */
-    void *middle, *norm2;         /* [N,C] act: residual stream after attention, and its norm */
-    float *rstd1, *rstd2, *lse;   /* [N], [N], [B,H,T] */
-    struct moe_state moe;
+    void *input;          /* [N,C] act: residual stream entering the block */
+    void *norm1;          /* [N,C] act */
+    void *middle, *norm2; /* [N,C] act: residual stream after attention, and its norm */
+    float *rstd1, *rstd2; /* [N] */
+    struct attention_state attention;
+    struct mlp_state mlp; /* of a dense layer, or of the shared experts */
+    struct moe_state moe; /* where the block has experts */
 };
 
 /* Sums over the micro-batch just done. */
 struct model_result {
     double loss_sum;        /* of -log p over counted labels */
+    double mtp_loss_sum;    /* the same of all modules of multi-token prediction */
     double aux_loss;        /* weighted balance and z-loss terms of this micro-batch */
     int64_t dropped, slots; /* expert slots dropped / all, summed over layers */
     int64_t extra_rounds;   /* dispatch rounds beyond the first, summed over layers */
@@ -48,23 +56,28 @@ struct model {
     const struct mesh *mesh;     /* borrowed */
     struct device *device;       /* borrowed */
     const struct ops *ops;       /* borrowed */
+    struct architecture arch;    /* without training: no multi-token prediction */
     enum dtype act;
     bool training; /* has gradients and optimizer state */
     struct params params;
     struct model_group group[PARAM_GROUPS];
     struct arena arena_params, arena_grads, arena_optimizer, arena_activations;
-    int64_t batch, sequence;        /* of the largest micro-batch */
-    struct block_state *blocks;     /* [layers] owned */
-    void *stream, *delta;           /* [N,C] act: end of the stream; output of the last MoE */
-    void *dstream, *dwork, *dnorm;  /* [N,C] act */
-    void *dqkv, *dattended;         /* [N,(H+2G)D], [N,HD] act */
-    void *final_norm;               /* [N,C] act */
-    float *final_rstd;              /* [N] */
-    float *rope;                    /* [T, D] */
-    float *aux_dprob;               /* [E] */
-    double *prob_sums, *layer_prob; /* [E] */
-    int64_t
-        *load; /* [layers, E] tokens per expert, summed over micro-batches since model_zero_grads */
+    int64_t batch, sequence;       /* of the largest micro-batch */
+    struct block_state *blocks;    /* [blocks] owned */
+    struct block_state shared;     /* buffers that all blocks share (layout.h) */
+    struct mtp_state *mtp;         /* [mtp_depth] owned */
+    void *stream, *delta;          /* [N,C] act: end of the stream; output of the last block */
+    void *dstream, *dwork, *dnorm; /* [N,C] act */
+    void *final_norm;              /* [N,C] act */
+    float *final_rstd;             /* [N] */
+    float *rope;                   /* [T, rope_dim] */
+    float *router_bias;            /* [moe blocks, E] e_score_correction_bias; NULL: none */
+    struct balance balance;
+    struct attention_scratch attention;
+    struct mlp_scratch mlp;
+    struct mtp_scratch mtp_scratch;
+    int64_t *load; /* [moe blocks, E] tokens per expert, summed over micro-batches since
+                      model_zero_grads */
     struct moe moe;
     struct model_result result;
 };
@@ -87,6 +100,7 @@ void model_zero_grads(struct model *model);
 struct model_scale {
     double loss;         /* 1 / counted labels of the global batch */
     double unit;         /* 1 / micro-batches of the global batch */
+    double mtp_weight;   /* of multi-token prediction */
     uint64_t jitter_key; /* router jitter: differs per step and micro-batch */
 };
 
@@ -98,10 +112,12 @@ void model_run(struct model *model, const struct batch *batch, int64_t count, in
 void model_logits(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
                   int64_t token, float *logits);
 
+/* Factor of lse^2 in the objective, for a block that routes `tokens` tokens. */
+float model_z_scale(const struct model *model, int64_t tokens, const struct model_scale *scale);
+/* Adds what a block with experts just routed to the result and to model->load. */
+void model_count_block(struct model *model, int64_t block, int64_t tokens);
+
 /* Bytes reserved. */
 size_t model_bytes(const struct model *model);
-/* FLOPs of training on one token of a sequence of this length (forward + backward, matmuls and
- * attention). */
-double model_flops_per_token(const struct config *config);
 
 #endif

@@ -4,92 +4,117 @@
 #include <math.h>
 #include <string.h>
 
-static struct router_shape router_shape(const struct moe *moe, int64_t tokens)
+struct router_shape moe_router_shape(const struct moe *moe, int64_t tokens, int64_t sequence)
 {
+    const struct architecture *arch = moe->arch;
     return (struct router_shape){.tokens = tokens,
-                                 .experts = moe->config->model.num_local_experts,
-                                 .top_k = moe->config->model.num_experts_per_tok,
-                                 .normalize = true};
+                                 .experts = arch->experts,
+                                 .top_k = arch->top_k,
+                                 .row_tokens = sequence,
+                                 .sigmoid = arch->sigmoid,
+                                 .groups = arch->groups,
+                                 .top_groups = arch->top_groups,
+                                 .normalize = arch->normalize,
+                                 .scale = arch->scale,
+                                 .loss_groups = arch->loss_groups};
+}
+
+static void router_layout(struct moe_state *state, const struct moe *moe,
+                          const struct moe_state *lender, const struct layout *layout)
+{
+    const struct architecture *arch = moe->arch;
+    const size_t n = (size_t)moe->tokens, slots = n * (size_t)arch->top_k,
+                 cells = n * (size_t)arch->experts;
+    const size_t rows = (size_t)moe->sequences * sizeof(int64_t);
+    const enum memory_class kind = MEMORY_ROUTER;
+    state->expert = layout_buffer(layout, kind, lender->expert, slots * sizeof(int32_t));
+    state->routed = layout_buffer(layout, kind, lender->routed, slots * sizeof(int32_t));
+    state->weight = layout_buffer(layout, kind, lender->weight, slots * sizeof(float));
+    state->score = layout_buffer(layout, kind, lender->score, cells * sizeof(float));
+    state->logits = layout_buffer(layout, kind, lender->logits, cells * sizeof(float));
+    if (arch->balance.z > 0) {
+        state->lse = layout_buffer(layout, kind, lender->lse, n * sizeof(float));
+    }
+    state->counts.routed =
+        layout_buffer(layout, kind, lender->counts.routed, rows * (size_t)arch->experts);
+    if (arch->balance.sequence > 0 && arch->balance.score_counts) {
+        state->counts.scored =
+            layout_buffer(layout, kind, lender->counts.scored, rows * (size_t)arch->experts);
+    }
+    if (arch->balance.communication > 0) {
+        state->counts.group =
+            layout_buffer(layout, kind, lender->counts.group, rows * (size_t)arch->loss_groups);
+    }
 }
 
 void moe_state_layout(struct moe_state *state, const struct moe *moe,
-                      const struct moe_state *lender, const struct moe_state *gate_up,
-                      struct arena *arena)
+                      const struct moe_state *lender, const struct layout *layout)
 {
-    const int64_t n = moe->tokens, width = moe->config->model.hidden_size;
-    const int64_t top_k = moe->config->model.num_experts_per_tok,
-                  experts = moe->config->model.num_local_experts;
-    const size_t slots = (size_t)(n * top_k), act = dtype_bytes(moe->act),
-                 rows = (size_t)state->plan.bound;
-    state->expert = arena_alloc(arena, slots * sizeof(int32_t));
-    state->routed = arena_alloc(arena, slots * sizeof(int32_t));
-    state->weight = arena_alloc(arena, slots * sizeof(float));
-    state->prob = arena_alloc(arena, (size_t)(n * experts) * sizeof(float));
-    state->lse = arena_alloc(arena, (size_t)n * sizeof(float));
-    state->count = arena_alloc(arena, (size_t)experts * sizeof(int64_t));
-    if (lender != NULL) {
-        state->input = lender->input;
-        state->output = lender->output;
-        state->gate_up = lender->gate_up;
-        return;
-    }
-    state->input = arena_alloc(arena, rows * (size_t)width * act);
-    state->output = arena_alloc(arena, slots * (size_t)width * act);
-    state->gate_up =
-        gate_up != NULL
-            ? gate_up->gate_up
-            : arena_alloc(arena, rows * 2 * (size_t)moe->config->model.intermediate_size * act);
+    const struct architecture *arch = moe->arch;
+    const size_t act = dtype_bytes(moe->act), row = (size_t)arch->width * act,
+                 slots = (size_t)(moe->tokens * arch->top_k), received = (size_t)moe->bound;
+    router_layout(state, moe, lender, layout);
+    state->input = layout_buffer(layout, MEMORY_REST, lender->input, received * row);
+    state->output = layout_buffer(layout, MEMORY_REST, lender->output, slots * row);
+    state->gate_up = layout_buffer(layout, MEMORY_INNER, lender->gate_up,
+                                   received * 2 * (size_t)arch->expert_width * act);
 }
 
-void moe_scratch_layout(struct moe *moe, int64_t bound, struct arena *arena)
+void moe_scratch_layout(struct moe *moe, struct arena *arena)
 {
-    const int64_t n = moe->tokens, width = moe->config->model.hidden_size;
-    const int64_t slots = n * moe->config->model.num_experts_per_tok;
-    const size_t act = dtype_bytes(moe->act), row = (size_t)width * act;
-    const size_t inner = (size_t)(bound * moe->config->model.intermediate_size) * act;
+    const struct architecture *arch = moe->arch;
+    const size_t act = dtype_bytes(moe->act), row = (size_t)arch->width * act,
+                 slots = (size_t)(moe->tokens * arch->top_k), received = (size_t)moe->bound;
+    const size_t inner = received * (size_t)arch->expert_width * act;
     struct moe_scratch *scratch = &moe->scratch;
-    scratch->logits =
-        arena_alloc(arena, (size_t)(n * moe->config->model.num_local_experts) * sizeof(float));
-    scratch->dweight = arena_alloc(arena, (size_t)slots * sizeof(float));
-    scratch->token = arena_alloc(arena, (size_t)slots * sizeof(int32_t));
-    scratch->send = arena_alloc(arena, (size_t)slots * row);
-    scratch->rows = arena_alloc(arena, (size_t)bound * row);
+    scratch->dlogits = arena_alloc(arena, (size_t)(moe->tokens * arch->experts) * sizeof(float));
+    scratch->dweight = arena_alloc(arena, slots * sizeof(float));
+    scratch->token = arena_alloc(arena, slots * sizeof(int32_t));
+    scratch->send = arena_alloc(arena, slots * row);
+    scratch->rows = arena_alloc(arena, received * row);
     scratch->hidden = arena_alloc(arena, inner);
     scratch->dhidden = arena_alloc(arena, inner);
-    scratch->buffer = arena_alloc(arena, (size_t)(bound + slots) * row);
+    scratch->buffer = arena_alloc(arena, (received + slots) * row);
 }
 
 /* bench: every expert gets the same number of slots, with equal weights. */
 static void force_balance(struct moe_state *state, struct router_shape shape)
 {
-    memset(state->count, 0, (size_t)shape.experts * sizeof *state->count);
+    memset(state->counts.routed, 0,
+           (size_t)(shape.tokens / shape.row_tokens * shape.experts) * sizeof(int64_t));
     for (int64_t slot = 0; slot < shape.tokens * shape.top_k; slot++) {
+        const int64_t row = slot / shape.top_k / shape.row_tokens;
         state->expert[slot] = (int32_t)(slot % shape.experts);
         state->weight[slot] = 1.0F / (float)shape.top_k;
-        state->count[slot % shape.experts]++;
+        state->counts.routed[row * shape.experts + slot % shape.experts]++;
     }
 }
 
-static void route(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                  struct tensor x, bool training)
+/* Slots beyond the capacity of an expert, or of V2's group of experts, are dropped. */
+static int64_t drop(const struct moe *moe, struct moe_state *state, struct router_shape shape)
 {
-    const struct router_shape shape = router_shape(moe, x.dim[0]);
-    const int64_t slots = shape.tokens * shape.top_k;
-    struct tensor logits = tensor_2d(moe->scratch.logits, DTYPE_F32, shape.tokens, shape.experts);
+    const int64_t slots = shape.tokens * shape.top_k, groups = moe->arch->capacity_groups;
+    const double fair = (double)slots / (double)groups;
+    return expert_drop(state->routed, state->weight, shape.tokens, shape.top_k, shape.experts,
+                       groups, (int64_t)ceil(moe->config->router.capacity_factor * fair));
+}
+
+static void route(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                  struct tensor x, int64_t sequence, bool training)
+{
+    const struct router_shape shape = moe_router_shape(moe, x.dim[0], sequence);
+    const size_t slots = (size_t)(shape.tokens * shape.top_k);
+    struct tensor logits = tensor_2d(state->logits, DTYPE_F32, shape.tokens, shape.experts);
+    state->row_tokens = sequence;
     moe->ops->router_logits(moe->device, logits, x, weights->gate);
-    moe->ops->router_forward(moe->device, state->expert, state->weight, state->prob, state->lse,
-                             state->count, moe->scratch.logits, shape);
+    moe->ops->router_forward(moe->device, state->expert, state->weight, state->score, state->lse,
+                             state->counts, state->logits, weights->bias, shape);
     if (moe->config->router.force_balanced) {
         force_balance(state, shape);
     }
-    memcpy(state->routed, state->expert, (size_t)slots * sizeof *state->routed);
-    state->dropped = 0;
-    if (training && moe->config->router.capacity_factor > 0) {
-        const double fair = (double)slots / (double)shape.experts;
-        state->dropped =
-            expert_drop(state->routed, state->weight, shape.tokens, shape.top_k, shape.experts,
-                        (int64_t)ceil(moe->config->router.capacity_factor * fair));
-    }
+    memcpy(state->routed, state->expert, slots * sizeof *state->routed);
+    state->dropped =
+        training && moe->config->router.capacity_factor > 0 ? drop(moe, state, shape) : 0;
     expert_plan_make(&state->plan, state->routed, shape.tokens, shape.top_k);
 }
 
@@ -97,7 +122,7 @@ static void route(struct moe *moe, struct moe_state *state, const struct moe_wei
 static void gather_sent(struct moe *moe, const struct moe_state *state, struct tensor sent,
                         struct tensor x)
 {
-    const int64_t top_k = moe->config->model.num_experts_per_tok;
+    const int64_t top_k = moe->arch->top_k;
     for (int64_t i = 0; i < state->plan.sent; i++) {
         moe->scratch.token[i] = (int32_t)(state->plan.send_slot[i] / top_k);
     }
@@ -119,8 +144,7 @@ static bool alone(const struct moe_state *state)
 static void experts_up(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
                        struct tensor sent, int64_t round)
 {
-    const int64_t width = moe->config->model.hidden_size,
-                  inner = moe->config->model.intermediate_size;
+    const int64_t width = moe->arch->width, inner = moe->arch->expert_width;
     expert_plan_round(&state->plan, round);
     struct tensor input = act_rows(moe, state->input, state->plan.received, width);
     if (!alone(state)) {
@@ -134,7 +158,7 @@ static void experts_up(struct moe *moe, struct moe_state *state, const struct mo
 static void experts_down(struct moe *moe, struct moe_state *state,
                          const struct moe_weights *weights, struct tensor output)
 {
-    const int64_t inner = moe->config->model.intermediate_size, received = state->plan.received;
+    const int64_t inner = moe->arch->expert_width, received = state->plan.received;
     struct tensor hidden = act_rows(moe, moe->scratch.hidden, received, inner);
     moe->ops->swiglu_forward(moe->device, hidden,
                              act_rows(moe, state->gate_up, received, 2 * inner));
@@ -149,9 +173,9 @@ static void experts_down(struct moe *moe, struct moe_state *state,
 }
 
 void moe_forward(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                 struct tensor y, struct tensor x, bool training)
+                 struct tensor y, struct tensor x, int64_t sequence, bool training)
 {
-    route(moe, state, weights, x, training);
+    route(moe, state, weights, x, sequence, training);
     const int64_t sent_rows = state->plan.sent, width = x.dim[1];
     struct tensor sent =
         act_rows(moe, alone(state) ? state->input : moe->scratch.send, sent_rows, width);
@@ -162,7 +186,7 @@ void moe_forward(struct moe *moe, struct moe_state *state, const struct moe_weig
         experts_down(moe, state, weights, output);
     }
     moe->ops->combine_rows(moe->device, y, output, state->plan.slot_row, state->weight,
-                           moe->config->model.num_experts_per_tok);
+                           moe->arch->top_k);
 }
 
 /* One round: dsent (gradients of outputs, send order) becomes gradients of inputs, in place. */
@@ -171,7 +195,7 @@ static void experts_backward(struct moe *moe, struct moe_state *state,
                              struct tensor dsent)
 {
     const struct ops *ops = moe->ops;
-    const int64_t width = dsent.dim[1], inner = moe->config->model.intermediate_size;
+    const int64_t width = dsent.dim[1], inner = moe->arch->expert_width;
     const int64_t rows = state->plan.received, local = moe->local_experts,
                   stride = moe->expert_stride;
     const int64_t *offset = state->plan.offset;
@@ -211,8 +235,8 @@ static void restore_round(struct moe *moe, struct moe_state *state,
         experts_up(moe, state, weights, sent, round);
     } else if (moe->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
         struct tensor input = act_rows(moe, state->input, state->plan.received, width);
-        struct tensor gate_up = act_rows(moe, state->gate_up, state->plan.received,
-                                         2 * moe->config->model.intermediate_size);
+        struct tensor gate_up =
+            act_rows(moe, state->gate_up, state->plan.received, 2 * moe->arch->expert_width);
         moe->ops->grouped_forward(moe->device, gate_up, input, weights->experts, moe->expert_stride,
                                   state->plan.offset, moe->local_experts);
     }
@@ -220,10 +244,10 @@ static void restore_round(struct moe *moe, struct moe_state *state,
 
 void moe_backward(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
                   const struct moe_weights *grads, struct tensor dx, struct tensor dy,
-                  struct tensor x, const float *aux_dprob, float z_scale)
+                  struct tensor x, int64_t sequence, const float *aux, float z_scale)
 {
     const struct ops *ops = moe->ops;
-    const struct router_shape shape = router_shape(moe, x.dim[0]);
+    const struct router_shape shape = moe_router_shape(moe, x.dim[0], sequence);
     struct tensor dsent = act_rows(moe, moe->scratch.send, state->plan.sent, x.dim[1]);
     ops->combine_rows_backward(moe->device, dsent, moe->scratch.dweight, dy,
                                act_rows(moe, state->output, state->plan.sent, x.dim[1]),
@@ -233,8 +257,9 @@ void moe_backward(struct moe *moe, struct moe_state *state, const struct moe_wei
         experts_backward(moe, state, weights, grads, dsent);
     }
     ops->combine_rows(moe->device, dx, dsent, state->plan.slot_row, NULL, shape.top_k);
-    ops->router_backward(moe->device, moe->scratch.logits, moe->scratch.dweight, state->expert,
-                         state->weight, state->prob, state->lse, aux_dprob, z_scale, shape);
-    struct tensor dlogits = tensor_2d(moe->scratch.logits, DTYPE_F32, shape.tokens, shape.experts);
+    ops->router_backward(moe->device, moe->scratch.dlogits, moe->scratch.dweight, state->expert,
+                         state->weight, state->score, state->logits, state->lse, aux, z_scale,
+                         shape);
+    struct tensor dlogits = tensor_2d(moe->scratch.dlogits, DTYPE_F32, shape.tokens, shape.experts);
     ops->router_logits_backward(moe->device, dx, grads->gate, dlogits, x, weights->gate);
 }

@@ -9,6 +9,7 @@
 #include "checkpoints/checkpoint.h"
 #include "kernels/base/io.h"
 #include "parallel/cores.h"
+#include "trainer/architecture.h"
 
 enum { MAX_CORES = 1024, MAX_PATH = 4096 };
 
@@ -89,10 +90,12 @@ enum status session_open(struct session *session, enum session_use use, const ch
         fit_layout(session, overrides, count);
     }
     TRY(comm_agree(&session->world, open_device(session), NULL));
-    return comm_agree(&session->world,
-                      mesh_init(&session->mesh, &session->world, (int)session->config.parallel.ep,
-                                session->config.model.num_local_experts),
-                      NULL);
+    struct architecture arch;
+    architecture_init(&arch, &session->config);
+    return comm_agree(
+        &session->world,
+        mesh_init(&session->mesh, &session->world, (int)session->config.parallel.ep, arch.experts),
+        NULL);
 }
 
 enum status session_close(struct session *session, enum status status)

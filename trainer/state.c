@@ -24,7 +24,8 @@ struct slices {
 
 static enum status slices_init(struct slices *slices, const struct model *model)
 {
-    const size_t most = (size_t)model->params.count * KINDS;
+    const int64_t biases = architecture_moe_blocks(&model->arch);
+    const size_t most = (size_t)(model->params.count * KINDS + biases);
     *slices = (struct slices){.slice = calloc(most, sizeof *slices->slice),
                               .name = calloc(most, NAME_BYTES)};
     return slices->slice != NULL && slices->name != NULL
@@ -85,6 +86,23 @@ static void add_kind(struct slices *slices, const struct model *model, enum kind
     }
 }
 
+/* The selection biases of the routers, whole: every rank has them. */
+static void add_biases(struct slices *slices, const struct model *model)
+{
+    const struct architecture *arch = &model->arch;
+    for (int64_t m = 0; m < architecture_moe_blocks(arch) && arch->has_bias; m++) {
+        struct checkpoint_slice *slice = &slices->slice[slices->count];
+        char *name = slices->name[slices->count++];
+        params_bias_name(name, NAME_BYTES, m + arch->dense_layers);
+        *slice = (struct checkpoint_slice){.name = name,
+                                           .dtype = DTYPE_F32,
+                                           .ndim = 1,
+                                           .shape = {arch->experts, 1, 1, 1},
+                                           .count = arch->experts,
+                                           .data = model->router_bias + m * arch->experts};
+    }
+}
+
 static char *state_text(const struct model *model, const struct progress_state *at)
 {
     char *config = NULL;
@@ -112,6 +130,9 @@ enum status state_save(const struct model *model, const char *root, const struct
     TRY(comm_agree(model->mesh->world, slices_init(&slices, model), NULL));
     char *text = state_text(model, at);
     add_kind(&slices, model, KIND_WEIGHT, "");
+    if (model->mesh->world->rank == 0) {
+        add_biases(&slices, model);
+    }
     if (model->act != DTYPE_F32) {
         add_kind(&slices, model, KIND_MASTER, prefix[KIND_MASTER]);
     }
@@ -144,6 +165,7 @@ enum status state_load_weights(struct model *model, const char *path)
     struct slices slices = {0};
     TRY(comm_agree(world, slices_init(&slices, model), NULL));
     add_kind(&slices, model, KIND_MASTER, "");
+    add_biases(&slices, model);
     const enum status status = comm_agree(world, load_masters(&slices, path), NULL);
     slices_free(&slices);
     if (status == STATUS_OK) {

@@ -10,6 +10,9 @@
 #include "trainer/optimizer.h"
 #include "trainer/schedule.h"
 
+/* What is summed over the units of a step. */
+enum { UNIT_LOSS, UNIT_AUX, UNIT_MTP, UNIT_VALUES };
+
 double step_clock(void)
 {
     struct timespec now;
@@ -42,14 +45,17 @@ enum status stepper_init(struct stepper *stepper, struct model *model, const str
     const struct config *config = model->config;
     const int64_t micro = config->train.micro_batch, global = config->train.global_batch;
     const int64_t ranks = model->mesh->dp.size, tokens = micro * config->train.sequence_length;
-    *stepper = (struct stepper){.model = model, .loader = loader, .units = global / micro};
+    *stepper = (struct stepper){.model = model,
+                                .loader = loader,
+                                .units = global / micro,
+                                .moe_blocks = architecture_moe_blocks(&model->arch)};
     TRY(stepper_check(config, ranks));
     stepper->own = stepper->units / ranks;
     stepper->batches = calloc((size_t)stepper->own, sizeof *stepper->batches);
     stepper->storage = calloc((size_t)(stepper->own * 4 * tokens), sizeof *stepper->storage);
-    stepper->unit_values = calloc((size_t)stepper->units * 2, sizeof *stepper->unit_values);
-    stepper->expert_load =
-        calloc((size_t)config->model.num_hidden_layers, sizeof *stepper->expert_load);
+    stepper->unit_values =
+        calloc((size_t)stepper->units * UNIT_VALUES, sizeof *stepper->unit_values);
+    stepper->expert_load = calloc((size_t)stepper->moe_blocks, sizeof *stepper->expert_load);
     if (stepper->batches == NULL || stepper->storage == NULL || stepper->unit_values == NULL ||
         stepper->expert_load == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for %lld sequences a step",
@@ -86,36 +92,49 @@ static int64_t load_batches(struct stepper *stepper, int64_t position)
 }
 
 /* Everything that is summed over units is added in unit order, so that layouts agree bit for bit.
- * values[own, 2]: loss sum and balance loss of this rank's units. */
-static void sum_units(struct stepper *stepper, double *values, double *loss, double *aux)
+ * values[own, UNIT_VALUES] of this rank's units; sums[UNIT_VALUES] of all. */
+static void sum_units(struct stepper *stepper, const double *values, double *sums)
 {
     struct comm *dp = (struct comm *)&stepper->model->mesh->dp;
     double *all = stepper->unit_values;
-    comm_all_gather(dp, all, values, (size_t)stepper->own * 2 * sizeof *values);
-    *loss = *aux = 0;
+    comm_all_gather(dp, all, values, (size_t)stepper->own * UNIT_VALUES * sizeof *values);
+    memset(sums, 0, UNIT_VALUES * sizeof *sums);
     for (int64_t unit = 0; unit < stepper->units; unit++) {
         const int64_t at = (unit % dp->size) * stepper->own + unit / dp->size;
-        *loss += all[2 * at];
-        *aux += all[2 * at + 1];
+        for (int i = 0; i < UNIT_VALUES; i++) {
+            sums[i] += all[at * UNIT_VALUES + i];
+        }
     }
 }
 
+/* Tokens per expert of the whole global batch, in integers, and how uneven they are. */
 static void expert_load(struct stepper *stepper)
 {
     struct model *model = stepper->model;
-    const int64_t layers = model->config->model.num_hidden_layers,
-                  experts = model->config->model.num_local_experts;
-    comm_all_reduce((struct comm *)&model->mesh->dp, model->load, layers * experts, DTYPE_I64,
-                    REDUCE_SUM);
-    for (int64_t l = 0; l < layers; l++) {
+    const int64_t experts = model->arch.experts;
+    comm_all_reduce((struct comm *)&model->mesh->dp, model->load, stepper->moe_blocks * experts,
+                    DTYPE_I64, REDUCE_SUM);
+    for (int64_t m = 0; m < stepper->moe_blocks; m++) {
         int64_t most = 0, sum = 0;
         for (int64_t e = 0; e < experts; e++) {
-            const int64_t count = model->load[l * experts + e];
+            const int64_t count = model->load[m * experts + e];
             most = count > most ? count : most;
             sum += count;
         }
-        stepper->expert_load[l] = sum > 0 ? (double)most * (double)experts / (double)sum : 0;
+        stepper->expert_load[m] = sum > 0 ? (double)most * (double)experts / (double)sum : 0;
     }
+}
+
+static bool is_late(const struct config *config, int64_t step, double fraction)
+{
+    return (double)step > fraction * (double)config->run.steps;
+}
+
+static double mtp_weight(const struct config *config, int64_t step)
+{
+    const bool late = config->train.mtp_loss_weight_late >= 0 &&
+                      is_late(config, step, config->train.mtp_loss_weight_switch);
+    return late ? config->train.mtp_loss_weight_late : config->train.mtp_loss_weight;
 }
 
 static enum status forward_backward(struct stepper *stepper, int64_t step, int64_t labels,
@@ -124,7 +143,7 @@ static enum status forward_backward(struct stepper *stepper, int64_t step, int64
     struct model *model = stepper->model;
     const struct config *config = model->config;
     const struct comm *dp = &model->mesh->dp;
-    double *values = calloc((size_t)stepper->own * 2, sizeof *values);
+    double *values = calloc((size_t)stepper->own * UNIT_VALUES, sizeof *values), sums[UNIT_VALUES];
     int64_t counters[3] = {0}; /* dropped, slots, extra rounds */
     if (values == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for a step's losses");
@@ -135,20 +154,25 @@ static enum status forward_backward(struct stepper *stepper, int64_t step, int64
         const struct model_scale scale = {
             .loss = labels > 0 ? 1.0 / (double)labels : 0.0,
             .unit = 1.0 / (double)stepper->units,
+            .mtp_weight = mtp_weight(config, step),
             .jitter_key = rng_subkey(rng_key(config->run.seed, "router_jitter"), number)};
         model_run(model, &stepper->batches[i], config->train.micro_batch,
                   config->train.sequence_length, &scale);
-        values[2 * i] = model->result.loss_sum;
-        values[2 * i + 1] = model->result.aux_loss;
+        values[UNIT_VALUES * i + UNIT_LOSS] = model->result.loss_sum;
+        values[UNIT_VALUES * i + UNIT_AUX] = model->result.aux_loss;
+        values[UNIT_VALUES * i + UNIT_MTP] = model->result.mtp_loss_sum;
         counters[0] += model->result.dropped;
         counters[1] += model->result.slots;
         counters[2] += model->result.extra_rounds;
     }
-    sum_units(stepper, values, &result->loss, &result->aux_loss);
+    sum_units(stepper, values, sums);
     free(values);
     comm_all_reduce((struct comm *)dp, counters, 3, DTYPE_I64, REDUCE_SUM);
-    result->loss /= labels > 0 ? (double)labels : 1.0;
-    result->aux_loss /= (double)stepper->units;
+    const double counted = labels > 0 ? (double)labels : 1.0;
+    const int64_t depth = model->arch.mtp_depth;
+    result->loss = sums[UNIT_LOSS] / counted;
+    result->aux_loss = sums[UNIT_AUX] / (double)stepper->units;
+    result->mtp_loss = depth > 0 ? sums[UNIT_MTP] / counted / (double)depth : (double)NAN;
     result->dropped_fraction = counters[1] > 0 ? (double)counters[0] / (double)counters[1] : 0;
     result->extra_rounds = counters[2];
     return STATUS_OK;
@@ -178,6 +202,9 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
                            (long long)step, result->loss, result->grad_norm);
     }
     optimizer_step(model, result->grad_norm, result->lr, step);
+    if (model->arch.has_bias && !is_late(config, step, config->router.bias_update_until)) {
+        balance_update_bias(model, model->arch.balance.bias_speed);
+    }
     const double end = step_clock();
     result->phase_ms = (struct phase_ms){.data = 1e3 * (loaded - start),
                                          .forward_backward = 1e3 * (computed - loaded),

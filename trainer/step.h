@@ -14,6 +14,8 @@ struct step_result {
     int64_t tokens;  /* of the global batch */
     double loss;     /* mean over counted labels of the global batch, before the update */
     double aux_loss; /* mean over micro-batches */
+    double mtp_loss; /* mean over the modules of multi-token prediction, of the sum over their
+                        labels / counted labels of the main model; NAN: there are none */
     double grad_norm, lr;
     double dropped_fraction;
     int64_t extra_rounds; /* summed over ranks, layers, micro-batches */
@@ -30,7 +32,8 @@ struct stepper {
     struct batch *batches;       /* [own] owned */
     int32_t *storage;            /* owned: all arrays of the batches */
     double *unit_values;         /* [U] owned */
-    double *expert_load;         /* [layers] owned: max/mean of the last step */
+    double *expert_load;         /* [moe blocks] owned: max/mean of the last step */
+    int64_t moe_blocks;
 };
 
 /* Local. STATUS_USAGE when global_batch is not a multiple of micro_batch * ranks. */

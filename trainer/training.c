@@ -93,7 +93,8 @@ static enum status open_metrics(struct training *t)
     t->metrics.every =
         t->config->log.every_steps > 0 ? t->config->log.every_steps : t->config->run.steps;
     t->metrics.first_step = t->at.step + 1;
-    t->metrics.flops_per_token = model_flops_per_token(t->config);
+    t->metrics.flops_per_token =
+        architecture_flops_per_token(&t->model.arch, t->config->train.sequence_length);
     return metrics_open(&t->metrics, t->config->run.dir, t->at.step);
 }
 
@@ -249,10 +250,9 @@ static enum status one_step(struct training *t)
     }
     t->first_loss = step == t->metrics.first_step ? result.loss : t->first_loss;
     t->last_loss = result.loss;
-    enum status status = main_rank(t)
-                             ? metrics_step(&t->metrics, step, &result, valid,
-                                            t->stepper.expert_load, config->model.num_hidden_layers)
-                             : STATUS_OK;
+    enum status status = main_rank(t) ? metrics_step(&t->metrics, step, &result, valid,
+                                                     t->stepper.expert_load, t->stepper.moe_blocks)
+                                      : STATUS_OK;
     TRY(comm_agree(t->world, status, NULL));
     if (due(step, config->sample.every_steps, config->run.steps)) {
         TRY(show_sample(t));

@@ -192,18 +192,22 @@ static struct work *work_init(float *memory, const struct attention_shape *shape
 }
 
 static void load_keys(struct work *w, const struct attention_shape *shape, const void *k,
-                      const void *v, int64_t sample, int64_t group)
+                      const void *k_rope, const void *v, int64_t sample, int64_t group)
 {
-    const int64_t row = sample * shape->sequence;
+    const int64_t row = sample * shape->sequence, own = shape->qk_dim - shape->rope_dim;
     load(w->k, w->qk, k, shape, row * shape->k_stride + group * shape->k_head_stride,
-         shape->k_stride, shape->qk_dim, 1);
+         shape->k_stride, own, 1);
+    if (shape->rope_dim > 0) {
+        load(w->k + own, w->qk, k_rope, shape, row * shape->k_rope_stride, shape->k_rope_stride,
+             shape->rope_dim, 1);
+    }
     load(w->vals, w->v, v, shape, row * shape->v_stride + group * shape->v_head_stride,
          shape->v_stride, shape->v_dim, 1);
     transpose(w->k_t, w->k, w->padded, w->qk);
 }
 
 void cpu_attention_forward(struct device *device, void *o, float *lse, const void *q, const void *k,
-                           const void *v, const struct attention_shape *shape)
+                           const void *k_rope, const void *v, const struct attention_shape *shape)
 {
     const int64_t per_group = shape->heads / shape->kv_heads, rows = shape->sequence;
     const size_t floats = work_floats(shape);
@@ -217,7 +221,7 @@ void cpu_attention_forward(struct device *device, void *o, float *lse, const voi
         for (int64_t task = 0; task < shape->batch * shape->kv_heads; task++) {
             const int64_t sample = task / shape->kv_heads, group = task % shape->kv_heads,
                           row = sample * rows;
-            load_keys(w, shape, k, v, sample, group);
+            load_keys(w, shape, k, k_rope, v, sample, group);
             for (int64_t h = group * per_group; h < (group + 1) * per_group; h++) {
                 load(w->q, w->qk, q, shape, row * shape->q_stride + h * shape->qk_dim,
                      shape->q_stride, shape->qk_dim, shape->scale);
@@ -282,38 +286,76 @@ static void backward_head(struct work *w, const struct attention_shape *shape, i
     }
 }
 
-void cpu_attention_backward(struct device *device, void *dq, void *dk, void *dv, const void *d_o,
-                            const void *o, const float *lse, const void *q, const void *k,
-                            const void *v, const struct attention_shape *shape)
+/* One head's share of the shared rope key's gradient: sum[T, rope_dim] += its columns of dk. */
+static void add_rope(float *sum, const struct work *w, const struct attention_shape *shape)
 {
-    const int64_t per_group = shape->heads / shape->kv_heads, rows = shape->sequence;
-    const size_t floats = work_floats(shape);
-    float *scratch =
-        cpu_scratch(device, CPU_SLOT_ATTENTION, floats * (size_t)device->threads * sizeof *scratch);
+    const float *dk = w->dk + shape->qk_dim - shape->rope_dim;
+    for (int64_t t = 0; t < shape->sequence; t++) {
+        for (int64_t i = 0; i < shape->rope_dim; i++) {
+            sum[t * shape->rope_dim + i] += dk[t * w->qk + i];
+        }
+    }
+}
+
+/* What a backward task reads and writes; pointers to the first element of the first sample. */
+struct backward {
+    void *dq, *dk, *dv;
+    const void *d_o, *o, *q, *k, *k_rope, *v;
+    const float *lse;
+};
+
+/* All of one key/value head of one sample but dk_rope: its rope columns stay in w->dk. */
+static void backward_group(struct work *w, const struct attention_shape *shape,
+                           const struct backward *b, int64_t sample, int64_t group)
+{
+    const int64_t per_group = shape->heads / shape->kv_heads, row = sample * shape->sequence;
+    load_keys(w, shape, b->k, b->k_rope, b->v, sample, group);
+    transpose(w->v_t, w->vals, w->padded, w->v);
+    memset(w->dk, 0, (size_t)(w->padded * w->qk) * sizeof *w->dk);
+    memset(w->dv, 0, (size_t)(w->padded * w->v) * sizeof *w->dv);
+    for (int64_t h = group * per_group; h < (group + 1) * per_group; h++) {
+        const int64_t q_at = row * shape->q_stride + h * shape->qk_dim,
+                      o_at = row * shape->o_stride + h * shape->v_dim;
+        load(w->q, w->qk, b->q, shape, q_at, shape->q_stride, shape->qk_dim, shape->scale);
+        load(w->out, w->v, b->o, shape, o_at, shape->o_stride, shape->v_dim, 1);
+        load(w->d_out, w->v, b->d_o, shape, o_at, shape->o_stride, shape->v_dim, 1);
+        backward_head(w, shape, sample, b->lse + (sample * shape->heads + h) * shape->sequence);
+        store(b->dq, w->dq, w->qk, shape, q_at, shape->q_stride, shape->qk_dim);
+    }
+    store(b->dk, w->dk, w->qk, shape, row * shape->k_stride + group * shape->k_head_stride,
+          shape->k_stride, shape->qk_dim - shape->rope_dim);
+    store(b->dv, w->dv, w->v, shape, row * shape->v_stride + group * shape->v_head_stride,
+          shape->v_stride, shape->v_dim);
+}
+
+/* The threads add to dk_rope one after another, in the order of the tasks: the same sum for every
+ * number of threads, and no head waits long, as all of them cost the same. */
+void cpu_attention_backward(struct device *device, void *dq, void *dk, void *dk_rope, void *dv,
+                            const void *d_o, const void *o, const float *lse, const void *q,
+                            const void *k, const void *k_rope, const void *v,
+                            const struct attention_shape *shape)
+{
+    const struct backward b = {dq, dk, dv, d_o, o, q, k, k_rope, v, lse};
+    const int64_t rows = shape->batch * shape->sequence;
+    const size_t floats = work_floats(shape), rope_floats = (size_t)(rows * shape->rope_dim);
+    float *rope = cpu_scratch(device, CPU_SLOT_ATTENTION,
+                              (rope_floats + 16 + floats * (size_t)device->threads) * sizeof *rope);
+    float *scratch = rope + (rope_floats + 15) / 16 * 16;
+    memset(rope, 0, rope_floats * sizeof *rope);
 #pragma omp parallel num_threads(device->threads)
     {
         struct work *w = work_init(scratch + floats * (size_t)omp_get_thread_num(), shape);
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) ordered
         for (int64_t task = 0; task < shape->batch * shape->kv_heads; task++) {
-            const int64_t sample = task / shape->kv_heads, group = task % shape->kv_heads,
-                          row = sample * rows;
-            load_keys(w, shape, k, v, sample, group);
-            transpose(w->v_t, w->vals, w->padded, w->v);
-            memset(w->dk, 0, (size_t)(w->padded * w->qk) * sizeof *w->dk);
-            memset(w->dv, 0, (size_t)(w->padded * w->v) * sizeof *w->dv);
-            for (int64_t h = group * per_group; h < (group + 1) * per_group; h++) {
-                const int64_t q_at = row * shape->q_stride + h * shape->qk_dim,
-                              o_at = row * shape->o_stride + h * shape->v_dim;
-                load(w->q, w->qk, q, shape, q_at, shape->q_stride, shape->qk_dim, shape->scale);
-                load(w->out, w->v, o, shape, o_at, shape->o_stride, shape->v_dim, 1);
-                load(w->d_out, w->v, d_o, shape, o_at, shape->o_stride, shape->v_dim, 1);
-                backward_head(w, shape, sample, lse + (sample * shape->heads + h) * rows);
-                store(dq, w->dq, w->qk, shape, q_at, shape->q_stride, shape->qk_dim);
-            }
-            store(dk, w->dk, w->qk, shape, row * shape->k_stride + group * shape->k_head_stride,
-                  shape->k_stride, shape->qk_dim);
-            store(dv, w->dv, w->v, shape, row * shape->v_stride + group * shape->v_head_stride,
-                  shape->v_stride, shape->v_dim);
+            const int64_t sample = task / shape->kv_heads, group = task % shape->kv_heads;
+            backward_group(w, shape, &b, sample, group);
+#pragma omp ordered
+            add_rope(rope + sample * shape->sequence * shape->rope_dim, w, shape);
+        }
+#pragma omp for
+        for (int64_t n = 0; n < rows * (shape->rope_dim > 0 ? 1 : 0); n++) {
+            row_store(dk_rope, shape->dtype, n * shape->k_rope_stride, rope + n * shape->rope_dim,
+                      shape->rope_dim);
         }
     }
 }

@@ -44,21 +44,24 @@ void cpu_linear_backward_input(struct device *, struct tensor dx, struct tensor 
 void cpu_linear_backward_weight(struct device *, struct tensor dw, struct tensor dy,
                                 struct tensor x);
 void cpu_rope(struct device *, struct tensor x, const int32_t *positions, const float *table,
-              int64_t heads, int64_t head_dim, bool inverse);
+              struct rope_shape shape, bool inverse);
 void cpu_attention_forward(struct device *, void *o, float *lse, const void *q, const void *k,
-                           const void *v, const struct attention_shape *shape);
-void cpu_attention_backward(struct device *, void *dq, void *dk, void *dv, const void *d_o,
-                            const void *o, const float *lse, const void *q, const void *k,
-                            const void *v, const struct attention_shape *shape);
+                           const void *k_rope, const void *v, const struct attention_shape *shape);
+void cpu_attention_backward(struct device *, void *dq, void *dk, void *dk_rope, void *dv,
+                            const void *d_o, const void *o, const float *lse, const void *q,
+                            const void *k, const void *k_rope, const void *v,
+                            const struct attention_shape *shape);
 void cpu_router_logits(struct device *, struct tensor logits, struct tensor x, struct tensor w);
 void cpu_router_logits_backward(struct device *, struct tensor dx, struct tensor dw,
                                 struct tensor dlogits, struct tensor x, struct tensor w);
-void cpu_router_forward(struct device *, int32_t *expert, float *weight, float *prob, float *lse,
-                        int64_t *count, const float *logits, struct router_shape shape);
+void cpu_router_forward(struct device *, int32_t *expert, float *weight, float *score, float *lse,
+                        struct router_counts counts, const float *logits, const float *bias,
+                        struct router_shape shape);
 void cpu_router_backward(struct device *, float *dlogits, const float *dweight,
-                         const int32_t *expert, const float *weight, const float *prob,
-                         const float *lse, const float *aux_dprob, float z_scale,
+                         const int32_t *expert, const float *weight, const float *score,
+                         const float *logits, const float *lse, const float *aux, float z_scale,
                          struct router_shape shape);
+void cpu_router_sums(struct device *, double *sums, const float *score, struct router_shape shape);
 void cpu_gather_rows(struct device *, struct tensor y, struct tensor x, const int32_t *row);
 void cpu_combine_rows(struct device *, struct tensor y, struct tensor x, const int32_t *slot_row,
                       const float *weight, int64_t top_k);
@@ -79,8 +82,9 @@ double cpu_cross_entropy(struct device *, struct tensor dx, struct tensor dw, st
 void cpu_jitter(struct device *, struct tensor x, uint64_t key, uint64_t first, float eps);
 void cpu_init_normal(struct device *, float *x, uint64_t key, uint64_t first, int64_t count,
                      float std);
-void cpu_column_sums(struct device *, double *out, const float *x, int64_t rows, int64_t cols);
 void cpu_add(struct device *, struct tensor y, struct tensor x);
+void cpu_copy_columns(struct device *, struct tensor y, int64_t y_first, struct tensor x,
+                      int64_t x_first, int64_t columns);
 void cpu_cast(struct device *, struct tensor y, struct tensor x);
 double cpu_sum_squares(struct device *, const float *x, int64_t count);
 void cpu_adamw(struct device *, float *param, float *m, float *v, void *out_bf16, const float *grad,

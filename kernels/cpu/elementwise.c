@@ -27,6 +27,19 @@ void cpu_add(struct device *device, struct tensor y, struct tensor x)
     }
 }
 
+void cpu_copy_columns(struct device *device, struct tensor y, int64_t y_first, struct tensor x,
+                      int64_t x_first, int64_t columns)
+{
+    const size_t width = dtype_bytes(y.dtype), bytes = (size_t)columns * width;
+    assert(x.dtype == y.dtype && x.dim[0] == y.dim[0]);
+    assert(y_first + columns <= y.dim[1] && x_first + columns <= x.dim[1]);
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t n = 0; n < y.dim[0]; n++) {
+        memcpy((char *)y.data + (size_t)(n * y.dim[1] + y_first) * width,
+               (const char *)x.data + (size_t)(n * x.dim[1] + x_first) * width, bytes);
+    }
+}
+
 void cpu_cast(struct device *device, struct tensor y, struct tensor x)
 {
     const int64_t count = tensor_count(&y);

@@ -4,31 +4,36 @@
 #include "kernels/rope_table.h"
 
 struct layout {
-    int64_t batch, sequence, heads, kv_heads, qk, v, window, gap; /* gap: unused elements between
-                                                                     rows and key/value heads */
-    bool documents;                                               /* several in a sample */
-    double sharp; /* deviation of the queries: how peaked the softmax is */
+    int64_t batch, sequence, heads, kv_heads;
+    int64_t qk, v, rope; /* rope: of qk, shared by all heads */
+    int64_t window, gap; /* gap: unused elements between rows and key/value heads */
+    bool documents;      /* several in a sample */
+    double sharp;        /* deviation of the queries: how peaked the softmax is */
 };
 
 /* Around the tiles of 64 rows and the vectors of 8, 16 and 32 columns; grouped queries; window of
- * one token, of a tile, and wider than the sample. */
+ * one token, of a tile, and wider than the sample; the rope part of keys shared by all heads, up to
+ * the whole key. */
 static const struct layout layouts[] = {
-    {1, 1, 1, 1, 4, 4, 0, 0, false, 1},      {2, 1, 2, 1, 3, 5, 0, 1, true, 1},
-    {2, 7, 4, 2, 5, 3, 0, 1, false, 1},      {1, 7, 2, 2, 8, 8, 3, 0, true, 1},
-    {2, 63, 2, 2, 16, 8, 0, 0, false, 1},    {1, 64, 2, 1, 12, 12, 64, 0, false, 1},
-    {2, 65, 4, 1, 24, 16, 0, 3, true, 1},    {1, 65, 1, 1, 33, 32, 1000, 0, false, 1},
-    {3, 130, 4, 2, 16, 33, 40, 2, false, 1}, {2, 130, 3, 3, 8, 40, 1, 0, true, 1},
-    {1, 200, 6, 2, 32, 31, 70, 5, true, 1},  {1, 130, 2, 1, 8, 8, 2, 0, false, 1},
-    {1, 130, 2, 1, 16, 16, 0, 0, false, 30},
+    {1, 1, 1, 1, 4, 4, 0, 0, 0, false, 1},      {2, 1, 2, 1, 3, 5, 0, 0, 1, true, 1},
+    {2, 7, 4, 2, 5, 3, 0, 0, 1, false, 1},      {1, 7, 2, 2, 8, 8, 0, 3, 0, true, 1},
+    {2, 63, 2, 2, 16, 8, 0, 0, 0, false, 1},    {1, 64, 2, 1, 12, 12, 0, 64, 0, false, 1},
+    {2, 65, 4, 1, 24, 16, 0, 0, 3, true, 1},    {1, 65, 1, 1, 33, 32, 0, 1000, 0, false, 1},
+    {3, 130, 4, 2, 16, 33, 0, 40, 2, false, 1}, {2, 130, 3, 3, 8, 40, 0, 1, 0, true, 1},
+    {1, 200, 6, 2, 32, 31, 0, 70, 5, true, 1},  {1, 130, 2, 1, 8, 8, 0, 2, 0, false, 1},
+    {1, 130, 2, 1, 16, 16, 0, 0, 0, false, 30}, {1, 1, 2, 2, 6, 4, 2, 0, 0, false, 1},
+    {2, 65, 4, 4, 24, 16, 8, 0, 0, false, 1},   {2, 70, 4, 2, 13, 9, 4, 5, 3, false, 1},
+    {1, 130, 3, 3, 48, 32, 16, 0, 1, true, 1},  {3, 33, 4, 1, 17, 40, 17, 20, 2, true, 1},
+    {1, 200, 8, 8, 40, 24, 6, 66, 0, true, 30},
 };
 enum { LAYOUTS = sizeof layouts / sizeof layouts[0] };
 
 /* Inputs and outputs of one case, and the values a reference computes from. */
 struct attention {
     struct attention_shape shape;
-    struct tensor q, k, v, d_o, first;
-    struct tensor o, lse, dq, dk, dv;
-    double *in[3], *weight; /* q, k, v; dO */
+    struct tensor q, k, k_rope, v, d_o, first;
+    struct tensor o, lse, dq, dk, dk_rope, dv;
+    double *in[4], *weight; /* q, k, v, k_rope; dO */
 };
 
 /* The fast exp is off by 3e-7 (vector_math.h); scores are sums of qk products and as large as the
@@ -48,11 +53,13 @@ static struct attention_shape make_shape(const struct layout *l, enum dtype dtyp
                                     .qk_dim = l->qk,
                                     .v_dim = l->v,
                                     .q_stride = l->heads * l->qk + l->gap,
-                                    .k_stride = l->kv_heads * (l->qk + l->gap) + l->gap,
+                                    .k_stride = l->kv_heads * (l->qk - l->rope + l->gap) + l->gap,
                                     .v_stride = l->kv_heads * (l->v + 2 * l->gap),
                                     .o_stride = l->heads * l->v + 2 * l->gap,
-                                    .k_head_stride = l->qk + l->gap,
+                                    .k_head_stride = l->qk - l->rope + l->gap,
                                     .v_head_stride = l->v + 2 * l->gap,
+                                    .rope_dim = l->rope,
+                                    .k_rope_stride = l->rope > 0 ? l->rope + 3 * l->gap : 0,
                                     .window = l->window,
                                     .scale = (float)(1 / sqrt((double)l->qk)),
                                     .dtype = dtype};
@@ -75,6 +82,7 @@ static struct attention make_case(struct check *c, const struct layout *l)
     const int64_t rows = l->batch * l->sequence;
     a.q = check_random(c, "q", c->dtype, rows, s->q_stride, l->sharp);
     a.k = check_random(c, "k", c->dtype, rows, s->k_stride, 1);
+    a.k_rope = check_random(c, "k_rope", c->dtype, rows, s->k_rope_stride, 1);
     a.v = check_random(c, "v", c->dtype, rows, s->v_stride, 1);
     a.d_o = check_random(c, "d_o", c->dtype, rows, s->o_stride, 1);
     a.first = check_tensor(c, "first", DTYPE_I32, rows, 1);
@@ -84,15 +92,18 @@ static struct attention make_case(struct check *c, const struct layout *l)
     a.lse = check_tensor(c, "lse", DTYPE_F32, l->batch * l->heads, l->sequence);
     a.dq = check_tensor(c, "dq", c->dtype, rows, s->q_stride);
     a.dk = check_tensor(c, "dk", c->dtype, rows, s->k_stride);
+    a.dk_rope = check_tensor(c, "dk_rope", c->dtype, rows, s->k_rope_stride);
     a.dv = check_tensor(c, "dv", c->dtype, rows, s->v_stride);
     a.in[0] = check_values(c, a.q);
     a.in[1] = check_values(c, a.k);
     a.in[2] = check_values(c, a.v);
+    a.in[3] = check_values(c, a.k_rope);
     a.weight = check_values(c, a.d_o);
-    check_name(c, "attention B=%lld T=%lld H=%lld G=%lld qk=%lld v=%lld window=%lld%s gap=%lld",
-               (long long)l->batch, (long long)l->sequence, (long long)l->heads,
-               (long long)l->kv_heads, (long long)l->qk, (long long)l->v, (long long)l->window,
-               l->documents ? " documents" : "", (long long)l->gap);
+    check_name(
+        c, "attention B=%lld T=%lld H=%lld G=%lld qk=%lld rope=%lld v=%lld window=%lld%s gap=%lld",
+        (long long)l->batch, (long long)l->sequence, (long long)l->heads, (long long)l->kv_heads,
+        (long long)l->qk, (long long)l->rope, (long long)l->v, (long long)l->window,
+        l->documents ? " documents" : "", (long long)l->gap);
     return a;
 }
 
@@ -129,6 +140,11 @@ static int64_t value_at(const struct attention_shape *s, const struct query *at,
     return (at->sample * s->sequence + j) * s->v_stride + at->group * s->v_head_stride;
 }
 
+static int64_t rope_at(const struct attention_shape *s, const struct query *at, int64_t j)
+{
+    return (at->sample * s->sequence + j) * s->k_rope_stride;
+}
+
 static double dot(const double *a, const double *b, int64_t count)
 {
     double sum = 0;
@@ -146,6 +162,15 @@ static void axpy(double *out, double factor, const double *in, int64_t count)
     }
 }
 
+static double score(const struct attention *a, const struct query *at, int64_t j)
+{
+    const struct attention_shape *s = &a->shape;
+    const double *q = a->in[0] + at->q;
+    const int64_t own = s->qk_dim - s->rope_dim;
+    return (double)s->scale * (dot(q, a->in[1] + key_at(s, at, j), own) +
+                               dot(q + own, a->in[3] + rope_at(s, at, j), s->rope_dim));
+}
+
 static int64_t queries_of(const struct attention_shape *s)
 {
     return s->batch * s->heads * s->sequence;
@@ -160,7 +185,7 @@ static void reference_forward(const struct attention *a, double *o, double *lse)
         const struct query at = find_query(s, i);
         double most = -INFINITY, sum = 0;
         for (int64_t j = at.low; j <= at.t; j++) {
-            p[j] = (double)s->scale * dot(a->in[0] + at.q, a->in[1] + key_at(s, &at, j), s->qk_dim);
+            p[j] = score(a, &at, j);
             most = fmax(most, p[j]);
         }
         for (int64_t j = at.low; j <= at.t; j++) {
@@ -177,21 +202,24 @@ static void reference_forward(const struct attention *a, double *o, double *lse)
 
 /* dV = P^T dO; dS = P (dO V^T - rowsum(dO O)); dQ = scale dS K; dK = scale dS^T Q */
 static void reference_backward(const struct attention *a, const double *o, const double *lse,
-                               double *out[3])
+                               double *out[4])
 {
     const struct attention_shape *s = &a->shape;
+    const int64_t own = s->qk_dim - s->rope_dim;
     for (int64_t i = 0; i < queries_of(s); i++) {
         const struct query at = find_query(s, i);
         const double *q = a->in[0] + at.q, *d_o = a->weight + at.o,
                      delta = dot(d_o, o + at.o, s->v_dim);
         for (int64_t j = at.low; j <= at.t; j++) {
-            const int64_t k_at = key_at(s, &at, j), v_at = value_at(s, &at, j);
-            const double *k = a->in[1] + k_at, *v = a->in[2] + v_at;
-            const double p = exp((double)s->scale * dot(q, k, s->qk_dim) - lse[at.lse]);
-            const double ds = (double)s->scale * p * (dot(d_o, v, s->v_dim) - delta);
-            axpy(out[0] + at.q, ds, k, s->qk_dim);
-            axpy(out[1] + k_at, ds, q, s->qk_dim);
+            const int64_t k_at = key_at(s, &at, j), v_at = value_at(s, &at, j),
+                          r_at = rope_at(s, &at, j);
+            const double p = exp(score(a, &at, j) - lse[at.lse]);
+            const double ds = (double)s->scale * p * (dot(d_o, a->in[2] + v_at, s->v_dim) - delta);
+            axpy(out[0] + at.q, ds, a->in[1] + k_at, own);
+            axpy(out[0] + at.q + own, ds, a->in[3] + r_at, s->rope_dim);
+            axpy(out[1] + k_at, ds, q, own);
             axpy(out[2] + v_at, p, d_o, s->v_dim);
+            axpy(out[3] + r_at, ds, q + own, s->rope_dim);
         }
     }
 }
@@ -232,15 +260,20 @@ static void run_alone(struct check *c, const struct attention *a)
                             lse = check_tensor(c, "lse alone", DTYPE_F32, heads, rows),
                             dq = check_tensor(c, "dq alone", c->dtype, rows, shape.q_stride),
                             dk = check_tensor(c, "dk alone", c->dtype, rows, shape.k_stride),
+                            dk_rope = check_tensor(c, "dk_rope alone", c->dtype, rows,
+                                                   shape.k_rope_stride),
                             dv = check_tensor(c, "dv alone", c->dtype, rows, shape.v_stride);
-        const void *q = row_at(a->q, at), *k = row_at(a->k, at), *v = row_at(a->v, at);
-        c->ops->attention_forward(c->device, o.data, lse.data, q, k, v, &shape);
-        c->ops->attention_backward(c->device, dq.data, dk.data, dv.data, row_at(a->d_o, at),
-                                   row_at(a->o, at), row_at(a->lse, b * heads), q, k, v, &shape);
+        const void *q = row_at(a->q, at), *k = row_at(a->k, at), *k_rope = row_at(a->k_rope, at),
+                   *v = row_at(a->v, at);
+        c->ops->attention_forward(c->device, o.data, lse.data, q, k, k_rope, v, &shape);
+        c->ops->attention_backward(c->device, dq.data, dk.data, dk_rope.data, dv.data,
+                                   row_at(a->d_o, at), row_at(a->o, at), row_at(a->lse, b * heads),
+                                   q, k, k_rope, v, &shape);
         check_exact(c, "o", o, tensor_rows(&a->o, at, rows), "depends on other samples");
         check_exact(c, "lse", lse, tensor_rows(&a->lse, b * heads, heads), "depends on others");
         check_exact(c, "dq", dq, tensor_rows(&a->dq, at, rows), "depends on other samples");
         check_exact(c, "dk", dk, tensor_rows(&a->dk, at, rows), "depends on other samples");
+        check_exact(c, "dk_rope", dk_rope, tensor_rows(&a->dk_rope, at, rows), "depends on others");
         check_exact(c, "dv", dv, tensor_rows(&a->dv, at, rows), "depends on other samples");
     }
 }
@@ -249,11 +282,11 @@ static void run_attention(struct check *c, const void *args)
 {
     const struct layout *l = args;
     struct attention a = make_case(c, l);
-    const struct tensor gradient[3] = {a.dq, a.dk, a.dv};
-    static const char *const names[3] = {"dq", "dk", "dv"};
+    const struct tensor gradient[4] = {a.dq, a.dk, a.dv, a.dk_rope};
+    static const char *const names[4] = {"dq", "dk", "dv", "dk_rope"};
     const double error = attention_error(l);
-    c->ops->attention_forward(c->device, a.o.data, a.lse.data, a.q.data, a.k.data, a.v.data,
-                              &a.shape);
+    c->ops->attention_forward(c->device, a.o.data, a.lse.data, a.q.data, a.k.data, a.k_rope.data,
+                              a.v.data, &a.shape);
     if (c->threads == 1) { /* two threads have to give the same bits anyway */
         double *o = check_doubles(c, tensor_count(&a.o)),
                *lse = check_doubles(c, tensor_count(&a.lse));
@@ -265,21 +298,24 @@ static void run_attention(struct check *c, const void *args)
         c->floor = 1;
         check_close(c, "lse", a.lse, lse, error);
     }
-    c->ops->attention_backward(c->device, a.dq.data, a.dk.data, a.dv.data, a.d_o.data, a.o.data,
-                               a.lse.data, a.q.data, a.k.data, a.v.data, &a.shape);
+    c->ops->attention_backward(c->device, a.dq.data, a.dk.data, a.dk_rope.data, a.dv.data,
+                               a.d_o.data, a.o.data, a.lse.data, a.q.data, a.k.data, a.k_rope.data,
+                               a.v.data, &a.shape);
     if (c->threads == 1) {
-        double *out[3];
-        for (int i = 0; i < 3; i++) {
+        double *out[4];
+        for (int i = 0; i < 4; i++) {
             out[i] = check_values(c, gradient[i]);
             for (int64_t j = 0; j < tensor_count(&gradient[i]); j++) {
                 out[i][j] = (double)NAN;
             }
         }
         reference_backward(&a, check_values(c, a.o), check_values(c, a.lse), out);
-        for (int i = 0; i < 3; i++) { /* one visible key: its score's gradient cancels to 0 */
+        for (int i = 0; i < 4; i++) { /* one visible key: its score's gradient cancels to 0 */
             c->floor = l->sequence == 1 || l->window == 1 ? 1 : 0;
             check_close(c, names[i], gradient[i], out[i], error);
-            check_gradient(c, names[i], gradient[i], NULL, a.in[i], attention_loss, &a, error);
+            if (i != 1 || l->rope < l->qk) { /* there is a dk */
+                check_gradient(c, names[i], gradient[i], NULL, a.in[i], attention_loss, &a, error);
+            }
         }
     }
     run_alone(c, &a);

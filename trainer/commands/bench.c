@@ -111,9 +111,9 @@ static enum status measure(struct bench *bench, bool balanced, struct bench_resu
     result->slowest = rate[0];
     result->fastest = rate[bench->steps - 1];
     result->loss = step.loss;
-    for (int64_t l = 0; l < config->model.num_hidden_layers; l++) {
-        result->load = bench->stepper.expert_load[l] > result->load ? bench->stepper.expert_load[l]
-                                                                    : result->load;
+    for (int64_t m = 0; m < bench->stepper.moe_blocks; m++) {
+        const double load = bench->stepper.expert_load[m];
+        result->load = load > result->load ? load : result->load;
     }
     return STATUS_OK;
 }
@@ -128,9 +128,15 @@ static int64_t peak_memory(struct comm *world)
     return bytes;
 }
 
+static double flops_per_token(const struct bench *bench)
+{
+    return architecture_flops_per_token(&bench->model.arch,
+                                        bench->session->config.train.sequence_length);
+}
+
 static void print_text(const struct bench *bench, const char *name, const struct bench_result *r)
 {
-    const double flops = r->tokens_per_s * model_flops_per_token(&bench->session->config);
+    const double flops = r->tokens_per_s * flops_per_token(bench);
     printf("%-16s %8.0f tokens/s (%.0f to %.0f)  %7.1f GFLOP/s = %.0f %% of GEMM peak  load %.2f  "
            "extra rounds %lld\n",
            name, r->tokens_per_s, r->slowest, r->fastest, flops / 1e9,
@@ -143,7 +149,7 @@ static void print_text(const struct bench *bench, const char *name, const struct
 
 static void print_json(const struct bench *bench, const char *name, const struct bench_result *r)
 {
-    const double flops = r->tokens_per_s * model_flops_per_token(&bench->session->config);
+    const double flops = r->tokens_per_s * flops_per_token(bench);
     printf("\"%s\":{\"tokens_per_s\":%.6g,\"slowest\":%.6g,\"fastest\":%.6g,\"flops\":%.6g,\"share_"
            "of_peak\":%.4g,"
            "\"expert_load\":%.4g,\"extra_rounds\":%lld,\"loss\":%.9g,\"phase_ms\":{\"data\":%.4g,"
@@ -159,7 +165,7 @@ static void print(const struct bench *bench, const struct bench_result results[2
 {
     static const char *const names[2] = {"learned", "balanced"};
     const struct session *session = bench->session;
-    const double per_token = model_flops_per_token(&session->config);
+    const double per_token = flops_per_token(bench);
     if (!session_main_rank(session)) {
         return;
     }
