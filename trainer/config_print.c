@@ -43,9 +43,13 @@ void config_print(const struct config *config, FILE *out)
             continue;
         }
         print_parents(out, field, before);
+        before = field->key;
+        if (strcmp(field->key, "model.hf_config") == 0 && config->model.hf_config != NULL) {
+            fprintf(out, "  hf_config: null # %s: all its keys stand here\n", value);
+            continue;
+        }
         fprintf(out, "%s%s: %s\n", config_is_nested(field->key) ? "    " : "  ",
                 field->key + parent_length(field) + 1, value);
-        before = field->key;
     }
 }
 
