@@ -148,7 +148,7 @@ static enum status add_scales(struct import_plan *plan, const struct hf_tensor *
                            "are %lld each: save the model with names per expert",
                            plan->options->from, name, (long long)tensor->shape[0]);
     }
-    snprintf(scale.name, sizeof scale.name, "%s" WEIGHTS_SCALE_SUFFIX, tensor->name);
+    snprintf(scale.name, sizeof scale.name, "%.100s" WEIGHTS_SCALE_SUFFIX, tensor->name);
     scale.shape[0] = rows;
     scale.shape[1] = cols;
     const int64_t stacked[3] = {found->shape[0], home->parts * rows, cols};
