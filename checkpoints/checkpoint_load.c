@@ -219,15 +219,6 @@ static enum status load_own(const char *path, const struct checkpoint_slice *sli
     return status;
 }
 
-enum status checkpoint_holds(const char *path, const char *name, bool *holds)
-{
-    struct manifest manifest;
-    TRY(manifest_read(&manifest, path));
-    *holds = manifest_find(&manifest, name) != NULL;
-    manifest_free(&manifest);
-    return STATUS_OK;
-}
-
 enum status checkpoint_load(struct comm *comm, const char *path,
                             const struct checkpoint_slice *slices, int64_t slice_count)
 {

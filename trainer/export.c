@@ -10,6 +10,7 @@
 #include "checkpoints/safetensors.h"
 #include "kernels/base/small_float.h"
 #include "trainer/huggingface.h"
+#include "trainer/session.h"
 #include "trainer/state.h"
 #include "trainer/step.h"
 #include "trainer/weights.h"
@@ -341,16 +342,13 @@ static enum status list_outputs(struct exporter *export)
 static enum status read_state(struct exporter *export)
 {
     char *text = NULL;
+    TRY(session_saved_config(&export->config, export->path));
     TRY(checkpoint_state(export->path, &text));
     json_t *json = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
-    const char *config = json_string_value(json_object_get(json, "config"));
     free(text);
-    enum status status =
-        config != NULL ? config_parse(&export->config, export->path, config, strlen(config))
-                       : status_fail(STATUS_DATA, "%s: its state holds no config", export->path);
     export->before = json_incref(json_object_get(json, "huggingface"));
     json_decref(json);
-    return status;
+    return STATUS_OK;
 }
 
 static bool has_prefix(const struct manifest *manifest, const char *prefix)

@@ -1,7 +1,8 @@
 /* import: weights and config of a Hugging Face folder become a checkpoint of ours.
  *
  * Every tensor keeps its dtype and its bits: f32, bf16, f16, or float8 codes with their scales. A
- * byte is read once, by one of the ranks, and never more than blocks of it are in memory.
+ * byte is read once, by one of the ranks (upcycling reads an MLP once per copy), and never more
+ * than blocks of it are in memory.
  */
 #ifndef TRAINER_IMPORT_H
 #define TRAINER_IMPORT_H

@@ -76,6 +76,11 @@ def encode(values, dtype):
     return struct.pack(f"<{len(values)}e", *values)
 
 
+def number(rng, middle, spread):
+    """Uniform, by exact arithmetic: the same everywhere."""
+    return middle + (rng.getrandbits(20) / 2.0**19 - 1) * spread
+
+
 def contents(family, dtype, mtp, experts, inner, seed):
     rng = random.Random(seed)
     tensors = {}
@@ -85,12 +90,12 @@ def contents(family, dtype, mtp, experts, inner, seed):
             codes = bytes(c if c & 0x7F != 0x7F else 0 for c in rng.randbytes(count))
             blocks = [-(-shape[0] // 128), -(-shape[1] // 128)]
             tensors[name] = ("F8_E4M3", shape, codes)
-            scales = [rng.uniform(1e-4, 1e-3) for _ in range(math.prod(blocks))]
+            scales = [number(rng, 2.0**-11, 2.0**-12) for _ in range(math.prod(blocks))]
             tensors[name + "_scale_inv"] = ("F32", blocks, encode(scales, "F32"))
             continue
         own = "F32" if "e_score" in name else "BF16" if dtype == "FP8" else dtype
-        middle, spread = (1, 0.1) if len(shape) == 1 and "e_score" not in name else (0, 0.1)
-        tensors[name] = (own, shape, encode([rng.gauss(middle, spread) for _ in range(count)], own))
+        middle, spread = (1, 0.125) if len(shape) == 1 and "e_score" not in name else (0, 0.125)
+        tensors[name] = (own, shape, encode([number(rng, middle, spread) for _ in range(count)], own))
     return tensors
 
 

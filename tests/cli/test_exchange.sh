@@ -127,6 +127,10 @@ YAML
     expect_rc 0 "$binary" export run-$family e-run-$family-f32 --dtype f32
     close e-run-$family-f32 e-run-$family 0.004
     ! model same $name e-run-$family-f32 >/dev/null || fail "training changed nothing"
+    mv $name $name-moved # the run knows its config without the folder it came from
+    expect_rc 0 "$binary" export run-$family e-run-$family-again
+    same e-run-$family e-run-$family-again
+    mv $name-moved $name
     expect_error 65 "no averaged weights" "$binary" export run-$family x --ema
 done
 expect_rc 0 "$binary" generate c-deepseek_v3-FP8-1 --prompt ab --count 4
@@ -219,6 +223,9 @@ expect_error 74 "nowhere: no checkpoint" "$binary" export nowhere x
 expect_error 65 "empty: no checkpoint" "$binary" export empty x
 expect_error 64 "--dtype 'f8' is not" "$binary" export c-json x --dtype f8
 expect_error 64 "too few arguments" "$binary" export c-json
+touch file
+expect_error 74 "file: cannot use as a folder" "$binary" import mixtral-F32 file/c
+expect_error 74 "file" "$binary" export c-json file/x
 [ ! -e x ] || fail "a failed export left its folder"
 expect_same "$(find . -maxdepth 1 -name '*.tmp*' | wc -l)" 0 "temporary folders left"
 cp -r c-json c-torn
