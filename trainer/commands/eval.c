@@ -25,75 +25,85 @@ static void print(const struct session *session, const char *data, double loss, 
     }
 }
 
+struct request {
+    const char *data, *choices;
+    bool ema, json;
+};
+
 static enum status evaluate(struct session *session, struct model *model, struct dataset *dataset,
-                            const char *path, const char *data, bool json)
+                            const char *path, const struct request *request)
 {
     const struct config *config = &session->config;
     double loss = 0;
     int64_t labels = 0;
-    TRY(comm_agree(&session->world, dataset_open(dataset, config, data, false), NULL));
+    TRY(comm_agree(&session->world, dataset_open(dataset, config, request->data, false), NULL));
     TRY(comm_agree(&session->world,
                    model_init(model, config, &session->mesh, session->device,
                               config->train.micro_batch, config->train.sequence_length, false),
                    NULL));
-    TRY(state_load_newest(model, path));
+    TRY(state_load_newest(model, path, request->ema));
     TRY(step_evaluate(model, &dataset->loader, 0, &loss, &labels));
-    print(session, data, loss, labels, json);
+    print(session, request->data, loss, labels, request->json);
     return STATUS_OK;
 }
 
-static void print_choices(const struct session *session, const char *path, int64_t questions,
-                          const struct choices_result *result, bool json)
+static void print_choices(const struct session *session, const struct request *request,
+                          int64_t questions, const struct choices_result *result)
 {
     const double all = (double)questions;
     if (!session_main_rank(session)) {
         return;
     }
-    printf(json ? "{\"accuracy\":%.17g,\"correct\":%lld,\"accuracy_normalised\":%.17g,"
-                  "\"correct_normalised\":%lld,\"questions\":%lld}\n"
-                : "accuracy %.4f (%lld right), normalised by length %.4f (%lld right) over %lld "
-                  "questions",
+    printf(request->json
+               ? "{\"accuracy\":%.17g,\"correct\":%lld,\"accuracy_normalised\":%.17g,"
+                 "\"correct_normalised\":%lld,\"questions\":%lld}\n"
+               : "accuracy %.4f (%lld right), normalised by length %.4f (%lld right) over %lld "
+                 "questions",
            (double)result->correct / all, (long long)result->correct,
            (double)result->correct_normalised / all, (long long)result->correct_normalised,
            (long long)questions);
-    if (!json) {
-        printf(" of %s\n", path);
+    if (!request->json) {
+        printf(" of %s\n", request->choices);
     }
 }
 
 static enum status answer(struct session *session, struct model *model, struct choices *choices,
-                          const char *path, const char *file, bool json)
+                          const char *path, const struct request *request)
 {
     const struct config *config = &session->config;
     const int64_t context = config->train.sequence_length;
     struct choices_result result;
-    TRY(comm_agree(&session->world, choices_read(choices, file, config->model.vocab_size, context),
+    TRY(comm_agree(&session->world,
+                   choices_read(choices, request->choices, config->model.vocab_size, context),
                    NULL));
     TRY(comm_agree(&session->world,
                    model_init(model, config, &session->mesh, session->device, 1, context, false),
                    NULL));
-    TRY(state_load_newest(model, path));
+    TRY(state_load_newest(model, path, request->ema));
     TRY(choices_score(model, choices, &result));
-    print_choices(session, file, choices->question_count, &result, json);
+    print_choices(session, request, choices->question_count, &result);
     return STATUS_OK;
 }
 
 enum status command_eval(int argc, char **argv)
 {
-    bool json = false;
-    const char *data = NULL, *file = NULL;
+    struct request request = {0};
     struct option_result options;
     struct session session;
     struct model model = {0};
     struct dataset dataset = {0};
     struct choices choices = {0};
     const struct option_spec specs[] = {
-        {"--data", OPTION_TEXT, &data, "F.h5", "token file (default: data.valid of the config)"},
-        {"--choices", OPTION_TEXT, &file, "F.jsonl", "multiple-choice questions instead"},
-        {"--json", OPTION_FLAG, &json, NULL, "print JSON"},
+        {"--data", OPTION_TEXT, &request.data, "F.h5",
+         "token file (default: data.valid of the config)"},
+        {"--choices", OPTION_TEXT, &request.choices, "F.jsonl",
+         "multiple-choice questions instead"},
+        {"--ema", OPTION_FLAG, &request.ema, NULL, "the running average of the weights"},
+        {"--json", OPTION_FLAG, &request.json, NULL, "print JSON"},
         {0}};
     TRY(options_parse(
-        &options, argc, argv, specs, "eval CONFIG|RUN_DIR|CKPT_DIR [--data F.h5] [key=value ...]",
+        &options, argc, argv, specs,
+        "eval CONFIG|RUN_DIR|CKPT_DIR [--data F.h5] [--choices F.jsonl] [--ema] [key=value ...]",
         "Mean cross-entropy and perplexity of the newest checkpoint on a whole token file, or its "
         "accuracy on\n"
         "multiple-choice questions, one a line: {\"question\": TEXT, \"choices\": [TEXT, ...], "
@@ -105,7 +115,7 @@ enum status command_eval(int argc, char **argv)
     if (options.help) {
         return STATUS_OK;
     }
-    if (file != NULL && data != NULL) {
+    if (request.choices != NULL && request.data != NULL) {
         return status_fail(STATUS_USAGE, "eval: give --data or --choices, not both");
     }
     enum status status = session_open(&session, SESSION_USE, options.words[0], options.overrides,
@@ -113,14 +123,14 @@ enum status command_eval(int argc, char **argv)
     if (status == STATUS_OK) {
         const char *place =
             state_is_place(options.words[0]) ? options.words[0] : session.config.run.dir;
-        data = data != NULL ? data : session.config.data.valid;
-        if (file != NULL) {
-            status = answer(&session, &model, &choices, place, file, json);
-        } else if (data == NULL) {
+        request.data = request.data != NULL ? request.data : session.config.data.valid;
+        if (request.choices != NULL) {
+            status = answer(&session, &model, &choices, place, &request);
+        } else if (request.data == NULL) {
             status = status_fail(STATUS_USAGE,
                                  "eval: no token file: give --data F.h5 or set data.valid");
         } else {
-            status = evaluate(&session, &model, &dataset, place, data, json);
+            status = evaluate(&session, &model, &dataset, place, &request);
         }
     }
     model_free(&model);

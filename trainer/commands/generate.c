@@ -17,7 +17,7 @@ struct request {
     const char *file, *tokens;
     int64_t count, seed, top_k;
     double temperature, top_p;
-    bool json;
+    bool ema, json;
 };
 
 /* Prompts as they came, and the sequences made of them. */
@@ -192,7 +192,7 @@ static enum status generate(struct session *session, struct model *model, const 
     TRY(comm_agree(&session->world,
                    model_init(model, config, &session->mesh, session->device, 1, most, false),
                    NULL));
-    TRY(state_load_newest(model, path));
+    TRY(state_load_newest(model, path, request->ema));
     const struct sample_options options = {.temperature = request->temperature,
                                            .top_k = request->top_k,
                                            .top_p = request->top_p,
@@ -238,6 +238,7 @@ enum status command_generate(int argc, char **argv)
         {"--top-k", OPTION_INT, &request.top_k, "K", "only the K most likely; 0: all (0)"},
         {"--top-p", OPTION_REAL, &request.top_p, "P", "only the most likely that make up P (1)"},
         {"--seed", OPTION_INT, &request.seed, "S", "of the random choice, for every prompt (0)"},
+        {"--ema", OPTION_FLAG, &request.ema, NULL, "the running average of the weights"},
         {"--json", OPTION_FLAG, &request.json, NULL, "print token ids as JSON, a line a prompt"},
         {0}};
     TRY(options_parse(
