@@ -38,6 +38,21 @@ struct attention_shape {
     enum dtype dtype;      /* of q, k, v, o and their gradients */
 };
 
+/* Attention of one new token per sequence over a cache of the tokens before it. */
+struct decode_shape {
+    int64_t batch;              /* B sequences */
+    int64_t heads;              /* H query heads */
+    int64_t kv_heads;           /* G; attention_decode only */
+    int64_t qk_dim, v_dim;      /* elements per head of q and o, as in struct attention_shape */
+    int64_t rope_dim;           /* of qk_dim, last; mla_decode only */
+    int64_t rank;               /* r, elements of the latent c'; mla_decode only */
+    int64_t q_stride, o_stride; /* elements from one sequence's row to the next */
+    int64_t capacity;           /* cached tokens a sequence has room for */
+    int64_t window;             /* 0 = none; attention_decode only */
+    float scale;                /* of q.k */
+    enum dtype dtype;           /* of q, o, the caches and w_kv_b */
+};
+
 /* Rotary pairs inside rows: head h at column first + h * head_stride, `dim` columns wide. */
 struct rope_shape {
     int64_t heads, head_stride, first, dim;
@@ -64,10 +79,29 @@ struct router_counts {
     int64_t *group;  /* [rows, loss_groups] tokens that chose an expert of the group */
 };
 
+/* How moments (AdamW's two, Muon's one) are kept. F32, or BF16 with stochastic rounding: the new
+ * value, computed in f32, is rounded up or down with the odds that make it right on average.
+ * Rounding to nearest would not do: near 1 - beta < 2^-9 the step towards a smaller square is less
+ * than half a unit of the 8 bits kept, so the second moment would never fall again. The noise of
+ * element `first + i` is a pure function of (key, first + i) (rng.h), so that shares, threads and
+ * resumes give the same bits. */
+struct moments {
+    enum dtype dtype;
+    uint64_t key, first; /* of the parameter and step; element of the parameter at index 0 */
+};
+
 struct adamw {
     float lr, beta1, beta2, eps, weight_decay;
     float grad_scale; /* gradient multiplier (clipping) */
     int64_t step;     /* from 1, for bias correction */
+    struct moments moments;
+};
+
+struct muon {
+    float lr, momentum, weight_decay;
+    float grad_scale; /* gradient multiplier (clipping) */
+    float scale;      /* of the orthogonal update */
+    struct moments moments;
 };
 
 struct ops {
@@ -118,6 +152,21 @@ struct ops {
                                const void *k, const void *k_rope, const void *v,
                                const struct attention_shape *shape);
 
+    /* o[B, H*v_dim]: attention of one query a sequence, q [B, H*qk_dim], over the first lengths[b]
+     * (int32 [B]; the new token's own included) rows of k_cache [B, capacity, G*qk_dim] and v_cache
+     * [B, capacity, G*v_dim]. Length 0: an idle row, o is 0. A sequence's result does not depend on
+     * the others, nor on what lies behind its length. */
+    void (*attention_decode)(struct device *, void *o, const void *q, const void *k_cache,
+                             const void *v_cache, const int32_t *lengths,
+                             const struct decode_shape *shape);
+    /* The same for MLA in its absorbed form (DeepSeek-V2, 2.1): c_cache [B, capacity, r] holds the
+     * normed latents, rope_cache [B, capacity, rope_dim] the rotated shared keys, w_kv_b
+     * [H*(qk_dim - rope_dim + v_dim), r]. Keys and values of the heads are never made: q~ = W_uk^T
+     * q_nope, score = (q~.c' + q_rope.k_rope) scale, o = W_uv sum P c'; f32 from q to o. */
+    void (*mla_decode)(struct device *, void *o, const void *q, const void *w_kv_b,
+                       const void *c_cache, const void *rope_cache, const int32_t *lengths,
+                       const struct decode_shape *shape);
+
     /* logits[N,E] f32 = x[N,C] act w[E,C]^T act, accumulated in f32. */
     void (*router_logits)(struct device *, struct tensor logits, struct tensor x, struct tensor w);
     /* dx[N,C] act ADDS dlogits w; dw[E,C] f32 adds dlogits^T x. */
@@ -144,6 +193,10 @@ struct ops {
 
     /* y[r] = x[row[r]] for r < R; rows of `C` act; row[r] < 0 gives zeros. */
     void (*gather_rows)(struct device *, struct tensor y, struct tensor x, const int32_t *row);
+    /* y[row[n]] = the first y.dim[1] elements of row n of x, rows `x_stride` elements apart, n <
+     * rows; row[n] < 0: skipped. Rows are distinct. Fills the caches of the decode ops. */
+    void (*scatter_rows)(struct device *, struct tensor y, const void *x, int64_t x_stride,
+                         const int32_t *row, int64_t rows);
     /* y[n] = sum over k in slot order of weight[n,k] * x[slot_row[n*K+k]] in f32, rounded once;
      * slot_row < 0: dropped, adds nothing. weight NULL: 1. */
     void (*combine_rows)(struct device *, struct tensor y, struct tensor x, const int32_t *slot_row,
@@ -199,9 +252,26 @@ struct ops {
      */
     double (*sum_squares)(struct device *, const float *x, int64_t count);
     /* AdamW (Loshchilov & Hutter 2019, torch's order of operations) on `count` elements. param (f32
-     * master), m, v f32 in place; grad f32; out: act copy of param (bf16), or NULL. */
-    void (*adamw)(struct device *, float *param, float *m, float *v, void *out_bf16,
+     * master), m, v (args.moments) in place; grad f32; out: act copy of param (bf16), or NULL. The
+     * step uses the moments before they are rounded. */
+    void (*adamw)(struct device *, float *param, void *m, void *v, void *out_bf16,
                   const float *grad, int64_t count, struct adamw args);
+
+    /* Muon (Jordan et al. 2024) in its three stages. Momentum, Nesterov's, elementwise: with g =
+     * grad_scale * grad, m += (1 - momentum) (g - m); grad = g + momentum (m - g). m: args.moments.
+     */
+    void (*muon_momentum)(struct device *, float *grad, void *m, int64_t count, struct muon args);
+    /* x[rows,cols] f32, in place: near the orthogonal matrix next to it, U V^T of x = U S V^T, by
+     * five Newton-Schulz steps x = a x + (b A + c A^2) x, A = x x^T (of the shorter side), from x /
+     * |x|; singular values end between 0.7 and 1.2. Products in f32. scratch: rows * cols + 2
+     * min(rows, cols)^2 floats. */
+    void (*muon_orthogonalize)(struct device *, struct tensor x, float *scratch);
+    /* param = param (1 - lr weight_decay) - lr scale update; out as in adamw. */
+    void (*muon_update)(struct device *, float *param, void *out_bf16, const float *update,
+                        int64_t count, struct muon args);
+
+    /* ema = decay ema + (1 - decay) x. */
+    void (*ema)(struct device *, float *ema, const float *x, int64_t count, double decay);
 };
 
 #endif

@@ -103,7 +103,7 @@ bool config_take_silent(struct config *config, const struct field *field)
     return true;
 }
 
-/* A value that says what holds in this family anyway is no error. */
+/* As the table has it: for a key that a family must have, null. */
 static bool is_default(const struct config *config, const struct field *field)
 {
     char value[CONFIG_SHOWN_BYTES];
@@ -133,11 +133,9 @@ void config_check_family(const struct config *config, const bool *given,
         const struct field *field = &config_fields[i];
         const struct family_key *own = find(field->key);
         const char *value = own != NULL ? own->initial[config->model.family] : "";
-        const bool from_hf =
-            config->model.hf_config != NULL && strncmp(field->key, "model.", 6) == 0;
         if (value == NULL && given[i] && !is_default(config, field)) {
             not_of_family(config, field, errors);
-        } else if (value != NULL && strcmp(value, REQUIRED) == 0 && !given[i] && !from_hf) {
+        } else if (value != NULL && strcmp(value, REQUIRED) == 0 && is_default(config, field)) {
             config_error(errors, "key '%s': missing: %s", field->key, field->help);
         }
     }

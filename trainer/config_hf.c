@@ -92,8 +92,8 @@ static void take(struct config *config, const struct field *field, const json_t 
                  const char *path, struct config_errors *errors)
 {
     char text[64], why[256] = "";
-    const bool optional = field->initial != NULL && strcmp(field->initial, "null") == 0;
-    if (json_is_null(value) && !optional) {
+    const bool derived = field->initial != NULL && strcmp(field->initial, "null") != 0;
+    if (json_is_null(value) && derived) {
         return; /* null there means derived or absent, as our default does */
     }
     scalar_text(value, text, sizeof text);

@@ -4,8 +4,10 @@
 #include "trainer/config_table.h"
 
 static const char *const kind_names[] = {
-    [FIELD_BOOL] = "true/false", [FIELD_INT] = "integer", [FIELD_UINT] = "integer",
-    [FIELD_REAL] = "number",     [FIELD_TEXT] = "text",   [FIELD_ENUM] = ""};
+    [FIELD_BOOL] = "true/false",    [FIELD_INT] = "integer",
+    [FIELD_UINT] = "integer",       [FIELD_REAL] = "number",
+    [FIELD_TEXT] = "text",          [FIELD_ENUM] = "",
+    [FIELD_TEXTS] = "list of text", [FIELD_REALS] = "list of numbers"};
 
 /* Letters of the key up to its last dot: its section, or the map in it. */
 static int parent_length(const struct field *field)
@@ -43,9 +45,13 @@ void config_print(const struct config *config, FILE *out)
             continue;
         }
         print_parents(out, field, before);
+        before = field->key;
+        if (strcmp(field->key, "model.hf_config") == 0 && config->model.hf_config != NULL) {
+            fprintf(out, "  hf_config: null # %s: all its keys stand here\n", value);
+            continue;
+        }
         fprintf(out, "%s%s: %s\n", config_is_nested(field->key) ? "    " : "  ",
                 field->key + parent_length(field) + 1, value);
-        before = field->key;
     }
 }
 
@@ -53,7 +59,7 @@ static void type_text(const struct field *field, char *out, size_t bytes)
 {
     if (field->kind != FIELD_ENUM) {
         const bool number =
-            field->kind == FIELD_INT || field->kind == FIELD_REAL || field->kind == FIELD_UINT;
+            field->kind != FIELD_BOOL && field->kind != FIELD_TEXT && field->kind != FIELD_TEXTS;
         snprintf(out, bytes, number ? "%s %g..%g" : "%s", kind_names[field->kind], field->low,
                  field->high);
         return;

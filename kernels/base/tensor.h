@@ -6,7 +6,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum dtype { DTYPE_F32, DTYPE_BF16, DTYPE_I32, DTYPE_I64, DTYPE_F64, DTYPE_U8, DTYPE_COUNT };
+enum dtype {
+    DTYPE_F32,
+    DTYPE_BF16,
+    DTYPE_I32,
+    DTYPE_I64,
+    DTYPE_F64,
+    DTYPE_U8,
+    DTYPE_F16,  /* IEEE half: small_float.h */
+    DTYPE_E4M3, /* float8 e4m3fn: small_float.h */
+    DTYPE_COUNT
+};
 
 struct tensor {
     void *data; /* borrowed */
@@ -47,6 +57,18 @@ static inline uint16_t bf16_from_float(float number)
     const uint32_t rounded = value.u + 0x7fffu + ((value.u >> 16) & 1u);
     const bool nan = (value.u & 0x7fffffffu) > 0x7f800000u;
     return (uint16_t)((nan ? value.u | 0x400000u : rounded) >> 16);
+}
+
+/* Stochastic rounding: up (away from zero) for as many of the 65536 values of `noise` as the part
+ * cut off is in 65536ths, so right on average; what bfloat16 holds exactly stays. */
+static inline uint16_t bf16_from_float_noise(float number, uint16_t noise)
+{
+    union {
+        float f;
+        uint32_t u;
+    } value = {.f = number};
+    const bool nan = (value.u & 0x7fffffffu) > 0x7f800000u;
+    return (uint16_t)((nan ? value.u | 0x400000u : value.u + noise) >> 16);
 }
 
 #endif

@@ -23,12 +23,15 @@ static const struct ops cpu_ops = {
     .rope = cpu_rope,
     .attention_forward = cpu_attention_forward,
     .attention_backward = cpu_attention_backward,
+    .attention_decode = cpu_attention_decode,
+    .mla_decode = cpu_mla_decode,
     .router_logits = cpu_router_logits,
     .router_logits_backward = cpu_router_logits_backward,
     .router_forward = cpu_router_forward,
     .router_backward = cpu_router_backward,
     .router_sums = cpu_router_sums,
     .gather_rows = cpu_gather_rows,
+    .scatter_rows = cpu_scatter_rows,
     .combine_rows = cpu_combine_rows,
     .combine_rows_backward = cpu_combine_rows_backward,
     .grouped_forward = cpu_grouped_forward,
@@ -44,6 +47,10 @@ static const struct ops cpu_ops = {
     .cast = cpu_cast,
     .sum_squares = cpu_sum_squares,
     .adamw = cpu_adamw,
+    .muon_momentum = cpu_muon_momentum,
+    .muon_orthogonalize = cpu_muon_orthogonalize,
+    .muon_update = cpu_muon_update,
+    .ema = cpu_ema,
 };
 
 static void read_cpu_name(char *out, size_t bytes)

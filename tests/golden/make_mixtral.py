@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the fixtures of test_mixtral.c: tiny Mixtrals, as Hugging Face transformers computes them.
+"""Makes the fixtures mixtral_*.h5 of test_families.c: tiny Mixtrals, as Hugging Face transformers computes them.
 
     python3 -m venv venv
     venv/bin/pip install torch==2.15.0 transformers==5.23.0 h5py numpy
