@@ -49,6 +49,9 @@ enum status checkpoint_state(const char *path, char **state) __attribute__((warn
 /* Local. Whether the checkpoint has a tensor of this name. */
 enum status checkpoint_holds(const char *path, const char *name, bool *holds)
     __attribute__((warn_unused_result));
+/* Local. Its dtype; DTYPE_COUNT when it has none of this name. */
+enum status checkpoint_dtype(const char *path, const char *name, enum dtype *dtype)
+    __attribute__((warn_unused_result));
 
 /* Collective. Fills every slice from wherever its elements lie in the checkpoint (any layout),
  * converting bf16 <-> f32 never: dtype and shape must match, and every tensor be there
