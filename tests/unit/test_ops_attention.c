@@ -326,10 +326,45 @@ static void test_attention(void **state)
     }
 }
 
+/* Three threads take the heads in another order than one or two: the same bits, dk_rope's sum
+ * included. */
+static void run_threads(struct check *c, const void *args)
+{
+    const struct attention a = make_case(c, args);
+    struct device *three;
+    const struct device_options options = {.name = "cpu", .threads = 3};
+    assert_int_equal(device_open(&three, &options), STATUS_OK);
+    struct device *const devices[2] = {c->device, three};
+    for (int i = 0; i < 2; i++) {
+        const struct tensor before[6] = {a.o, a.lse, a.dq, a.dk, a.dk_rope, a.dv};
+        struct tensor kept[6];
+        for (int j = 0; j < 6; j++) {
+            kept[j] = check_copy(c, "kept", before[j]);
+        }
+        c->ops->attention_forward(devices[i], a.o.data, a.lse.data, a.q.data, a.k.data,
+                                  a.k_rope.data, a.v.data, &a.shape);
+        c->ops->attention_backward(devices[i], a.dq.data, a.dk.data, a.dk_rope.data, a.dv.data,
+                                   a.d_o.data, a.o.data, a.lse.data, a.q.data, a.k.data,
+                                   a.k_rope.data, a.v.data, &a.shape);
+        for (int j = 0; j < 6 && i == 1; j++) {
+            check_exact(c, "output", before[j], kept[j], "differs with three threads");
+        }
+    }
+    device_close(three);
+}
+
+static void test_threads(void **state)
+{
+    for (int i = 0; i < LAYOUTS; i++) {
+        check_run(*state, run_threads, &layouts[i], CHECK_BF16);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, check_open, check_close_devices);
 }
