@@ -1,7 +1,8 @@
 /* Attention by tiles (Dao et al. 2022): scores exist for 64 queries x 64 keys at a time. One task
  * is one query head of one sample, so that small batches fill many cores; gradients that several
- * heads share are added in the order of the heads, whatever the number of threads. Tiles are f32
- * whatever the storage. */
+ * heads share are added in the order of the heads, whatever the number of threads. Sums are f32
+ * whatever the storage, and so are the factors; where the processor can, Q K^T and dO V^T take
+ * bf16 as they are stored, whose products are exact. */
 #include <assert.h>
 #include <omp.h>
 
@@ -19,11 +20,15 @@ static const float MASKED =
 struct work {
     int64_t padded, qk, v; /* T, qk_dim, v_dim rounded up */
     int64_t loaded;        /* sample * kv_heads + group of the keys and values held; -1: none */
-    float *q, *k, *vals;   /* [T,qk] [T,qk] [T,v] */
-    float *k_t, *v_t;      /* [T/TILE, qk, TILE] [T/TILE, v, TILE]: a tile of keys is contiguous */
-    float *out, *d_out;    /* [T,v] */
-    float *dq, *dk, *dv;   /* [T,qk] [T,qk] [T,v] */
-    float *delta;          /* [T] rowsum(dO * O) */
+    bool backward;
+    bool pairs;                /* Q K^T and dO V^T by pairs of bf16 (tile.h) */
+    float *q, *k, *vals;       /* [T,qk] scaled, [T,qk], [T,v] */
+    float *k_t, *v_t;          /* [T/TILE, qk, TILE] [T/TILE, v, TILE]: a tile of keys is
+                                  contiguous; pairs: of columns, [T/TILE, qk/2, TILE] ... */
+    float *q_pairs, *do_pairs; /* [T,qk/2] q as it is, [T,v/2] dO */
+    float *out, *d_out;        /* [T,v] */
+    float *dq, *dk, *dv;       /* [T,qk] [T,qk] [T,v] */
+    float *delta;              /* [T] rowsum(dO * O) */
     float score[TILE * TILE], dscore[TILE * TILE];
 };
 
@@ -83,12 +88,39 @@ static void product(enum part part, float *c, int64_t c_row, const float *a,
 /* a's strides: rows of scores, the same transposed. */
 static const int64_t rows_of_tile[2] = {TILE, 1}, columns_of_tile[2] = {1, TILE};
 
+/* c[TILE,TILE] = rows[TILE,dim] of queries (or dO) times a transposed tile of keys (or values). */
+static void row_products(const struct work *w, float *c, const float *rows, const float *row_pairs,
+                         const float *tiles, int64_t dim, const int64_t at[2])
+{
+    const int64_t q0 = at[0], k0 = at[1];
+    memset(c, 0, TILE * TILE * sizeof *c);
+    if (!w->pairs) {
+        product(k0 == q0 ? LOWER_C : WHOLE, c, TILE, rows + q0 * dim, (int64_t[]){dim, 1},
+                tiles + k0 * dim, TILE, (int64_t[]){TILE, dim});
+        return;
+    }
+    const int64_t depth = dim / 2;
+    for (int64_t i = 0; i < TILE; i += TILE_ROWS) {
+        const int64_t width = k0 == q0 ? up(i + TILE_ROWS, TILE_COLS) : TILE;
+        tile_product_pairs(c + i * TILE, TILE, row_pairs + (q0 + i) * depth, depth,
+                           tiles + k0 * depth, TILE, (int64_t[]){TILE_ROWS, width, depth});
+    }
+}
+
+CPU_CLONES static void scale_row(float *row, float scale, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        row[i] *= scale;
+    }
+}
+
 static void scores(struct work *w, const struct attention_shape *shape, int64_t sample, int64_t q0,
                    int64_t k0)
 {
-    memset(w->score, 0, sizeof w->score);
-    product(k0 == q0 ? LOWER_C : WHOLE, w->score, TILE, w->q + q0 * w->qk, (int64_t[]){w->qk, 1},
-            w->k_t + k0 * w->qk, TILE, (int64_t[]){TILE, w->qk});
+    row_products(w, w->score, w->q, w->q_pairs, w->k_t, w->qk, (int64_t[]){q0, k0});
+    if (w->pairs) { /* else q carries the scale */
+        scale_row(w->score, shape->scale, TILE * TILE);
+    }
     if (needs_mask(shape, q0, k0)) {
         mask_tile(w->score, shape, sample, q0, k0);
     }
@@ -123,13 +155,6 @@ CPU_CLONES static float softmax_row(float *score, float *most, float *sum)
     *sum = *sum * shrink + total;
     *most = high;
     return shrink;
-}
-
-CPU_CLONES static void scale_row(float *row, float scale, int64_t count)
-{
-    for (int64_t i = 0; i < count; i++) {
-        row[i] *= scale;
-    }
 }
 
 /* 64 queries of one head against all keys they see; out rows normalised, lse stored. */
@@ -168,6 +193,18 @@ static void load(float *out, int64_t cols, const void *data, const struct attent
     }
 }
 
+/* The same for rows of bf16 as they are, from element `column` of `out`'s rows on. */
+static void load_pairs(float *out, int64_t cols, int64_t column, const void *data,
+                       const struct attention_shape *shape, int64_t first, int64_t stride,
+                       int64_t dim)
+{
+    const uint16_t *in = data;
+    for (int64_t t = 0; t < shape->sequence; t++) {
+        memcpy((char *)(out + t * cols / 2) + (size_t)column * sizeof *in, in + first + t * stride,
+               (size_t)dim * sizeof *in);
+    }
+}
+
 static void store(void *data, const float *in, int64_t cols, const struct attention_shape *shape,
                   int64_t first, int64_t stride, int64_t dim)
 {
@@ -194,11 +231,12 @@ static size_t work_floats(const struct attention_shape *shape)
 {
     const int64_t t = up(shape->sequence, TILE), qk = up(shape->qk_dim, TILE_COLS),
                   v = up(shape->v_dim, TILE_COLS);
-    return (size_t)(5 * t * qk + 5 * t * v + t) + sizeof(struct work) / sizeof(float) + 64;
+    return (size_t)(5 * t * qk + 5 * t * v + t * (qk + v) / 2 + t) +
+           sizeof(struct work) / sizeof(float) + 64;
 }
 
 /* Per-thread scratch, zeroed: padding stays zero because only real rows and columns are loaded. */
-static struct work *work_init(float *memory, const struct attention_shape *shape)
+static struct work *work_init(float *memory, const struct attention_shape *shape, bool backward)
 {
     struct work *w = (struct work *)(void *)memory;
     memset(memory, 0, work_floats(shape) * sizeof *memory);
@@ -206,6 +244,8 @@ static struct work *work_init(float *memory, const struct attention_shape *shape
     w->qk = up(shape->qk_dim, TILE_COLS);
     w->v = up(shape->v_dim, TILE_COLS);
     w->loaded = -1;
+    w->backward = backward;
+    w->pairs = shape->dtype == DTYPE_BF16 && tile_has_pairs();
     float *next = memory + (sizeof *w / sizeof *memory + 15) / 16 * 16;
     float **wide[] = {&w->q, &w->k, &w->k_t, &w->dq, &w->dk},
           **narrow[] = {&w->vals, &w->v_t, &w->out, &w->d_out, &w->dv};
@@ -215,7 +255,9 @@ static struct work *work_init(float *memory, const struct attention_shape *shape
         *narrow[i] = next;
         next += w->padded * w->v;
     }
-    w->delta = next;
+    w->q_pairs = next;
+    w->do_pairs = w->q_pairs + w->padded * w->qk / 2;
+    w->delta = w->do_pairs + w->padded * w->v / 2;
     return w;
 }
 
@@ -240,6 +282,23 @@ static struct head find_head(const struct attention_shape *shape, int64_t task)
                          .v = row * shape->v_stride + group * shape->v_head_stride};
 }
 
+/* Pairs of all keys and values into k_t, v_t; q_pairs and do_pairs serve on the way. */
+static void load_key_pairs(struct work *w, const struct attention_shape *shape,
+                           const struct head *h, const void *k, const void *k_rope, const void *v)
+{
+    const int64_t own = shape->qk_dim - shape->rope_dim;
+    load_pairs(w->q_pairs, w->qk, 0, k, shape, h->k, shape->k_stride, own);
+    if (shape->rope_dim > 0) {
+        load_pairs(w->q_pairs, w->qk, own, k_rope, shape, h->k_rope, shape->k_rope_stride,
+                   shape->rope_dim);
+    }
+    transpose(w->k_t, w->q_pairs, w->padded, w->qk / 2);
+    if (w->backward) {
+        load_pairs(w->do_pairs, w->v, 0, v, shape, h->v, shape->v_stride, shape->v_dim);
+        transpose(w->v_t, w->do_pairs, w->padded, w->v / 2);
+    }
+}
+
 /* Nothing to do when the thread's last head read the same keys. */
 static void load_keys(struct work *w, const struct attention_shape *shape, const struct head *h,
                       const void *k, const void *k_rope, const void *v)
@@ -250,13 +309,32 @@ static void load_keys(struct work *w, const struct attention_shape *shape, const
         return;
     }
     w->loaded = wanted;
-    load(w->k, w->qk, k, shape, h->k, shape->k_stride, own, 1);
-    if (shape->rope_dim > 0) {
+    load(w->vals, w->v, v, shape, h->v, shape->v_stride, shape->v_dim, 1);
+    if (w->backward || !w->pairs) {
+        load(w->k, w->qk, k, shape, h->k, shape->k_stride, own, 1);
+    }
+    if ((w->backward || !w->pairs) && shape->rope_dim > 0) {
         load(w->k + own, w->qk, k_rope, shape, h->k_rope, shape->k_rope_stride, shape->rope_dim, 1);
     }
-    load(w->vals, w->v, v, shape, h->v, shape->v_stride, shape->v_dim, 1);
+    if (w->pairs) {
+        load_key_pairs(w, shape, h, k, k_rope, v);
+        return;
+    }
     transpose(w->k_t, w->k, w->padded, w->qk);
-    transpose(w->v_t, w->vals, w->padded, w->v);
+    if (w->backward) {
+        transpose(w->v_t, w->vals, w->padded, w->v);
+    }
+}
+
+static void load_queries(struct work *w, const struct attention_shape *shape, const struct head *h,
+                         const void *q)
+{
+    if (w->pairs) {
+        load_pairs(w->q_pairs, w->qk, 0, q, shape, h->q, shape->q_stride, shape->qk_dim);
+    }
+    if (w->backward || !w->pairs) {
+        load(w->q, w->qk, q, shape, h->q, shape->q_stride, shape->qk_dim, shape->scale);
+    }
 }
 
 void cpu_attention_forward(struct device *device, void *o, float *lse, const void *q, const void *k,
@@ -268,12 +346,12 @@ void cpu_attention_forward(struct device *device, void *o, float *lse, const voi
     assert(shape->heads % shape->kv_heads == 0);
 #pragma omp parallel num_threads(device->threads)
     {
-        struct work *w = work_init(scratch + floats * (size_t)omp_get_thread_num(), shape);
+        struct work *w = work_init(scratch + floats * (size_t)omp_get_thread_num(), shape, false);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < shape->batch * shape->heads; task++) {
             const struct head h = find_head(shape, task);
             load_keys(w, shape, &h, k, k_rope, v);
-            load(w->q, w->qk, q, shape, h.q, shape->q_stride, shape->qk_dim, shape->scale);
+            load_queries(w, shape, &h, q);
             for (int64_t q0 = 0; q0 < shape->sequence; q0 += TILE) {
                 forward_tile(w, shape, h.sample, q0, lse + h.lse);
             }
@@ -282,7 +360,7 @@ void cpu_attention_forward(struct device *device, void *o, float *lse, const voi
     }
 }
 
-/* P = exp(S - lse); dS = P (dP - delta). q carries the scale, so S needs none, and dK = dS^T q is
+/* P = exp(S - lse); dS = P (dP - delta). S is scaled, and so is q: dK = dS^T q is
  * scaled already. */
 CPU_CLONES static void gradient_row(float *p, float *ds, float lse, float delta)
 {
@@ -297,9 +375,7 @@ static void backward_tile(struct work *w, const struct attention_shape *shape, i
 {
     const bool diagonal = k0 == q0;
     scores(w, shape, sample, q0, k0);
-    memset(w->dscore, 0, sizeof w->dscore);
-    product(diagonal ? LOWER_C : WHOLE, w->dscore, TILE, w->d_out + q0 * w->v, (int64_t[]){w->v, 1},
-            w->v_t + k0 * w->v, TILE, (int64_t[]){TILE, w->v});
+    row_products(w, w->dscore, w->d_out, w->do_pairs, w->v_t, w->v, (int64_t[]){q0, k0});
     for (int64_t i = 0; i < TILE; i++) {
         const bool real = q0 + i < shape->sequence;
         gradient_row(w->score + i * TILE, w->dscore + i * TILE, real ? lse[q0 + i] : -MASKED,
@@ -313,9 +389,18 @@ static void backward_tile(struct work *w, const struct attention_shape *shape, i
             w->k + k0 * w->qk, w->qk, (int64_t[]){w->qk, TILE});
 }
 
-static void backward_head(struct work *w, const struct attention_shape *shape, int64_t sample,
-                          const float *lse)
+/* dO, and delta = rowsum(dO * O). With pairs, w->out holds O as pairs. */
+static void load_outputs(struct work *w, const struct attention_shape *shape, const struct head *h,
+                         const void *o, const void *d_o)
 {
+    load(w->d_out, w->v, d_o, shape, h->o, shape->o_stride, shape->v_dim, 1);
+    if (w->pairs) {
+        load_pairs(w->out, w->v, 0, o, shape, h->o, shape->o_stride, shape->v_dim);
+        load_pairs(w->do_pairs, w->v, 0, d_o, shape, h->o, shape->o_stride, shape->v_dim);
+        tile_row_dots_pairs(w->delta, w->do_pairs, w->out, w->padded, w->v / 2);
+        return;
+    }
+    load(w->out, w->v, o, shape, h->o, shape->o_stride, shape->v_dim, 1);
     for (int64_t t = 0; t < shape->sequence; t++) {
         float sum = 0;
         for (int64_t i = 0; i < w->v; i++) {
@@ -323,6 +408,11 @@ static void backward_head(struct work *w, const struct attention_shape *shape, i
         }
         w->delta[t] = sum;
     }
+}
+
+static void backward_head(struct work *w, const struct attention_shape *shape, int64_t sample,
+                          const float *lse)
+{
     memset(w->dq, 0, (size_t)(w->padded * w->qk) * sizeof *w->dq);
     memset(w->dk, 0, (size_t)(w->padded * w->qk) * sizeof *w->dk);
     memset(w->dv, 0, (size_t)(w->padded * w->v) * sizeof *w->dv);
@@ -424,14 +514,14 @@ void cpu_attention_backward(struct device *device, void *dq, void *dk, void *dk_
     memset(memory, 0, shared * sizeof *memory);
 #pragma omp parallel num_threads(device->threads)
     {
-        struct work *w = work_init(memory + shared + floats * (size_t)omp_get_thread_num(), shape);
+        struct work *w =
+            work_init(memory + shared + floats * (size_t)omp_get_thread_num(), shape, true);
 #pragma omp for schedule(dynamic, 1) ordered
         for (int64_t task = 0; task < shape->batch * shape->heads; task++) {
             const struct head h = find_head(shape, task);
             load_keys(w, shape, &h, k, k_rope, v);
-            load(w->q, w->qk, q, shape, h.q, shape->q_stride, shape->qk_dim, shape->scale);
-            load(w->out, w->v, o, shape, h.o, shape->o_stride, shape->v_dim, 1);
-            load(w->d_out, w->v, d_o, shape, h.o, shape->o_stride, shape->v_dim, 1);
+            load_queries(w, shape, &h, q);
+            load_outputs(w, shape, &h, o, d_o);
             backward_head(w, shape, h.sample, lse + h.lse);
             store(dq, w->dq, w->qk, shape, h.q, shape->q_stride, shape->qk_dim);
 #pragma omp ordered

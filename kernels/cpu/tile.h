@@ -2,6 +2,7 @@
 #ifndef KERNELS_CPU_TILE_H
 #define KERNELS_CPU_TILE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 enum { TILE_ROWS = 8, TILE_COLS = 32 };
@@ -10,5 +11,15 @@ enum { TILE_ROWS = 8, TILE_COLS = 32 };
  * strides are free: transposes cost nothing. Every element is a chain of multiply-adds over k. */
 void tile_product(float *c, int64_t c_row, const float *a, int64_t a_row, int64_t a_col,
                   const float *b, int64_t b_row, const int64_t size[3]);
+
+/* Whether this processor multiplies pairs of bf16. */
+bool tile_has_pairs(void);
+/* The same sum where an element of a [m,k] and b [k,n] holds the bits of two bf16: both products
+ * count. Products are exact, sums f32. Only where tile_has_pairs. */
+void tile_product_pairs(float *c, int64_t c_row, const float *a, int64_t a_row, const float *b,
+                        int64_t b_row, const int64_t size[3]);
+/* sum[m] = row by row of a and b [m,k], rounded as tile_product_pairs does: where it is subtracted
+ * from one of its elements, equal ones cancel. */
+void tile_row_dots_pairs(float *sum, const float *a, const float *b, int64_t m, int64_t k);
 
 #endif
