@@ -262,6 +262,7 @@ static enum status drop_work(const struct save *save, enum status failure)
     return status_fail(failure, "%s", message);
 }
 
+/* keep 0: one checkpoint beside no others. */
 static enum status run_save(struct save *save, const char *state,
                             const struct checkpoint_slice *slices, int64_t count, int keep)
 {
@@ -276,24 +277,26 @@ static enum status run_save(struct save *save, const char *state,
     /* It stands. Older ones go only when this one reads back whole. */
     TRY(comm_agree(comm, shard_verify(&save->own, 0, save->place), NULL));
     enum status status = STATUS_OK;
-    if (comm->rank == 0) {
+    if (comm->rank == 0 && keep > 0) {
         status = write_hint(save);
         status = status == STATUS_OK ? prune(save, keep) : status;
     }
     return comm_agree(comm, status, NULL);
 }
 
-enum status checkpoint_save(struct comm *comm, const char *root, int64_t step, const char *state,
-                            const struct checkpoint_slice *slices, int64_t slice_count,
-                            const struct checkpoint_options *options)
+/* place NULL: root/STEP. */
+static enum status save_as(struct comm *comm, const char *root, const char *place, int64_t step,
+                           const char *state, const struct checkpoint_slice *slices, int64_t count,
+                           int keep)
 {
     struct save *save = calloc(1, sizeof *save);
     TRY(comm_agree(comm, save != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory"),
                    NULL));
     *save = (struct save){.comm = comm, .root = root, .step = step};
-    enum status status = step_path(save->place, root, step);
+    enum status status =
+        place == NULL ? step_path(save->place, root, step) : join(save->place, root, place);
     if (status == STATUS_OK) {
-        status = run_save(save, state, slices, slice_count, options->keep_last);
+        status = run_save(save, state, slices, count, keep);
     }
     if (status != STATUS_OK && comm->rank == 0) {
         status = drop_work(save, status);
@@ -302,6 +305,39 @@ enum status checkpoint_save(struct comm *comm, const char *root, int64_t step, c
     manifest_free(&save->all);
     free(save);
     return status;
+}
+
+enum status checkpoint_save(struct comm *comm, const char *root, int64_t step, const char *state,
+                            const struct checkpoint_slice *slices, int64_t slice_count,
+                            const struct checkpoint_options *options)
+{
+    return save_as(comm, root, NULL, step, state, slices, slice_count, options->keep_last);
+}
+
+enum status checkpoint_write(struct comm *comm, const char *place, int64_t step, const char *state,
+                             const struct checkpoint_slice *slices, int64_t slice_count)
+{
+    char root[MAX_PATH];
+    size_t length = strlen(place);
+    while (length > 1 && place[length - 1] == '/') {
+        length--;
+    }
+    size_t cut = length;
+    while (cut > 0 && place[cut - 1] != '/') {
+        cut--;
+    }
+    if (length == 0 || length >= sizeof root) {
+        return status_fail(STATUS_USAGE, "'%.100s' is not a folder name for a checkpoint", place);
+    }
+    char name[MAX_PATH];
+    snprintf(name, sizeof name, "%.*s", (int)(length - cut), place + cut);
+    snprintf(root, sizeof root, "%.*s", cut > 0 ? (int)cut : 1, cut > 0 ? place : ".");
+    TRY(comm_agree(comm,
+                   io_exists(place)
+                       ? status_fail(STATUS_USAGE, "%s: is there already: name a new folder", place)
+                       : STATUS_OK,
+                   NULL));
+    return save_as(comm, root, name, step, state, slices, slice_count, 0);
 }
 
 /* Manifest whole and every file there with its size. */

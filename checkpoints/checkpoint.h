@@ -15,11 +15,16 @@
 /* Elements [first, first + count) of the row-major flattened tensor `name`. */
 struct checkpoint_slice {
     const char *name; /* borrowed */
-    enum dtype dtype; /* F32 or BF16 */
+    enum dtype dtype; /* F32, BF16, F16 or E4M3 */
     int ndim;
     int64_t shape[4]; /* of the whole tensor */
     int64_t first, count;
-    void *data; /* borrowed: read by save, written by load */
+    void *data; /* borrowed: read by save, written by load; not used when `read` is set */
+    /* Save only, or NULL: fills `to` with bytes [offset, offset + bytes) of the slice, so that what
+     * is saved need not be in memory. Blocks come in rising order, each byte once. */
+    enum status (*read)(const struct checkpoint_slice *slice, int64_t offset, void *to,
+                        size_t bytes);
+    void *context; /* borrowed: of `read` */
 };
 
 struct checkpoint_options {
@@ -33,6 +38,12 @@ struct checkpoint_options {
 enum status checkpoint_save(struct comm *comm, const char *root, int64_t step, const char *state,
                             const struct checkpoint_slice *slices, int64_t slice_count,
                             const struct checkpoint_options *options)
+    __attribute__((warn_unused_result));
+
+/* Collective. The same to the folder `place` itself, which must not exist: a checkpoint beside no
+ * others, as import writes. */
+enum status checkpoint_write(struct comm *comm, const char *place, int64_t step, const char *state,
+                             const struct checkpoint_slice *slices, int64_t slice_count)
     __attribute__((warn_unused_result));
 
 /* Collective. Newest valid checkpoint under root (manifest hash, file sizes): *path (owned by
@@ -60,6 +71,22 @@ enum status checkpoint_dtype(const char *path, const char *name, enum dtype *dty
 enum status checkpoint_load(struct comm *comm, const char *path,
                             const struct checkpoint_slice *slices, int64_t slice_count)
     __attribute__((warn_unused_result));
+
+/* A checkpoint read piece by piece. */
+struct checkpoint_reader;
+struct manifest;
+
+/* Local. Reads the manifest; *reader owned by caller. Errors: those of checkpoint_load. */
+enum status checkpoint_open(struct checkpoint_reader **reader, const char *path)
+    __attribute__((warn_unused_result));
+void checkpoint_close(struct checkpoint_reader *reader); /* accepts NULL */
+/* What the checkpoint holds: tensors with dtype and shape (checkpoints/manifest.h). */
+const struct manifest *checkpoint_contents(const struct checkpoint_reader *reader);
+/* Local. Elements [first, first + count) of a tensor as they are stored. The 4 MiB block read last
+ * is kept, so that small reads in a row cost little. Blocks are verified before use: STATUS_DATA;
+ * no such tensor: STATUS_MISMATCH. */
+enum status checkpoint_read(struct checkpoint_reader *reader, const char *name, int64_t first,
+                            int64_t count, void *to) __attribute__((warn_unused_result));
 
 /* Local. Removes what dead runs left half-made (.tmp-*, .trash-*, LATEST.tmp); call under the run
  * directory's lock. */

@@ -102,6 +102,7 @@ static int by_place(const void *a, const void *b)
 struct reader {
     struct io_file file;
     const struct manifest_file *entry;
+    int64_t open;  /* index of file, -1: none */
     int64_t block; /* in buffer, -1: none */
     char *buffer;  /* [MANIFEST_BLOCK_BYTES] */
 };
@@ -140,45 +141,67 @@ static enum status copy_wanted(struct reader *reader, const struct wanted *wante
     return STATUS_OK;
 }
 
-/* All that is wanted of one file; returns how many items were done in *done. */
-static enum status read_file(struct reader *reader, const char *path,
-                             const struct manifest *manifest, const struct wanted *items,
-                             int64_t count, int64_t *done)
+static enum status close_file(struct reader *reader)
+{
+    if (reader->open < 0) {
+        return STATUS_OK;
+    }
+    reader->open = -1;
+    return io_close(&reader->file);
+}
+
+static enum status open_file(struct reader *reader, const char *path,
+                             const struct manifest *manifest, const struct wanted *wanted)
 {
     char name[MAX_PATH];
-    reader->entry = &manifest->file[items[0].file];
+    if (reader->open == wanted->file) {
+        return STATUS_OK;
+    }
+    TRY(close_file(reader));
+    reader->entry = &manifest->file[wanted->file];
     reader->block = -1;
     if (snprintf(name, sizeof name, "%s/%s", path, reader->entry->name) >= MAX_PATH) {
         return status_fail(STATUS_DATA, "path too long: %s", path);
     }
     if (!io_exists(name)) {
         return status_fail(STATUS_DATA, "%s: missing; the checkpoint is not whole, tensor %s", name,
-                           items[0].name);
+                           wanted->name);
     }
     TRY(io_open_read(&reader->file, name));
-    enum status status = STATUS_OK;
-    for (*done = 0; *done < count && items[*done].file == items[0].file && status == STATUS_OK;
-         ++*done) {
-        status = copy_wanted(reader, &items[*done]);
+    reader->open = wanted->file;
+    return STATUS_OK;
+}
+
+static enum status read_list(struct reader *reader, const char *path,
+                             const struct manifest *manifest, const struct wanted_list *list)
+{
+    for (int64_t i = 0; i < list->count; i++) {
+        TRY(open_file(reader, path, manifest, &list->item[i]));
+        TRY(copy_wanted(reader, &list->item[i]));
     }
-    const enum status closed = io_close(&reader->file);
-    return status == STATUS_OK ? closed : status;
+    return STATUS_OK;
+}
+
+static enum status reader_init(struct reader *reader)
+{
+    *reader =
+        (struct reader){.open = -1, .block = -1, .buffer = malloc((size_t)MANIFEST_BLOCK_BYTES)};
+    return reader->buffer != NULL ? STATUS_OK
+                                  : status_fail(STATUS_RESOURCE, "out of memory for a block");
 }
 
 static enum status read_all(const char *path, const struct manifest *manifest,
                             struct wanted_list *list)
 {
-    struct reader reader = {.buffer = malloc((size_t)MANIFEST_BLOCK_BYTES)};
-    enum status status =
-        reader.buffer != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory");
+    struct reader reader;
+    TRY(reader_init(&reader));
     if (list->count > 0) {
         qsort(list->item, (size_t)list->count, sizeof *list->item, by_place);
     }
-    for (int64_t i = 0, done = 0; i < list->count && status == STATUS_OK; i += done) {
-        status = read_file(&reader, path, manifest, list->item + i, list->count - i, &done);
-    }
+    const enum status status = read_list(&reader, path, manifest, list),
+                      closed = close_file(&reader);
     free(reader.buffer);
-    return status;
+    return status == STATUS_OK ? closed : status;
 }
 
 static enum status load_own(const char *path, const struct checkpoint_slice *slices, int64_t count)
@@ -218,4 +241,62 @@ enum status checkpoint_load(struct comm *comm, const char *path,
                             const struct checkpoint_slice *slices, int64_t slice_count)
 {
     return comm_agree(comm, load_own(path, slices, slice_count), NULL);
+}
+
+struct checkpoint_reader {
+    struct manifest manifest;
+    struct reader reader;
+    struct wanted_list list; /* of one call */
+    char path[MAX_PATH];
+};
+
+enum status checkpoint_open(struct checkpoint_reader **reader, const char *path)
+{
+    struct checkpoint_reader *made = calloc(1, sizeof *made);
+    *reader = NULL;
+    if (made == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for reading a checkpoint");
+    }
+    made->reader.open = -1;
+    enum status status = manifest_read(&made->manifest, path);
+    status = status == STATUS_OK ? reader_init(&made->reader) : status;
+    if (status != STATUS_OK) {
+        checkpoint_close(made);
+        return status;
+    }
+    snprintf(made->path, sizeof made->path, "%s", path); /* manifest_read found it short enough */
+    *reader = made;
+    return STATUS_OK;
+}
+
+void checkpoint_close(struct checkpoint_reader *reader)
+{
+    if (reader != NULL) {
+        const enum status ignored = close_file(&reader->reader); /* it was only read */
+        (void)ignored;
+        free(reader->reader.buffer);
+        free(reader->list.item);
+        manifest_free(&reader->manifest);
+        free(reader);
+    }
+}
+
+const struct manifest *checkpoint_contents(const struct checkpoint_reader *reader)
+{
+    return &reader->manifest;
+}
+
+enum status checkpoint_read(struct checkpoint_reader *reader, const char *name, int64_t first,
+                            int64_t count, void *to)
+{
+    const struct manifest_tensor *tensor = manifest_find(&reader->manifest, name);
+    struct checkpoint_slice slice = {.name = name, .first = first, .count = count, .data = to};
+    if (tensor != NULL) {
+        slice.dtype = tensor->dtype;
+        slice.ndim = tensor->ndim;
+        memcpy(slice.shape, tensor->shape, sizeof slice.shape);
+    }
+    reader->list.count = 0;
+    TRY(plan_slice(&reader->list, reader->path, &reader->manifest, &slice));
+    return read_list(&reader->reader, reader->path, &reader->manifest, &reader->list);
 }

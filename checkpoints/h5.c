@@ -19,16 +19,29 @@ enum status h5_create(hid_t *file, const char *path)
                       : status_fail(STATUS_IO, "%s: HDF5 cannot create it: disk full?", path);
 }
 
-hid_t h5_type(enum dtype dtype)
+/* A 16-bit float; order matters: fields first, then the size that holds them. */
+static hid_t float_16(size_t exponent_bits, size_t mantissa_bits, size_t bias)
 {
     const hid_t type = H5Tcopy(H5T_IEEE_F32LE);
-    if (dtype == DTYPE_BF16) { /* order matters: fields first, then the size that holds them */
-        H5Tset_fields(type, 15, 7, 8, 0, 7);
-        H5Tset_precision(type, 16);
-        H5Tset_size(type, 2);
-        H5Tset_ebias(type, 127);
-    }
+    H5Tset_fields(type, 15, mantissa_bits, exponent_bits, 0, mantissa_bits);
+    H5Tset_precision(type, 16);
+    H5Tset_size(type, 2);
+    H5Tset_ebias(type, bias);
     return type;
+}
+
+hid_t h5_type(enum dtype dtype)
+{
+    switch (dtype) {
+    case DTYPE_BF16:
+        return float_16(8, 7, 127);
+    case DTYPE_F16:
+        return float_16(5, 10, 15);
+    case DTYPE_E4M3:
+        return H5Tcopy(H5T_STD_U8LE);
+    default:
+        return H5Tcopy(H5T_IEEE_F32LE);
+    }
 }
 
 hid_t h5_dataset_list(void)

@@ -11,8 +11,8 @@
  * Closed with H5Fclose. Errors: STATUS_IO. */
 enum status h5_create(hid_t *file, const char *path) __attribute__((warn_unused_result));
 
-/* Stored type of a dtype; bf16 is a custom 16-bit float (8-bit exponent, 7-bit mantissa). Close
- * with H5Tclose. */
+/* Stored type of a dtype; bf16 is a custom 16-bit float (8-bit exponent, 7-bit mantissa), e4m3 the
+ * code as uint8. Close with H5Tclose. */
 hid_t h5_type(enum dtype dtype);
 
 /* Creation list of a dataset: no fill, space allocated at once, no time stamps. Close with

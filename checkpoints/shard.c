@@ -72,24 +72,47 @@ static int64_t lesser(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-/* Copies what of the payload falls into [begin, end) of the file to buffer; *next skips what is
- * done. Returns the bytes copied. */
-static int64_t overlay(char *buffer, int64_t begin, int64_t end, const struct payload *payload,
-                       int64_t count, int64_t *next)
+/* Bytes [from, to) of a slice. */
+static enum status take(const struct checkpoint_slice *slice, int64_t from, int64_t to, char *out)
 {
-    int64_t copied = 0;
+    if (slice->read != NULL) {
+        return slice->read(slice, from, out, (size_t)(to - from));
+    }
+    memcpy(out, (const char *)slice->data + from, (size_t)(to - from));
+    return STATUS_OK;
+}
+
+/* Copies what of the payload falls into [begin, end) of the file to buffer; buffer NULL: counts
+ * only. *next skips what is done. */
+static enum status overlay(char *buffer, int64_t begin, int64_t end, const struct payload *payload,
+                           int64_t count, int64_t *next, int64_t *covered)
+{
+    *covered = 0;
     while (*next < count && payload[*next].offset + slice_bytes(payload[*next].slice) <= begin) {
         ++*next;
     }
     for (int64_t i = *next; i < count && payload[i].offset < end; i++) {
-        const int64_t from = payload[i].offset > begin ? payload[i].offset : begin;
-        const int64_t to = lesser(payload[i].offset + slice_bytes(payload[i].slice), end);
-        memcpy(buffer + (from - begin),
-               (const char *)payload[i].slice->data + (from - payload[i].offset),
-               (size_t)(to - from));
-        copied += to - from;
+        const int64_t offset = payload[i].offset, from = offset > begin ? offset : begin;
+        const int64_t to = lesser(offset + slice_bytes(payload[i].slice), end);
+        if (buffer != NULL) {
+            TRY(take(payload[i].slice, from - offset, to - offset, buffer + (from - begin)));
+        }
+        *covered += to - from;
     }
-    return copied;
+    return STATUS_OK;
+}
+
+/* One block: HDF5's own bytes where there are any, the payload over them. */
+static enum status fill_block(struct io_file *file, char *buffer, int64_t begin, int64_t size,
+                              const struct payload *payload, int64_t count, int64_t *next)
+{
+    int64_t covered = 0;
+    TRY(overlay(NULL, begin, begin + size, payload, count, next, &covered));
+    if (covered < size) {
+        TRY(io_pread(file, buffer, (size_t)size, begin));
+    }
+    TRY(overlay(buffer, begin, begin + size, payload, count, next, &covered));
+    return covered > 0 ? io_pwrite(file, buffer, (size_t)size, begin) : STATUS_OK;
 }
 
 /* Writes the payload block by block, metadata of HDF5 between it kept, and hashes every block. */
@@ -104,16 +127,8 @@ static enum status fill(struct io_file *file, int64_t bytes, const struct payloa
     for (int64_t b = 0; b < manifest_blocks(bytes) && status == STATUS_OK; b++) {
         const int64_t begin = b * MANIFEST_BLOCK_BYTES,
                       size = lesser(MANIFEST_BLOCK_BYTES, bytes - begin);
-        int64_t again = next;
-        int64_t covered = overlay(buffer, begin, begin + size, payload, count, &next);
-        if (covered < size) { /* HDF5's own bytes lie in this block */
-            status = io_pread(file, buffer, (size_t)size, begin);
-            covered = overlay(buffer, begin, begin + size, payload, count, &again);
-        }
-        if (status == STATUS_OK && covered > 0) {
-            status = io_pwrite(file, buffer, (size_t)size, begin);
-        }
-        block[b] = hash_bytes(buffer, (size_t)size);
+        status = fill_block(file, buffer, begin, size, payload, count, &next);
+        block[b] = status == STATUS_OK ? hash_bytes(buffer, (size_t)size) : 0;
     }
     free(buffer);
     return status;

@@ -38,6 +38,21 @@ struct attention_shape {
     enum dtype dtype;      /* of q, k, v, o and their gradients */
 };
 
+/* Attention of one new token per sequence over a cache of the tokens before it. */
+struct decode_shape {
+    int64_t batch;              /* B sequences */
+    int64_t heads;              /* H query heads */
+    int64_t kv_heads;           /* G; attention_decode only */
+    int64_t qk_dim, v_dim;      /* elements per head of q and o, as in struct attention_shape */
+    int64_t rope_dim;           /* of qk_dim, last; mla_decode only */
+    int64_t rank;               /* r, elements of the latent c'; mla_decode only */
+    int64_t q_stride, o_stride; /* elements from one sequence's row to the next */
+    int64_t capacity;           /* cached tokens a sequence has room for */
+    int64_t window;             /* 0 = none; attention_decode only */
+    float scale;                /* of q.k */
+    enum dtype dtype;           /* of q, o, the caches and w_kv_b */
+};
+
 /* Rotary pairs inside rows: head h at column first + h * head_stride, `dim` columns wide. */
 struct rope_shape {
     int64_t heads, head_stride, first, dim;
@@ -137,6 +152,21 @@ struct ops {
                                const void *k, const void *k_rope, const void *v,
                                const struct attention_shape *shape);
 
+    /* o[B, H*v_dim]: attention of one query a sequence, q [B, H*qk_dim], over the first lengths[b]
+     * (int32 [B]; the new token's own included) rows of k_cache [B, capacity, G*qk_dim] and v_cache
+     * [B, capacity, G*v_dim]. Length 0: an idle row, o is 0. A sequence's result does not depend on
+     * the others, nor on what lies behind its length. */
+    void (*attention_decode)(struct device *, void *o, const void *q, const void *k_cache,
+                             const void *v_cache, const int32_t *lengths,
+                             const struct decode_shape *shape);
+    /* The same for MLA in its absorbed form (DeepSeek-V2, 2.1): c_cache [B, capacity, r] holds the
+     * normed latents, rope_cache [B, capacity, rope_dim] the rotated shared keys, w_kv_b
+     * [H*(qk_dim - rope_dim + v_dim), r]. Keys and values of the heads are never made: q~ = W_uk^T
+     * q_nope, score = (q~.c' + q_rope.k_rope) scale, o = W_uv sum P c'; f32 from q to o. */
+    void (*mla_decode)(struct device *, void *o, const void *q, const void *w_kv_b,
+                       const void *c_cache, const void *rope_cache, const int32_t *lengths,
+                       const struct decode_shape *shape);
+
     /* logits[N,E] f32 = x[N,C] act w[E,C]^T act, accumulated in f32. */
     void (*router_logits)(struct device *, struct tensor logits, struct tensor x, struct tensor w);
     /* dx[N,C] act ADDS dlogits w; dw[E,C] f32 adds dlogits^T x. */
@@ -163,6 +193,10 @@ struct ops {
 
     /* y[r] = x[row[r]] for r < R; rows of `C` act; row[r] < 0 gives zeros. */
     void (*gather_rows)(struct device *, struct tensor y, struct tensor x, const int32_t *row);
+    /* y[row[n]] = the first y.dim[1] elements of row n of x, rows `x_stride` elements apart, n <
+     * rows; row[n] < 0: skipped. Rows are distinct. Fills the caches of the decode ops. */
+    void (*scatter_rows)(struct device *, struct tensor y, const void *x, int64_t x_stride,
+                         const int32_t *row, int64_t rows);
     /* y[n] = sum over k in slot order of weight[n,k] * x[slot_row[n*K+k]] in f32, rounded once;
      * slot_row < 0: dropped, adds nothing. weight NULL: 1. */
     void (*combine_rows)(struct device *, struct tensor y, struct tensor x, const int32_t *slot_row,

@@ -1,5 +1,6 @@
 #include "trainer/attention.h"
 
+#include "trainer/cache.h"
 #include "trainer/latent.h"
 
 /* Columns of a fused row of grouped queries: q, then k, then v. */
@@ -130,12 +131,72 @@ static struct parts state_parts(const struct model *model, const struct attentio
                          : fused_parts(model, state->qkv);
 }
 
+/* Rows of this call that the cache keeps. */
+static void fill_cache(struct model *model, int64_t block, const struct block_call *call)
+{
+    const struct architecture *arch = &model->arch;
+    const struct attention_state *state = &model->blocks[block].attention;
+    const struct cache_layer *layer = &call->cache->layer[block];
+    const struct parts in = state_parts(model, state);
+    const bool shared = latent(model);
+    const int64_t rows = call->cache->slots * call->cache->capacity,
+                  k = shared ? arch->kv_rank : arch->kv_heads * arch->qk_dim,
+                  v = shared ? arch->rope_dim : arch->kv_heads * arch->v_dim;
+    const int32_t *row = call->cache->row;
+    model->ops->scatter_rows(model->device, model_act(model, layer->k, rows, k),
+                             shared ? state->c : in.k, shared ? k : fused_width(model), row,
+                             call->sequence);
+    model->ops->scatter_rows(model->device, model_act(model, layer->v, rows, v),
+                             shared ? in.k_rope : in.v, shared ? v : fused_width(model), row,
+                             call->sequence);
+}
+
+/* One new token a slot, over the cache. */
+static void decode(struct model *model, int64_t block, const struct block_call *call)
+{
+    const struct architecture *arch = &model->arch;
+    const struct attention_state *state = &model->blocks[block].attention;
+    const struct cache_layer *layer = &call->cache->layer[block];
+    const bool shared = latent(model);
+    const struct decode_shape shape = {.batch = call->sequence,
+                                       .heads = arch->heads,
+                                       .kv_heads = arch->kv_heads,
+                                       .qk_dim = arch->qk_dim,
+                                       .v_dim = arch->v_dim,
+                                       .rope_dim = shared ? arch->rope_dim : 0,
+                                       .rank = arch->kv_rank,
+                                       .q_stride = shared ? architecture_query_width(arch)
+                                                          : fused_width(model),
+                                       .o_stride = arch->heads * arch->v_dim,
+                                       .capacity = call->cache->capacity,
+                                       .window = arch->window,
+                                       .scale = arch->attention_scale,
+                                       .dtype = model->act};
+    if (shared) {
+        const void *kv_b = model_weight(model, PARAM_DENSE, model->params.block[block].kv_b,
+                                        architecture_latent_width(arch), arch->kv_rank)
+                               .data;
+        model->ops->mla_decode(model->device, state->attended, state->q, kv_b, layer->k, layer->v,
+                               call->lengths, &shape);
+    } else {
+        model->ops->attention_decode(model->device, state->attended, state->qkv, layer->k, layer->v,
+                                     call->lengths, &shape);
+    }
+}
+
 void attention_forward(struct model *model, int64_t block, const struct block_call *call,
                        struct tensor x)
 {
     struct attention_state *state = &model->blocks[block].attention;
     const struct attention_shape shape = shape_of(model, call);
     (latent(model) ? latent_forward : fused_forward)(model, block, call, x);
+    if (call->cache != NULL) {
+        fill_cache(model, block, call);
+    }
+    if (call->lengths != NULL) {
+        decode(model, block, call);
+        return;
+    }
     const struct parts in = state_parts(model, state);
     model->ops->attention_forward(model->device, state->attended, state->lse, in.q, in.k, in.k_rope,
                                   in.v, &shape);

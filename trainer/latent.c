@@ -121,7 +121,9 @@ void latent_forward(struct model *model, int64_t block, const struct block_call 
     model->ops->rope(model->device, model_act(model, state->k_rope, w.n, w.rope),
                      call->batch->positions, model->rope, key_rope(model), false);
     norm(model, state->c, state->rstd_c, state->c_a, at->kv_a_norm, w.n, w.kv_rank);
-    up(model, state->kv, state->c, at->kv_b, w.n, w.latent, w.kv_rank);
+    if (call->lengths == NULL) { /* else attention is absorbed: no head's keys, no values */
+        up(model, state->kv, state->c, at->kv_b, w.n, w.latent, w.kv_rank);
+    }
 }
 
 void latent_recompute(struct model *model, int64_t block, const struct block_call *call)

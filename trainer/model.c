@@ -305,14 +305,20 @@ void model_run(struct model *model, const struct batch *batch, int64_t count, in
     }
 }
 
+void model_forward(struct model *model, const struct block_call *call, int64_t first, int64_t rows,
+                   float *logits)
+{
+    forward(model, call);
+    struct tensor normed = stream(model, model->final_norm, call->count * call->sequence);
+    model->ops->linear_forward(model->device, tensor_2d(logits, DTYPE_F32, rows, model->arch.vocab),
+                               tensor_rows(&normed, first, rows), head(model), false);
+}
+
 void model_logits(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
                   int64_t token, float *logits)
 {
     const struct block_call call = {.batch = batch, .count = count, .sequence = sequence};
-    forward(model, &call);
-    struct tensor normed = stream(model, model->final_norm, count * sequence);
-    model->ops->linear_forward(model->device, tensor_2d(logits, DTYPE_F32, 1, model->arch.vocab),
-                               tensor_rows(&normed, token, 1), head(model), false);
+    model_forward(model, &call, token, 1, logits);
 }
 
 size_t model_bytes(const struct model *model)

@@ -113,6 +113,12 @@ struct model_scale {
  * not NULL also backward, gradients add up. Result in model->result. */
 void model_run(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
                const struct model_scale *scale);
+struct block_call;
+
+/* Collective over ep. Forward only, as `call` says (block.h); logits f32 [rows,V] of its tokens
+ * from `first` on. */
+void model_forward(struct model *model, const struct block_call *call, int64_t first, int64_t rows,
+                   float *logits);
 /* Collective over ep. Forward only; logits f32 [V] of token `token` of the batch. */
 void model_logits(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
                   int64_t token, float *logits);

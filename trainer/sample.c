@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernels/base/rng.h"
+#include "trainer/cache.h"
 
 struct candidate {
     double weight; /* exp((logit - max) / temperature) */
@@ -69,35 +70,116 @@ static int32_t choose(struct candidate *list, const float *logits, int64_t vocab
     return list[kept - 1].id;
 }
 
-int64_t sample_tokens(struct model *model, int32_t *ids, int64_t count, int64_t tokens,
-                      const struct sample_options *options)
+/* What sample_tokens works with; arrays of one element a sequence. */
+struct work {
+    struct cache cache;
+    int64_t *start;  /* first token of the context */
+    int32_t *length; /* tokens of the context in the cache; 0: none */
+    int32_t *fresh;  /* cache_decode's lengths, */
+    int32_t *last;   /* and its tokens */
+    bool *done;
+    float *logits; /* [sequences, V] */
+    struct candidate *list;
+};
+
+static void work_free(struct work *work)
 {
-    const int64_t vocab = model->config->model.vocab_size, most = model->sequence;
-    int32_t *arrays = calloc((size_t)(3 * most), sizeof *arrays);
-    float *logits = malloc((size_t)vocab * sizeof *logits);
-    struct candidate *list = malloc((size_t)vocab * sizeof *list);
-    int64_t added = 0;
-    assert(count >= 1 && arrays != NULL && logits != NULL && list != NULL);
-    for (int64_t i = 0; i < most; i++) {
-        arrays[i] = -1;                /* labels: none */
-        arrays[most + i] = (int32_t)i; /* positions; `first` stays 0 */
+    void *const owned[] = {work->start, work->length, work->fresh, work->last,
+                           work->done,  work->logits, work->list};
+    for (size_t i = 0; i < sizeof owned / sizeof owned[0]; i++) {
+        free(owned[i]);
     }
-    while (added < tokens) {
-        const int64_t length = count + added, seen = length < most ? length : most;
-        const struct batch batch = {.ids = ids + length - seen,
-                                    .labels = arrays,
-                                    .positions = arrays + most,
-                                    .first = arrays + 2 * most};
-        model_logits(model, &batch, 1, seen, seen - 1, logits);
-        const int32_t next = choose(list, logits, vocab, options, (uint64_t)added);
-        if (next == options->eos_id) {
-            break;
+    cache_free(&work->cache);
+}
+
+static enum status work_init(struct work *work, const struct model *model, int64_t count,
+                             int64_t capacity)
+{
+    const size_t n = (size_t)count, vocab = (size_t)model->arch.vocab;
+    *work = (struct work){.start = calloc(n, sizeof *work->start),
+                          .length = calloc(n, sizeof *work->length),
+                          .fresh = calloc(n, sizeof *work->fresh),
+                          .last = calloc(n, sizeof *work->last),
+                          .done = calloc(n, sizeof *work->done),
+                          .logits = malloc(n * vocab * sizeof *work->logits),
+                          .list = malloc(vocab * sizeof *work->list)};
+    if (work->start == NULL || work->length == NULL || work->fresh == NULL || work->last == NULL ||
+        work->done == NULL || work->logits == NULL || work->list == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for the logits of %lld sequences",
+                           (long long)count);
+    }
+    return cache_init(&work->cache, model, count, capacity);
+}
+
+/* Logits behind the last token of every sequence that goes on. Cached contexts first: decoding
+ * writes all rows of the logits. */
+static void advance(struct model *model, struct work *work, const struct sample_sequence *sequences,
+                    const struct sample_options *options)
+{
+    const int64_t vocab = model->arch.vocab, half = (options->context + 1) / 2;
+    bool any = false;
+    for (int64_t s = 0; s < work->cache.slots; s++) {
+        while (sequences[s].count - work->start[s] > options->context) {
+            work->start[s] += half;
+            work->length[s] = 0;
         }
-        ids[length] = next;
-        added++;
+        const bool cached = !work->done[s] && work->length[s] > 0;
+        work->fresh[s] = cached ? ++work->length[s] : 0;
+        work->last[s] = sequences[s].ids[sequences[s].count - 1];
+        any = any || cached;
     }
-    free(arrays);
-    free(logits);
-    free(list);
-    return added;
+    if (any) {
+        cache_decode(model, &work->cache, work->last, work->fresh, work->logits);
+    }
+    for (int64_t s = 0; s < work->cache.slots; s++) {
+        if (!work->done[s] && work->fresh[s] == 0) {
+            work->length[s] = (int32_t)(sequences[s].count - work->start[s]);
+            cache_prefill(model, &work->cache, s, sequences[s].ids + work->start[s],
+                          work->length[s], work->logits + s * vocab);
+        }
+    }
+}
+
+static void generate(struct model *model, struct work *work, struct sample_sequence *sequences,
+                     int64_t tokens, const struct sample_options *options)
+{
+    const int64_t vocab = model->arch.vocab;
+    int64_t left = work->cache.slots;
+    for (int64_t added = 0; added < tokens && left > 0; added++) {
+        advance(model, work, sequences, options);
+        for (int64_t s = 0; s < work->cache.slots; s++) {
+            if (work->done[s]) {
+                continue;
+            }
+            const int32_t next =
+                choose(work->list, work->logits + s * vocab, vocab, options, (uint64_t)added);
+            if (next == options->eos_id) {
+                work->done[s] = true;
+                left--;
+            } else {
+                sequences[s].ids[sequences[s].count++] = next;
+            }
+        }
+    }
+}
+
+enum status sample_tokens(struct model *model, struct sample_sequence *sequences, int64_t count,
+                          int64_t tokens, const struct sample_options *options)
+{
+    struct work work;
+    int64_t longest = 0;
+    for (int64_t s = 0; s < count; s++) {
+        assert(sequences[s].count >= 1);
+        longest = sequences[s].count > longest ? sequences[s].count : longest;
+    }
+    assert(options->context >= 1 && options->context <= model->sequence);
+    const int64_t most = longest + tokens,
+                  capacity = most < options->context ? most : options->context;
+    const enum status status =
+        comm_agree(model->mesh->world, work_init(&work, model, count, capacity), NULL);
+    if (status == STATUS_OK) {
+        generate(model, &work, sequences, tokens, options);
+    }
+    work_free(&work);
+    return status;
 }

@@ -13,22 +13,38 @@
 
 enum { MAX_CORES = 1024, MAX_PATH = 4096 };
 
-/* The YAML text a checkpoint was saved with. */
-static enum status checkpoint_config(const char *path, char **text)
+/* The text has every key resolved: the config.json they came from need not be there any more. */
+static void forget_hf_config(char *text)
+{
+    static const char key[] = "\n  hf_config:";
+    char *line = strstr(text, key);
+    if (line != NULL) {
+        line += sizeof key - 1;
+        const size_t length = strcspn(line, "\n");
+        memset(line, ' ', length);
+        memcpy(line, " ~", length < 2 ? length : 2);
+    }
+}
+
+enum status session_saved_config(struct config *config, const char *path)
 {
     char *state = NULL;
     TRY(checkpoint_state(path, &state));
     json_t *json = json_loads(state, JSON_REJECT_DUPLICATES, NULL);
-    const char *config = json_string_value(json_object_get(json, "config"));
-    *text = config != NULL ? strdup(config) : NULL;
+    const char *saved = json_string_value(json_object_get(json, "config"));
+    char *text = saved != NULL ? strdup(saved) : NULL;
     json_decref(json);
     free(state);
-    if (*text == NULL) {
-        return status_fail(
-            STATUS_DATA, "%s: the checkpoint's state holds no config: it was not written by train",
-            path);
+    if (text == NULL) {
+        return status_fail(STATUS_DATA,
+                           "%s: the checkpoint's state holds no config: it was written neither by "
+                           "train nor by import",
+                           path);
     }
-    return STATUS_OK;
+    forget_hf_config(text);
+    const enum status status = config_parse(config, path, text, strlen(text));
+    free(text);
+    return status;
 }
 
 static enum status load_config(struct config *config, const char *path, char *const *overrides,
@@ -37,11 +53,8 @@ static enum status load_config(struct config *config, const char *path, char *co
     char file[MAX_PATH];
     snprintf(file, sizeof file, "%s/manifest.json", path);
     if (io_exists(file)) {
-        char *text = NULL;
-        TRY(checkpoint_config(path, &text));
-        enum status status = config_parse(config, path, text, strlen(text));
-        free(text);
-        return status != STATUS_OK ? status : config_override(config, overrides, count);
+        TRY(session_saved_config(config, path));
+        return config_override(config, overrides, count);
     }
     snprintf(file, sizeof file, "%s/config.yaml", path);
     return config_load(config, io_exists(file) ? file : path, overrides, count);

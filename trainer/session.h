@@ -23,6 +23,9 @@ struct session {
  * be closed either way. */
 enum status session_open(struct session *session, enum session_use use, const char *path,
                          char *const *overrides, int count) __attribute__((warn_unused_result));
+/* Local. The config that the checkpoint in folder `path` was saved with. */
+enum status session_saved_config(struct config *config, const char *path)
+    __attribute__((warn_unused_result));
 /* Collective. Prints status_message() on rank 0 when status is not OK, closes everything, and
  * returns status with the message cleared, so that one line is printed. */
 enum status session_close(struct session *session, enum status status);

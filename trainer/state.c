@@ -9,6 +9,7 @@
 
 #include "kernels/base/io.h"
 #include "trainer/optimizer.h"
+#include "trainer/weights.h"
 
 enum { NAME_BYTES = 128, KINDS = 5, MAX_PATH = 4096 };
 
@@ -185,12 +186,28 @@ static enum status load_kind(struct model *model, const char *path, enum kind ki
     return status;
 }
 
-/* Into the f32 masters: master/NAME of a bf16 run, or NAME of an fp32 run. */
+/* Into the f32 masters, whatever dtype the checkpoint has them in. */
+static enum status load_masters(const struct slices *slices, const char *path)
+{
+    struct weights weights;
+    enum status status = weights_open(&weights, path);
+    for (int64_t i = 0; i < slices->count && status == STATUS_OK; i++) {
+        status = weights_load(&weights, &slices->slice[i]);
+    }
+    weights_close(&weights);
+    return status;
+}
+
 enum status state_load_weights(struct model *model, const char *path)
 {
-    bool masters = false;
-    TRY(comm_agree(model->mesh->world, has_kind(model, path, KIND_MASTER, &masters), NULL));
-    TRY(load_kind(model, path, KIND_MASTER, masters ? prefix[KIND_MASTER] : ""));
+    struct comm *world = model->mesh->world;
+    struct slices slices = {0};
+    TRY(comm_agree(world, slices_init(&slices, model), NULL));
+    add_kind(&slices, model, KIND_MASTER, "");
+    add_biases(&slices, model);
+    const enum status status = comm_agree(world, load_masters(&slices, path), NULL);
+    slices_free(&slices);
+    TRY(status);
     model_publish(model);
     return STATUS_OK;
 }

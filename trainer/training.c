@@ -207,12 +207,12 @@ static enum status show_sample(struct training *t)
     const struct sample_options options = {.temperature = config->sample.temperature,
                                            .top_p = 1,
                                            .seed = config->run.seed,
-                                           .eos_id = TOKENIZER_BYTES_EOS};
-    const int64_t total =
-        count + sample_tokens(&t->model, ids, count, config->sample.tokens, &options);
-    enum status status = STATUS_OK;
-    if (main_rank(t)) {
-        tokenizer_bytes_decode(text, ids, total);
+                                           .eos_id = TOKENIZER_BYTES_EOS,
+                                           .context = config->train.sequence_length};
+    struct sample_sequence sequence = {ids, count};
+    enum status status = sample_tokens(&t->model, &sequence, 1, config->sample.tokens, &options);
+    if (status == STATUS_OK && main_rank(t)) {
+        tokenizer_bytes_decode(text, ids, sequence.count);
         metrics_say(&t->metrics, "--- sample at step %lld ---\n%s\n---", (long long)t->at.step,
                     text);
         run_dir_path(t->session, "samples.txt", path, sizeof path);

@@ -6,8 +6,9 @@ static const struct {
     size_t bytes;
     const char *name;
 } dtypes[DTYPE_COUNT] = {
-    [DTYPE_F32] = {4, "float32"}, [DTYPE_BF16] = {2, "bfloat16"}, [DTYPE_I32] = {4, "int32"},
-    [DTYPE_I64] = {8, "int64"},   [DTYPE_F64] = {8, "float64"},   [DTYPE_U8] = {1, "uint8"},
+    [DTYPE_F32] = {4, "float32"}, [DTYPE_BF16] = {2, "bfloat16"},      [DTYPE_I32] = {4, "int32"},
+    [DTYPE_I64] = {8, "int64"},   [DTYPE_F64] = {8, "float64"},        [DTYPE_U8] = {1, "uint8"},
+    [DTYPE_F16] = {2, "float16"}, [DTYPE_E4M3] = {1, "float8_e4m3fn"},
 };
 
 size_t dtype_bytes(enum dtype dtype)

@@ -6,7 +6,17 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum dtype { DTYPE_F32, DTYPE_BF16, DTYPE_I32, DTYPE_I64, DTYPE_F64, DTYPE_U8, DTYPE_COUNT };
+enum dtype {
+    DTYPE_F32,
+    DTYPE_BF16,
+    DTYPE_I32,
+    DTYPE_I64,
+    DTYPE_F64,
+    DTYPE_U8,
+    DTYPE_F16,  /* IEEE half: small_float.h */
+    DTYPE_E4M3, /* float8 e4m3fn: small_float.h */
+    DTYPE_COUNT
+};
 
 struct tensor {
     void *data; /* borrowed */

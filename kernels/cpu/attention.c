@@ -1,6 +1,7 @@
 /* Attention by tiles (Dao et al. 2022): scores exist for 64 queries x 64 keys at a time. One task
- * is one key/value head of one sample with all its query heads, so every sum has one owner and a
- * fixed order. Tiles are f32 whatever the storage. */
+ * is one query head of one sample, so that small batches fill many cores; gradients that several
+ * heads share are added in the order of the heads, whatever the number of threads. Tiles are f32
+ * whatever the storage. */
 #include <assert.h>
 #include <omp.h>
 
@@ -9,7 +10,7 @@
 #include "kernels/cpu/tile.h"
 #include "kernels/cpu/vector_math.h"
 
-enum { TILE = 64, LANES = 8 };
+enum { TILE = 64, LANES = 16 };
 static const float MASKED =
     -1e30F; /* finite: a row without any visible key yet must not become NaN */
 
@@ -17,6 +18,7 @@ static const float MASKED =
  * zeros. */
 struct work {
     int64_t padded, qk, v; /* T, qk_dim, v_dim rounded up */
+    int64_t loaded;        /* sample * kv_heads + group of the keys and values held; -1: none */
     float *q, *k, *vals;   /* [T,qk] [T,qk] [T,v] */
     float *k_t, *v_t;      /* [T/TILE, qk, TILE] [T/TILE, v, TILE]: a tile of keys is contiguous */
     float *out, *d_out;    /* [T,v] */
@@ -62,12 +64,31 @@ static bool needs_mask(const struct attention_shape *shape, int64_t q0, int64_t 
     return k0 == q0 || shape->window > 0 || shape->first != NULL;
 }
 
+/* A tile on the diagonal is a lower triangle; what lies above it is skipped by blocks of rows. */
+enum part { WHOLE, LOWER_C, LOWER_A, UPPER_A };
+
+/* c[TILE,cols] (rows c_row apart) += a[TILE,depth] b[depth,cols], rows of b `b_row` apart. */
+static void product(enum part part, float *c, int64_t c_row, const float *a,
+                    const int64_t a_stride[2], const float *b, int64_t b_row, const int64_t size[2])
+{
+    const int64_t cols = size[0], depth = size[1], block = part == WHOLE ? TILE : TILE_ROWS;
+    for (int64_t i = 0; i < TILE; i += block) {
+        const int64_t from = part == UPPER_A ? i : 0, to = part == LOWER_A ? i + block : depth,
+                      width = part == LOWER_C ? up(i + block, TILE_COLS) : cols;
+        tile_product(c + i * c_row, c_row, a + i * a_stride[0] + from * a_stride[1], a_stride[0],
+                     a_stride[1], b + from * b_row, b_row, (int64_t[]){block, width, to - from});
+    }
+}
+
+/* a's strides: rows of scores, the same transposed. */
+static const int64_t rows_of_tile[2] = {TILE, 1}, columns_of_tile[2] = {1, TILE};
+
 static void scores(struct work *w, const struct attention_shape *shape, int64_t sample, int64_t q0,
                    int64_t k0)
 {
     memset(w->score, 0, sizeof w->score);
-    tile_product(w->score, TILE, w->q + q0 * w->qk, w->qk, 1, w->k_t + k0 * w->qk, TILE,
-                 (int64_t[]){TILE, TILE, w->qk});
+    product(k0 == q0 ? LOWER_C : WHOLE, w->score, TILE, w->q + q0 * w->qk, (int64_t[]){w->qk, 1},
+            w->k_t + k0 * w->qk, TILE, (int64_t[]){TILE, w->qk});
     if (needs_mask(shape, q0, k0)) {
         mask_tile(w->score, shape, sample, q0, k0);
     }
@@ -77,9 +98,15 @@ static void scores(struct work *w, const struct attention_shape *shape, int64_t 
  * sums shrink by. */
 CPU_CLONES static float softmax_row(float *score, float *most, float *sum)
 {
-    float partial[LANES] = {0}, high = *most, total = 0;
-    for (int j = 0; j < TILE; j++) {
-        high = score[j] > high ? score[j] : high;
+    float partial[LANES] = {0}, highest[LANES], high = *most, total = 0;
+    memcpy(highest, score, sizeof highest);
+    for (int j = LANES; j < TILE; j += LANES) {
+        for (int lane = 0; lane < LANES; lane++) {
+            highest[lane] = score[j + lane] > highest[lane] ? score[j + lane] : highest[lane];
+        }
+    }
+    for (int lane = 0; lane < LANES; lane++) {
+        high = highest[lane] > high ? highest[lane] : high;
     }
     for (int j = 0; j < TILE; j++) {
         score[j] = fast_exp(score[j] - high);
@@ -120,8 +147,8 @@ static void forward_tile(struct work *w, const struct attention_shape *shape, in
             const float shrink = softmax_row(w->score + i * TILE, &most[i], &sum[i]);
             scale_row(w->out + (q0 + i) * w->v, shrink, w->v);
         }
-        tile_product(w->out + q0 * w->v, w->v, w->score, TILE, 1, w->vals + k0 * w->v, w->v,
-                     (int64_t[]){TILE, w->v, TILE});
+        product(k0 == q0 ? LOWER_A : WHOLE, w->out + q0 * w->v, w->v, w->score, rows_of_tile,
+                w->vals + k0 * w->v, w->v, (int64_t[]){w->v, TILE});
     }
     for (int64_t i = 0; i < TILE && q0 + i < shape->sequence; i++) {
         scale_row(w->out + (q0 + i) * w->v, 1.0F / sum[i], w->v);
@@ -178,6 +205,7 @@ static struct work *work_init(float *memory, const struct attention_shape *shape
     w->padded = up(shape->sequence, TILE);
     w->qk = up(shape->qk_dim, TILE_COLS);
     w->v = up(shape->v_dim, TILE_COLS);
+    w->loaded = -1;
     float *next = memory + (sizeof *w / sizeof *memory + 15) / 16 * 16;
     float **wide[] = {&w->q, &w->k, &w->k_t, &w->dq, &w->dk},
           **narrow[] = {&w->vals, &w->v_t, &w->out, &w->d_out, &w->dv};
@@ -191,25 +219,49 @@ static struct work *work_init(float *memory, const struct attention_shape *shape
     return w;
 }
 
-static void load_keys(struct work *w, const struct attention_shape *shape, const void *k,
-                      const void *k_rope, const void *v, int64_t sample, int64_t group)
+/* One query head of one sample, and where its rows begin. */
+struct head {
+    int64_t sample, head, group;
+    int64_t q, o, lse, k, k_rope, v; /* first elements */
+};
+
+static struct head find_head(const struct attention_shape *shape, int64_t task)
 {
-    const int64_t row = sample * shape->sequence, own = shape->qk_dim - shape->rope_dim;
-    load(w->k, w->qk, k, shape, row * shape->k_stride + group * shape->k_head_stride,
-         shape->k_stride, own, 1);
-    if (shape->rope_dim > 0) {
-        load(w->k + own, w->qk, k_rope, shape, row * shape->k_rope_stride, shape->k_rope_stride,
-             shape->rope_dim, 1);
+    const int64_t sample = task / shape->heads, head = task % shape->heads,
+                  group = head / (shape->heads / shape->kv_heads), row = sample * shape->sequence;
+    return (struct head){.sample = sample,
+                         .head = head,
+                         .group = group,
+                         .q = row * shape->q_stride + head * shape->qk_dim,
+                         .o = row * shape->o_stride + head * shape->v_dim,
+                         .lse = task * shape->sequence,
+                         .k = row * shape->k_stride + group * shape->k_head_stride,
+                         .k_rope = row * shape->k_rope_stride,
+                         .v = row * shape->v_stride + group * shape->v_head_stride};
+}
+
+/* Nothing to do when the thread's last head read the same keys. */
+static void load_keys(struct work *w, const struct attention_shape *shape, const struct head *h,
+                      const void *k, const void *k_rope, const void *v)
+{
+    const int64_t own = shape->qk_dim - shape->rope_dim,
+                  wanted = h->sample * shape->kv_heads + h->group;
+    if (w->loaded == wanted) {
+        return;
     }
-    load(w->vals, w->v, v, shape, row * shape->v_stride + group * shape->v_head_stride,
-         shape->v_stride, shape->v_dim, 1);
+    w->loaded = wanted;
+    load(w->k, w->qk, k, shape, h->k, shape->k_stride, own, 1);
+    if (shape->rope_dim > 0) {
+        load(w->k + own, w->qk, k_rope, shape, h->k_rope, shape->k_rope_stride, shape->rope_dim, 1);
+    }
+    load(w->vals, w->v, v, shape, h->v, shape->v_stride, shape->v_dim, 1);
     transpose(w->k_t, w->k, w->padded, w->qk);
+    transpose(w->v_t, w->vals, w->padded, w->v);
 }
 
 void cpu_attention_forward(struct device *device, void *o, float *lse, const void *q, const void *k,
                            const void *k_rope, const void *v, const struct attention_shape *shape)
 {
-    const int64_t per_group = shape->heads / shape->kv_heads, rows = shape->sequence;
     const size_t floats = work_floats(shape);
     float *scratch =
         cpu_scratch(device, CPU_SLOT_ATTENTION, floats * (size_t)device->threads * sizeof *scratch);
@@ -218,19 +270,14 @@ void cpu_attention_forward(struct device *device, void *o, float *lse, const voi
     {
         struct work *w = work_init(scratch + floats * (size_t)omp_get_thread_num(), shape);
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < shape->batch * shape->kv_heads; task++) {
-            const int64_t sample = task / shape->kv_heads, group = task % shape->kv_heads,
-                          row = sample * rows;
-            load_keys(w, shape, k, k_rope, v, sample, group);
-            for (int64_t h = group * per_group; h < (group + 1) * per_group; h++) {
-                load(w->q, w->qk, q, shape, row * shape->q_stride + h * shape->qk_dim,
-                     shape->q_stride, shape->qk_dim, shape->scale);
-                for (int64_t q0 = 0; q0 < rows; q0 += TILE) {
-                    forward_tile(w, shape, sample, q0, lse + (sample * shape->heads + h) * rows);
-                }
-                store(o, w->out, w->v, shape, row * shape->o_stride + h * shape->v_dim,
-                      shape->o_stride, shape->v_dim);
+        for (int64_t task = 0; task < shape->batch * shape->heads; task++) {
+            const struct head h = find_head(shape, task);
+            load_keys(w, shape, &h, k, k_rope, v);
+            load(w->q, w->qk, q, shape, h.q, shape->q_stride, shape->qk_dim, shape->scale);
+            for (int64_t q0 = 0; q0 < shape->sequence; q0 += TILE) {
+                forward_tile(w, shape, h.sample, q0, lse + h.lse);
             }
+            store(o, w->out, w->v, shape, h.o, shape->o_stride, shape->v_dim);
         }
     }
 }
@@ -248,21 +295,22 @@ CPU_CLONES static void gradient_row(float *p, float *ds, float lse, float delta)
 static void backward_tile(struct work *w, const struct attention_shape *shape, int64_t sample,
                           int64_t q0, int64_t k0, const float *lse)
 {
+    const bool diagonal = k0 == q0;
     scores(w, shape, sample, q0, k0);
     memset(w->dscore, 0, sizeof w->dscore);
-    tile_product(w->dscore, TILE, w->d_out + q0 * w->v, w->v, 1, w->v_t + k0 * w->v, TILE,
-                 (int64_t[]){TILE, TILE, w->v});
+    product(diagonal ? LOWER_C : WHOLE, w->dscore, TILE, w->d_out + q0 * w->v, (int64_t[]){w->v, 1},
+            w->v_t + k0 * w->v, TILE, (int64_t[]){TILE, w->v});
     for (int64_t i = 0; i < TILE; i++) {
         const bool real = q0 + i < shape->sequence;
         gradient_row(w->score + i * TILE, w->dscore + i * TILE, real ? lse[q0 + i] : -MASKED,
                      w->delta[q0 + i]);
     }
-    tile_product(w->dv + k0 * w->v, w->v, w->score, 1, TILE, w->d_out + q0 * w->v, w->v,
-                 (int64_t[]){TILE, w->v, TILE});
-    tile_product(w->dk + k0 * w->qk, w->qk, w->dscore, 1, TILE, w->q + q0 * w->qk, w->qk,
-                 (int64_t[]){TILE, w->qk, TILE});
-    tile_product(w->dq + q0 * w->qk, w->qk, w->dscore, TILE, 1, w->k + k0 * w->qk, w->qk,
-                 (int64_t[]){TILE, w->qk, TILE});
+    product(diagonal ? UPPER_A : WHOLE, w->dv + k0 * w->v, w->v, w->score, columns_of_tile,
+            w->d_out + q0 * w->v, w->v, (int64_t[]){w->v, TILE});
+    product(diagonal ? UPPER_A : WHOLE, w->dk + k0 * w->qk, w->qk, w->dscore, columns_of_tile,
+            w->q + q0 * w->qk, w->qk, (int64_t[]){w->qk, TILE});
+    product(diagonal ? LOWER_A : WHOLE, w->dq + q0 * w->qk, w->qk, w->dscore, rows_of_tile,
+            w->k + k0 * w->qk, w->qk, (int64_t[]){w->qk, TILE});
 }
 
 static void backward_head(struct work *w, const struct attention_shape *shape, int64_t sample,
@@ -276,6 +324,8 @@ static void backward_head(struct work *w, const struct attention_shape *shape, i
         w->delta[t] = sum;
     }
     memset(w->dq, 0, (size_t)(w->padded * w->qk) * sizeof *w->dq);
+    memset(w->dk, 0, (size_t)(w->padded * w->qk) * sizeof *w->dk);
+    memset(w->dv, 0, (size_t)(w->padded * w->v) * sizeof *w->dv);
     for (int64_t q0 = 0; q0 < shape->sequence; q0 += TILE) {
         for (int64_t k0 = first_tile(shape, sample, q0); k0 <= q0; k0 += TILE) {
             backward_tile(w, shape, sample, q0, k0, lse);
@@ -286,76 +336,107 @@ static void backward_head(struct work *w, const struct attention_shape *shape, i
     }
 }
 
-/* One head's share of the shared rope key's gradient: sum[T, rope_dim] += its columns of dk. */
-static void add_rope(float *sum, const struct work *w, const struct attention_shape *shape)
+/* Sums over heads, f32: of dk_rope over all of them, of dk and dv over a group's; NULL where there
+ * is nothing to sum. */
+struct sums {
+    float *rope;     /* [N, rope_dim] */
+    float *own, *dv; /* [B*G, T, qk_dim - rope_dim], [B*G, T, v_dim] */
+    size_t floats;   /* all together */
+};
+
+/* `memory` NULL: only how many floats it takes. */
+static struct sums sums_layout(float *memory, const struct attention_shape *shape)
 {
-    const float *dk = w->dk + shape->qk_dim - shape->rope_dim;
-    for (int64_t t = 0; t < shape->sequence; t++) {
-        for (int64_t i = 0; i < shape->rope_dim; i++) {
-            sum[t * shape->rope_dim + i] += dk[t * w->qk + i];
+    const int64_t rows = shape->batch * shape->sequence,
+                  shared = shape->heads > shape->kv_heads ? rows * shape->kv_heads : 0,
+                  rope = rows * shape->rope_dim, own = shared * (shape->qk_dim - shape->rope_dim);
+    struct sums sums = {.floats = (size_t)(rope + own + shared * shape->v_dim)};
+    if (memory != NULL) {
+        sums.rope = rope > 0 ? memory : NULL;
+        sums.own = shared > 0 ? memory + rope : NULL;
+        sums.dv = shared > 0 ? memory + rope + own : NULL;
+    }
+    return sums;
+}
+
+/* sum[T, cols] += the first columns of in; rows of `in` are in_cols apart. */
+static void add(float *sum, int64_t cols, const float *in, int64_t in_cols, int64_t rows)
+{
+    for (int64_t t = 0; t < rows; t++) {
+        for (int64_t i = 0; i < cols; i++) {
+            sum[t * cols + i] += in[t * in_cols + i];
         }
     }
 }
 
-/* What a backward task reads and writes; pointers to the first element of the first sample. */
-struct backward {
-    void *dq, *dk, *dv;
-    const void *d_o, *o, *q, *k, *k_rope, *v;
-    const float *lse;
-};
-
-/* All of one key/value head of one sample but dk_rope: its rope columns stay in w->dk. */
-static void backward_group(struct work *w, const struct attention_shape *shape,
-                           const struct backward *b, int64_t sample, int64_t group)
+/* Called in the order of the heads. */
+static void add_shared(const struct sums *sums, const struct work *w,
+                       const struct attention_shape *shape, const struct head *h)
 {
-    const int64_t per_group = shape->heads / shape->kv_heads, row = sample * shape->sequence;
-    load_keys(w, shape, b->k, b->k_rope, b->v, sample, group);
-    transpose(w->v_t, w->vals, w->padded, w->v);
-    memset(w->dk, 0, (size_t)(w->padded * w->qk) * sizeof *w->dk);
-    memset(w->dv, 0, (size_t)(w->padded * w->v) * sizeof *w->dv);
-    for (int64_t h = group * per_group; h < (group + 1) * per_group; h++) {
-        const int64_t q_at = row * shape->q_stride + h * shape->qk_dim,
-                      o_at = row * shape->o_stride + h * shape->v_dim;
-        load(w->q, w->qk, b->q, shape, q_at, shape->q_stride, shape->qk_dim, shape->scale);
-        load(w->out, w->v, b->o, shape, o_at, shape->o_stride, shape->v_dim, 1);
-        load(w->d_out, w->v, b->d_o, shape, o_at, shape->o_stride, shape->v_dim, 1);
-        backward_head(w, shape, sample, b->lse + (sample * shape->heads + h) * shape->sequence);
-        store(b->dq, w->dq, w->qk, shape, q_at, shape->q_stride, shape->qk_dim);
+    const int64_t t = shape->sequence, own = shape->qk_dim - shape->rope_dim,
+                  rows = (h->sample * shape->kv_heads + h->group) * t;
+    if (sums->rope != NULL) {
+        add(sums->rope + h->sample * t * shape->rope_dim, shape->rope_dim, w->dk + own, w->qk, t);
     }
-    store(b->dk, w->dk, w->qk, shape, row * shape->k_stride + group * shape->k_head_stride,
-          shape->k_stride, shape->qk_dim - shape->rope_dim);
-    store(b->dv, w->dv, w->v, shape, row * shape->v_stride + group * shape->v_head_stride,
-          shape->v_stride, shape->v_dim);
+    if (sums->own != NULL) {
+        add(sums->own + rows * own, own, w->dk, w->qk, t);
+        add(sums->dv + rows * shape->v_dim, shape->v_dim, w->dv, w->v, t);
+    }
 }
 
-/* The threads add to dk_rope one after another, in the order of the tasks: the same sum for every
- * number of threads, and no head waits long, as all of them cost the same. */
+/* Gradients of what a backward op was given. */
+struct gradients {
+    void *dq, *dk, *dk_rope, *dv;
+};
+
+/* Behind the last head of a group: dk, dv; behind the last head of a sample: dk_rope. */
+static void store_shared(const struct gradients *out, const struct sums *sums, const struct work *w,
+                         const struct attention_shape *shape, const struct head *h)
+{
+    const int64_t t = shape->sequence, own = shape->qk_dim - shape->rope_dim,
+                  per_group = shape->heads / shape->kv_heads,
+                  rows = (h->sample * shape->kv_heads + h->group) * t;
+    if (h->head % per_group == per_group - 1) {
+        const bool shared = sums->own != NULL;
+        store(out->dk, shared ? sums->own + rows * own : w->dk, shared ? own : w->qk, shape, h->k,
+              shape->k_stride, own);
+        store(out->dv, shared ? sums->dv + rows * shape->v_dim : w->dv,
+              shared ? shape->v_dim : w->v, shape, h->v, shape->v_stride, shape->v_dim);
+    }
+    if (h->head == shape->heads - 1 && sums->rope != NULL) {
+        store(out->dk_rope, sums->rope + h->sample * t * shape->rope_dim, shape->rope_dim, shape,
+              h->k_rope, shape->k_rope_stride, shape->rope_dim);
+    }
+}
+
+/* All heads cost the same, so none waits long for its turn to add. */
 void cpu_attention_backward(struct device *device, void *dq, void *dk, void *dk_rope, void *dv,
                             const void *d_o, const void *o, const float *lse, const void *q,
                             const void *k, const void *k_rope, const void *v,
                             const struct attention_shape *shape)
 {
-    const struct backward b = {dq, dk, dv, d_o, o, q, k, k_rope, v, lse};
-    const int64_t rows = shape->batch * shape->sequence;
-    const size_t floats = work_floats(shape), rope_floats = (size_t)(rows * shape->rope_dim);
-    float *rope = cpu_scratch(device, CPU_SLOT_ATTENTION,
-                              (rope_floats + 16 + floats * (size_t)device->threads) * sizeof *rope);
-    float *scratch = rope + (rope_floats + 15) / 16 * 16;
-    memset(rope, 0, rope_floats * sizeof *rope);
+    const struct gradients out = {dq, dk, dk_rope, dv};
+    const size_t floats = work_floats(shape),
+                 shared = (sums_layout(NULL, shape).floats + 15) / 16 * 16;
+    float *memory = cpu_scratch(device, CPU_SLOT_ATTENTION,
+                                (shared + floats * (size_t)device->threads) * sizeof *memory);
+    const struct sums sums = sums_layout(memory, shape);
+    memset(memory, 0, shared * sizeof *memory);
 #pragma omp parallel num_threads(device->threads)
     {
-        struct work *w = work_init(scratch + floats * (size_t)omp_get_thread_num(), shape);
+        struct work *w = work_init(memory + shared + floats * (size_t)omp_get_thread_num(), shape);
 #pragma omp for schedule(dynamic, 1) ordered
-        for (int64_t task = 0; task < shape->batch * shape->kv_heads; task++) {
-            const int64_t sample = task / shape->kv_heads, group = task % shape->kv_heads;
-            backward_group(w, shape, &b, sample, group);
+        for (int64_t task = 0; task < shape->batch * shape->heads; task++) {
+            const struct head h = find_head(shape, task);
+            load_keys(w, shape, &h, k, k_rope, v);
+            load(w->q, w->qk, q, shape, h.q, shape->q_stride, shape->qk_dim, shape->scale);
+            load(w->out, w->v, o, shape, h.o, shape->o_stride, shape->v_dim, 1);
+            load(w->d_out, w->v, d_o, shape, h.o, shape->o_stride, shape->v_dim, 1);
+            backward_head(w, shape, h.sample, lse + h.lse);
+            store(dq, w->dq, w->qk, shape, h.q, shape->q_stride, shape->qk_dim);
 #pragma omp ordered
-            add_rope(rope + sample * shape->sequence * shape->rope_dim, w, shape);
-        }
-#pragma omp for
-        for (int64_t n = 0; n < rows * (shape->rope_dim > 0 ? 1 : 0); n++) {
-            row_store(dk_rope, shape->dtype, n * shape->k_rope_stride, rope + n * shape->rope_dim,
-                      shape->rope_dim);
+            add_shared(&sums, w, shape, &h);
+            store_shared(&out, &sums, w, shape, &h);
         }
     }
 }

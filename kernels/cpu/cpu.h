@@ -51,6 +51,12 @@ void cpu_attention_backward(struct device *, void *dq, void *dk, void *dk_rope, 
                             const void *d_o, const void *o, const float *lse, const void *q,
                             const void *k, const void *k_rope, const void *v,
                             const struct attention_shape *shape);
+void cpu_attention_decode(struct device *, void *o, const void *q, const void *k_cache,
+                          const void *v_cache, const int32_t *lengths,
+                          const struct decode_shape *shape);
+void cpu_mla_decode(struct device *, void *o, const void *q, const void *w_kv_b,
+                    const void *c_cache, const void *rope_cache, const int32_t *lengths,
+                    const struct decode_shape *shape);
 void cpu_router_logits(struct device *, struct tensor logits, struct tensor x, struct tensor w);
 void cpu_router_logits_backward(struct device *, struct tensor dx, struct tensor dw,
                                 struct tensor dlogits, struct tensor x, struct tensor w);
@@ -63,6 +69,8 @@ void cpu_router_backward(struct device *, float *dlogits, const float *dweight,
                          struct router_shape shape);
 void cpu_router_sums(struct device *, double *sums, const float *score, struct router_shape shape);
 void cpu_gather_rows(struct device *, struct tensor y, struct tensor x, const int32_t *row);
+void cpu_scatter_rows(struct device *, struct tensor y, const void *x, int64_t x_stride,
+                      const int32_t *row, int64_t rows);
 void cpu_combine_rows(struct device *, struct tensor y, struct tensor x, const int32_t *slot_row,
                       const float *weight, int64_t top_k);
 void cpu_combine_rows_backward(struct device *, struct tensor dx, float *dweight, struct tensor dy,

@@ -20,6 +20,20 @@ void cpu_gather_rows(struct device *device, struct tensor y, struct tensor x, co
     }
 }
 
+void cpu_scatter_rows(struct device *device, struct tensor y, const void *x, int64_t x_stride,
+                      const int32_t *row, int64_t rows)
+{
+    const size_t element = dtype_bytes(y.dtype), bytes = (size_t)y.dim[1] * element;
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t n = 0; n < rows; n++) {
+        if (row[n] >= 0) {
+            assert(row[n] < y.dim[0]);
+            memcpy((char *)y.data + (size_t)row[n] * bytes,
+                   (const char *)x + (size_t)(n * x_stride) * element, bytes);
+        }
+    }
+}
+
 CPU_CLONES static void add_scaled(float *out, const float *in, float weight, int64_t count)
 {
     for (int64_t i = 0; i < count; i++) {

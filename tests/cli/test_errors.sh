@@ -19,10 +19,10 @@ expect_error 64 "--top-p" "$binary" generate run --prompt a --top-p 2
 expect_error 64 "--seed needs a value" "$binary" generate run --prompt a --seed
 expect_error 64 "did you mean '--data'" "$binary" eval run --dta x
 expect_error 64 "unknown action 'rm'" "$binary" ckpt rm run
-for word in import export plan verify sweep report watch trace rerun init tokenizer; do
+for word in plan verify sweep report watch trace rerun init tokenizer; do
     expect_error 64 "unknown command '$word'" "$binary" $word
 done
-for command in train prepare eval generate bench ckpt doctor config; do
+for command in train prepare import export eval generate bench ckpt doctor config; do
     expect_rc 0 "$binary" $command --help
     expect_text "usage: switchyard $command"
 done
@@ -363,6 +363,17 @@ expect_rc 0 ranks 2 "$binary" bench tiny.yaml --steps 2 --warmup 1 --json parall
 python3 -c 'import json, sys; r = json.load(open(sys.argv[1])); assert r["ranks"] == 2 and r["learned"]["tokens_per_s"] > 0' "$out" ||
     fail "bench --json is not what it should be"
 expect_error 64 "--steps" "$binary" bench tiny.yaml --steps 0
+expect_rc 0 "$binary" bench tiny.yaml --kernels train.precision=bf16
+expect_text "attention_backward"
+expect_rc 0 ranks 2 "$binary" bench tiny.yaml --kernels --json parallel.ep=2
+python3 - "$out" <<'PY' || fail "bench --kernels --json is not what it should be"
+import json, sys
+r = json.load(open(sys.argv[1]))
+kernels = r["kernels"]
+assert r["ranks"] == 2 and r["gemm_peak_flops"] > 0 and len(kernels) >= 14, r
+for name, k in kernels.items():
+    assert k["ms"] > 0 and (k["flops"] if k["share_of_peak"] is not None else k["bytes_per_s"]) > 0, name
+PY
 expect_rc 0 "$binary" doctor
 expect_rc 0 "$binary" doctor --json
 python3 -m json.tool "$out" >/dev/null || fail "doctor --json is not JSON"

@@ -18,6 +18,7 @@
 #include "kernels/base/arena.h"
 #include "kernels/base/hash.h"
 #include "kernels/base/rng.h"
+#include "kernels/base/small_float.h"
 #include "kernels/base/status.h"
 #include "kernels/base/tensor.h"
 
@@ -195,8 +196,9 @@ static void test_tensor_counts_and_rows(void **state)
 static void test_tensor_dtypes(void **state)
 {
     (void)state;
-    static const size_t bytes[DTYPE_COUNT] = {[DTYPE_F32] = 4, [DTYPE_BF16] = 2, [DTYPE_I32] = 4,
-                                              [DTYPE_I64] = 8, [DTYPE_F64] = 8,  [DTYPE_U8] = 1};
+    static const size_t bytes[DTYPE_COUNT] = {
+        [DTYPE_F32] = 4, [DTYPE_BF16] = 2, [DTYPE_I32] = 4, [DTYPE_I64] = 8,
+        [DTYPE_F64] = 8, [DTYPE_U8] = 1,   [DTYPE_F16] = 2, [DTYPE_E4M3] = 1};
     for (int i = 0; i < DTYPE_COUNT; i++) {
         assert_int_equal(dtype_bytes((enum dtype)i), bytes[i]);
         assert_non_null(dtype_name((enum dtype)i));
@@ -269,6 +271,89 @@ static void test_bf16_round_trip_and_nearest(void **state)
         const double error = fabs((double)bf16_to_float(narrow) - (double)number);
         assert_true(error <= fabs((double)bf16_to_float((uint16_t)(narrow + 1)) - (double)number));
         assert_true(error <= fabs((double)bf16_to_float((uint16_t)(narrow - 1)) - (double)number));
+    }
+}
+
+/* --- small floats: every code, and every value a float rounds to --- */
+
+/* By the definition: sign, exponent, mantissa as powers of two. */
+static double defined(uint32_t code, int exponent_bits, int mantissa_bits, int bias)
+{
+    const int sign = (int)(code >> (exponent_bits + mantissa_bits)) & 1;
+    const int exponent = (int)(code >> mantissa_bits) & ((1 << exponent_bits) - 1);
+    const int mantissa = (int)code & ((1 << mantissa_bits) - 1);
+    const double value =
+        exponent == 0 ? ldexp(mantissa, 1 - bias - mantissa_bits)
+                      : ldexp(mantissa + (1 << mantissa_bits), exponent - bias - mantissa_bits);
+    return sign != 0 ? -value : value;
+}
+
+static void test_f16_every_code(void **state)
+{
+    (void)state;
+    for (uint32_t code = 0; code <= 0xffff; code++) {
+        const float wide = f16_to_float((uint16_t)code);
+        if ((code & 0x7fff) > 0x7c00) {
+            assert_true(isnan(wide));
+            assert_true((f16_from_float(wide) & 0x7fff) > 0x7c00);
+            continue;
+        }
+        const bool infinite = (code & 0x7fff) == 0x7c00;
+        assert_true(infinite ? isinf(wide) && (wide < 0) == (code >> 15 == 1)
+                             : (double)wide == defined(code, 5, 10, 15));
+        assert_int_equal(f16_from_float(wide), code);
+    }
+    assert_int_equal(f16_from_float(65519.996f), 0x7bff);
+    assert_int_equal(f16_from_float(65520.0f), 0x7c00);
+    assert_int_equal(f16_from_float(-1e30f), 0xfc00);
+    assert_int_equal(f16_from_float(1e-45f), 0);
+    assert_int_equal(f16_from_float(-0.0f), 0x8000);
+}
+
+/* Halfway between two neighbours goes to the even one, a hair beside it to the nearer. */
+static void test_f16_ties(void **state)
+{
+    (void)state;
+    for (uint32_t code = 0; code < 0x7bff; code++) {
+        const float a = f16_to_float((uint16_t)code), b = f16_to_float((uint16_t)(code + 1));
+        const float middle = (a + b) / 2;
+        assert_int_equal(f16_from_float(middle), code + (code & 1));
+        assert_int_equal(f16_from_float(nextafterf(middle, 0)), code);
+        assert_int_equal(f16_from_float(-nextafterf(middle, b)), 0x8000 | (code + 1));
+    }
+}
+
+static void test_e4m3_every_code(void **state)
+{
+    (void)state;
+    for (uint32_t code = 0; code <= 0xff; code++) {
+        const float wide = e4m3_to_float((uint8_t)code);
+        if ((code & 0x7f) == 0x7f) {
+            assert_true(isnan(wide));
+            assert_int_equal(e4m3_from_float(wide) & 0x7f, 0x7f);
+            continue;
+        }
+        assert_true((double)wide == defined(code, 4, 3, 7));
+        assert_int_equal(e4m3_from_float(wide), code);
+    }
+    assert_int_equal(e4m3_from_float(1), 0x38);
+    assert_int_equal(e4m3_from_float(ldexpf(1, -10)), 0); /* a tie, to even */
+    assert_int_equal(e4m3_from_float(ldexpf(1.001f, -10)), 1);
+    assert_int_equal(e4m3_from_float(449), 0x7e);
+    assert_int_equal(e4m3_from_float(1e30f), 0x7e);
+    assert_int_equal(e4m3_from_float(-HUGE_VALF), 0xfe);
+}
+
+static void test_e4m3_nearest(void **state)
+{
+    (void)state;
+    for (uint32_t code = 0; code < 0x7e; code++) {
+        const float a = e4m3_to_float((uint8_t)code), b = e4m3_to_float((uint8_t)(code + 1));
+        const float middle = (a + b) / 2;
+        assert_int_equal(e4m3_from_float(middle), code + (code & 1));
+        assert_int_equal(e4m3_from_float(nextafterf(middle, 0)), code);
+        assert_int_equal(e4m3_from_float(-nextafterf(middle, b)), 0x80 | (code + 1));
+        assert_int_equal(e4m3_from_float(a + (b - a) / 8), code);
     }
 }
 
@@ -484,6 +569,10 @@ int main(void)
         cmocka_unit_test(test_bf16_rounds_to_nearest_even),
         cmocka_unit_test(test_bf16_keeps_nan),
         cmocka_unit_test(test_bf16_round_trip_and_nearest),
+        cmocka_unit_test(test_f16_every_code),
+        cmocka_unit_test(test_f16_ties),
+        cmocka_unit_test(test_e4m3_every_code),
+        cmocka_unit_test(test_e4m3_nearest),
         cmocka_unit_test(test_rng_known_answers),
         cmocka_unit_test(test_rng_bits_are_philox),
         cmocka_unit_test(test_rng_uniform_range_and_moments),

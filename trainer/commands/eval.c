@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "trainer/choices.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
 #include "trainer/dataset.h"
@@ -25,7 +26,7 @@ static void print(const struct session *session, const char *data, double loss, 
 }
 
 struct request {
-    const char *data;
+    const char *data, *choices; /* token file; or questions */
     bool ema, json;
 };
 
@@ -46,6 +47,43 @@ static enum status evaluate(struct session *session, struct model *model, struct
     return STATUS_OK;
 }
 
+static void print_choices(const struct session *session, const char *path, int64_t questions,
+                          const struct choices_result *result, bool json)
+{
+    const double all = (double)questions;
+    if (!session_main_rank(session)) {
+        return;
+    }
+    printf(json ? "{\"accuracy\":%.17g,\"correct\":%lld,\"accuracy_normalised\":%.17g,"
+                  "\"correct_normalised\":%lld,\"questions\":%lld}\n"
+                : "accuracy %.4f (%lld right), normalised by length %.4f (%lld right) over %lld "
+                  "questions",
+           (double)result->correct / all, (long long)result->correct,
+           (double)result->correct_normalised / all, (long long)result->correct_normalised,
+           (long long)questions);
+    if (!json) {
+        printf(" of %s\n", path);
+    }
+}
+
+static enum status answer(struct session *session, struct model *model, struct choices *choices,
+                          const char *path, const struct request *request)
+{
+    const struct config *config = &session->config;
+    const int64_t context = config->train.sequence_length;
+    struct choices_result result;
+    TRY(comm_agree(&session->world,
+                   choices_read(choices, request->choices, config->model.vocab_size, context),
+                   NULL));
+    TRY(comm_agree(&session->world,
+                   model_init(model, config, &session->mesh, session->device, 1, context, false),
+                   NULL));
+    TRY(state_load_newest(model, path, request->ema));
+    TRY(choices_score(model, choices, &result));
+    print_choices(session, request->choices, choices->question_count, &result, request->json);
+    return STATUS_OK;
+}
+
 enum status command_eval(int argc, char **argv)
 {
     struct request request = {0};
@@ -53,34 +91,48 @@ enum status command_eval(int argc, char **argv)
     struct session session;
     struct model model = {0};
     struct dataset dataset = {0};
+    struct choices choices = {0};
     const struct option_spec specs[] = {
         {"--data", OPTION_TEXT, &request.data, "F.h5",
          "token file (default: data.valid of the config)"},
+        {"--choices", OPTION_TEXT, &request.choices, "F.jsonl",
+         "multiple-choice questions instead"},
         {"--ema", OPTION_FLAG, &request.ema, NULL, "the running average of the weights"},
         {"--json", OPTION_FLAG, &request.json, NULL, "print JSON"},
         {0}};
     TRY(options_parse(
-        &options, argc, argv, specs,
-        "eval CONFIG|RUN_DIR|CKPT_DIR [--data F.h5] [--ema] [key=value ...]",
-        "Mean cross-entropy and perplexity of the newest checkpoint on a whole token file.", 1, 1));
+        &options, argc, argv, specs, "eval CONFIG|RUN_DIR|CKPT_DIR [--data F.h5] [key=value ...]",
+        "Mean cross-entropy and perplexity of the newest checkpoint on a whole token file, or its "
+        "accuracy on\n"
+        "multiple-choice questions, one a line: {\"question\": TEXT, \"choices\": [TEXT, ...], "
+        "\"answer\": INDEX from 0},\n"
+        "or arrays of token ids in place of each TEXT. A choice continues its question as it "
+        "stands; the answer is the\n"
+        "likeliest choice, by the sum and by the mean over its tokens (bytes) of log p.",
+        1, 1));
     if (options.help) {
         return STATUS_OK;
+    }
+    if (request.choices != NULL && request.data != NULL) {
+        return status_fail(STATUS_USAGE, "eval: give --data or --choices, not both");
     }
     enum status status = session_open(&session, SESSION_USE, options.words[0], options.overrides,
                                       options.override_count);
     if (status == STATUS_OK) {
+        const char *place =
+            state_is_place(options.words[0]) ? options.words[0] : session.config.run.dir;
         request.data = request.data != NULL ? request.data : session.config.data.valid;
-        if (request.data == NULL) {
+        if (request.choices != NULL) {
+            status = answer(&session, &model, &choices, place, &request);
+        } else if (request.data == NULL) {
             status = status_fail(STATUS_USAGE,
                                  "eval: no token file: give --data F.h5 or set data.valid");
         } else {
-            status = evaluate(&session, &model, &dataset,
-                              state_is_place(options.words[0]) ? options.words[0]
-                                                               : session.config.run.dir,
-                              &request);
+            status = evaluate(&session, &model, &dataset, place, &request);
         }
     }
     model_free(&model);
     dataset_close(&dataset);
+    choices_free(&choices);
     return session_close(&session, status);
 }

@@ -3,24 +3,48 @@
 #include <string.h>
 
 #include "data/tokenizer.h"
+#include "kernels/base/io.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
 #include "trainer/sample.h"
 #include "trainer/session.h"
 #include "trainer/state.h"
 
+enum { MOST_PROMPT_BYTES = 1 << 26 };
+
 struct request {
-    const char *prompt, *tokens;
+    struct option_texts prompts;
+    const char *file, *tokens;
     int64_t count, seed, top_k;
     double temperature, top_p;
     bool ema, json;
 };
 
+/* Prompts as they came, and the sequences made of them. */
+struct prompts {
+    char *text;                        /* owned: the file's */
+    const char **start;                /* [count] owned: each prompt, */
+    size_t *bytes;                     /* [count] owned: its length */
+    struct sample_sequence *sequences; /* [count] owned, with their ids */
+    int64_t count;
+};
+
+static void prompts_free(struct prompts *prompts)
+{
+    for (int64_t i = 0; prompts->sequences != NULL && i < prompts->count; i++) {
+        free(prompts->sequences[i].ids);
+    }
+    free(prompts->sequences);
+    free(prompts->start);
+    free(prompts->bytes);
+    free(prompts->text);
+}
+
 /* "1,2,3" into ids; returns how many, or -1 when malformed. */
-static int64_t parse_tokens(int32_t *ids, const char *text, int64_t vocab)
+static int64_t parse_tokens(int32_t *ids, const char *text, size_t bytes, int64_t vocab)
 {
     int64_t count = 0;
-    for (const char *at = text; *at != '\0';) {
+    for (const char *at = text; at < text + bytes;) {
         char *end = NULL;
         const long long id = strtoll(at, &end, 10);
         if (end == at || id < 0 || id >= vocab || (*end != ',' && *end != '\0')) {
@@ -32,27 +56,96 @@ static int64_t parse_tokens(int32_t *ids, const char *text, int64_t vocab)
     return count;
 }
 
-static enum status read_prompt(const struct request *request, int64_t vocab, int32_t *ids,
-                               int64_t *count)
+static int64_t count_lines(const char *text, size_t bytes)
 {
-    if (request->tokens != NULL) {
-        *count = parse_tokens(ids, request->tokens, vocab);
-        return *count > 0 ? STATUS_OK
-                          : status_fail(STATUS_USAGE,
-                                        "generate: --tokens '%s': use ids from 0 to %lld with "
-                                        "commas between, at least one",
-                                        request->tokens, (long long)vocab - 1);
+    int64_t lines = bytes > 0 && text[bytes - 1] != '\n' ? 1 : 0;
+    for (size_t i = 0; i < bytes; i++) {
+        lines += text[i] == '\n' ? 1 : 0;
     }
-    if (vocab < TOKENIZER_BYTES_VOCAB) {
+    return lines;
+}
+
+static enum status reserve(struct prompts *prompts, int64_t count)
+{
+    prompts->count = count;
+    prompts->start = calloc((size_t)count, sizeof *prompts->start);
+    prompts->bytes = calloc((size_t)count, sizeof *prompts->bytes);
+    prompts->sequences = calloc((size_t)count, sizeof *prompts->sequences);
+    if (prompts->start == NULL || prompts->bytes == NULL || prompts->sequences == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for %lld prompts", (long long)count);
+    }
+    return STATUS_OK;
+}
+
+static enum status read_lines(struct prompts *prompts, const char *path)
+{
+    size_t bytes = 0;
+    TRY(io_read_file(path, &prompts->text, &bytes, MOST_PROMPT_BYTES));
+    const int64_t lines = count_lines(prompts->text, bytes);
+    if (lines == 0) {
+        return status_fail(STATUS_DATA, "%s: no prompts: write one a line", path);
+    }
+    TRY(reserve(prompts, lines));
+    const char *at = prompts->text;
+    for (int64_t i = 0; i < lines; i++) {
+        const char *end = memchr(at, '\n', (size_t)(prompts->text + bytes - at));
+        prompts->start[i] = at;
+        prompts->bytes[i] = (size_t)((end != NULL ? end : prompts->text + bytes) - at);
+        at += prompts->bytes[i] + 1;
+    }
+    return STATUS_OK;
+}
+
+static enum status collect(struct prompts *prompts, const struct request *request)
+{
+    if (request->file != NULL) {
+        return read_lines(prompts, request->file);
+    }
+    TRY(reserve(prompts, request->tokens != NULL ? 1 : request->prompts.count));
+    for (int64_t i = 0; i < prompts->count; i++) {
+        prompts->start[i] = request->tokens != NULL ? request->tokens : request->prompts.text[i];
+        prompts->bytes[i] = strlen(prompts->start[i]);
+    }
+    return STATUS_OK;
+}
+
+/* Ids of one prompt; an empty one stands at the start of a document. */
+static enum status encode(struct sample_sequence *sequence, const struct request *request,
+                          const char *text, size_t bytes, int64_t vocab)
+{
+    sequence->ids = calloc(bytes + 1 + (size_t)request->count, sizeof *sequence->ids);
+    if (sequence->ids == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for %lld tokens",
+                           (long long)request->count);
+    }
+    if (request->tokens != NULL) {
+        sequence->count = parse_tokens(sequence->ids, text, bytes, vocab);
+        return sequence->count > 0 ? STATUS_OK
+                                   : status_fail(STATUS_USAGE,
+                                                 "generate: --tokens '%s': use ids from 0 to %lld "
+                                                 "with commas between, at least one",
+                                                 request->tokens, (long long)vocab - 1);
+    }
+    sequence->count = tokenizer_bytes_encode(sequence->ids, text, (int64_t)bytes);
+    if (sequence->count == 0) {
+        sequence->ids[sequence->count++] = TOKENIZER_BYTES_EOS;
+    }
+    return STATUS_OK;
+}
+
+static enum status read_prompts(struct prompts *prompts, const struct request *request,
+                                int64_t vocab)
+{
+    if (request->tokens == NULL && vocab < TOKENIZER_BYTES_VOCAB) {
         return status_fail(
             STATUS_USAGE,
             "generate: --prompt needs the bytes tokenizer (vocabulary of %d, this model has "
             "%lld): use --tokens",
             TOKENIZER_BYTES_VOCAB, (long long)vocab);
     }
-    *count = tokenizer_bytes_encode(ids, request->prompt, (int64_t)strlen(request->prompt));
-    if (*count == 0) {
-        ids[(*count)++] = TOKENIZER_BYTES_EOS;
+    TRY(collect(prompts, request));
+    for (int64_t i = 0; i < prompts->count; i++) {
+        TRY(encode(&prompts->sequences[i], request, prompts->start[i], prompts->bytes[i], vocab));
     }
     return STATUS_OK;
 }
@@ -77,15 +170,27 @@ static enum status print(const struct request *request, const int32_t *ids, int6
     return STATUS_OK;
 }
 
+static enum status print_all(const struct request *request, const struct prompts *prompts)
+{
+    for (int64_t i = 0; i < prompts->count; i++) {
+        if (prompts->count > 1 && !request->json) {
+            printf("--- %lld of %lld ---\n", (long long)i + 1, (long long)prompts->count);
+        }
+        TRY(print(request, prompts->sequences[i].ids, prompts->sequences[i].count));
+    }
+    return STATUS_OK;
+}
+
 static enum status generate(struct session *session, struct model *model, const char *path,
-                            const struct request *request, int32_t *ids)
+                            const struct request *request, struct prompts *prompts)
 {
     const struct config *config = &session->config;
-    int64_t count = 0;
-    TRY(read_prompt(request, config->model.vocab_size, ids, &count));
+    const int64_t context = config->train.sequence_length;
+    TRY(comm_agree(&session->world, read_prompts(prompts, request, config->model.vocab_size),
+                   NULL));
+    const int64_t most = prompts->count > context ? prompts->count : context;
     TRY(comm_agree(&session->world,
-                   model_init(model, config, &session->mesh, session->device, 1,
-                              config->train.sequence_length, false),
+                   model_init(model, config, &session->mesh, session->device, 1, most, false),
                    NULL));
     TRY(state_load_newest(model, path, request->ema));
     const struct sample_options options = {.temperature = request->temperature,
@@ -93,15 +198,19 @@ static enum status generate(struct session *session, struct model *model, const 
                                            .top_p = request->top_p,
                                            .seed = (uint64_t)request->seed,
                                            .eos_id =
-                                               request->tokens == NULL ? TOKENIZER_BYTES_EOS : -1};
-    const int64_t total = count + sample_tokens(model, ids, count, request->count, &options);
-    return session_main_rank(session) ? print(request, ids, total) : STATUS_OK;
+                                               request->tokens == NULL ? TOKENIZER_BYTES_EOS : -1,
+                                           .context = context};
+    TRY(sample_tokens(model, prompts->sequences, prompts->count, request->count, &options));
+    return session_main_rank(session) ? print_all(request, prompts) : STATUS_OK;
 }
 
 static enum status check(const struct request *request)
 {
-    if ((request->prompt == NULL) == (request->tokens == NULL)) {
-        return status_fail(STATUS_USAGE, "generate: give --prompt TEXT or --tokens 1,2,3");
+    const int sources =
+        (request->prompts.count > 0) + (request->file != NULL) + (request->tokens != NULL);
+    if (sources != 1) {
+        return status_fail(STATUS_USAGE, "generate: give --prompt TEXT (once or more), --prompts "
+                                         "FILE or --tokens 1,2,3");
     }
     if (request->count < 1 || request->temperature < 0 || request->top_k < 0 ||
         request->top_p <= 0 || request->top_p > 1) {
@@ -118,36 +227,39 @@ enum status command_generate(int argc, char **argv)
     struct option_result options;
     struct session session;
     struct model model = {0};
+    struct prompts prompts = {0};
     const struct option_spec specs[] = {
-        {"--prompt", OPTION_TEXT, &request.prompt, "TEXT", "text to continue"},
+        {"--prompt", OPTION_TEXTS, &request.prompts, "TEXT",
+         "text to continue; several make a batch"},
+        {"--prompts", OPTION_TEXT, &request.file, "FILE", "texts to continue, one a line"},
         {"--tokens", OPTION_TEXT, &request.tokens, "1,2,3", "token ids to continue"},
-        {"--count", OPTION_INT, &request.count, "N", "tokens to add (128)"},
+        {"--count", OPTION_INT, &request.count, "N", "tokens to add to each (128)"},
         {"--temperature", OPTION_REAL, &request.temperature, "T", "0: the most likely token (0.8)"},
         {"--top-k", OPTION_INT, &request.top_k, "K", "only the K most likely; 0: all (0)"},
         {"--top-p", OPTION_REAL, &request.top_p, "P", "only the most likely that make up P (1)"},
-        {"--seed", OPTION_INT, &request.seed, "S", "of the random choice (0)"},
+        {"--seed", OPTION_INT, &request.seed, "S", "of the random choice, for every prompt (0)"},
         {"--ema", OPTION_FLAG, &request.ema, NULL, "the running average of the weights"},
-        {"--json", OPTION_FLAG, &request.json, NULL, "print token ids as JSON"},
+        {"--json", OPTION_FLAG, &request.json, NULL, "print token ids as JSON, a line a prompt"},
         {0}};
-    TRY(options_parse(&options, argc, argv, specs,
-                      "generate RUN_DIR|CKPT_DIR --prompt TEXT [key=value ...]",
-                      "Continues a prompt with the newest checkpoint.", 1, 1));
+    TRY(options_parse(
+        &options, argc, argv, specs, "generate RUN_DIR|CKPT_DIR --prompt TEXT [key=value ...]",
+        "Continues prompts with the newest checkpoint; what becomes of one does not depend on the "
+        "others.\n"
+        "Keys and values are cached. When a text outgrows train.sequence_length, its older half is "
+        "dropped and\n"
+        "the rest computed again; train.sequence_length=N (up to model.max_position_embeddings) "
+        "changes the limit.",
+        1, 1));
     if (options.help) {
         return STATUS_OK;
     }
     TRY(check(&request));
-    const size_t words = strlen(request.prompt != NULL ? request.prompt : request.tokens);
-    int32_t *ids = calloc(words + (size_t)request.count + 1, sizeof *ids);
-    if (ids == NULL) {
-        return status_fail(STATUS_RESOURCE, "out of memory for %lld tokens",
-                           (long long)request.count);
-    }
     enum status status = session_open(&session, SESSION_USE, options.words[0], options.overrides,
                                       options.override_count);
     if (status == STATUS_OK) {
-        status = generate(&session, &model, options.words[0], &request, ids);
+        status = generate(&session, &model, options.words[0], &request, &prompts);
     }
-    free(ids);
+    prompts_free(&prompts);
     model_free(&model);
     return session_close(&session, status);
 }

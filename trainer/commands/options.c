@@ -40,6 +40,16 @@ static enum status set_value(const struct option_spec *spec, const char *command
         *(const char **)spec->value = text;
         return STATUS_OK;
     }
+    if (spec->kind == OPTION_TEXTS) {
+        struct option_texts *list = spec->value;
+        const int room = (int)(sizeof list->text / sizeof list->text[0]);
+        if (list->count == room) {
+            return status_fail(STATUS_USAGE, "%s: more than %d times %s", command, room,
+                               spec->name);
+        }
+        list->text[list->count++] = text;
+        return STATUS_OK;
+    }
     if (spec->kind == OPTION_INT) {
         *(int64_t *)spec->value = strtoll(text, &end, 10);
     } else {

@@ -8,12 +8,18 @@
 
 #include "kernels/base/status.h"
 
-enum option_kind { OPTION_FLAG, OPTION_TEXT, OPTION_INT, OPTION_REAL };
+enum option_kind { OPTION_FLAG, OPTION_TEXT, OPTION_TEXTS, OPTION_INT, OPTION_REAL };
+
+/* An option that may be given several times. */
+struct option_texts {
+    const char *text[256];
+    int count;
+};
 
 struct option_spec {
     const char *name; /* "--prompt" */
     enum option_kind kind;
-    void *value;          /* bool *, const char **, int64_t *, double * */
+    void *value;          /* bool *, const char **, struct option_texts *, int64_t *, double * */
     const char *argument; /* for help: "TEXT"; NULL for flags */
     const char *help;
 };

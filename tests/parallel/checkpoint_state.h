@@ -1,0 +1,173 @@
+/* checkpoint_state: a made-up state of several dtypes, divided over the ranks in several ways, for
+ * tests of checkpoints. */
+#ifndef TESTS_PARALLEL_CHECKPOINT_STATE_H
+#define TESTS_PARALLEL_CHECKPOINT_STATE_H
+
+#include "checkpoints/checkpoint.h"
+
+#include <unistd.h>
+
+#include "kernels/base/io.h"
+#include "parallel/ranks.h"
+
+enum { TENSORS = 7, MOST_PATH = 512 };
+
+/* "wide" spans more than one block of the manifest. */
+static const struct checkpoint_slice whole[TENSORS] = {
+    {.name = "embed.weight", .dtype = DTYPE_BF16, .ndim = 2, .shape = {7, 129}},
+    {.name = "layers.0.norm", .dtype = DTYPE_F32, .ndim = 1, .shape = {101}},
+    {.name = "moment1/layers.0.norm", .dtype = DTYPE_F32, .ndim = 1, .shape = {101}},
+    {.name = "one", .dtype = DTYPE_F32, .ndim = 1, .shape = {1}},
+    {.name = "half", .dtype = DTYPE_F16, .ndim = 2, .shape = {9, 31}},
+    {.name = "codes", .dtype = DTYPE_E4M3, .ndim = 2, .shape = {3, 257}},
+    {.name = "wide", .dtype = DTYPE_F32, .ndim = 2, .shape = {5, 300001}},
+};
+
+/* LAYOUTS itself stands for all of it on every rank: for loading only. */
+enum layout { EVEN, REVERSED, ROUND_ROBIN, FIRST_ONLY, LAYOUTS };
+
+static inline int64_t elements(int tensor)
+{
+    return whole[tensor].shape[0] * (whole[tensor].ndim == 2 ? whole[tensor].shape[1] : 1);
+}
+
+/* What [*first, *first + *count) of a tensor `rank` of `size` has. */
+static inline void share(enum layout layout, int rank, int size, int tensor, int64_t *first,
+                         int64_t *count)
+{
+    const int64_t all = elements(tensor);
+    const int at = layout == REVERSED ? size - 1 - rank : rank;
+    const int owner = layout == ROUND_ROBIN ? tensor % size : 0;
+    if (layout == EVEN || layout == REVERSED) {
+        *first = all * at / size;
+        *count = all * (at + 1) / size - *first;
+    } else {
+        *first = 0;
+        *count = rank == owner ? all : 0;
+    }
+}
+
+/* A state of `version`: the slices of one rank, with memory. */
+struct state {
+    struct checkpoint_slice slice[TENSORS];
+    int64_t count;
+};
+
+static inline uint32_t bits_of(int version, int tensor, int64_t element)
+{
+    return (uint32_t)(element * 2654435761 + tensor * 40503 + version * 97); /* NaNs among them */
+}
+
+static inline void fill(struct state *state, int version)
+{
+    for (int64_t i = 0; i < state->count; i++) {
+        const struct checkpoint_slice *slice = &state->slice[i];
+        int tensor = 0;
+        while (strcmp(whole[tensor].name, slice->name) != 0) {
+            tensor++;
+        }
+        for (int64_t e = 0; e < slice->count; e++) {
+            const uint32_t bits = bits_of(version, tensor, slice->first + e);
+            if (slice->dtype == DTYPE_F32) {
+                ((uint32_t *)slice->data)[e] = bits;
+            } else if (dtype_bytes(slice->dtype) == 2) {
+                ((uint16_t *)slice->data)[e] = (uint16_t)bits;
+            } else {
+                ((uint8_t *)slice->data)[e] = (uint8_t)bits;
+            }
+        }
+    }
+}
+
+static inline void add_slice(struct comm *world, struct state *state, int tensor, int64_t first,
+                             int64_t count)
+{
+    if (count > 0) {
+        struct checkpoint_slice *slice = &state->slice[state->count++];
+        *slice = whole[tensor];
+        slice->first = first;
+        slice->count = count;
+        slice->data = ranks_memory(world, (size_t)count * dtype_bytes(slice->dtype));
+    }
+}
+
+static inline void make_state(struct comm *world, struct state *state, enum layout layout,
+                              int version)
+{
+    state->count = 0;
+    for (int t = 0; t < TENSORS; t++) {
+        int64_t first = 0, count = elements(t);
+        if (layout != LAYOUTS) {
+            share(layout, world->rank, world->size, t, &first, &count);
+        }
+        add_slice(world, state, t, first, count);
+    }
+    fill(state, version);
+}
+
+static inline void free_state(struct state *state)
+{
+    for (int64_t i = 0; i < state->count; i++) {
+        free(state->slice[i].data);
+    }
+    state->count = 0;
+}
+
+/* A fresh folder, the same on all ranks. */
+static inline void make_root(struct comm *world, char root[MOST_PATH])
+{
+    if (world->rank == 0) {
+        snprintf(root, MOST_PATH, "/tmp/switchyard-test-XXXXXX");
+        CHECK(world, mkdtemp(root) != NULL);
+    }
+    comm_broadcast(world, root, MOST_PATH, 0);
+}
+
+static inline void drop_root(struct comm *world, const char *root)
+{
+    comm_barrier(world);
+    if (world->rank == 0) {
+        CHECK_EQUAL(world, io_remove_tree(root), STATUS_OK);
+    }
+    comm_barrier(world);
+}
+
+static inline enum status save(struct comm *world, const char *root, int64_t step,
+                               enum layout layout, int version, int keep)
+{
+    struct state state;
+    char text[64];
+    const struct checkpoint_options options = {.keep_last = keep};
+    make_state(world, &state, layout, version);
+    snprintf(text, sizeof text, "{\"version\": %d}", version);
+    const enum status status =
+        checkpoint_save(world, root, step, text, state.slice, state.count, &options);
+    free_state(&state);
+    return status;
+}
+
+/* Loads into memory of other contents and compares all of it. */
+static inline enum status load(struct comm *world, const char *path, enum layout layout,
+                               int version)
+{
+    struct state got, expected;
+    make_state(world, &got, layout, version + 1000);
+    make_state(world, &expected, layout, version);
+    const enum status status = checkpoint_load(world, path, got.slice, got.count);
+    for (int64_t i = 0; i < got.count && status == STATUS_OK; i++) {
+        CHECK(world, memcmp(got.slice[i].data, expected.slice[i].data,
+                            (size_t)got.slice[i].count * dtype_bytes(got.slice[i].dtype)) == 0);
+    }
+    free_state(&got);
+    free_state(&expected);
+    return status;
+}
+
+static inline const char *step_path(const char *root, int64_t step)
+{
+    static char path[2 * MOST_PATH];
+    snprintf(path, sizeof path, "%s/%08lld", root, (long long)step);
+    return path;
+}
+
+#endif

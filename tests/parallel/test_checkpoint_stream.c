@@ -1,0 +1,100 @@
+/* checkpoint: streamed out of callbacks instead of memory, and read back piece by piece. */
+#define _GNU_SOURCE
+#include "parallel/checkpoint_state.h"
+
+#include "checkpoints/manifest.h"
+
+/* Bytes of a slice from memory, as a callback. */
+static enum status give(const struct checkpoint_slice *slice, int64_t offset, void *to,
+                        size_t bytes)
+{
+    int64_t *next = slice->context;
+    memcpy(to, (const char *)slice->data + offset, bytes);
+    if (*next != offset) {
+        return status_fail(STATUS_INTERNAL, "block at %lld, expected %lld", (long long)offset,
+                           (long long)*next);
+    }
+    *next += (int64_t)bytes;
+    return STATUS_OK;
+}
+
+/* Streamed instead of held in memory, to a folder of its own, read back piece by piece. */
+static void test_streams(struct comm *world)
+{
+    char root[MOST_PATH], place[2 * MOST_PATH], *again = NULL;
+    struct state state, expected;
+    int64_t next[TENSORS] = {0}, step = 0;
+    make_root(world, root);
+    snprintf(place, sizeof place, "%s/one/", root);
+    make_state(world, &state, EVEN, 6);
+    for (int64_t i = 0; i < state.count; i++) {
+        state.slice[i].read = give;
+        state.slice[i].context = &next[i];
+    }
+    CHECK_EQUAL(world, checkpoint_write(world, place, 0, "{}", state.slice, state.count),
+                STATUS_OK);
+    for (int64_t i = 0; i < state.count; i++) { /* each byte once */
+        CHECK_EQUAL(world, next[i],
+                    state.slice[i].count * (int64_t)dtype_bytes(state.slice[i].dtype));
+    }
+    CHECK_EQUAL(world, load(world, place, REVERSED, 6), STATUS_OK);
+    CHECK_EQUAL(world, checkpoint_write(world, place, 0, "{}", state.slice, state.count),
+                STATUS_USAGE);
+    CHECK_EQUAL(world, checkpoint_newest(world, root, 0, &again, &step, NULL, NULL), STATUS_OK);
+    CHECK(world, again == NULL);
+    struct checkpoint_reader *reader = NULL;
+    CHECK_EQUAL(world, checkpoint_open(&reader, place), STATUS_OK);
+    CHECK_EQUAL(world, checkpoint_contents(reader)->tensors, TENSORS);
+    make_state(world, &expected, LAYOUTS, 6);
+    for (int t = 0; t < TENSORS; t++) {
+        const int64_t first = elements(t) / 3, count = elements(t) - first;
+        const size_t width = dtype_bytes(whole[t].dtype);
+        char *got = ranks_memory(world, (size_t)count * width);
+        CHECK_EQUAL(world, checkpoint_read(reader, whole[t].name, first, count, got), STATUS_OK);
+        CHECK(world, memcmp(got, (char *)expected.slice[t].data + (size_t)first * width,
+                            (size_t)count * width) == 0);
+        free(got);
+    }
+    CHECK_EQUAL(world, checkpoint_read(reader, "nothing", 0, 1, root), STATUS_MISMATCH);
+    checkpoint_close(reader);
+    checkpoint_close(NULL);
+    free_state(&state);
+    free_state(&expected);
+    drop_root(world, root);
+}
+
+static enum status refuse(const struct checkpoint_slice *slice, int64_t offset, void *to,
+                          size_t bytes)
+{
+    memset(to, 0, bytes);
+    return offset == 0 ? STATUS_OK : status_fail(STATUS_DATA, "no more of %s", slice->name);
+}
+
+/* A source that fails in the middle fails the save on all ranks; nothing is left of it. */
+static void test_source_fails(struct comm *world)
+{
+    char root[MOST_PATH], place[2 * MOST_PATH];
+    struct state state;
+    make_root(world, root);
+    snprintf(place, sizeof place, "%s/one", root);
+    make_state(world, &state, FIRST_ONLY, 6);
+    for (int64_t i = 0; i < state.count; i++) {
+        state.slice[i].read = refuse;
+    }
+    CHECK_EQUAL(world, checkpoint_write(world, place, 0, "{}", state.slice, state.count),
+                STATUS_DATA);
+    CHECK(world, strcmp(status_message(), "no more of wide") == 0);
+    CHECK(world, !io_exists(place));
+    free_state(&state);
+    comm_barrier(world);
+    CHECK(world, world->rank != 0 || rmdir(root) == 0);
+}
+
+int main(void)
+{
+    static const struct ranks_test tests[] = {
+        RANKS_TEST(test_streams),
+        RANKS_TEST(test_source_fails),
+    };
+    return RANKS_MAIN(tests);
+}
