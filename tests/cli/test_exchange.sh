@@ -33,6 +33,16 @@ grep -q '"weight_block_size"' e-deepseek_v3-FP8-1/config.json || fail "quantizat
 ! grep -q 'quantization' e-deepseek_v3-F16-1/config.json || fail "quantization_config without fp8"
 cmp e-deepseek_v2-F32-1/config.json e-deepseek_v2-F32-2/config.json || fail "config.json at 2 ranks"
 
+# Files that transformers 5.23 loaded, with the same logits as the models they came from.
+sha256sum --check --quiet >"$out" 2>&1 <<'SUMS' || { fail "exports are other bytes than before"; cat "$out"; }
+68816ed298768910642ff6c9e3b36032584fba91962bfa0e19a20e3100b62229  e-mixtral-F32-1/model.safetensors
+79a6e56bbc1143ac4526be3c499f66fc71e97f4d45de240ccc8244c851629d19  e-deepseek_v2-F32-1/model.safetensors
+04d97371e24405eaa37efb1b6b70c3ce836bb0779fb30c0c42625f3ab75ac84a  e-deepseek_v3-F32-1/model.safetensors
+d078cabb2d6a8374bfb69b4424905a9a0af26b8ca7c255cdda0317011b46c09b  e-mixtral-F32-1/config.json
+2bf7eb75586241f019a2b5aa396f44f9508e5193b69c7f2036e8f5622a1f0d5e  e-deepseek_v2-F32-1/config.json
+018780c16cf1d526a7d9215dd12f87e051db134f62c47732b11c5e2730b5534f  e-deepseek_v3-F32-1/config.json
+SUMS
+
 echo "other names, files and config.json of transformers 5"
 for family in mixtral deepseek_v2 deepseek_v3; do
     for dtype in BF16 FP8; do
