@@ -57,6 +57,13 @@ enum status checkpoint_newest(struct comm *comm, const char *root, int skip, cha
 /* Local. The state JSON of a checkpoint; *state owned by caller. */
 enum status checkpoint_state(const char *path, char **state) __attribute__((warn_unused_result));
 
+/* Local. Whether the checkpoint has a tensor of this name. */
+enum status checkpoint_holds(const char *path, const char *name, bool *holds)
+    __attribute__((warn_unused_result));
+/* Local. Its dtype; DTYPE_COUNT when it has none of this name. */
+enum status checkpoint_dtype(const char *path, const char *name, enum dtype *dtype)
+    __attribute__((warn_unused_result));
+
 /* Collective. Fills every slice from wherever its elements lie in the checkpoint (any layout),
  * converting bf16 <-> f32 never: dtype and shape must match, and every tensor be there
  * (STATUS_MISMATCH names the tensor and both shapes: a checkpoint of another model). Blocks are

@@ -219,6 +219,24 @@ static enum status load_own(const char *path, const struct checkpoint_slice *sli
     return status;
 }
 
+enum status checkpoint_dtype(const char *path, const char *name, enum dtype *dtype)
+{
+    struct manifest manifest;
+    TRY(manifest_read(&manifest, path));
+    const struct manifest_tensor *tensor = manifest_find(&manifest, name);
+    *dtype = tensor != NULL ? tensor->dtype : DTYPE_COUNT;
+    manifest_free(&manifest);
+    return STATUS_OK;
+}
+
+enum status checkpoint_holds(const char *path, const char *name, bool *holds)
+{
+    enum dtype dtype = DTYPE_COUNT;
+    TRY(checkpoint_dtype(path, name, &dtype));
+    *holds = dtype != DTYPE_COUNT;
+    return STATUS_OK;
+}
+
 enum status checkpoint_load(struct comm *comm, const char *path,
                             const struct checkpoint_slice *slices, int64_t slice_count)
 {

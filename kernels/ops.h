@@ -64,10 +64,29 @@ struct router_counts {
     int64_t *group;  /* [rows, loss_groups] tokens that chose an expert of the group */
 };
 
+/* How moments (AdamW's two, Muon's one) are kept. F32, or BF16 with stochastic rounding: the new
+ * value, computed in f32, is rounded up or down with the odds that make it right on average.
+ * Rounding to nearest would not do: near 1 - beta < 2^-9 the step towards a smaller square is less
+ * than half a unit of the 8 bits kept, so the second moment would never fall again. The noise of
+ * element `first + i` is a pure function of (key, first + i) (rng.h), so that shares, threads and
+ * resumes give the same bits. */
+struct moments {
+    enum dtype dtype;
+    uint64_t key, first; /* of the parameter and step; element of the parameter at index 0 */
+};
+
 struct adamw {
     float lr, beta1, beta2, eps, weight_decay;
     float grad_scale; /* gradient multiplier (clipping) */
     int64_t step;     /* from 1, for bias correction */
+    struct moments moments;
+};
+
+struct muon {
+    float lr, momentum, weight_decay;
+    float grad_scale; /* gradient multiplier (clipping) */
+    float scale;      /* of the orthogonal update */
+    struct moments moments;
 };
 
 struct ops {
@@ -199,9 +218,26 @@ struct ops {
      */
     double (*sum_squares)(struct device *, const float *x, int64_t count);
     /* AdamW (Loshchilov & Hutter 2019, torch's order of operations) on `count` elements. param (f32
-     * master), m, v f32 in place; grad f32; out: act copy of param (bf16), or NULL. */
-    void (*adamw)(struct device *, float *param, float *m, float *v, void *out_bf16,
+     * master), m, v (args.moments) in place; grad f32; out: act copy of param (bf16), or NULL. The
+     * step uses the moments before they are rounded. */
+    void (*adamw)(struct device *, float *param, void *m, void *v, void *out_bf16,
                   const float *grad, int64_t count, struct adamw args);
+
+    /* Muon (Jordan et al. 2024) in its three stages. Momentum, Nesterov's, elementwise: with g =
+     * grad_scale * grad, m += (1 - momentum) (g - m); grad = g + momentum (m - g). m: args.moments.
+     */
+    void (*muon_momentum)(struct device *, float *grad, void *m, int64_t count, struct muon args);
+    /* x[rows,cols] f32, in place: near the orthogonal matrix next to it, U V^T of x = U S V^T, by
+     * five Newton-Schulz steps x = a x + (b A + c A^2) x, A = x x^T (of the shorter side), from x /
+     * |x|; singular values end between 0.7 and 1.2. Products in f32. scratch: rows * cols + 2
+     * min(rows, cols)^2 floats. */
+    void (*muon_orthogonalize)(struct device *, struct tensor x, float *scratch);
+    /* param = param (1 - lr weight_decay) - lr scale update; out as in adamw. */
+    void (*muon_update)(struct device *, float *param, void *out_bf16, const float *update,
+                        int64_t count, struct muon args);
+
+    /* ema = decay ema + (1 - decay) x. */
+    void (*ema)(struct device *, float *ema, const float *x, int64_t count, double decay);
 };
 
 #endif

@@ -20,7 +20,10 @@ static const char *const topk_names[] = {"auto", "greedy", "group_limited_greedy
 static const char *const scaling_names[] = {"none", "yarn", NULL};
 static const char *const counts_names[] = {"null", "routed", "scores", NULL};
 static const char *const decay_names[] = {"matrices", "all", NULL};
-static const char *const schedule_names[] = {"constant", "cosine", "wsd", NULL};
+static const char *const schedule_names[] = {"constant", "cosine", "wsd", "multistep", NULL};
+static const char *const shape_names[] = {"linear", "cosine", NULL};
+static const char *const optimizer_names[] = {"adamw", "muon", NULL};
+static const char *const moments_names[] = {"fp32", "bf16", NULL};
 
 #define AT(member) offsetof(struct config, member)
 #define INT(key, member, low, high, initial, help)                                                 \
@@ -38,6 +41,10 @@ static const char *const schedule_names[] = {"constant", "cosine", "wsd", NULL};
 #define BOOL(key, member, initial, help)                                                           \
     {                                                                                              \
         key, FIELD_BOOL, AT(member), 0, 0, initial, NULL, NULL, help                               \
+    }
+#define REALS(key, member, low, high, help)                                                        \
+    {                                                                                              \
+        key, FIELD_REALS, AT(member), low, high, "[]", NULL, NULL, help                            \
     }
 #define ENUM(key, member, initial, names, unbuilt, help)                                           \
     {                                                                                              \
@@ -142,6 +149,12 @@ const struct field config_fields[] = {
         "sequences a rank takes at once; the same for every layout"),
     INT("train.global_batch", train.global_batch, 1, 1e9, "8",
         "sequences of an optimizer step, all ranks together"),
+    INT("train.batch_ramp.start", train.batch_ramp.start, 1, 1e9, "null",
+        "global batch of the first step, where it grows to train.global_batch; null: no ramp"),
+    INT("train.batch_ramp.increment", train.batch_ramp.increment, 1, 1e9, "null",
+        "sequences by which it grows at a time"),
+    INT("train.batch_ramp.tokens", train.batch_ramp.tokens, 1, 9e15, "null",
+        "tokens after which it is full grown; the sizes share them evenly"),
     ENUM("train.precision", train.precision, "bf16", precision_names, "fp8",
          "of weights and activations; masters are fp32"),
     ENUM("train.recompute", train.recompute, "none", recompute_names, NULL,
@@ -152,20 +165,40 @@ const struct field config_fields[] = {
          "its weight later in the run; null: the same"),
     REAL("train.mtp_loss_weight_switch", train.mtp_loss_weight_switch, 0, 1, "1",
          "fraction of run.steps after which the late weight holds"),
+    ENUM("optimizer.name", optimizer.name, "adamw", optimizer_names, NULL,
+         "muon: of matrices; embedding, head, router and norms keep adamw"),
     REAL("optimizer.lr", optimizer.lr, 0, 100, "1e-3", "peak learning rate"),
     REAL("optimizer.beta1", optimizer.beta1, 0, 0.99999999, "0.9", "AdamW"),
     REAL("optimizer.beta2", optimizer.beta2, 0, 0.99999999, "0.95", "AdamW"),
+    REAL("optimizer.momentum", optimizer.momentum, 0, 0.99999999, "0.95", "Muon, Nesterov's"),
     REAL("optimizer.eps", optimizer.eps, 0, 1, "1e-8", "AdamW"),
-    REAL("optimizer.weight_decay", optimizer.weight_decay, 0, 10, "0.1", "AdamW, decoupled"),
+    REAL("optimizer.weight_decay", optimizer.weight_decay, 0, 10, "0.1",
+         "decoupled from the gradient"),
     ENUM("optimizer.decay", optimizer.decay, "matrices", decay_names, NULL,
          "what decays: matrices (not norms) or all"),
     REAL("optimizer.clip_norm", optimizer.clip_norm, 0, 1e9, "1.0",
          "gradient norm to clip to; 0: off"),
-    ENUM("schedule.kind", schedule.kind, "cosine", schedule_names, "multistep",
-         "after warm-up; wsd: constant, the last fifth linear down"),
+    ENUM("optimizer.moments", optimizer.moments, "fp32", moments_names, NULL,
+         "how moments are kept; bf16: with stochastic rounding"),
+    REAL("optimizer.ema", optimizer.ema, 0, 0.99999999, "0",
+         "decay of a running average of the weights, kept beside them; 0: none"),
+    {"optimizer.freeze", FIELD_TEXTS, AT(optimizer.freeze), 0, 0, "[]", NULL, NULL,
+     "shell patterns of parameter names that stay as they are"},
+    ENUM("schedule.kind", schedule.kind, "cosine", schedule_names, NULL,
+         "after warm-up; wsd: constant, then down; multistep: constant, then milestones"),
     INT("schedule.warmup_steps", schedule.warmup_steps, 0, 1e12, "20", "linear from 0 to lr"),
     REAL("schedule.final_lr_ratio", schedule.final_lr_ratio, 0, 1, "0.1",
          "last learning rate / lr"),
+    REAL("schedule.decay_start", schedule.decay_start, 0, 1, "0.8",
+         "wsd: where it starts to fall, a fraction of run.steps"),
+    REAL("schedule.decay_end", schedule.decay_end, 0, 1, "1",
+         "wsd: where it has fallen to final_lr_ratio, a fraction of run.steps"),
+    ENUM("schedule.decay_shape", schedule.decay_shape, "linear", shape_names, NULL,
+         "wsd: how it falls"),
+    REALS("schedule.milestones", schedule.milestones, 0, 1,
+          "fractions of run.steps, rising; after each, the rate of any kind takes the factor"),
+    REAL("schedule.milestone_factor", schedule.milestone_factor, 0, 1, "0.316",
+         "what a milestone multiplies the rate by"),
     REAL("router.batch_loss_coef", router.batch_loss_coef, 0, 100, "null",
          "balance loss of a micro-batch; null: the model's; 0: off"),
     REAL("router.sequence_loss_coef", router.sequence_loss_coef, 0, 100, "null",
@@ -215,13 +248,6 @@ const struct unbuilt_key config_unbuilt[] = {
     {"run.deterministic", "run"},
     {"run.verify", "false"},
     {"run.time_limit", "null"},
-    {"train.batch_ramp", "null"},
-    {"optimizer.name", "adamw"},
-    {"optimizer.moments", "fp32"},
-    {"optimizer.ema", "0"},
-    {"optimizer.freeze", NULL},
-    {"schedule.milestones", NULL},
-    {"schedule.milestone_factor", NULL},
     {"model.moe_layer_freq", "1"},
     {"model.hidden_act", "silu"},
     {"model.attention_bias", "false"},
@@ -403,6 +429,9 @@ bool config_set(struct config *config, const struct field *field, const char *te
                 char *why, size_t why_bytes)
 {
     void *at = (char *)config + field->offset;
+    if (field->kind == FIELD_TEXTS || field->kind == FIELD_REALS) {
+        return config_list_read(config, field, text, quoted, why, why_bytes);
+    }
     if (!quoted && (strcmp(text, "null") == 0 || strcmp(text, "~") == 0 || text[0] == '\0')) {
         return set_null(at, field, why, why_bytes);
     }
@@ -504,6 +533,10 @@ void config_show(const struct config *config, const struct field *field, char *o
     case FIELD_ENUM:
         snprintf(out, bytes, "%s", field->names[*(const int *)at]);
         break;
+    case FIELD_TEXTS:
+    case FIELD_REALS:
+        config_list_show(config, field, out, bytes);
+        break;
     }
 }
 
@@ -523,7 +556,9 @@ void config_init(struct config *config)
 void config_free(struct config *config)
 {
     for (int i = 0; i < config_field_count; i++) {
-        if (config_fields[i].kind == FIELD_TEXT) {
+        if (config_fields[i].kind == FIELD_TEXTS) {
+            config_list_free(config, &config_fields[i]);
+        } else if (config_fields[i].kind == FIELD_TEXT) {
             char **text = (char **)(void *)((char *)config + config_fields[i].offset);
             free(*text);
             *text = NULL;

@@ -28,7 +28,21 @@ enum config_topk_method { CONFIG_TOPK_AUTO, CONFIG_GREEDY, CONFIG_GROUP_LIMITED,
 enum config_rope_scaling { CONFIG_ROPE_NONE, CONFIG_ROPE_YARN };
 enum config_sequence_counts { CONFIG_COUNTS_FAMILY, CONFIG_COUNTS_ROUTED, CONFIG_COUNTS_SCORES };
 enum config_decay { CONFIG_DECAY_MATRICES, CONFIG_DECAY_ALL };
-enum config_schedule { CONFIG_CONSTANT, CONFIG_COSINE, CONFIG_WSD };
+enum config_schedule { CONFIG_CONSTANT, CONFIG_COSINE, CONFIG_WSD, CONFIG_MULTISTEP };
+enum config_shape { CONFIG_LINEAR, CONFIG_HALF_COSINE };
+enum config_optimizer { CONFIG_ADAMW, CONFIG_MUON };
+enum config_moments { CONFIG_MOMENTS_FP32, CONFIG_MOMENTS_BF16 };
+
+/* Keys that take a list; the count stands first in both. */
+enum { CONFIG_MOST_ITEMS = 64 };
+struct config_texts {
+    int64_t count;
+    char *item[CONFIG_MOST_ITEMS]; /* [count] owned */
+};
+struct config_reals {
+    int64_t count;
+    double item[CONFIG_MOST_ITEMS]; /* [count] */
+};
 
 /* Strings are owned by the config; an optional string or number that is null is NULL / *_set false.
  */
@@ -73,20 +87,31 @@ struct config {
     } model;
     struct {
         int64_t sequence_length, micro_batch, global_batch;
+        struct {
+            int64_t start, increment, tokens; /* 0 = null: all three, or none */
+        } batch_ramp;
         int precision, recompute;
         /* of multi-token prediction; `late` (< 0: null = the same) from the fraction `switch` of
          * run.steps on */
         double mtp_loss_weight, mtp_loss_weight_late, mtp_loss_weight_switch;
     } train;
     struct {
-        double lr, beta1, beta2, eps, weight_decay;
+        int name; /* enum config_optimizer */
+        double lr, beta1, beta2, momentum, eps, weight_decay;
         int decay;
         double clip_norm;
+        int moments;                /* enum config_moments */
+        double ema;                 /* 0 = off */
+        struct config_texts freeze; /* patterns of parameter names */
     } optimizer;
     struct {
         int kind;
         int64_t warmup_steps;
         double final_lr_ratio;
+        double decay_start, decay_end; /* wsd: fractions of run.steps */
+        int decay_shape;               /* enum config_shape */
+        struct config_reals milestones;
+        double milestone_factor;
     } schedule;
     struct {
         /* < 0: null = what the model's keys say, else 0: read them through architecture.h */

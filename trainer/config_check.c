@@ -171,6 +171,63 @@ static void check_model(const struct config *config, struct config_errors *error
     check_balance(config, errors);
 }
 
+static void check_schedule(const struct config *config, struct config_errors *errors)
+{
+    const struct config_reals *milestones = &config->schedule.milestones;
+    /* The default warm-up may be longer than a short run, also when read back from config.yaml. */
+    if (config->schedule.warmup_steps > config->run.steps &&
+        !is_default(config, "schedule.warmup_steps")) {
+        config_error(errors, "schedule.warmup_steps %lld is more than run.steps %lld",
+                     (long long)config->schedule.warmup_steps, (long long)config->run.steps);
+    }
+    if (config->schedule.decay_end < config->schedule.decay_start) {
+        config_error(errors, "schedule.decay_end %g is before schedule.decay_start %g",
+                     config->schedule.decay_end, config->schedule.decay_start);
+    }
+    for (int64_t i = 1; i < milestones->count; i++) {
+        if (milestones->item[i] <= milestones->item[i - 1]) {
+            config_error(errors, "schedule.milestones: %g after %g: write them rising",
+                         milestones->item[i], milestones->item[i - 1]);
+        }
+    }
+    if (config->schedule.kind == CONFIG_MULTISTEP && milestones->count == 0) {
+        config_error(errors, "schedule.kind multistep needs schedule.milestones: [0.6, 0.9], say");
+    }
+}
+
+/* Sizes that no number of ranks would make right; stepper_check knows the ranks. */
+static void check_batches(const struct config *config, struct config_errors *errors)
+{
+    const int64_t micro = config->train.micro_batch, global = config->train.global_batch;
+    const int64_t start = config->train.batch_ramp.start, by = config->train.batch_ramp.increment,
+                  tokens = config->train.batch_ramp.tokens;
+    if (global % micro != 0) {
+        config_error(errors, "train.global_batch %lld is not a multiple of train.micro_batch %lld",
+                     (long long)global, (long long)micro);
+    }
+    if (start == 0 && by == 0 && tokens == 0) {
+        return;
+    }
+    if (start == 0 || by == 0 || tokens == 0) {
+        config_error(errors,
+                     "train.batch_ramp: key '%s' is missing: a ramp has start, increment "
+                     "and tokens",
+                     start == 0 ? "start"
+                     : by == 0  ? "increment"
+                                : "tokens");
+    } else if (start > global || (global - start) % by != 0) {
+        config_error(errors,
+                     "train.batch_ramp: steps of %lld do not lead from start %lld to "
+                     "train.global_batch %lld",
+                     (long long)by, (long long)start, (long long)global);
+    } else if (start % micro != 0 || (start < global && by % micro != 0)) {
+        config_error(errors,
+                     "train.batch_ramp: start %lld or increment %lld is not a multiple of "
+                     "train.micro_batch %lld",
+                     (long long)start, (long long)by, (long long)micro);
+    }
+}
+
 void config_check(const struct config *config, const bool *given, struct config_errors *errors)
 {
     for (int i = 0; i < config_field_count; i++) {
@@ -185,21 +242,13 @@ void config_check(const struct config *config, const bool *given, struct config_
         return; /* relations between missing values would only add noise */
     }
     check_model(config, errors);
-    if (config->train.global_batch % config->train.micro_batch != 0) {
-        config_error(errors, "train.global_batch %lld is not a multiple of train.micro_batch %lld",
-                     (long long)config->train.global_batch, (long long)config->train.micro_batch);
-    }
+    check_batches(config, errors);
+    check_schedule(config, errors);
     if (config->train.sequence_length > config->model.max_position_embeddings) {
         config_error(errors,
                      "train.sequence_length %lld is more than model.max_position_embeddings %lld",
                      (long long)config->train.sequence_length,
                      (long long)config->model.max_position_embeddings);
-    }
-    /* The default warm-up may be longer than a short run, also when read back from config.yaml. */
-    if (config->schedule.warmup_steps > config->run.steps &&
-        !is_default(config, "schedule.warmup_steps")) {
-        config_error(errors, "schedule.warmup_steps %lld is more than run.steps %lld",
-                     (long long)config->schedule.warmup_steps, (long long)config->run.steps);
     }
     if (config->run.dir[0] == '\0') {
         config_error(errors, "run.dir is empty: name a folder");

@@ -4,7 +4,16 @@
 
 #include "trainer/config.h"
 
-enum field_kind { FIELD_BOOL, FIELD_INT, FIELD_UINT, FIELD_REAL, FIELD_TEXT, FIELD_ENUM };
+enum field_kind {
+    FIELD_BOOL,
+    FIELD_INT,
+    FIELD_UINT,
+    FIELD_REAL,
+    FIELD_TEXT,
+    FIELD_ENUM,
+    FIELD_TEXTS, /* struct config_texts */
+    FIELD_REALS, /* struct config_reals; the range is each item's */
+};
 
 struct field {
     const char *key; /* "train.micro_batch" */
@@ -42,6 +51,17 @@ bool config_set(struct config *config, const struct field *field, const char *te
                 char *why, size_t why_bytes);
 /* The field's value as one writes it in YAML. */
 void config_show(const struct config *config, const struct field *field, char *out, size_t bytes);
+
+/* config_list.c: the same for a key that takes a list. Items as YAML has them; or one text, such as
+ * an override's, with commas between the items and perhaps brackets around them; in quotes it is
+ * one item; null is the empty list. */
+bool config_list_set(struct config *config, const struct field *field, const char *const *items,
+                     int64_t count, char *why, size_t why_bytes);
+bool config_list_read(struct config *config, const struct field *field, const char *text,
+                      bool quoted, char *why, size_t why_bytes);
+void config_list_show(const struct config *config, const struct field *field, char *out,
+                      size_t bytes);
+void config_list_free(struct config *config, const struct field *field);
 
 /* Collects error lines; those that don't fit are counted. */
 struct config_errors {

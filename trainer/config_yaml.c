@@ -153,6 +153,32 @@ static const yaml_node_t *single_source(yaml_document_t *document, const yaml_no
     return path;
 }
 
+/* A list of words for a key that takes one. */
+static void read_list(struct reader *r, yaml_document_t *document, const char *where,
+                      const struct field *field, const yaml_node_t *list)
+{
+    const char *items[CONFIG_MOST_ITEMS + 1];
+    char why[512] = "";
+    int64_t count = 0;
+    bool good = true;
+    for (yaml_node_item_t *item = list->data.sequence.items.start;
+         item < list->data.sequence.items.top && count <= CONFIG_MOST_ITEMS && good; item++) {
+        const yaml_node_t *node = yaml_document_get_node(document, *item);
+        items[count] = word(node);
+        good = items[count] != NULL &&
+               (field->kind == FIELD_TEXTS || node->data.scalar.style == YAML_PLAIN_SCALAR_STYLE);
+        count++;
+    }
+    if (!good) {
+        config_error(&r->errors, "%s: key '%s': item %d of the list is not a %s", where, field->key,
+                     (int)count, field->kind == FIELD_TEXTS ? "word" : "number");
+    } else if (!config_list_set(r->config, field, items, count, why, sizeof why)) {
+        config_error(&r->errors, "%s: key '%s': %s", where, field->key, why);
+    } else {
+        r->given[field - config_fields] = true;
+    }
+}
+
 static void read_map(struct reader *r, yaml_document_t *document, const yaml_node_t *map,
                      const char *section);
 
@@ -176,6 +202,12 @@ static void read_value(struct reader *r, yaml_document_t *document, const char *
     }
     if (value->type == YAML_MAPPING_NODE && config_is_map(key)) {
         read_map(r, document, value, key);
+        return;
+    }
+    const struct field *field = config_find(key);
+    if (field != NULL && (field->kind == FIELD_TEXTS || field->kind == FIELD_REALS) &&
+        value->type == YAML_SEQUENCE_NODE) {
+        read_list(r, document, where, field, value);
         return;
     }
     if (word(value) == NULL) {

@@ -141,9 +141,10 @@ static void show(struct metrics *metrics, int64_t step, const struct step_result
                  double valid_loss, double load)
 {
     char eta[32], valid[32] = "";
-    const double per_step =
-        (step_clock() - metrics->started) / (double)(step - metrics->first_step + 1);
-    eta_text(eta, sizeof eta, per_step * (double)(metrics->steps - step));
+    metrics->tokens_done += result->tokens;
+    eta_text(eta, sizeof eta,
+             (step_clock() - metrics->started) / (double)metrics->tokens_done *
+                 (double)(metrics->tokens - metrics->tokens_done));
     if (!isnan(valid_loss)) {
         snprintf(valid, sizeof valid, " valid %.4f", valid_loss);
     }

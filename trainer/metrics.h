@@ -11,9 +11,10 @@ struct metrics {
     FILE *jsonl, *log;    /* owned */
     int columns;          /* of the terminal stdout ends in: a bar beside the lines; 0: none */
     int64_t steps, every; /* of the run; of printed lines */
-    int64_t first_step;   /* first of this process, for the ETA */
-    double started;       /* clock at the first step */
-    double peak_flops;    /* 0: mfu is null */
+    int64_t first_step;   /* of this process */
+    int64_t tokens, tokens_done; /* that this process trains on, and has: for the ETA */
+    double started;              /* clock at the first step */
+    double peak_flops;           /* 0: mfu is null */
     double flops_per_token;
 };
 

@@ -6,6 +6,7 @@
 
 #include "kernels/base/rng.h"
 #include "trainer/block.h"
+#include "trainer/optimizer.h"
 
 static void group_layout(struct model *model)
 {
@@ -22,9 +23,10 @@ static void group_layout(struct model *model)
         if (model->training) {
             group->grads = arena_alloc(&model->arena_grads, count * sizeof(float));
             group->reduced = arena_alloc(&model->arena_grads, share * sizeof(float));
-            group->moment1 = arena_alloc(&model->arena_optimizer, share * sizeof(float));
-            group->moment2 = arena_alloc(&model->arena_optimizer, share * sizeof(float));
         }
+    }
+    if (model->training) {
+        optimizer_layout(model);
     }
 }
 
@@ -113,17 +115,22 @@ static enum status init_experts(struct model *model, const struct mesh *mesh)
 enum status model_init(struct model *model, const struct config *config, const struct mesh *mesh,
                        struct device *device, int64_t batch, int64_t sequence, bool training)
 {
-    *model = (struct model){.config = config,
-                            .mesh = mesh,
-                            .device = device,
-                            .ops = device_ops(device),
-                            .act = config->train.precision == CONFIG_FP32 ? DTYPE_F32 : DTYPE_BF16,
-                            .training = training,
-                            .batch = batch,
-                            .sequence = sequence};
+    *model = (struct model){
+        .config = config,
+        .mesh = mesh,
+        .device = device,
+        .ops = device_ops(device),
+        .act = config->train.precision == CONFIG_FP32 ? DTYPE_F32 : DTYPE_BF16,
+        .moments = config->optimizer.moments == CONFIG_MOMENTS_FP32 ? DTYPE_F32 : DTYPE_BF16,
+        .training = training,
+        .batch = batch,
+        .sequence = sequence};
     architecture_init(&model->arch, config);
     model->arch.mtp_depth = training ? model->arch.mtp_depth : 0;
     TRY(init_groups(model, mesh));
+    if (training) {
+        TRY(optimizer_init(model));
+    }
     TRY(init_experts(model, mesh));
     TRY(reserve(model));
     rope_table(model->rope, sequence, model->arch.rope_dim, model->arch.rope_theta,
@@ -138,6 +145,7 @@ void model_free(struct model *model)
     }
     free(model->blocks);
     free(model->mtp);
+    optimizer_free(model);
     params_free(&model->params);
     arena_free(&model->arena_params);
     arena_free(&model->arena_grads);

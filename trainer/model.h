@@ -19,6 +19,7 @@
 #include "trainer/mlp.h"
 #include "trainer/moe.h"
 #include "trainer/mtp.h"
+#include "trainer/muon.h"
 #include "trainer/params.h"
 
 /* One flat group of parameters on this rank. */
@@ -27,8 +28,11 @@ struct model_group {
     void *weights; /* [zero.count] act */
     float *grads;  /* [zero.count]; NULL without training */
     float *master; /* [zero.share] this rank's share in f32; with fp32 a view into weights */
-    float *moment1, *moment2; /* [zero.share]; NULL without training */
-    float *reduced;           /* [zero.share] scratch of the reduction */
+    void *moment1, *moment2; /* [zero.share] model->moments; NULL without training; moment2 NULL
+                                where all is Muon's, whose momentum is moment1 */
+    float *ema;              /* [zero.share] running average of master; NULL: none */
+    float *reduced;          /* [zero.share] scratch of the reduction */
+    struct muon_plan muon;
 };
 
 /* What forward of one block leaves for its backward. */
@@ -57,10 +61,11 @@ struct model {
     struct device *device;       /* borrowed */
     const struct ops *ops;       /* borrowed */
     struct architecture arch;    /* without training: no multi-token prediction */
-    enum dtype act;
-    bool training; /* has gradients and optimizer state */
+    enum dtype act, moments;     /* of weights and activations; of the optimizer's moments */
+    bool training;               /* has gradients and optimizer state */
     struct params params;
     struct model_group group[PARAM_GROUPS];
+    float *muon_scratch; /* for the largest matrix this rank orthogonalises */
     struct arena arena_params, arena_grads, arena_optimizer, arena_activations;
     int64_t batch, sequence;       /* of the largest micro-batch */
     struct block_state *blocks;    /* [blocks] owned */

@@ -1,6 +1,111 @@
 #include "trainer/optimizer.h"
 
+#include <fnmatch.h>
 #include <math.h>
+#include <string.h>
+
+#include "kernels/base/rng.h"
+
+static bool ends_with(const char *text, const char *end)
+{
+    const size_t length = strlen(text), tail = strlen(end);
+    return length >= tail && strcmp(text + length - tail, end) == 0;
+}
+
+bool optimizer_takes_muon(const struct param *param)
+{
+    static const char *const tables[] = {"embed_tokens.weight", "lm_head.weight", ".gate.weight"};
+    for (size_t i = 0; i < sizeof tables / sizeof tables[0]; i++) {
+        if (ends_with(param->name, tables[i])) {
+            return false;
+        }
+    }
+    return param->ndim == 2;
+}
+
+/* Each pattern must match on some rank: experts have their names on one of them only. */
+static enum status freeze(struct model *model)
+{
+    const struct config_texts *patterns = &model->config->optimizer.freeze;
+    int32_t matched[CONFIG_MOST_ITEMS] = {0};
+    for (int64_t i = 0; i < model->params.count; i++) {
+        struct param *param = &model->params.table[i];
+        for (int64_t j = 0; j < patterns->count; j++) {
+            if (fnmatch(patterns->item[j], param->name, 0) == 0) {
+                param->frozen = true;
+                matched[j] = 1;
+            }
+        }
+    }
+    comm_all_reduce(model->mesh->world, matched, CONFIG_MOST_ITEMS, DTYPE_I32, REDUCE_MAX);
+    for (int64_t j = 0; j < patterns->count; j++) {
+        if (matched[j] == 0) {
+            return status_fail(STATUS_USAGE,
+                               "optimizer.freeze: '%s' matches no parameter: names are like %s, * "
+                               "stands for any text",
+                               patterns->item[j],
+                               model->params.table[model->params.count - 1].name);
+        }
+    }
+    return STATUS_OK;
+}
+
+enum status optimizer_init(struct model *model)
+{
+    TRY(freeze(model));
+    for (int64_t i = 0; i < model->params.count; i++) {
+        struct param *param = &model->params.table[i];
+        param->muon = model->config->optimizer.name == CONFIG_MUON && optimizer_takes_muon(param);
+    }
+    for (int g = 0; g < PARAM_GROUPS; g++) {
+        TRY(muon_plan_init(&model->group[g].muon, &model->params, (enum param_group)g,
+                           &model->group[g].zero));
+    }
+    return STATUS_OK;
+}
+
+void optimizer_free(struct model *model)
+{
+    for (int g = 0; g < PARAM_GROUPS; g++) {
+        muon_plan_free(&model->group[g].muon);
+    }
+}
+
+static bool has_adamw(const struct params *params, int group)
+{
+    for (int64_t i = 0; i < params->count; i++) {
+        if (params->table[i].group == (enum param_group)group && !params->table[i].muon) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void optimizer_layout(struct model *model)
+{
+    struct arena *arena = &model->arena_optimizer;
+    int64_t scratch = 0;
+    for (int g = 0; g < PARAM_GROUPS; g++) {
+        struct model_group *group = &model->group[g];
+        const size_t share = (size_t)group->zero.share, moment = dtype_bytes(model->moments);
+        group->moment1 = arena_alloc(arena, share * moment);
+        group->moment2 = has_adamw(&model->params, g) ? arena_alloc(arena, share * moment) : NULL;
+        group->ema =
+            model->config->optimizer.ema > 0 ? arena_alloc(arena, share * sizeof(float)) : NULL;
+        scratch = group->muon.scratch > scratch ? group->muon.scratch : scratch;
+    }
+    model->muon_scratch = scratch > 0 ? arena_alloc(arena, (size_t)scratch * sizeof(float)) : NULL;
+}
+
+void optimizer_start_average(struct model *model)
+{
+    for (int g = 0; g < PARAM_GROUPS; g++) {
+        struct model_group *group = &model->group[g];
+        if (group->ema != NULL) {
+            memcpy(group->ema, group->master, (size_t)group->zero.share * sizeof *group->ema);
+        }
+    }
+}
 
 double optimizer_reduce(struct model *model)
 {
@@ -8,6 +113,15 @@ double optimizer_reduce(struct model *model)
     for (int g = 0; g < PARAM_GROUPS; g++) {
         struct model_group *group = &model->group[g];
         zero_reduce_scatter(&group->zero, group->grads, group->reduced);
+        for (int64_t i = 0; i < model->params.count; i++) {
+            const struct param *param = &model->params.table[i];
+            const struct param_piece piece =
+                param_piece(param, &group->zero, group->zero.comm->rank);
+            if (param->frozen && param->group == (enum param_group)g && piece.first < piece.last) {
+                memset(group->grads + piece.first, 0,
+                       (size_t)(piece.last - piece.first) * sizeof *group->grads);
+            }
+        }
         sum += model->ops->sum_squares(model->device, group->grads + group->zero.first,
                                        group->zero.share);
     }
@@ -15,24 +129,58 @@ double optimizer_reduce(struct model *model)
     return sqrt(sum);
 }
 
+struct moments optimizer_moments(const struct model *model, const struct param *param,
+                                 int64_t first, int64_t step)
+{
+    const uint64_t family = rng_key(model->config->run.seed, "moments");
+    return (struct moments){.dtype = model->moments,
+                            .key = rng_subkey(rng_key(family, param->name), (uint64_t)step),
+                            .first = (uint64_t)(first - param->offset)};
+}
+
+void *optimizer_moment(const struct model *model, void *moments, int64_t at)
+{
+    return (char *)moments + (size_t)at * dtype_bytes(model->moments);
+}
+
+void *optimizer_out(const struct model *model, const struct model_group *group, int64_t first)
+{
+    return model->act == DTYPE_F32
+               ? NULL
+               : (char *)group->weights + (size_t)first * dtype_bytes(model->act);
+}
+
 /* The part of one parameter that lies in this rank's share. */
 static void update(struct model *model, const struct param *param, const struct adamw *args)
 {
     struct model_group *group = &model->group[param->group];
-    const int64_t begin = group->zero.first, end = begin + group->zero.share;
-    const int64_t first = param->offset > begin ? param->offset : begin;
-    const int64_t last = param->offset + param->count < end ? param->offset + param->count : end;
-    if (first >= last) {
+    const struct param_piece piece = param_piece(param, &group->zero, group->zero.comm->rank);
+    if (piece.first >= piece.last || param->frozen || param->muon) {
         return;
     }
-    const int64_t at = first - begin;
+    const int64_t at = piece.first - group->zero.first;
     struct adamw own = *args;
     own.weight_decay = param->decay ? args->weight_decay : 0.0F;
-    void *out = model->act == DTYPE_F32
-                    ? NULL
-                    : (char *)group->weights + (size_t)first * dtype_bytes(model->act);
-    model->ops->adamw(model->device, group->master + at, group->moment1 + at, group->moment2 + at,
-                      out, group->grads + first, last - first, own);
+    own.moments = optimizer_moments(model, param, piece.first, args->step);
+    model->ops->adamw(
+        model->device, group->master + at, optimizer_moment(model, group->moment1, at),
+        optimizer_moment(model, group->moment2, at), optimizer_out(model, group, piece.first),
+        group->grads + piece.first, piece.last - piece.first, own);
+}
+
+/* Frozen parameters are their own average, to the last bit. */
+static void average(struct model *model)
+{
+    for (int64_t i = 0; i < model->params.count && model->config->optimizer.ema > 0; i++) {
+        const struct param *param = &model->params.table[i];
+        struct model_group *group = &model->group[param->group];
+        const struct param_piece piece = param_piece(param, &group->zero, group->zero.comm->rank);
+        const int64_t at = piece.first - group->zero.first;
+        if (piece.first < piece.last && !param->frozen) {
+            model->ops->ema(model->device, group->ema + at, group->master + at,
+                            piece.last - piece.first, model->config->optimizer.ema);
+        }
+    }
 }
 
 void optimizer_step(struct model *model, double norm, double lr, int64_t step)
@@ -40,17 +188,23 @@ void optimizer_step(struct model *model, double norm, double lr, int64_t step)
     const struct config *config = model->config;
     const double clip = config->optimizer.clip_norm;
     const double scale = clip > 0 ? fmin(1.0, clip / (norm + 1e-6)) : 1.0;
-    const struct adamw args = {.lr = (float)lr,
-                               .beta1 = (float)config->optimizer.beta1,
-                               .beta2 = (float)config->optimizer.beta2,
-                               .eps = (float)config->optimizer.eps,
-                               .weight_decay = (float)config->optimizer.weight_decay,
-                               .grad_scale = (float)scale,
-                               .step = step};
+    const struct adamw adamw = {.lr = (float)lr,
+                                .beta1 = (float)config->optimizer.beta1,
+                                .beta2 = (float)config->optimizer.beta2,
+                                .eps = (float)config->optimizer.eps,
+                                .weight_decay = (float)config->optimizer.weight_decay,
+                                .grad_scale = (float)scale,
+                                .step = step};
+    const struct muon muon = {.lr = (float)lr,
+                              .momentum = (float)config->optimizer.momentum,
+                              .weight_decay = (float)config->optimizer.weight_decay,
+                              .grad_scale = (float)scale};
     for (int64_t i = 0; i < model->params.count; i++) {
-        update(model, &model->params.table[i], &args);
+        update(model, &model->params.table[i], &adamw);
     }
     for (int g = 0; g < PARAM_GROUPS; g++) {
+        muon_step(model, (enum param_group)g, &muon, step);
         zero_all_gather(&model->group[g].zero, model->group[g].weights, model->act);
     }
+    average(model);
 }

@@ -23,8 +23,10 @@ struct param {
     int64_t shape[2];
     int64_t count;  /* elements */
     int64_t offset; /* first element in its group */
-    bool decay;     /* AdamW weight decay applies */
+    bool decay;     /* weight decay applies */
     bool ones;      /* starts as 1 (norms); else normal with initializer_range */
+    bool muon;      /* updated by Muon; else AdamW (optimizer_init) */
+    bool frozen;    /* not updated at all (optimizer_init) */
 };
 
 /* Offsets (elements in their group) of one block's tensors; -1: the block has none. */

@@ -8,18 +8,20 @@
 #include <sys/stat.h>
 
 #include "kernels/base/io.h"
+#include "trainer/optimizer.h"
 #include "trainer/weights.h"
 
-enum { NAME_BYTES = 128, KINDS = 4, MAX_PATH = 4096 };
+enum { NAME_BYTES = 128, KINDS = 5, MAX_PATH = 4096 };
 
 /* What of a parameter is meant. */
-enum kind { KIND_WEIGHT, KIND_MASTER, KIND_MOMENT1, KIND_MOMENT2 };
-static const char *const prefix[KINDS] = {"", "master/", "moment1/", "moment2/"};
+enum kind { KIND_WEIGHT, KIND_MASTER, KIND_MOMENT1, KIND_MOMENT2, KIND_EMA };
+static const char *const prefix[KINDS] = {"", "master/", "moment1/", "moment2/", "ema/"};
 
 struct slices {
     struct checkpoint_slice *slice; /* owned */
     char (*name)[NAME_BYTES];       /* owned */
     int64_t count;
+    enum dtype moments; /* of the moments; when not the model's, they are staged in the gradients */
 };
 
 static enum status slices_init(struct slices *slices, const struct model *model)
@@ -27,7 +29,8 @@ static enum status slices_init(struct slices *slices, const struct model *model)
     const int64_t biases = architecture_moe_blocks(&model->arch);
     const size_t most = (size_t)(model->params.count * KINDS + biases);
     *slices = (struct slices){.slice = calloc(most, sizeof *slices->slice),
-                              .name = calloc(most, NAME_BYTES)};
+                              .name = calloc(most, NAME_BYTES),
+                              .moments = model->moments};
     return slices->slice != NULL && slices->name != NULL
                ? STATUS_OK
                : status_fail(STATUS_RESOURCE, "out of memory for the table of tensors");
@@ -40,20 +43,24 @@ static void slices_free(struct slices *slices)
     *slices = (struct slices){0};
 }
 
-/* Memory of element `first` of the group: masters and moments hold this rank's share only. */
-static void *element(const struct model *model, const struct model_group *group, enum kind kind,
-                     int64_t first)
+/* Memory of element `first` of the group: all but the weights hold this rank's share only. */
+static void *element(const struct slices *slices, const struct model *model,
+                     const struct model_group *group, enum kind kind, int64_t first)
 {
-    const int64_t at = first - group->zero.first;
+    const bool staged = slices->moments != model->moments;
+    const size_t at = (size_t)(first - group->zero.first);
     switch (kind) {
     case KIND_WEIGHT:
         return (char *)group->weights + (size_t)first * dtype_bytes(model->act);
     case KIND_MASTER:
         return group->master + at;
+    case KIND_EMA:
+        return group->ema + at;
     case KIND_MOMENT1:
-        return group->moment1 + at;
+        return (char *)(staged ? group->grads : group->moment1) + at * dtype_bytes(slices->moments);
     case KIND_MOMENT2:
-        return group->moment2 + at;
+        return (char *)(staged ? group->reduced : group->moment2) +
+               at * dtype_bytes(slices->moments);
     }
     return NULL;
 }
@@ -62,6 +69,7 @@ static void *element(const struct model *model, const struct model_group *group,
 static void add_kind(struct slices *slices, const struct model *model, enum kind kind,
                      const char *name_prefix)
 {
+    const bool is_moment = kind == KIND_MOMENT1 || kind == KIND_MOMENT2;
     for (int64_t i = 0; i < model->params.count; i++) {
         const struct param *param = &model->params.table[i];
         const struct model_group *group = &model->group[param->group];
@@ -69,7 +77,7 @@ static void add_kind(struct slices *slices, const struct model *model, enum kind
         const int64_t first = param->offset > begin ? param->offset : begin;
         const int64_t last =
             param->offset + param->count < end ? param->offset + param->count : end;
-        if (first >= last) {
+        if (first >= last || (kind == KIND_MOMENT2 && param->muon)) {
             continue;
         }
         struct checkpoint_slice *slice = &slices->slice[slices->count];
@@ -77,12 +85,14 @@ static void add_kind(struct slices *slices, const struct model *model, enum kind
         const int length = snprintf(name, NAME_BYTES, "%s%s", name_prefix, param->name);
         assert(length > 0 && length < NAME_BYTES);
         *slice = (struct checkpoint_slice){.name = name,
-                                           .dtype = kind == KIND_WEIGHT ? model->act : DTYPE_F32,
+                                           .dtype = kind == KIND_WEIGHT ? model->act
+                                                    : is_moment         ? slices->moments
+                                                                        : DTYPE_F32,
                                            .ndim = param->ndim,
                                            .shape = {param->shape[0], param->shape[1], 1, 1},
                                            .first = first - param->offset,
                                            .count = last - first,
-                                           .data = element(model, group, kind, first)};
+                                           .data = element(slices, model, group, kind, first)};
     }
 }
 
@@ -138,12 +148,40 @@ enum status state_save(const struct model *model, const char *root, const struct
     }
     add_kind(&slices, model, KIND_MOMENT1, prefix[KIND_MOMENT1]);
     add_kind(&slices, model, KIND_MOMENT2, prefix[KIND_MOMENT2]);
+    if (model->config->optimizer.ema > 0) {
+        add_kind(&slices, model, KIND_EMA, prefix[KIND_EMA]);
+    }
     enum status status =
         text != NULL ? checkpoint_save(model->mesh->world, root, at->step, text, slices.slice,
                                        slices.count, &options)
                      : status_fail(STATUS_RESOURCE, "out of memory for the checkpoint's state");
     slices_free(&slices);
     free(text);
+    return status;
+}
+
+/* Whether the checkpoint holds the model's first parameter as `kind`. */
+static enum status has_kind(const struct model *model, const char *path, enum kind kind, bool *has)
+{
+    char name[NAME_BYTES];
+    snprintf(name, sizeof name, "%s%s", prefix[kind], model->params.table[0].name);
+    return checkpoint_holds(path, name, has);
+}
+
+/* Slices of one kind, from tensors under the names `name_prefix`NAME; with the masters, the router
+ * biases. */
+static enum status load_kind(struct model *model, const char *path, enum kind kind,
+                             const char *name_prefix)
+{
+    struct slices slices = {0};
+    TRY(comm_agree(model->mesh->world, slices_init(&slices, model), NULL));
+    add_kind(&slices, model, kind, name_prefix);
+    if (kind == KIND_MASTER) {
+        add_biases(&slices, model);
+    }
+    const enum status status =
+        checkpoint_load(model->mesh->world, path, slices.slice, slices.count);
+    slices_free(&slices);
     return status;
 }
 
@@ -168,10 +206,23 @@ enum status state_load_weights(struct model *model, const char *path)
     add_biases(&slices, model);
     const enum status status = comm_agree(world, load_masters(&slices, path), NULL);
     slices_free(&slices);
-    if (status == STATUS_OK) {
-        model_publish(model);
+    TRY(status);
+    model_publish(model);
+    return STATUS_OK;
+}
+
+static enum status load_average(struct model *model, const char *path)
+{
+    bool averages = false;
+    TRY(comm_agree(model->mesh->world, has_kind(model, path, KIND_EMA, &averages), NULL));
+    if (!averages) {
+        return status_fail(
+            STATUS_MISMATCH,
+            "%s: holds no ema/ weights: train with optimizer.ema, or leave --ema out", path);
     }
-    return status;
+    TRY(load_kind(model, path, KIND_MASTER, prefix[KIND_EMA]));
+    model_publish(model);
+    return STATUS_OK;
 }
 
 static enum status read_progress(const char *path, struct progress_state *at)
@@ -191,18 +242,96 @@ static enum status read_progress(const char *path, struct progress_state *at)
                               path);
 }
 
-enum status state_load(struct model *model, const char *path, struct progress_state *at)
+/* The dtype of the checkpoint's moments. One written by Muon has no second moments of matrices. */
+static enum status moments_dtype(const struct model *model, const char *path, enum dtype *dtype)
 {
+    char name[NAME_BYTES];
+    snprintf(name, sizeof name, "moment1/%s", model->params.table[0].name);
+    TRY(checkpoint_dtype(path, name, dtype));
+    if (*dtype == DTYPE_COUNT) {
+        return status_fail(STATUS_MISMATCH,
+                           "%s: weights only, no %s: start a run from it with "
+                           "checkpoint.init_from",
+                           path, name);
+    }
+    const struct param *matrix = NULL;
+    for (int64_t i = 0; i < model->params.count && matrix == NULL; i++) {
+        matrix = optimizer_takes_muon(&model->params.table[i]) ? &model->params.table[i] : NULL;
+    }
+    bool first = true, second = true;
+    if (matrix != NULL && !matrix->muon) {
+        snprintf(name, sizeof name, "moment1/%s", matrix->name);
+        TRY(checkpoint_holds(path, name, &first));
+        snprintf(name, sizeof name, "moment2/%s", matrix->name);
+        TRY(checkpoint_holds(path, name, &second));
+    }
+    return first == second
+               ? STATUS_OK
+               : status_fail(STATUS_MISMATCH,
+                             "%s: written with optimizer.name muon, no %s: resume with muon, or "
+                             "start a new run.dir with checkpoint.init_from",
+                             path, name);
+}
+
+/* Moments kept otherwise are loaded as they are and converted, bf16 to nearest. */
+static enum status load_moments(struct model *model, const char *path)
+{
+    struct comm *world = model->mesh->world;
     struct slices slices = {0};
-    TRY(comm_agree(model->mesh->world, read_progress(path, at), NULL));
-    TRY(state_load_weights(model, path));
-    TRY(comm_agree(model->mesh->world, slices_init(&slices, model), NULL));
+    enum dtype dtype = model->moments;
+    TRY(comm_agree(world, moments_dtype(model, path, &dtype), NULL));
+    TRY(comm_agree(world, slices_init(&slices, model), NULL));
+    slices.moments = dtype == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F32;
     add_kind(&slices, model, KIND_MOMENT1, prefix[KIND_MOMENT1]);
     add_kind(&slices, model, KIND_MOMENT2, prefix[KIND_MOMENT2]);
-    const enum status status =
-        checkpoint_load(model->mesh->world, path, slices.slice, slices.count);
+    const enum status status = checkpoint_load(world, path, slices.slice, slices.count);
     slices_free(&slices);
+    for (int g = 0; g < PARAM_GROUPS && status == STATUS_OK && dtype != model->moments; g++) {
+        struct model_group *group = &model->group[g];
+        void *moments[] = {group->moment1, group->moment2};
+        float *staged[] = {group->grads, group->reduced};
+        for (int i = 0; i < 2; i++) {
+            if (moments[i] != NULL) {
+                model->ops->cast(model->device,
+                                 tensor_1d(moments[i], model->moments, group->zero.share),
+                                 tensor_1d(staged[i], dtype, group->zero.share));
+            }
+        }
+    }
     return status;
+}
+
+static void say(const struct model *model, const char *path, const char *what)
+{
+    if (model->mesh->world->rank == 0) {
+        printf("%s: %s\n", path, what);
+    }
+}
+
+/* The running average, where the run keeps one. */
+static enum status resume_average(struct model *model, const char *path)
+{
+    const bool wanted = model->config->optimizer.ema > 0;
+    bool there = false;
+    TRY(comm_agree(model->mesh->world, has_kind(model, path, KIND_EMA, &there), NULL));
+    if (wanted && there) {
+        return load_kind(model, path, KIND_EMA, prefix[KIND_EMA]);
+    }
+    if (wanted) {
+        optimizer_start_average(model);
+        say(model, path, "holds no ema/ tensors: the average starts from its weights");
+    } else if (there) {
+        say(model, path, "its ema/ tensors are left behind: optimizer.ema is 0");
+    }
+    return STATUS_OK;
+}
+
+enum status state_load(struct model *model, const char *path, struct progress_state *at)
+{
+    TRY(comm_agree(model->mesh->world, read_progress(path, at), NULL));
+    TRY(state_load_weights(model, path));
+    TRY(load_moments(model, path));
+    return resume_average(model, path);
 }
 
 static void warn(void *context, const char *message)
@@ -234,13 +363,14 @@ bool state_try_older(const struct comm *world, enum status status)
     return true;
 }
 
-enum status state_load_newest(struct model *model, const char *path)
+enum status state_load_newest(struct model *model, const char *path, bool average)
 {
+    enum status (*load)(struct model *, const char *) = average ? load_average : state_load_weights;
     struct comm *world = model->mesh->world;
     char name[MAX_PATH];
     snprintf(name, sizeof name, "%s/manifest.json", path);
     if (io_exists(name)) {
-        return state_load_weights(model, path);
+        return load(model, path);
     }
     snprintf(name, sizeof name, "%s/checkpoints", path);
     for (int skip = 0;; skip++) {
@@ -252,7 +382,7 @@ enum status state_load_newest(struct model *model, const char *path)
                                "%s: no checkpoint here: train first, or name a checkpoint folder",
                                path);
         }
-        const enum status status = state_load_weights(model, found);
+        const enum status status = load(model, found);
         free(found);
         if (!state_try_older(world, status)) {
             return status;

@@ -12,11 +12,13 @@ struct progress_state {
     int64_t position; /* samples consumed */
 };
 
-/* Collective. Saves weights, masters, moments and where the run stands under run.dir/checkpoints.
- */
+/* Collective. Saves weights, masters, moments, the running average if there is one, and where the
+ * run stands, under run.dir/checkpoints. */
 enum status state_save(const struct model *model, const char *root, const struct progress_state *at)
     __attribute__((warn_unused_result));
-/* Collective. Loads a whole training state; the device form of the weights is made from it. */
+/* Collective. Loads a whole training state; the device form of the weights is made from it. Moments
+ * of the other dtype are converted (the gradients are scratch for that); a checkpoint without a
+ * running average starts one from its weights, and says so. */
 enum status state_load(struct model *model, const char *path, struct progress_state *at)
     __attribute__((warn_unused_result));
 /* Collective. Weights only (masters where the checkpoint has them). */
@@ -32,8 +34,8 @@ enum status state_newest(struct comm *world, const char *root, int skip, char **
 bool state_is_place(const char *path);
 
 /* Collective. Weights of `path`: a checkpoint itself, or a run directory's newest one that loads.
- */
-enum status state_load_newest(struct model *model, const char *path)
+ * average: the running average (ema/NAME) instead of the weights. */
+enum status state_load_newest(struct model *model, const char *path, bool average)
     __attribute__((warn_unused_result));
 
 /* Local. Whether after a load that ended with `status` an older checkpoint may do: this one is

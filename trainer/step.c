@@ -30,14 +30,26 @@ static struct batch batch_view(int32_t *storage, int64_t tokens)
 
 enum status stepper_check(const struct config *config, int64_t ranks)
 {
-    const int64_t micro = config->train.micro_batch, global = config->train.global_batch;
-    return global % (micro * ranks) == 0
-               ? STATUS_OK
-               : status_fail(
-                     STATUS_USAGE,
-                     "train.global_batch %lld is not a multiple of train.micro_batch %lld x %lld "
-                     "ranks: change one of them",
-                     (long long)global, (long long)micro, (long long)ranks);
+    const int64_t micro = config->train.micro_batch, global = config->train.global_batch,
+                  start = config->train.batch_ramp.start, by = config->train.batch_ramp.increment;
+    if (global % (micro * ranks) != 0) {
+        return status_fail(
+            STATUS_USAGE,
+            "train.global_batch %lld is not a multiple of train.micro_batch %lld x %lld "
+            "ranks: change one of them",
+            (long long)global, (long long)micro, (long long)ranks);
+    }
+    for (int64_t batch = start; start > 0 && batch < global; batch += by) {
+        if (batch % (micro * ranks) != 0) {
+            return status_fail(
+                STATUS_USAGE,
+                "train.batch_ramp: a batch of %lld (start %lld, increment %lld) is not a multiple "
+                "of train.micro_batch %lld x %lld ranks: change one of them",
+                (long long)batch, (long long)start, (long long)by, (long long)micro,
+                (long long)ranks);
+        }
+    }
+    return STATUS_OK;
 }
 
 enum status stepper_init(struct stepper *stepper, struct model *model, const struct loader *loader)
@@ -47,9 +59,10 @@ enum status stepper_init(struct stepper *stepper, struct model *model, const str
     const int64_t ranks = model->mesh->dp.size, tokens = micro * config->train.sequence_length;
     *stepper = (struct stepper){.model = model,
                                 .loader = loader,
-                                .units = global / micro,
+                                .most_units = global / micro,
                                 .moe_blocks = architecture_moe_blocks(&model->arch)};
     TRY(stepper_check(config, ranks));
+    stepper->units = stepper->most_units;
     stepper->own = stepper->units / ranks;
     stepper->batches = calloc((size_t)stepper->own, sizeof *stepper->batches);
     stepper->storage = calloc((size_t)(stepper->own * 4 * tokens), sizeof *stepper->storage);
@@ -150,7 +163,7 @@ static enum status forward_backward(struct stepper *stepper, int64_t step, int64
     }
     for (int64_t i = 0; i < stepper->own; i++) {
         const uint64_t unit = (uint64_t)(i * dp->size + dp->rank);
-        const uint64_t number = (uint64_t)step * (uint64_t)stepper->units + unit;
+        const uint64_t number = (uint64_t)step * (uint64_t)stepper->most_units + unit;
         const struct model_scale scale = {
             .loss = labels > 0 ? 1.0 / (double)labels : 0.0,
             .unit = 1.0 / (double)stepper->units,
@@ -184,9 +197,12 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     struct model *model = stepper->model;
     const struct config *config = model->config;
     const double start = step_clock();
-    *result =
-        (struct step_result){.tokens = config->train.global_batch * config->train.sequence_length,
-                             .lr = schedule_lr(config, step)};
+    const int64_t batch = schedule_batch(config, position);
+    *result = (struct step_result){.sequences = batch,
+                                   .tokens = batch * config->train.sequence_length,
+                                   .lr = schedule_lr(config, step)};
+    stepper->units = batch / config->train.micro_batch;
+    stepper->own = stepper->units / model->mesh->dp.size;
     model_zero_grads(model);
     const int64_t labels = load_batches(stepper, position);
     const double loaded = step_clock();

@@ -11,9 +11,9 @@ struct phase_ms {
 };
 
 struct step_result {
-    int64_t tokens;  /* of the global batch */
-    double loss;     /* mean over counted labels of the global batch, before the update */
-    double aux_loss; /* mean over micro-batches */
+    int64_t sequences, tokens; /* of the global batch */
+    double loss;               /* mean over counted labels of the global batch, before the update */
+    double aux_loss;           /* mean over micro-batches */
     double mtp_loss; /* mean over the modules of multi-token prediction, of the sum over their
                         labels / counted labels of the main model; NAN: there are none */
     double grad_norm, lr;
@@ -27,16 +27,18 @@ struct step_result {
 struct stepper {
     struct model *model;         /* borrowed */
     const struct loader *loader; /* borrowed */
-    int64_t units;               /* micro-batches of the global batch: U */
+    int64_t most_units;          /* micro-batches of the largest global batch */
+    int64_t units;               /* of this step's: U */
     int64_t own;                 /* U / dp: this rank's */
-    struct batch *batches;       /* [own] owned */
+    struct batch *batches;       /* [own of the largest] owned */
     int32_t *storage;            /* owned: all arrays of the batches */
-    double *unit_values;         /* [U] owned */
+    double *unit_values;         /* [2 most_units] owned */
     double *expert_load;         /* [moe blocks] owned: max/mean of the last step */
     int64_t moe_blocks;
 };
 
-/* Local. STATUS_USAGE when global_batch is not a multiple of micro_batch * ranks. */
+/* Local. STATUS_USAGE when global_batch, or a size of its ramp, is not a multiple of micro_batch *
+ * ranks. */
 enum status stepper_check(const struct config *config, int64_t ranks)
     __attribute__((warn_unused_result));
 
@@ -45,9 +47,9 @@ enum status stepper_init(struct stepper *stepper, struct model *model, const str
     __attribute__((warn_unused_result));
 void stepper_free(struct stepper *stepper); /* accepts a zeroed one */
 
-/* Collective. Step `step` (from 1): the global batch at sample position `position`, forward,
- * backward, AdamW. When the loss or the gradient norm is not finite nothing is updated:
- * STATUS_DIVERGED. */
+/* Collective. Step `step` (from 1): the global batch at sample position `position` (its size is
+ * schedule_batch), forward, backward, update. When the loss or the gradient norm is not finite
+ * nothing is updated: STATUS_DIVERGED. */
 enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position,
                          struct step_result *result) __attribute__((warn_unused_result));
 

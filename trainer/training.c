@@ -9,8 +9,10 @@
 #include "trainer/dataset.h"
 #include "trainer/fault.h"
 #include "trainer/metrics.h"
+#include "trainer/optimizer.h"
 #include "trainer/run_dir.h"
 #include "trainer/sample.h"
+#include "trainer/schedule.h"
 #include "trainer/signals.h"
 #include "trainer/state.h"
 
@@ -82,7 +84,10 @@ static enum status start_weights(struct training *t)
     model_initialize(&t->model);
     TRY(resume(t));
     if (t->at.step == 0 && t->config->checkpoint.init_from != NULL) {
-        return state_load_newest(&t->model, t->config->checkpoint.init_from);
+        TRY(state_load_newest(&t->model, t->config->checkpoint.init_from, false));
+    }
+    if (t->at.step == 0) {
+        optimizer_start_average(&t->model);
     }
     return STATUS_OK;
 }
@@ -95,6 +100,10 @@ static enum status open_metrics(struct training *t)
     t->metrics.first_step = t->at.step + 1;
     t->metrics.flops_per_token =
         architecture_flops_per_token(&t->model.arch, t->config->train.sequence_length);
+    t->metrics.tokens =
+        t->config->train.sequence_length *
+        (schedule_position(t->config, t->at.position, t->config->run.steps - t->at.step) -
+         t->at.position);
     return metrics_open(&t->metrics, t->config->run.dir, t->at.step);
 }
 
@@ -242,8 +251,7 @@ static enum status one_step(struct training *t)
     double valid = NAN;
     int64_t labels = 0;
     TRY(stepper_step(&t->stepper, step, t->at.position, &result));
-    t->at = (struct progress_state){.step = step,
-                                    .position = t->at.position + config->train.global_batch};
+    t->at = (struct progress_state){.step = step, .position = t->at.position + result.sequences};
     if (config->data.valid != NULL && due(step, config->eval.every_steps, config->run.steps)) {
         TRY(step_evaluate(&t->model, &t->valid.loader, config->eval.batches, &valid, &labels));
         t->valid_loss = valid;

@@ -59,4 +59,16 @@ static inline uint16_t bf16_from_float(float number)
     return (uint16_t)((nan ? value.u | 0x400000u : rounded) >> 16);
 }
 
+/* Stochastic rounding: up (away from zero) for as many of the 65536 values of `noise` as the part
+ * cut off is in 65536ths, so right on average; what bfloat16 holds exactly stays. */
+static inline uint16_t bf16_from_float_noise(float number, uint16_t noise)
+{
+    union {
+        float f;
+        uint32_t u;
+    } value = {.f = number};
+    const bool nan = (value.u & 0x7fffffffu) > 0x7f800000u;
+    return (uint16_t)((nan ? value.u | 0x400000u : value.u + noise) >> 16);
+}
+
 #endif

@@ -1,6 +1,10 @@
 #include <math.h>
 
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/noise.h"
+#include "kernels/cpu/rows.h"
+
+enum { PART = NOISE_MOST };
 
 /* Folded constants of one call: torch's order of operations. */
 struct factors {
@@ -23,10 +27,31 @@ CPU_CLONES static void update(float *param, float *m, float *v, uint16_t *out, c
     }
 }
 
-void cpu_adamw(struct device *device, float *param, float *m, float *v, void *out_bf16,
+/* One random word serves both moments of an element. */
+CPU_CLONES static void store(uint16_t *m, uint16_t *v, const float *new_m, const float *new_v,
+                             const uint32_t *noise, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        m[i] = bf16_from_float_noise(new_m[i], (uint16_t)noise[i]);
+        v[i] = bf16_from_float_noise(new_v[i], (uint16_t)(noise[i] >> 16));
+    }
+}
+
+/* The same with moments in bf16; `first`: of the parameter's elements. */
+static void update_bf16(float *param, uint16_t *m, uint16_t *v, uint16_t *out, const float *grad,
+                        int64_t count, const struct factors *f, uint64_t key, uint64_t first)
+{
+    float new_m[PART], new_v[PART];
+    uint32_t words[NOISE_WORDS];
+    row_load(new_m, m, DTYPE_BF16, 0, count);
+    row_load(new_v, v, DTYPE_BF16, 0, count);
+    update(param, new_m, new_v, out, grad, count, f);
+    store(m, v, new_m, new_v, noise_fill(words, key, first, count), count);
+}
+
+void cpu_adamw(struct device *device, float *param, void *m, void *v, void *out_bf16,
                const float *grad, int64_t count, struct adamw args)
 {
-    enum { PART = 4096 };
     const double correction1 = 1.0 - pow((double)args.beta1, (double)args.step);
     const double correction2 = 1.0 - pow((double)args.beta2, (double)args.step);
     const struct factors f = {.decay = 1.0F - args.lr * args.weight_decay,
@@ -39,6 +64,28 @@ void cpu_adamw(struct device *device, float *param, float *m, float *v, void *ou
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t i = 0; i < count; i += PART) {
         uint16_t *out = out_bf16 != NULL ? (uint16_t *)out_bf16 + i : NULL;
-        update(param + i, m + i, v + i, out, grad + i, count - i < PART ? count - i : PART, &f);
+        const int64_t part = count - i < PART ? count - i : PART;
+        if (args.moments.dtype == DTYPE_BF16) {
+            update_bf16(param + i, (uint16_t *)m + i, (uint16_t *)v + i, out, grad + i, part, &f,
+                        args.moments.key, args.moments.first + (uint64_t)i);
+        } else {
+            update(param + i, (float *)m + i, (float *)v + i, out, grad + i, part, &f);
+        }
+    }
+}
+
+CPU_CLONES static void average(float *ema, const float *x, int64_t count, float decay, float rest)
+{
+    for (int64_t i = 0; i < count; i++) {
+        ema[i] = decay * ema[i] + rest * x[i];
+    }
+}
+
+void cpu_ema(struct device *device, float *ema, const float *x, int64_t count, double decay)
+{
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t i = 0; i < count; i += PART) {
+        average(ema + i, x + i, count - i < PART ? count - i : PART, (float)decay,
+                (float)(1 - decay));
     }
 }

@@ -87,7 +87,12 @@ void cpu_copy_columns(struct device *, struct tensor y, int64_t y_first, struct 
                       int64_t x_first, int64_t columns);
 void cpu_cast(struct device *, struct tensor y, struct tensor x);
 double cpu_sum_squares(struct device *, const float *x, int64_t count);
-void cpu_adamw(struct device *, float *param, float *m, float *v, void *out_bf16, const float *grad,
+void cpu_adamw(struct device *, float *param, void *m, void *v, void *out_bf16, const float *grad,
                int64_t count, struct adamw args);
+void cpu_muon_momentum(struct device *, float *grad, void *m, int64_t count, struct muon args);
+void cpu_muon_orthogonalize(struct device *, struct tensor x, float *scratch);
+void cpu_muon_update(struct device *, float *param, void *out_bf16, const float *update,
+                     int64_t count, struct muon args);
+void cpu_ema(struct device *, float *ema, const float *x, int64_t count, double decay);
 
 #endif

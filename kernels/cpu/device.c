@@ -44,6 +44,10 @@ static const struct ops cpu_ops = {
     .cast = cpu_cast,
     .sum_squares = cpu_sum_squares,
     .adamw = cpu_adamw,
+    .muon_momentum = cpu_muon_momentum,
+    .muon_orthogonalize = cpu_muon_orthogonalize,
+    .muon_update = cpu_muon_update,
+    .ema = cpu_ema,
 };
 
 static void read_cpu_name(char *out, size_t bytes)

@@ -143,6 +143,11 @@ YAML
     mv $name-moved $name
     expect_error 65 "no averaged weights" "$binary" export run-$family x --ema
 done
+expect_rc 0 "$binary" train tuned.yaml run.dir=run-ema optimizer.ema=0.9
+expect_rc 0 "$binary" export run-ema e-last --dtype f32
+expect_rc 0 "$binary" export run-ema e-ema --dtype f32 --ema
+close e-last e-ema 0.05
+! model same e-last e-ema >/dev/null || fail "the average is the last weights"
 expect_rc 0 "$binary" generate c-deepseek_v3-FP8-1 --prompt ab --count 4
 close_to 0.02 "$(sed -n 's/^mixtral F32 //p' losses)" "$(sed -n 's/^mixtral BF16 //p' losses)" "loss in bf16"
 

@@ -265,52 +265,101 @@ static void test_imbalance_costs_rounds(struct comm *world)
 
 /* --- capacity --- */
 
+/* Calls it with the arguments of a case of K choices and checks what is left. */
+static void expect_drop(struct comm *world, int32_t *expert, const float *weight, int64_t slots,
+                        int64_t experts, int64_t groups, int64_t capacity, const int32_t *left)
+{
+    enum { K = 2 };
+    int64_t dropped = 0;
+    for (int64_t i = 0; i < slots; i++) {
+        dropped += expert[i] != left[i];
+    }
+    CHECK_EQUAL(world, expert_drop(expert, weight, slots / K, K, experts, groups, capacity),
+                dropped);
+    CHECK(world, memcmp(expert, left, (size_t)slots * sizeof *left) == 0);
+    CHECK_EQUAL(world, expert_drop(expert, weight, slots / K, K, experts, groups, capacity), 0);
+}
+
 static void test_drop_lowest_weights(struct comm *world)
 {
     int32_t expert[] = {0, 1, 0, 1, 0, 1, 0, 2};
     const float weight[] = {0.5F, 0.5F, 0.7F, 0.3F, 0.5F, 0.5F, 0.1F, 0.9F};
     /* expert 0: keeps 0.7 and the earlier 0.5; expert 1: the two 0.5 */
     static const int32_t expected[] = {0, 1, 0, -1, -1, 1, -1, 2};
-    CHECK_EQUAL(world, expert_drop(expert, weight, 4, 2, 3, 2), 3);
-    CHECK(world, memcmp(expert, expected, sizeof expected) == 0);
-    CHECK_EQUAL(world, expert_drop(expert, weight, 4, 2, 3, 2), 0);
-    CHECK_EQUAL(world, expert_drop(expert, weight, 4, 2, 3, 100), 0);
-    CHECK_EQUAL(world, expert_drop(expert, weight, 4, 2, 3, 0), 5);
-    CHECK_EQUAL(world, expert_drop(expert, weight, 0, 2, 3, 1), 0);
+    static const int32_t none[] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    expect_drop(world, expert, weight, 8, 3, 3, 2, expected);
+    expect_drop(world, expert, weight, 8, 3, 3, 100, expected);
+    CHECK_EQUAL(world, expert_drop(expert, weight, 0, 2, 3, 3, 1), 0);
+    expect_drop(world, expert, weight, 8, 3, 3, 0, none);
 }
 
-/* A slot stays exactly when fewer than `capacity` slots of its expert come before it. */
+/* Experts 0, 1 and 2, 3: what counts is the group's slots together, whichever expert they are of.
+ */
+static void test_drop_by_group(struct comm *world)
+{
+    static const int32_t before[] = {0, 1, 0, 2, 1, 3, 0, 1};
+    static const float weight[] = {0.5F, 0.25F, 0.75F, 0.5F, 0.5F, 0.125F, 0.25F, 0.25F};
+    /* group 0 holds six slots; the weights 0.25 of three of them tie: earlier ones stay */
+    static const int32_t five[] = {0, 1, 0, 2, 1, 3, 0, -1}, four[] = {0, 1, 0, 2, 1, 3, -1, -1},
+                         two[] = {0, -1, 0, 2, -1, 3, -1, -1},
+                         one[] = {-1, -1, 0, 2, -1, -1, -1, -1},
+                         /* all experts one group: 0.75, then the first of the 0.5 */
+        all[] = {0, -1, 0, -1, -1, -1, -1, -1},
+                         /* each expert alone */
+        each[] = {-1, -1, 0, 2, 1, 3, -1, -1};
+    int32_t expert[8];
+    memcpy(expert, before, sizeof expert);
+    expect_drop(world, expert, weight, 8, 4, 2, 6, before);
+    expect_drop(world, expert, weight, 8, 4, 2, 5, five);
+    expect_drop(world, expert, weight, 8, 4, 2, 4, four);
+    expect_drop(world, expert, weight, 8, 4, 2, 2, two);
+    expect_drop(world, expert, weight, 8, 4, 2, 1, one);
+    memcpy(expert, before, sizeof expert);
+    expect_drop(world, expert, weight, 8, 4, 1, 2, all);
+    memcpy(expert, before, sizeof expert);
+    expect_drop(world, expert, weight, 8, 4, 4, 1, each);
+}
+
+/* A slot stays exactly when fewer than `capacity` slots of its group come before it. */
+static void check_drop_by_rank(struct comm *world, uint64_t key, int64_t groups)
+{
+    enum { TOKENS = 60, K = 2, SLOTS = TOKENS * K, EXPERTS = 6 };
+    const int64_t size = EXPERTS / groups, capacity = draw(key + 50, groups, SLOTS / groups + 5);
+    int32_t before[SLOTS], after[SLOTS];
+    float weight[SLOTS];
+    int64_t dropped = 0;
+    for (int64_t i = 0; i < SLOTS; i++) {
+        before[i] = after[i] = draw(key, i, EXPERTS + 1) - 1; /* some dropped already */
+        weight[i] = (float)draw(key + 100, i, 8) / 8;         /* many ties */
+    }
+    const int64_t said = expert_drop(after, weight, TOKENS, K, EXPERTS, groups, capacity);
+    for (int64_t i = 0; i < SLOTS; i++) {
+        int64_t ahead = 0;
+        for (int64_t j = 0; j < SLOTS; j++) {
+            ahead += before[j] >= 0 && before[j] / size == before[i] / size &&
+                     (weight[j] > weight[i] || (weight[j] == weight[i] && j < i));
+        }
+        CHECK_EQUAL(world, after[i], ahead < capacity ? before[i] : -1);
+        dropped += before[i] >= 0 && ahead >= capacity;
+    }
+    CHECK_EQUAL(world, said, dropped);
+}
+
 static void test_drop_by_rank_of_weight(struct comm *world)
 {
-    enum { TOKENS = 60, K = 2, SLOTS = TOKENS * K, EXPERTS = 5 };
     for (uint64_t key = 0; key < 20; key++) {
-        int32_t before[SLOTS], after[SLOTS];
-        float weight[SLOTS];
-        int64_t dropped = 0, capacity = draw(key + 50, 0, SLOTS / EXPERTS + 5);
-        for (int64_t i = 0; i < SLOTS; i++) {
-            before[i] = after[i] = draw(key, i, EXPERTS + 1) - 1; /* some dropped already */
-            weight[i] = (float)draw(key + 100, i, 8) / 8;         /* many ties */
+        for (int64_t groups = 1; groups <= 3; groups++) {
+            check_drop_by_rank(world, key, groups);
         }
-        const int64_t said = expert_drop(after, weight, TOKENS, K, EXPERTS, capacity);
-        for (int64_t i = 0; i < SLOTS; i++) {
-            int64_t ahead = 0;
-            for (int64_t j = 0; j < SLOTS; j++) {
-                ahead += before[j] == before[i] &&
-                         (weight[j] > weight[i] || (weight[j] == weight[i] && j < i));
-            }
-            CHECK_EQUAL(world, after[i], ahead < capacity ? before[i] : -1);
-            dropped += before[i] >= 0 && ahead >= capacity;
-        }
-        CHECK_EQUAL(world, said, dropped);
+        check_drop_by_rank(world, key, 6);
     }
 }
 
 int main(void)
 {
     static const struct ranks_test tests[] = {
-        RANKS_TEST(test_there_and_back),
-        RANKS_TEST(test_imbalance_costs_rounds),
-        RANKS_TEST(test_drop_lowest_weights),
+        RANKS_TEST(test_there_and_back),         RANKS_TEST(test_imbalance_costs_rounds),
+        RANKS_TEST(test_drop_lowest_weights),    RANKS_TEST(test_drop_by_group),
         RANKS_TEST(test_drop_by_rank_of_weight),
     };
     return RANKS_MAIN(tests);

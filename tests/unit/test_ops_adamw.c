@@ -1,4 +1,5 @@
-/* AdamW against the formula in torch's order of operations, in double. */
+/* AdamW against the formula in torch's order of operations, in double; moments in bf16 against
+ * those in f32. */
 #include "ops_check.h"
 
 /* The op works in parts of 4096. The constants are chosen so that the place of each one shows. */
@@ -6,12 +7,12 @@ static const struct variant {
     int64_t count;
     struct adamw args;
 } variants[] = {
-    {0, {1e-3F, 0.9F, 0.95F, 1e-8F, 0.1F, 1.0F, 1}},
-    {1, {0.05F, 0.9F, 0.999F, 1e-8F, 0.0F, 1.0F, 1}},
-    {7, {0.05F, 0.9F, 0.95F, 1e-8F, 0.5F, 1.0F, 1}},
-    {33, {0.05F, 0.9F, 0.95F, 0.3F, 0.5F, 1.0F, 2}},
-    {4097, {0.5F, 0.8F, 0.99F, 1e-3F, 0.7F, 0.125F, 10}},
-    {9001, {3e-4F, 0.9F, 0.95F, 1e-8F, 0.1F, 0.37F, 100000}},
+    {0, {1e-3F, 0.9F, 0.95F, 1e-8F, 0.1F, 1.0F, 1, {0}}},
+    {1, {0.05F, 0.9F, 0.999F, 1e-8F, 0.0F, 1.0F, 1, {0}}},
+    {7, {0.05F, 0.9F, 0.95F, 1e-8F, 0.5F, 1.0F, 1, {0}}},
+    {33, {0.05F, 0.9F, 0.95F, 0.3F, 0.5F, 1.0F, 2, {0}}},
+    {4097, {0.5F, 0.8F, 0.99F, 1e-3F, 0.7F, 0.125F, 10, {0}}},
+    {9001, {3e-4F, 0.9F, 0.95F, 1e-8F, 0.1F, 0.37F, 100000, {0}}},
 };
 enum { VARIANTS = sizeof variants / sizeof variants[0], STEPS = 3 };
 
@@ -113,7 +114,7 @@ static void run_shards(struct check *c, const void *arg)
 static void run_known(struct check *c, const void *arg)
 {
     (void)arg;
-    const struct adamw args = {0.1F, 0.9F, 0.99F, 1e-12F, 0.5F, -2.0F, 1};
+    const struct adamw args = {0.1F, 0.9F, 0.99F, 1e-12F, 0.5F, -2.0F, 1, {0}};
     float param[3] = {1, 1, 1}, m[3] = {0}, v[3] = {0};
     const float grad[3] = {0.25F, -4, 0};
     c->ops->adamw(c->device, param, m, v, NULL, grad, 3, args);
@@ -124,23 +125,121 @@ static void run_known(struct check *c, const void *arg)
     assert_true(fabs((double)m[1] - 0.8) < 1e-6 && fabs((double)v[1] - 0.64) < 1e-6);
 }
 
+/* Moments in bf16: the same step as with these moments in f32, and each new moment is rounded by
+ * its own word of the keyed noise, whatever the share it is in. */
+static void run_bf16(struct check *c, const void *arg)
+{
+    const struct variant *variant = arg;
+    const int64_t count = variant->count;
+    check_name(c, "adamw in bf16 count=%lld", (long long)count);
+    const struct state wide = make_state(c, count);
+    struct tensor param = check_copy(c, "param", wide.param),
+                  m = check_tensor(c, "bf16 m", DTYPE_BF16, count, 1),
+                  v = check_tensor(c, "bf16 v", DTYPE_BF16, count, 1);
+    struct adamw args = variant->args;
+    memset(m.data, 0, tensor_bytes(&m));
+    memset(v.data, 0, tensor_bytes(&v));
+    uint16_t *m_bits = m.data, *v_bits = v.data;
+    for (int step = 0; step < STEPS; step++, args.step++) {
+        args.moments = (struct moments){.dtype = DTYPE_F32};
+        c->ops->adamw(c->device, wide.param.data, wide.m.data, wide.v.data, NULL, wide.grad.data,
+                      count, args);
+        for (int i = 0; i < CHECK_PARTS - 1; i++) { /* three shares of odd lengths */
+            const int64_t cut[] = {0, count / 3, count / 3 + count / 5, count}, first = cut[i];
+            args.moments = (struct moments){.dtype = DTYPE_BF16,
+                                            .key = c->seed + (uint64_t)step,
+                                            .first = (uint64_t)(first + 11)};
+            c->ops->adamw(c->device, (float *)param.data + first, m_bits + first, v_bits + first,
+                          NULL, (float *)wide.grad.data + first, cut[i + 1] - first, args);
+        }
+        check_exact(c, "param", param, wide.param, "not computed in f32");
+        for (int64_t i = 0; i < count; i++) {
+            uint32_t bits[4];
+            rng_bits(args.moments.key, (uint64_t)(i + 11) / 4, bits);
+            const uint32_t noise = bits[(i + 11) % 4];
+            float *wide_m = wide.m.data, *wide_v = wide.v.data;
+            assert_int_equal(m_bits[i], bf16_from_float_noise(wide_m[i], (uint16_t)noise));
+            assert_int_equal(v_bits[i], bf16_from_float_noise(wide_v[i], (uint16_t)(noise >> 16)));
+            wide_m[i] = bf16_to_float(m_bits[i]);
+            wide_v[i] = bf16_to_float(v_bits[i]);
+        }
+    }
+}
+
+/* Right on average, never further off than the neighbour, exact where bf16 is. */
+static void test_noise(void **state)
+{
+    (void)state;
+    static const float values[] = {1.0F,     -1.0F, 1.00390625F, 1.001F, -1.007F,
+                                   3.1e-39F, 0.0F,  2.5e30F,     -0.3F,  1.99999F};
+    for (size_t i = 0; i < sizeof values / sizeof values[0]; i++) {
+        double sum = 0;
+        const double value = (double)values[i];
+        for (uint32_t noise = 0; noise < 65536; noise++) {
+            const double rounded =
+                (double)bf16_to_float(bf16_from_float_noise(values[i], (uint16_t)noise));
+            assert_true(fabs(rounded - value) <= 0x1p-7 * fabs(value) + 0x1p-133);
+            sum += rounded;
+        }
+        assert_true(fabs(sum / 65536 - value) <= 1e-9 * fabs(value) + 1e-44);
+    }
+    assert_int_equal(bf16_from_float_noise(INFINITY, 65535), 0x7f80);
+    assert_true(isnan(bf16_to_float(bf16_from_float_noise(NAN, 65535))));
+}
+
+/* Gradients shrink a hundredfold; beta2 = 0.999: to nearest, the second moment would stay where it
+ * was, since a thousandth is less than half of bf16's unit. Ours follows the f32 one. */
+static void run_fall(struct check *c, const void *arg)
+{
+    (void)arg;
+    enum { COUNT = 512, FALL = 3000 };
+    struct adamw args = {1e-3F, 0.9F, 0.999F, 1e-8F, 0, 1, 1, {0}};
+    float param[2][COUNT] = {{0}}, m[COUNT] = {0}, v[COUNT] = {0}, grad[COUNT];
+    uint16_t small_m[COUNT] = {0}, small_v[COUNT] = {0}, nearest = 0;
+    check_name(c, "adamw in bf16, falling gradients");
+    for (; args.step <= FALL; args.step++) {
+        const float size = args.step <= FALL / 3 ? 1.0F : 0.01F;
+        for (int i = 0; i < COUNT; i++) {
+            grad[i] = size * (i % 2 == 0 ? 1.0F : -1.0F);
+        }
+        const float before = bf16_to_float(nearest);
+        nearest = bf16_from_float(before + 0.001F * (size * size - before));
+        args.moments = (struct moments){.dtype = DTYPE_F32};
+        c->ops->adamw(c->device, param[0], m, v, NULL, grad, COUNT, args);
+        args.moments = (struct moments){DTYPE_BF16, c->seed * 10000 + (uint64_t)args.step, 0};
+        c->ops->adamw(c->device, param[1], small_m, small_v, NULL, grad, COUNT, args);
+    }
+    double sum = 0, far = 0;
+    for (int i = 0; i < COUNT; i++) {
+        sum += (double)bf16_to_float(small_v[i]) / (double)v[i] / COUNT;
+        far = fmax(far, (double)fabsf(param[1][i] / param[0][i] - 1.0F));
+    }
+    assert_true(bf16_to_float(nearest) > 2 * v[0]); /* what we avoid */
+    if (!(fabs(sum - 1) < 0.02 && far < 0.05)) {
+        fail_msg("second moment %.4g of f32's, weights up to %.4g off", sum, far);
+    }
+}
+
 static void test_adamw(void **state)
 {
     for (int i = 0; i < VARIANTS; i++) {
         check_run(*state, run_adamw, &variants[i], 0);
         check_run(*state, run_shards, &variants[i], 0);
+        check_run(*state, run_bf16, &variants[i], 0);
     }
 }
 
 static void test_known(void **state)
 {
     check_run(*state, run_known, NULL, 0);
+    check_run(*state, run_fall, NULL, 0);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_adamw),
+        cmocka_unit_test(test_noise),
         cmocka_unit_test(test_known),
     };
     return cmocka_run_group_tests(tests, check_open, check_close_devices);

@@ -1,7 +1,5 @@
-/* Attention and rotary position embedding. */
+/* Attention. */
 #include "ops_check.h"
-
-#include "kernels/rope_table.h"
 
 struct layout {
     int64_t batch, sequence, heads, kv_heads;
@@ -328,130 +326,10 @@ static void test_attention(void **state)
     }
 }
 
-/* --- rope --- */
-
-enum { POSITIONS = 70 };
-
-struct rope {
-    int64_t rows, heads, dim, stride; /* elements beyond heads * dim must stay as they are */
-};
-
-static const struct rope ropes[] = {
-    {0, 2, 4, 8}, {1, 1, 2, 2}, {5, 3, 6, 18}, {7, 2, 10, 35}, {33, 4, 64, 300},
-};
-
-struct rotation {
-    const struct rope *rope;
-    const int32_t *position;
-    const float *table;
-    double *x, *dy;
-};
-
-static void reference_rope(const struct rotation *r, double *x, double sign)
-{
-    const int64_t dim = r->rope->dim, half = dim / 2;
-    for (int64_t n = 0; n < r->rope->rows; n++) {
-        const float *angle = r->table + r->position[n] * dim;
-        for (int64_t i = 0; i < r->rope->heads * half; i++) {
-            const int64_t j = i % half, at = n * r->rope->stride + i / half * dim + j;
-            const double a = x[at], b = x[at + half], cosine = (double)angle[j],
-                         sine = sign * (double)angle[half + j];
-            x[at] = a * cosine - b * sine;
-            x[at + half] = b * cosine + a * sine;
-        }
-    }
-}
-
-/* <dy, rope(x)>; what is not rotated counts as it is */
-static double rope_loss(const void *args)
-{
-    const struct rotation *r = args;
-    const int64_t count = r->rope->rows * r->rope->stride;
-    double *x = malloc((size_t)count * sizeof *x), sum = 0;
-    assert_non_null(x);
-    memcpy(x, r->x, (size_t)count * sizeof *x);
-    reference_rope(r, x, 1);
-    for (int64_t i = 0; i < count; i++) {
-        sum += r->dy[i] * x[i];
-    }
-    free(x);
-    return sum;
-}
-
-static void run_rope(struct check *c, const void *args)
-{
-    const struct rope *s = args;
-    const double error = 3 * CHECK_U; /* two products, one sum */
-    check_name(c, "rope rows=%lld heads=%lld dim=%lld stride=%lld", (long long)s->rows,
-               (long long)s->heads, (long long)s->dim, (long long)s->stride);
-    const struct tensor table = check_tensor(c, "table", DTYPE_F32, POSITIONS, s->dim),
-                        position = check_tensor(c, "position", DTYPE_I32, s->rows, 1),
-                        before = check_random(c, "x", c->dtype, s->rows, s->stride, 1),
-                        x = check_copy(c, "x", before),
-                        dy = check_random(c, "dy", c->dtype, s->rows, s->stride, 1),
-                        dx = check_copy(c, "dx", dy);
-    rope_table(table.data, POSITIONS, s->dim, 100.0);
-    for (int64_t n = 0; n < s->rows; n++) {
-        ((int32_t *)position.data)[n] = (int32_t)(rng_uniform(c->seed, (uint64_t)n) * POSITIONS);
-    }
-    const struct rotation r = {s, position.data, table.data, check_values(c, before),
-                               check_values(c, dy)};
-    double *expected = check_values(c, x), *dx_expected = check_values(c, dy);
-    reference_rope(&r, expected, 1);
-    reference_rope(&r, dx_expected, -1);
-    c->ops->rope(c->device, x, position.data, table.data, s->heads, s->dim, false);
-    check_close(c, "x", x, expected, error);
-    c->ops->rope(c->device, dx, position.data, table.data, s->heads, s->dim, true);
-    check_close(c, "dx", dx, dx_expected, error);
-    check_gradient(c, "dx", dx, NULL, r.x, rope_loss, &r, error);
-    for (int64_t i = 0; i < tensor_count(&x); i++) {
-        if (i % s->stride >= s->heads * s->dim && check_get(&x, i) != check_get(&before, i)) {
-            check_fail(c, "x", &x, i, check_get(&x, i), check_get(&before, i), "beyond the heads");
-        }
-    }
-    for (int i = 0; i < CHECK_PARTS; i++) {
-        const struct check_part p = check_part(s->rows, i);
-        const struct tensor part = check_copy(c, "part", tensor_rows(&before, p.first, p.count));
-        c->ops->rope(c->device, part, r.position + p.first, table.data, s->heads, s->dim, false);
-        check_exact(c, "x", part, tensor_rows(&x, p.first, p.count), "depends on other rows");
-    }
-}
-
-static void test_rope(void **state)
-{
-    for (size_t i = 0; i < sizeof ropes / sizeof ropes[0]; i++) {
-        check_run(*state, run_rope, &ropes[i], CHECK_BF16);
-    }
-}
-
-/* The angle is an f32 product of an f32 frequency: two roundings of up to `position` radians. */
-static void run_rope_table(struct check *c, const void *args)
-{
-    (void)args;
-    const struct tensor table = check_tensor(c, "table", DTYPE_F32, POSITIONS, 6);
-    check_name(c, "rope_table");
-    rope_table(table.data, POSITIONS, 6, 10000.0);
-    for (int64_t i = 0; i < POSITIONS * 6; i++) {
-        const double position = (double)(i / 6), j = (double)(i % 3),
-                     angle = position * pow(10000.0, -2 * j / 6),
-                     expected = i % 6 < 3 ? cos(angle) : sin(angle);
-        if (!(fabs(check_get(&table, i) - expected) <= CHECK_U * (2 + 2 * angle))) {
-            check_fail(c, "table", &table, i, check_get(&table, i), expected, "out of tolerance");
-        }
-    }
-}
-
-static void test_rope_table(void **state)
-{
-    check_run(*state, run_rope_table, NULL, 0);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_rope),
-        cmocka_unit_test(test_rope_table),
     };
     return cmocka_run_group_tests(tests, check_open, check_close_devices);
 }

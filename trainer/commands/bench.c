@@ -62,6 +62,7 @@ static enum status open_bench(struct bench *bench)
 {
     struct session *session = bench->session;
     const struct config *config = &session->config;
+    session->config.train.batch_ramp.start = 0; /* the full batch, from the first step */
     TRY(comm_agree(&session->world, make_tokens(bench), NULL));
     TRY(comm_agree(&session->world,
                    model_init(&bench->model, config, &session->mesh, session->device,

@@ -24,37 +24,44 @@ static void print(const struct session *session, const char *data, double loss, 
     }
 }
 
+struct request {
+    const char *data;
+    bool ema, json;
+};
+
 static enum status evaluate(struct session *session, struct model *model, struct dataset *dataset,
-                            const char *path, const char *data, bool json)
+                            const char *path, const struct request *request)
 {
     const struct config *config = &session->config;
     double loss = 0;
     int64_t labels = 0;
-    TRY(comm_agree(&session->world, dataset_open(dataset, config, data, false), NULL));
+    TRY(comm_agree(&session->world, dataset_open(dataset, config, request->data, false), NULL));
     TRY(comm_agree(&session->world,
                    model_init(model, config, &session->mesh, session->device,
                               config->train.micro_batch, config->train.sequence_length, false),
                    NULL));
-    TRY(state_load_newest(model, path));
+    TRY(state_load_newest(model, path, request->ema));
     TRY(step_evaluate(model, &dataset->loader, 0, &loss, &labels));
-    print(session, data, loss, labels, json);
+    print(session, request->data, loss, labels, request->json);
     return STATUS_OK;
 }
 
 enum status command_eval(int argc, char **argv)
 {
-    bool json = false;
-    const char *data = NULL;
+    struct request request = {0};
     struct option_result options;
     struct session session;
     struct model model = {0};
     struct dataset dataset = {0};
     const struct option_spec specs[] = {
-        {"--data", OPTION_TEXT, &data, "F.h5", "token file (default: data.valid of the config)"},
-        {"--json", OPTION_FLAG, &json, NULL, "print JSON"},
+        {"--data", OPTION_TEXT, &request.data, "F.h5",
+         "token file (default: data.valid of the config)"},
+        {"--ema", OPTION_FLAG, &request.ema, NULL, "the running average of the weights"},
+        {"--json", OPTION_FLAG, &request.json, NULL, "print JSON"},
         {0}};
     TRY(options_parse(
-        &options, argc, argv, specs, "eval CONFIG|RUN_DIR|CKPT_DIR [--data F.h5] [key=value ...]",
+        &options, argc, argv, specs,
+        "eval CONFIG|RUN_DIR|CKPT_DIR [--data F.h5] [--ema] [key=value ...]",
         "Mean cross-entropy and perplexity of the newest checkpoint on a whole token file.", 1, 1));
     if (options.help) {
         return STATUS_OK;
@@ -62,15 +69,15 @@ enum status command_eval(int argc, char **argv)
     enum status status = session_open(&session, SESSION_USE, options.words[0], options.overrides,
                                       options.override_count);
     if (status == STATUS_OK) {
-        data = data != NULL ? data : session.config.data.valid;
-        if (data == NULL) {
+        request.data = request.data != NULL ? request.data : session.config.data.valid;
+        if (request.data == NULL) {
             status = status_fail(STATUS_USAGE,
                                  "eval: no token file: give --data F.h5 or set data.valid");
         } else {
             status = evaluate(&session, &model, &dataset,
                               state_is_place(options.words[0]) ? options.words[0]
                                                                : session.config.run.dir,
-                              data, json);
+                              &request);
         }
     }
     model_free(&model);

@@ -13,7 +13,7 @@ struct request {
     const char *prompt, *tokens;
     int64_t count, seed, top_k;
     double temperature, top_p;
-    bool json;
+    bool ema, json;
 };
 
 /* "1,2,3" into ids; returns how many, or -1 when malformed. */
@@ -87,7 +87,7 @@ static enum status generate(struct session *session, struct model *model, const 
                    model_init(model, config, &session->mesh, session->device, 1,
                               config->train.sequence_length, false),
                    NULL));
-    TRY(state_load_newest(model, path));
+    TRY(state_load_newest(model, path, request->ema));
     const struct sample_options options = {.temperature = request->temperature,
                                            .top_k = request->top_k,
                                            .top_p = request->top_p,
@@ -126,6 +126,7 @@ enum status command_generate(int argc, char **argv)
         {"--top-k", OPTION_INT, &request.top_k, "K", "only the K most likely; 0: all (0)"},
         {"--top-p", OPTION_REAL, &request.top_p, "P", "only the most likely that make up P (1)"},
         {"--seed", OPTION_INT, &request.seed, "S", "of the random choice (0)"},
+        {"--ema", OPTION_FLAG, &request.ema, NULL, "the running average of the weights"},
         {"--json", OPTION_FLAG, &request.json, NULL, "print token ids as JSON"},
         {0}};
     TRY(options_parse(&options, argc, argv, specs,

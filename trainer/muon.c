@@ -1,0 +1,234 @@
+#include "trainer/muon.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "trainer/model.h"
+#include "trainer/optimizer.h"
+
+struct matrix {
+    int64_t index, cost;
+};
+
+static int dearest_first(const void *a, const void *b)
+{
+    const struct matrix *x = a, *y = b;
+    return x->cost != y->cost ? (x->cost < y->cost) - (x->cost > y->cost)
+                              : (x->index > y->index) - (x->index < y->index);
+}
+
+static bool is_ours(const struct param *param, enum param_group group)
+{
+    return param->group == group && param->muon && !param->frozen;
+}
+
+/* Products of one step, short side s and long side l: s s l, s s s, s s l. */
+static int64_t cost(const struct param *param)
+{
+    const int64_t a = param->shape[0], b = param->shape[1], side = a < b ? a : b;
+    return side * side * (2 * (a + b - side) + side);
+}
+
+static int64_t scratch(const struct param *param)
+{
+    const int64_t a = param->shape[0], b = param->shape[1], side = a < b ? a : b;
+    return a * b + 2 * side * side;
+}
+
+/* Each to the rank with least to do so far, the lowest of equals. */
+static void assign(struct muon_plan *plan, const struct matrix *matrix, int64_t count, int ranks)
+{
+    for (int64_t i = 0; i < count; i++) {
+        int least = 0;
+        for (int r = 1; r < ranks; r++) {
+            least = plan->next[r] < plan->next[least] ? r : least;
+        }
+        plan->owner[matrix[i].index] = least;
+        plan->next[least] += matrix[i].cost;
+    }
+}
+
+struct param_piece param_piece(const struct param *param, const struct zero *zero, int rank)
+{
+    const int64_t begin = rank * zero->share, end = begin + zero->share,
+                  stop = param->offset + param->count;
+    return (struct param_piece){.first = param->offset > begin ? param->offset : begin,
+                                .last = stop < end ? stop : end};
+}
+
+static int64_t piece_count(const struct param *param, const struct zero *zero, int rank)
+{
+    const struct param_piece piece = param_piece(param, zero, rank);
+    return piece.last > piece.first ? piece.last - piece.first : 0;
+}
+
+static void count_elements(struct muon_plan *plan, const struct params *params,
+                           const struct zero *zero)
+{
+    const int rank = zero->comm->rank;
+    int64_t before = -1;
+    for (int64_t i = 0; i < params->count; i++) {
+        const struct param *param = &params->table[i];
+        const int owner = plan->owner[i];
+        if (owner < 0) {
+            continue;
+        }
+        assert(param->offset > before); /* what arrives in order of offset is in order of table */
+        before = param->offset;
+        plan->send[owner] += piece_count(param, zero, rank);
+        for (int r = 0; r < zero->comm->size && owner == rank; r++) {
+            plan->receive[r] += piece_count(param, zero, r);
+        }
+        const int64_t room = owner == rank ? scratch(param) : 0;
+        plan->scratch = room > plan->scratch ? room : plan->scratch;
+    }
+}
+
+enum status muon_plan_init(struct muon_plan *plan, const struct params *params,
+                           enum param_group group, const struct zero *zero)
+{
+    const size_t ranks = (size_t)zero->comm->size;
+    struct matrix *matrix = calloc((size_t)params->count + 1, sizeof *matrix);
+    int64_t count = 0;
+    *plan = (struct muon_plan){0};
+    for (int64_t i = 0; i < params->count && matrix != NULL; i++) {
+        if (is_ours(&params->table[i], group)) {
+            matrix[count++] = (struct matrix){.index = i, .cost = cost(&params->table[i])};
+        }
+    }
+    if (matrix != NULL && count == 0) {
+        free(matrix);
+        return STATUS_OK;
+    }
+    plan->owner = malloc((size_t)params->count * sizeof *plan->owner);
+    plan->send = calloc(3 * ranks, sizeof *plan->send);
+    if (matrix == NULL || plan->owner == NULL || plan->send == NULL) {
+        free(matrix);
+        return status_fail(STATUS_RESOURCE, "out of memory for the plan of Muon's matrices");
+    }
+    plan->receive = plan->send + ranks;
+    plan->next = plan->receive + ranks;
+    for (int64_t i = 0; i < params->count; i++) {
+        plan->owner[i] = -1;
+    }
+    qsort(matrix, (size_t)count, sizeof *matrix, dearest_first);
+    assign(plan, matrix, count, zero->comm->size);
+    count_elements(plan, params, zero);
+    free(matrix);
+    return STATUS_OK;
+}
+
+void muon_plan_free(struct muon_plan *plan)
+{
+    free(plan->owner);
+    free(plan->send);
+    *plan = (struct muon_plan){0};
+}
+
+/* Where, in the packed order (by owner, then by offset), the pieces for each owner begin. */
+static void rewind_pieces(struct muon_plan *plan, int ranks)
+{
+    plan->next[0] = 0;
+    for (int r = 1; r < ranks; r++) {
+        plan->next[r] = plan->next[r - 1] + plan->send[r - 1];
+    }
+}
+
+/* Place of the next piece of a matrix with this owner: packed, or where the gradients lie when
+ * there is nobody to send it to. */
+static float *piece_place(struct model_group *group, int owner, const struct param_piece *piece)
+{
+    if (group->zero.comm->size == 1) {
+        return group->grads + piece->first;
+    }
+    float *place = group->reduced + group->muon.next[owner];
+    group->muon.next[owner] += piece->last - piece->first;
+    return place;
+}
+
+enum pass { PASS_MOMENTUM, PASS_UPDATE };
+
+static void update_piece(const struct model *model, const struct param *param,
+                         const struct param_piece *piece, const float *change,
+                         const struct muon *args)
+{
+    const struct model_group *group = &model->group[param->group];
+    struct muon own = *args;
+    own.weight_decay = param->decay ? args->weight_decay : 0.0F;
+    own.scale = 0.2F * sqrtf((float)(param->shape[0] > param->shape[1] ? param->shape[0]
+                                                                       : param->shape[1]));
+    model->ops->muon_update(model->device, group->master + (piece->first - group->zero.first),
+                            optimizer_out(model, group, piece->first), change,
+                            piece->last - piece->first, own);
+}
+
+/* Over this share's pieces, in table order. */
+static void each_piece(struct model *model, enum param_group g, enum pass pass,
+                       const struct muon *args, int64_t step)
+{
+    struct model_group *group = &model->group[g];
+    rewind_pieces(&group->muon, group->zero.comm->size);
+    for (int64_t i = 0; i < model->params.count; i++) {
+        const struct param *param = &model->params.table[i];
+        const int owner = group->muon.owner[i];
+        const struct param_piece piece = param_piece(param, &group->zero, group->zero.comm->rank);
+        if (owner < 0 || piece.first >= piece.last) {
+            continue;
+        }
+        float *place = piece_place(group, owner, &piece), *grad = group->grads + piece.first;
+        if (pass == PASS_UPDATE) {
+            update_piece(model, param, &piece, place, args);
+            continue;
+        }
+        struct muon own = *args;
+        own.moments = optimizer_moments(model, param, piece.first, step);
+        model->ops->muon_momentum(
+            model->device, grad,
+            optimizer_moment(model, group->moment1, piece.first - group->zero.first),
+            piece.last - piece.first, own);
+        if (place != grad) {
+            memcpy(place, grad, (size_t)(piece.last - piece.first) * sizeof *grad);
+        }
+    }
+}
+
+static void orthogonalize(struct model *model, enum param_group g)
+{
+    struct model_group *group = &model->group[g];
+    const struct comm *comm = group->zero.comm;
+    int64_t at = 0;
+    for (int64_t i = 0; i < model->params.count; i++) {
+        const struct param *param = &model->params.table[i];
+        if (group->muon.owner[i] != comm->rank) {
+            continue;
+        }
+        float *x = group->grads + (comm->size == 1 ? param->offset : at);
+        at += param->count;
+        model->ops->muon_orthogonalize(model->device,
+                                       tensor_2d(x, DTYPE_F32, param->shape[0], param->shape[1]),
+                                       model->muon_scratch);
+    }
+}
+
+void muon_step(struct model *model, enum param_group g, const struct muon *args, int64_t step)
+{
+    struct model_group *group = &model->group[g];
+    struct muon_plan *plan = &group->muon;
+    struct comm *comm = group->zero.comm;
+    if (plan->owner == NULL) {
+        return;
+    }
+    each_piece(model, g, PASS_MOMENTUM, args, step);
+    if (comm->size > 1) {
+        comm_all_to_all(comm, group->grads, plan->receive, group->reduced, plan->send,
+                        sizeof *group->grads);
+    }
+    orthogonalize(model, g);
+    if (comm->size > 1) {
+        comm_all_to_all(comm, group->reduced, plan->send, group->grads, plan->receive,
+                        sizeof *group->grads);
+    }
+    each_piece(model, g, PASS_UPDATE, args, step);
+}
