@@ -84,6 +84,11 @@ expect_rc 0 "$binary" export c-none e-none
 grep -q '"num_nextn_predict_layers": 0' e-none/config.json || fail "depth without weights"
 model make m deepseek_v3 BF16 mtp=1 set=num_nextn_predict_layers:0
 expect_error 65 "num_nextn_predict_layers is 0" "$binary" import m c
+expect_rc 0 "$binary" import m c-with model.num_nextn_predict_layers=1
+expect_rc 0 "$binary" export c-with e-with
+same m e-with
+expect_rc 0 "$binary" import m c-without model.num_nextn_predict_layers=0
+expect_text "23 tensors of multi-token prediction left out"
 model make m deepseek_v3 BF16 mtp=1 touch=model.layers.2.embed_tokens.weight
 expect_error 65 "model.layers.2.embed_tokens.weight differs from model.embed_tokens.weight" \
     ranks 2 "$binary" import m c
