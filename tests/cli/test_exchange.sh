@@ -88,7 +88,7 @@ expect_rc 0 "$binary" import m c-with model.num_nextn_predict_layers=1
 expect_rc 0 "$binary" export c-with e-with
 same m e-with
 expect_rc 0 "$binary" import m c-without model.num_nextn_predict_layers=0
-expect_text "23 tensors of multi-token prediction left out"
+expect_text "32 tensors of multi-token prediction left out"
 model make m deepseek_v3 BF16 mtp=1 touch=model.layers.2.embed_tokens.weight
 expect_error 65 "model.layers.2.embed_tokens.weight differs from model.embed_tokens.weight" \
     ranks 2 "$binary" import m c
