@@ -160,8 +160,7 @@ enum status state_save(const struct model *model, const char *root, const struct
     return status;
 }
 
-/* Whether the checkpoint holds the model's first parameter as `kind`; a bf16 run has fp32 masters
- * beside the weights. */
+/* Whether the checkpoint holds the model's first parameter as `kind`. */
 static enum status has_kind(const struct model *model, const char *path, enum kind kind, bool *has)
 {
     char name[NAME_BYTES];
