@@ -233,6 +233,8 @@ const struct field config_fields[] = {
     INT("checkpoint.keep_last", checkpoint.keep_last, 1, 1000, "2", "newest checkpoints kept"),
     TEXT("checkpoint.init_from", checkpoint.init_from, "null",
          "run or checkpoint folder whose weights start this run"),
+    BOOL("checkpoint.resize_vocab", checkpoint.resize_vocab, "false",
+         "init_from may have another vocabulary: rows in common are kept, others fresh"),
     INT("log.every_steps", log.every_steps, 0, 1e12, "1",
         "printed lines; metrics.jsonl has every step"),
     INT("sample.every_steps", sample.every_steps, 0, 1e12, "0", "0: never"),

@@ -138,6 +138,7 @@ struct config {
         int64_t every_steps, keep_last;
         double every_minutes;
         char *init_from;
+        bool resize_vocab;
     } checkpoint;
     struct {
         int64_t every_steps;

@@ -322,11 +322,48 @@ static enum status resolve_config(struct import_plan *plan)
                : status_fail(STATUS_USAGE, "path too long: %s", plan->options->from);
 }
 
+/* `format` takes the folder and the number. */
+static enum status make_note(struct import_plan *plan, const char *format, long long number)
+{
+    char line[512];
+    snprintf(line, sizeof line, format, plan->options->from, number);
+    free(plan->note);
+    plan->note = strdup(line);
+    return plan->note != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory");
+}
+
+/* Whether the command line itself says that there be no multi-token prediction. */
+static bool asked_for_none(const struct import_options *options)
+{
+    static const char word[] = "model.num_nextn_predict_layers=0";
+    bool asked = false;
+    for (int i = 0; i < options->override_count; i++) {
+        asked = asked || strcmp(options->overrides[i], word) == 0;
+    }
+    return asked;
+}
+
+/* Modules of multi-token prediction in the weights, and config.json silent about them. */
+static enum status leave_out(struct import_plan *plan, int64_t found)
+{
+    const int64_t layers = plan->config.model.num_hidden_layers;
+    if (!asked_for_none(plan->options)) {
+        return status_fail(STATUS_DATA,
+                           "%s: %lld tensors of layer %lld and beyond (multi-token prediction), "
+                           "but num_nextn_predict_layers is 0: import with "
+                           "model.num_nextn_predict_layers=1, or =0 to leave them out",
+                           plan->options->from, (long long)found, (long long)layers);
+    }
+    for (int64_t i = 0; i < plan->source.tensors; i++) {
+        plan->used[i] = plan->used[i] || hf_layer(plan->source.tensor[i].name) >= layers;
+    }
+    return make_note(plan, "%.300s: %lld tensors of multi-token prediction left out", found);
+}
+
 /* config.json and weights must agree about multi-token prediction; but transformers writes a
  * config.json that promises it (1 is its default) with weights that have none. */
 static enum status settle_prediction(struct import_plan *plan)
 {
-    char line[512];
     const int64_t layers = plan->config.model.num_hidden_layers,
                   depth = plan->config.model.num_nextn_predict_layers;
     int64_t found = 0;
@@ -334,22 +371,17 @@ static enum status settle_prediction(struct import_plan *plan)
         found += hf_layer(plan->source.tensor[i].name) >= layers;
     }
     if (found > 0 && depth == 0 && plan->config.model.family == CONFIG_DEEPSEEK_V3) {
-        return status_fail(STATUS_DATA,
-                           "%s: %lld tensors of layer %lld and beyond (multi-token prediction), "
-                           "but num_nextn_predict_layers is 0: import with "
-                           "model.num_nextn_predict_layers=1, or remove them",
-                           plan->options->from, (long long)found, (long long)layers);
+        return leave_out(plan, found);
     }
     if (found > 0 || depth == 0) {
         return STATUS_OK;
     }
     plan->config.model.num_nextn_predict_layers = 0;
-    snprintf(line, sizeof line,
-             "%.300s: config.json says num_nextn_predict_layers %lld, and there are no such "
-             "weights: imported without multi-token prediction",
-             plan->options->from, (long long)depth);
-    plan->note = strdup(line);
-    return plan->note != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory");
+    return make_note(
+        plan,
+        "%.300s: config.json says num_nextn_predict_layers %lld, and there are no such "
+        "weights: imported without multi-token prediction",
+        depth);
 }
 
 static enum status open_source(struct import_plan *plan)

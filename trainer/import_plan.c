@@ -190,8 +190,9 @@ static enum status add_tensor(struct import_plan *plan, const struct hf_tensor *
     struct part *part = import_plan_add(plan, tensor);
     part->dtype = found->dtype;
     part->from = found;
-    part->copied = strcmp(part->name, "model.embed_tokens.weight") == 0 ||
-                   strcmp(part->name, "lm_head.weight") == 0;
+    part->copied = plan->config.model.num_nextn_predict_layers > 0 &&
+                   (strcmp(part->name, "model.embed_tokens.weight") == 0 ||
+                    strcmp(part->name, "lm_head.weight") == 0);
     if (home.expert >= 0) {
         part->first = (home.expert * home.parts + home.part) * import_part_bytes(part);
     }

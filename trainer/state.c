@@ -160,8 +160,7 @@ enum status state_save(const struct model *model, const char *root, const struct
     return status;
 }
 
-/* Whether the checkpoint holds the model's first parameter as `kind`; a bf16 run has fp32 masters
- * beside the weights. */
+/* Whether the checkpoint holds the model's first parameter as `kind`. */
 static enum status has_kind(const struct model *model, const char *path, enum kind kind, bool *has)
 {
     char name[NAME_BYTES];
@@ -187,12 +186,12 @@ static enum status load_kind(struct model *model, const char *path, enum kind ki
 }
 
 /* Into the f32 masters, whatever dtype the checkpoint has them in. */
-static enum status load_masters(const struct slices *slices, const char *path)
+static enum status load_masters(const struct slices *slices, const char *path, bool resize_vocab)
 {
     struct weights weights;
     enum status status = weights_open(&weights, path);
     for (int64_t i = 0; i < slices->count && status == STATUS_OK; i++) {
-        status = weights_load(&weights, &slices->slice[i]);
+        status = weights_load(&weights, &slices->slice[i], resize_vocab);
     }
     weights_close(&weights);
     return status;
@@ -205,7 +204,8 @@ enum status state_load_weights(struct model *model, const char *path)
     TRY(comm_agree(world, slices_init(&slices, model), NULL));
     add_kind(&slices, model, KIND_MASTER, "");
     add_biases(&slices, model);
-    const enum status status = comm_agree(world, load_masters(&slices, path), NULL);
+    const enum status status = comm_agree(
+        world, load_masters(&slices, path, model->config->checkpoint.resize_vocab), NULL);
     slices_free(&slices);
     TRY(status);
     model_publish(model);

@@ -138,31 +138,50 @@ static void shape_text(char out[SHAPE_TEXT], const int64_t *shape, int ndim)
     snprintf(out + used, (size_t)(SHAPE_TEXT - used), "]");
 }
 
+/* The tensors with a row per token of the vocabulary. */
+static bool has_vocabulary(const char *name)
+{
+    return strcmp(name, "model.embed_tokens.weight") == 0 || strcmp(name, "lm_head.weight") == 0;
+}
+
 static enum status check_shape(const struct weights *weights, const struct manifest_tensor *tensor,
-                               const struct checkpoint_slice *slice)
+                               const struct checkpoint_slice *slice, bool resize_vocab)
 {
     char stored[SHAPE_TEXT], wanted[SHAPE_TEXT];
     if (tensor->ndim == slice->ndim &&
         memcmp(tensor->shape, slice->shape, (size_t)slice->ndim * sizeof slice->shape[0]) == 0) {
         return STATUS_OK;
     }
+    const bool rows_only =
+        has_vocabulary(slice->name) && tensor->ndim == 2 && tensor->shape[1] == slice->shape[1];
+    if (rows_only && resize_vocab) {
+        return STATUS_OK;
+    }
     shape_text(stored, tensor->shape, tensor->ndim);
     shape_text(wanted, slice->shape, slice->ndim);
-    return status_fail(STATUS_MISMATCH,
-                       "%s: tensor %s is %s %s, this model has %s: a checkpoint of another model",
-                       weights->path, tensor->name, dtype_name(tensor->dtype), stored, wanted);
+    return status_fail(STATUS_MISMATCH, "%s: tensor %s is %s %s, this model has %s: %s",
+                       weights->path, tensor->name, dtype_name(tensor->dtype), stored, wanted,
+                       rows_only ? "another vocabulary; checkpoint.resize_vocab: true keeps the "
+                                   "rows in common"
+                                 : "a checkpoint of another model");
 }
 
-enum status weights_load(struct weights *weights, const struct checkpoint_slice *slice)
+enum status weights_load(struct weights *weights, const struct checkpoint_slice *slice,
+                         bool resize_vocab)
 {
     char name[MANIFEST_NAME_BYTES + sizeof "master/"];
     snprintf(name, sizeof name, "master/%s", slice->name);
     const struct manifest_tensor *tensor = weights_find(weights, name);
     tensor = tensor != NULL ? tensor : weights_find(weights, slice->name);
     if (tensor == NULL) {
-        return status_fail(STATUS_MISMATCH, "tensor %s is missing: a checkpoint of another model",
+        return status_fail(STATUS_MISMATCH,
+                           "%s: tensor %s is missing: a checkpoint of another model", weights->path,
                            slice->name);
     }
-    TRY(check_shape(weights, tensor, slice));
-    return weights_read(weights, tensor->name, slice->first, slice->count, slice->data);
+    TRY(check_shape(weights, tensor, slice, resize_vocab));
+    const int64_t stored = manifest_elements(tensor), last = slice->first + slice->count,
+                  end = last < stored ? last : stored;
+    return end > slice->first
+               ? weights_read(weights, tensor->name, slice->first, end - slice->first, slice->data)
+               : STATUS_OK;
 }

@@ -35,9 +35,10 @@ enum status weights_read(struct weights *weights, const char *name, int64_t firs
                          float *to) __attribute__((warn_unused_result));
 
 /* Local. Into slice->data (f32): master/NAME when the checkpoint has it, else NAME; of the slice's
- * shape, else STATUS_MISMATCH names both. */
-enum status weights_load(struct weights *weights, const struct checkpoint_slice *slice)
-    __attribute__((warn_unused_result));
+ * shape, else STATUS_MISMATCH names both. resize_vocab: the embedding and the head may have other
+ * numbers of rows; those in common are read, further ones of the slice stay as they are. */
+enum status weights_load(struct weights *weights, const struct checkpoint_slice *slice,
+                         bool resize_vocab) __attribute__((warn_unused_result));
 
 /* Scales of a matrix: ceil(rows / 128) x ceil(columns / 128). */
 int64_t weights_blocks(int64_t size);

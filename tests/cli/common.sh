@@ -131,20 +131,75 @@ make_data() {
     "$binary" prepare --tokenizer bytes --output "$work/valid.h5" "$work/valid.txt" >/dev/null
 }
 
-make_config() {
-    cat >"$work/tiny.yaml" <<YAML
-run:        {dir: $work/run, seed: 7, steps: 20}
-model:
-  family: mixtral
-  vocab_size: 257
-  hidden_size: 32
+# The model of a FAMILY as lines of YAML.
+model_of() {
+    case $1 in
+    mixtral)
+        cat <<YAML
   intermediate_size: 48
   num_hidden_layers: 2
-  num_attention_heads: 4
   num_key_value_heads: 2
   num_local_experts: 4
   num_experts_per_tok: 2
   rope_theta: 10000
+YAML
+        ;;
+    deepseek_v2 | deepseek_v3)
+        cat <<YAML
+  intermediate_size: 64
+  moe_intermediate_size: 24
+  num_hidden_layers: 3
+  first_k_dense_replace: 1
+  n_routed_experts: 8
+  n_shared_experts: 1
+  num_experts_per_tok: 3
+  n_group: 4
+  topk_group: 2
+  kv_lora_rank: 16
+  qk_nope_head_dim: 8
+  qk_rope_head_dim: 4
+  v_head_dim: 8
+YAML
+        ;;
+    esac
+}
+
+# What else a FAMILY trains with.
+extras_of() {
+    case $1 in
+    deepseek_v2)
+        cat <<YAML
+  aux_loss_alpha: 0.003
+  rope_scaling: {type: yarn, factor: 40, mscale: 0.707, mscale_all_dim: 0.707}
+router:     {device_loss_coef: 0.05, communication_loss_coef: 0.02}
+YAML
+        ;;
+    deepseek_v3)
+        cat <<YAML
+  q_lora_rank: 24
+  aux_loss_alpha: 0.0001
+  num_nextn_predict_layers: 1
+router:     {bias_update_speed: 0.001}
+YAML
+        ;;
+    esac
+}
+
+# make_config [FAMILY]: $work/tiny.yaml of a Mixtral, or of that family.
+make_config() {
+    local family=${1:-mixtral}
+    {
+        cat <<YAML
+run:        {dir: $work/run, seed: 7, steps: 20}
+model:
+  family: $family
+  vocab_size: 257
+  hidden_size: 32
+  num_attention_heads: 4
+YAML
+        model_of "$family"
+        extras_of "$family"
+        cat <<YAML
 train:      {sequence_length: 32, micro_batch: 2, global_batch: 8, precision: fp32}
 optimizer:  {lr: 3e-3}
 schedule:   {kind: constant, warmup_steps: 0}
@@ -152,4 +207,5 @@ data:       {train: $work/train.h5, valid: $work/valid.h5}
 checkpoint: {every_steps: 0}
 log:        {every_steps: 0}
 YAML
+    } >"$work/tiny.yaml"
 }

@@ -33,6 +33,16 @@ grep -q '"weight_block_size"' e-deepseek_v3-FP8-1/config.json || fail "quantizat
 ! grep -q 'quantization' e-deepseek_v3-F16-1/config.json || fail "quantization_config without fp8"
 cmp e-deepseek_v2-F32-1/config.json e-deepseek_v2-F32-2/config.json || fail "config.json at 2 ranks"
 
+# Files that transformers 5.23 loaded, with the same logits as the models they came from.
+sha256sum --check --quiet >"$out" 2>&1 <<'SUMS' || { fail "exports are other bytes than before"; cat "$out"; }
+68816ed298768910642ff6c9e3b36032584fba91962bfa0e19a20e3100b62229  e-mixtral-F32-1/model.safetensors
+79a6e56bbc1143ac4526be3c499f66fc71e97f4d45de240ccc8244c851629d19  e-deepseek_v2-F32-1/model.safetensors
+04d97371e24405eaa37efb1b6b70c3ce836bb0779fb30c0c42625f3ab75ac84a  e-deepseek_v3-F32-1/model.safetensors
+d078cabb2d6a8374bfb69b4424905a9a0af26b8ca7c255cdda0317011b46c09b  e-mixtral-F32-1/config.json
+2bf7eb75586241f019a2b5aa396f44f9508e5193b69c7f2036e8f5622a1f0d5e  e-deepseek_v2-F32-1/config.json
+018780c16cf1d526a7d9215dd12f87e051db134f62c47732b11c5e2730b5534f  e-deepseek_v3-F32-1/config.json
+SUMS
+
 echo "other names, files and config.json of transformers 5"
 for family in mixtral deepseek_v2 deepseek_v3; do
     for dtype in BF16 FP8; do
@@ -74,6 +84,11 @@ expect_rc 0 "$binary" export c-none e-none
 grep -q '"num_nextn_predict_layers": 0' e-none/config.json || fail "depth without weights"
 model make m deepseek_v3 BF16 mtp=1 set=num_nextn_predict_layers:0
 expect_error 65 "num_nextn_predict_layers is 0" "$binary" import m c
+expect_rc 0 "$binary" import m c-with model.num_nextn_predict_layers=1
+expect_rc 0 "$binary" export c-with e-with
+same m e-with
+expect_rc 0 "$binary" import m c-without model.num_nextn_predict_layers=0
+expect_text "32 tensors of multi-token prediction left out"
 model make m deepseek_v3 BF16 mtp=1 touch=model.layers.2.embed_tokens.weight
 expect_error 65 "model.layers.2.embed_tokens.weight differs from model.embed_tokens.weight" \
     ranks 2 "$binary" import m c
@@ -133,6 +148,11 @@ YAML
     mv $name-moved $name
     expect_error 65 "no averaged weights" "$binary" export run-$family x --ema
 done
+expect_rc 0 "$binary" train tuned.yaml run.dir=run-ema optimizer.ema=0.9
+expect_rc 0 "$binary" export run-ema e-last --dtype f32
+expect_rc 0 "$binary" export run-ema e-ema --dtype f32 --ema
+close e-last e-ema 0.05
+! model same e-last e-ema >/dev/null || fail "the average is the last weights"
 expect_rc 0 "$binary" generate c-deepseek_v3-FP8-1 --prompt ab --count 4
 close_to 0.02 "$(sed -n 's/^mixtral F32 //p' losses)" "$(sed -n 's/^mixtral BF16 //p' losses)" "loss in bf16"
 

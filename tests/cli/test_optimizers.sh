@@ -42,6 +42,12 @@ frozen 1,1 optimizer.freeze=[*experts.1.*,*.gate.*]
 ramp 2,2 $ramp
 CASES
 
+echo "moments in bf16 follow those in fp32"
+expect_rc 0 train_on 2 1 "$work/fp32-moments" train.precision=bf16
+close_to 5e-3 "$(metric "$work/fp32-moments" loss)" "$(metric "$work/bf16-moments-straight" loss)" "losses"
+! cmp -s <(metric "$work/fp32-moments" loss) <(metric "$work/bf16-moments-straight" loss) ||
+    fail "moments in bf16 changed nothing"
+
 echo "a batch ramp"
 expect_same "$(metric "$work/ramp-straight" tokens | tr '\n' ' ')" \
     "$(python3 - <<'PY'

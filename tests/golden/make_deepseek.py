@@ -31,7 +31,7 @@ from transformers import DeepseekV2Config, DeepseekV2ForCausalLM, DeepseekV3Conf
 from transformers.modeling_layers import MtpModel
 
 from make_mixtral import ADAMW, BATCH, CLIP_NORM, LENGTH, STEPS, WEIGHT_DECAY, batch, make_documents, make_tokens
-from oracle import Oracle, table
+from oracle import Oracle, starts, table
 
 MARGIN = 2e-5  # between what is chosen last and what is left out first: experts, groups, counted experts
 DATA_SETTINGS = ("mask_documents",)
@@ -68,7 +68,7 @@ FIXTURES = {  # model, router
     "v3_documents": (V3 | FEWER | dict(num_hidden_layers=2, mask_documents=True),
                      V3_ROUTER | dict(sequence_loss_counts="routed")),
     "v3_mtp": (V3 | FEWER | dict(num_nextn_predict_layers=1), V3_ROUTER),
-    "v3_mtp2": (V3 | FEWER | dict(num_hidden_layers=2, num_nextn_predict_layers=2), V3_ROUTER),
+    "v3_mtp2": (V3 | FEWER | dict(num_hidden_layers=2, num_nextn_predict_layers=2, mask_documents=True), V3_ROUTER),
 }
 MTP_LOSS_WEIGHT = 0.3
 
@@ -208,7 +208,7 @@ def compare_forward(oracle, ids):
             state[f"layers.{k}." + (name.replace("shared_head.norm", "post_norm") if own else "mtp_block." + name)] = w
     modules.load_state_dict(state)
     with torch.no_grad():
-        logits, predicted, _ = oracle.forward(ids)
+        logits, predicted, _ = oracle.forward(ids, torch.arange(ids.shape[1]).expand(ids.shape))
         out = model(ids, output_hidden_states=True)
         errors, h = [(logits - out.logits).abs().max().item()], out.hidden_states[-1]
         for k in range(depth):
@@ -278,6 +278,13 @@ def loss_sum(logits, labels):
     return torch.nn.functional.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
 
 
+def module_labels(labels, positions, k):
+    """Labels of prediction module k: position p's is k further on, and counts when all the tokens between
+    are of one document."""
+    first = starts(positions)
+    return torch.where(first[:, k:] == first[:, :-k], labels[:, k:], -100)
+
+
 def update_biases(biases, gates, shape, speed):
     for bias, (_, indices) in zip(biases, gates):
         count = torch.bincount(indices.flatten(), minlength=shape["n_routed_experts"])
@@ -305,7 +312,7 @@ def train(model, shape, router, tokens, offsets, clip_norm, bias_update_speed):
         counted = (labels >= 0).sum()
         loss = loss_sum(logits, labels) / counted
         aux = sum(balance(shape, router, *gate) for gate in gates)
-        mtp = sum((loss_sum(p, labels[:, k + 1:]) for k, p in enumerate(predicted)), torch.zeros(()))
+        mtp = sum((loss_sum(p, module_labels(labels, positions, k + 1)) for k, p in enumerate(predicted)), torch.zeros(()))
         mtp = mtp / (counted * max(depth, 1))
         optimizer.zero_grad()
         (loss + aux + MTP_LOSS_WEIGHT * mtp).backward()

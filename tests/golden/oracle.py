@@ -44,12 +44,17 @@ def norm(x, weight, eps):
     return weight * x * (x.square().mean(-1, keepdim=True) + eps).rsqrt()
 
 
-def rotate(x, theta):
-    """Interleaved pairs of x [B,T,H,d] by the angles of their positions."""
+def rotate(x, positions, theta):
+    """Interleaved pairs of x [B,T,H,d] by the angles of their positions [B,T]."""
     frequency = theta ** (-torch.arange(0, x.shape[-1], 2, dtype=x.dtype) / x.shape[-1])
-    angle = torch.arange(x.shape[1], dtype=x.dtype)[:, None, None] * frequency
+    angle = positions[..., None, None] * frequency
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack((even * angle.cos() - odd * angle.sin(), odd * angle.cos() + even * angle.sin()), -1).flatten(-2)
+
+
+def starts(positions):
+    """Per token [B,T] the first of its document in the sequence: where positions restart."""
+    return torch.arange(positions.shape[1]) - positions
 
 
 class Oracle:
@@ -65,7 +70,7 @@ class Oracle:
     def swiglu(self, x, at):
         return self.linear(F.silu(self.linear(x, at + ".gate_proj")) * self.linear(x, at + ".up_proj"), at + ".down_proj")
 
-    def attention(self, x, at):
+    def attention(self, x, positions, at):
         s, w = self.shape, self.weights
         nope, rope, rank = s["qk_nope_head_dim"], s["qk_rope_head_dim"], s["kv_lora_rank"]
         heads = (*x.shape[:2], s["num_attention_heads"], -1)
@@ -73,12 +78,13 @@ class Oracle:
         q = self.linear(q, at + "q_b_proj").view(heads)
         latent, k_rope = self.linear(x, at + "kv_a_proj_with_mqa").split((rank, rope), -1)
         kv = self.linear(norm(latent, w[at + "kv_a_layernorm.weight"], 1e-6), at + "kv_b_proj").view(heads)
-        k_rope = rotate(k_rope[:, :, None], s["rope_theta"]).expand(*heads[:3], rope)
-        q = torch.cat((q[..., :nope], rotate(q[..., nope:], s["rope_theta"])), -1)
+        k_rope = rotate(k_rope[:, :, None], positions, s["rope_theta"]).expand(*heads[:3], rope)
+        q = torch.cat((q[..., :nope], rotate(q[..., nope:], positions, s["rope_theta"])), -1)
         k = torch.cat((kv[..., :nope], k_rope), -1)
         scores = torch.einsum("bthd,bshd->bhts", q, k) * (nope + rope) ** -0.5
-        future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
-        p = scores.masked_fill(future, -torch.inf).softmax(-1)
+        token = torch.arange(x.shape[1])
+        hidden = (token > token[:, None]) | (token < starts(positions)[..., None])
+        p = scores.masked_fill(hidden[:, None], -torch.inf).softmax(-1)
         return self.linear(torch.einsum("bhts,bshd->bthd", p, kv[..., nope:]).flatten(2), at + "o_proj")
 
     def route(self, x, at):
@@ -104,29 +110,29 @@ class Oracle:
             out = out.index_add(0, token, weight[token, slot, None] * self.swiglu(rows[token], f"{at}experts.{e}"))
         return out.view(x.shape)
 
-    def block(self, x, block, gates):
+    def block(self, x, positions, block, gates):
         at, eps = f"model.layers.{block}.", self.shape["rms_norm_eps"]
-        x = x + self.attention(norm(x, self.weights[at + "input_layernorm.weight"], eps), at + "self_attn.")
+        x = x + self.attention(norm(x, self.weights[at + "input_layernorm.weight"], eps), positions, at + "self_attn.")
         h = norm(x, self.weights[at + "post_attention_layernorm.weight"], eps)
         dense = block < self.shape["first_k_dense_replace"]
         return x + (self.swiglu(h, at + "mlp") if dense else self.moe(h, at + "mlp.", gates))
 
-    def forward(self, ids, positions=None):
+    def forward(self, ids, positions):
         """Logits [B,T,V] of the model; of every prediction module k = 1.. [B,T-k,V]; per router its
         logits and choices. Module k sees the embedding of the token k further on, first half, and
-        the normalised output of what is before it, second half. Documents are not masked:
-        positions are not read."""
+        the normalised output of what is before it, second half. Its tokens' documents and
+        positions are those of the hidden state."""
         s, w, gates, predicted = self.shape, self.weights, [], []
         eps, layers = s["rms_norm_eps"], s["num_hidden_layers"]
         x = F.embedding(ids, w["model.embed_tokens.weight"])
         for block in range(layers):
-            x = self.block(x, block, gates)
+            x = self.block(x, positions, block, gates)
         h = norm(x, w["model.norm.weight"], eps)
         logits = self.linear(h, "lm_head")
         for k in range(1, s["num_nextn_predict_layers"] + 1):
             at = f"model.layers.{layers + k - 1}."
             ahead = norm(F.embedding(ids[:, k:], w["model.embed_tokens.weight"]), w[at + "enorm.weight"], eps)
             x = self.linear(torch.cat((ahead, norm(h[:, :-1], w[at + "hnorm.weight"], eps)), -1), at + "eh_proj")
-            h = norm(self.block(x, layers + k - 1, gates), w[at + "shared_head.norm.weight"], eps)
+            h = norm(self.block(x, positions[:, :-k], layers + k - 1, gates), w[at + "shared_head.norm.weight"], eps)
             predicted.append(self.linear(h, "lm_head"))
         return logits, predicted, gates

@@ -166,6 +166,7 @@ static const char *const values[] = {
     "checkpoint.every_minutes=0.1",
     "checkpoint.keep_last=9",
     "checkpoint.init_from=- x",
+    "checkpoint.resize_vocab=true",
     "log.every_steps=0",
     "sample.every_steps=8",
     "sample.prompt=line\nbreak \x01\x7f\ttab\r trailing ",

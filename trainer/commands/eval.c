@@ -26,7 +26,7 @@ static void print(const struct session *session, const char *data, double loss, 
 }
 
 struct request {
-    const char *data, *choices;
+    const char *data, *choices; /* token file; or questions */
     bool ema, json;
 };
 
@@ -47,23 +47,22 @@ static enum status evaluate(struct session *session, struct model *model, struct
     return STATUS_OK;
 }
 
-static void print_choices(const struct session *session, const struct request *request,
-                          int64_t questions, const struct choices_result *result)
+static void print_choices(const struct session *session, const char *path, int64_t questions,
+                          const struct choices_result *result, bool json)
 {
     const double all = (double)questions;
     if (!session_main_rank(session)) {
         return;
     }
-    printf(request->json
-               ? "{\"accuracy\":%.17g,\"correct\":%lld,\"accuracy_normalised\":%.17g,"
-                 "\"correct_normalised\":%lld,\"questions\":%lld}\n"
-               : "accuracy %.4f (%lld right), normalised by length %.4f (%lld right) over %lld "
-                 "questions",
+    printf(json ? "{\"accuracy\":%.17g,\"correct\":%lld,\"accuracy_normalised\":%.17g,"
+                  "\"correct_normalised\":%lld,\"questions\":%lld}\n"
+                : "accuracy %.4f (%lld right), normalised by length %.4f (%lld right) over %lld "
+                  "questions",
            (double)result->correct / all, (long long)result->correct,
            (double)result->correct_normalised / all, (long long)result->correct_normalised,
            (long long)questions);
-    if (!request->json) {
-        printf(" of %s\n", request->choices);
+    if (!json) {
+        printf(" of %s\n", path);
     }
 }
 
@@ -81,7 +80,7 @@ static enum status answer(struct session *session, struct model *model, struct c
                    NULL));
     TRY(state_load_newest(model, path, request->ema));
     TRY(choices_score(model, choices, &result));
-    print_choices(session, request, choices->question_count, &result);
+    print_choices(session, request->choices, choices->question_count, &result, request->json);
     return STATUS_OK;
 }
 
@@ -102,8 +101,7 @@ enum status command_eval(int argc, char **argv)
         {"--json", OPTION_FLAG, &request.json, NULL, "print JSON"},
         {0}};
     TRY(options_parse(
-        &options, argc, argv, specs,
-        "eval CONFIG|RUN_DIR|CKPT_DIR [--data F.h5] [--choices F.jsonl] [--ema] [key=value ...]",
+        &options, argc, argv, specs, "eval CONFIG|RUN_DIR|CKPT_DIR [--data F.h5] [key=value ...]",
         "Mean cross-entropy and perplexity of the newest checkpoint on a whole token file, or its "
         "accuracy on\n"
         "multiple-choice questions, one a line: {\"question\": TEXT, \"choices\": [TEXT, ...], "

@@ -1,0 +1,161 @@
+# shellcheck shell=bash disable=SC2034,SC2154
+# Shared by tests/cli/test_layouts*.sh, one per family so that they run side by side: the layout of
+# ranks changes neither data nor loss: (ranks, ep) against one rank.
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+make_data
+
+# dir_of NAME LAYOUT: where it trains.
+dir_of() {
+    echo "$work/$family-$1-${2/,/-}"
+}
+
+# every_layout NAME [key=value ...]: trains it on each layout.
+every_layout() {
+    local name=$1 layout
+    shift
+    for layout in $layouts; do
+        expect_rc 0 train_on "${layout%,*}" "${layout#*,}" "$(dir_of "$name" "$layout")" "$@"
+    done
+}
+
+# first FIELD DIR: of step 1.
+first() {
+    metric "$2" "$1" | head -n 1
+}
+
+# same_first_loss NAME: bit for bit.
+same_first_loss() {
+    local layout one
+    one=$(dir_of "$1" 1,1)
+    for layout in $layouts; do
+        expect_same "$(first loss_hex "$one")" "$(first loss_hex "$(dir_of "$1" "$layout")")" \
+            "$family $1: loss of step 1 at 1,1 and $layout"
+        expect_same "$(first mtp_loss "$one")" "$(first mtp_loss "$(dir_of "$1" "$layout")")" \
+            "$family $1: loss of multi-token prediction of step 1 at 1,1 and $layout"
+        close_to 1e-5 "$(first grad_norm "$one")" "$(first grad_norm "$(dir_of "$1" "$layout")")" \
+            "$family $1: gradient norm of step 1 at 1,1 and $layout"
+    done
+}
+
+curves() {
+    local layout dir field one
+    echo "$family: dropless, $steps steps"
+    every_layout plain "run.steps=$steps"
+    same_first_loss plain
+    one=$(dir_of plain 1,1)
+    for layout in $layouts; do
+        dir=$(dir_of plain "$layout")
+        expect_same "$(metric "$dir" step | tr '\n' ' ')" "$(seq "$steps" | tr '\n' ' ')" \
+            "$family: steps at $layout"
+        for field in loss aux_loss $predicted; do
+            close_to 1e-5 "$(metric "$one" "$field")" "$(metric "$dir" "$field")" \
+                "$family: $field of $steps steps at 1,1 and $layout"
+        done
+        close_to 1e-9 "$(metric "$one" lr)" "$(metric "$dir" lr)" "$family: lr at $layout"
+    done
+    close_to 0.5 "$(first loss "$one")" 5.55 "$family: first loss near ln 257"
+    python3 - "$(first loss "$one")" "$(metric "$one" loss | tail -n 1)" <<'PY' ||
+import sys
+sys.exit(float(sys.argv[2]) > 0.95 * float(sys.argv[1]))
+PY
+        fail "$family: $steps steps learned nothing"
+}
+
+rounds() {
+    local layout most
+    echo "$family: smallest receive buffer and imbalance: extra rounds, the same loss"
+    every_layout rounds run.steps=3 router.buffer_factor=1 model.initializer_range=0.5 \
+        router.batch_loss_coef=0
+    same_first_loss rounds
+    for layout in $layouts; do
+        most=$(metric "$(dir_of rounds "$layout")" extra_rounds | sort -n | tail -n 1)
+        case $layout in
+        *,1) ;;
+        *) [ "$most" -gt 0 ] || fail "$family: no extra rounds at $layout" ;;
+        esac
+    done
+}
+
+capacity() {
+    local layout dropped
+    echo "$family: capacity: dropped tokens are the same ones"
+    every_layout capacity run.steps=3 router.capacity_factor=1
+    same_first_loss capacity
+    for layout in $layouts; do
+        dropped=$(first dropped_fraction "$(dir_of capacity "$layout")")
+        expect_same "$(first dropped_fraction "$(dir_of capacity 1,1)")" "$dropped" \
+            "$family: dropped at $layout"
+        case $dropped in 0 | 0.0) fail "$family: nothing dropped at $layout" ;; esac
+    done
+}
+
+switches() {
+    echo "$family: the rest of the model's switches, two layouts"
+    every_layout switches run.steps=3 data.mask_documents=true router.z_loss_coef=1e-3 \
+        train.recompute=experts optimizer.decay=all "$@"
+    same_first_loss switches
+}
+
+# Buffers that are made again hold what they held.
+recompute() {
+    local mode layout field
+    echo "$family: the same bits whatever is recomputed, two layouts"
+    for mode in none norms experts block; do
+        every_layout "recompute-$mode" run.steps=5 "train.recompute=$mode"
+        for layout in $layouts; do
+            for field in loss_hex grad_norm aux_loss $predicted; do
+                expect_same "$(metric "$(dir_of recompute-none "$layout")" "$field")" \
+                    "$(metric "$(dir_of "recompute-$mode" "$layout")" "$field")" \
+                    "$family: $field, recompute none and $mode at $layout"
+            done
+        done
+    done
+}
+
+# same_bits WHAT DIR DIR
+same_bits() {
+    expect_same "$(metric "$2" loss_hex)" "$(metric "$3" loss_hex)" "$family: losses, $1"
+    expect_same "$(metric "$2" grad_norm)" "$(metric "$3" grad_norm)" "$family: norms, $1"
+}
+
+twice() {
+    local precision layout threads name
+    echo "$family: two runs, one thread and more: the same bits"
+    for precision in fp32 bf16; do
+        for layout in $twice_layouts; do
+            name=$(dir_of "twice-$precision" "$layout")
+            for again in a b; do
+                expect_rc 0 train_on "${layout%,*}" "${layout#*,}" "$name$again" \
+                    "train.precision=$precision" "run.steps=$twice_steps"
+            done
+            same_bits "two $precision runs at $layout" "${name}a" "${name}b"
+        done
+        for threads in 1 2 3; do
+            name=$(dir_of "threads-$precision" "$threads")
+            expect_rc 0 train_on 1 1 "$name" "train.precision=$precision" \
+                "run.steps=$twice_steps" run.threads=$threads
+            same_bits "$precision, 1 and $threads threads" "$(dir_of "threads-$precision" 1)" "$name"
+        done
+    done
+}
+
+# check_layouts FAMILY SWITCHES...: all of it. The DeepSeeks run fewer layouts and steps unless
+# SWITCHYARD_FULL is 1.
+check_layouts() {
+    family=$1
+    shift
+    layouts="1,1 2,1 2,2 4,1 4,2 4,4" steps=20 twice_layouts="1,1 2,2 4,2" twice_steps=10 predicted=
+    if [ "$family" != mixtral ] && [ "$full" != 1 ]; then
+        layouts="1,1 2,2 4,2" steps=8 twice_layouts="4,2" twice_steps=4
+    fi
+    [ "$family" != deepseek_v3 ] || predicted=mtp_loss
+    make_config "$family"
+    curves
+    rounds
+    capacity
+    layouts="1,1 4,2"
+    switches "$@"
+    recompute
+    twice
+    finish
+}
