@@ -29,6 +29,12 @@ enum status cache_init(struct cache *cache, const struct model *model, int64_t s
 {
     assert(slots <= model->sequence && capacity <= model->sequence);
     *cache = (struct cache){.slots = slots, .capacity = capacity};
+    if (slots > INT32_MAX / capacity) {
+        return status_fail(STATUS_RESOURCE,
+                           "a cache of %lld sequences of %lld tokens is too large: give fewer "
+                           "prompts or a smaller train.sequence_length",
+                           (long long)slots, (long long)capacity);
+    }
     cache->layer = calloc((size_t)model->arch.layers, sizeof *cache->layer);
     if (cache->layer == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for the caches of %lld layers",
