@@ -20,32 +20,35 @@ struct task {
     enum dtype dtype;
 };
 
-CPU_CLONES static float dot(const float *a, const float *b, int64_t count)
+typedef float lanes __attribute__((vector_size(64), aligned(4), may_alias));
+
+static inline float dot(const float *a, const float *b, int64_t count)
 {
-    float sum[LANES] = {0}, total = 0;
+    lanes sum = {0};
+    float total = 0;
     int64_t i = 0;
     for (; i + LANES <= count; i += LANES) {
-        for (int lane = 0; lane < LANES; lane++) {
-            sum[lane] += a[i + lane] * b[i + lane];
-        }
+        sum += *(const lanes *)(a + i) * *(const lanes *)(b + i);
     }
     for (; i < count; i++) {
         total += a[i] * b[i];
     }
-    for (int lane = 0; lane < LANES; lane++) {
-        total += sum[lane];
+    for (int half = LANES / 2; half > 0; half /= 2) {
+        for (int lane = 0; lane < half; lane++) {
+            sum[lane] += sum[lane + half];
+        }
     }
-    return total;
+    return total + sum[0];
 }
 
-CPU_CLONES static void axpy(float *out, float factor, const float *in, int64_t count)
+static inline void axpy(float *out, float factor, const float *in, int64_t count)
 {
     for (int64_t i = 0; i < count; i++) {
         out[i] += factor * in[i];
     }
 }
 
-CPU_CLONES static void softmax(float *score, int64_t low, int64_t length)
+static inline void softmax(float *score, int64_t low, int64_t length)
 {
     float most = score[low], sum = 0;
     for (int64_t j = low; j < length; j++) {
@@ -63,7 +66,7 @@ CPU_CLONES static void softmax(float *score, int64_t low, int64_t length)
 }
 
 /* task->out = softmax(q k^T) v, head by head. */
-static void attend(const struct task *t)
+CPU_CLONES static void attend(const struct task *t)
 {
     const int64_t dim = t->k_dim + t->k2_dim;
     for (int64_t j = t->low; j < t->length; j++) {
@@ -184,8 +187,8 @@ void cpu_attention_decode(struct device *device, void *o, const void *q, const v
 }
 
 /* q~_h = W_uk,h^T q_nope, W_uk,h = rows [h (dn+dv), h (dn+dv) + dn) of w_kv_b. */
-static void absorb(const struct task *t, const void *q, const void *w_kv_b,
-                   const struct decode_shape *shape, int64_t b, int64_t first)
+CPU_CLONES static void absorb(const struct task *t, const void *q, const void *w_kv_b,
+                              const struct decode_shape *shape, int64_t b, int64_t first)
 {
     const int64_t nope = shape->qk_dim - shape->rope_dim, rank = shape->rank;
     load_queries(t, q, shape, b, first, (int64_t[]){nope, shape->rope_dim, rank});
@@ -202,8 +205,8 @@ static void absorb(const struct task *t, const void *q, const void *w_kv_b,
 }
 
 /* o_h = W_uv,h (sum P c'), W_uv,h = the dv rows of w_kv_b behind W_uk,h. */
-static void expand(const struct task *t, void *o, const void *w_kv_b,
-                   const struct decode_shape *shape, int64_t b, int64_t first)
+CPU_CLONES static void expand(const struct task *t, void *o, const void *w_kv_b,
+                              const struct decode_shape *shape, int64_t b, int64_t first)
 {
     const int64_t nope = shape->qk_dim - shape->rope_dim, rank = shape->rank, v = shape->v_dim;
     float *out = t->q; /* the queries are used up */

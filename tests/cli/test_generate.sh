@@ -87,6 +87,10 @@ PY
     expect_text "over 3 questions of choices.jsonl"
 done
 
+echo "kernels of latent attention"
+expect_rc 0 "$binary" bench deepseek_v3.yaml --kernels
+expect_text "attention_backward"
+
 echo "bad questions and prompts: one line, with the number of the line"
 bad_choice() { # FRAGMENT LINE
     printf '%s\n%s\n' '{"question": "a", "choices": ["b", "c"], "answer": 1}' "$2" >bad.jsonl
