@@ -97,7 +97,7 @@ static void take(struct config *config, const struct field *field, const json_t 
         return; /* null there means derived or absent, as our default does */
     }
     scalar_text(value, text, sizeof text);
-    if (!config_set(config, field, text, false, why, sizeof why)) {
+    if (!config_set(config, field, text, json_is_string(value), why, sizeof why)) {
         config_error(errors, "%s: key '%s': %s", path, field->key + strlen("model."), why);
     }
 }

@@ -437,7 +437,7 @@ static void test_hf_config_is_refused(void **state)
          {"scaled rotary"}},
         {"\"attention_dropout\": 0.0", "\"attention_dropout\": 0.1", {"attention_dropout"}},
         {"\"vocab_size\": 32000", "\"vocabulary\": 32000", {"key 'vocab_size' is missing"}},
-        {"32000", "\"many\"", {"key 'vocab_size'", "is not a whole number"}},
+        {"32000", "\"many\"", {"key 'vocab_size'", "is text"}},
         {"32000", "1.5", {"key 'vocab_size'", "is not a whole number"}},
         {"32000", "0", {"key 'vocab_size'", "outside"}},
         {"32000", "null", {"key 'vocab_size': null is not a value here"}},

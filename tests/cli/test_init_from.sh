@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# checkpoint.init_from takes weights and biases, starts step, data and optimizer afresh; another vocabulary is
+# refused unless asked for.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+make_data
+make_config deepseek_v3
+
+expect_rc 0 train_on 2 2 "$work/first" run.steps=5 router.bias_update_speed=0.01
+expect_rc 0 train_on 1 1 "$work/second" run.steps=1 checkpoint.init_from="$work/first" router.bias_update_speed=0 \
+    optimizer.lr=0
+expect_rc 0 "$binary" eval "$work/first" --data "$work/valid.h5" --json
+sed -n 's/.*"loss_hex":"\([^"]*\).*/\1/p' "$out" >"$work/a"
+expect_rc 0 "$binary" eval "$work/second" --data "$work/valid.h5" --json
+sed -n 's/.*"loss_hex":"\([^"]*\).*/\1/p' "$out" >"$work/b"
+expect_same "$(cat "$work/a")" "$(cat "$work/b")" "loss of the weights taken over, router biases included"
+expect_same "$(metric "$work/second" step)" 1 "steps start from 1"
+
+echo "another vocabulary"
+grown=$((257 + 70))
+expect_error 65 "checkpoint.resize_vocab: true keeps the rows in common" train_on 1 1 "$work/grown" run.steps=1 \
+    checkpoint.init_from="$work/first" model.vocab_size=$grown
+resized() { # RANKS,EP FROM TO VOCAB: one step that changes nothing
+    expect_rc 0 train_on "${1%,*}" "${1#*,}" "$3" run.steps=1 checkpoint.init_from="$2" model.vocab_size="$4" \
+        checkpoint.resize_vocab=true optimizer.lr=0 router.bias_update_speed=0
+}
+for layout in 1,1 2,2; do
+    dir=$work/resized-${layout/,/-}
+    resized "$layout" "$work/first" "$dir" $grown
+    h5dump -d 'model.embed_tokens.weight[0,0;;256,3;]' "$dir/checkpoints/00000001/model.h5" | grep '^ *(' \
+        >"$work/rows-${layout/,/-}"
+    resized "$layout" "$dir" "$dir-back" 257
+    expect_rc 0 "$binary" eval "$dir-back" --data "$work/valid.h5" --json
+    expect_same "$(cat "$work/a")" "$(sed -n 's/.*"loss_hex":"\([^"]*\).*/\1/p' "$out")" "loss, grown and shrunk at $layout"
+done
+h5dump -d 'model.embed_tokens.weight[0,0;;256,3;]' "$work/first/checkpoints/00000005/model.h5" | grep '^ *(' >"$work/rows"
+for layout in 1-1 2-2; do
+    expect_same "$(cat "$work/rows")" "$(cat "$work/rows-$layout")" "rows in common at $layout"
+done
+expect_same "$(metric "$work/resized-1-1" loss_hex)" "$(metric "$work/resized-2-2" loss_hex)" \
+    "loss with fresh rows at both layouts"
+finish
