@@ -168,18 +168,14 @@ static void update(struct model *model, const struct param *param, const struct 
         group->grads + piece.first, piece.last - piece.first, own);
 }
 
-/* Frozen parameters are their own average, to the last bit. */
+/* Of the whole share: what is frozen stays its own average, what was frozen at a resume becomes it.
+ */
 static void average(struct model *model)
 {
-    for (int64_t i = 0; i < model->params.count && model->config->optimizer.ema > 0; i++) {
-        const struct param *param = &model->params.table[i];
-        struct model_group *group = &model->group[param->group];
-        const struct param_piece piece = param_piece(param, &group->zero, group->zero.comm->rank);
-        const int64_t at = piece.first - group->zero.first;
-        if (piece.first < piece.last && !param->frozen) {
-            model->ops->ema(model->device, group->ema + at, group->master + at,
-                            piece.last - piece.first, model->config->optimizer.ema);
-        }
+    for (int g = 0; g < PARAM_GROUPS && model->config->optimizer.ema > 0; g++) {
+        struct model_group *group = &model->group[g];
+        model->ops->ema(model->device, group->ema, group->master, group->zero.share,
+                        model->config->optimizer.ema);
     }
 }
 
