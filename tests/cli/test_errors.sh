@@ -379,6 +379,24 @@ python3 -m json.tool "$out" >/dev/null || fail "doctor --json is not JSON"
 expect_rc 0 "$binary" ckpt ls run --json
 python3 -m json.tool "$out" >/dev/null || fail "ckpt ls --json is not JSON"
 
+echo "JSON whatever the figures and the paths"
+odd='a "quoted" \ path'
+cp -r run "$odd"
+expect_rc 0 "$binary" ckpt ls "$odd" --json
+python3 - "$out" "$odd" <<'PY' || fail "ckpt ls --json of a path with quotes: $(cat "$out")"
+import json, sys
+assert all(entry["path"].startswith(sys.argv[2] + "/") for entry in json.load(open(sys.argv[1])))
+PY
+expect_rc 0 train run.dir=steep run.steps=1 optimizer.lr=0 model.initializer_range=10 model.hidden_size=1024
+expect_rc 0 "$binary" eval steep --json
+python3 - "$out" <<'PY' || fail "eval --json of a perplexity beyond doubles: $(cat "$out")"
+import json, sys
+def never(word):
+    raise ValueError(word)
+r = json.load(open(sys.argv[1]), parse_constant=never)
+assert r["loss"] > 710 and r["perplexity"] is None, r
+PY
+
 echo "under mpirun too, one line"
 expect_error 64 "did you mean 'train'" ranks 2 "$binary" trian tiny.yaml
 expect_error 64 "did you mean '--fresh'" ranks 2 "$binary" train --frehs tiny.yaml
