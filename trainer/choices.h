@@ -16,6 +16,7 @@ struct choice {
 
 struct choice_question {
     int64_t first, answer; /* its first choice; the right one, counted from there */
+    int64_t line;          /* of the file, from 1 */
 };
 
 struct choices {
@@ -23,6 +24,7 @@ struct choices {
     struct choice *choice;             /* owned */
     struct choice_question *questions; /* owned; one more marks the end */
     int64_t id_count, choice_count, question_count;
+    const char *path; /* borrowed: for messages */
 };
 
 struct choices_result {
@@ -36,8 +38,9 @@ enum status choices_read(struct choices *choices, const char *path, int64_t voca
     __attribute__((warn_unused_result));
 void choices_free(struct choices *choices); /* accepts a zeroed one */
 
-/* Collective over ep: every rank scores all. Ties go to the first choice. Errors: STATUS_RESOURCE.
- */
+/* Collective over the world: every rank scores all. Ties go to the first choice. Errors:
+ * STATUS_RESOURCE; STATUS_DIVERGED naming the line of the first question with a choice whose log p
+ * is not finite. */
 enum status choices_score(struct model *model, const struct choices *choices,
                           struct choices_result *result) __attribute__((warn_unused_result));
 

@@ -285,7 +285,7 @@ enum status step_evaluate(struct model *model, const struct loader *loader, int6
         }
     }
     comm_all_reduce(dp, labels, 1, DTYPE_I64, REDUCE_SUM);
-    *loss = *labels > 0 ? sum / (double)*labels : 0;
+    *loss = *labels > 0 ? sum / (double)*labels : (double)NAN;
     free(storage);
     free(sums);
     return STATUS_OK;

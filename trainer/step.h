@@ -54,7 +54,8 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
                          struct step_result *result) __attribute__((warn_unused_result));
 
 /* Collective. Mean cross-entropy over the counted labels of the first `batches` micro-batches of a
- * file (0: all of it), in file order: the same bits for every layout. */
+ * file (0: all of it), in file order: the same bits for every layout. *labels 0: none counts, and
+ * *loss is NAN. */
 enum status step_evaluate(struct model *model, const struct loader *loader, int64_t batches,
                           double *loss, int64_t *labels) __attribute__((warn_unused_result));
 

@@ -116,4 +116,21 @@ expect_error 65 "empty.jsonl: no prompts" "$binary" generate mixtral --prompts e
 expect_error 74 "nowhere.txt" "$binary" generate mixtral --prompts nowhere.txt
 expect_error 64 "--prompt" "$binary" generate mixtral --prompt a --prompts prompts.txt
 expect_error 64 "max_position_embeddings" "$binary" generate deepseek_v2 --prompt a train.sequence_length=129
+
+echo "a file none of whose labels counts"
+python3 - <<'PY'
+import json
+for name, mask in ("unmasked", 1), ("masked", 0):
+    with open(name + ".jsonl", "w") as out:
+        print(json.dumps({"tokens": list(range(100)), "loss_mask": [mask] * 100}), file=out)
+PY
+for name in masked unmasked; do
+    expect_rc 0 "$binary" prepare --tokenizer none --vocab-size 257 --output $name.h5 $name.jsonl
+done
+expect_error 65 "masked.h5: none of its labels counts" "$binary" eval mixtral --data masked.h5
+expect_error 65 "masked.h5: none of its labels counts" ranks 2 "$binary" eval mixtral --data masked.h5 parallel.ep=2
+expect_rc 0 "$binary" eval mixtral --data unmasked.h5
+expect_text "over 96 labels"
+expect_rc 0 "$binary" train mixtral.yaml run.dir=no-labels run.steps=1 data.valid=masked.h5 eval.every_steps=1
+expect_same null "$(metric no-labels valid_loss)" "validation loss on a file without labels"
 finish

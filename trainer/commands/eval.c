@@ -46,6 +46,12 @@ static enum status evaluate(struct session *session, struct model *model, struct
                    NULL));
     TRY(state_load_newest(model, path, request->ema));
     TRY(step_evaluate(model, &dataset->loader, 0, &loss, &labels));
+    if (labels == 0) {
+        return status_fail(STATUS_DATA,
+                           "%s: none of its labels counts: its loss_mask is 0 everywhere, or its "
+                           "documents are of one token; give another file",
+                           request->data);
+    }
     print(session, request->data, loss, labels, request->json);
     return STATUS_OK;
 }
