@@ -16,6 +16,7 @@ struct reader {
     struct choices *choices;
     int64_t id_room, choice_room, question_room;
     int64_t vocab, context, line;
+    const char *tokenizer;      /* of the model */
     char where[MAX_WHERE + 32]; /* "file:line", for messages */
 };
 
@@ -71,11 +72,12 @@ static enum status add_tokens(struct reader *reader, const json_t *value, const 
         return status_fail(STATUS_DATA, "%s: %s is neither text nor an array of token ids",
                            reader->where, what);
     }
-    if (reader->vocab < TOKENIZER_BYTES_VOCAB) {
+    if (!tokenizer_is_bytes(reader->tokenizer, reader->vocab)) {
         return status_fail(STATUS_USAGE,
-                           "%s: text needs the bytes tokenizer (vocabulary of %d, this model has "
-                           "%lld): give arrays of token ids",
-                           reader->where, TOKENIZER_BYTES_VOCAB, (long long)reader->vocab);
+                           "%s: text needs the bytes tokenizer (vocabulary of %d); this model has "
+                           "%lld ids of tokenizer '%s': give arrays of token ids",
+                           reader->where, TOKENIZER_BYTES_VOCAB, (long long)reader->vocab,
+                           reader->tokenizer);
     }
     TRY(reserve_ids(reader, json_string_length(value)));
     choices->id_count +=
@@ -208,9 +210,11 @@ static enum status read_lines(struct reader *reader, const char *path, FILE *fil
     return status;
 }
 
-enum status choices_read(struct choices *choices, const char *path, int64_t vocab, int64_t context)
+enum status choices_read(struct choices *choices, const char *path, const char *tokenizer,
+                         int64_t vocab, int64_t context)
 {
-    struct reader reader = {.choices = choices, .vocab = vocab, .context = context};
+    struct reader reader = {
+        .choices = choices, .vocab = vocab, .context = context, .tokenizer = tokenizer};
     *choices = (struct choices){.path = path};
     FILE *file = fopen(path, "r");
     if (file == NULL) {

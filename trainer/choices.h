@@ -32,10 +32,10 @@ struct choices_result {
     int64_t correct_normalised; /* by its mean; a token is a byte where TEXT is given */
 };
 
-/* Local. Errors: STATUS_IO; STATUS_DATA naming the line; STATUS_USAGE for TEXT to a model without
- * the bytes tokenizer; STATUS_RESOURCE. */
-enum status choices_read(struct choices *choices, const char *path, int64_t vocab, int64_t context)
-    __attribute__((warn_unused_result));
+/* Local. tokenizer: of the model (state_tokenizer). Errors: STATUS_IO; STATUS_DATA naming the line;
+ * STATUS_USAGE for TEXT to a model without the bytes tokenizer; STATUS_RESOURCE. */
+enum status choices_read(struct choices *choices, const char *path, const char *tokenizer,
+                         int64_t vocab, int64_t context) __attribute__((warn_unused_result));
 void choices_free(struct choices *choices); /* accepts a zeroed one */
 
 /* Collective over the world: every rank scores all. Ties go to the first choice. Errors:

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "data/tokenizer.h"
 #include "kernels/base/io.h"
 #include "trainer/optimizer.h"
 #include "trainer/weights.h"
@@ -113,7 +114,8 @@ static void add_biases(struct slices *slices, const struct model *model)
     }
 }
 
-static char *state_text(const struct model *model, const struct progress_state *at)
+static char *state_text(const struct model *model, const struct progress_state *at,
+                        const char *tokenizer)
 {
     char *config = NULL;
     size_t bytes = 0;
@@ -126,19 +128,21 @@ static char *state_text(const struct model *model, const struct progress_state *
     json_t *json = json_pack("{s:I, s:I, s:I, s:s}", "step", (json_int_t)at->step, "position",
                              (json_int_t)at->position, "ranks",
                              (json_int_t)model->mesh->world->size, "config", config);
+    json_object_set_new(json, "tokenizer", json_string(tokenizer)); /* left out when not UTF-8 */
     char *text = json_dumps(json, JSON_INDENT(1) | JSON_SORT_KEYS);
     json_decref(json);
     free(config);
     return text;
 }
 
-enum status state_save(const struct model *model, const char *root, const struct progress_state *at)
+enum status state_save(const struct model *model, const char *root, const struct progress_state *at,
+                       const char *tokenizer)
 {
     const struct checkpoint_options options = {.keep_last =
                                                    (int)model->config->checkpoint.keep_last};
     struct slices slices = {0};
     TRY(comm_agree(model->mesh->world, slices_init(&slices, model), NULL));
-    char *text = state_text(model, at);
+    char *text = state_text(model, at, tokenizer);
     add_kind(&slices, model, KIND_WEIGHT, "");
     if (model->mesh->world->rank == 0) {
         add_biases(&slices, model);
@@ -341,6 +345,12 @@ static void warn(void *context, const char *message)
     fprintf(stderr, "switchyard: warning: %s\n", message);
 }
 
+static void say_nothing(void *context, const char *message)
+{
+    (void)context;
+    (void)message;
+}
+
 bool state_is_place(const char *path)
 {
     struct stat info;
@@ -386,6 +396,47 @@ enum status state_load_newest(struct model *model, const char *path, bool averag
         const enum status status = load(model, found);
         free(found);
         if (!state_try_older(world, status)) {
+            return status;
+        }
+    }
+}
+
+static enum status read_tokenizer(const char *path, char name[STATE_TOKENIZER_BYTES])
+{
+    char *text = NULL;
+    TRY(checkpoint_state(path, &text));
+    json_t *json = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
+    const char *said = json_string_value(json_object_get(json, "tokenizer"));
+    if (said != NULL) {
+        snprintf(name, STATE_TOKENIZER_BYTES, "%s", said);
+    }
+    json_decref(json);
+    free(text);
+    return STATUS_OK;
+}
+
+/* Whatever is skipped here, the load that follows warns of. */
+enum status state_tokenizer(struct comm *world, const char *path, int64_t vocab,
+                            char name[STATE_TOKENIZER_BYTES])
+{
+    char place[MAX_PATH];
+    snprintf(name, STATE_TOKENIZER_BYTES, "%s",
+             vocab == TOKENIZER_BYTES_VOCAB ? "bytes" : "unknown");
+    snprintf(place, sizeof place, "%s/manifest.json", path);
+    if (io_exists(place)) {
+        return comm_agree(world, read_tokenizer(path, name), NULL);
+    }
+    snprintf(place, sizeof place, "%s/checkpoints", path);
+    for (int skip = 0;; skip++) {
+        char *found = NULL;
+        int64_t step = 0;
+        TRY(checkpoint_newest(world, place, skip, &found, &step, say_nothing, NULL));
+        if (found == NULL) {
+            return STATUS_OK; /* the load will say so */
+        }
+        const enum status status = comm_agree(world, read_tokenizer(found, name), NULL);
+        free(found);
+        if (status != STATUS_DATA) {
             return status;
         }
     }

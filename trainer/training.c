@@ -52,6 +52,13 @@ static enum status open_data(struct training *t)
     if (t->config->data.valid != NULL) {
         TRY(dataset_open(&t->valid, t->config, t->config->data.valid, false));
     }
+    if (t->config->sample.every_steps > 0 &&
+        !tokenizer_is_bytes(t->train.store.tokenizer, t->config->model.vocab_size)) {
+        return status_fail(STATUS_USAGE,
+                           "sample.every_steps: samples are text and need data of the bytes "
+                           "tokenizer, %s is of '%s': set it to 0",
+                           t->config->data.train, t->train.store.tokenizer);
+    }
     return STATUS_OK;
 }
 
@@ -167,7 +174,8 @@ static enum status save(struct training *t, bool last)
     if (t->saved_step == t->at.step) {
         return STATUS_OK;
     }
-    const enum status status = state_save(&t->model, t->checkpoints, &t->at);
+    const enum status status =
+        state_save(&t->model, t->checkpoints, &t->at, t->train.store.tokenizer);
     t->saved_clock = step_clock();
     if (status == STATUS_OK) {
         t->saved_step = t->at.step;

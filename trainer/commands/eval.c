@@ -85,9 +85,12 @@ static enum status answer(struct session *session, struct model *model, struct c
     const struct config *config = &session->config;
     const int64_t context = config->train.sequence_length;
     struct choices_result result;
-    TRY(comm_agree(&session->world,
-                   choices_read(choices, request->choices, config->model.vocab_size, context),
-                   NULL));
+    char tokenizer[STATE_TOKENIZER_BYTES];
+    TRY(state_tokenizer(&session->world, path, config->model.vocab_size, tokenizer));
+    TRY(comm_agree(
+        &session->world,
+        choices_read(choices, request->choices, tokenizer, config->model.vocab_size, context),
+        NULL));
     TRY(comm_agree(&session->world,
                    model_init(model, config, &session->mesh, session->device, 1, context, false),
                    NULL));
