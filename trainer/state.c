@@ -1,3 +1,4 @@
+#define _XOPEN_SOURCE 700 /* realpath */
 #include "trainer/state.h"
 
 #include <assert.h>
@@ -374,6 +375,58 @@ bool state_try_older(const struct comm *world, enum status status)
     return true;
 }
 
+static enum status none_here(const char *path)
+{
+    return status_fail(STATUS_DATA,
+                       "%s: no checkpoint here: train first, or name a checkpoint folder", path);
+}
+
+/* Whether `path` is the folder `outer` or in it. */
+static bool lies_in(const char *path, const char *outer)
+{
+    char *inner_real = realpath(path, NULL), *outer_real = realpath(outer, NULL);
+    const size_t length = outer_real != NULL ? strlen(outer_real) : 0;
+    const bool in = inner_real != NULL && outer_real != NULL &&
+                    strncmp(inner_real, outer_real, length) == 0 &&
+                    (inner_real[length] == '/' || inner_real[length] == '\0');
+    free(inner_real);
+    free(outer_real);
+    return in;
+}
+
+static enum status check_place(const char *path, const char *moved)
+{
+    char name[MAX_PATH];
+    if (moved != NULL && lies_in(path, moved)) {
+        return status_fail(STATUS_USAGE,
+                           "checkpoint.init_from %s lies in run.dir %s, which --fresh renames: set "
+                           "another run.dir",
+                           path, moved);
+    }
+    snprintf(name, sizeof name, "%s/manifest.json", path);
+    if (io_exists(name)) {
+        return STATUS_OK;
+    }
+    snprintf(name, sizeof name, "%s/checkpoints", path);
+    return io_exists(name) ? STATUS_OK : none_here(path);
+}
+
+enum status state_check_start(struct comm *world, const char *path, const char *moved)
+{
+    char name[MAX_PATH], *found = NULL;
+    int64_t step = 0;
+    TRY(comm_agree(world, check_place(path, moved), NULL));
+    snprintf(name, sizeof name, "%s/manifest.json", path);
+    if (io_exists(name)) {
+        return STATUS_OK;
+    }
+    snprintf(name, sizeof name, "%s/checkpoints", path);
+    TRY(checkpoint_newest(world, name, 0, &found, &step, say_nothing, NULL));
+    const bool any = found != NULL;
+    free(found);
+    return any ? STATUS_OK : none_here(path);
+}
+
 enum status state_load_newest(struct model *model, const char *path, bool average)
 {
     enum status (*load)(struct model *, const char *) = average ? load_average : state_load_weights;
@@ -389,9 +442,7 @@ enum status state_load_newest(struct model *model, const char *path, bool averag
         int64_t step = 0;
         TRY(state_newest(world, name, skip, &found, &step));
         if (found == NULL) {
-            return status_fail(STATUS_DATA,
-                               "%s: no checkpoint here: train first, or name a checkpoint folder",
-                               path);
+            return none_here(path);
         }
         const enum status status = load(model, found);
         free(found);

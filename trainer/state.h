@@ -40,6 +40,12 @@ bool state_is_place(const char *path);
 enum status state_load_newest(struct model *model, const char *path, bool average)
     __attribute__((warn_unused_result));
 
+/* Collective. Whether weights may be loaded from `path` (state_load_newest) after the folder
+ * `moved` (NULL: none) is renamed: there is a checkpoint there, and it does not go with it. Errors:
+ * STATUS_DATA, STATUS_USAGE. */
+enum status state_check_start(struct comm *world, const char *path, const char *moved)
+    __attribute__((warn_unused_result));
+
 /* Collective. Name of the tokenizer of the data that the checkpoint which state_load_newest takes
  * was trained on. Where that says nothing (written by import, or before this was recorded): "bytes"
  * with that tokenizer's vocabulary, else "unknown". */

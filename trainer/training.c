@@ -131,11 +131,31 @@ static void describe(struct training *t)
         (long long)t->config->train.sequence_length);
 }
 
-static enum status open_training(struct training *t, bool fresh)
+/* Whether the run starts from checkpoint.init_from. */
+static bool starts_anew(const struct training *t, bool fresh)
+{
+    char path[MAX_PATH];
+    run_dir_path(t->session, "checkpoints", path, sizeof path);
+    return t->config->checkpoint.init_from != NULL && (fresh || !io_exists(path));
+}
+
+/* Whatever config and data can be refused for, before a folder is made or an old run set aside. */
+static enum status check(struct training *t, bool fresh)
 {
     const struct config *config = t->config;
     TRY(stepper_check(config, t->session->mesh.dp.size));
+    TRY(fault_check(config->debug.fault));
+    TRY(comm_agree(t->world, optimizer_check(config), NULL));
     TRY(comm_agree(t->world, open_data(t), NULL));
+    return starts_anew(t, fresh) ? state_check_start(t->world, config->checkpoint.init_from,
+                                                     fresh ? config->run.dir : NULL)
+                                 : STATUS_OK;
+}
+
+static enum status open_training(struct training *t, bool fresh)
+{
+    const struct config *config = t->config;
+    TRY(check(t, fresh));
     enum status status = main_rank(t) ? run_dir_open(t->session, fresh, &t->lock) : STATUS_OK;
     TRY(comm_agree(t->world, status, NULL));
     run_dir_path(t->session, "checkpoints", t->checkpoints, sizeof t->checkpoints);

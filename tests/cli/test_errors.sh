@@ -183,10 +183,24 @@ expect_error 65 "a checkpoint of another model" ranks 2 "$binary" train tiny.yam
 expect_error 64 "is not a multiple" train --fresh train.micro_batch=1 train.global_batch=8 parallel.ep=1 run.comm=self train.micro_batch=3
 expect_error 65 "empty" train --fresh data.train=empty.h5
 expect_error 64 "is not a multiple" ranks 3 "$binary" train tiny.yaml --fresh
+mkdir -p bare/checkpoints
+fresh_refused() { # RC FRAGMENT key=value...: on one rank and two
+    local rc=$1 fragment=$2
+    shift 2
+    expect_error "$rc" "$fragment" train --fresh "$@"
+    expect_error "$rc" "$fragment" ranks 2 "$binary" train tiny.yaml --fresh parallel.ep=2 "$@"
+    expect_error "$rc" "$fragment" train run.dir=refused "$@"
+}
+fresh_refused 64 "matches no parameter" 'optimizer.freeze=*nothing*'
+fresh_refused 64 "debug.fault" debug.fault=io:never:1
+fresh_refused 65 "bare: no checkpoint here" checkpoint.init_from=bare
+fresh_refused 65 "nowhere: no checkpoint here" checkpoint.init_from=nowhere
+expect_error 64 "which --fresh renames" train --fresh checkpoint.init_from=run
+expect_error 64 "which --fresh renames" train --fresh checkpoint.init_from=run/checkpoints/00000010
+[ ! -e refused ] || fail "a refused run made its folder"
 expect_same "$description" "$(cat run/config.yaml run/run.json)" "description of the run after refusals"
 [ ! -e run.old-1 ] || fail "a refused --fresh moved the run"
 expect_error 74 "nowhere: cannot open" "$binary" generate nowhere --prompt a
-mkdir -p bare/checkpoints
 cp run/config.yaml bare
 expect_error 65 "no checkpoint here" "$binary" generate bare --prompt a
 expect_error 65 "no checkpoint here" "$binary" eval bare

@@ -68,6 +68,7 @@ static enum status place_open(struct comm *world, struct comm *ranks, int ep,
     const char *base = variant->base != NULL ? variant->base : BASE;
     CHECK(world, config_parse(&place->config, "base", base, strlen(base)) == STATUS_OK);
     CHECK(world, config_override(&place->config, list, count) == STATUS_OK);
+    TRY(optimizer_check(&place->config));
     CHECK(world, device_open(&place->device, &options) == STATUS_OK);
     CHECK(world, mesh_init(&place->mesh, ranks, ep, 4) == STATUS_OK);
     return model_init(&place->model, &place->config, &place->mesh, place->device, 1, 16, true);

@@ -8,6 +8,7 @@
 #include "trainer/commands/bench_kernels.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
+#include "trainer/optimizer.h"
 #include "trainer/session.h"
 #include "trainer/step.h"
 
@@ -65,6 +66,7 @@ static enum status open_bench(struct bench *bench)
     struct session *session = bench->session;
     const struct config *config = &session->config;
     session->config.train.batch_ramp.start = 0; /* the full batch, from the first step */
+    TRY(comm_agree(&session->world, optimizer_check(config), NULL));
     TRY(comm_agree(&session->world, make_tokens(bench), NULL));
     TRY(comm_agree(&session->world,
                    model_init(&bench->model, config, &session->mesh, session->device,
