@@ -144,6 +144,11 @@ enum status state_save(const struct model *model, const char *root, const struct
     struct slices slices = {0};
     TRY(comm_agree(model->mesh->world, slices_init(&slices, model), NULL));
     char *text = state_text(model, at, tokenizer);
+    const enum status described = comm_agree(
+        model->mesh->world,
+        text != NULL ? STATUS_OK
+                     : status_fail(STATUS_RESOURCE, "out of memory for the checkpoint's state"),
+        NULL);
     add_kind(&slices, model, KIND_WEIGHT, "");
     if (model->mesh->world->rank == 0) {
         add_biases(&slices, model);
@@ -156,10 +161,10 @@ enum status state_save(const struct model *model, const char *root, const struct
     if (model->config->optimizer.ema > 0) {
         add_kind(&slices, model, KIND_EMA, prefix[KIND_EMA]);
     }
-    enum status status =
-        text != NULL ? checkpoint_save(model->mesh->world, root, at->step, text, slices.slice,
-                                       slices.count, &options)
-                     : status_fail(STATUS_RESOURCE, "out of memory for the checkpoint's state");
+    const enum status status = described == STATUS_OK
+                                   ? checkpoint_save(model->mesh->world, root, at->step, text,
+                                                     slices.slice, slices.count, &options)
+                                   : described;
     slices_free(&slices);
     free(text);
     return status;

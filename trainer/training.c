@@ -214,21 +214,26 @@ static enum status save(struct training *t, bool last)
     return STATUS_OK;
 }
 
-/* A sample of text as training goes: printed and appended to samples.txt. */
-static enum status show_sample(struct training *t)
+/* Rank 0: printed and appended to samples.txt. */
+static enum status write_sample(struct training *t, const char *text)
+{
+    char path[MAX_PATH];
+    metrics_say(&t->metrics, "--- sample at step %lld ---\n%s\n---", (long long)t->at.step, text);
+    run_dir_path(t->session, "samples.txt", path, sizeof path);
+    FILE *out = fopen(path, "a");
+    const bool good =
+        out != NULL && fprintf(out, "=== step %lld ===\n%s\n", (long long)t->at.step, text) >= 0;
+    const bool closed = out != NULL && fclose(out) == 0;
+    return good && closed ? STATUS_OK
+                          : status_fail(STATUS_IO, "%s: cannot append the sample", path);
+}
+
+/* ids has room for the prompt and the tokens to come, text for what they decode to. */
+static enum status make_sample(struct training *t, int32_t *ids, char *text)
 {
     const struct config *config = t->config;
-    const int64_t prompt = (int64_t)strlen(config->sample.prompt),
-                  room = prompt + 1 + config->sample.tokens;
-    int32_t *ids = calloc((size_t)room, sizeof *ids);
-    char *text = malloc((size_t)room * 5 + 1);
-    char path[MAX_PATH];
-    if (ids == NULL || text == NULL) {
-        free(ids);
-        free(text);
-        return status_fail(STATUS_RESOURCE, "out of memory for a sample");
-    }
-    int64_t count = tokenizer_bytes_encode(ids, config->sample.prompt, prompt);
+    int64_t count =
+        tokenizer_bytes_encode(ids, config->sample.prompt, (int64_t)strlen(config->sample.prompt));
     if (count == 0) { /* as at the start of a document */
         ids[count++] = TOKENIZER_BYTES_EOS;
     }
@@ -238,24 +243,31 @@ static enum status show_sample(struct training *t)
                                            .eos_id = TOKENIZER_BYTES_EOS,
                                            .context = config->train.sequence_length};
     struct sample_sequence sequence = {ids, count};
-    enum status status = sample_tokens(&t->model, &sequence, 1, config->sample.tokens, &options);
-    if (status == STATUS_OK && main_rank(t)) {
-        tokenizer_bytes_decode(text, ids, sequence.count);
-        metrics_say(&t->metrics, "--- sample at step %lld ---\n%s\n---", (long long)t->at.step,
-                    text);
-        run_dir_path(t->session, "samples.txt", path, sizeof path);
-        FILE *out = fopen(path, "a");
-        if (out == NULL ||
-            fprintf(out, "=== step %lld ===\n%s\n", (long long)t->at.step, text) < 0) {
-            status = status_fail(STATUS_IO, "%s: cannot append the sample", path);
-        }
-        if (out != NULL) {
-            fclose(out);
-        }
+    TRY(sample_tokens(&t->model, &sequence, 1, config->sample.tokens, &options));
+    if (!main_rank(t)) {
+        return STATUS_OK;
+    }
+    tokenizer_bytes_decode(text, ids, sequence.count);
+    return write_sample(t, text);
+}
+
+/* A sample of text as training goes. */
+static enum status show_sample(struct training *t)
+{
+    const int64_t room = (int64_t)strlen(t->config->sample.prompt) + 1 + t->config->sample.tokens;
+    int32_t *ids = calloc((size_t)room, sizeof *ids);
+    char *text = malloc((size_t)room * 5 + 1);
+    enum status status = comm_agree(
+        t->world,
+        ids != NULL && text != NULL ? STATUS_OK
+                                    : status_fail(STATUS_RESOURCE, "out of memory for a sample"),
+        NULL);
+    if (status == STATUS_OK) {
+        status = comm_agree(t->world, make_sample(t, ids, text), NULL);
     }
     free(ids);
     free(text);
-    return comm_agree(t->world, status, NULL);
+    return status;
 }
 
 static bool due(int64_t step, int64_t every, int64_t last)
