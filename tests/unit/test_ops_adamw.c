@@ -250,9 +250,35 @@ static void run_average(struct check *c, const void *arg)
     }
 }
 
+/* Close to 1 the rate is right too: how far the average of e comes towards 5 e, over all elements
+ * (each step rounds, by up to a tenth of what it moves). */
+static void run_rate(struct check *c, const void *arg)
+{
+    (void)arg;
+    enum { COUNT = 301, TIMES = 2000 };
+    const double decay = 0.9999999;
+    float x[COUNT], ema[COUNT], start[COUNT];
+    double moved = 0;
+    for (int i = 0; i < COUNT; i++) {
+        start[i] = ema[i] = (float)rng_normal(c->seed, (uint64_t)i);
+        x[i] = 5 * start[i];
+    }
+    for (int time = 0; time < TIMES; time++) {
+        c->ops->ema(c->device, ema, x, COUNT, decay);
+    }
+    for (int i = 0; i < COUNT; i++) {
+        const double whole = (double)(x[i] - start[i]) * (1 - pow(decay, TIMES));
+        moved += (double)(ema[i] - start[i]) / whole / COUNT;
+    }
+    if (!(fabs(moved - 1) < 0.02)) {
+        fail_msg("the average moved %.4g times as far as it should", moved);
+    }
+}
+
 static void test_average(void **state)
 {
     check_run(*state, run_average, NULL, 0);
+    check_run(*state, run_rate, NULL, 0);
 }
 
 static void test_adamw(void **state)
