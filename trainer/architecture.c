@@ -35,6 +35,7 @@ static double yarn_gain(double factor, double mscale)
 
 static void yarn_init(struct architecture *arch, const struct config *config)
 {
+    const int64_t original = config->model.rope_scaling.original_max_position_embeddings;
     const double factor = config->model.rope_scaling.factor,
                  mscale = config->model.rope_scaling.mscale,
                  all_dim = config->model.rope_scaling.mscale_all_dim,
@@ -46,7 +47,8 @@ static void yarn_init(struct architecture *arch, const struct config *config)
         .factor = factor,
         .beta_fast = config->model.rope_scaling.beta_fast,
         .beta_slow = config->model.rope_scaling.beta_slow,
-        .original_positions = (double)config->model.rope_scaling.original_max_position_embeddings,
+        .original_positions =
+            (double)(original > 0 ? original : config->model.max_position_embeddings),
         .attention_factor = given >= 0 ? given : derived};
     if (all_dim > 0) {
         const double gain = yarn_gain(factor, all_dim);
@@ -102,7 +104,8 @@ static void deepseek_init(struct architecture *arch, const struct config *config
     arch->loss_top_groups = at_least_one(config->model.topk_group);
     arch->groups = limited ? groups : 1;
     arch->top_groups = limited ? arch->loss_top_groups : 1;
-    arch->normalize = config->model.norm_topk_prob;
+    /* a single weight divided by itself would leave the router without a gradient */
+    arch->normalize = config->model.norm_topk_prob && (v3 || arch->top_k > 1);
     arch->scale = (float)config->model.routed_scaling_factor;
     arch->capacity_groups = v3 ? arch->experts : groups;
     arch->balance.batch =
@@ -168,12 +171,19 @@ static int64_t projection_weights(const struct architecture *arch)
            arch->kv_rank * architecture_latent_width(arch) + out * arch->width;
 }
 
+/* Keys a token sees on average: half the sequence, less with a window. */
+static double visible_keys(const struct architecture *arch, int64_t sequence)
+{
+    const double t = (double)sequence,
+                 w = arch->window > 0 && arch->window < sequence ? (double)arch->window : t;
+    return w - w * w / (2 * t);
+}
+
 double architecture_flops_per_token(const struct architecture *arch, int64_t sequence)
 {
     const double width = (double)arch->width, blocks = (double)architecture_blocks(arch);
-    /* causal: half of scores and values */
     const double attention =
-        (double)(arch->heads * (arch->qk_dim + arch->v_dim)) * (double)sequence / 2;
+        (double)(arch->heads * (arch->qk_dim + arch->v_dim)) * visible_keys(arch, sequence);
     const double dense = 3 * (double)arch->dense_width * width;
     const double moe =
         (double)(3 * (arch->top_k * arch->expert_width + arch->shared_width) + arch->experts) *

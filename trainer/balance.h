@@ -1,15 +1,21 @@
+/* clang-format off */
 /* balance: what keeps experts evenly used: balance losses and DeepSeek-V3's selection bias.
  *
  * Counts f are constants, probabilities P carry the gradient. Of one block with experts, E experts,
- * K choices, over sequences of T tokens (models.md 2.9):
- *   sequence       sum_i f_i P_i, f_i = E/(K T) count_i, P_i = mean score (of sigmoid scores s /
- * sum s), averaged over the sequences (DeepSeek-V2 eq. 23, V3 eq. 17) device         sum_d f'_d
- * P'_d, f'_d = mean f of the group's experts, P'_d = sum of their P (V2 eq. 26) communication sum_d
- * f''_d P'_d, f''_d = D/(M T) tokens sent to group d (V2 eq. 29) batch          DeepSeek: the
- * sequence formula over all tokens of the micro-batch; Mixtral: over the tokens of all layers
- * together, f summing to K (transformers) and the router z-loss, the mean squared log-sum-exp of
- * the logits.
+ * K choices, D groups of which a token may use M, over sequences of T tokens (models of DeepSeek-V2
+ * and V3; P_i is the mean score of expert i, of sigmoid scores s / sum s):
+ *
+ *   sequence       sum_i f_i P_i,   f_i = E/(K T) * tokens that chose i    V2 eq. 23, V3 eq. 17
+ *   device         sum_d f'_d P'_d, f'_d = mean f of the group's experts   V2 eq. 26
+ *   communication  sum_d f''_d P'_d, f''_d = D/(M T) * tokens sent to d    V2 eq. 29
+ *   batch          DeepSeek: the sequence formula over all tokens of the micro-batch;
+ *                  Mixtral: over the tokens of all layers together, f summing to K (transformers)
+ *   z              mean squared log-sum-exp of the logits
+ *
+ * P'_d is the sum of the group's P. Sequence, device and communication losses are averaged over the
+ * sequences and summed over the blocks.
  */
+/* clang-format on */
 #ifndef TRAINER_BALANCE_H
 #define TRAINER_BALANCE_H
 

@@ -80,9 +80,9 @@ struct config {
         struct {
             int type; /* enum config_rope_scaling */
             double factor, beta_fast, beta_slow;
-            int64_t original_max_position_embeddings;
-            double mscale, mscale_all_dim; /* 0 = not given */
-            double attention_factor;       /* < 0 = derived (null) */
+            int64_t original_max_position_embeddings; /* 0 = max_position_embeddings (null) */
+            double mscale, mscale_all_dim;            /* 0 = not given */
+            double attention_factor;                  /* < 0 = derived (null) */
         } rope_scaling;
     } model;
     struct {
@@ -91,8 +91,8 @@ struct config {
             int64_t start, increment, tokens; /* 0 = null: all three, or none */
         } batch_ramp;
         int precision, recompute;
-        /* of multi-token prediction; `late` (< 0: null = the same) from the fraction `switch` of
-         * run.steps on */
+        /* of multi-token prediction; `late` from the fraction `switch` of run.steps on; both < 0
+         * (null): the same throughout */
         double mtp_loss_weight, mtp_loss_weight_late, mtp_loss_weight_switch;
     } train;
     struct {

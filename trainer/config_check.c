@@ -1,3 +1,4 @@
+#include <math.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,6 +39,8 @@ static bool is_default(const struct config *config, const char *key)
     return strcmp(value, field->initial) == 0;
 }
 
+enum { MOST_HEAD_DIM = 1024 }; /* what the kernels are made for */
+
 static void check_heads(const struct config *config, struct config_errors *errors)
 {
     const int64_t heads = config->model.num_attention_heads, kv = config->model.num_key_value_heads;
@@ -53,6 +56,11 @@ static void check_heads(const struct config *config, struct config_errors *error
                      "model.hidden_size %lld is not a multiple of model.num_attention_heads %lld; "
                      "set model.head_dim",
                      (long long)config->model.hidden_size, (long long)heads);
+    } else if (head_dim > MOST_HEAD_DIM) {
+        config_error(errors,
+                     "head width %lld (model.hidden_size / model.num_attention_heads) is "
+                     "more than %d",
+                     (long long)head_dim, MOST_HEAD_DIM);
     } else if (head_dim % 2 != 0) {
         config_error(errors, "head width %lld is odd: rotary embedding needs pairs",
                      (long long)head_dim);
@@ -68,13 +76,20 @@ static void check_latent(const struct config *config, struct config_errors *erro
                      "model.num_attention_heads %lld",
                      (long long)kv, (long long)heads);
     }
+    if (config->model.rope_scaling.type == CONFIG_ROPE_YARN &&
+        config->model.rope_scaling.factor <= 1) {
+        config_error(errors,
+                     "model.rope_scaling.factor %g: yarn stretches positions by more than 1",
+                     config->model.rope_scaling.factor);
+    }
     if (config->model.qk_rope_head_dim % 2 != 0) {
         config_error(errors, "model.qk_rope_head_dim %lld is odd: rotary embedding needs pairs",
                      (long long)config->model.qk_rope_head_dim);
     }
-    if (config->model.qk_nope_head_dim + config->model.qk_rope_head_dim > 1024) {
-        config_error(errors, "a query head of %lld is wider than 1024",
-                     (long long)(config->model.qk_nope_head_dim + config->model.qk_rope_head_dim));
+    if (config->model.qk_nope_head_dim + config->model.qk_rope_head_dim > MOST_HEAD_DIM) {
+        config_error(errors, "a query head of %lld is wider than %d",
+                     (long long)(config->model.qk_nope_head_dim + config->model.qk_rope_head_dim),
+                     MOST_HEAD_DIM);
     }
 }
 
@@ -135,18 +150,30 @@ static void check_router(const struct config *config, struct config_errors *erro
     check_groups(config, errors);
 }
 
-/* Losses and updates that a family has no meaning for. */
+/* Losses and updates that would do nothing in this model. */
 static void check_balance(const struct config *config, struct config_errors *errors)
 {
-    const bool mixtral = config->model.family == CONFIG_MIXTRAL;
+    const bool mixtral = config->model.family == CONFIG_MIXTRAL,
+               greedy = config->model.topk_method == CONFIG_GREEDY;
+    const double device = config->router.device_loss_coef,
+                 communication = config->router.communication_loss_coef;
     if (config->router.bias_update_speed > 0 && config->model.family != CONFIG_DEEPSEEK_V3) {
         config_error(errors, "router.bias_update_speed %g: only deepseek_v3 has a selection bias",
                      config->router.bias_update_speed);
     }
-    if (mixtral &&
-        (config->router.device_loss_coef > 0 || config->router.communication_loss_coef > 0)) {
+    if (mixtral && (device > 0 || communication > 0)) {
         config_error(errors, "router.device_loss_coef and communication_loss_coef are of groups of "
                              "experts (model.n_group), which mixtral does not have");
+    } else if ((device > 0 || communication > 0) && config->model.n_group <= 1) {
+        config_error(errors,
+                     "router.device_loss_coef %g and communication_loss_coef %g: with one "
+                     "group of experts (model.n_group) they are constants: set 0",
+                     fmax(device, 0), fmax(communication, 0));
+    } else if (communication > 0 && greedy) {
+        config_error(errors,
+                     "router.communication_loss_coef %g: tokens are not limited to "
+                     "model.topk_group groups with model.topk_method greedy: set 0",
+                     communication);
     }
 }
 
@@ -244,6 +271,10 @@ void config_check(const struct config *config, const bool *given, struct config_
     check_model(config, errors);
     check_batches(config, errors);
     check_schedule(config, errors);
+    if ((config->train.mtp_loss_weight_late >= 0) != (config->train.mtp_loss_weight_switch >= 0)) {
+        config_error(errors, "train.mtp_loss_weight_late and mtp_loss_weight_switch go together: "
+                             "give both or none");
+    }
     if (config->train.sequence_length > config->model.max_position_embeddings) {
         config_error(errors,
                      "train.sequence_length %lld is more than model.max_position_embeddings %lld",

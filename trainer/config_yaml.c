@@ -80,6 +80,7 @@ static void reset_map(struct reader *r, const char *name)
         const struct field *field = &config_fields[i];
         if (is_within(field->key, name) && field->initial != NULL) {
             (void)config_set(r->config, field, field->initial, false, why, sizeof why);
+            r->given[i] = true; /* also against a config.json */
         }
     }
 }

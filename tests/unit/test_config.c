@@ -287,6 +287,8 @@ static void test_relations(void **state)
         {{"model.hidden_size=66"}, {"66 is not a multiple", "set model.head_dim"}},
         {{"model.head_dim=5"}, {"head width 5 is odd"}},
         {{"model.hidden_size=60"}, {"head width 15 is odd"}},
+        {{"model.hidden_size=2048", "model.num_attention_heads=1"},
+         {"head width 2048", "more than 1024"}},
         {{"parallel.ep=3"}, {"parallel.ep 3 does not divide model.num_local_experts 8"}},
         {{"train.micro_batch=16"},
          {"train.global_batch 8 is not a multiple of train.micro_batch 16"}},
