@@ -15,7 +15,7 @@
 #ifndef TRAINER_SCHEDULE_H
 #define TRAINER_SCHEDULE_H
 
-#include "trainer/config.h"
+#include "trainer/config/config.h"
 
 /* Learning rate of optimizer step `step`, from 1. */
 double schedule_lr(const struct config *config, int64_t step);

@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "trainer/architecture.h"
+#include "trainer/model/architecture.h"
 
 static const char MIXTRAL[] = "run: {steps: 300}\n"
                               "model:\n"

@@ -4,7 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 
-#include "trainer/architecture.h"
+#include "trainer/model/architecture.h"
 #include "trainer/schedule.h"
 
 static const char LATENT[] = "run: {steps: 300}\n"
