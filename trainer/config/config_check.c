@@ -255,6 +255,21 @@ static void check_batches(const struct config *config, struct config_errors *err
     }
 }
 
+/* Keys that another key makes idle: away from their defaults they would promise something. */
+static void check_unused(const struct config *config, struct config_errors *errors)
+{
+    static const char *const wsd[] = {"schedule.decay_start", "schedule.decay_end",
+                                      "schedule.decay_shape"};
+    for (size_t i = 0; i < sizeof wsd / sizeof wsd[0]; i++) {
+        if (config->schedule.kind != CONFIG_WSD && !is_default(config, wsd[i])) {
+            config_error(errors, "%s: only schedule.kind wsd has it", wsd[i]);
+        }
+    }
+    if (config->optimizer.name != CONFIG_MUON && !is_default(config, "optimizer.momentum")) {
+        config_error(errors, "optimizer.momentum: only optimizer.name muon has it");
+    }
+}
+
 void config_check(const struct config *config, const bool *given, struct config_errors *errors)
 {
     for (int i = 0; i < config_field_count; i++) {
@@ -271,6 +286,7 @@ void config_check(const struct config *config, const bool *given, struct config_
     check_model(config, errors);
     check_batches(config, errors);
     check_schedule(config, errors);
+    check_unused(config, errors);
     if ((config->train.mtp_loss_weight_late >= 0) != (config->train.mtp_loss_weight_switch >= 0)) {
         config_error(errors, "train.mtp_loss_weight_late and mtp_loss_weight_switch go together: "
                              "give both or none");

@@ -60,18 +60,15 @@ static void common_layout(const struct model *model, struct block_state *state,
 
 void block_layout(struct model *model, struct arena *arena)
 {
-    const struct architecture *arch = &model->arch;
-    const int64_t dense = arch->dense_layers > 0 ? arch->dense_width : 0,
-                  widest = dense > arch->shared_width ? dense : arch->shared_width;
     struct block_state *shared = &model->shared;
     struct layout layout;
     layout_init(&layout, arena, model->training, model->config->train.recompute);
     layout.lending = true;
     common_layout(model, shared, shared, &layout);
-    mlp_layout(model, &shared->mlp, &shared->mlp, widest, &layout);
+    mlp_layout(model, &shared->mlp, &shared->mlp, mlp_widest(&model->arch), &layout);
     moe_state_layout(&shared->moe, &model->moe, &shared->moe, &layout);
     layout.lending = false;
-    for (int64_t b = 0; b < architecture_blocks(arch); b++) {
+    for (int64_t b = 0; b < architecture_blocks(&model->arch); b++) {
         struct block_state *state = &model->blocks[b];
         common_layout(model, state, shared, &layout);
         mlp_layout(model, &state->mlp, &shared->mlp, mlp_width(model, b), &layout);

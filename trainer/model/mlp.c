@@ -12,13 +12,16 @@ void mlp_layout(const struct model *model, struct mlp_state *state, const struct
     }
 }
 
+int64_t mlp_widest(const struct architecture *arch)
+{
+    const int64_t dense = arch->dense_layers > 0 ? arch->dense_width : 0;
+    return dense > arch->shared_width ? dense : arch->shared_width;
+}
+
 void mlp_scratch_layout(const struct model *model, struct mlp_scratch *scratch, struct arena *arena)
 {
-    const struct architecture *arch = &model->arch;
-    const int64_t dense = arch->dense_layers > 0 ? arch->dense_width : 0,
-                  widest = dense > arch->shared_width ? dense : arch->shared_width;
-    const size_t bytes =
-        (size_t)(model->batch * model->sequence * widest) * dtype_bytes(model->act);
+    const size_t bytes = (size_t)(model->batch * model->sequence * mlp_widest(&model->arch)) *
+                         dtype_bytes(model->act);
     scratch->hidden = arena_alloc(arena, bytes);
     scratch->dhidden = arena_alloc(arena, model->training ? bytes : 0);
 }

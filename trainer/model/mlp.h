@@ -5,6 +5,7 @@
 #define TRAINER_MLP_H
 
 #include "kernels/base/tensor.h"
+#include "trainer/model/architecture.h"
 #include "trainer/model/layout.h"
 
 struct model;
@@ -17,6 +18,9 @@ struct mlp_state {
 struct mlp_scratch {
     void *hidden, *dhidden; /* [N,F] act */
 };
+
+/* Inner width of the widest of them; 0: the model has none. */
+int64_t mlp_widest(const struct architecture *arch);
 
 void mlp_layout(const struct model *model, struct mlp_state *state, const struct mlp_state *lender,
                 int64_t inner, const struct layout *layout);

@@ -222,23 +222,19 @@ static void experts_backward(struct moe *moe, struct moe_state *state,
     }
 }
 
-/* Several rounds overwrote each other's rows, and recompute keeps no gate_up: make them again. With
- * several rounds `dsent` occupies scratch.send, so x is sent again from state->output, which is no
- * longer needed then. */
+/* Several rounds overwrote each other's rows, and recompute keeps no gate_up: make them again.
+ * `sent`: the rows of x in send order, where there are several rounds. */
 static void restore_round(struct moe *moe, struct moe_state *state,
-                          const struct moe_weights *weights, struct tensor x, int64_t round)
+                          const struct moe_weights *weights, struct tensor sent, int64_t round)
 {
-    const int64_t width = x.dim[1];
+    const int64_t received = state->plan.received;
     if (state->plan.rounds > 1) {
-        struct tensor sent = act_rows(moe, state->output, state->plan.sent, width);
-        gather_sent(moe, state, sent, x);
         experts_up(moe, state, weights, sent, round);
     } else if (moe->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
-        struct tensor input = act_rows(moe, state->input, state->plan.received, width);
-        struct tensor gate_up =
-            act_rows(moe, state->gate_up, state->plan.received, 2 * moe->arch->expert_width);
-        moe->ops->grouped_forward(moe->device, gate_up, input, weights->experts, moe->expert_stride,
-                                  state->plan.offset, moe->local_experts);
+        moe->ops->grouped_forward(
+            moe->device, act_rows(moe, state->gate_up, received, 2 * moe->arch->expert_width),
+            act_rows(moe, state->input, received, moe->arch->width), weights->experts,
+            moe->expert_stride, state->plan.offset, moe->local_experts);
     }
 }
 
@@ -252,8 +248,13 @@ void moe_backward(struct moe *moe, struct moe_state *state, const struct moe_wei
     ops->combine_rows_backward(moe->device, dsent, moe->scratch.dweight, dy,
                                act_rows(moe, state->output, state->plan.sent, x.dim[1]),
                                state->plan.slot_row, state->weight, shape.top_k);
+    /* x in send order once more, where the outputs were: scratch.send holds gradients now. */
+    struct tensor sent = act_rows(moe, state->output, state->plan.sent, x.dim[1]);
+    if (state->plan.rounds > 1) {
+        gather_sent(moe, state, sent, x);
+    }
     for (int64_t round = 0; round < state->plan.rounds; round++) {
-        restore_round(moe, state, weights, x, round);
+        restore_round(moe, state, weights, sent, round);
         experts_backward(moe, state, weights, grads, dsent);
     }
     ops->combine_rows(moe->device, dx, dsent, state->plan.slot_row, NULL, shape.top_k);

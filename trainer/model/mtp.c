@@ -84,13 +84,17 @@ static void norm(struct model *model, void *y, float *rstd, struct tensor x, int
                              model_vector(model, weight, x.dim[1]), model->arch.norm_eps);
 }
 
-/* h^{k-1} of the main model (k 1) or of the module before, or its gradient. */
-static struct tensor before(struct model *model, int64_t k, int64_t count, int64_t sequence,
-                            bool gradient)
+/* h^{k-1}: of the main model (k 1) or of the module before; and its gradient. */
+static struct tensor before(struct model *model, int64_t k, int64_t count, int64_t sequence)
 {
-    void *data = k > 1      ? gradient ? model->mtp[k - 2].dnormed : model->mtp[k - 2].normed
-                 : gradient ? model->dwork
-                            : model->final_norm;
+    void *data = k > 1 ? model->mtp[k - 2].normed : model->final_norm;
+    return model_act(model, data, count * (sequence - k + 1), model->arch.width);
+}
+
+static struct tensor before_gradient(struct model *model, int64_t k, int64_t count,
+                                     int64_t sequence)
+{
+    void *data = k > 1 ? model->mtp[k - 2].dnormed : model->dwork;
     return model_act(model, data, count * (sequence - k + 1), model->arch.width);
 }
 
@@ -107,8 +111,7 @@ static void enter(struct model *model, int64_t k, const struct block_call *call)
     model->ops->embedding_forward(
         model->device, embedded, call->batch->ids,
         model_weight(model, PARAM_DENSE, model->params.embed, model->arch.vocab, width));
-    each_sample(model, h, before(model, k, call->count, call->sequence + k, false), call->count,
-                false);
+    each_sample(model, h, before(model, k, call->count, call->sequence + k), call->count, false);
     norm(model, part.data, state->rstd_e, embedded, at->enorm);
     model->ops->copy_columns(model->device, both, 0, part, 0, width);
     norm(model, part.data, state->rstd_h, h, at->hnorm);
@@ -195,7 +198,7 @@ static void enter_backward(struct model *model, int64_t k, const struct block_ca
         call->batch->ids, dembedded);
     const struct tensor dh = half_backward(model, width, model_act(model, state->before, n, width),
                                            state->rstd_h, at->hnorm);
-    each_sample(model, before(model, k, call->count, call->sequence + k, true), dh, call->count,
+    each_sample(model, before_gradient(model, k, call->count, call->sequence + k), dh, call->count,
                 true);
 }
 
