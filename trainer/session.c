@@ -42,6 +42,7 @@ enum status session_saved_config(struct config *config, const char *path)
                            path);
     }
     forget_hf_config(text);
+    config->stored = true;
     const enum status status = config_parse(config, path, text, strlen(text));
     free(text);
     return status;
@@ -96,6 +97,7 @@ enum status session_open(struct session *session, enum session_use use, const ch
         [CONFIG_COMM_AUTO] = "auto", [CONFIG_COMM_SELF] = "self", [CONFIG_COMM_MPI] = "mpi"};
     *session = (struct session){0};
     config_init(&session->config);
+    session->config.stored = use == SESSION_USE;
     const enum status loaded = load_config(&session->config, path, overrides, count);
     TRY(comm_open(&session->world, loaded == STATUS_OK ? kinds[session->config.run.comm] : "auto"));
     TRY(comm_agree(&session->world, loaded, NULL));

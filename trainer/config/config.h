@@ -47,6 +47,7 @@ struct config_reals {
 /* Strings are owned by the config; an optional string or number that is null is NULL / *_set false.
  */
 struct config {
+    bool stored; /* not a key: see config_init */
     struct {
         char *dir; /* run directory */
         uint64_t seed;
@@ -154,7 +155,9 @@ struct config {
     } debug; /* "io:KIND:OPERATION": tests only */
 };
 
-/* Defaults of every key. */
+/* Defaults of every key. Set `stored` behind it to read what a run or a checkpoint was made with in
+ * order to use it: then only relations inside the model are checked, not those of training, which
+ * may have become stricter since. */
 void config_init(struct config *config);
 void config_free(struct config *config); /* accepts a zeroed one; may be called twice */
 

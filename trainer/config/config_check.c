@@ -13,6 +13,7 @@ void config_error(struct config_errors *errors, const char *format, ...)
     va_start(args, format);
     vsnprintf(line, sizeof line, format, args);
     va_end(args);
+    status_clean(line);
     const char *prefix = errors->prefix != NULL ? errors->prefix : "";
     if (used + strlen(prefix) + strlen(line) + spare < sizeof errors->text) {
         snprintf(errors->text + used, sizeof errors->text - used, "%s%s%s%s",
@@ -25,10 +26,13 @@ void config_error(struct config_errors *errors, const char *format, ...)
 
 enum status config_result(const struct config_errors *errors)
 {
-    if (errors->left_out > 0) {
-        return status_fail(STATUS_USAGE, "%s\nand %d more errors", errors->text, errors->left_out);
+    char text[sizeof errors->text + 64];
+    if (errors->count == 0) {
+        return STATUS_OK;
     }
-    return errors->count == 0 ? STATUS_OK : status_fail(STATUS_USAGE, "%s", errors->text);
+    snprintf(text, sizeof text, errors->left_out > 0 ? "%s\nand %d more errors" : "%s",
+             errors->text, errors->left_out);
+    return status_lines(STATUS_USAGE, text);
 }
 
 static bool is_default(const struct config *config, const char *key)
@@ -192,10 +196,15 @@ static void check_model(const struct config *config, struct config_errors *error
         config_error(errors, "parallel.ep %lld does not divide model.%s %lld",
                      (long long)config->parallel.ep, name, (long long)experts);
     }
+    if (config->train.sequence_length > config->model.max_position_embeddings) {
+        config_error(errors,
+                     "train.sequence_length %lld is more than model.max_position_embeddings %lld",
+                     (long long)config->train.sequence_length,
+                     (long long)config->model.max_position_embeddings);
+    }
     if (!mixtral) {
         check_router(config, errors);
     }
-    check_balance(config, errors);
 }
 
 static void check_schedule(const struct config *config, struct config_errors *errors)
@@ -284,18 +293,16 @@ void config_check(const struct config *config, const bool *given, struct config_
         return; /* relations between missing values would only add noise */
     }
     check_model(config, errors);
+    if (config->stored) {
+        return;
+    }
     check_batches(config, errors);
     check_schedule(config, errors);
+    check_balance(config, errors);
     check_unused(config, errors);
     if ((config->train.mtp_loss_weight_late >= 0) != (config->train.mtp_loss_weight_switch >= 0)) {
         config_error(errors, "train.mtp_loss_weight_late and mtp_loss_weight_switch go together: "
                              "give both or none");
-    }
-    if (config->train.sequence_length > config->model.max_position_embeddings) {
-        config_error(errors,
-                     "train.sequence_length %lld is more than model.max_position_embeddings %lld",
-                     (long long)config->train.sequence_length,
-                     (long long)config->model.max_position_embeddings);
     }
     if (config->run.dir[0] == '\0') {
         config_error(errors, "run.dir is empty: name a folder");
