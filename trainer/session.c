@@ -48,8 +48,8 @@ enum status session_saved_config(struct config *config, const char *path)
     return status;
 }
 
-static enum status load_config(struct config *config, const char *path, char *const *overrides,
-                               int count)
+enum status session_read_config(struct config *config, const char *path, char *const *overrides,
+                                int count)
 {
     char file[MAX_PATH];
     snprintf(file, sizeof file, "%s/manifest.json", path);
@@ -98,7 +98,7 @@ enum status session_open(struct session *session, enum session_use use, const ch
     *session = (struct session){0};
     config_init(&session->config);
     session->config.stored = use == SESSION_USE;
-    const enum status loaded = load_config(&session->config, path, overrides, count);
+    const enum status loaded = session_read_config(&session->config, path, overrides, count);
     TRY(comm_open(&session->world, loaded == STATUS_OK ? kinds[session->config.run.comm] : "auto"));
     TRY(comm_agree(&session->world, loaded, NULL));
     if (use == SESSION_USE) {
