@@ -3,6 +3,11 @@
 #include <stdbool.h>
 #include <string.h>
 
+bool tokenizer_is_bytes(const char *name, int64_t vocab)
+{
+    return strcmp(name, "bytes") == 0 && vocab >= TOKENIZER_BYTES_VOCAB;
+}
+
 int64_t tokenizer_bytes_encode(int32_t *ids, const char *text, int64_t bytes)
 {
     for (int64_t i = 0; i < bytes; i++) {

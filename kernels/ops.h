@@ -270,7 +270,7 @@ struct ops {
     void (*muon_update)(struct device *, float *param, void *out_bf16, const float *update,
                         int64_t count, struct muon args);
 
-    /* ema = decay ema + (1 - decay) x. */
+    /* ema += (1 - decay) (x - ema): the average of what stays is exactly it. */
     void (*ema)(struct device *, float *ema, const float *x, int64_t count, double decay);
 };
 

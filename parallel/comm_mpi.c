@@ -10,9 +10,16 @@
 static const size_t PIECE = (size_t)1 << 30;
 enum { MAX_REQUESTS = 4096 };
 
+/* Of reductions; grows on first use, then stays. */
+struct scratch {
+    void *data; /* owned */
+    size_t bytes;
+};
+
 struct mpi_group {
     MPI_Comm comm;
     bool world;
+    struct scratch *scratch; /* one for all groups of the process: owned by the world */
 };
 
 static MPI_Comm handle(const struct comm *comm)
@@ -35,6 +42,23 @@ static MPI_Datatype mpi_type(enum dtype dtype)
         assert(!"no reduction for this dtype");
         return MPI_DATATYPE_NULL;
     }
+}
+
+/* Like a transport failure, want of memory here ends the job: the others are in the collective. */
+static void *scratch(struct comm *comm, size_t bytes)
+{
+    struct scratch *own = ((struct mpi_group *)comm->impl)->scratch;
+    if (own->bytes < bytes) {
+        free(own->data);
+        own->data = malloc(bytes);
+        own->bytes = bytes;
+        if (own->data == NULL) {
+            fprintf(stderr, "switchyard: rank %d: out of memory for %zu bytes of a reduction\n",
+                    comm->rank, bytes);
+            MPI_Abort(MPI_COMM_WORLD, status_exit_code(STATUS_RESOURCE));
+        }
+    }
+    return own->data;
 }
 
 static void all_gather(struct comm *comm, void *out, const void *in, size_t bytes)
@@ -60,8 +84,7 @@ static void all_gather(struct comm *comm, void *out, const void *in, size_t byte
 static void sum_in_rank_order(struct comm *comm, void *data, int64_t count, enum dtype dtype)
 {
     const size_t bytes = (size_t)count * dtype_bytes(dtype);
-    char *all = malloc(bytes * (size_t)comm->size + 1);
-    assert(all != NULL);
+    char *all = scratch(comm, bytes * (size_t)comm->size);
     all_gather(comm, all, data, bytes);
     for (int64_t i = 0; i < count; i++) {
         if (dtype == DTYPE_F64) {
@@ -78,7 +101,6 @@ static void sum_in_rank_order(struct comm *comm, void *data, int64_t count, enum
             ((float *)data)[i] = sum;
         }
     }
-    free(all);
 }
 
 static void all_reduce(struct comm *comm, void *data, int64_t count, enum dtype dtype,
@@ -143,9 +165,9 @@ static void all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, 
 /* Every rank gets all contributions to its share and adds them in rank order. */
 static void reduce_scatter(struct comm *comm, float *out, const float *in, int64_t count)
 {
-    int64_t *rows = malloc((size_t)comm->size * sizeof *rows);
-    float *parts = malloc((size_t)comm->size * (size_t)count * sizeof *parts);
-    assert(rows != NULL && parts != NULL);
+    const size_t ranks = (size_t)comm->size;
+    int64_t *rows = scratch(comm, ranks * (sizeof *rows + (size_t)count * sizeof *out));
+    float *parts = (float *)(void *)(rows + ranks);
     for (int r = 0; r < comm->size; r++) {
         rows[r] = count;
     }
@@ -157,8 +179,6 @@ static void reduce_scatter(struct comm *comm, float *out, const float *in, int64
             out[i] += part[i];
         }
     }
-    free(rows);
-    free(parts);
 }
 
 static void broadcast(struct comm *comm, void *data, size_t bytes, int root)
@@ -190,6 +210,7 @@ static void split(struct comm *comm, int color, int key, struct comm *out)
     struct mpi_group *group = calloc(1, sizeof *group);
     assert(group != NULL);
     MPI_Comm_split(handle(comm), color, key, &group->comm);
+    group->scratch = ((const struct mpi_group *)comm->impl)->scratch;
     *out = (struct comm){.table = comm->table, .impl = group};
     describe(out);
 }
@@ -198,6 +219,8 @@ static void close_group(struct comm *comm)
 {
     struct mpi_group *group = comm->impl;
     if (group->world) {
+        free(group->scratch->data);
+        free(group->scratch);
         MPI_Finalize();
     } else {
         MPI_Comm_free(&group->comm);
@@ -243,12 +266,14 @@ enum status comm_mpi_open(struct comm *world)
     }
     int provided = 0;
     struct mpi_group *group = calloc(1, sizeof *group);
-    if (group == NULL ||
+    struct scratch *shared = calloc(1, sizeof *shared);
+    if (group == NULL || shared == NULL ||
         MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS) {
         free(group);
+        free(shared);
         return status_fail(STATUS_INTERNAL, "MPI did not start");
     }
-    *group = (struct mpi_group){.comm = MPI_COMM_WORLD, .world = true};
+    *group = (struct mpi_group){.comm = MPI_COMM_WORLD, .world = true, .scratch = shared};
     *world = (struct comm){.table = &mpi_table, .impl = group};
     describe(world);
     return STATUS_OK;

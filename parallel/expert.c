@@ -26,10 +26,14 @@ enum status expert_plan_init(struct expert_plan *plan, struct comm *ep, int64_t 
     plan->offset = calloc((size_t)plan->local_experts + 1, sizeof *plan->offset);
     plan->regroup = calloc((size_t)plan->bound, sizeof *plan->regroup);
     plan->ungroup = calloc((size_t)plan->bound, sizeof *plan->ungroup);
+    plan->next = calloc((size_t)experts, sizeof *plan->next);
+    plan->taken = calloc((size_t)experts, sizeof *plan->taken); /* E = local_experts * ep */
+    plan->arrival = calloc(ranks, sizeof *plan->arrival);
     const bool good = plan->counts != NULL && plan->send_slot != NULL && plan->slot_row != NULL &&
                       plan->send_rows != NULL && plan->recv_rows != NULL &&
                       plan->send_begin != NULL && plan->offset != NULL && plan->regroup != NULL &&
-                      plan->ungroup != NULL;
+                      plan->ungroup != NULL && plan->next != NULL && plan->taken != NULL &&
+                      plan->arrival != NULL;
     return good ? STATUS_OK
                 : status_fail(STATUS_RESOURCE, "out of memory for the dispatch plan of %lld slots",
                               (long long)slots);
@@ -46,6 +50,9 @@ void expert_plan_free(struct expert_plan *plan)
     free(plan->offset);
     free(plan->regroup);
     free(plan->ungroup);
+    free(plan->next);
+    free(plan->taken);
+    free(plan->arrival);
     *plan = (struct expert_plan){0};
 }
 
@@ -66,8 +73,8 @@ void expert_plan_make(struct expert_plan *plan, const int32_t *expert, int64_t t
 {
     const int64_t slots = tokens * top_k, experts = plan->experts;
     int64_t *own = plan->counts + plan->ep->rank * experts;
-    int64_t *next = calloc((size_t)experts, sizeof *next);
-    assert(slots <= plan->slots && next != NULL);
+    int64_t *next = plan->next;
+    assert(slots <= plan->slots);
     memset(own, 0, (size_t)experts * sizeof *own);
     for (int64_t slot = 0; slot < slots; slot++) {
         if (expert[slot] >= 0) {
@@ -88,7 +95,6 @@ void expert_plan_make(struct expert_plan *plan, const int32_t *expert, int64_t t
             plan->slot_row[slot] = (int32_t)row;
         }
     }
-    free(next);
     comm_all_gather(plan->ep, plan->counts, own, (size_t)experts * sizeof *own);
     plan->rounds = 1;
     for (int to = 0; to < plan->ep->size; to++) {
@@ -140,10 +146,9 @@ void expert_plan_round(struct expert_plan *plan, int64_t round)
     const int ranks = plan->ep->size, me = plan->ep->rank;
     const int64_t local = plan->local_experts;
     struct window window = {.low = round * plan->bound, .high = (round + 1) * plan->bound};
-    int64_t *taken = calloc((size_t)(local * ranks), sizeof *taken); /* [expert, source] */
-    int64_t *arrival = calloc((size_t)ranks, sizeof *arrival);
+    int64_t *taken = plan->taken, *arrival = plan->arrival;
     int64_t row = 0, first = 0;
-    assert(round < plan->rounds && taken != NULL && arrival != NULL);
+    assert(round < plan->rounds);
     for (int to = 0; to < ranks; to++) {
         plan_send(plan, to, round);
         plan->recv_rows[to] = 0;
@@ -170,8 +175,6 @@ void expert_plan_round(struct expert_plan *plan, int64_t round)
             plan->ungroup[from] = (int32_t)row;
         }
     }
-    free(taken);
-    free(arrival);
 }
 
 /* Rows of one round stand in runs, one per destination, inside the send order: packed for the
@@ -217,32 +220,27 @@ void expert_combine(struct expert_plan *plan, struct device *device, const struc
     }
 }
 
-struct ranked {
-    float weight;
-    int64_t slot;
-};
-
 static int by_falling_weight(const void *a, const void *b)
 {
-    const struct ranked *x = a, *y = b;
+    const struct expert_ranked *x = a, *y = b;
     if (x->weight != y->weight) {
         return x->weight < y->weight ? 1 : -1;
     }
     return (x->slot > y->slot) - (x->slot < y->slot);
 }
 
-int64_t expert_drop(int32_t *expert, const float *weight, int64_t tokens, int64_t top_k,
-                    int64_t experts, int64_t groups, int64_t capacity)
+int64_t expert_drop(int32_t *expert, struct expert_ranked *scratch, const float *weight,
+                    int64_t tokens, int64_t top_k, int64_t experts, int64_t groups,
+                    int64_t capacity)
 {
     const int64_t size = experts / groups;
-    struct ranked *list = malloc((size_t)(tokens * top_k) * sizeof *list);
+    struct expert_ranked *list = scratch;
     int64_t dropped = 0;
-    assert(list != NULL);
     for (int64_t group = 0; group < groups; group++) {
         int64_t count = 0;
         for (int64_t slot = 0; slot < tokens * top_k; slot++) {
             if (expert[slot] >= 0 && expert[slot] / size == group) {
-                list[count++] = (struct ranked){.weight = weight[slot], .slot = slot};
+                list[count++] = (struct expert_ranked){.weight = weight[slot], .slot = slot};
             }
         }
         if (count > capacity) {
@@ -253,6 +251,5 @@ int64_t expert_drop(int32_t *expert, const float *weight, int64_t tokens, int64_
             dropped++;
         }
     }
-    free(list);
     return dropped;
 }

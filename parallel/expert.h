@@ -36,6 +36,10 @@ struct expert_plan {
     int32_t *regroup; /* [bound] owned: regroup[i] = arrival position (source, expert, token order)
                          of row i of (expert, source, token) order */
     int32_t *ungroup; /* [bound] owned: its inverse */
+    /* scratch of expert_plan_make and expert_plan_round */
+    int64_t *next;    /* [E] owned */
+    int64_t *taken;   /* [local_experts, ep] owned: rows of this round, by expert and source */
+    int64_t *arrival; /* [ep] owned */
 };
 
 /* bound = min(ceil(buffer_factor * slots), slots * ep), and slots when ep is 1. */
@@ -60,11 +64,17 @@ void expert_dispatch(struct expert_plan *plan, struct device *device, const stru
 void expert_combine(struct expert_plan *plan, struct device *device, const struct ops *ops,
                     struct tensor x, struct tensor rows, void *buffer);
 
+struct expert_ranked {
+    float weight;
+    int64_t slot;
+};
+
 /* Marks dropped slots with -1 where a group of experts / groups experts has more than `capacity`
  * slots of this micro-batch, lowest weight first (ties: the later token). Local. Returns the number
  * dropped. groups = experts: GShard/Switch capacity; else DeepSeek-V2's, of a device's experts (its
- * section 2.2.4). */
-int64_t expert_drop(int32_t *expert, const float *weight, int64_t tokens, int64_t top_k,
-                    int64_t experts, int64_t groups, int64_t capacity);
+ * section 2.2.4). scratch: [tokens*top_k]. */
+int64_t expert_drop(int32_t *expert, struct expert_ranked *scratch, const float *weight,
+                    int64_t tokens, int64_t top_k, int64_t experts, int64_t groups,
+                    int64_t capacity);
 
 #endif

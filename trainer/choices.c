@@ -15,7 +15,8 @@ enum { MAX_WHERE = 4096 };
 struct reader {
     struct choices *choices;
     int64_t id_room, choice_room, question_room;
-    int64_t vocab, context;
+    int64_t vocab, context, line;
+    const char *tokenizer;      /* of the model */
     char where[MAX_WHERE + 32]; /* "file:line", for messages */
 };
 
@@ -71,11 +72,12 @@ static enum status add_tokens(struct reader *reader, const json_t *value, const 
         return status_fail(STATUS_DATA, "%s: %s is neither text nor an array of token ids",
                            reader->where, what);
     }
-    if (reader->vocab < TOKENIZER_BYTES_VOCAB) {
+    if (!tokenizer_is_bytes(reader->tokenizer, reader->vocab)) {
         return status_fail(STATUS_USAGE,
-                           "%s: text needs the bytes tokenizer (vocabulary of %d, this model has "
-                           "%lld): give arrays of token ids",
-                           reader->where, TOKENIZER_BYTES_VOCAB, (long long)reader->vocab);
+                           "%s: text needs the bytes tokenizer (vocabulary of %d); this model has "
+                           "%lld ids of tokenizer '%s': give arrays of token ids",
+                           reader->where, TOKENIZER_BYTES_VOCAB, (long long)reader->vocab,
+                           reader->tokenizer);
     }
     TRY(reserve_ids(reader, json_string_length(value)));
     choices->id_count +=
@@ -144,7 +146,7 @@ static enum status mark_question(struct reader *reader, int64_t answer)
     choices->questions = list;
     if (status == STATUS_OK) {
         choices->questions[choices->question_count] =
-            (struct choice_question){choices->choice_count, answer};
+            (struct choice_question){choices->choice_count, answer, reader->line};
     }
     return status;
 }
@@ -194,6 +196,7 @@ static enum status read_lines(struct reader *reader, const char *path, FILE *fil
         if (bytes < 0) {
             break;
         }
+        reader->line = number;
         snprintf(reader->where, sizeof reader->where, "%.*s:%lld", MAX_WHERE, path,
                  (long long)number);
         if (strspn(line, " \t\r\n") < (size_t)bytes) {
@@ -207,10 +210,12 @@ static enum status read_lines(struct reader *reader, const char *path, FILE *fil
     return status;
 }
 
-enum status choices_read(struct choices *choices, const char *path, int64_t vocab, int64_t context)
+enum status choices_read(struct choices *choices, const char *path, const char *tokenizer,
+                         int64_t vocab, int64_t context)
 {
-    struct reader reader = {.choices = choices, .vocab = vocab, .context = context};
-    *choices = (struct choices){0};
+    struct reader reader = {
+        .choices = choices, .vocab = vocab, .context = context, .tokenizer = tokenizer};
+    *choices = (struct choices){.path = path};
     FILE *file = fopen(path, "r");
     if (file == NULL) {
         return status_fail(STATUS_IO, "%s: cannot open: %s", path, strerror(errno));
@@ -251,31 +256,51 @@ static double log_likelihood(struct model *model, const struct choices *choices,
     return -model->result.loss_sum;
 }
 
+/* Counts whether the likeliest choices of question q are right; false where a log p is not finite:
+ * then nothing can be said. */
+static bool score_question(struct model *model, const struct choices *choices, int64_t q,
+                           int32_t *arrays, struct choices_result *result)
+{
+    const int64_t first = choices->questions[q].first, end = choices->questions[q + 1].first;
+    double best = -INFINITY, best_mean = -INFINITY;
+    int64_t chosen = first, chosen_mean = first;
+    bool finite = true;
+    for (int64_t c = first; c < end; c++) {
+        const struct choice *choice = &choices->choice[c];
+        const double sum = log_likelihood(model, choices, choice, arrays),
+                     mean = sum / (double)(choice->total - choice->question);
+        finite = finite && isfinite(sum);
+        chosen = sum > best ? c : chosen;
+        best = sum > best ? sum : best;
+        chosen_mean = mean > best_mean ? c : chosen_mean;
+        best_mean = mean > best_mean ? mean : best_mean;
+    }
+    result->correct += chosen - first == choices->questions[q].answer;
+    result->correct_normalised += chosen_mean - first == choices->questions[q].answer;
+    return finite;
+}
+
 enum status choices_score(struct model *model, const struct choices *choices,
                           struct choices_result *result)
 {
+    struct comm *world = model->mesh->world;
     *result = (struct choices_result){0};
     int32_t *arrays = calloc((size_t)(4 * model->sequence), sizeof *arrays);
-    const enum status status = comm_agree(
-        model->mesh->world,
-        arrays != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory for a batch"),
-        NULL);
+    enum status status =
+        arrays != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory for a batch");
+    status = comm_agree(world, status, NULL);
+    int64_t bad = -1; /* first question that has no answer */
     for (int64_t q = 0; status == STATUS_OK && q < choices->question_count; q++) {
-        const int64_t first = choices->questions[q].first, end = choices->questions[q + 1].first;
-        double best = -INFINITY, best_mean = -INFINITY;
-        int64_t chosen = first, chosen_mean = first;
-        for (int64_t c = first; c < end; c++) {
-            const struct choice *choice = &choices->choice[c];
-            const double sum = log_likelihood(model, choices, choice, arrays),
-                         mean = sum / (double)(choice->total - choice->question);
-            chosen = sum > best ? c : chosen;
-            best = sum > best ? sum : best;
-            chosen_mean = mean > best_mean ? c : chosen_mean;
-            best_mean = mean > best_mean ? mean : best_mean;
+        if (!score_question(model, choices, q, arrays, result) && bad < 0) {
+            bad = q;
         }
-        result->correct += chosen - first == choices->questions[q].answer;
-        result->correct_normalised += chosen_mean - first == choices->questions[q].answer;
     }
     free(arrays);
-    return status;
+    if (bad >= 0) {
+        status = status_fail(STATUS_DIVERGED,
+                             "%s:%lld: the model's log-likelihood of a choice is not finite: its "
+                             "weights are of no use, take an earlier checkpoint",
+                             choices->path, (long long)choices->questions[bad].line);
+    }
+    return comm_agree(world, status, NULL);
 }

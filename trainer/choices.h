@@ -16,6 +16,7 @@ struct choice {
 
 struct choice_question {
     int64_t first, answer; /* its first choice; the right one, counted from there */
+    int64_t line;          /* of the file, from 1 */
 };
 
 struct choices {
@@ -23,6 +24,7 @@ struct choices {
     struct choice *choice;             /* owned */
     struct choice_question *questions; /* owned; one more marks the end */
     int64_t id_count, choice_count, question_count;
+    const char *path; /* borrowed: for messages */
 };
 
 struct choices_result {
@@ -30,14 +32,15 @@ struct choices_result {
     int64_t correct_normalised; /* by its mean; a token is a byte where TEXT is given */
 };
 
-/* Local. Errors: STATUS_IO; STATUS_DATA naming the line; STATUS_USAGE for TEXT to a model without
- * the bytes tokenizer; STATUS_RESOURCE. */
-enum status choices_read(struct choices *choices, const char *path, int64_t vocab, int64_t context)
-    __attribute__((warn_unused_result));
+/* Local. tokenizer: of the model (state_tokenizer). Errors: STATUS_IO; STATUS_DATA naming the line;
+ * STATUS_USAGE for TEXT to a model without the bytes tokenizer; STATUS_RESOURCE. */
+enum status choices_read(struct choices *choices, const char *path, const char *tokenizer,
+                         int64_t vocab, int64_t context) __attribute__((warn_unused_result));
 void choices_free(struct choices *choices); /* accepts a zeroed one */
 
-/* Collective over ep: every rank scores all. Ties go to the first choice. Errors: STATUS_RESOURCE.
- */
+/* Collective over the world: every rank scores all. Ties go to the first choice. Errors:
+ * STATUS_RESOURCE; STATUS_DIVERGED naming the line of the first question with a choice whose log p
+ * is not finite. */
 enum status choices_score(struct model *model, const struct choices *choices,
                           struct choices_result *result) __attribute__((warn_unused_result));
 

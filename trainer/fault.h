@@ -6,7 +6,9 @@
 #include "kernels/base/status.h"
 
 /* "io:KIND:OPERATION" with KIND eio, enospc, short, kill-before, kill-torn or kill-after; a "+"
- * behind it: every operation from then on. NULL: nothing. Errors: STATUS_USAGE. */
+ * behind it: every operation from then on. NULL: nothing. fault_check only looks at it. Errors:
+ * STATUS_USAGE. */
+enum status fault_check(const char *text) __attribute__((warn_unused_result));
 enum status fault_arm(const char *text) __attribute__((warn_unused_result));
 
 #endif

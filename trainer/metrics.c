@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "kernels/base/io.h"
+#include "kernels/base/json_out.h"
 
 enum { MAX_PATH = 4096 };
 static const size_t MAX_LOG_BYTES = (size_t)1 << 32;
@@ -169,31 +170,25 @@ static int64_t resident_bytes(void)
     return (int64_t)usage.ru_maxrss * 1024;
 }
 
-static void number_or_null(FILE *out, const char *name, double value)
-{
-    if (isfinite(value)) {
-        fprintf(out, ",\"%s\":%.17g", name, value);
-    } else {
-        fprintf(out, ",\"%s\":null", name);
-    }
-}
-
 enum status metrics_step(struct metrics *metrics, int64_t step, const struct step_result *result,
                          double valid_loss, const double *load, int64_t blocks)
 {
     FILE *out = metrics->jsonl;
     const double rate = rate_of(result);
     double most = 0;
-    fprintf(
-        out, "{\"step\":%lld,\"tokens\":%lld,\"loss\":%.17g,\"loss_hex\":\"%a\",\"aux_loss\":%.17g",
-        (long long)step, (long long)result->tokens, result->loss, result->loss, result->aux_loss);
-    number_or_null(out, "mtp_loss", result->mtp_loss);
-    number_or_null(out, "valid_loss", valid_loss);
-    fprintf(out, ",\"grad_norm\":%.17g,\"lr\":%.17g,\"tokens_per_s\":%.6g", result->grad_norm,
-            result->lr, rate);
-    number_or_null(out, "mfu",
-                   metrics->peak_flops > 0 ? rate * metrics->flops_per_token / metrics->peak_flops
-                                           : NAN);
+    fprintf(out, "{\"step\":%lld,\"tokens\":%lld", (long long)step, (long long)result->tokens);
+    json_out_number(out, ",\"loss\":", result->loss, 17);
+    fprintf(out, ",\"loss_hex\":\"%a\"", result->loss);
+    json_out_number(out, ",\"aux_loss\":", result->aux_loss, 17);
+    json_out_number(out, ",\"mtp_loss\":", result->mtp_loss, 17);
+    json_out_number(out, ",\"valid_loss\":", valid_loss, 17);
+    json_out_number(out, ",\"grad_norm\":", result->grad_norm, 17);
+    json_out_number(out, ",\"lr\":", result->lr, 17);
+    json_out_number(out, ",\"tokens_per_s\":", rate, 6);
+    json_out_number(out, ",\"mfu\":",
+                    metrics->peak_flops > 0 ? rate * metrics->flops_per_token / metrics->peak_flops
+                                            : (double)NAN,
+                    17);
     fprintf(out,
             ",\"step_ms\":%.6g,\"memory_bytes\":%lld,\"dropped_fraction\":%.9g,\"extra_rounds\":%"
             "lld,\"expert_load\":[",

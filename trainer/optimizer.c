@@ -23,38 +23,49 @@ bool optimizer_takes_muon(const struct param *param)
     return param->ndim == 2;
 }
 
-/* Each pattern must match on some rank: experts have their names on one of them only. */
-static enum status freeze(struct model *model)
+enum status optimizer_check(const struct config *config)
 {
-    const struct config_texts *patterns = &model->config->optimizer.freeze;
-    int32_t matched[CONFIG_MOST_ITEMS] = {0};
-    for (int64_t i = 0; i < model->params.count; i++) {
-        struct param *param = &model->params.table[i];
-        for (int64_t j = 0; j < patterns->count; j++) {
-            if (fnmatch(patterns->item[j], param->name, 0) == 0) {
-                param->frozen = true;
-                matched[j] = 1;
-            }
+    const struct config_texts *patterns = &config->optimizer.freeze;
+    struct architecture arch;
+    struct params all; /* of all ranks: experts have their names on one of them only */
+    enum status status = STATUS_OK;
+    if (patterns->count == 0) {
+        return STATUS_OK;
+    }
+    architecture_init(&arch, config);
+    TRY(params_init(&all, &arch, false, 0, 1));
+    for (int64_t j = 0; j < patterns->count && status == STATUS_OK; j++) {
+        int64_t i = 0;
+        while (i < all.count && fnmatch(patterns->item[j], all.table[i].name, 0) != 0) {
+            i++;
+        }
+        if (i == all.count) {
+            status = status_fail(STATUS_USAGE,
+                                 "optimizer.freeze: '%s' matches no parameter: names are like %s, "
+                                 "* stands for any text",
+                                 patterns->item[j], all.table[all.count - 1].name);
         }
     }
-    comm_all_reduce(model->mesh->world, matched, CONFIG_MOST_ITEMS, DTYPE_I32, REDUCE_MAX);
+    params_free(&all);
+    return status;
+}
+
+static bool is_frozen(const struct config *config, const struct param *param)
+{
+    const struct config_texts *patterns = &config->optimizer.freeze;
     for (int64_t j = 0; j < patterns->count; j++) {
-        if (matched[j] == 0) {
-            return status_fail(STATUS_USAGE,
-                               "optimizer.freeze: '%s' matches no parameter: names are like %s, * "
-                               "stands for any text",
-                               patterns->item[j],
-                               model->params.table[model->params.count - 1].name);
+        if (fnmatch(patterns->item[j], param->name, 0) == 0) {
+            return true;
         }
     }
-    return STATUS_OK;
+    return false;
 }
 
 enum status optimizer_init(struct model *model)
 {
-    TRY(freeze(model));
     for (int64_t i = 0; i < model->params.count; i++) {
         struct param *param = &model->params.table[i];
+        param->frozen = is_frozen(model->config, param);
         param->muon = model->config->optimizer.name == CONFIG_MUON && optimizer_takes_muon(param);
     }
     for (int g = 0; g < PARAM_GROUPS; g++) {
@@ -168,18 +179,14 @@ static void update(struct model *model, const struct param *param, const struct 
         group->grads + piece.first, piece.last - piece.first, own);
 }
 
-/* Frozen parameters are their own average, to the last bit. */
+/* Of the whole share: what is frozen stays its own average, what was frozen at a resume becomes it.
+ */
 static void average(struct model *model)
 {
-    for (int64_t i = 0; i < model->params.count && model->config->optimizer.ema > 0; i++) {
-        const struct param *param = &model->params.table[i];
-        struct model_group *group = &model->group[param->group];
-        const struct param_piece piece = param_piece(param, &group->zero, group->zero.comm->rank);
-        const int64_t at = piece.first - group->zero.first;
-        if (piece.first < piece.last && !param->frozen) {
-            model->ops->ema(model->device, group->ema + at, group->master + at,
-                            piece.last - piece.first, model->config->optimizer.ema);
-        }
+    for (int g = 0; g < PARAM_GROUPS && model->config->optimizer.ema > 0; g++) {
+        struct model_group *group = &model->group[g];
+        model->ops->ema(model->device, group->ema, group->master, group->zero.share,
+                        model->config->optimizer.ema);
     }
 }
 

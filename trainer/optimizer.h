@@ -12,8 +12,11 @@
 
 #include "trainer/model/model.h"
 
-/* Collective over the mesh. What each parameter is to the optimizer: param->muon, param->frozen,
- * plans. Errors: STATUS_USAGE for a pattern of optimizer.freeze that matches nothing;
+/* Local, before any model is made: the whole model's table of names is enough. Errors: STATUS_USAGE
+ * for a pattern of optimizer.freeze that matches nothing; STATUS_RESOURCE. */
+enum status optimizer_check(const struct config *config) __attribute__((warn_unused_result));
+
+/* Local. What each parameter is to the optimizer: param->muon, param->frozen, plans. Errors:
  * STATUS_RESOURCE. */
 enum status optimizer_init(struct model *model) __attribute__((warn_unused_result));
 void optimizer_free(struct model *model); /* accepts what was never made */

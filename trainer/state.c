@@ -1,3 +1,4 @@
+#define _XOPEN_SOURCE 700 /* realpath */
 #include "trainer/state.h"
 
 #include <assert.h>
@@ -7,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "data/tokenizer.h"
 #include "kernels/base/io.h"
 #include "trainer/exchange/weights.h"
 #include "trainer/optimizer.h"
@@ -113,7 +115,8 @@ static void add_biases(struct slices *slices, const struct model *model)
     }
 }
 
-static char *state_text(const struct model *model, const struct progress_state *at)
+static char *state_text(const struct model *model, const struct progress_state *at,
+                        const char *tokenizer)
 {
     char *config = NULL;
     size_t bytes = 0;
@@ -126,19 +129,26 @@ static char *state_text(const struct model *model, const struct progress_state *
     json_t *json = json_pack("{s:I, s:I, s:I, s:s}", "step", (json_int_t)at->step, "position",
                              (json_int_t)at->position, "ranks",
                              (json_int_t)model->mesh->world->size, "config", config);
+    json_object_set_new(json, "tokenizer", json_string(tokenizer)); /* left out when not UTF-8 */
     char *text = json_dumps(json, JSON_INDENT(1) | JSON_SORT_KEYS);
     json_decref(json);
     free(config);
     return text;
 }
 
-enum status state_save(const struct model *model, const char *root, const struct progress_state *at)
+enum status state_save(const struct model *model, const char *root, const struct progress_state *at,
+                       const char *tokenizer)
 {
     const struct checkpoint_options options = {.keep_last =
                                                    (int)model->config->checkpoint.keep_last};
     struct slices slices = {0};
     TRY(comm_agree(model->mesh->world, slices_init(&slices, model), NULL));
-    char *text = state_text(model, at);
+    char *text = state_text(model, at, tokenizer);
+    const enum status described = comm_agree(
+        model->mesh->world,
+        text != NULL ? STATUS_OK
+                     : status_fail(STATUS_RESOURCE, "out of memory for the checkpoint's state"),
+        NULL);
     add_kind(&slices, model, KIND_WEIGHT, "");
     if (model->mesh->world->rank == 0) {
         add_biases(&slices, model);
@@ -151,10 +161,10 @@ enum status state_save(const struct model *model, const char *root, const struct
     if (model->config->optimizer.ema > 0) {
         add_kind(&slices, model, KIND_EMA, prefix[KIND_EMA]);
     }
-    enum status status =
-        text != NULL ? checkpoint_save(model->mesh->world, root, at->step, text, slices.slice,
-                                       slices.count, &options)
-                     : status_fail(STATUS_RESOURCE, "out of memory for the checkpoint's state");
+    const enum status status = described == STATUS_OK
+                                   ? checkpoint_save(model->mesh->world, root, at->step, text,
+                                                     slices.slice, slices.count, &options)
+                                   : described;
     slices_free(&slices);
     free(text);
     return status;
@@ -356,6 +366,12 @@ static void warn(void *context, const char *message)
     fprintf(stderr, "switchyard: warning: %s\n", message);
 }
 
+static void say_nothing(void *context, const char *message)
+{
+    (void)context;
+    (void)message;
+}
+
 bool state_is_place(const char *path)
 {
     struct stat info;
@@ -379,6 +395,58 @@ bool state_try_older(const struct comm *world, enum status status)
     return true;
 }
 
+static enum status none_here(const char *path)
+{
+    return status_fail(STATUS_DATA,
+                       "%s: no checkpoint here: train first, or name a checkpoint folder", path);
+}
+
+/* Whether `path` is the folder `outer` or in it. */
+static bool lies_in(const char *path, const char *outer)
+{
+    char *inner_real = realpath(path, NULL), *outer_real = realpath(outer, NULL);
+    const size_t length = outer_real != NULL ? strlen(outer_real) : 0;
+    const bool in = inner_real != NULL && outer_real != NULL &&
+                    strncmp(inner_real, outer_real, length) == 0 &&
+                    (inner_real[length] == '/' || inner_real[length] == '\0');
+    free(inner_real);
+    free(outer_real);
+    return in;
+}
+
+static enum status check_place(const char *path, const char *moved)
+{
+    char name[MAX_PATH];
+    if (moved != NULL && lies_in(path, moved)) {
+        return status_fail(STATUS_USAGE,
+                           "checkpoint.init_from %s lies in run.dir %s, which --fresh renames: set "
+                           "another run.dir",
+                           path, moved);
+    }
+    snprintf(name, sizeof name, "%s/manifest.json", path);
+    if (io_exists(name)) {
+        return STATUS_OK;
+    }
+    snprintf(name, sizeof name, "%s/checkpoints", path);
+    return io_exists(name) ? STATUS_OK : none_here(path);
+}
+
+enum status state_check_start(struct comm *world, const char *path, const char *moved)
+{
+    char name[MAX_PATH], *found = NULL;
+    int64_t step = 0;
+    TRY(comm_agree(world, check_place(path, moved), NULL));
+    snprintf(name, sizeof name, "%s/manifest.json", path);
+    if (io_exists(name)) {
+        return STATUS_OK;
+    }
+    snprintf(name, sizeof name, "%s/checkpoints", path);
+    TRY(checkpoint_newest(world, name, 0, &found, &step, say_nothing, NULL));
+    const bool any = found != NULL;
+    free(found);
+    return any ? STATUS_OK : none_here(path);
+}
+
 enum status state_load_newest(struct model *model, const char *path, bool average)
 {
     enum status (*load)(struct model *, const char *) = average ? load_average : state_load_weights;
@@ -394,13 +462,52 @@ enum status state_load_newest(struct model *model, const char *path, bool averag
         int64_t step = 0;
         TRY(state_newest(world, name, skip, &found, &step));
         if (found == NULL) {
-            return status_fail(STATUS_DATA,
-                               "%s: no checkpoint here: train first, or name a checkpoint folder",
-                               path);
+            return none_here(path);
         }
         const enum status status = load(model, found);
         free(found);
         if (!state_try_older(world, status)) {
+            return status;
+        }
+    }
+}
+
+static enum status read_tokenizer(const char *path, char name[STATE_TOKENIZER_BYTES])
+{
+    char *text = NULL;
+    TRY(checkpoint_state(path, &text));
+    json_t *json = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
+    const char *said = json_string_value(json_object_get(json, "tokenizer"));
+    if (said != NULL) {
+        snprintf(name, STATE_TOKENIZER_BYTES, "%s", said);
+    }
+    json_decref(json);
+    free(text);
+    return STATUS_OK;
+}
+
+/* Whatever is skipped here, the load that follows warns of. */
+enum status state_tokenizer(struct comm *world, const char *path, int64_t vocab,
+                            char name[STATE_TOKENIZER_BYTES])
+{
+    char place[MAX_PATH];
+    snprintf(name, STATE_TOKENIZER_BYTES, "%s",
+             vocab == TOKENIZER_BYTES_VOCAB ? "bytes" : "unknown");
+    snprintf(place, sizeof place, "%s/manifest.json", path);
+    if (io_exists(place)) {
+        return comm_agree(world, read_tokenizer(path, name), NULL);
+    }
+    snprintf(place, sizeof place, "%s/checkpoints", path);
+    for (int skip = 0;; skip++) {
+        char *found = NULL;
+        int64_t step = 0;
+        TRY(checkpoint_newest(world, place, skip, &found, &step, say_nothing, NULL));
+        if (found == NULL) {
+            return STATUS_OK; /* the load will say so */
+        }
+        const enum status status = comm_agree(world, read_tokenizer(found, name), NULL);
+        free(found);
+        if (status != STATUS_DATA) {
             return status;
         }
     }

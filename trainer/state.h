@@ -12,10 +12,12 @@ struct progress_state {
     int64_t position; /* samples consumed */
 };
 
-/* Collective. Saves weights, masters, moments, the running average if there is one, and where the
- * run stands, under run.dir/checkpoints. */
-enum status state_save(const struct model *model, const char *root, const struct progress_state *at)
-    __attribute__((warn_unused_result));
+enum { STATE_TOKENIZER_BYTES = 64 };
+
+/* Collective. Saves weights, masters, moments, the running average if there is one, where the run
+ * stands, and the name of its data's tokenizer, under run.dir/checkpoints. */
+enum status state_save(const struct model *model, const char *root, const struct progress_state *at,
+                       const char *tokenizer) __attribute__((warn_unused_result));
 /* Collective. Loads a whole training state; the device form of the weights is made from it. Moments
  * of the other dtype are converted (the gradients are scratch for that); a checkpoint without a
  * running average starts one from its weights, and says so. */
@@ -37,6 +39,18 @@ bool state_is_place(const char *path);
  * average: the running average (ema/NAME) instead of the weights. */
 enum status state_load_newest(struct model *model, const char *path, bool average)
     __attribute__((warn_unused_result));
+
+/* Collective. Whether weights may be loaded from `path` (state_load_newest) after the folder
+ * `moved` (NULL: none) is renamed: there is a checkpoint there, and it does not go with it. Errors:
+ * STATUS_DATA, STATUS_USAGE. */
+enum status state_check_start(struct comm *world, const char *path, const char *moved)
+    __attribute__((warn_unused_result));
+
+/* Collective. Name of the tokenizer of the data that the checkpoint which state_load_newest takes
+ * was trained on. Where that says nothing (written by import, or before this was recorded): "bytes"
+ * with that tokenizer's vocabulary, else "unknown". */
+enum status state_tokenizer(struct comm *world, const char *path, int64_t vocab,
+                            char name[STATE_TOKENIZER_BYTES]) __attribute__((warn_unused_result));
 
 /* Local. Whether after a load that ended with `status` an older checkpoint may do: this one is
  * damaged, rather than of another model. Then rank 0 warns of it. */

@@ -66,11 +66,12 @@ enum status stepper_init(struct stepper *stepper, struct model *model, const str
     stepper->own = stepper->units / ranks;
     stepper->batches = calloc((size_t)stepper->own, sizeof *stepper->batches);
     stepper->storage = calloc((size_t)(stepper->own * 4 * tokens), sizeof *stepper->storage);
+    stepper->own_values = calloc((size_t)stepper->own * UNIT_VALUES, sizeof *stepper->own_values);
     stepper->unit_values =
         calloc((size_t)stepper->units * UNIT_VALUES, sizeof *stepper->unit_values);
     stepper->expert_load = calloc((size_t)stepper->moe_blocks, sizeof *stepper->expert_load);
-    if (stepper->batches == NULL || stepper->storage == NULL || stepper->unit_values == NULL ||
-        stepper->expert_load == NULL) {
+    if (stepper->batches == NULL || stepper->storage == NULL || stepper->own_values == NULL ||
+        stepper->unit_values == NULL || stepper->expert_load == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for %lld sequences a step",
                            (long long)global);
     }
@@ -84,6 +85,7 @@ void stepper_free(struct stepper *stepper)
 {
     free(stepper->batches);
     free(stepper->storage);
+    free(stepper->own_values);
     free(stepper->unit_values);
     free(stepper->expert_load);
     *stepper = (struct stepper){0};
@@ -105,12 +107,12 @@ static int64_t load_batches(struct stepper *stepper, int64_t position)
 }
 
 /* Everything that is summed over units is added in unit order, so that layouts agree bit for bit.
- * values[own, UNIT_VALUES] of this rank's units; sums[UNIT_VALUES] of all. */
-static void sum_units(struct stepper *stepper, const double *values, double *sums)
+ * sums[UNIT_VALUES] of all ranks' own_values. */
+static void sum_units(struct stepper *stepper, double *sums)
 {
     struct comm *dp = (struct comm *)&stepper->model->mesh->dp;
     double *all = stepper->unit_values;
-    comm_all_gather(dp, all, values, (size_t)stepper->own * UNIT_VALUES * sizeof *values);
+    comm_all_gather(dp, all, stepper->own_values, (size_t)stepper->own * UNIT_VALUES * sizeof *all);
     memset(sums, 0, UNIT_VALUES * sizeof *sums);
     for (int64_t unit = 0; unit < stepper->units; unit++) {
         const int64_t at = (unit % dp->size) * stepper->own + unit / dp->size;
@@ -150,17 +152,14 @@ static double mtp_weight(const struct config *config, int64_t step)
     return late ? config->train.mtp_loss_weight_late : config->train.mtp_loss_weight;
 }
 
-static enum status forward_backward(struct stepper *stepper, int64_t step, int64_t labels,
-                                    struct step_result *result)
+static void forward_backward(struct stepper *stepper, int64_t step, int64_t labels,
+                             struct step_result *result)
 {
     struct model *model = stepper->model;
     const struct config *config = model->config;
     const struct comm *dp = &model->mesh->dp;
-    double *values = calloc((size_t)stepper->own * UNIT_VALUES, sizeof *values), sums[UNIT_VALUES];
+    double *values = stepper->own_values, sums[UNIT_VALUES];
     int64_t counters[3] = {0}; /* dropped, slots, extra rounds */
-    if (values == NULL) {
-        return status_fail(STATUS_RESOURCE, "out of memory for a step's losses");
-    }
     for (int64_t i = 0; i < stepper->own; i++) {
         const uint64_t unit = (uint64_t)(i * dp->size + dp->rank);
         const uint64_t number = (uint64_t)step * (uint64_t)stepper->most_units + unit;
@@ -178,8 +177,7 @@ static enum status forward_backward(struct stepper *stepper, int64_t step, int64
         counters[1] += model->result.slots;
         counters[2] += model->result.extra_rounds;
     }
-    sum_units(stepper, values, sums);
-    free(values);
+    sum_units(stepper, sums);
     comm_all_reduce((struct comm *)dp, counters, 3, DTYPE_I64, REDUCE_SUM);
     const double counted = labels > 0 ? (double)labels : 1.0;
     const int64_t depth = model->arch.mtp_depth;
@@ -188,7 +186,6 @@ static enum status forward_backward(struct stepper *stepper, int64_t step, int64
     result->mtp_loss = depth > 0 ? sums[UNIT_MTP] / counted / (double)depth : (double)NAN;
     result->dropped_fraction = counters[1] > 0 ? (double)counters[0] / (double)counters[1] : 0;
     result->extra_rounds = counters[2];
-    return STATUS_OK;
 }
 
 enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position,
@@ -206,7 +203,7 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     model_zero_grads(model);
     const int64_t labels = load_batches(stepper, position);
     const double loaded = step_clock();
-    TRY(forward_backward(stepper, step, labels, result));
+    forward_backward(stepper, step, labels, result);
     const double computed = step_clock();
     result->grad_norm = optimizer_reduce(model);
     expert_load(stepper);
@@ -258,35 +255,46 @@ static int64_t evaluation_batch(const struct loader *loader, struct batch *batch
     return labels;
 }
 
-enum status step_evaluate(struct model *model, const struct loader *loader, int64_t batches,
-                          double *loss, int64_t *labels)
+/* The loss summed over `units` micro-batches, in file order; sums[dp] is scratch. */
+static double evaluate(struct model *model, const struct loader *loader, struct batch *batch,
+                       int64_t units, double *sums, int64_t *labels)
 {
     struct comm *dp = (struct comm *)&model->mesh->dp;
-    const int64_t micro = model->batch, length = loader->sequence_length, tokens = micro * length;
-    const int64_t whole = (loader->samples + micro - 1) / micro;
-    const int64_t units = batches > 0 && batches < whole ? batches : whole;
-    int32_t *storage = calloc((size_t)(4 * tokens), sizeof *storage);
-    double *sums = calloc((size_t)dp->size, sizeof *sums);
-    if (storage == NULL || sums == NULL) {
-        free(storage);
-        free(sums);
-        return status_fail(STATUS_RESOURCE, "out of memory for evaluation");
-    }
-    struct batch batch = batch_view(storage, tokens);
-    assert(!loader->shuffle);
     double sum = 0;
     *labels = 0;
     for (int64_t wave = 0; wave < units; wave += dp->size) {
-        *labels += evaluation_batch(loader, &batch, wave + dp->rank, units, micro);
-        model_run(model, &batch, micro, length, NULL);
+        *labels += evaluation_batch(loader, batch, wave + dp->rank, units, model->batch);
+        model_run(model, batch, model->batch, loader->sequence_length, NULL);
         comm_all_gather(dp, sums, &model->result.loss_sum, sizeof *sums);
         for (int r = 0; r < dp->size; r++) {
             sum += sums[r];
         }
     }
     comm_all_reduce(dp, labels, 1, DTYPE_I64, REDUCE_SUM);
-    *loss = *labels > 0 ? sum / (double)*labels : 0;
+    return sum;
+}
+
+enum status step_evaluate(struct model *model, const struct loader *loader, int64_t batches,
+                          double *loss, int64_t *labels)
+{
+    const int64_t micro = model->batch, tokens = micro * loader->sequence_length;
+    const int64_t whole = (loader->samples + micro - 1) / micro;
+    int32_t *storage = calloc((size_t)(4 * tokens), sizeof *storage);
+    double *sums = calloc((size_t)model->mesh->dp.size, sizeof *sums);
+    const enum status status =
+        comm_agree(model->mesh->world,
+                   storage != NULL && sums != NULL
+                       ? STATUS_OK
+                       : status_fail(STATUS_RESOURCE, "out of memory for evaluation"),
+                   NULL);
+    assert(!loader->shuffle);
+    if (status == STATUS_OK) {
+        struct batch batch = batch_view(storage, tokens);
+        const double sum = evaluate(model, loader, &batch,
+                                    batches > 0 && batches < whole ? batches : whole, sums, labels);
+        *loss = *labels > 0 ? sum / (double)*labels : (double)NAN;
+    }
     free(storage);
     free(sums);
-    return STATUS_OK;
+    return status;
 }

@@ -32,7 +32,8 @@ struct stepper {
     int64_t own;                 /* U / dp: this rank's */
     struct batch *batches;       /* [own of the largest] owned */
     int32_t *storage;            /* owned: all arrays of the batches */
-    double *unit_values;         /* [2 most_units] owned */
+    double *own_values;          /* [own of the largest, 3] owned: losses of this rank's units */
+    double *unit_values;         /* [most_units, 3] owned: of all */
     double *expert_load;         /* [moe blocks] owned: max/mean of the last step */
     int64_t moe_blocks;
 };
@@ -53,8 +54,9 @@ void stepper_free(struct stepper *stepper); /* accepts a zeroed one */
 enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position,
                          struct step_result *result) __attribute__((warn_unused_result));
 
-/* Collective. Mean cross-entropy over the counted labels of the first `batches` micro-batches of a
- * file (0: all of it), in file order: the same bits for every layout. */
+/* Collective over the world. Mean cross-entropy over the counted labels of the first `batches`
+ * micro-batches of a file (0: all of it), in file order: the same bits for every layout. *labels 0:
+ * none counts, and *loss is NAN. Errors, agreed: STATUS_RESOURCE. */
 enum status step_evaluate(struct model *model, const struct loader *loader, int64_t batches,
                           double *loss, int64_t *labels) __attribute__((warn_unused_result));
 

@@ -52,6 +52,13 @@ static enum status open_data(struct training *t)
     if (t->config->data.valid != NULL) {
         TRY(dataset_open(&t->valid, t->config, t->config->data.valid, false));
     }
+    if (t->config->sample.every_steps > 0 &&
+        !tokenizer_is_bytes(t->train.store.tokenizer, t->config->model.vocab_size)) {
+        return status_fail(STATUS_USAGE,
+                           "sample.every_steps: samples are text and need data of the bytes "
+                           "tokenizer, %s is of '%s': set it to 0",
+                           t->config->data.train, t->train.store.tokenizer);
+    }
     return STATUS_OK;
 }
 
@@ -124,11 +131,31 @@ static void describe(struct training *t)
         (long long)t->config->train.sequence_length);
 }
 
-static enum status open_training(struct training *t, bool fresh)
+/* Whether the run starts from checkpoint.init_from. */
+static bool starts_anew(const struct training *t, bool fresh)
+{
+    char path[MAX_PATH];
+    run_dir_path(t->session, "checkpoints", path, sizeof path);
+    return t->config->checkpoint.init_from != NULL && (fresh || !io_exists(path));
+}
+
+/* Whatever config and data can be refused for, before a folder is made or an old run set aside. */
+static enum status check(struct training *t, bool fresh)
 {
     const struct config *config = t->config;
     TRY(stepper_check(config, t->session->mesh.dp.size));
+    TRY(fault_check(config->debug.fault));
+    TRY(comm_agree(t->world, optimizer_check(config), NULL));
     TRY(comm_agree(t->world, open_data(t), NULL));
+    return starts_anew(t, fresh) ? state_check_start(t->world, config->checkpoint.init_from,
+                                                     fresh ? config->run.dir : NULL)
+                                 : STATUS_OK;
+}
+
+static enum status open_training(struct training *t, bool fresh)
+{
+    const struct config *config = t->config;
+    TRY(check(t, fresh));
     enum status status = main_rank(t) ? run_dir_open(t->session, fresh, &t->lock) : STATUS_OK;
     TRY(comm_agree(t->world, status, NULL));
     run_dir_path(t->session, "checkpoints", t->checkpoints, sizeof t->checkpoints);
@@ -167,7 +194,8 @@ static enum status save(struct training *t, bool last)
     if (t->saved_step == t->at.step) {
         return STATUS_OK;
     }
-    const enum status status = state_save(&t->model, t->checkpoints, &t->at);
+    const enum status status =
+        state_save(&t->model, t->checkpoints, &t->at, t->train.store.tokenizer);
     t->saved_clock = step_clock();
     if (status == STATUS_OK) {
         t->saved_step = t->at.step;
@@ -186,21 +214,26 @@ static enum status save(struct training *t, bool last)
     return STATUS_OK;
 }
 
-/* A sample of text as training goes: printed and appended to samples.txt. */
-static enum status show_sample(struct training *t)
+/* Rank 0: printed and appended to samples.txt. */
+static enum status write_sample(struct training *t, const char *text)
+{
+    char path[MAX_PATH];
+    metrics_say(&t->metrics, "--- sample at step %lld ---\n%s\n---", (long long)t->at.step, text);
+    run_dir_path(t->session, "samples.txt", path, sizeof path);
+    FILE *out = fopen(path, "a");
+    const bool good =
+        out != NULL && fprintf(out, "=== step %lld ===\n%s\n", (long long)t->at.step, text) >= 0;
+    const bool closed = out != NULL && fclose(out) == 0;
+    return good && closed ? STATUS_OK
+                          : status_fail(STATUS_IO, "%s: cannot append the sample", path);
+}
+
+/* ids has room for the prompt and the tokens to come, text for what they decode to. */
+static enum status make_sample(struct training *t, int32_t *ids, char *text)
 {
     const struct config *config = t->config;
-    const int64_t prompt = (int64_t)strlen(config->sample.prompt),
-                  room = prompt + 1 + config->sample.tokens;
-    int32_t *ids = calloc((size_t)room, sizeof *ids);
-    char *text = malloc((size_t)room * 5 + 1);
-    char path[MAX_PATH];
-    if (ids == NULL || text == NULL) {
-        free(ids);
-        free(text);
-        return status_fail(STATUS_RESOURCE, "out of memory for a sample");
-    }
-    int64_t count = tokenizer_bytes_encode(ids, config->sample.prompt, prompt);
+    int64_t count =
+        tokenizer_bytes_encode(ids, config->sample.prompt, (int64_t)strlen(config->sample.prompt));
     if (count == 0) { /* as at the start of a document */
         ids[count++] = TOKENIZER_BYTES_EOS;
     }
@@ -210,24 +243,31 @@ static enum status show_sample(struct training *t)
                                            .eos_id = TOKENIZER_BYTES_EOS,
                                            .context = config->train.sequence_length};
     struct sample_sequence sequence = {ids, count};
-    enum status status = sample_tokens(&t->model, &sequence, 1, config->sample.tokens, &options);
-    if (status == STATUS_OK && main_rank(t)) {
-        tokenizer_bytes_decode(text, ids, sequence.count);
-        metrics_say(&t->metrics, "--- sample at step %lld ---\n%s\n---", (long long)t->at.step,
-                    text);
-        run_dir_path(t->session, "samples.txt", path, sizeof path);
-        FILE *out = fopen(path, "a");
-        if (out == NULL ||
-            fprintf(out, "=== step %lld ===\n%s\n", (long long)t->at.step, text) < 0) {
-            status = status_fail(STATUS_IO, "%s: cannot append the sample", path);
-        }
-        if (out != NULL) {
-            fclose(out);
-        }
+    TRY(sample_tokens(&t->model, &sequence, 1, config->sample.tokens, &options));
+    if (!main_rank(t)) {
+        return STATUS_OK;
+    }
+    tokenizer_bytes_decode(text, ids, sequence.count);
+    return write_sample(t, text);
+}
+
+/* A sample of text as training goes. */
+static enum status show_sample(struct training *t)
+{
+    const int64_t room = (int64_t)strlen(t->config->sample.prompt) + 1 + t->config->sample.tokens;
+    int32_t *ids = calloc((size_t)room, sizeof *ids);
+    char *text = malloc((size_t)room * 5 + 1);
+    enum status status = comm_agree(
+        t->world,
+        ids != NULL && text != NULL ? STATUS_OK
+                                    : status_fail(STATUS_RESOURCE, "out of memory for a sample"),
+        NULL);
+    if (status == STATUS_OK) {
+        status = comm_agree(t->world, make_sample(t, ids, text), NULL);
     }
     free(ids);
     free(text);
-    return comm_agree(t->world, status, NULL);
+    return status;
 }
 
 static bool due(int64_t step, int64_t every, int64_t last)

@@ -74,10 +74,12 @@ void cpu_adamw(struct device *device, float *param, void *m, void *v, void *out_
     }
 }
 
-CPU_CLONES static void average(float *ema, const float *x, int64_t count, float decay, float rest)
+/* Not decay ema + rest x: the two factors, each rounded, need not add up to one, and the average of
+ * what never moves would drift away from it. */
+CPU_CLONES static void average(float *ema, const float *x, int64_t count, float rest)
 {
     for (int64_t i = 0; i < count; i++) {
-        ema[i] = decay * ema[i] + rest * x[i];
+        ema[i] += rest * (x[i] - ema[i]);
     }
 }
 
@@ -85,7 +87,6 @@ void cpu_ema(struct device *device, float *ema, const float *x, int64_t count, d
 {
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t i = 0; i < count; i += PART) {
-        average(ema + i, x + i, count - i < PART ? count - i : PART, (float)decay,
-                (float)(1 - decay));
+        average(ema + i, x + i, count - i < PART ? count - i : PART, (float)(1 - decay));
     }
 }

@@ -13,7 +13,15 @@
 #define CPU_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #endif
 
-enum cpu_slot { CPU_SLOT_GEMM, CPU_SLOT_ATTENTION, CPU_SLOT_LOSS, CPU_SLOT_OTHER, CPU_SLOTS };
+enum cpu_slot {
+    CPU_SLOT_BATCH, /* the products of one gemm_run, */
+    CPU_SLOT_PLAN,  /* how our own kernel goes about them, */
+    CPU_SLOT_GEMM,  /* and their packed operands */
+    CPU_SLOT_ATTENTION,
+    CPU_SLOT_LOSS,
+    CPU_SLOT_OTHER,
+    CPU_SLOTS
+};
 
 struct device {
     struct device_info info;
@@ -22,8 +30,13 @@ struct device {
     struct {
         void *data; /* owned */
         size_t bytes;
-    } scratch[CPU_SLOTS]; /* grow on first use, then stay */
+    } scratch[CPU_SLOTS]; /* grow to powers of two, then stay */
 };
+
+/* A power of two that holds `bytes`, at least a page: what scratch grows to. Sizes that follow the
+ * routing differ from step to step, and this way settle in the first few; memory beyond what is
+ * used is never touched. */
+size_t cpu_scratch_bytes(size_t bytes);
 
 /* At least `bytes` of scratch, 64-byte aligned; each op uses a slot its callees don't. Out of
  * memory ends the process: sizes follow from the layout that was reserved, so this is as good as a

@@ -183,10 +183,19 @@ const struct device_info *device_info(const struct device *device)
     return &device->info;
 }
 
+size_t cpu_scratch_bytes(size_t bytes)
+{
+    size_t room = 4096;
+    while (room < bytes && room <= SIZE_MAX / 2) {
+        room *= 2;
+    }
+    return room < bytes ? bytes : room;
+}
+
 void *cpu_scratch(struct device *device, enum cpu_slot slot, size_t bytes)
 {
     if (device->scratch[slot].bytes < bytes) {
-        const size_t rounded = (bytes + 63) & ~(size_t)63;
+        const size_t rounded = cpu_scratch_bytes(bytes);
         free(device->scratch[slot].data);
         device->scratch[slot].data = aligned_alloc(64, rounded);
         device->scratch[slot].bytes = rounded;

@@ -1,8 +1,5 @@
 #include "kernels/cpu/gemm.h"
 
-#include <assert.h>
-#include <stdlib.h>
-
 #include "kernels/cpu/gemm_onednn.h"
 
 /* Register tile MR x NR; a task is a TILE_M x TILE_N piece of C; KC of k at a time, so that a B
@@ -185,30 +182,24 @@ static const struct plan *find(const struct plan *plans, int64_t count, int64_t 
     return &plans[low];
 }
 
-/* The products whose `mine` is set, by the kernel of this file. */
-static void run_own(struct device *device, const struct gemm *batch, const bool *mine,
-                    int64_t count)
+/* By the kernel of this file: plans with nothing but the product set. */
+static void run_own(struct device *device, struct plan *plans, int64_t count)
 {
-    struct plan *plans = malloc((size_t)(count > 0 ? count : 1) * sizeof *plans);
-    int64_t used = 0, packs = 0, tiles = 0, kept = 0;
-    assert(plans != NULL);
+    int64_t used = 0, packs = 0, tiles = 0;
     for (int64_t i = 0; i < count; i++) {
-        const struct gemm *g = &batch[i];
-        if (!mine[i]) {
-            continue; /* this also keeps first tasks strictly ascending */
-        }
-        plans[kept++] = (struct plan){.gemm = g,
-                                      .a_panels = up(g->m, MR),
-                                      .b_panels = up(g->n, NR),
-                                      .pack_first = packs,
-                                      .tile_first = tiles,
-                                      .tiles_n = up(g->n, TILE_N)};
-        packs += plans[kept - 1].a_panels + plans[kept - 1].b_panels;
-        tiles += up(g->m, TILE_M) * plans[kept - 1].tiles_n;
-        used += (plans[kept - 1].a_panels * MR + plans[kept - 1].b_panels * NR) * g->k;
+        const struct gemm *g = plans[i].gemm;
+        plans[i] = (struct plan){.gemm = g,
+                                 .a_panels = up(g->m, MR),
+                                 .b_panels = up(g->n, NR),
+                                 .pack_first = packs,
+                                 .tile_first = tiles,
+                                 .tiles_n = up(g->n, TILE_N)};
+        packs += plans[i].a_panels + plans[i].b_panels;
+        tiles += up(g->m, TILE_M) * plans[i].tiles_n;
+        used += (plans[i].a_panels * MR + plans[i].b_panels * NR) * g->k;
     }
     float *panel = cpu_scratch(device, CPU_SLOT_GEMM, (size_t)used * sizeof *panel);
-    for (int64_t i = 0; i < kept; i++) {
+    for (int64_t i = 0; i < count; i++) {
         plans[i].a = panel;
         plans[i].b = panel + plans[i].a_panels * MR * plans[i].gemm->k;
         panel = plans[i].b + plans[i].b_panels * NR * plans[i].gemm->k;
@@ -217,31 +208,30 @@ static void run_own(struct device *device, const struct gemm *batch, const bool 
     {
 #pragma omp for schedule(dynamic, 8)
         for (int64_t task = 0; task < packs; task++) {
-            const struct plan *plan = find(plans, kept, task, true);
+            const struct plan *plan = find(plans, count, task, true);
             run_pack(plan, task - plan->pack_first);
         }
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < tiles; task++) {
-            const struct plan *plan = find(plans, kept, task, false);
+            const struct plan *plan = find(plans, count, task, false);
             run_tile(plan, task - plan->tile_first);
         }
     }
-    free(plans);
 }
 
 void gemm_run(struct device *device, const struct gemm *batch, int64_t count)
 {
-    bool *mine = calloc((size_t)count + 1, sizeof *mine), any = false;
-    assert(mine != NULL);
+    struct plan *plans = cpu_scratch(device, CPU_SLOT_PLAN, (size_t)count * sizeof *plans);
+    int64_t own = 0;
     for (int64_t i = 0; i < count; i++) {
         const struct gemm *g = &batch[i];
         const bool empty = g->m == 0 || g->n == 0 || (g->k == 0 && g->add);
-        mine[i] =
-            !empty && (device->onednn == NULL || !onednn_gemm(device->onednn, g, device->threads));
-        any = any || mine[i];
+        if (!empty &&
+            (device->onednn == NULL || !onednn_gemm(device->onednn, g, device->threads))) {
+            plans[own++].gemm = g; /* none is empty: first tasks ascend strictly */
+        }
     }
-    if (any) {
-        run_own(device, batch, mine, count);
+    if (own > 0) {
+        run_own(device, plans, own);
     }
-    free(mine);
 }

@@ -199,7 +199,7 @@ static bool is_brgemm(dnnl_primitive_desc_t matmul)
 static bool grow_scratch(struct onednn *self, size_t bytes)
 {
     if (bytes > self->scratch_bytes) {
-        const size_t rounded = (bytes + 4095) / 4096 * 4096;
+        const size_t rounded = cpu_scratch_bytes(bytes);
         void *grown = aligned_alloc(4096, rounded);
         if (grown == NULL) {
             return false;

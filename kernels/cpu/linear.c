@@ -1,5 +1,4 @@
 #include <assert.h>
-#include <stdlib.h>
 
 #include "kernels/cpu/gemm.h"
 
@@ -116,9 +115,8 @@ enum pass { PASS_FORWARD, PASS_INPUT, PASS_WEIGHT };
 static void grouped(struct device *device, enum pass pass, struct tensor out, struct tensor left,
                     void *w, int64_t w_stride, const int64_t *offset, int64_t experts)
 {
-    struct gemm *batch = malloc((size_t)experts * sizeof *batch);
+    struct gemm *batch = cpu_scratch(device, CPU_SLOT_BATCH, (size_t)experts * sizeof *batch);
     int64_t count = 0;
-    assert(batch != NULL);
     for (int64_t e = 0; e < experts; e++) {
         const int64_t rows = offset[e + 1] - offset[e];
         struct tensor mine = tensor_rows(&out, offset[e], rows),
@@ -134,7 +132,6 @@ static void grouped(struct device *device, enum pass pass, struct tensor out, st
                              : backward_weight((float *)(void *)matrix, mine, other);
     }
     gemm_run(device, batch, count);
-    free(batch);
 }
 
 void cpu_grouped_forward(struct device *device, struct tensor y, struct tensor x, const void *w,

@@ -183,10 +183,24 @@ expect_error 65 "a checkpoint of another model" ranks 2 "$binary" train tiny.yam
 expect_error 64 "is not a multiple" train --fresh train.micro_batch=1 train.global_batch=8 parallel.ep=1 run.comm=self train.micro_batch=3
 expect_error 65 "empty" train --fresh data.train=empty.h5
 expect_error 64 "is not a multiple" ranks 3 "$binary" train tiny.yaml --fresh
+mkdir -p bare/checkpoints
+fresh_refused() { # RC FRAGMENT key=value...: on one rank and two
+    local rc=$1 fragment=$2
+    shift 2
+    expect_error "$rc" "$fragment" train --fresh "$@"
+    expect_error "$rc" "$fragment" ranks 2 "$binary" train tiny.yaml --fresh parallel.ep=2 "$@"
+    expect_error "$rc" "$fragment" train run.dir=refused "$@"
+}
+fresh_refused 64 "matches no parameter" 'optimizer.freeze=*nothing*'
+fresh_refused 64 "debug.fault" debug.fault=io:never:1
+fresh_refused 65 "bare: no checkpoint here" checkpoint.init_from=bare
+fresh_refused 65 "nowhere: no checkpoint here" checkpoint.init_from=nowhere
+expect_error 64 "which --fresh renames" train --fresh checkpoint.init_from=run
+expect_error 64 "which --fresh renames" train --fresh checkpoint.init_from=run/checkpoints/00000010
+[ ! -e refused ] || fail "a refused run made its folder"
 expect_same "$description" "$(cat run/config.yaml run/run.json)" "description of the run after refusals"
 [ ! -e run.old-1 ] || fail "a refused --fresh moved the run"
 expect_error 74 "nowhere: cannot open" "$binary" generate nowhere --prompt a
-mkdir -p bare/checkpoints
 cp run/config.yaml bare
 expect_error 65 "no checkpoint here" "$binary" generate bare --prompt a
 expect_error 65 "no checkpoint here" "$binary" eval bare
@@ -378,6 +392,24 @@ expect_rc 0 "$binary" doctor --json
 python3 -m json.tool "$out" >/dev/null || fail "doctor --json is not JSON"
 expect_rc 0 "$binary" ckpt ls run --json
 python3 -m json.tool "$out" >/dev/null || fail "ckpt ls --json is not JSON"
+
+echo "JSON whatever the figures and the paths"
+odd='a "quoted" \ path'
+cp -r run "$odd"
+expect_rc 0 "$binary" ckpt ls "$odd" --json
+python3 - "$out" "$odd" <<'PY' || fail "ckpt ls --json of a path with quotes: $(cat "$out")"
+import json, sys
+assert all(entry["path"].startswith(sys.argv[2] + "/") for entry in json.load(open(sys.argv[1])))
+PY
+expect_rc 0 train run.dir=steep run.steps=1 optimizer.lr=0 model.initializer_range=10 model.hidden_size=1024
+expect_rc 0 "$binary" eval steep --json
+python3 - "$out" <<'PY' || fail "eval --json of a perplexity beyond doubles: $(cat "$out")"
+import json, sys
+def never(word):
+    raise ValueError(word)
+r = json.load(open(sys.argv[1]), parse_constant=never)
+assert r["loss"] > 710 and r["perplexity"] is None, r
+PY
 
 echo "under mpirun too, one line"
 expect_error 64 "did you mean 'train'" ranks 2 "$binary" trian tiny.yaml

@@ -116,4 +116,49 @@ expect_error 65 "empty.jsonl: no prompts" "$binary" generate mixtral --prompts e
 expect_error 74 "nowhere.txt" "$binary" generate mixtral --prompts nowhere.txt
 expect_error 64 "--prompt" "$binary" generate mixtral --prompt a --prompts prompts.txt
 expect_error 64 "max_position_embeddings" "$binary" generate deepseek_v2 --prompt a train.sequence_length=129
+
+echo "a file none of whose labels counts"
+python3 - <<'PY'
+import json
+for name, mask in ("unmasked", 1), ("masked", 0):
+    with open(name + ".jsonl", "w") as out:
+        print(json.dumps({"tokens": list(range(100)), "loss_mask": [mask] * 100}), file=out)
+PY
+for name in masked unmasked; do
+    expect_rc 0 "$binary" prepare --tokenizer none --vocab-size 257 --output $name.h5 $name.jsonl
+done
+expect_error 65 "masked.h5: none of its labels counts" "$binary" eval mixtral --data masked.h5
+expect_error 65 "masked.h5: none of its labels counts" ranks 2 "$binary" eval mixtral --data masked.h5 parallel.ep=2
+expect_rc 0 "$binary" eval mixtral --data unmasked.h5
+expect_text "over 96 labels"
+expect_rc 0 "$binary" train mixtral.yaml run.dir=no-labels run.steps=1 data.valid=masked.h5 eval.every_steps=1
+expect_same null "$(metric no-labels valid_loss)" "validation loss on a file without labels"
+
+echo "text needs the bytes tokenizer, which the checkpoint names"
+printf '%s\n' '{"question": [1], "choices": [[2], [3]], "answer": 0}' >ids.jsonl
+text_refused() { # PLACE: as it should; and ids are taken
+    expect_error 64 "use --tokens" "$binary" generate "$1" --prompt "int "
+    expect_error 64 "use --tokens" ranks 2 "$binary" generate "$1" --prompts prompts.txt parallel.ep=2
+    expect_error 64 "arrays of token ids" "$binary" eval "$1" --choices choices.jsonl
+    expect_rc 0 "$binary" generate "$1" --tokens 1,2 --count 2
+    expect_rc 0 "$binary" eval "$1" --choices ids.jsonl
+}
+expect_rc 0 "$binary" train mixtral.yaml run.dir=ids run.steps=2 data.train=unmasked.h5 data.valid=null
+text_refused ids # 257 ids, but of no tokenizer
+text_refused ids/checkpoints/00000002
+expect_rc 0 "$binary" train mixtral.yaml run.dir=wide run.steps=2 model.vocab_size=300
+expect_rc 0 "$binary" generate wide --prompt "int " --count 2
+expect_rc 0 "$binary" eval wide --choices choices.jsonl
+# An import has no tokenizer's name: its vocabulary speaks.
+for place in ids wide; do
+    expect_rc 0 "$binary" export $place/checkpoints/00000002 $place-hf
+    expect_rc 0 "$binary" import $place-hf $place-imported
+done
+text_refused wide-imported
+expect_rc 0 "$binary" generate ids-imported --prompt "int " --count 2
+expect_error 64 "sample.every_steps: samples are text" "$binary" train mixtral.yaml run.dir=refused \
+    run.steps=2 data.train=unmasked.h5 sample.every_steps=1
+expect_error 64 "sample.every_steps: samples are text" ranks 2 "$binary" train mixtral.yaml run.dir=ids --fresh \
+    run.steps=2 data.train=unmasked.h5 sample.every_steps=1 parallel.ep=2
+[ ! -e refused ] && [ ! -e ids.old-1 ] || fail "a run refused for its samples made or moved a folder"
 finish

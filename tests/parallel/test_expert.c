@@ -269,15 +269,19 @@ static void test_imbalance_costs_rounds(struct comm *world)
 static void expect_drop(struct comm *world, int32_t *expert, const float *weight, int64_t slots,
                         int64_t experts, int64_t groups, int64_t capacity, const int32_t *left)
 {
-    enum { K = 2 };
+    enum { K = 2, MOST = 8 };
+    struct expert_ranked scratch[MOST];
     int64_t dropped = 0;
+    CHECK(world, slots <= MOST);
     for (int64_t i = 0; i < slots; i++) {
         dropped += expert[i] != left[i];
     }
-    CHECK_EQUAL(world, expert_drop(expert, weight, slots / K, K, experts, groups, capacity),
+    CHECK_EQUAL(world,
+                expert_drop(expert, scratch, weight, slots / K, K, experts, groups, capacity),
                 dropped);
     CHECK(world, memcmp(expert, left, (size_t)slots * sizeof *left) == 0);
-    CHECK_EQUAL(world, expert_drop(expert, weight, slots / K, K, experts, groups, capacity), 0);
+    CHECK_EQUAL(world,
+                expert_drop(expert, scratch, weight, slots / K, K, experts, groups, capacity), 0);
 }
 
 static void test_drop_lowest_weights(struct comm *world)
@@ -289,7 +293,7 @@ static void test_drop_lowest_weights(struct comm *world)
     static const int32_t none[] = {-1, -1, -1, -1, -1, -1, -1, -1};
     expect_drop(world, expert, weight, 8, 3, 3, 2, expected);
     expect_drop(world, expert, weight, 8, 3, 3, 100, expected);
-    CHECK_EQUAL(world, expert_drop(expert, weight, 0, 2, 3, 3, 1), 0);
+    CHECK_EQUAL(world, expert_drop(expert, NULL, weight, 0, 2, 3, 3, 1), 0);
     expect_drop(world, expert, weight, 8, 3, 3, 0, none);
 }
 
@@ -325,6 +329,7 @@ static void check_drop_by_rank(struct comm *world, uint64_t key, int64_t groups)
 {
     enum { TOKENS = 60, K = 2, SLOTS = TOKENS * K, EXPERTS = 6 };
     const int64_t size = EXPERTS / groups, capacity = draw(key + 50, groups, SLOTS / groups + 5);
+    struct expert_ranked scratch[SLOTS];
     int32_t before[SLOTS], after[SLOTS];
     float weight[SLOTS];
     int64_t dropped = 0;
@@ -332,7 +337,7 @@ static void check_drop_by_rank(struct comm *world, uint64_t key, int64_t groups)
         before[i] = after[i] = draw(key, i, EXPERTS + 1) - 1; /* some dropped already */
         weight[i] = (float)draw(key + 100, i, 8) / 8;         /* many ties */
     }
-    const int64_t said = expert_drop(after, weight, TOKENS, K, EXPERTS, groups, capacity);
+    const int64_t said = expert_drop(after, scratch, weight, TOKENS, K, EXPERTS, groups, capacity);
     for (int64_t i = 0; i < SLOTS; i++) {
         int64_t ahead = 0;
         for (int64_t j = 0; j < SLOTS; j++) {

@@ -220,6 +220,41 @@ static void run_fall(struct check *c, const void *arg)
     }
 }
 
+/* What stays has itself as average, to the last bit, at every decay that a config accepts; what
+ * moved once is followed at the rate that was asked for. */
+static void run_average(struct check *c, const void *arg)
+{
+    (void)arg;
+    static const double decays[] = {1e-9, 0.3, 0.9, 0.9999, 0.999999, 0.99999999};
+    enum { COUNT = 301, TIMES = 2000 };
+    float x[COUNT], ema[COUNT];
+    for (size_t d = 0; d < sizeof decays / sizeof decays[0]; d++) {
+        for (int i = 0; i < COUNT; i++) {
+            x[i] = ema[i] = (float)rng_normal(c->seed, (uint64_t)i);
+        }
+        for (int time = 0; time < TIMES; time++) {
+            c->ops->ema(c->device, ema, x, COUNT, decays[d]);
+        }
+        if (memcmp(ema, x, sizeof x) != 0) {
+            fail_msg("decay %.9g: the average of a constant moved from %.9g to %.9g", decays[d],
+                     (double)x[0], (double)ema[0]);
+        }
+    }
+    memset(ema, 0, sizeof ema);
+    for (int time = 0; time < TIMES; time++) {
+        c->ops->ema(c->device, ema, x, COUNT, 0.999);
+    }
+    for (int i = 0; i < COUNT; i++) {
+        const double expected = (double)x[i] * (1 - pow(0.999, TIMES));
+        assert_true(fabs((double)ema[i] - expected) <= 1e-3 * fabs(expected));
+    }
+}
+
+static void test_average(void **state)
+{
+    check_run(*state, run_average, NULL, 0);
+}
+
 static void test_adamw(void **state)
 {
     for (int i = 0; i < VARIANTS; i++) {
@@ -240,6 +275,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_adamw),
         cmocka_unit_test(test_noise),
+        cmocka_unit_test(test_average),
         cmocka_unit_test(test_known),
     };
     return cmocka_run_group_tests(tests, check_open, check_close_devices);

@@ -3,10 +3,12 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "kernels/base/json_out.h"
 #include "kernels/base/rng.h"
 #include "trainer/commands/bench_kernels.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
+#include "trainer/optimizer.h"
 #include "trainer/session.h"
 #include "trainer/step.h"
 
@@ -64,6 +66,7 @@ static enum status open_bench(struct bench *bench)
     struct session *session = bench->session;
     const struct config *config = &session->config;
     session->config.train.batch_ramp.start = 0; /* the full batch, from the first step */
+    TRY(comm_agree(&session->world, optimizer_check(config), NULL));
     TRY(comm_agree(&session->world, make_tokens(bench), NULL));
     TRY(comm_agree(&session->world,
                    model_init(&bench->model, config, &session->mesh, session->device,
@@ -152,14 +155,28 @@ static void print_text(const struct bench *bench, const char *name, const struct
 static void print_json(const struct bench *bench, const char *name, const struct bench_result *r)
 {
     const double flops = r->tokens_per_s * flops_per_token(bench);
-    printf("\"%s\":{\"tokens_per_s\":%.6g,\"slowest\":%.6g,\"fastest\":%.6g,\"flops\":%.6g,\"share_"
-           "of_peak\":%.4g,"
-           "\"expert_load\":%.4g,\"extra_rounds\":%lld,\"loss\":%.9g,\"phase_ms\":{\"data\":%.4g,"
-           "\"forward_backward\":%.6g,"
-           "\"reduce\":%.6g,\"optimizer\":%.6g}},",
-           name, r->tokens_per_s, r->slowest, r->fastest, flops, flops / bench->peak_flops, r->load,
-           (long long)r->extra_rounds, r->loss, r->phase.data, r->phase.forward_backward,
-           r->phase.reduce, r->phase.optimizer);
+    const struct {
+        const char *before;
+        double value;
+        int digits;
+    } numbers[] = {
+        {"{\"tokens_per_s\":", r->tokens_per_s, 6},
+        {",\"slowest\":", r->slowest, 6},
+        {",\"fastest\":", r->fastest, 6},
+        {",\"flops\":", flops, 6},
+        {",\"share_of_peak\":", flops / bench->peak_flops, 4},
+        {",\"expert_load\":", r->load, 4},
+        {",\"loss\":", r->loss, 9},
+        {",\"phase_ms\":{\"data\":", r->phase.data, 4},
+        {",\"forward_backward\":", r->phase.forward_backward, 6},
+        {",\"reduce\":", r->phase.reduce, 6},
+        {",\"optimizer\":", r->phase.optimizer, 6},
+    };
+    printf("\"%s\":", name);
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        json_out_number(stdout, numbers[i].before, numbers[i].value, numbers[i].digits);
+    }
+    printf("},\"extra_rounds\":%lld},", (long long)r->extra_rounds);
 }
 
 static void print(const struct bench *bench, const struct bench_result results[2], int64_t memory,
@@ -176,11 +193,12 @@ static void print(const struct bench *bench, const struct bench_result results[2
         for (int i = 0; i < 2; i++) {
             print_json(bench, names[i], &results[i]);
         }
-        printf("\"ranks\":%d,\"threads\":%d,\"parameters\":%lld,\"flops_per_token\":%.6g,\"gemm_"
-               "peak_flops\":%.6g,"
-               "\"reserved_bytes\":%zu,\"peak_memory_bytes\":%lld}\n",
-               session->world.size, session->threads, (long long)bench->model.params.total,
-               per_token, bench->peak_flops, model_bytes(&bench->model), (long long)memory);
+        printf("\"ranks\":%d,\"threads\":%d,\"parameters\":%lld", session->world.size,
+               session->threads, (long long)bench->model.params.total);
+        json_out_number(stdout, ",\"flops_per_token\":", per_token, 6);
+        json_out_number(stdout, ",\"gemm_peak_flops\":", bench->peak_flops, 6);
+        printf(",\"reserved_bytes\":%zu,\"peak_memory_bytes\":%lld}\n", model_bytes(&bench->model),
+               (long long)memory);
         return;
     }
     printf("%.1fM parameters, %.4f GFLOP a token, %d ranks x %d threads, ep %lld, GEMM peak %.0f "

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernels/base/arena.h"
+#include "kernels/base/json_out.h"
 #include "kernels/base/rng.h"
 #include "trainer/model/architecture.h"
 #include "trainer/step.h"
@@ -443,9 +444,12 @@ static double measure(struct bench *b, const struct kernel *kernel)
 static void print(const struct kernel *kernel, double seconds, double rate, double peak, bool json)
 {
     if (json) {
-        printf("%s\"%s\":{\"ms\":%.6g,\"%s\":%.6g,\"share_of_peak\":", kernel == kernels ? "" : ",",
-               kernel->name, 1e3 * seconds, kernel->flops ? "flops" : "bytes_per_s", rate);
-        printf(kernel->flops ? "%.4g}" : "null}", rate / peak);
+        printf("%s\"%s\":", kernel == kernels ? "" : ",", kernel->name);
+        json_out_number(stdout, "{\"ms\":", 1e3 * seconds, 6);
+        json_out_number(stdout, kernel->flops ? ",\"flops\":" : ",\"bytes_per_s\":", rate, 6);
+        json_out_number(stdout, ",\"share_of_peak\":", kernel->flops ? rate / peak : (double)NAN,
+                        4);
+        printf("}");
     } else if (kernel->flops) {
         printf("%-24s %10.3f ms  %8.1f GFLOP/s = %3.0f %% of GEMM peak\n", kernel->name,
                1e3 * seconds, rate / 1e9, 100 * rate / peak);
@@ -473,8 +477,9 @@ static void measure_all(struct bench *b, const struct session *session, bool jso
         }
     }
     if (speaks && json) {
-        printf("},\"ranks\":%d,\"threads\":%d,\"gemm_peak_flops\":%.6g}\n", session->world.size,
-               session->threads, peak);
+        printf("},\"ranks\":%d,\"threads\":%d", session->world.size, session->threads);
+        json_out_number(stdout, ",\"gemm_peak_flops\":", peak, 6);
+        printf("}\n");
     }
 }
 

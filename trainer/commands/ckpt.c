@@ -3,16 +3,17 @@
 
 #include "checkpoints/checkpoint.h"
 #include "kernels/base/io.h"
+#include "kernels/base/json_out.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
 
 static void print(const struct checkpoint_entry *entry, bool json, bool first)
 {
     if (json) {
-        printf("%s{\"path\":\"%s\",\"step\":%lld,\"bytes\":%lld,\"tensors\":%lld,\"ranks\":%lld,"
-               "\"valid\":%s}",
-               first ? "" : ",", entry->path, (long long)entry->step, (long long)entry->bytes,
-               (long long)entry->tensors, (long long)entry->ranks, entry->valid ? "true" : "false");
+        json_out_text(stdout, first ? "{\"path\":" : ",{\"path\":", entry->path);
+        printf(",\"step\":%lld,\"bytes\":%lld,\"tensors\":%lld,\"ranks\":%lld,\"valid\":%s}",
+               (long long)entry->step, (long long)entry->bytes, (long long)entry->tensors,
+               (long long)entry->ranks, entry->valid ? "true" : "false");
     } else if (entry->valid) {
         printf("step %8lld  %9.1f MiB  %6lld tensors  %4lld ranks  %s\n", (long long)entry->step,
                (double)entry->bytes / 1048576.0, (long long)entry->tensors, (long long)entry->ranks,

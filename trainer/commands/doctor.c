@@ -4,6 +4,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "kernels/base/json_out.h"
 #include "kernels/device.h"
 #include "parallel/cores.h"
 #include "trainer/commands/commands.h"
@@ -30,14 +31,19 @@ static void print(const struct comm *world, struct device *device, bool json)
     const double memory = memory_gib(_SC_PHYS_PAGES), available = memory_gib(_SC_AVPHYS_PAGES),
                  disk = disk_free_gib(".");
     if (json) {
-        printf("{\"comm\":\"%s\",\"ranks\":%d,\"cpu\":\"%s\",\"threads\":%d,\"onednn\":\"%s\","
-               "\"isa\":\"%s\",\"bf16_gemm\":"
-               "\"%s\",\"batch_invariant\":%s,\"gflops_fp32\":%.1f,\"gflops_bf16\":%.1f,\"memory_"
-               "gib\":%.1f,"
-               "\"memory_free_gib\":%.1f,\"disk_free_gib\":%.1f}\n",
-               world->table->name, world->size, info->cpu, info->threads, info->onednn, info->isa,
-               info->bf16_gemm, info->batch_invariant ? "true" : "false", f32, bf16, memory,
-               available, disk);
+        printf("{\"comm\":\"%s\",\"ranks\":%d", world->table->name, world->size);
+        json_out_text(stdout, ",\"cpu\":", info->cpu);
+        printf(",\"threads\":%d", info->threads);
+        json_out_text(stdout, ",\"onednn\":", info->onednn);
+        json_out_text(stdout, ",\"isa\":", info->isa);
+        json_out_text(stdout, ",\"bf16_gemm\":", info->bf16_gemm);
+        printf(",\"batch_invariant\":%s", info->batch_invariant ? "true" : "false");
+        json_out_number(stdout, ",\"gflops_fp32\":", f32, 5);
+        json_out_number(stdout, ",\"gflops_bf16\":", bf16, 5);
+        json_out_number(stdout, ",\"memory_gib\":", memory, 5);
+        json_out_number(stdout, ",\"memory_free_gib\":", available, 5);
+        json_out_number(stdout, ",\"disk_free_gib\":", disk, 5);
+        printf("}\n");
         return;
     }
     version_print(stdout);

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "kernels/base/json_out.h"
 #include "trainer/choices.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
@@ -17,8 +18,10 @@ static void print(const struct session *session, const char *data, double loss, 
         return;
     }
     if (json) {
-        printf("{\"loss\":%.17g,\"loss_hex\":\"%a\",\"perplexity\":%.17g,\"labels\":%lld}\n", loss,
-               loss, exp(loss), (long long)labels);
+        json_out_number(stdout, "{\"loss\":", loss, 17);
+        printf(",\"loss_hex\":\"%a\"", loss);
+        json_out_number(stdout, ",\"perplexity\":", exp(loss), 17);
+        printf(",\"labels\":%lld}\n", (long long)labels);
     } else {
         printf("%s: loss %.6f, perplexity %.4f over %lld labels\n", data, loss, exp(loss),
                (long long)labels);
@@ -43,6 +46,12 @@ static enum status evaluate(struct session *session, struct model *model, struct
                    NULL));
     TRY(state_load_newest(model, path, request->ema));
     TRY(step_evaluate(model, &dataset->loader, 0, &loss, &labels));
+    if (labels == 0) {
+        return status_fail(STATUS_DATA,
+                           "%s: none of its labels counts: its loss_mask is 0 everywhere, or its "
+                           "documents are of one token; give another file",
+                           request->data);
+    }
     print(session, request->data, loss, labels, request->json);
     return STATUS_OK;
 }
@@ -54,16 +63,20 @@ static void print_choices(const struct session *session, const char *path, int64
     if (!session_main_rank(session)) {
         return;
     }
-    printf(json ? "{\"accuracy\":%.17g,\"correct\":%lld,\"accuracy_normalised\":%.17g,"
-                  "\"correct_normalised\":%lld,\"questions\":%lld}\n"
-                : "accuracy %.4f (%lld right), normalised by length %.4f (%lld right) over %lld "
-                  "questions",
+    if (json) {
+        json_out_number(stdout, "{\"accuracy\":", (double)result->correct / all, 17);
+        printf(",\"correct\":%lld", (long long)result->correct);
+        json_out_number(stdout,
+                        ",\"accuracy_normalised\":", (double)result->correct_normalised / all, 17);
+        printf(",\"correct_normalised\":%lld,\"questions\":%lld}\n",
+               (long long)result->correct_normalised, (long long)questions);
+        return;
+    }
+    printf("accuracy %.4f (%lld right), normalised by length %.4f (%lld right) over %lld questions "
+           "of %s\n",
            (double)result->correct / all, (long long)result->correct,
            (double)result->correct_normalised / all, (long long)result->correct_normalised,
-           (long long)questions);
-    if (!json) {
-        printf(" of %s\n", path);
-    }
+           (long long)questions, path);
 }
 
 static enum status answer(struct session *session, struct model *model, struct choices *choices,
@@ -72,9 +85,12 @@ static enum status answer(struct session *session, struct model *model, struct c
     const struct config *config = &session->config;
     const int64_t context = config->train.sequence_length;
     struct choices_result result;
-    TRY(comm_agree(&session->world,
-                   choices_read(choices, request->choices, config->model.vocab_size, context),
-                   NULL));
+    char tokenizer[STATE_TOKENIZER_BYTES];
+    TRY(state_tokenizer(&session->world, path, config->model.vocab_size, tokenizer));
+    TRY(comm_agree(
+        &session->world,
+        choices_read(choices, request->choices, tokenizer, config->model.vocab_size, context),
+        NULL));
     TRY(comm_agree(&session->world,
                    model_init(model, config, &session->mesh, session->device, 1, context, false),
                    NULL));

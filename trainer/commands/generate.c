@@ -134,14 +134,14 @@ static enum status encode(struct sample_sequence *sequence, const struct request
 }
 
 static enum status read_prompts(struct prompts *prompts, const struct request *request,
-                                int64_t vocab)
+                                int64_t vocab, const char *tokenizer)
 {
-    if (request->tokens == NULL && vocab < TOKENIZER_BYTES_VOCAB) {
+    if (request->tokens == NULL && !tokenizer_is_bytes(tokenizer, vocab)) {
         return status_fail(
             STATUS_USAGE,
-            "generate: --prompt needs the bytes tokenizer (vocabulary of %d, this model has "
-            "%lld): use --tokens",
-            TOKENIZER_BYTES_VOCAB, (long long)vocab);
+            "generate: text needs the bytes tokenizer (vocabulary of %d); this model has %lld ids "
+            "of tokenizer '%s': use --tokens",
+            TOKENIZER_BYTES_VOCAB, (long long)vocab, tokenizer);
     }
     TRY(collect(prompts, request));
     for (int64_t i = 0; i < prompts->count; i++) {
@@ -186,8 +186,10 @@ static enum status generate(struct session *session, struct model *model, const 
 {
     const struct config *config = &session->config;
     const int64_t context = config->train.sequence_length;
-    TRY(comm_agree(&session->world, read_prompts(prompts, request, config->model.vocab_size),
-                   NULL));
+    char tokenizer[STATE_TOKENIZER_BYTES];
+    TRY(state_tokenizer(&session->world, path, config->model.vocab_size, tokenizer));
+    TRY(comm_agree(&session->world,
+                   read_prompts(prompts, request, config->model.vocab_size, tokenizer), NULL));
     const int64_t most = prompts->count > context ? prompts->count : context;
     TRY(comm_agree(&session->world,
                    model_init(model, config, &session->mesh, session->device, 1, most, false),

@@ -87,8 +87,8 @@ struct model {
     struct model_result result;
 };
 
-/* Collective. batch x sequence is the largest micro-batch. Errors: STATUS_RESOURCE, STATUS_USAGE.
- */
+/* Local: what ranks must agree on is left to the caller. batch x sequence is the largest
+ * micro-batch. Errors: STATUS_RESOURCE. */
 enum status model_init(struct model *model, const struct config *config, const struct mesh *mesh,
                        struct device *device, int64_t batch, int64_t sequence, bool training)
     __attribute__((warn_unused_result));

@@ -75,6 +75,9 @@ void moe_scratch_layout(struct moe *moe, struct arena *arena)
     scratch->hidden = arena_alloc(arena, inner);
     scratch->dhidden = arena_alloc(arena, inner);
     scratch->buffer = arena_alloc(arena, (received + slots) * row);
+    scratch->ranked = moe->config->router.capacity_factor > 0
+                          ? arena_alloc(arena, slots * sizeof *scratch->ranked)
+                          : NULL;
 }
 
 /* bench: every expert gets the same number of slots, with equal weights. */
@@ -91,12 +94,13 @@ static void force_balance(struct moe_state *state, struct router_shape shape)
 }
 
 /* Slots beyond the capacity of an expert, or of V2's group of experts, are dropped. */
-static int64_t drop(const struct moe *moe, struct moe_state *state, struct router_shape shape)
+static int64_t drop(struct moe *moe, struct moe_state *state, struct router_shape shape)
 {
     const int64_t slots = shape.tokens * shape.top_k, groups = moe->arch->capacity_groups;
     const double fair = (double)slots / (double)groups;
-    return expert_drop(state->routed, state->weight, shape.tokens, shape.top_k, shape.experts,
-                       groups, (int64_t)ceil(moe->config->router.capacity_factor * fair));
+    return expert_drop(state->routed, moe->scratch.ranked, state->weight, shape.tokens, shape.top_k,
+                       shape.experts, groups,
+                       (int64_t)ceil(moe->config->router.capacity_factor * fair));
 }
 
 static void route(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,

@@ -27,14 +27,15 @@ struct moe_state {
 
 /* Buffers that live within one call, shared by all blocks. */
 struct moe_scratch {
-    float *dlogits; /* [N,E] */
-    float *dweight; /* [N,K] */
-    int32_t *token; /* [S] token of each sent row */
-    void *send;     /* [S,C] act */
-    void *rows;     /* [R,C] act */
-    void *hidden;   /* [R,F] act */
-    void *dhidden;  /* [R,F] act */
-    void *buffer;   /* [R+S,C] act: exchange */
+    float *dlogits;               /* [N,E] */
+    float *dweight;               /* [N,K] */
+    int32_t *token;               /* [S] token of each sent row */
+    void *send;                   /* [S,C] act */
+    void *rows;                   /* [R,C] act */
+    void *hidden;                 /* [R,F] act */
+    void *dhidden;                /* [R,F] act */
+    void *buffer;                 /* [R+S,C] act: exchange */
+    struct expert_ranked *ranked; /* [S] where capacity drops slots, else NULL */
 };
 
 /* Everything a layer needs that does not change from call to call. */
