@@ -216,8 +216,7 @@ static enum status load_masters(const struct model *model, const struct slices *
     enum status status = weights_open(&weights, path);
     status = status == STATUS_OK ? check_prediction(model, &weights) : status;
     for (int64_t i = 0; i < slices->count && status == STATUS_OK; i++) {
-        status =
-            weights_load(&weights, &slices->slice[i], model->config->checkpoint.resize_vocab);
+        status = weights_load(&weights, &slices->slice[i], model->config->checkpoint.resize_vocab);
     }
     weights_close(&weights);
     return status;

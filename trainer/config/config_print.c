@@ -55,6 +55,23 @@ void config_print(const struct config *config, FILE *out)
     }
 }
 
+void config_differences(const struct config *from, const struct config *to, const char *section,
+                        char *out, size_t bytes)
+{
+    out[0] = '\0';
+    for (int i = 0; i < config_field_count; i++) {
+        const struct field *field = &config_fields[i];
+        char before[CONFIG_SHOWN_BYTES], after[CONFIG_SHOWN_BYTES];
+        config_show(from, field, before, sizeof before);
+        config_show(to, field, after, sizeof after);
+        const size_t used = strlen(out);
+        if (strncmp(field->key, section, strlen(section)) == 0 && strcmp(before, after) != 0) {
+            snprintf(out + used, bytes - used, "%s%s %s -> %s", used > 0 ? ", " : "", field->key,
+                     before, after);
+        }
+    }
+}
+
 static void type_text(const struct field *field, char *out, size_t bytes)
 {
     if (field->kind != FIELD_ENUM) {
