@@ -18,7 +18,7 @@ expect_same "$(cat "$work/a")" "$(cat "$work/b")" "loss of the weights taken ove
 expect_same "$(metric "$work/second" step)" 1 "steps start from 1"
 
 expect_rc 0 train_on 1 1 "$work/other" run.steps=1 checkpoint.init_from="$work/first" model.rope_theta=77
-expect_text "other than there: model.rope_theta 10000 -> 77"
+expect_text "other than there: model.rope_theta 1e+04 -> 77"
 expect_error 65 "set model.num_nextn_predict_layers: 0" train_on 1 1 "$work/deeper" run.steps=1 \
     checkpoint.init_from="$work/plain" model.num_nextn_predict_layers=1
 
