@@ -259,7 +259,7 @@ static enum status drop_work(const struct save *save, enum status failure)
         const enum status ignored = io_remove_tree(save->work);
         (void)ignored;
     }
-    return status_fail(failure, "%s", message);
+    return status_lines(failure, message);
 }
 
 /* keep 0: one checkpoint beside no others. */

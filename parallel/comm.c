@@ -110,5 +110,5 @@ enum status comm_agree(struct comm *comm, enum status status, int *where)
     if (where != NULL) {
         *where = rank;
     }
-    return status_fail((enum status)worst[0], "%s", message);
+    return status_lines((enum status)worst[0], message);
 }

@@ -10,7 +10,7 @@
 #ifndef TRAINER_OPTIMIZER_H
 #define TRAINER_OPTIMIZER_H
 
-#include "trainer/model.h"
+#include "trainer/model/model.h"
 
 /* Local, before any model is made: the whole model's table of names is enough. Errors: STATUS_USAGE
  * for a pattern of optimizer.freeze that matches nothing; STATUS_RESOURCE. */

@@ -9,7 +9,7 @@
 #include "checkpoints/checkpoint.h"
 #include "kernels/base/io.h"
 #include "parallel/cores.h"
-#include "trainer/architecture.h"
+#include "trainer/model/architecture.h"
 
 enum { MAX_CORES = 1024, MAX_PATH = 4096 };
 
@@ -42,13 +42,14 @@ enum status session_saved_config(struct config *config, const char *path)
                            path);
     }
     forget_hf_config(text);
+    config->stored = true;
     const enum status status = config_parse(config, path, text, strlen(text));
     free(text);
     return status;
 }
 
-static enum status load_config(struct config *config, const char *path, char *const *overrides,
-                               int count)
+enum status session_read_config(struct config *config, const char *path, char *const *overrides,
+                                int count)
 {
     char file[MAX_PATH];
     snprintf(file, sizeof file, "%s/manifest.json", path);
@@ -96,7 +97,8 @@ enum status session_open(struct session *session, enum session_use use, const ch
         [CONFIG_COMM_AUTO] = "auto", [CONFIG_COMM_SELF] = "self", [CONFIG_COMM_MPI] = "mpi"};
     *session = (struct session){0};
     config_init(&session->config);
-    const enum status loaded = load_config(&session->config, path, overrides, count);
+    session->config.stored = use == SESSION_USE;
+    const enum status loaded = session_read_config(&session->config, path, overrides, count);
     TRY(comm_open(&session->world, loaded == STATUS_OK ? kinds[session->config.run.comm] : "auto"));
     TRY(comm_agree(&session->world, loaded, NULL));
     if (use == SESSION_USE) {

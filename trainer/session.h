@@ -4,7 +4,7 @@
 
 #include "kernels/device.h"
 #include "parallel/mesh.h"
-#include "trainer/config.h"
+#include "trainer/config/config.h"
 
 /* Training keeps the layout of the config. Using a trained model gives the same results with any
  * layout, so parallel.ep, unless overridden, shrinks to what the ranks at hand allow. */
@@ -23,6 +23,9 @@ struct session {
  * be closed either way. */
 enum status session_open(struct session *session, enum session_use use, const char *path,
                          char *const *overrides, int count) __attribute__((warn_unused_result));
+/* Local. The same config without a session. */
+enum status session_read_config(struct config *config, const char *path, char *const *overrides,
+                                int count) __attribute__((warn_unused_result));
 /* Local. The config that the checkpoint in folder `path` was saved with. */
 enum status session_saved_config(struct config *config, const char *path)
     __attribute__((warn_unused_result));

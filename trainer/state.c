@@ -10,8 +10,8 @@
 
 #include "data/tokenizer.h"
 #include "kernels/base/io.h"
+#include "trainer/exchange/weights.h"
 #include "trainer/optimizer.h"
-#include "trainer/weights.h"
 
 enum { NAME_BYTES = 128, KINDS = 5, MAX_PATH = 4096 };
 
@@ -195,13 +195,28 @@ static enum status load_kind(struct model *model, const char *path, enum kind ki
     return status;
 }
 
+/* Published and transformers' checkpoints may lack what a config.json promises. */
+static enum status check_prediction(const struct model *model, const struct weights *weights)
+{
+    char name[NAME_BYTES];
+    snprintf(name, sizeof name, "model.layers.%lld.eh_proj.weight", (long long)model->arch.layers);
+    return model->arch.mtp_depth == 0 || weights_find(weights, name) != NULL
+               ? STATUS_OK
+               : status_fail(STATUS_MISMATCH,
+                             "%s: holds no multi-token prediction (%s): set "
+                             "model.num_nextn_predict_layers: 0",
+                             weights->path, name);
+}
+
 /* Into the f32 masters, whatever dtype the checkpoint has them in. */
-static enum status load_masters(const struct slices *slices, const char *path, bool resize_vocab)
+static enum status load_masters(const struct model *model, const struct slices *slices,
+                                const char *path)
 {
     struct weights weights;
     enum status status = weights_open(&weights, path);
+    status = status == STATUS_OK ? check_prediction(model, &weights) : status;
     for (int64_t i = 0; i < slices->count && status == STATUS_OK; i++) {
-        status = weights_load(&weights, &slices->slice[i], resize_vocab);
+        status = weights_load(&weights, &slices->slice[i], model->config->checkpoint.resize_vocab);
     }
     weights_close(&weights);
     return status;
@@ -214,8 +229,7 @@ enum status state_load_weights(struct model *model, const char *path)
     TRY(comm_agree(world, slices_init(&slices, model), NULL));
     add_kind(&slices, model, KIND_MASTER, "");
     add_biases(&slices, model);
-    const enum status status = comm_agree(
-        world, load_masters(&slices, path, model->config->checkpoint.resize_vocab), NULL);
+    const enum status status = comm_agree(world, load_masters(model, &slices, path), NULL);
     slices_free(&slices);
     TRY(status);
     model_publish(model);

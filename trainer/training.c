@@ -86,12 +86,35 @@ static enum status resume(struct training *t)
     }
 }
 
+/* The same shapes may be meant with other maths: what the weights were made with is told. */
+static void tell_differences(const char *from, const struct config *to)
+{
+    struct config *saved = malloc(sizeof *saved);
+    char list[2048] = "";
+    if (saved == NULL) {
+        return; /* a note less */
+    }
+    config_init(saved);
+    saved->stored = true;
+    if (session_read_config(saved, from, NULL, 0) == STATUS_OK) {
+        config_differences(saved, to, "model.", list, sizeof list);
+    }
+    if (list[0] != '\0') {
+        printf("weights from %s; other than there: %s\n", from, list);
+    }
+    config_free(saved);
+    free(saved);
+}
+
 static enum status start_weights(struct training *t)
 {
     model_initialize(&t->model);
     TRY(resume(t));
     if (t->at.step == 0 && t->config->checkpoint.init_from != NULL) {
         TRY(state_load_newest(&t->model, t->config->checkpoint.init_from, false));
+        if (main_rank(t)) {
+            tell_differences(t->config->checkpoint.init_from, t->config);
+        }
     }
     if (t->at.step == 0) {
         optimizer_start_average(&t->model);

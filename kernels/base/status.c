@@ -2,9 +2,17 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 /* Like errno: per thread, written by status_fail only. */
 static _Thread_local char message[2048];
+
+void status_clean(char *text)
+{
+    for (; *text != '\0'; text++) {
+        *text = (unsigned char)*text < ' ' || *text == '\x7f' ? '?' : *text;
+    }
+}
 
 enum status status_fail(enum status status, const char *format, ...)
 {
@@ -13,7 +21,15 @@ enum status status_fail(enum status status, const char *format, ...)
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    snprintf(message, sizeof message, "%s", text);
+    status_clean(text);
+    return status_lines(status, text);
+}
+
+enum status status_lines(enum status status, const char *lines)
+{
+    char text[sizeof message]; /* it may be `message` */
+    snprintf(text, sizeof text, "%s", lines);
+    memcpy(message, text, sizeof message);
     return status;
 }
 

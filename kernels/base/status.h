@@ -31,9 +31,14 @@ enum status {
         }                                                                                          \
     } while (0)
 
-/* Records a one-line message for this thread (printf style, no newline) and returns `status`. */
+/* Records a one-line message for this thread (printf style) and returns `status`. Control
+ * characters, which a name out of a foreign file may hold, become '?'. */
 enum status status_fail(enum status status, const char *format, ...)
     __attribute__((format(printf, 2, 3), warn_unused_result));
+/* The same for a message that is clean already: several lines, or one passed on. */
+enum status status_lines(enum status status, const char *lines) __attribute__((warn_unused_result));
+/* Control characters become '?', newlines too. */
+void status_clean(char *text);
 
 /* The last message recorded by this thread; "" when none. Valid until the next status_fail. */
 const char *status_message(void);

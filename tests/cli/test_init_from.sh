@@ -7,6 +7,7 @@ make_data
 make_config deepseek_v3
 
 expect_rc 0 train_on 2 2 "$work/first" run.steps=5 router.bias_update_speed=0.01
+expect_rc 0 train_on 1 1 "$work/plain" run.steps=1 model.num_nextn_predict_layers=0
 expect_rc 0 train_on 1 1 "$work/second" run.steps=1 checkpoint.init_from="$work/first" router.bias_update_speed=0 \
     optimizer.lr=0
 expect_rc 0 "$binary" eval "$work/first" --data "$work/valid.h5" --json
@@ -15,6 +16,11 @@ expect_rc 0 "$binary" eval "$work/second" --data "$work/valid.h5" --json
 sed -n 's/.*"loss_hex":"\([^"]*\).*/\1/p' "$out" >"$work/b"
 expect_same "$(cat "$work/a")" "$(cat "$work/b")" "loss of the weights taken over, router biases included"
 expect_same "$(metric "$work/second" step)" 1 "steps start from 1"
+
+expect_rc 0 train_on 1 1 "$work/other" run.steps=1 checkpoint.init_from="$work/first" model.rope_theta=77
+expect_text "other than there: model.rope_theta 1e+04 -> 77"
+expect_error 65 "set model.num_nextn_predict_layers: 0" train_on 1 1 "$work/deeper" run.steps=1 \
+    checkpoint.init_from="$work/plain" model.num_nextn_predict_layers=1
 
 echo "another vocabulary"
 grown=$((257 + 70))
