@@ -109,6 +109,8 @@ void mbarrier_check_async(uint64_t *bar, struct emu_at at);
 void tma_begin();
 bool tma_step(); /* advances copies in flight; false: there are none */
 void tma_end(struct emu_at kernel);
+/* The load in flight that writes this shared address, or NULL. */
+const struct emu_at *tma_load_at(uint32_t address);
 
 /* cp_async.cpp */
 void cp_async_begin();
@@ -117,6 +119,8 @@ void cp_async_end(struct emu_at kernel);
 /* wgmma.cpp */
 void wgmma_begin();
 void wgmma_end(struct emu_at kernel);
+/* A wgmma in flight that reads from this shared range, or NULL. */
+const struct emu_at *wgmma_reading(uint32_t address, uint32_t bytes);
 
 /* device.cpp */
 size_t device_shared_allowed(const void *kernel);

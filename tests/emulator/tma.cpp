@@ -203,6 +203,16 @@ bool tma_step()
     return any;
 }
 
+const struct emu_at *tma_load_at(uint32_t address)
+{
+    for (int i = 0; i < copy_count && !RACE_CHECKED; i++) { /* it says more */
+        uint32_t first = (uint32_t)(copies[i].shared - emu_shared);
+        if (!copies[i].store && address >= first && address < first + box_bytes(&copies[i].map))
+            return &copies[i].at;
+    }
+    return nullptr;
+}
+
 /* ---- issue ---- */
 
 static struct copy *copy_new(bool store, void *shared, const struct tensor_map *map, int x, int y,
@@ -261,6 +271,10 @@ static void load_issue(void *shared, const struct tensor_map *map, uint64_t *bar
 {
     mbarrier_check_async(bar, at);
     struct copy *c = copy_new(false, shared, map, x, y, what, at);
+    const struct emu_at *reader = wgmma_reading((uint32_t)(c->shared - emu_shared), box_bytes(map));
+    if (reader)
+        emu_fail(at, "%s overwrites an operand of the wgmma at %s:%d, which is in flight", what,
+                 reader->file, reader->line);
     c->bar = bar;
     fill_bytes(shared, 0xff, box_bytes(map)); /* undefined until the barrier says so */
     if (RACE_CHECKED) {

@@ -299,6 +299,30 @@ static void race_reads()
 
 /* ---- issue ---- */
 
+static uint32_t operand_address(uint64_t desc)
+{
+    return (uint32_t)(desc & 0x3FFF) << 4;
+}
+
+const struct emu_at *wgmma_reading(uint32_t address, uint32_t bytes)
+{
+    for (int t = 0; t < block_threads() && !RACE_CHECKED; t += 32)
+        for (int i = 0; i < queues[t].count; i++) {
+            const struct op *o = &queues[t].ops[i];
+            if (operand_address(o->a) - address < bytes || operand_address(o->b) - address < bytes)
+                return &o->at;
+        }
+    return nullptr;
+}
+
+static void check_loaded(uint64_t desc, struct emu_at at)
+{
+    const struct emu_at *load = tma_load_at(operand_address(desc));
+    if (load)
+        emu_fail(at, "wgmma reads what the TMA load at %s:%d is still writing", load->file,
+                 load->line);
+}
+
 void emu_wgmma(float *d, int columns, bool fp8, bool a_mn_major, bool b_mn_major, uint64_t desc_a,
                uint64_t desc_b, bool accumulate, struct emu_at at)
 {
@@ -309,6 +333,10 @@ void emu_wgmma(float *d, int columns, bool fp8, bool a_mn_major, bool b_mn_major
         emu_fail(at, "wgmma: N = %d", columns);
     if (q->count == OPS_MAX)
         emu_fail(at, "more than %d wgmma of one thread in flight", OPS_MAX);
+    if (emu_lane() == 0) {
+        check_loaded(desc_a, at);
+        check_loaded(desc_b, at);
+    }
     int found = -1, unused = -1;
     for (int i = ACCUMULATORS_MAX - 1; i >= 0; i--) {
         if (q->accumulators[i].d == d)
