@@ -9,7 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { STREAMS_MAX = 256, POOL_CHUNK = 1 << 20, OTHERS_SECONDS = 120 };
+enum { STREAMS_MAX = 256, POOL_CHUNK = 1 << 20, OTHERS_SECONDS = 30 };
 
 struct stream_op {
     struct stream_op *next;
@@ -85,6 +85,7 @@ void pool_give(void *p, size_t bytes)
 static struct CUstream_st *stream_get(cudaStream_t stream)
 {
     streams[0].used = streams[0].blocking = true;
+    race_create(&streams[0].race_fiber); /* now: at its first operation it would know too much */
     if (!stream || stream == cudaStreamLegacy)
         return &streams[0];
     if (stream < streams || stream >= streams + STREAMS_MAX || !stream->used)
@@ -364,6 +365,7 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, i
         if (!streams[i].used) {
             streams[i].used = true;
             streams[i].number = i;
+            race_create(&streams[i].race_fiber);
             streams[i].blocking = !(flags & cudaStreamNonBlocking);
             *stream = &streams[i];
             return cudaSuccess;
