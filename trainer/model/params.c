@@ -215,7 +215,7 @@ static void add_all(struct builder *b)
     params->mtp = count_dense(params, first_mtp);
     params->total = count_dense(params, 0) - params->mtp;
     params->active = params->total + moe_layers * arch->top_k * expert;
-    params->total += moe_layers * arch->experts * expert;
+    params->total += moe_layers * arch->experts * (expert + (arch->has_bias ? 1 : 0));
     params->mtp += arch->mtp_depth * arch->experts * expert;
 }
 
