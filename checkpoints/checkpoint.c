@@ -10,7 +10,7 @@
 
 #include "checkpoints/manifest.h"
 #include "checkpoints/shard.h"
-#include "kernels/base/io.h"
+#include "kernels/base/folder.h"
 
 enum { MAX_PATH = 4096, STEP_DIGITS = 8 };
 static const size_t MOST_STATE = (size_t)64 << 20;
@@ -22,6 +22,7 @@ struct save {
     int64_t step;
     char work[MAX_PATH];      /* root/.tmp-STEP-PID, where it is made */
     char place[MAX_PATH];     /* root/STEP, where it will be */
+    struct folder *alone;     /* borrowed: how it gets there when it is beside no others; or NULL */
     struct manifest own, all; /* this rank's part; rank 0's whole */
 };
 
@@ -42,25 +43,28 @@ static int64_t slices_bytes(const struct checkpoint_slice *slices, int64_t count
 }
 
 /* A full disk is better found before than in the middle of a save. */
-static enum status check_space(const char *root, int64_t bytes)
+static enum status check_space(const char *root, int64_t bytes, const char *elsewhere)
 {
     int64_t room = 0;
     TRY(io_free_bytes(root, &room));
     const int64_t needed = bytes + bytes / 5;
     return room >= needed
                ? STATUS_OK
-               : status_fail(
-                     STATUS_IO,
-                     "%s: a checkpoint needs %lld MiB, %lld MiB are free: free space or set "
-                     "another run.dir",
-                     root, (long long)(needed >> 20), (long long)(room >> 20));
+               : status_fail(STATUS_IO,
+                             "%s: a checkpoint needs %lld MiB, %lld MiB are free: free space or %s",
+                             root, (long long)(needed >> 20), (long long)(room >> 20), elsewhere);
 }
 
 static enum status begin(struct save *save, int64_t bytes)
 {
     char name[64];
+    if (save->alone != NULL) {
+        TRY(folder_begin(save->alone));
+        snprintf(save->work, sizeof save->work, "%s", save->alone->work);
+        return check_space(save->root, bytes, "name a folder elsewhere");
+    }
     TRY(io_make_dir(save->root));
-    TRY(check_space(save->root, bytes));
+    TRY(check_space(save->root, bytes, "set another run.dir"));
     snprintf(name, sizeof name, ".tmp-%0*lld-%ld", STEP_DIGITS, (long long)save->step,
              (long)getpid());
     TRY(join(save->work, save->root, name));
@@ -150,6 +154,9 @@ static enum status publish(struct save *save, const char *state)
     const enum status status = io_write_file(name, text, strlen(text));
     free(text);
     TRY(status);
+    if (save->alone != NULL) {
+        return folder_publish(save->alone);
+    }
     TRY(io_sync_dir(save->work));
     TRY(move_aside(save->place));
     TRY(io_rename(save->work, save->place));
@@ -255,7 +262,9 @@ static enum status drop_work(const struct save *save, enum status failure)
 {
     char message[2048];
     snprintf(message, sizeof message, "%s", status_message());
-    if (save->work[0] != '\0') {
+    if (save->alone != NULL) {
+        folder_drop(save->alone);
+    } else if (save->work[0] != '\0') {
         const enum status ignored = io_remove_tree(save->work);
         (void)ignored;
     }
@@ -284,17 +293,21 @@ static enum status run_save(struct save *save, const char *state,
     return comm_agree(comm, status, NULL);
 }
 
-/* place NULL: root/STEP. */
-static enum status save_as(struct comm *comm, const char *root, const char *place, int64_t step,
+/* alone NULL: root/STEP. */
+static enum status save_as(struct comm *comm, const char *root, struct folder *alone, int64_t step,
                            const char *state, const struct checkpoint_slice *slices, int64_t count,
                            int keep)
 {
     struct save *save = calloc(1, sizeof *save);
     TRY(comm_agree(comm, save != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory"),
                    NULL));
-    *save = (struct save){.comm = comm, .root = root, .step = step};
-    enum status status =
-        place == NULL ? step_path(save->place, root, step) : join(save->place, root, place);
+    *save = (struct save){.comm = comm, .root = root, .step = step, .alone = alone};
+    enum status status = STATUS_OK;
+    if (alone == NULL) {
+        status = step_path(save->place, root, step);
+    } else {
+        snprintf(save->place, sizeof save->place, "%s", alone->place);
+    }
     if (status == STATUS_OK) {
         status = run_save(save, state, slices, count, keep);
     }
@@ -317,27 +330,9 @@ enum status checkpoint_save(struct comm *comm, const char *root, int64_t step, c
 enum status checkpoint_write(struct comm *comm, const char *place, int64_t step, const char *state,
                              const struct checkpoint_slice *slices, int64_t slice_count)
 {
-    char root[MAX_PATH];
-    size_t length = strlen(place);
-    while (length > 1 && place[length - 1] == '/') {
-        length--;
-    }
-    size_t cut = length;
-    while (cut > 0 && place[cut - 1] != '/') {
-        cut--;
-    }
-    if (length == 0 || length >= sizeof root) {
-        return status_fail(STATUS_USAGE, "'%.100s' is not a folder name for a checkpoint", place);
-    }
-    char name[MAX_PATH];
-    snprintf(name, sizeof name, "%.*s", (int)(length - cut), place + cut);
-    snprintf(root, sizeof root, "%.*s", cut > 0 ? (int)cut : 1, cut > 0 ? place : ".");
-    TRY(comm_agree(comm,
-                   io_exists(place)
-                       ? status_fail(STATUS_USAGE, "%s: is there already: name a new folder", place)
-                       : STATUS_OK,
-                   NULL));
-    return save_as(comm, root, name, step, state, slices, slice_count, 0);
+    struct folder folder;
+    TRY(comm_agree(comm, folder_name(&folder, place), NULL));
+    return save_as(comm, folder.parent, &folder, step, state, slices, slice_count, 0);
 }
 
 /* Manifest whole and every file there with its size. */

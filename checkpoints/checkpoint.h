@@ -40,8 +40,8 @@ enum status checkpoint_save(struct comm *comm, const char *root, int64_t step, c
                             const struct checkpoint_options *options)
     __attribute__((warn_unused_result));
 
-/* Collective. The same to the folder `place` itself, which must not exist: a checkpoint beside no
- * others, as import writes. */
+/* Collective. The same to the folder `place` itself, which must be empty or not exist: a checkpoint
+ * beside no others, as import writes (kernels/base/folder.h). */
 enum status checkpoint_write(struct comm *comm, const char *place, int64_t step, const char *state,
                              const struct checkpoint_slice *slices, int64_t slice_count)
     __attribute__((warn_unused_result));

@@ -235,14 +235,6 @@ static bool due(int64_t step, int64_t every, int64_t last)
     return every > 0 && (step % every == 0 || step == last);
 }
 
-/* The largest signal number seen by any rank. */
-static int agreed_signal(struct training *t)
-{
-    int32_t signal = signals_caught();
-    comm_all_reduce(t->world, &signal, 1, DTYPE_I32, REDUCE_MAX);
-    return signal;
-}
-
 static enum status one_step(struct training *t)
 {
     const struct config *config = t->config;
@@ -284,7 +276,7 @@ static enum status loop(struct training *t)
     TRY(fault_arm(t->config->debug.fault));
     while (t->at.step < t->config->run.steps) {
         TRY(one_step(t));
-        const int signal = agreed_signal(t);
+        const int signal = signals_agreed(t->world);
         if (signal != 0) {
             TRY(save(t, true));
             if (main_rank(t)) {

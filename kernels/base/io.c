@@ -372,11 +372,25 @@ enum status io_write_file(const char *path, const void *data, size_t bytes)
     return status == STATUS_OK ? io_rename(beside, path) : status;
 }
 
+/* Whether the file still has its name: a holder before may have removed it. */
+static bool is_named(const struct io_file *file)
+{
+    struct stat open_one, named;
+    return fstat(file->fd, &open_one) == 0 && stat(file->path, &named) == 0 &&
+           open_one.st_ino == named.st_ino && open_one.st_dev == named.st_dev;
+}
+
 enum status io_lock(struct io_file *lock, const char *path)
 {
     char text[512] = "", host[256] = "";
     TRY(open_file(lock, path, O_RDWR | O_CREAT, "open the lock"));
-    if (flock(lock->fd, LOCK_EX | LOCK_NB) != 0) {
+    bool taken = flock(lock->fd, LOCK_EX | LOCK_NB) == 0;
+    while (taken && !is_named(lock)) {
+        io_unlock(lock);
+        TRY(open_file(lock, path, O_RDWR | O_CREAT, "open the lock"));
+        taken = flock(lock->fd, LOCK_EX | LOCK_NB) == 0;
+    }
+    if (!taken) {
         const ssize_t got = pread(lock->fd, text, sizeof text - 1, 0);
         text[got > 0 ? got : 0] = '\0';
         io_unlock(lock);

@@ -239,6 +239,11 @@ expect_error 74 "nowhere: no such folder" "$binary" import nowhere c
 expect_error 64 "is there already" "$binary" import mixtral-F32 c-json
 expect_error 64 "did you mean" "$binary" import mixtral-F32 c train.micro_bach=2
 expect_error 64 "is there already" "$binary" export c-json e-json
+expect_error 64 "is there already" "$binary" import nowhere c-json/ # before anything is read
+expect_error 64 "'' is no name" "$binary" import mixtral-F32 ""
+expect_error 64 "'' is no name" "$binary" export c-json ""
+expect_rc 0 "$binary" export c-json slash//
+same mixtral-F32 slash
 expect_error 74 "nowhere: no checkpoint" "$binary" export nowhere x
 expect_error 65 "empty: no checkpoint" "$binary" export empty x
 expect_error 64 "--dtype 'f8' is not" "$binary" export c-json x --dtype f8
@@ -254,6 +259,38 @@ expect_error 65 "damaged in block" "$binary" export c-torn x
 rm -rf x && mkdir x
 expect_rc 0 "$binary" export c-json x # an empty folder is as good as none
 same mixtral-F32 x
+
+echo "a signal leaves nothing"
+python3 - "$binary" <<'PY' || fail "an import stopped by a signal"
+import json, os, signal, struct, subprocess, sys, time
+# Holes read as zeros: much to import, little on disk.
+rows, big = 4000000, ("model.embed_tokens.weight", "lm_head.weight")
+text = open("mixtral-F32/model.safetensors", "rb").read()
+size = struct.unpack("<Q", text[:8])[0]
+tensors, at = json.loads(text[8:8 + size]), 0
+tensors.pop("__metadata__", None)
+for name, t in tensors.items():
+    t["shape"][0] = rows if name in big else t["shape"][0]
+    count = t["shape"][0] * t["shape"][-1] if len(t["shape"]) > 1 else t["shape"][0]
+    t["data_offsets"], at = [at, at + 4 * count], at + 4 * count
+os.makedirs("hole")
+head = json.dumps(tensors).encode()
+with open("hole/model.safetensors", "wb") as f:
+    f.write(struct.pack("<Q", len(head)) + head)
+    f.truncate(8 + len(head) + at)
+config = json.load(open("mixtral-F32/config.json"))
+json.dump({**config, "vocab_size": rows}, open("hole/config.json", "w"))
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+    p = subprocess.Popen([sys.argv[1], "import", "hole", "c-hole"], stderr=subprocess.DEVNULL)
+    while not os.path.exists(".tmp-c-hole/shard-00000.h5"):
+        time.sleep(0.01)
+    p.send_signal(number)
+    code = p.wait()
+    assert code == (-9 if number == 9 else 128 + number), code
+    assert os.path.exists(".tmp-c-hole") == (number == 9), number
+PY
+expect_rc 0 "$binary" import mixtral-F32 c-hole # what the killed one left goes
+expect_same "$(find . -maxdepth 1 -name '.tmp*' | wc -l)" 0 "folders left by a killed import"
 
 if [ "$full" = 1 ]; then
     echo "memory stays bounded"

@@ -1,9 +1,11 @@
 #include "trainer/exchange/import.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
+#include "trainer/signals.h"
 
 static void say(const char *line)
 {
@@ -78,7 +80,9 @@ enum status command_import(int argc, char **argv)
     import.overrides = options.overrides;
     import.override_count = options.override_count;
     TRY(comm_open(&world, "auto"));
+    signals_install();
     enum status status = import_run(&world, &import, &figures, say);
+    const int signal = status == STATUS_PREEMPTED ? signals_agreed(&world) : 0;
     const bool speaks = world.rank == 0;
     if (status == STATUS_OK && speaks) {
         print(&import, &figures, json);
@@ -87,5 +91,8 @@ enum status command_import(int argc, char **argv)
         fprintf(stderr, "switchyard: %s\n", status_message());
     }
     comm_close(&world);
+    if (signal != 0) {
+        exit(128 + signal);
+    }
     return status == STATUS_OK ? STATUS_OK : status_fail(status, "%s", "");
 }

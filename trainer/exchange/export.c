@@ -5,13 +5,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "checkpoints/safetensors.h"
+#include "kernels/base/folder.h"
 #include "kernels/base/small_float.h"
 #include "trainer/exchange/huggingface.h"
 #include "trainer/exchange/weights.h"
 #include "trainer/session.h"
+#include "trainer/signals.h"
 #include "trainer/state.h"
 #include "trainer/step.h"
 
@@ -30,7 +31,8 @@ struct output {
 /* One export on its way. */
 struct exporter {
     const struct export_options *options;
-    char path[MAX_PATH], work[MAX_PATH];
+    char path[MAX_PATH];
+    struct folder folder; /* rank 0: what is written */
     struct config config;
     json_t *before; /* config.json of an import, owned; or NULL */
     struct weights weights;
@@ -167,6 +169,7 @@ static enum status give(void *context, int64_t index, int64_t first, void *data,
     const struct output *output = &export->output[index];
     const int64_t width = (int64_t)dtype_bytes(export->tensor[index].dtype);
     const int64_t from = first / width, count = (int64_t)bytes / width;
+    TRY(signals_check());
     if (output->kind == OUTPUT_COPY) {
         return checkpoint_read(export->weights.reader, output->stored, from, count, data);
     }
@@ -377,42 +380,15 @@ static enum status open_checkpoint(struct exporter *export)
 
 /* --- the folder --- */
 
-/* What is there already stays: the folder must be new, or empty. */
-static enum status begin(struct exporter *export)
-{
-    const char *to = export->options->to;
-    if (io_exists(to) && rmdir(to) != 0) {
-        return status_fail(STATUS_USAGE, "%s: is there already: name a new folder", to);
-    }
-    if (snprintf(export->work, sizeof export->work, "%s.tmp-%ld", to, (long)getpid()) >= MAX_PATH) {
-        return status_fail(STATUS_IO, "path too long: %s", to);
-    }
-    TRY(io_remove_tree(export->work));
-    return io_make_dir(export->work);
-}
-
-static enum status finish(const struct exporter *export)
+static enum status finish(struct exporter *export)
 {
     char name[MAX_PATH + 32], *text = NULL;
     TRY(hf_config_text(&export->config, export->dtype, export->fp8, export->before, &text));
-    snprintf(name, sizeof name, "%s/config.json", export->work);
+    snprintf(name, sizeof name, "%s/config.json", export->folder.work);
     const enum status status = io_write_file(name, text, strlen(text));
     free(text);
     TRY(status);
-    TRY(io_sync_dir(export->work));
-    return io_rename(export->work, export->options->to);
-}
-
-/* After a failure; keeps its message. */
-static enum status drop_work(const struct exporter *export, enum status failure)
-{
-    char why[2048];
-    snprintf(why, sizeof why, "%s", status_message());
-    if (export->work[0] != '\0') {
-        const enum status ignored = io_remove_tree(export->work);
-        (void)ignored;
-    }
-    return status_fail(failure, "%s", why);
+    return folder_publish(&export->folder);
 }
 
 static enum status write_all(struct exporter *export, struct comm *world,
@@ -420,10 +396,11 @@ static enum status write_all(struct exporter *export, struct comm *world,
 {
     struct safetensors_figures written = {0};
     const bool main_rank = world->rank == 0;
-    enum status status = comm_agree(world, main_rank ? begin(export) : STATUS_OK, NULL);
+    enum status status =
+        comm_agree(world, main_rank ? folder_begin(&export->folder) : STATUS_OK, NULL);
     if (status == STATUS_OK) {
-        comm_broadcast(world, export->work, sizeof export->work, 0);
-        status = safetensors_save(world, export->work, export->tensor, export->count,
+        comm_broadcast(world, export->folder.work, sizeof export->folder.work, 0);
+        status = safetensors_save(world, export->folder.work, export->tensor, export->count,
                                   export->options->shard_bytes, give, export, &written);
     }
     if (status == STATUS_OK) {
@@ -432,7 +409,8 @@ static enum status write_all(struct exporter *export, struct comm *world,
     figures->tensors = export->count;
     figures->shards = written.shards;
     figures->bytes = written.bytes;
-    return status != STATUS_OK && main_rank ? drop_work(export, status) : status;
+    folder_drop(&export->folder);
+    return status;
 }
 
 static void close_export(struct exporter *export)
@@ -455,7 +433,8 @@ static enum status export_checkpoint(struct comm *world, const struct export_opt
     export->strip_of = -1;
     snprintf(export->path, sizeof export->path, "%s", path);
     config_init(&export->config);
-    enum status status = comm_agree(world, open_checkpoint(export), NULL);
+    enum status status = comm_agree(world, folder_name(&export->folder, options->to), NULL);
+    status = status == STATUS_OK ? comm_agree(world, open_checkpoint(export), NULL) : status;
     status = status == STATUS_OK ? write_all(export, world, figures) : status;
     close_export(export);
     free(export);

@@ -4,9 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/base/folder.h"
 #include "kernels/base/rng.h"
 #include "kernels/base/small_float.h"
 #include "trainer/exchange/import_plan.h"
+#include "trainer/signals.h"
 #include "trainer/step.h"
 
 enum { MAX_PATH = 4096 };
@@ -158,6 +160,7 @@ static enum status read_part(const struct checkpoint_slice *slice, int64_t offse
                              size_t bytes)
 {
     struct part *part = slice->context;
+    TRY(signals_check());
     if (part->kind != PART_BYTES) {
         TRY(make(part, offset, to, bytes));
     } else {
@@ -396,6 +399,8 @@ static enum status open_source(struct import_plan *plan)
 
 static enum status make_plan(struct import_plan *plan)
 {
+    struct folder folder;
+    TRY(folder_name(&folder, plan->options->to));
     TRY(load_json(plan));
     TRY(check_quantization(plan));
     TRY(open_source(plan));
