@@ -69,6 +69,12 @@ for name in mixtral-BF16 deepseek_v2-FP8 deepseek_v3-F32; do
     rm -rf again e-again
 done
 
+model make m mixtral FP8 float8=model.embed_tokens.weight
+expect_rc 0 "$binary" import m c-m
+expect_rc 0 "$binary" export c-m e-m
+same m e-m
+grep -q '"torch_dtype": "bfloat16"' e-m/config.json || fail "torch_dtype beside a float8 embedding"
+
 echo "multi-token prediction"
 for dtype in BF16 FP8; do
     model make mtp-$dtype deepseek_v3 $dtype mtp=1
@@ -181,6 +187,17 @@ expect_error 65 "upcycling starts from llama or mistral" "$binary" import mixtra
 expect_error 64 "model_type 'llama'" "$binary" import dense x
 expect_error 64 "belong to --upcycle" "$binary" import dense x --split 2
 expect_error 64 "--top-k" "$binary" import dense x --upcycle 2 --top-k 3
+expect_error 64 "--upcycle E from 1" "$binary" import dense x --upcycle 0
+expect_error 64 "--upcycle E from 1" "$binary" import dense x --upcycle -2
+for key in num_local_experts=8 num_experts_per_tok=1 intermediate_size=48 family=mixtral hf_config=dense; do
+    expect_error 64 "model.${key%=*}: --upcycle" "$binary" import dense x --upcycle 2 "model.$key"
+done
+grep -q "precision: fp32" <(sed 's/\\n/\n/g' up-1-1-1/state.json) || fail "precision of an upcycled f32 model"
+grep -q "precision: bf16" <(sed 's/\\n/\n/g' c-mixtral-BF16-1/state.json) || fail "precision of a bf16 model"
+model make m llama F16 big=model.layers.1.mlp.down_proj.weight
+expect_rc 0 "$binary" import m up-f16-1 --upcycle 2
+expect_error 65 "model.layers.1.mlp.down_proj.weight: times 4 (--split) is too large for f16" \
+    "$binary" import m x --upcycle 2 --split 4
 model make m llama F32 drop=model.layers.1.mlp.up_proj.weight
 expect_error 65 "1 tensors missing (model.layers.1.mlp.up_proj.weight)" "$binary" import m x --upcycle 4
 
@@ -204,6 +221,12 @@ bad "w1.weight is [48, 64], config.json asks for [96, 64]" mixtral F32 set=inter
 bad "is [64, 257], config.json asks for [257, 64]" mixtral F32 reshape=lm_head.weight
 bad "model.norm.weight: 3 of 64 values are NaN or infinite" mixtral F32 nan=model.norm.weight:3
 expect_error 65 "3 of 64 values are NaN or infinite" ranks 2 "$binary" import m c
+bad "model.layers.0.block_sparse_moe.experts.0.w1.weight is also in model.layers.0.mlp.experts.gate_up_proj" \
+    mixtral F32 add=model.layers.0.mlp.experts.gate_up_proj
+bad "model.layers.1.block_sparse_moe.gate.weight is also in model.layers.1.mlp.gate.weight" \
+    mixtral F32 add=model.layers.1.mlp.gate.weight
+bad "model.layers.1.mlp.experts.2.up_proj.weight is also in model.layers.1.mlp.experts.gate_up_proj" \
+    deepseek_v3 F32 fused add=model.layers.1.mlp.experts.2.up_proj.weight
 bad "lm_head.weight: 5 of 16448 values" mixtral BF16 nan=lm_head.weight:5
 bad "lm_head.weight: 2 of 16448 values" mixtral F16 nan=lm_head.weight:2
 bad "q_proj.weight: 1 of 4096 values" mixtral FP8 nan=model.layers.0.self_attn.q_proj.weight:1

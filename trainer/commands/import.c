@@ -24,13 +24,16 @@ static void print(const struct import_options *options, const struct import_figu
     }
 }
 
+enum { NOT_GIVEN = -1000000 };
+
 static enum status check(const struct import_options *options)
 {
-    if (options->upcycle == 0 && (options->top_k != 0 || options->split != 1)) {
+    if (options->upcycle == NOT_GIVEN && (options->top_k != 0 || options->split != 1)) {
         return status_fail(STATUS_USAGE, "import: --top-k and --split belong to --upcycle");
     }
-    if (options->upcycle < 0 || options->top_k < 0 || options->split < 1 ||
-        options->top_k > options->upcycle) {
+    if (options->upcycle != NOT_GIVEN &&
+        (options->upcycle < 1 || options->top_k < 0 || options->split < 1 ||
+         options->top_k > options->upcycle)) {
         return status_fail(STATUS_USAGE,
                            "import: --upcycle E from 1, --top-k K from 1 to E, --split S from 1");
     }
@@ -57,7 +60,7 @@ static const char about[] =
 
 enum status command_import(int argc, char **argv)
 {
-    struct import_options import = {.split = 1};
+    struct import_options import = {.upcycle = NOT_GIVEN, .split = 1};
     struct import_figures figures;
     struct option_result options;
     struct comm world;
@@ -74,6 +77,7 @@ enum status command_import(int argc, char **argv)
         return STATUS_OK;
     }
     TRY(check(&import));
+    import.upcycle = import.upcycle > 0 ? import.upcycle : 0;
     import.top_k = import.top_k > 0 ? import.top_k : import.upcycle < 2 ? import.upcycle : 2;
     import.from = options.words[0];
     import.to = options.words[1];

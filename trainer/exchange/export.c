@@ -318,6 +318,19 @@ static enum status add_copies(struct exporter *export, const struct hf_tensors *
     return STATUS_OK;
 }
 
+/* The first dtype that is neither float8 nor that of its scales speaks for all the rest. */
+static enum dtype other_dtype(const struct exporter *export)
+{
+    for (int64_t i = 0; i < export->count; i++) {
+        if (export->tensor[i].dtype == DTYPE_E4M3) {
+            i++; /* its scales follow */
+        } else {
+            return export->tensor[i].dtype;
+        }
+    }
+    return DTYPE_F32;
+}
+
 static enum status list_outputs(struct exporter *export)
 {
     struct hf_tensors tensors = {0};
@@ -334,9 +347,7 @@ static enum status list_outputs(struct exporter *export)
     }
     status = status == STATUS_OK ? add_copies(export, &tensors) : status;
     hf_tensors_free(&tensors);
-    if (status == STATUS_OK) { /* the embedding's dtype speaks for all that is not float8 */
-        export->dtype = export->tensor[0].dtype;
-    }
+    export->dtype = other_dtype(export);
     return status;
 }
 

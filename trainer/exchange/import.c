@@ -1,5 +1,6 @@
 #include "trainer/exchange/import.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,6 +56,13 @@ static enum status check_finite(struct part *part, int64_t offset, const void *d
     count_bad(part, offset, data, bytes);
     if (part->bad == 0 || offset + (int64_t)bytes < import_part_bytes(part)) {
         return STATUS_OK;
+    }
+    if (part->overflows) {
+        return status_fail(STATUS_DATA,
+                           "%s: tensor %s: times %g (--split) is too large for %s: convert the "
+                           "model to bf16 or f32 first",
+                           part->plan->options->from, part->from->name, (double)part->factor,
+                           part->dtype == DTYPE_F16 ? "f16" : dtype_name(part->dtype));
     }
     return status_fail(STATUS_DATA,
                        "%s: tensor %s: %lld of %lld values are NaN or infinite: a broken model",
@@ -119,7 +127,10 @@ static enum status make_columns(struct part *part, int64_t first, int64_t count,
                          (row * part->from->shape[1] + part->column + column) * width, to,
                          (size_t)(count * width)));
     for (int64_t i = 0; i < count && part->factor != 1.0F; i++) {
-        narrow(to + i * width, part->factor * widen(to + i * width, part->dtype), part->dtype);
+        const float before = widen(to + i * width, part->dtype);
+        narrow(to + i * width, part->factor * before, part->dtype);
+        part->overflows =
+            part->overflows || (isfinite(before) && !isfinite(widen(to + i * width, part->dtype)));
     }
     return STATUS_OK;
 }
@@ -301,28 +312,22 @@ static enum status parse_config(struct import_plan *plan, const char *text)
 /* The config that training and generating with these weights starts from. */
 static enum status resolve_config(struct import_plan *plan)
 {
-    char text[2 * MAX_PATH];
-    const json_t *longest = json_object_get(plan->json, "max_position_embeddings");
-    const json_t *new_dtype = json_object_get(plan->json, "dtype");
-    const char *dtype = json_string_value(
-        new_dtype != NULL ? new_dtype : json_object_get(plan->json, "torch_dtype"));
+    char text[2 * MAX_PATH] = "";
     json_t *path = json_string(plan->options->from);
     char *quoted = json_dumps(path, JSON_ENCODE_ANY);
     json_decref(path);
     if (quoted == NULL) {
         return status_fail(STATUS_USAGE, "%s: a folder's name must be UTF-8", plan->options->from);
     }
-    int used = snprintf(text, sizeof text, "model: {hf_config: %s}\ntrain:\n  precision: %s\n",
-                        quoted, dtype != NULL && strcmp(dtype, "float32") == 0 ? "fp32" : "bf16");
-    free(quoted);
-    if (json_integer_value(longest) > 0 &&
-        json_integer_value(longest) < plan->config.train.sequence_length) {
-        used += snprintf(text + used, sizeof text - (size_t)used, "  sequence_length: %lld\n",
-                         (long long)json_integer_value(longest));
+    FILE *out = strlen(quoted) < MAX_PATH ? fmemopen(text, sizeof text, "w") : NULL;
+    if (out != NULL) {
+        fprintf(out, "model: {hf_config: %s}\n", quoted);
+        import_plan_print_train(plan, out);
+        fclose(out);
     }
-    return (size_t)used < sizeof text
-               ? parse_config(plan, text)
-               : status_fail(STATUS_USAGE, "path too long: %s", plan->options->from);
+    free(quoted);
+    return out != NULL ? parse_config(plan, text)
+                       : status_fail(STATUS_USAGE, "path too long: %s", plan->options->from);
 }
 
 /* `format` takes the folder and the number. */

@@ -121,6 +121,20 @@ enum status import_plan_shape(const struct import_plan *plan, const struct safet
                        from->name, safetensors_dtype(from->dtype));
 }
 
+void import_plan_print_train(const struct import_plan *plan, FILE *out)
+{
+    const json_t *longest = json_object_get(plan->json, "max_position_embeddings"),
+                 *dtype = json_object_get(plan->json, "dtype");
+    const char *word =
+        json_string_value(dtype != NULL ? dtype : json_object_get(plan->json, "torch_dtype"));
+    fprintf(out, "train:\n  precision: %s\n",
+            word != NULL && strcmp(word, "float32") == 0 ? "fp32" : "bf16");
+    if (json_integer_value(longest) > 0 &&
+        json_integer_value(longest) < plan->config.train.sequence_length) {
+        fprintf(out, "  sequence_length: %lld\n", (long long)json_integer_value(longest));
+    }
+}
+
 /* --- published and fused names --- */
 
 /* The scales of a float8 weight lie under its own name with a suffix, stacked as the weight is. */
@@ -162,24 +176,29 @@ static enum status add_scales(struct import_plan *plan, const struct hf_tensor *
     return STATUS_OK;
 }
 
-/* Where `tensor` is: under its own name, or in a stack of experts. */
-static const struct safetensors_tensor *find(struct import_plan *plan,
-                                             const struct hf_tensor *tensor, struct hf_home *home)
+/* Where `tensor` is: under its own name, or in a stack of experts; never in both. NULL: nowhere. */
+static enum status find(struct import_plan *plan, const struct hf_tensor *tensor,
+                        struct hf_home *home, const struct safetensors_tensor **found)
 {
-    const struct safetensors_tensor *found = import_plan_use(plan, tensor->name);
-    *home = (struct hf_home){.expert = -1, .parts = 1};
-    if (found == NULL) {
-        *home = hf_fused_home(tensor->name);
-        found = home->exists ? import_plan_use(plan, home->name) : NULL;
+    const struct hf_home fused = hf_fused_home(tensor->name);
+    const struct safetensors_tensor *stack =
+        fused.exists ? import_plan_use(plan, fused.name) : NULL;
+    *found = import_plan_use(plan, tensor->name);
+    if (*found != NULL && stack != NULL) {
+        return status_fail(STATUS_DATA, "%s: tensor %s is also in %s: one of the two is wrong",
+                           plan->options->from, tensor->name, stack->name);
     }
-    return found;
+    *home = stack != NULL ? fused : *home;
+    *found = stack != NULL ? stack : *found;
+    return STATUS_OK;
 }
 
 static enum status add_tensor(struct import_plan *plan, const struct hf_tensor *tensor,
                               int64_t experts, struct name_list *missing)
 {
-    struct hf_home home;
-    const struct safetensors_tensor *found = find(plan, tensor, &home);
+    struct hf_home home = {.expert = -1, .parts = 1};
+    const struct safetensors_tensor *found = NULL;
+    TRY(find(plan, tensor, &home, &found));
     if (found == NULL) {
         name_list_add(missing, tensor->name, MOST_NAMES);
         return STATUS_OK;
