@@ -330,6 +330,18 @@ bool io_exists(const char *path)
     return stat(path, &info) == 0;
 }
 
+enum status io_check_regular(const char *path)
+{
+    struct stat info;
+    if (stat(path, &info) != 0) {
+        return failed(path, "look at");
+    }
+    return S_ISREG(info.st_mode)
+               ? STATUS_OK
+               : status_fail(STATUS_DATA, "%s: is %s, not a file", path,
+                             S_ISDIR(info.st_mode) ? "a folder" : "a pipe or a device");
+}
+
 enum status io_read_file(const char *path, char **data, size_t *bytes, size_t limit)
 {
     struct io_file file;

@@ -254,6 +254,12 @@ rm m/config.json
 expect_error 65 "no config.json" "$binary" import m c
 echo '{"model_type": "mixtral",' >m/config.json
 expect_error 65 "m/config.json: line" "$binary" import m c
+truncate -s 8388609 m/config.json
+expect_error 65 "8388609 bytes, more than the 8388608" "$binary" import m c
+python3 -c 'print("{\"a\":" + "[" * 50000 + "]" * 50000 + "}")' >m/config.json
+expect_error 65 "m/config.json: its JSON is nested deeper than 8" "$binary" import m c
+rm m/config.json && mkfifo m/config.json
+expect_error 65 "m/config.json: is a pipe or a device" timeout 10 "$binary" import m c
 mkdir empty
 expect_error 65 "no config.json" "$binary" import empty c
 

@@ -3,6 +3,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "checkpoints/json_text.h"
 #include "trainer/config/config_table.h"
 
 /* Where a config.json may name the type of its rotary embedding: published files say rope_scaling,
@@ -184,12 +185,11 @@ void config_apply_hf(struct config *config, const bool *given, struct config_err
 {
     char path[4096];
     struct stat info;
-    json_error_t problem;
+    json_t *json = NULL;
     const bool folder = stat(config->model.hf_config, &info) == 0 && S_ISDIR(info.st_mode);
     snprintf(path, sizeof path, "%s%s", config->model.hf_config, folder ? "/config.json" : "");
-    json_t *json = json_load_file(path, JSON_REJECT_DUPLICATES, &problem);
-    if (json == NULL) {
-        config_error(errors, "%s: line %d: %s", path, problem.line, problem.text);
+    if (json_text_read(&json, path, JSON_TEXT_CONFIG_BYTES) != STATUS_OK) {
+        config_error(errors, "%s", status_message());
         return;
     }
     if (take_family(config, given, json, path, errors)) {

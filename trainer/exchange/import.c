@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "checkpoints/json_text.h"
 #include "kernels/base/folder.h"
 #include "kernels/base/rng.h"
 #include "kernels/base/small_float.h"
@@ -254,7 +255,6 @@ static enum status write_checkpoint(struct import_plan *plan, struct comm *world
 static enum status load_json(struct import_plan *plan)
 {
     char path[MAX_PATH];
-    json_error_t problem;
     const char *from = plan->options->from;
     if (!io_exists(from)) {
         return status_fail(STATUS_IO, "%s: no such folder", from);
@@ -262,13 +262,9 @@ static enum status load_json(struct import_plan *plan)
     if (snprintf(path, sizeof path, "%s/config.json", from) >= MAX_PATH || !io_exists(path)) {
         return status_fail(STATUS_DATA, "%s: no config.json in it: not a model folder", from);
     }
-    plan->json = json_load_file(path, JSON_REJECT_DUPLICATES, &problem);
-    if (!json_is_object(plan->json)) {
-        return status_fail(STATUS_DATA, "%s: line %d: %s", path,
-                           plan->json == NULL ? problem.line : 1,
-                           plan->json == NULL ? problem.text : "not an object");
-    }
-    return STATUS_OK;
+    TRY(json_text_read(&plan->json, path, JSON_TEXT_CONFIG_BYTES));
+    return json_is_object(plan->json) ? STATUS_OK
+                                      : status_fail(STATUS_DATA, "%s: line 1: not an object", path);
 }
 
 /* Weights that were quantised otherwise than in blocks of float8 are not weights to us. */
