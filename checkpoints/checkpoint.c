@@ -358,30 +358,41 @@ static enum status look(const char *path, struct manifest *manifest)
     return STATUS_OK;
 }
 
-/* The first of steps[skip..] that looks whole, or -1. */
-static int64_t first_whole(const char *root, const int64_t *steps, int64_t count, int skip,
+/* The first of the steps before `before` that looks whole: its index, -1: none, -2: one was pruned
+ * meanwhile, so that the list is old. */
+static int64_t first_whole(const char *root, const int64_t *steps, int64_t count, int64_t before,
                            void (*warn)(void *, const char *), void *context)
 {
-    for (int64_t i = skip; i < count; i++) {
+    for (int64_t i = 0; i < count; i++) {
         char path[MAX_PATH];
         struct manifest manifest = {0};
+        if (steps[i] >= before) {
+            continue;
+        }
         enum status status = step_path(path, root, steps[i]);
         status = status == STATUS_OK ? look(path, &manifest) : status;
         manifest_free(&manifest);
         if (status == STATUS_OK) {
             return i;
         }
+        if (!io_exists(path)) {
+            return -2;
+        }
         warn(context, status_message());
     }
     return -1;
 }
 
-static enum status find_newest(const char *root, int skip, char path[MAX_PATH], int64_t *step,
+static enum status find_newest(const char *root, int64_t before, char path[MAX_PATH], int64_t *step,
                                void (*warn)(void *, const char *), void *context)
 {
-    int64_t *steps = NULL, count = 0;
-    TRY(list_steps(root, &steps, &count));
-    const int64_t at = first_whole(root, steps, count, skip, warn, context);
+    enum { TRIES = 100 };
+    int64_t *steps = NULL, count = 0, at = -2;
+    for (int i = 0; i < TRIES && at == -2; i++) {
+        free(steps);
+        TRY(list_steps(root, &steps, &count));
+        at = first_whole(root, steps, count, before, warn, context);
+    }
     enum status status = STATUS_OK;
     path[0] = '\0';
     if (at >= 0) {
@@ -398,14 +409,14 @@ static enum status find_newest(const char *root, int skip, char path[MAX_PATH], 
     return status;
 }
 
-enum status checkpoint_newest(struct comm *comm, const char *root, int skip, char **path,
+enum status checkpoint_newest(struct comm *comm, const char *root, int64_t before, char **path,
                               int64_t *step, void (*warn)(void *context, const char *message),
                               void *context)
 {
     char found[MAX_PATH] = "";
     *path = NULL;
     enum status status =
-        comm->rank == 0 ? find_newest(root, skip, found, step, warn, context) : STATUS_OK;
+        comm->rank == 0 ? find_newest(root, before, found, step, warn, context) : STATUS_OK;
     TRY(comm_agree(comm, status, NULL));
     comm_broadcast(comm, found, sizeof found, 0);
     comm_broadcast(comm, step, sizeof *step, 0);

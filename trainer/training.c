@@ -59,10 +59,9 @@ static enum status open_data(struct training *t)
  */
 static enum status resume(struct training *t)
 {
-    for (int skip = 0;; skip++) {
+    for (int64_t step = INT64_MAX;;) {
         char *path = NULL;
-        int64_t step = 0;
-        TRY(state_newest(t->world, t->checkpoints, skip, &path, &step));
+        TRY(state_newest(t->world, t->checkpoints, step, &path, &step));
         if (path == NULL) {
             return STATUS_OK;
         }

@@ -275,6 +275,8 @@ expect_rc 0 "$binary" export c-json slash//
 same mixtral-F32 slash
 expect_error 74 "nowhere: no checkpoint" "$binary" export nowhere x
 expect_error 65 "empty: no checkpoint" "$binary" export empty x
+expect_error 65 "import it first" "$binary" export mixtral-F32 x
+expect_error 65 "import it first" "$binary" generate mixtral-F32 --prompt a
 expect_error 64 "--dtype 'f8' is not" "$binary" export c-json x --dtype f8
 expect_error 64 "too few arguments" "$binary" export c-json
 touch file

@@ -452,39 +452,25 @@ static enum status export_checkpoint(struct comm *world, const struct export_opt
     return status;
 }
 
-/* The newest checkpoint of a run that can be read. */
-static enum status export_newest(struct comm *world, const struct export_options *options,
-                                 struct export_figures *figures)
+struct request {
+    struct comm *world;
+    const struct export_options *options;
+    struct export_figures *figures;
+};
+
+static enum status export_one(void *context, const char *checkpoint)
 {
-    char root[MAX_PATH];
-    snprintf(root, sizeof root, "%s/checkpoints", options->from);
-    for (int skip = 0;; skip++) {
-        char *found = NULL;
-        int64_t step = 0;
-        TRY(state_newest(world, root, skip, &found, &step));
-        if (found == NULL) {
-            return status_fail(io_exists(options->from) ? STATUS_DATA : STATUS_IO,
-                               "%s: no checkpoint here: name a run or a checkpoint folder",
-                               options->from);
-        }
-        const enum status status = export_checkpoint(world, options, found, figures);
-        free(found);
-        if (!state_try_older(world, status)) {
-            return status;
-        }
-    }
+    const struct request *request = context;
+    return export_checkpoint(request->world, request->options, checkpoint, request->figures);
 }
 
 enum status export_run(struct comm *world, const struct export_options *options,
                        struct export_figures *figures)
 {
-    char name[MAX_PATH];
+    struct request request = {.world = world, .options = options, .figures = figures};
     const double start = step_clock();
     *figures = (struct export_figures){0};
-    snprintf(name, sizeof name, "%s/manifest.json", options->from);
-    const enum status status = io_exists(name)
-                                   ? export_checkpoint(world, options, options->from, figures)
-                                   : export_newest(world, options, figures);
+    const enum status status = state_use_newest(world, options->from, export_one, &request);
     figures->seconds = step_clock() - start;
     return status;
 }
