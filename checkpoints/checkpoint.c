@@ -282,9 +282,9 @@ static enum status run_save(struct save *save, const char *state,
     comm_broadcast(comm, save->work, sizeof save->work, 0);
     TRY(comm_agree(comm, write_own(save, slices, count), NULL));
     TRY(comm_agree(comm, gather_manifest(save), NULL));
+    /* What does not read back whole never gets a checkpoint's name, nor do older ones go for it. */
+    TRY(comm_agree(comm, shard_verify(&save->own, 0, save->work), NULL));
     TRY(comm_agree(comm, comm->rank == 0 ? publish(save, state) : STATUS_OK, NULL));
-    /* It stands. Older ones go only when this one reads back whole. */
-    TRY(comm_agree(comm, shard_verify(&save->own, 0, save->place), NULL));
     enum status status = STATUS_OK;
     if (comm->rank == 0 && keep > 0) {
         status = write_hint(save);

@@ -108,9 +108,13 @@ static enum status open_metrics(struct training *t)
 
 static void describe(struct training *t)
 {
-    const char *ignored = t->config->model.hf_ignored;
+    const char *ignored = t->config->model.hf_ignored, *assumed = t->config->model.hf_assumed;
     if (ignored != NULL && ignored[0] != '\0') {
         metrics_say(&t->metrics, "%s: ignored keys: %s", t->config->model.hf_config, ignored);
+    }
+    if (assumed != NULL && assumed[0] != '\0') {
+        metrics_say(&t->metrics, "%s: not in it, and as transformers has them: %s",
+                    t->config->model.hf_config, assumed);
     }
     const struct mesh *mesh = &t->session->mesh;
     metrics_say(

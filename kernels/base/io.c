@@ -65,8 +65,7 @@ static void after(enum io_fault fault)
 
 static enum status failed(const char *path, const char *what)
 {
-    const char *hint =
-        errno == ENOSPC || errno == EDQUOT ? ": free space or set another run.dir" : "";
+    const char *hint = errno == ENOSPC || errno == EDQUOT ? ": free space or write elsewhere" : "";
     return status_fail(STATUS_IO, "%s: cannot %s: %s%s", path, what, strerror(errno), hint);
 }
 

@@ -192,8 +192,8 @@ def make(folder, family, dtype, *options):
         del tensors[name]
     for name in filter(None, o.get("add", "").split(",")):
         tensors[name] = ("F32", [1], b"\0\0\0\0")
-    if "nan" in o:  # NAME:COUNT
-        name, count = o["nan"].split(":")
+    for pair in filter(None, o.get("nan", "").split(",")):  # NAME:COUNT
+        name, count = pair.split(":")
         kind, shape, data = tensors[name]
         bad = {"F32": b"\0\0\x80\x7f", "BF16": b"\xc0\xff", "F16": b"\0\x7c", "F8_E4M3": b"\xff"}[kind]
         n = int(count) * len(bad)
@@ -221,6 +221,8 @@ def make(folder, family, dtype, *options):
     for key in filter(None, o.get("set", "").split(",")):  # set=KEY:JSON,...
         name, value = key.split(":", 1)
         c[name] = json.loads(value)
+    for key in filter(None, o.get("unset", "").split(",")):
+        del c[key]
     with open(folder + "/config.json", "w") as f:
         json.dump(c, f)
 

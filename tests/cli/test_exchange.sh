@@ -86,6 +86,8 @@ done
 model make m deepseek_v3 BF16 set=num_nextn_predict_layers:1
 expect_rc 0 "$binary" import m c-none
 expect_text "imported without multi-token prediction"
+expect_text "model.num_nextn_predict_layers: 0 beside model.hf_config"
+expect_error 65 "no tensor is of layer 2 or beyond" "$binary" import m c model.num_nextn_predict_layers=1
 expect_rc 0 "$binary" export c-none e-none
 grep -q '"num_nextn_predict_layers": 0' e-none/config.json || fail "depth without weights"
 model make m deepseek_v3 BF16 mtp=1 set=num_nextn_predict_layers:0
@@ -110,6 +112,10 @@ for name in mixtral-F32 deepseek_v3-F32; do
     close $name bf16 0.004
     expect_rc 0 ranks 2 "$binary" export c-$name-1 fp8 --dtype fp8
     close $name fp8 0.04
+    # Scales that stand in another file than their codes are the same.
+    expect_rc 0 ranks 2 "$binary" export c-$name-1 fp8-files --dtype fp8 --shard-mb 1
+    same fp8 fp8-files
+    rm -rf fp8-files
     model list fp8 >list
     grep -q 'F8_E4M3' list || fail "no float8 in an export with --dtype fp8"
     ! grep -E 'embed|lm_head|norm|gate.weight|eh_proj' list | grep -q F8_E4M3 || fail "float8 where none belongs"
@@ -199,7 +205,7 @@ expect_rc 0 "$binary" import m up-f16-1 --upcycle 2
 expect_error 65 "model.layers.1.mlp.down_proj.weight: times 4 (--split) is too large for f16" \
     "$binary" import m x --upcycle 2 --split 4
 model make m llama F32 drop=model.layers.1.mlp.up_proj.weight
-expect_error 65 "1 tensors missing (model.layers.1.mlp.up_proj.weight)" "$binary" import m x --upcycle 4
+expect_error 65 "1 tensor missing (model.layers.1.mlp.up_proj.weight)" "$binary" import m x --upcycle 4
 
 echo "bad models"
 bad() { # FRAGMENT FAMILY DTYPE OPTION...
@@ -210,9 +216,9 @@ bad() { # FRAGMENT FAMILY DTYPE OPTION...
     expect_error 65 "$fragment" "$binary" import m c
     [ ! -e c ] || fail "a checkpoint was left by a failed import"
 }
-bad "1 tensors missing (model.norm.weight)" mixtral F32 drop=model.norm.weight
+bad "1 tensor missing (model.norm.weight)" mixtral F32 drop=model.norm.weight
 bad "2 tensors that the model of config.json has not (a.b, model.extra)" mixtral F32 add=model.extra,a.b
-bad "1 tensors missing (lm_head.weight); 1 tensors that" mixtral F32 drop=lm_head.weight add=head
+bad "1 tensor missing (lm_head.weight); 1 tensor that" mixtral F32 drop=lm_head.weight add=head
 bad "is [4, 64], config.json asks for [6, 64]" mixtral F32 set=num_local_experts:6
 bad "19 tensors missing (" mixtral F32 set=num_hidden_layers:3
 expect_same "$(grep -o 'model\.layers\.2' "$err" | wc -l)" 10 "names in a long list"
@@ -238,6 +244,22 @@ bad "q_proj.weight_scale_inv" mixtral FP8 drop=model.layers.0.self_attn.q_proj.w
 bad "gate and up" mixtral FP8 fused
 bad "quantization_config is gptq" mixtral F32 'set=quantization_config:{"quant_method":"gptq"}'
 bad "weight_block_size" mixtral FP8 'set=quantization_config:{"quant_method":"fp8"}'
+for ranks in 1 2; do
+    rm -rf m && model make m mixtral F32 nan=model.norm.weight:3,lm_head.weight:2,model.embed_tokens.weight:1
+    expect_error 65 "m: 6 values in 3 tensors are NaN or infinite (model.embed_tokens.weight, model.norm.weight" \
+        ranks $ranks "$binary" import m c
+done
+for key in n_routed_experts num_experts_per_tok moe_intermediate_size kv_lora_rank qk_nope_head_dim \
+    qk_rope_head_dim v_head_dim; do
+    rm -rf m && model make m deepseek_v3 F32 "unset=$key"
+    expect_error 64 "key '$key' is missing" "$binary" import m c
+done
+rm -rf m && model make m deepseek_v2 F32 unset=rms_norm_eps,rope_theta set=auto_map:1
+expect_rc 0 "$binary" import m c-silent
+expect_text "not in it, and as transformers has them: rms_norm_eps 1e-06, rope_theta 10000"
+expect_text "keys without a meaning here: architectures, bos_token_id, eos_token_id, torch_dtype, auto_map"
+expect_rc 0 "$binary" train tuned.yaml run.dir=run-silent model.hf_config=m checkpoint.init_from=null run.steps=1
+expect_text "not in it, and as transformers has them: rms_norm_eps"
 rm -rf m && model make m mixtral F32 shards=3
 truncate -s -5 m/model-00002-of-00003.safetensors
 expect_error 65 "model-00002-of-00003.safetensors" "$binary" import m c
@@ -290,6 +312,13 @@ expect_error 65 "damaged in block" "$binary" export c-torn x
 rm -rf x && mkdir x
 expect_rc 0 "$binary" export c-json x # an empty folder is as good as none
 same mixtral-F32 x
+
+if unshare -m true 2>/dev/null && unshare -m mount -t tmpfs -o size=300k none /mnt 2>/dev/null; then
+    expect_error 74 "free space or name a folder elsewhere" unshare -m bash -c \
+        "mount -t tmpfs -o size=300k none /mnt && '$binary' export c-json /mnt/x"
+    expect_error 74 "free space or name a folder elsewhere" unshare -m bash -c \
+        "mount -t tmpfs -o size=300k none /mnt && '$binary' import mixtral-F32 /mnt/x"
+fi
 
 echo "a signal leaves nothing"
 python3 - "$binary" <<'PY' || fail "an import stopped by a signal"

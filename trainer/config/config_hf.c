@@ -144,6 +144,7 @@ static char *list_ignored(const struct config *config, const json_t *json)
 static void take_all(struct config *config, const bool *given, const json_t *json, const char *path,
                      struct config_errors *errors)
 {
+    char assumed[512] = "";
     for (int i = 0; i < config_field_count; i++) {
         const struct field *field = &config_fields[i];
         if (strncmp(field->key, "model.", 6) != 0 || given[i] || field->kind == FIELD_TEXT ||
@@ -156,7 +157,17 @@ static void take_all(struct config *config, const bool *given, const json_t *jso
             take(config, field, value, path, errors);
         } else if (!config_take_silent(config, field)) {
             config_error(errors, "%s: key '%s' is missing", path, field->key + 6);
+        } else if (config_is_shape(field->key)) {
+            char shown[CONFIG_SHOWN_BYTES];
+            const size_t used = strlen(assumed);
+            config_show(config, field, shown, sizeof shown);
+            snprintf(assumed + used, sizeof assumed - used, "%s%s %.32s", used > 0 ? ", " : "",
+                     field->key + 6, shown);
         }
+    }
+    if (assumed[0] != '\0') { /* config_override comes again, with every key given */
+        free(config->model.hf_assumed);
+        config->model.hf_assumed = strdup(assumed);
     }
 }
 

@@ -44,6 +44,8 @@ struct exporter {
     bool fp8;
     float *strip; /* owned: rows of 128 of a matrix */
     int64_t strip_room, strip_of, strip_index;
+    float *scales;     /* owned: of the matrix whose codes were made last, which come first */
+    int64_t scales_of; /* index of these codes, -1: none */
 };
 
 /* --- contents --- */
@@ -99,19 +101,36 @@ static void make_codes(const struct exporter *export, const struct output *outpu
     }
 }
 
-static enum status give_codes(struct exporter *export, int64_t tensor, int64_t first, uint8_t *out,
-                              int64_t count, float *scales)
+static enum status begin_codes(struct exporter *export, int64_t tensor)
 {
     const struct output *output = &export->output[tensor];
+    const int64_t count = weights_blocks(output->rows) * weights_blocks(output->columns);
+    if (export->scales_of == tensor) {
+        return STATUS_OK;
+    }
+    free(export->scales);
+    export->scales = malloc((size_t)count * sizeof(float) + 1);
+    export->scales_of = export->scales != NULL ? tensor : -1;
+    return export->scales != NULL ? STATUS_OK
+                                  : status_fail(STATUS_RESOURCE, "out of memory for scales");
+}
+
+static enum status give_codes(struct exporter *export, int64_t tensor, int64_t first, uint8_t *out,
+                              int64_t count)
+{
+    const struct output *output = &export->output[tensor];
+    const int64_t across = weights_blocks(output->columns);
     int64_t scaled = -1;
+    TRY(begin_codes(export, tensor));
     for (int64_t at = first; at < first + count;) {
         const int64_t row = at / output->columns, strip = row / BLOCK,
                       stop = (row + 1) * output->columns < first + count
                                  ? (row + 1) * output->columns
                                  : first + count;
         TRY(load_strip(export, tensor, strip));
+        float *scales = export->scales + strip * across;
         if (scaled != strip) {
-            for (int64_t b = 0; b < weights_blocks(output->columns); b++) {
+            for (int64_t b = 0; b < across; b++) {
                 scales[b] = block_scale(export, output, b);
             }
             scaled = strip;
@@ -133,6 +152,10 @@ static enum status give_scales(struct exporter *export, int64_t tensor, int64_t 
 {
     const struct output *output = &export->output[tensor];
     const int64_t across = weights_blocks(output->columns);
+    if (export->scales_of >= 0 && export->scales_of == tensor - 1) {
+        memcpy(out, export->scales + first, (size_t)count * sizeof *out);
+        return STATUS_OK; /* the codes are in the same file */
+    }
     for (int64_t i = 0; i < count; i++) {
         TRY(load_strip(export, tensor, (first + i) / across));
         out[i] = block_scale(export, output, (first + i) % across);
@@ -179,13 +202,7 @@ static enum status give(void *context, int64_t index, int64_t first, void *data,
     if (output->kind == OUTPUT_SCALES) {
         return give_scales(export, index, from, data, count);
     }
-    float *scales = malloc((size_t)weights_blocks(output->columns) * sizeof *scales);
-    if (scales == NULL) {
-        return status_fail(STATUS_RESOURCE, "out of memory for scales");
-    }
-    const enum status status = give_codes(export, index, from, data, count, scales);
-    free(scales);
-    return status;
+    return give_codes(export, index, from, data, count);
 }
 
 /* --- what is written --- */
@@ -402,13 +419,34 @@ static enum status finish(struct exporter *export)
     return folder_publish(&export->folder);
 }
 
+/* A full disk is better found before than in the middle of an export. */
+static enum status begin(struct exporter *export)
+{
+    int64_t bytes = 0, room = 0;
+    for (int64_t i = 0; i < export->count; i++) {
+        const struct safetensors_tensor *tensor = &export->tensor[i];
+        int64_t own = (int64_t)dtype_bytes(tensor->dtype);
+        for (int d = 0; d < tensor->ndim; d++) {
+            own *= tensor->shape[d];
+        }
+        bytes += own;
+    }
+    TRY(folder_begin(&export->folder));
+    TRY(io_free_bytes(export->folder.work, &room));
+    return room >= bytes ? STATUS_OK
+                         : status_fail(STATUS_IO,
+                                       "%s: the model needs %lld MiB, %lld MiB are free: free "
+                                       "space or name a folder elsewhere",
+                                       export->folder.place, (long long)(bytes >> 20),
+                                       (long long)(room >> 20));
+}
+
 static enum status write_all(struct exporter *export, struct comm *world,
                              struct export_figures *figures)
 {
     struct safetensors_figures written = {0};
     const bool main_rank = world->rank == 0;
-    enum status status =
-        comm_agree(world, main_rank ? folder_begin(&export->folder) : STATUS_OK, NULL);
+    enum status status = comm_agree(world, main_rank ? begin(export) : STATUS_OK, NULL);
     if (status == STATUS_OK) {
         comm_broadcast(world, export->folder.work, sizeof export->folder.work, 0);
         status = safetensors_save(world, export->folder.work, export->tensor, export->count,
@@ -432,6 +470,7 @@ static void close_export(struct exporter *export)
     free(export->tensor);
     free(export->output);
     free(export->strip);
+    free(export->scales);
 }
 
 static enum status export_checkpoint(struct comm *world, const struct export_options *options,
@@ -441,7 +480,7 @@ static enum status export_checkpoint(struct comm *world, const struct export_opt
     TRY(comm_agree(
         world, export != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory"), NULL));
     export->options = options;
-    export->strip_of = -1;
+    export->strip_of = export->scales_of = -1;
     snprintf(export->path, sizeof export->path, "%s", path);
     config_init(&export->config);
     enum status status = comm_agree(world, folder_name(&export->folder, options->to), NULL);

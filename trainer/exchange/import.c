@@ -52,23 +52,51 @@ static void count_bad(struct part *part, int64_t offset, const unsigned char *da
     }
 }
 
-static enum status check_finite(struct part *part, int64_t offset, const void *data, size_t bytes)
+static enum status too_large(const struct part *part)
 {
-    count_bad(part, offset, data, bytes);
-    if (part->bad == 0 || offset + (int64_t)bytes < import_part_bytes(part)) {
+    return status_fail(STATUS_DATA,
+                       "%s: tensor %s: times %g (--split) is too large for %s: convert the model "
+                       "to bf16 or f32 first",
+                       part->plan->options->from, part->from->name, (double)part->factor,
+                       part->dtype == DTYPE_F16 ? "f16" : dtype_name(part->dtype));
+}
+
+/* Collective. Names tensors and numbers of what is not finite, on whatever ranks it was read.
+ * `bad`: room for two numbers per part. */
+static enum status refuse_bad(struct import_plan *plan, struct comm *world, int64_t *bad)
+{
+    struct name_list names = {.text = ""};
+    int64_t values = 0, first = -1;
+    for (int64_t i = 0; i < plan->parts; i++) {
+        bad[i] = plan->part[i].bad;
+        bad[plan->parts + i] = plan->part[i].overflows;
+    }
+    comm_all_reduce(world, bad, 2 * plan->parts, DTYPE_I64, REDUCE_SUM);
+    for (int64_t i = 0; i < plan->parts; i++) {
+        if (bad[i] > 0) {
+            first = first < 0 ? i : first;
+            values += bad[i];
+            name_list_add(&names, plan->part[i].name, 10);
+        }
+    }
+    if (names.count == 0) {
         return STATUS_OK;
     }
-    if (part->overflows) {
-        return status_fail(STATUS_DATA,
-                           "%s: tensor %s: times %g (--split) is too large for %s: convert the "
-                           "model to bf16 or f32 first",
-                           part->plan->options->from, part->from->name, (double)part->factor,
-                           part->dtype == DTYPE_F16 ? "f16" : dtype_name(part->dtype));
+    const struct part *part = &plan->part[first];
+    if (bad[plan->parts + first] > 0) {
+        return too_large(part);
     }
-    return status_fail(STATUS_DATA,
-                       "%s: tensor %s: %lld of %lld values are NaN or infinite: a broken model",
-                       part->plan->options->from, part->name, (long long)part->bad,
-                       (long long)(import_part_bytes(part) / (int64_t)dtype_bytes(part->dtype)));
+    const int64_t all = import_part_bytes(part) / (int64_t)dtype_bytes(part->dtype);
+    return names.count == 1
+               ? status_fail(STATUS_DATA,
+                             "%s: tensor %s: %lld of %lld values are NaN or infinite: a broken "
+                             "model",
+                             plan->options->from, part->name, (long long)values, (long long)all)
+               : status_fail(STATUS_DATA,
+                             "%s: %lld values in %lld tensors are NaN or infinite (%s%s): a broken "
+                             "model",
+                             plan->options->from, (long long)values, (long long)names.count,
+                             names.text, names.count > names.shown ? ", ..." : "");
 }
 
 /* The same bytes of every copy that a module of multi-token prediction holds. */
@@ -168,6 +196,22 @@ static enum status make(struct part *part, int64_t offset, char *to, size_t byte
     return STATUS_OK;
 }
 
+/* Fails at the very end of this rank's share when any value of it is not finite. */
+static enum status end_share(const struct part *part, int64_t end)
+{
+    const struct import_plan *plan = part->plan;
+    int64_t bad = 0;
+    if (!part->last || end < import_part_bytes(part)) {
+        return STATUS_OK;
+    }
+    for (int64_t i = 0; i < plan->parts; i++) {
+        bad += plan->part[i].bad;
+    }
+    return bad == 0
+               ? STATUS_OK
+               : status_fail(STATUS_DATA, "%s: values are NaN or infinite", plan->options->from);
+}
+
 static enum status read_part(const struct checkpoint_slice *slice, int64_t offset, void *to,
                              size_t bytes)
 {
@@ -178,8 +222,9 @@ static enum status read_part(const struct checkpoint_slice *slice, int64_t offse
     } else {
         TRY(safetensors_read(&part->plan->source, part->from, part->first + offset, to, bytes));
     }
-    TRY(check_finite(part, offset, to, bytes));
-    return part->copied ? compare_copies(part, offset, to, bytes) : STATUS_OK;
+    count_bad(part, offset, to, bytes);
+    TRY(part->copied ? compare_copies(part, offset, to, bytes) : STATUS_OK);
+    return end_share(part, offset + (int64_t)bytes);
 }
 
 /* --- the checkpoint --- */
@@ -189,6 +234,7 @@ static int64_t share_out(struct import_plan *plan, const struct comm *world,
                          struct checkpoint_slice *slices, int64_t *total)
 {
     int64_t count = 0, before = 0;
+    struct part *last = NULL;
     *total = 0;
     for (int64_t i = 0; i < plan->parts; i++) {
         *total += import_part_bytes(&plan->part[i]);
@@ -209,6 +255,10 @@ static int64_t share_out(struct import_plan *plan, const struct comm *world,
                                            .read = read_part,
                                            .context = part};
         memcpy(slice->shape, part->shape, sizeof slice->shape);
+        last = part;
+    }
+    if (last != NULL) {
+        last->last = true;
     }
     return count;
 }
@@ -235,8 +285,9 @@ static enum status write_checkpoint(struct import_plan *plan, struct comm *world
                                     struct import_figures *figures)
 {
     struct checkpoint_slice *slices = calloc((size_t)plan->parts + 1, sizeof *slices);
+    int64_t *bad = calloc(2 * (size_t)plan->parts + 1, sizeof *bad);
     char *text = state_text(plan, world->size);
-    enum status status = slices != NULL && text != NULL
+    enum status status = slices != NULL && bad != NULL && text != NULL
                              ? STATUS_OK
                              : status_fail(STATUS_RESOURCE, "out of memory for the checkpoint");
     status = comm_agree(world, status, NULL);
@@ -244,8 +295,11 @@ static enum status write_checkpoint(struct import_plan *plan, struct comm *world
         const int64_t count = share_out(plan, world, slices, &figures->bytes);
         figures->tensors = plan->parts;
         status = checkpoint_write(world, plan->options->to, 0, text, slices, count);
+        enum status broken = status == STATUS_DATA ? refuse_bad(plan, world, bad) : STATUS_OK;
+        (void)broken; /* it says more about the same */
     }
     free(slices);
+    free(bad);
     free(text);
     return status;
 }
@@ -336,13 +390,13 @@ static enum status make_note(struct import_plan *plan, const char *format, long 
     return plan->note != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory");
 }
 
-/* Whether the command line itself says that there be no multi-token prediction. */
-static bool asked_for_none(const struct import_options *options)
+/* Whether the command line itself says how many modules of multi-token prediction there be. */
+static bool asked_for_depth(const struct import_options *options)
 {
-    static const char word[] = "model.num_nextn_predict_layers=0";
+    static const char word[] = "model.num_nextn_predict_layers=";
     bool asked = false;
     for (int i = 0; i < options->override_count; i++) {
-        asked = asked || strcmp(options->overrides[i], word) == 0;
+        asked = asked || strncmp(options->overrides[i], word, sizeof word - 1) == 0;
     }
     return asked;
 }
@@ -351,7 +405,7 @@ static bool asked_for_none(const struct import_options *options)
 static enum status leave_out(struct import_plan *plan, int64_t found)
 {
     const int64_t layers = plan->config.model.num_hidden_layers;
-    if (!asked_for_none(plan->options)) {
+    if (!asked_for_depth(plan->options)) {
         return status_fail(STATUS_DATA,
                            "%s: %lld tensors of layer %lld and beyond (multi-token prediction), "
                            "but num_nextn_predict_layers is 0: import with "
@@ -380,11 +434,18 @@ static enum status settle_prediction(struct import_plan *plan)
     if (found > 0 || depth == 0) {
         return STATUS_OK;
     }
+    if (asked_for_depth(plan->options)) {
+        return status_fail(STATUS_DATA,
+                           "%s: model.num_nextn_predict_layers=%lld asks for multi-token "
+                           "prediction, and no tensor is of layer %lld or beyond",
+                           plan->options->from, (long long)depth, (long long)layers);
+    }
     plan->config.model.num_nextn_predict_layers = 0;
     return make_note(
         plan,
         "%.300s: config.json says num_nextn_predict_layers %lld, and there are no such "
-        "weights: imported without multi-token prediction",
+        "weights: imported without multi-token prediction; to train from it, write "
+        "model.num_nextn_predict_layers: 0 beside model.hf_config",
         depth);
 }
 
@@ -413,6 +474,28 @@ static enum status make_plan(struct import_plan *plan)
     return import_plan_published(plan);
 }
 
+static void say_keys(const struct import_plan *plan, const char *format, const char *keys,
+                     void (*say)(const char *line))
+{
+    char line[1024];
+    if (keys != NULL && keys[0] != '\0') {
+        snprintf(line, sizeof line, format, plan->options->from, keys);
+        say(line);
+    }
+}
+
+/* What the user should know, once the import stands: an error is one line alone. */
+static void say_notes(const struct import_plan *plan, void (*say)(const char *line))
+{
+    if (plan->note != NULL) {
+        say(plan->note);
+    }
+    say_keys(plan, "%.300s/config.json: keys without a meaning here: %.600s",
+             plan->config.model.hf_ignored, say);
+    say_keys(plan, "%.300s/config.json: not in it, and as transformers has them: %.600s",
+             plan->config.model.hf_assumed, say);
+}
+
 enum status import_run(struct comm *world, const struct import_options *options,
                        struct import_figures *figures, void (*say)(const char *line))
 {
@@ -421,10 +504,10 @@ enum status import_run(struct comm *world, const struct import_options *options,
     *figures = (struct import_figures){0};
     config_init(&plan.config);
     enum status status = comm_agree(world, make_plan(&plan), NULL);
-    if (status == STATUS_OK && plan.note != NULL && world->rank == 0) {
-        say(plan.note);
-    }
     status = status == STATUS_OK ? write_checkpoint(&plan, world, figures) : status;
+    if (status == STATUS_OK && world->rank == 0) {
+        say_notes(&plan, say);
+    }
     figures->seconds = step_clock() - start;
     safetensors_close(&plan.source);
     config_free(&plan.config);

@@ -79,14 +79,14 @@ enum status import_plan_complete(const struct import_plan *plan, const struct na
     }
     char lacks[1300] = "", has[1300] = "";
     if (missing->count > 0) {
-        snprintf(lacks, sizeof lacks, "%lld tensors missing (%s%s)", (long long)missing->count,
-                 missing->text, dots(missing));
+        snprintf(lacks, sizeof lacks, "%lld tensor%s missing (%s%s)", (long long)missing->count,
+                 missing->count == 1 ? "" : "s", missing->text, dots(missing));
     }
     if (extra.count > 0) {
-        snprintf(has, sizeof has, "%s%lld tensors that the model of config.json has not%s%s%s%s",
+        snprintf(has, sizeof has, "%s%lld tensor%s that the model of config.json has not%s%s%s%s",
                  missing->count > 0 ? "; " : "", (long long)extra.count,
-                 extra.shown > 0 ? " (" : "", extra.text, extra.shown > 0 ? dots(&extra) : "",
-                 extra.shown > 0 ? ")" : "");
+                 extra.count == 1 ? "" : "s", extra.shown > 0 ? " (" : "", extra.text,
+                 extra.shown > 0 ? dots(&extra) : "", extra.shown > 0 ? ")" : "");
     }
     return status_fail(STATUS_DATA, "%s: %s%s", plan->options->from, lacks, has);
 }
@@ -151,9 +151,12 @@ static enum status add_scales(struct import_plan *plan, const struct hf_tensor *
         name_list_add(missing, name, MOST_NAMES);
         return STATUS_OK;
     }
-    if (tensor->ndim != 2 || found->dtype != DTYPE_F32) {
-        return status_fail(STATUS_DATA,
-                           "%s: tensor %s: float8 is for matrices, with F32 scales, not %s",
+    if (tensor->ndim != 2) {
+        return status_fail(STATUS_DATA, "%s: tensor %s: float8 is for matrices",
+                           plan->options->from, tensor->name);
+    }
+    if (found->dtype != DTYPE_F32) {
+        return status_fail(STATUS_DATA, "%s: tensor %s: scales of float8 are F32, not %s",
                            plan->options->from, name, safetensors_dtype(found->dtype));
     }
     if (home->parts > 1 && tensor->shape[0] % WEIGHTS_SCALE_BLOCK != 0) {

@@ -32,6 +32,7 @@ struct part {
     int64_t group;                         /* PART_NORMAL: rows that are the same */
     bool copied;            /* modules of multi-token prediction hold copies, to be compared */
     int64_t bad;            /* values that are not finite, so far */
+    bool last;              /* of this rank's share */
     bool overflows;         /* PART_COLUMNS: `factor` alone makes values infinite */
     unsigned char carry[8]; /* of a value that two blocks share */
 };
