@@ -256,8 +256,8 @@ for key in n_routed_experts num_experts_per_tok moe_intermediate_size kv_lora_ra
 done
 rm -rf m && model make m deepseek_v2 F32 unset=rms_norm_eps,rope_theta set=auto_map:1
 expect_rc 0 "$binary" import m c-silent
-expect_text "not in it, and as transformers has them: rms_norm_eps 1e-06, rope_theta 10000"
-expect_text "keys without a meaning here: architectures, bos_token_id, eos_token_id, torch_dtype, auto_map"
+expect_text "not in it, and as transformers has them: rms_norm_eps 1e-06, rope_theta 1e+04"
+expect_text "keys that mean nothing to training: architectures, bos_token_id, eos_token_id, torch_dtype, auto_map"
 expect_rc 0 "$binary" train tuned.yaml run.dir=run-silent model.hf_config=m checkpoint.init_from=null run.steps=1
 expect_text "not in it, and as transformers has them: rms_norm_eps"
 rm -rf m && model make m mixtral F32 shards=3

@@ -490,7 +490,7 @@ static void say_notes(const struct import_plan *plan, void (*say)(const char *li
     if (plan->note != NULL) {
         say(plan->note);
     }
-    say_keys(plan, "%.300s/config.json: keys without a meaning here: %.600s",
+    say_keys(plan, "%.300s/config.json: keys that mean nothing to training: %.600s",
              plan->config.model.hf_ignored, say);
     say_keys(plan, "%.300s/config.json: not in it, and as transformers has them: %.600s",
              plan->config.model.hf_assumed, say);
