@@ -10,7 +10,7 @@
 
 #include "checkpoints/manifest.h"
 #include "checkpoints/shard.h"
-#include "kernels/base/io.h"
+#include "kernels/base/folder.h"
 
 enum { MAX_PATH = 4096, STEP_DIGITS = 8 };
 static const size_t MOST_STATE = (size_t)64 << 20;
@@ -22,6 +22,7 @@ struct save {
     int64_t step;
     char work[MAX_PATH];      /* root/.tmp-STEP-PID, where it is made */
     char place[MAX_PATH];     /* root/STEP, where it will be */
+    struct folder *alone;     /* borrowed: how it gets there when it is beside no others; or NULL */
     struct manifest own, all; /* this rank's part; rank 0's whole */
 };
 
@@ -42,25 +43,28 @@ static int64_t slices_bytes(const struct checkpoint_slice *slices, int64_t count
 }
 
 /* A full disk is better found before than in the middle of a save. */
-static enum status check_space(const char *root, int64_t bytes)
+static enum status check_space(const char *root, int64_t bytes, const char *elsewhere)
 {
     int64_t room = 0;
     TRY(io_free_bytes(root, &room));
     const int64_t needed = bytes + bytes / 5;
     return room >= needed
                ? STATUS_OK
-               : status_fail(
-                     STATUS_IO,
-                     "%s: a checkpoint needs %lld MiB, %lld MiB are free: free space or set "
-                     "another run.dir",
-                     root, (long long)(needed >> 20), (long long)(room >> 20));
+               : status_fail(STATUS_IO,
+                             "%s: a checkpoint needs %lld MiB, %lld MiB are free: free space or %s",
+                             root, (long long)(needed >> 20), (long long)(room >> 20), elsewhere);
 }
 
 static enum status begin(struct save *save, int64_t bytes)
 {
     char name[64];
+    if (save->alone != NULL) {
+        TRY(folder_begin(save->alone));
+        snprintf(save->work, sizeof save->work, "%s", save->alone->work);
+        return check_space(save->root, bytes, "name a folder elsewhere");
+    }
     TRY(io_make_dir(save->root));
-    TRY(check_space(save->root, bytes));
+    TRY(check_space(save->root, bytes, "set another run.dir"));
     snprintf(name, sizeof name, ".tmp-%0*lld-%ld", STEP_DIGITS, (long long)save->step,
              (long)getpid());
     TRY(join(save->work, save->root, name));
@@ -150,6 +154,9 @@ static enum status publish(struct save *save, const char *state)
     const enum status status = io_write_file(name, text, strlen(text));
     free(text);
     TRY(status);
+    if (save->alone != NULL) {
+        return folder_publish(save->alone);
+    }
     TRY(io_sync_dir(save->work));
     TRY(move_aside(save->place));
     TRY(io_rename(save->work, save->place));
@@ -255,7 +262,9 @@ static enum status drop_work(const struct save *save, enum status failure)
 {
     char message[2048];
     snprintf(message, sizeof message, "%s", status_message());
-    if (save->work[0] != '\0') {
+    if (save->alone != NULL) {
+        folder_drop(save->alone);
+    } else if (save->work[0] != '\0') {
         const enum status ignored = io_remove_tree(save->work);
         (void)ignored;
     }
@@ -273,9 +282,9 @@ static enum status run_save(struct save *save, const char *state,
     comm_broadcast(comm, save->work, sizeof save->work, 0);
     TRY(comm_agree(comm, write_own(save, slices, count), NULL));
     TRY(comm_agree(comm, gather_manifest(save), NULL));
+    /* What does not read back whole never gets a checkpoint's name, nor do older ones go for it. */
+    TRY(comm_agree(comm, shard_verify(&save->own, 0, save->work), NULL));
     TRY(comm_agree(comm, comm->rank == 0 ? publish(save, state) : STATUS_OK, NULL));
-    /* It stands. Older ones go only when this one reads back whole. */
-    TRY(comm_agree(comm, shard_verify(&save->own, 0, save->place), NULL));
     enum status status = STATUS_OK;
     if (comm->rank == 0 && keep > 0) {
         status = write_hint(save);
@@ -284,17 +293,21 @@ static enum status run_save(struct save *save, const char *state,
     return comm_agree(comm, status, NULL);
 }
 
-/* place NULL: root/STEP. */
-static enum status save_as(struct comm *comm, const char *root, const char *place, int64_t step,
+/* alone NULL: root/STEP. */
+static enum status save_as(struct comm *comm, const char *root, struct folder *alone, int64_t step,
                            const char *state, const struct checkpoint_slice *slices, int64_t count,
                            int keep)
 {
     struct save *save = calloc(1, sizeof *save);
     TRY(comm_agree(comm, save != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory"),
                    NULL));
-    *save = (struct save){.comm = comm, .root = root, .step = step};
-    enum status status =
-        place == NULL ? step_path(save->place, root, step) : join(save->place, root, place);
+    *save = (struct save){.comm = comm, .root = root, .step = step, .alone = alone};
+    enum status status = STATUS_OK;
+    if (alone == NULL) {
+        status = step_path(save->place, root, step);
+    } else {
+        snprintf(save->place, sizeof save->place, "%s", alone->place);
+    }
     if (status == STATUS_OK) {
         status = run_save(save, state, slices, count, keep);
     }
@@ -317,27 +330,9 @@ enum status checkpoint_save(struct comm *comm, const char *root, int64_t step, c
 enum status checkpoint_write(struct comm *comm, const char *place, int64_t step, const char *state,
                              const struct checkpoint_slice *slices, int64_t slice_count)
 {
-    char root[MAX_PATH];
-    size_t length = strlen(place);
-    while (length > 1 && place[length - 1] == '/') {
-        length--;
-    }
-    size_t cut = length;
-    while (cut > 0 && place[cut - 1] != '/') {
-        cut--;
-    }
-    if (length == 0 || length >= sizeof root) {
-        return status_fail(STATUS_USAGE, "'%.100s' is not a folder name for a checkpoint", place);
-    }
-    char name[MAX_PATH];
-    snprintf(name, sizeof name, "%.*s", (int)(length - cut), place + cut);
-    snprintf(root, sizeof root, "%.*s", cut > 0 ? (int)cut : 1, cut > 0 ? place : ".");
-    TRY(comm_agree(comm,
-                   io_exists(place)
-                       ? status_fail(STATUS_USAGE, "%s: is there already: name a new folder", place)
-                       : STATUS_OK,
-                   NULL));
-    return save_as(comm, root, name, step, state, slices, slice_count, 0);
+    struct folder folder;
+    TRY(comm_agree(comm, folder_name(&folder, place), NULL));
+    return save_as(comm, folder.parent, &folder, step, state, slices, slice_count, 0);
 }
 
 /* Manifest whole and every file there with its size. */
@@ -363,30 +358,41 @@ static enum status look(const char *path, struct manifest *manifest)
     return STATUS_OK;
 }
 
-/* The first of steps[skip..] that looks whole, or -1. */
-static int64_t first_whole(const char *root, const int64_t *steps, int64_t count, int skip,
+/* The first of the steps before `before` that looks whole: its index, -1: none, -2: one was pruned
+ * meanwhile, so that the list is old. */
+static int64_t first_whole(const char *root, const int64_t *steps, int64_t count, int64_t before,
                            void (*warn)(void *, const char *), void *context)
 {
-    for (int64_t i = skip; i < count; i++) {
+    for (int64_t i = 0; i < count; i++) {
         char path[MAX_PATH];
         struct manifest manifest = {0};
+        if (steps[i] >= before) {
+            continue;
+        }
         enum status status = step_path(path, root, steps[i]);
         status = status == STATUS_OK ? look(path, &manifest) : status;
         manifest_free(&manifest);
         if (status == STATUS_OK) {
             return i;
         }
+        if (!io_exists(path)) {
+            return -2;
+        }
         warn(context, status_message());
     }
     return -1;
 }
 
-static enum status find_newest(const char *root, int skip, char path[MAX_PATH], int64_t *step,
+static enum status find_newest(const char *root, int64_t before, char path[MAX_PATH], int64_t *step,
                                void (*warn)(void *, const char *), void *context)
 {
-    int64_t *steps = NULL, count = 0;
-    TRY(list_steps(root, &steps, &count));
-    const int64_t at = first_whole(root, steps, count, skip, warn, context);
+    enum { TRIES = 100 };
+    int64_t *steps = NULL, count = 0, at = -2;
+    for (int i = 0; i < TRIES && at == -2; i++) {
+        free(steps);
+        TRY(list_steps(root, &steps, &count));
+        at = first_whole(root, steps, count, before, warn, context);
+    }
     enum status status = STATUS_OK;
     path[0] = '\0';
     if (at >= 0) {
@@ -403,14 +409,14 @@ static enum status find_newest(const char *root, int skip, char path[MAX_PATH], 
     return status;
 }
 
-enum status checkpoint_newest(struct comm *comm, const char *root, int skip, char **path,
+enum status checkpoint_newest(struct comm *comm, const char *root, int64_t before, char **path,
                               int64_t *step, void (*warn)(void *context, const char *message),
                               void *context)
 {
     char found[MAX_PATH] = "";
     *path = NULL;
     enum status status =
-        comm->rank == 0 ? find_newest(root, skip, found, step, warn, context) : STATUS_OK;
+        comm->rank == 0 ? find_newest(root, before, found, step, warn, context) : STATUS_OK;
     TRY(comm_agree(comm, status, NULL));
     comm_broadcast(comm, found, sizeof found, 0);
     comm_broadcast(comm, step, sizeof *step, 0);

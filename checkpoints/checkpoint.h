@@ -40,17 +40,18 @@ enum status checkpoint_save(struct comm *comm, const char *root, int64_t step, c
                             const struct checkpoint_options *options)
     __attribute__((warn_unused_result));
 
-/* Collective. The same to the folder `place` itself, which must not exist: a checkpoint beside no
- * others, as import writes. */
+/* Collective. The same to the folder `place` itself, which must be empty or not exist: a checkpoint
+ * beside no others, as import writes (kernels/base/folder.h). */
 enum status checkpoint_write(struct comm *comm, const char *place, int64_t step, const char *state,
                              const struct checkpoint_slice *slices, int64_t slice_count)
     __attribute__((warn_unused_result));
 
-/* Collective. Newest valid checkpoint under root (manifest hash, file sizes): *path (owned by
- * caller) and *step, or *path NULL when there is none at all. Older ones are tried in turn; each
- * skipped one is reported by `warn` (rank 0 only). Checkpoints exist but none is valid:
- * STATUS_DATA. `skip` newest ones are passed over (fall-back after a failed load). */
-enum status checkpoint_newest(struct comm *comm, const char *root, int skip, char **path,
+/* Collective. Newest valid checkpoint under root of a step before `before` (INT64_MAX: any; the
+ * step of one that failed to load: the one to fall back to): manifest hash, file sizes. *path
+ * (owned by caller) and *step, or *path NULL when there is none at all. Older ones are tried in
+ * turn; each skipped one is reported by `warn` (rank 0 only). One that another process pruned
+ * meanwhile is none. Checkpoints exist but none is valid: STATUS_DATA. */
+enum status checkpoint_newest(struct comm *comm, const char *root, int64_t before, char **path,
                               int64_t *step, void (*warn)(void *context, const char *message),
                               void *context) __attribute__((warn_unused_result));
 

@@ -1,12 +1,12 @@
 #include "checkpoints/safetensors.h"
 
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "checkpoints/json_text.h"
+
 enum { MAX_PATH = 4096, LENGTH_BYTES = 8 };
-static const size_t MOST_INDEX = (size_t)1 << 30;
 
 static const struct {
     const char *name;
@@ -263,15 +263,12 @@ static enum status read_length(struct io_file *file, int64_t size, int64_t *leng
 static enum status parse_header(struct safetensors *model, int64_t file, const char *text,
                                 int64_t length, int64_t size)
 {
-    json_error_t problem = {0};
+    json_t *json = NULL;
     const char *path = model->path[file];
     if (length == 0 || text[0] != '{') {
         return status_fail(STATUS_DATA, "%s: its header does not begin with '{'", path);
     }
-    json_t *json = json_loadb(text, (size_t)length, JSON_REJECT_DUPLICATES, &problem);
-    if (json == NULL) {
-        return status_fail(STATUS_DATA, "%s: its header is not good JSON: %s", path, problem.text);
-    }
+    TRY(json_text_parse(&json, path, text, (size_t)length));
     const enum status status = add_tensors(model, file, json, LENGTH_BYTES + length, size);
     json_decref(json);
     return status;
@@ -282,6 +279,7 @@ static enum status read_header(struct safetensors *model, int64_t index)
     struct io_file file;
     int64_t size = 0, length = 0;
     char *text = NULL;
+    TRY(io_check_regular(model->path[index]));
     TRY(io_open_read(&file, model->path[index]));
     enum status status = io_size(&file, &size);
     status = status == STATUS_OK ? read_length(&file, size, &length) : status;
@@ -410,15 +408,8 @@ static enum status read_headers(struct safetensors *model)
 
 static enum status open_index(struct safetensors *model, const char *folder, const char *index)
 {
-    char *text = NULL;
-    size_t bytes = 0;
-    json_error_t problem = {0};
-    TRY(io_read_file(index, &text, &bytes, MOST_INDEX));
-    json_t *json = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &problem);
-    free(text);
-    if (json == NULL) {
-        return status_fail(STATUS_DATA, "%s: line %d: %s", index, problem.line, problem.text);
-    }
+    json_t *json = NULL;
+    TRY(json_text_read(&json, index, JSON_TEXT_INDEX_BYTES));
     json_t *map = json_object_get(json, "weight_map");
     enum status status =
         json_object_size(map) > 0

@@ -57,7 +57,13 @@ enum status session_read_config(struct config *config, const char *path, char *c
         TRY(session_saved_config(config, path));
         return config_override(config, overrides, count);
     }
+    snprintf(file, sizeof file, "%s/config.json", path);
+    const bool foreign = io_exists(file);
     snprintf(file, sizeof file, "%s/config.yaml", path);
+    if (foreign && !io_exists(file)) {
+        return status_fail(STATUS_DATA,
+                           "%s: a Hugging Face folder, not a checkpoint: import it first", path);
+    }
     return config_load(config, io_exists(file) ? file : path, overrides, count);
 }
 

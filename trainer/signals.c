@@ -1,7 +1,9 @@
+#define _GNU_SOURCE
 #include "trainer/signals.h"
 
 #include <signal.h>
 #include <stddef.h>
+#include <string.h>
 #include <unistd.h>
 
 static volatile sig_atomic_t caught; /* a handler can reach nothing else */
@@ -28,4 +30,18 @@ void signals_install(void)
 int signals_caught(void)
 {
     return caught;
+}
+
+enum status signals_check(void)
+{
+    return caught == 0 ? STATUS_OK
+                       : status_fail(STATUS_PREEMPTED, "stopped by a signal (%s): nothing is left",
+                                     strsignal(caught));
+}
+
+int signals_agreed(struct comm *world)
+{
+    int32_t signal = caught;
+    comm_all_reduce(world, &signal, 1, DTYPE_I32, REDUCE_MAX);
+    return signal;
 }

@@ -1,9 +1,15 @@
-/* signals: SIGINT, SIGTERM and SIGUSR1 ask for a save at the next step edge; a second one ends the
- * process at once. */
+/* signals: SIGINT, SIGTERM and SIGUSR1 ask for a save at the next step edge, or that what is half
+ * written be removed (import, export); a second one ends the process at once. */
 #ifndef TRAINER_SIGNALS_H
 #define TRAINER_SIGNALS_H
 
+#include "parallel/comm.h"
+
 void signals_install(void);
 int signals_caught(void); /* the signal's number, or 0 */
+/* STATUS_PREEMPTED once there was one: for work that leaves nothing behind. */
+enum status signals_check(void) __attribute__((warn_unused_result));
+/* Collective. The largest signal number caught by any rank. */
+int signals_agreed(struct comm *world);
 
 #endif

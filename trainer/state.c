@@ -377,10 +377,10 @@ bool state_is_place(const char *path)
     return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
 }
 
-enum status state_newest(struct comm *world, const char *root, int skip, char **found,
+enum status state_newest(struct comm *world, const char *root, int64_t before, char **found,
                          int64_t *step)
 {
-    return checkpoint_newest(world, root, skip, found, step, warn, NULL);
+    return checkpoint_newest(world, root, before, found, step, warn, NULL);
 }
 
 bool state_try_older(const struct comm *world, enum status status)
@@ -394,10 +394,105 @@ bool state_try_older(const struct comm *world, enum status status)
     return true;
 }
 
-static enum status none_here(const char *path)
+/* --- readers --- */
+
+enum { MOST_REASON = 1024 };
+
+/* Of the newest checkpoint that failed: the first of them. */
+static void keep_reason(void *reason, const char *message)
 {
-    return status_fail(STATUS_DATA,
-                       "%s: no checkpoint here: train first, or name a checkpoint folder", path);
+    char *text = reason;
+    if (text[0] == '\0') {
+        snprintf(text, MOST_REASON, "%s", message);
+    }
+}
+
+static enum status no_checkpoint(const char *path, const char *reason)
+{
+    char name[MAX_PATH];
+    if (reason[0] != '\0') {
+        return status_fail(STATUS_DATA, "%s: no checkpoint here can be read; the newest: %s", path,
+                           reason);
+    }
+    if (snprintf(name, sizeof name, "%s/config.json", path) < MAX_PATH && io_exists(name)) {
+        return status_fail(STATUS_DATA,
+                           "%s: a Hugging Face folder, not a checkpoint: import it first", path);
+    }
+    return status_fail(io_exists(path) ? STATUS_DATA : STATUS_IO,
+                       "%s: no checkpoint here: name a run or a checkpoint folder", path);
+}
+
+/* Collective. Whether the checkpoint is there no more. */
+static bool is_gone(struct comm *world, const char *checkpoint)
+{
+    char name[MAX_PATH];
+    snprintf(name, sizeof name, "%s/manifest.json", checkpoint);
+    int32_t gone = world->rank == 0 && !io_exists(name);
+    comm_all_reduce(world, &gone, 1, DTYPE_I32, REDUCE_MAX);
+    return gone != 0;
+}
+
+static enum status use_of_run(struct comm *world, const char *path,
+                              enum status (*use)(void *, const char *), void *context)
+{
+    enum { TRIES = 100 };
+    char root[MAX_PATH], reason[MOST_REASON] = "";
+    int64_t before = INT64_MAX, step = 0;
+    snprintf(root, sizeof root, "%s/checkpoints", path);
+    for (int tries = 0; tries < TRIES;) {
+        char *found = NULL;
+        enum status status =
+            checkpoint_newest(world, root, before, &found, &step, keep_reason, reason);
+        if (status == STATUS_DATA || (status == STATUS_OK && found == NULL)) {
+            return comm_agree(world, world->rank == 0 ? no_checkpoint(path, reason) : STATUS_OK,
+                              NULL);
+        }
+        TRY(status);
+        status = use(context, found);
+        const bool again = status != STATUS_OK && is_gone(world, found);
+        free(found);
+        if (status == STATUS_OK && reason[0] != '\0' && world->rank == 0) {
+            fprintf(stderr, "switchyard: warning: %s; step %lld was taken\n", reason,
+                    (long long)step);
+        }
+        if (!again && status != STATUS_DATA) {
+            return status;
+        }
+        if (!again) {
+            keep_reason(reason, status_message());
+        }
+        tries += again;
+        before = again ? INT64_MAX : step;
+    }
+    return status_fail(STATUS_DATA, "%s: its checkpoints are pruned faster than they are read",
+                       path);
+}
+
+enum status state_use_newest(struct comm *world, const char *path,
+                             enum status (*use)(void *context, const char *checkpoint),
+                             void *context)
+{
+    char name[MAX_PATH];
+    snprintf(name, sizeof name, "%s/manifest.json", path);
+    return io_exists(name) ? use(context, path) : use_of_run(world, path, use, context);
+}
+
+struct loading {
+    struct model *model;
+    bool average;
+};
+
+static enum status load_one(void *context, const char *checkpoint)
+{
+    const struct loading *loading = context;
+    return loading->average ? load_average(loading->model, checkpoint)
+                            : state_load_weights(loading->model, checkpoint);
+}
+
+enum status state_load_newest(struct model *model, const char *path, bool average)
+{
+    struct loading loading = {.model = model, .average = average};
+    return state_use_newest(model->mesh->world, path, load_one, &loading);
 }
 
 /* Whether `path` is the folder `outer` or in it. */
@@ -427,7 +522,7 @@ static enum status check_place(const char *path, const char *moved)
         return STATUS_OK;
     }
     snprintf(name, sizeof name, "%s/checkpoints", path);
-    return io_exists(name) ? STATUS_OK : none_here(path);
+    return io_exists(name) ? STATUS_OK : no_checkpoint(path, "");
 }
 
 enum status state_check_start(struct comm *world, const char *path, const char *moved)
@@ -440,35 +535,10 @@ enum status state_check_start(struct comm *world, const char *path, const char *
         return STATUS_OK;
     }
     snprintf(name, sizeof name, "%s/checkpoints", path);
-    TRY(checkpoint_newest(world, name, 0, &found, &step, say_nothing, NULL));
+    TRY(checkpoint_newest(world, name, INT64_MAX, &found, &step, say_nothing, NULL));
     const bool any = found != NULL;
     free(found);
-    return any ? STATUS_OK : none_here(path);
-}
-
-enum status state_load_newest(struct model *model, const char *path, bool average)
-{
-    enum status (*load)(struct model *, const char *) = average ? load_average : state_load_weights;
-    struct comm *world = model->mesh->world;
-    char name[MAX_PATH];
-    snprintf(name, sizeof name, "%s/manifest.json", path);
-    if (io_exists(name)) {
-        return load(model, path);
-    }
-    snprintf(name, sizeof name, "%s/checkpoints", path);
-    for (int skip = 0;; skip++) {
-        char *found = NULL;
-        int64_t step = 0;
-        TRY(state_newest(world, name, skip, &found, &step));
-        if (found == NULL) {
-            return none_here(path);
-        }
-        const enum status status = load(model, found);
-        free(found);
-        if (!state_try_older(world, status)) {
-            return status;
-        }
-    }
+    return any ? STATUS_OK : no_checkpoint(path, "");
 }
 
 static enum status read_tokenizer(const char *path, char name[STATE_TOKENIZER_BYTES])
@@ -497,17 +567,19 @@ enum status state_tokenizer(struct comm *world, const char *path, int64_t vocab,
         return comm_agree(world, read_tokenizer(path, name), NULL);
     }
     snprintf(place, sizeof place, "%s/checkpoints", path);
-    for (int skip = 0;; skip++) {
+    for (int64_t before = INT64_MAX;;) {
         char *found = NULL;
         int64_t step = 0;
-        TRY(checkpoint_newest(world, place, skip, &found, &step, say_nothing, NULL));
+        TRY(checkpoint_newest(world, place, before, &found, &step, say_nothing, NULL));
         if (found == NULL) {
             return STATUS_OK; /* the load will say so */
         }
         const enum status status = comm_agree(world, read_tokenizer(found, name), NULL);
+        const bool gone = status != STATUS_OK && is_gone(world, found);
         free(found);
-        if (status != STATUS_DATA) {
+        if (status != STATUS_DATA && !gone) {
             return status;
         }
+        before = step;
     }
 }

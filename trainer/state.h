@@ -27,10 +27,18 @@ enum status state_load(struct model *model, const char *path, struct progress_st
 enum status state_load_weights(struct model *model, const char *path)
     __attribute__((warn_unused_result));
 
-/* Collective. Newest valid checkpoint under `root`, passing over `skip`; *found NULL: there is
+/* Collective. Newest valid checkpoint under `root` of a step before `before`; *found NULL: there is
  * none. Skipped ones are warned of. */
-enum status state_newest(struct comm *world, const char *root, int skip, char **found,
+enum status state_newest(struct comm *world, const char *root, int64_t before, char **found,
                          int64_t *step) __attribute__((warn_unused_result));
+
+/* Collective. For readers: `use`, a collective that returns the same on every rank, of the
+ * checkpoint `path`, or of the newest one of the run directory `path` that it can read (errors but
+ * STATUS_DATA end the search). A run that goes on beside may prune the one in hand: then the newest
+ * is taken. One line in all: a warning when an older one did, else the error. */
+enum status state_use_newest(struct comm *world, const char *path,
+                             enum status (*use)(void *context, const char *checkpoint),
+                             void *context) __attribute__((warn_unused_result));
 
 /* Local. Whether `path` is a run directory or a checkpoint (rather than a config file). */
 bool state_is_place(const char *path);

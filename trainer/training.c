@@ -66,10 +66,9 @@ static enum status open_data(struct training *t)
  */
 static enum status resume(struct training *t)
 {
-    for (int skip = 0;; skip++) {
+    for (int64_t step = INT64_MAX;;) {
         char *path = NULL;
-        int64_t step = 0;
-        TRY(state_newest(t->world, t->checkpoints, skip, &path, &step));
+        TRY(state_newest(t->world, t->checkpoints, step, &path, &step));
         if (path == NULL) {
             return STATUS_OK;
         }
@@ -139,9 +138,13 @@ static enum status open_metrics(struct training *t)
 
 static void describe(struct training *t)
 {
-    const char *ignored = t->config->model.hf_ignored;
+    const char *ignored = t->config->model.hf_ignored, *assumed = t->config->model.hf_assumed;
     if (ignored != NULL && ignored[0] != '\0') {
         metrics_say(&t->metrics, "%s: ignored keys: %s", t->config->model.hf_config, ignored);
+    }
+    if (assumed != NULL && assumed[0] != '\0') {
+        metrics_say(&t->metrics, "%s: not in it, and as transformers has them: %s",
+                    t->config->model.hf_config, assumed);
     }
     const struct mesh *mesh = &t->session->mesh;
     metrics_say(
@@ -298,14 +301,6 @@ static bool due(int64_t step, int64_t every, int64_t last)
     return every > 0 && (step % every == 0 || step == last);
 }
 
-/* The largest signal number seen by any rank. */
-static int agreed_signal(struct training *t)
-{
-    int32_t signal = signals_caught();
-    comm_all_reduce(t->world, &signal, 1, DTYPE_I32, REDUCE_MAX);
-    return signal;
-}
-
 static enum status one_step(struct training *t)
 {
     const struct config *config = t->config;
@@ -347,7 +342,7 @@ static enum status loop(struct training *t)
     TRY(fault_arm(t->config->debug.fault));
     while (t->at.step < t->config->run.steps) {
         TRY(one_step(t));
-        const int signal = agreed_signal(t);
+        const int signal = signals_agreed(t->world);
         if (signal != 0) {
             TRY(save(t, true));
             if (main_rank(t)) {

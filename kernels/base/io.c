@@ -65,8 +65,7 @@ static void after(enum io_fault fault)
 
 static enum status failed(const char *path, const char *what)
 {
-    const char *hint =
-        errno == ENOSPC || errno == EDQUOT ? ": free space or set another run.dir" : "";
+    const char *hint = errno == ENOSPC || errno == EDQUOT ? ": free space or write elsewhere" : "";
     return status_fail(STATUS_IO, "%s: cannot %s: %s%s", path, what, strerror(errno), hint);
 }
 
@@ -330,6 +329,18 @@ bool io_exists(const char *path)
     return stat(path, &info) == 0;
 }
 
+enum status io_check_regular(const char *path)
+{
+    struct stat info;
+    if (stat(path, &info) != 0) {
+        return failed(path, "look at");
+    }
+    return S_ISREG(info.st_mode)
+               ? STATUS_OK
+               : status_fail(STATUS_DATA, "%s: is %s, not a file", path,
+                             S_ISDIR(info.st_mode) ? "a folder" : "a pipe or a device");
+}
+
 enum status io_read_file(const char *path, char **data, size_t *bytes, size_t limit)
 {
     struct io_file file;
@@ -372,11 +383,25 @@ enum status io_write_file(const char *path, const void *data, size_t bytes)
     return status == STATUS_OK ? io_rename(beside, path) : status;
 }
 
+/* Whether the file still has its name: a holder before may have removed it. */
+static bool is_named(const struct io_file *file)
+{
+    struct stat open_one, named;
+    return fstat(file->fd, &open_one) == 0 && stat(file->path, &named) == 0 &&
+           open_one.st_ino == named.st_ino && open_one.st_dev == named.st_dev;
+}
+
 enum status io_lock(struct io_file *lock, const char *path)
 {
     char text[512] = "", host[256] = "";
     TRY(open_file(lock, path, O_RDWR | O_CREAT, "open the lock"));
-    if (flock(lock->fd, LOCK_EX | LOCK_NB) != 0) {
+    bool taken = flock(lock->fd, LOCK_EX | LOCK_NB) == 0;
+    while (taken && !is_named(lock)) {
+        io_unlock(lock);
+        TRY(open_file(lock, path, O_RDWR | O_CREAT, "open the lock"));
+        taken = flock(lock->fd, LOCK_EX | LOCK_NB) == 0;
+    }
+    if (!taken) {
         const ssize_t got = pread(lock->fd, text, sizeof text - 1, 0);
         text[got > 0 ? got : 0] = '\0';
         io_unlock(lock);

@@ -47,6 +47,8 @@ enum status
 io_remove_tree(const char *path) IO_CHECKED; /* a folder and all in it, links themselves, not what
                                                 they point to; missing is fine */
 bool io_exists(const char *path);
+/* That it is a file, which ends and opens at once: no folder, pipe or device. STATUS_DATA. */
+enum status io_check_regular(const char *path) IO_CHECKED;
 enum status io_free_bytes(const char *path,
                           int64_t *bytes) IO_CHECKED; /* of the file system that holds path */
 /* Whole file, NUL-terminated; *data owned by caller (free). Larger than `limit`: STATUS_DATA. */

@@ -192,12 +192,15 @@ def make(folder, family, dtype, *options):
         del tensors[name]
     for name in filter(None, o.get("add", "").split(",")):
         tensors[name] = ("F32", [1], b"\0\0\0\0")
-    if "nan" in o:  # NAME:COUNT
-        name, count = o["nan"].split(":")
+    for pair in filter(None, o.get("nan", "").split(",")):  # NAME:COUNT
+        name, count = pair.split(":")
         kind, shape, data = tensors[name]
         bad = {"F32": b"\0\0\x80\x7f", "BF16": b"\xc0\xff", "F16": b"\0\x7c", "F8_E4M3": b"\xff"}[kind]
         n = int(count) * len(bad)
         tensors[name] = (kind, shape, data[:-n] + bad * int(count))
+    if "big" in o:  # f16 that four times itself is not
+        kind, shape, data = tensors[o["big"]]
+        tensors[o["big"]] = (kind, shape, b"\xff\x77" + data[2:])
     if "reshape" in o:
         kind, shape, data = tensors[o["reshape"]]
         tensors[o["reshape"]] = (kind, shape[::-1], data)
@@ -208,11 +211,18 @@ def make(folder, family, dtype, *options):
     if "touch" in o:
         kind, shape, data = tensors[o["touch"]]
         tensors[o["touch"]] = (kind, shape, data[:-1] + bytes([data[-1] ^ 1]))
+    for name in filter(None, o.get("float8", "").split(",")):  # zeros
+        shape = tensors[name][1]
+        blocks = [-(-n // 128) for n in shape]
+        tensors[name] = ("F8_E4M3", shape, bytes(math.prod(shape)))
+        tensors[name + "_scale_inv"] = ("F32", blocks, encode([1.0] * math.prod(blocks), "F32"))
     write_model(folder, tensors, int(o.get("shards", 1)))
     c = config(family, dtype, mtp, experts, inner, "new" in o)
     for key in filter(None, o.get("set", "").split(",")):  # set=KEY:JSON,...
         name, value = key.split(":", 1)
         c[name] = json.loads(value)
+    for key in filter(None, o.get("unset", "").split(",")):
+        del c[key]
     with open(folder + "/config.json", "w") as f:
         json.dump(c, f)
 

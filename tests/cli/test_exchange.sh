@@ -69,6 +69,12 @@ for name in mixtral-BF16 deepseek_v2-FP8 deepseek_v3-F32; do
     rm -rf again e-again
 done
 
+model make m mixtral FP8 float8=model.embed_tokens.weight
+expect_rc 0 "$binary" import m c-m
+expect_rc 0 "$binary" export c-m e-m
+same m e-m
+grep -q '"torch_dtype": "bfloat16"' e-m/config.json || fail "torch_dtype beside a float8 embedding"
+
 echo "multi-token prediction"
 for dtype in BF16 FP8; do
     model make mtp-$dtype deepseek_v3 $dtype mtp=1
@@ -80,6 +86,8 @@ done
 model make m deepseek_v3 BF16 set=num_nextn_predict_layers:1
 expect_rc 0 "$binary" import m c-none
 expect_text "imported without multi-token prediction"
+expect_text "model.num_nextn_predict_layers: 0 beside model.hf_config"
+expect_error 65 "no tensor is of layer 2 or beyond" "$binary" import m c model.num_nextn_predict_layers=1
 expect_rc 0 "$binary" export c-none e-none
 grep -q '"num_nextn_predict_layers": 0' e-none/config.json || fail "depth without weights"
 model make m deepseek_v3 BF16 mtp=1 set=num_nextn_predict_layers:0
@@ -104,6 +112,10 @@ for name in mixtral-F32 deepseek_v3-F32; do
     close $name bf16 0.004
     expect_rc 0 ranks 2 "$binary" export c-$name-1 fp8 --dtype fp8
     close $name fp8 0.04
+    # Scales that stand in another file than their codes are the same.
+    expect_rc 0 ranks 2 "$binary" export c-$name-1 fp8-files --dtype fp8 --shard-mb 1
+    same fp8 fp8-files
+    rm -rf fp8-files
     model list fp8 >list
     grep -q 'F8_E4M3' list || fail "no float8 in an export with --dtype fp8"
     ! grep -E 'embed|lm_head|norm|gate.weight|eh_proj' list | grep -q F8_E4M3 || fail "float8 where none belongs"
@@ -181,8 +193,19 @@ expect_error 65 "upcycling starts from llama or mistral" "$binary" import mixtra
 expect_error 64 "model_type 'llama'" "$binary" import dense x
 expect_error 64 "belong to --upcycle" "$binary" import dense x --split 2
 expect_error 64 "--top-k" "$binary" import dense x --upcycle 2 --top-k 3
+expect_error 64 "--upcycle E from 1" "$binary" import dense x --upcycle 0
+expect_error 64 "--upcycle E from 1" "$binary" import dense x --upcycle -2
+for key in num_local_experts=8 num_experts_per_tok=1 intermediate_size=48 family=mixtral hf_config=dense; do
+    expect_error 64 "model.${key%=*}: --upcycle" "$binary" import dense x --upcycle 2 "model.$key"
+done
+grep -q "precision: fp32" <(sed 's/\\n/\n/g' up-1-1-1/state.json) || fail "precision of an upcycled f32 model"
+grep -q "precision: bf16" <(sed 's/\\n/\n/g' c-mixtral-BF16-1/state.json) || fail "precision of a bf16 model"
+model make m llama F16 big=model.layers.1.mlp.down_proj.weight
+expect_rc 0 "$binary" import m up-f16-1 --upcycle 2
+expect_error 65 "model.layers.1.mlp.down_proj.weight: times 4 (--split) is too large for f16" \
+    "$binary" import m x --upcycle 2 --split 4
 model make m llama F32 drop=model.layers.1.mlp.up_proj.weight
-expect_error 65 "1 tensors missing (model.layers.1.mlp.up_proj.weight)" "$binary" import m x --upcycle 4
+expect_error 65 "1 tensor missing (model.layers.1.mlp.up_proj.weight)" "$binary" import m x --upcycle 4
 
 echo "bad models"
 bad() { # FRAGMENT FAMILY DTYPE OPTION...
@@ -193,9 +216,9 @@ bad() { # FRAGMENT FAMILY DTYPE OPTION...
     expect_error 65 "$fragment" "$binary" import m c
     [ ! -e c ] || fail "a checkpoint was left by a failed import"
 }
-bad "1 tensors missing (model.norm.weight)" mixtral F32 drop=model.norm.weight
+bad "1 tensor missing (model.norm.weight)" mixtral F32 drop=model.norm.weight
 bad "2 tensors that the model of config.json has not (a.b, model.extra)" mixtral F32 add=model.extra,a.b
-bad "1 tensors missing (lm_head.weight); 1 tensors that" mixtral F32 drop=lm_head.weight add=head
+bad "1 tensor missing (lm_head.weight); 1 tensor that" mixtral F32 drop=lm_head.weight add=head
 bad "is [4, 64], config.json asks for [6, 64]" mixtral F32 set=num_local_experts:6
 bad "19 tensors missing (" mixtral F32 set=num_hidden_layers:3
 expect_same "$(grep -o 'model\.layers\.2' "$err" | wc -l)" 10 "names in a long list"
@@ -204,6 +227,12 @@ bad "w1.weight is [48, 64], config.json asks for [96, 64]" mixtral F32 set=inter
 bad "is [64, 257], config.json asks for [257, 64]" mixtral F32 reshape=lm_head.weight
 bad "model.norm.weight: 3 of 64 values are NaN or infinite" mixtral F32 nan=model.norm.weight:3
 expect_error 65 "3 of 64 values are NaN or infinite" ranks 2 "$binary" import m c
+bad "model.layers.0.block_sparse_moe.experts.0.w1.weight is also in model.layers.0.mlp.experts.gate_up_proj" \
+    mixtral F32 add=model.layers.0.mlp.experts.gate_up_proj
+bad "model.layers.1.block_sparse_moe.gate.weight is also in model.layers.1.mlp.gate.weight" \
+    mixtral F32 add=model.layers.1.mlp.gate.weight
+bad "model.layers.1.mlp.experts.2.up_proj.weight is also in model.layers.1.mlp.experts.gate_up_proj" \
+    deepseek_v3 F32 fused add=model.layers.1.mlp.experts.2.up_proj.weight
 bad "lm_head.weight: 5 of 16448 values" mixtral BF16 nan=lm_head.weight:5
 bad "lm_head.weight: 2 of 16448 values" mixtral F16 nan=lm_head.weight:2
 bad "q_proj.weight: 1 of 4096 values" mixtral FP8 nan=model.layers.0.self_attn.q_proj.weight:1
@@ -215,6 +244,22 @@ bad "q_proj.weight_scale_inv" mixtral FP8 drop=model.layers.0.self_attn.q_proj.w
 bad "gate and up" mixtral FP8 fused
 bad "quantization_config is gptq" mixtral F32 'set=quantization_config:{"quant_method":"gptq"}'
 bad "weight_block_size" mixtral FP8 'set=quantization_config:{"quant_method":"fp8"}'
+for ranks in 1 2; do
+    rm -rf m && model make m mixtral F32 nan=model.norm.weight:3,lm_head.weight:2,model.embed_tokens.weight:1
+    expect_error 65 "m: 6 values in 3 tensors are NaN or infinite (model.embed_tokens.weight, model.norm.weight" \
+        ranks $ranks "$binary" import m c
+done
+for key in n_routed_experts num_experts_per_tok moe_intermediate_size kv_lora_rank qk_nope_head_dim \
+    qk_rope_head_dim v_head_dim; do
+    rm -rf m && model make m deepseek_v3 F32 "unset=$key"
+    expect_error 64 "key '$key' is missing" "$binary" import m c
+done
+rm -rf m && model make m deepseek_v2 F32 unset=rms_norm_eps,rope_theta set=auto_map:1
+expect_rc 0 "$binary" import m c-silent
+expect_text "not in it, and as transformers has them: rms_norm_eps 1e-06, rope_theta 1e+04"
+expect_text "keys that mean nothing to training: architectures, bos_token_id, eos_token_id, torch_dtype, auto_map"
+expect_rc 0 "$binary" train tuned.yaml run.dir=run-silent model.hf_config=m checkpoint.init_from=null run.steps=1
+expect_text "not in it, and as transformers has them: rms_norm_eps"
 rm -rf m && model make m mixtral F32 shards=3
 truncate -s -5 m/model-00002-of-00003.safetensors
 expect_error 65 "model-00002-of-00003.safetensors" "$binary" import m c
@@ -231,6 +276,12 @@ rm m/config.json
 expect_error 65 "no config.json" "$binary" import m c
 echo '{"model_type": "mixtral",' >m/config.json
 expect_error 65 "m/config.json: line" "$binary" import m c
+truncate -s 8388609 m/config.json
+expect_error 65 "8388609 bytes, more than the 8388608" "$binary" import m c
+python3 -c 'print("{\"a\":" + "[" * 50000 + "]" * 50000 + "}")' >m/config.json
+expect_error 65 "m/config.json: its JSON is nested deeper than 8" "$binary" import m c
+rm m/config.json && mkfifo m/config.json
+expect_error 65 "m/config.json: is a pipe or a device" timeout 10 "$binary" import m c
 mkdir empty
 expect_error 65 "no config.json" "$binary" import empty c
 
@@ -239,8 +290,15 @@ expect_error 74 "nowhere: no such folder" "$binary" import nowhere c
 expect_error 64 "is there already" "$binary" import mixtral-F32 c-json
 expect_error 64 "did you mean" "$binary" import mixtral-F32 c train.micro_bach=2
 expect_error 64 "is there already" "$binary" export c-json e-json
+expect_error 64 "is there already" "$binary" import nowhere c-json/ # before anything is read
+expect_error 64 "'' is no name" "$binary" import mixtral-F32 ""
+expect_error 64 "'' is no name" "$binary" export c-json ""
+expect_rc 0 "$binary" export c-json slash//
+same mixtral-F32 slash
 expect_error 74 "nowhere: no checkpoint" "$binary" export nowhere x
 expect_error 65 "empty: no checkpoint" "$binary" export empty x
+expect_error 65 "import it first" "$binary" export mixtral-F32 x
+expect_error 65 "import it first" "$binary" generate mixtral-F32 --prompt a
 expect_error 64 "--dtype 'f8' is not" "$binary" export c-json x --dtype f8
 expect_error 64 "too few arguments" "$binary" export c-json
 touch file
@@ -254,6 +312,45 @@ expect_error 65 "damaged in block" "$binary" export c-torn x
 rm -rf x && mkdir x
 expect_rc 0 "$binary" export c-json x # an empty folder is as good as none
 same mixtral-F32 x
+
+if unshare -m true 2>/dev/null && unshare -m mount -t tmpfs -o size=300k none /mnt 2>/dev/null; then
+    expect_error 74 "free space or name a folder elsewhere" unshare -m bash -c \
+        "mount -t tmpfs -o size=300k none /mnt && '$binary' export c-json /mnt/x"
+    expect_error 74 "free space or name a folder elsewhere" unshare -m bash -c \
+        "mount -t tmpfs -o size=300k none /mnt && '$binary' import mixtral-F32 /mnt/x"
+fi
+
+echo "a signal leaves nothing"
+python3 - "$binary" <<'PY' || fail "an import stopped by a signal"
+import json, os, signal, struct, subprocess, sys, time
+# Holes read as zeros: much to import, little on disk.
+rows, big = 4000000, ("model.embed_tokens.weight", "lm_head.weight")
+text = open("mixtral-F32/model.safetensors", "rb").read()
+size = struct.unpack("<Q", text[:8])[0]
+tensors, at = json.loads(text[8:8 + size]), 0
+tensors.pop("__metadata__", None)
+for name, t in tensors.items():
+    t["shape"][0] = rows if name in big else t["shape"][0]
+    count = t["shape"][0] * t["shape"][-1] if len(t["shape"]) > 1 else t["shape"][0]
+    t["data_offsets"], at = [at, at + 4 * count], at + 4 * count
+os.makedirs("hole")
+head = json.dumps(tensors).encode()
+with open("hole/model.safetensors", "wb") as f:
+    f.write(struct.pack("<Q", len(head)) + head)
+    f.truncate(8 + len(head) + at)
+config = json.load(open("mixtral-F32/config.json"))
+json.dump({**config, "vocab_size": rows}, open("hole/config.json", "w"))
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+    p = subprocess.Popen([sys.argv[1], "import", "hole", "c-hole"], stderr=subprocess.DEVNULL)
+    while not os.path.exists(".tmp-c-hole/shard-00000.h5"):
+        time.sleep(0.01)
+    p.send_signal(number)
+    code = p.wait()
+    assert code == (-9 if number == 9 else 128 + number), code
+    assert os.path.exists(".tmp-c-hole") == (number == 9), number
+PY
+expect_rc 0 "$binary" import mixtral-F32 c-hole # what the killed one left goes
+expect_same "$(find . -maxdepth 1 -name '.tmp*' | wc -l)" 0 "folders left by a killed import"
 
 if [ "$full" = 1 ]; then
     echo "memory stays bounded"

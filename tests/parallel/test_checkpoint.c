@@ -212,13 +212,13 @@ static void test_damage_is_found(struct comm *world)
             CHECK_EQUAL(world, checkpoint_state(step_path(root, 20), &text), STATUS_DATA);
             CHECK_MESSAGE(world, cases[d].file);
         }
-        CHECK_EQUAL(world, checkpoint_newest(world, root, 0, &path, &step, warn, &warnings),
+        CHECK_EQUAL(world, checkpoint_newest(world, root, INT64_MAX, &path, &step, warn, &warnings),
                     STATUS_OK);
         CHECK_EQUAL(world, step, cases[d].seen ? 10 : 20);
         CHECK_EQUAL(world, warnings.count, cases[d].seen && world->rank == 0);
         CHECK(world, warnings.count == 0 || strstr(warnings.last, cases[d].warning) != NULL);
         free(path);
-        CHECK_EQUAL(world, checkpoint_newest(world, root, 1, &path, &step, warn, &warnings),
+        CHECK_EQUAL(world, checkpoint_newest(world, root, 20, &path, &step, warn, &warnings),
                     STATUS_OK);
         CHECK_EQUAL(world, step, 10);
         CHECK_EQUAL(world, load(world, path, REVERSED, 1), STATUS_OK);
@@ -234,9 +234,11 @@ static void test_none_and_none_usable(struct comm *world)
     struct warnings warnings = {0};
     make_root(world, root);
     snprintf(gone, sizeof gone, "%s/gone", root);
-    CHECK_EQUAL(world, checkpoint_newest(world, gone, 0, &path, &step, warn, &warnings), STATUS_OK);
+    CHECK_EQUAL(world, checkpoint_newest(world, gone, INT64_MAX, &path, &step, warn, &warnings),
+                STATUS_OK);
     CHECK(world, path == NULL);
-    CHECK_EQUAL(world, checkpoint_newest(world, root, 0, &path, &step, warn, &warnings), STATUS_OK);
+    CHECK_EQUAL(world, checkpoint_newest(world, root, INT64_MAX, &path, &step, warn, &warnings),
+                STATUS_OK);
     CHECK(world, path == NULL && warnings.count == 0);
     CHECK_EQUAL(world, load(world, gone, EVEN, 1), STATUS_DATA);
     CHECK_MESSAGE(world, "not a checkpoint");
@@ -245,7 +247,7 @@ static void test_none_and_none_usable(struct comm *world)
         edit(world, step_path(root, 3), "manifest.json", EDIT_MANIFEST);
     }
     comm_barrier(world);
-    CHECK_EQUAL(world, checkpoint_newest(world, root, 0, &path, &step, warn, &warnings),
+    CHECK_EQUAL(world, checkpoint_newest(world, root, INT64_MAX, &path, &step, warn, &warnings),
                 STATUS_DATA);
     CHECK(world, path == NULL && warnings.count == (world->rank == 0));
     CHECK_MESSAGE(world, "1 checkpoints, none of them usable");
@@ -311,7 +313,8 @@ static void test_gaps_and_overlaps(struct comm *world)
         CHECK_MESSAGE(world, "tensor wide");
         free_state(&state);
     }
-    CHECK_EQUAL(world, checkpoint_newest(world, root, 0, &path, &step, warn, &warnings), STATUS_OK);
+    CHECK_EQUAL(world, checkpoint_newest(world, root, INT64_MAX, &path, &step, warn, &warnings),
+                STATUS_OK);
     CHECK_EQUAL(world, step, 1);
     CHECK_EQUAL(world, load(world, path, EVEN, 1), STATUS_OK);
     free(path);

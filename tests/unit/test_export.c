@@ -7,6 +7,7 @@
 #include "checkpoints/safetensors.h"
 #include "trainer/exchange/export.h"
 #include "trainer/exchange/huggingface.h"
+#include "trainer/state.h"
 
 enum { PREFIXES = 4, MOST = 200 };
 static const char *const prefixes[PREFIXES] = {"", "master/", "moment1/", "ema/"};
@@ -150,11 +151,74 @@ static void test_no_average(void **state)
     assert_false(io_exists("h"));
 }
 
+/* --- the newest of a run that goes on beside --- */
+
+struct visit {
+    int calls, pruned;
+    char seen[256]; /* last digit of each checkpoint tried */
+    enum status results[8];
+};
+
+/* The first `pruned` checkpoints vanish while they are read. */
+static enum status look_at(void *context, const char *checkpoint)
+{
+    struct visit *visit = context;
+    visit->seen[visit->calls] = checkpoint[strlen(checkpoint) - 1];
+    if (visit->calls < visit->pruned) {
+        assert_int_equal(io_remove_tree(checkpoint), STATUS_OK);
+    }
+    const enum status result = visit->results[visit->calls++];
+    return result == STATUS_OK ? STATUS_OK : status_fail(result, "%s: bad", checkpoint);
+}
+
+static void make_run(const char *digits)
+{
+    char name[64];
+    assert_int_equal(io_make_dir("r/checkpoints"), STATUS_OK);
+    for (const char *at = digits; *at != '\0'; at++) {
+        make_checkpoint(1);
+        snprintf(name, sizeof name, "r/checkpoints/0000000%c", *at);
+        assert_int_equal(io_rename("c", name), STATUS_OK);
+    }
+}
+
+static void test_newest_of_a_run(void **state)
+{
+    (void)state;
+    static const struct {
+        struct visit visit;
+        const char *seen;
+        enum status status;
+    } cases[] = {
+        {{.results = {STATUS_OK}}, "5", STATUS_OK},
+        {{.results = {STATUS_DATA, STATUS_OK}}, "54", STATUS_OK},
+        {{.results = {STATUS_MISMATCH}}, "5", STATUS_MISMATCH},
+        {{.pruned = 2, .results = {STATUS_IO, STATUS_DATA, STATUS_OK}}, "543", STATUS_OK},
+        {{.results = {STATUS_DATA, STATUS_DATA, STATUS_DATA}}, "543", STATUS_DATA},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct visit visit = cases[i].visit;
+        make_run("345");
+        assert_int_equal(state_use_newest(&self, "r", look_at, &visit), cases[i].status);
+        assert_string_equal(visit.seen, cases[i].seen);
+        assert_int_equal(io_remove_tree("r"), STATUS_OK);
+    }
+    expect_message("r: no checkpoint here can be read; the newest: r/checkpoints/00000005: bad");
+    assert_null(strstr(status_message(), "--fresh"));
+    struct visit none = {0};
+    assert_int_equal(state_use_newest(&self, "r", look_at, &none), STATUS_IO);
+    assert_int_equal(io_make_dir("hf"), STATUS_OK);
+    put("hf/config.json", "{}");
+    assert_int_equal(state_use_newest(&self, "hf", look_at, &none), STATUS_DATA);
+    expect_message("hf: a Hugging Face folder, not a checkpoint: import it first");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         SCRATCH_TEST(test_what_is_chosen),
         SCRATCH_TEST(test_no_average),
+        SCRATCH_TEST(test_newest_of_a_run),
     };
     return comm_open(&self, "self") != STATUS_OK || cmocka_run_group_tests(tests, NULL, NULL) != 0;
 }

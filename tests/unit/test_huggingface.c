@@ -195,6 +195,30 @@ static void test_config_there_and_back(void **state)
     }
 }
 
+/* What our config leaves out and transformers computes with. */
+static void test_numbers_that_readers_need(void **state)
+{
+    (void)state;
+    static const char text[] =
+        "model: {family: deepseek_v2, vocab_size: 300, hidden_size: 64, intermediate_size: 96, "
+        "moe_intermediate_size: 48, num_hidden_layers: 3, num_attention_heads: 4, "
+        "kv_lora_rank: 32, qk_nope_head_dim: 16, qk_rope_head_dim: 8, v_head_dim: 16, "
+        "n_routed_experts: 8, num_experts_per_tok: 3, n_group: 0, topk_group: 0, "
+        "topk_method: greedy, n_shared_experts: 0, max_position_embeddings: 777, "
+        "rope_scaling: {type: yarn, factor: 4}}\n"
+        "train: {sequence_length: 32}\n";
+    struct config config;
+    char *json = NULL;
+    assert_int_equal(parse(&config, text, strlen(text)), STATUS_OK);
+    assert_int_equal(hf_config_text(&config, DTYPE_F32, false, NULL, &json), STATUS_OK);
+    assert_non_null(strstr(json, "\"original_max_position_embeddings\": 777"));
+    assert_non_null(strstr(json, "\"n_group\": 1,"));
+    assert_non_null(strstr(json, "\"topk_group\": 1,"));
+    assert_non_null(strstr(json, "\"n_shared_experts\": 0,"));
+    free(json);
+    config_free(&config);
+}
+
 /* Ids of tokens: the import's; else the published ones that the vocabulary has. */
 static void test_token_ids(void **state)
 {
@@ -223,8 +247,11 @@ static void test_token_ids(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_tensors),     cmocka_unit_test(test_fused_homes),
-        cmocka_unit_test(test_other_names), SCRATCH_TEST(test_config_there_and_back),
+        cmocka_unit_test(test_tensors),
+        cmocka_unit_test(test_fused_homes),
+        cmocka_unit_test(test_other_names),
+        SCRATCH_TEST(test_config_there_and_back),
+        cmocka_unit_test(test_numbers_that_readers_need),
         cmocka_unit_test(test_token_ids),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,9 @@
 /* safetensors: written and read back; whatever is not exactly a whole model is refused by name. */
 #include "unit/scratch.h"
 
+#include <sys/stat.h>
+
+#include "checkpoints/json_text.h"
 #include "checkpoints/safetensors.h"
 #include "kernels/base/rng.h"
 
@@ -56,8 +59,8 @@ static void test_bad_headers(void **state)
         {"", 8, "does not begin with '{'"},
         {" {}", 0, "does not begin with '{'"},
         {"[]", 0, "does not begin with '{'"},
-        {"{", 0, "not good JSON"},
-        {"{\"a\":1}x", 0, "not good JSON"},
+        {"{", 0, "m/model.safetensors: line 1: "},
+        {"{\"a\":1}x", 0, "m/model.safetensors: line 1: "},
         {"{\"a\":1}", 0, "dtype, shape and data_offsets"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 4, "dtype, shape and data_offsets"},
         {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4],\"b\":1}}", 4,
@@ -74,7 +77,8 @@ static void test_bad_headers(void **state)
         {"{\"a\":" ENTRY("F32", "[1]", -4, 4) "}", 4, "data_offsets"},
         {"{\"a\":" ENTRY("F32", "[1]", 4, 0) "}", 4, "data_offsets"},
         {"{\"a\":" ENTRY("F32", "[1]", 0, 9223372036854775807) "}", 4, "data_offsets"},
-        {"{\"a\":" ENTRY("F32", "[1]", 0, 9223372036854775808) "}", 4, "not good JSON"},
+        {"{\"a\":" ENTRY("F32", "[1]", 0, 9223372036854775808) "}", 4,
+         "m/model.safetensors: line 1: "},
         {"{\"a\":" ENTRY("F32", "[2]", 0, 4) "}", 4, "need 8 bytes, data_offsets give 4"},
         {"{\"a\":" ENTRY("F16", "[2]", 0, 8) "}", 8, "need 4 bytes, data_offsets give 8"},
         {"{\"a\":" ENTRY("F32", "[4611686018427387904]", 0, 4) "}", 4, "its shape"},
@@ -133,6 +137,51 @@ static void test_bad_folders(void **state)
     expect_message("nowhere: no such folder");
     enter_folder();
     expect_refused_folder("neither model.safetensors nor");
+    assert_int_equal(mkfifo("m/model.safetensors", 0600), 0);
+    expect_refused_folder("m/model.safetensors: is a pipe or a device, not a file");
+    assert_int_equal(mkfifo("m/model.safetensors.index.json", 0600), 0);
+    expect_refused_folder("index.json: is a pipe or a device, not a file");
+    enter_folder();
+    assert_int_equal(symlink("/dev/zero", "m/model.safetensors"), 0);
+    expect_refused_folder("m/model.safetensors: is a pipe or a device, not a file");
+    enter_folder();
+    assert_int_equal(io_make_dir("m/model.safetensors"), STATUS_OK);
+    expect_refused_folder("m/model.safetensors: is a folder, not a file");
+}
+
+static void test_nesting(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        bool shallow;
+    } cases[] = {
+        {"{\"a\":[[[[[[[1]]]]]]]}", true},
+        {"{\"a\":[[[[[[[[1]]]]]]]]}", false},
+        {"{\"[[[[[[[[[[\":\"{{{{{{{{{{\"}", true},
+        {"[\"\\\"[[[[[[[[[[\",\"\\\\\",[[[[[[[[", false},
+        {"[[],[],[],[],[],[],[],[],[],[]]", true},
+        {"]]]]", true},
+        {"\"\\", true},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        assert_int_equal(json_text_is_shallow(cases[i].text, strlen(cases[i].text)),
+                         cases[i].shallow);
+    }
+    enter_folder();
+    put_file("m/model.safetensors", "{\"a\":[[[[[[[[[[]]]]]]]]]]}", -1, 0);
+    expect_refused_folder("m/model.safetensors: its JSON is nested deeper than 8 levels");
+    json_t *json = NULL;
+    put("long.json", "[1, 2, 3]");
+    assert_int_equal(json_text_read(&json, "long.json", 8), STATUS_DATA);
+    expect_message("long.json: 9 bytes, more than the 8");
+    assert_int_equal(json_text_read(&json, "long.json", 9), STATUS_OK);
+    json_decref(json);
+    struct io_file file;
+    assert_int_equal(io_create(&file, "m/model.safetensors.index.json"), STATUS_OK);
+    assert_int_equal(io_truncate(&file, 100000001), STATUS_OK);
+    assert_int_equal(io_close(&file), STATUS_OK);
+    expect_refused_folder("index.json: 100000001 bytes, more than the 100000000");
 }
 
 static const char A[] = "{\"a\":" ENTRY("F32", "[1]", 0, 4) "}";
@@ -369,10 +418,11 @@ static void test_mutations_never_crash(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        SCRATCH_TEST(test_bad_headers),  SCRATCH_TEST(test_bad_lengths),
-        SCRATCH_TEST(test_bad_folders),  SCRATCH_TEST(test_bad_indexes),
-        SCRATCH_TEST(test_round_trip),   SCRATCH_TEST(test_written_form),
-        SCRATCH_TEST(test_failed_saves), SCRATCH_TEST(test_mutations_never_crash),
+        SCRATCH_TEST(test_bad_headers),           SCRATCH_TEST(test_bad_lengths),
+        SCRATCH_TEST(test_bad_folders),           SCRATCH_TEST(test_nesting),
+        SCRATCH_TEST(test_bad_indexes),           SCRATCH_TEST(test_round_trip),
+        SCRATCH_TEST(test_written_form),          SCRATCH_TEST(test_failed_saves),
+        SCRATCH_TEST(test_mutations_never_crash),
     };
     return comm_open(&self, "self") != STATUS_OK || cmocka_run_group_tests(tests, NULL, NULL) != 0;
 }

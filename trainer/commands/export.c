@@ -1,11 +1,13 @@
 #include "trainer/exchange/export.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "checkpoints/safetensors.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
+#include "trainer/signals.h"
 
 static void print(const struct export_options *options, const struct export_figures *figures,
                   bool json)
@@ -72,7 +74,9 @@ enum status command_export(int argc, char **argv)
     export.from = options.words[0];
     export.to = options.words[1];
     TRY(comm_open(&world, "auto"));
+    signals_install();
     enum status status = export_run(&world, &export, &figures);
+    const int signal = status == STATUS_PREEMPTED ? signals_agreed(&world) : 0;
     const bool speaks = world.rank == 0;
     if (status == STATUS_OK && speaks) {
         print(&export, &figures, json);
@@ -81,5 +85,8 @@ enum status command_export(int argc, char **argv)
         fprintf(stderr, "switchyard: %s\n", status_message());
     }
     comm_close(&world);
+    if (signal != 0) {
+        exit(128 + signal);
+    }
     return status == STATUS_OK ? STATUS_OK : status_fail(status, "%s", "");
 }

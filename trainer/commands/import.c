@@ -1,9 +1,11 @@
 #include "trainer/exchange/import.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
+#include "trainer/signals.h"
 
 static void say(const char *line)
 {
@@ -22,13 +24,16 @@ static void print(const struct import_options *options, const struct import_figu
     }
 }
 
+enum { NOT_GIVEN = -1000000 };
+
 static enum status check(const struct import_options *options)
 {
-    if (options->upcycle == 0 && (options->top_k != 0 || options->split != 1)) {
+    if (options->upcycle == NOT_GIVEN && (options->top_k != 0 || options->split != 1)) {
         return status_fail(STATUS_USAGE, "import: --top-k and --split belong to --upcycle");
     }
-    if (options->upcycle < 0 || options->top_k < 0 || options->split < 1 ||
-        options->top_k > options->upcycle) {
+    if (options->upcycle != NOT_GIVEN &&
+        (options->upcycle < 1 || options->top_k < 0 || options->split < 1 ||
+         options->top_k > options->upcycle)) {
         return status_fail(STATUS_USAGE,
                            "import: --upcycle E from 1, --top-k K from 1 to E, --split S from 1");
     }
@@ -55,7 +60,7 @@ static const char about[] =
 
 enum status command_import(int argc, char **argv)
 {
-    struct import_options import = {.split = 1};
+    struct import_options import = {.upcycle = NOT_GIVEN, .split = 1};
     struct import_figures figures;
     struct option_result options;
     struct comm world;
@@ -72,13 +77,16 @@ enum status command_import(int argc, char **argv)
         return STATUS_OK;
     }
     TRY(check(&import));
+    import.upcycle = import.upcycle > 0 ? import.upcycle : 0;
     import.top_k = import.top_k > 0 ? import.top_k : import.upcycle < 2 ? import.upcycle : 2;
     import.from = options.words[0];
     import.to = options.words[1];
     import.overrides = options.overrides;
     import.override_count = options.override_count;
     TRY(comm_open(&world, "auto"));
+    signals_install();
     enum status status = import_run(&world, &import, &figures, say);
+    const int signal = status == STATUS_PREEMPTED ? signals_agreed(&world) : 0;
     const bool speaks = world.rank == 0;
     if (status == STATUS_OK && speaks) {
         print(&import, &figures, json);
@@ -87,5 +95,8 @@ enum status command_import(int argc, char **argv)
         fprintf(stderr, "switchyard: %s\n", status_message());
     }
     comm_close(&world);
+    if (signal != 0) {
+        exit(128 + signal);
+    }
     return status == STATUS_OK ? STATUS_OK : status_fail(status, "%s", "");
 }

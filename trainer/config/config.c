@@ -567,5 +567,6 @@ void config_free(struct config *config)
         }
     }
     free(config->model.hf_ignored);
-    config->model.hf_ignored = NULL;
+    free(config->model.hf_assumed);
+    config->model.hf_ignored = config->model.hf_assumed = NULL;
 }

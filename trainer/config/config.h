@@ -62,6 +62,7 @@ struct config {
         int family;
         char *hf_config;  /* NULL: none */
         char *hf_ignored; /* not a key: names in config.json that mean nothing here, for the log */
+        char *hf_assumed; /* not a key: names that config.json lacks, taken from transformers */
         int64_t vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads,
             num_key_value_heads;
         int64_t head_dim; /* 0 = hidden_size / num_attention_heads */

@@ -8,7 +8,8 @@
 
 /* Of the families in order of enum config_family; NULL: not a key of that family. `silent`: what a
  * config.json that is silent about the key means (the defaults of the configuration classes of
- * transformers), NULL: the same. Keys that are not here belong to all, with the table's default. */
+ * transformers; REQUIRED: transformers writes it always, and a guess would be another model), NULL:
+ * the same. Keys that are not here belong to all, with the table's default. */
 static const struct family_key {
     const char *key;
     const char *initial[CONFIG_FAMILIES], *silent[CONFIG_FAMILIES];
@@ -19,19 +20,19 @@ static const struct family_key {
     {"model.router_aux_loss_coef", {"0.02", NULL, NULL}, {"0.001", NULL, NULL}},
     {"model.router_jitter_noise", {"0", NULL, NULL}, {0}},
     {"model.num_key_value_heads", {"0", "0", "0"}, {"8", "0", "0"}},
-    {"model.num_experts_per_tok", {"2", "6", "8"}, {0}},
+    {"model.num_experts_per_tok", {"2", "6", "8"}, {NULL, REQUIRED, REQUIRED}},
     {"model.max_position_embeddings", {"32768", "163840", "163840"}, {"131072", "2048", "4096"}},
     {"model.rms_norm_eps", {"1e-5", "1e-6", "1e-6"}, {0}},
     {"model.rope_theta", {"1e6", "1e4", "1e4"}, {0}},
-    {"model.moe_intermediate_size", {NULL, REQUIRED, REQUIRED}, {NULL, "1407", "2048"}},
-    {"model.n_routed_experts", {NULL, REQUIRED, REQUIRED}, {NULL, "64", "256"}},
+    {"model.moe_intermediate_size", {NULL, REQUIRED, REQUIRED}, {0}},
+    {"model.n_routed_experts", {NULL, REQUIRED, REQUIRED}, {0}},
     {"model.n_shared_experts", {NULL, "2", "1"}, {0}},
     {"model.first_k_dense_replace", {NULL, "1", "3"}, {NULL, "0", "3"}},
     {"model.q_lora_rank", {NULL, "null", "null"}, {NULL, "1536", "1536"}},
-    {"model.kv_lora_rank", {NULL, REQUIRED, REQUIRED}, {NULL, "512", "512"}},
-    {"model.qk_nope_head_dim", {NULL, REQUIRED, REQUIRED}, {NULL, "128", "128"}},
-    {"model.qk_rope_head_dim", {NULL, REQUIRED, REQUIRED}, {NULL, "64", "64"}},
-    {"model.v_head_dim", {NULL, REQUIRED, REQUIRED}, {NULL, "128", "128"}},
+    {"model.kv_lora_rank", {NULL, REQUIRED, REQUIRED}, {0}},
+    {"model.qk_nope_head_dim", {NULL, REQUIRED, REQUIRED}, {0}},
+    {"model.qk_rope_head_dim", {NULL, REQUIRED, REQUIRED}, {0}},
+    {"model.v_head_dim", {NULL, REQUIRED, REQUIRED}, {0}},
     {"model.n_group", {NULL, "1", "1"}, {NULL, "1", "8"}},
     {"model.topk_group", {NULL, "1", "1"}, {NULL, "1", "4"}},
     {"model.topk_method", {NULL, "auto", "noaux_tc"}, {NULL, "greedy", "noaux_tc"}},
@@ -87,6 +88,27 @@ void config_family_defaults(struct config *config, const bool *given)
             take(config, &config_fields[i], value);
         }
     }
+}
+
+/* Keys whose silence says something by itself: absent is what most files mean by it. */
+static bool is_quiet(const char *key)
+{
+    static const char *const quiet[] = {
+        "model.head_dim",        "model.sliding_window",      "model.router_aux_loss_coef",
+        "model.aux_loss_alpha",  "model.router_jitter_noise", "model.seq_aux",
+        "model.rope_interleave", "model.initializer_range",   "model.num_nextn_predict_layers",
+        "model.topk_method",     "model.scoring_func",
+    };
+    bool found = config_is_nested(key);
+    for (size_t i = 0; i < sizeof quiet / sizeof quiet[0]; i++) {
+        found = found || strcmp(quiet[i], key) == 0;
+    }
+    return found;
+}
+
+bool config_is_shape(const char *key)
+{
+    return !is_quiet(key);
 }
 
 bool config_take_silent(struct config *config, const struct field *field)

@@ -3,6 +3,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "checkpoints/json_text.h"
 #include "trainer/config/config_table.h"
 
 /* Where a config.json may name the type of its rotary embedding: published files say rope_scaling,
@@ -143,6 +144,7 @@ static char *list_ignored(const struct config *config, const json_t *json)
 static void take_all(struct config *config, const bool *given, const json_t *json, const char *path,
                      struct config_errors *errors)
 {
+    char assumed[512] = "";
     for (int i = 0; i < config_field_count; i++) {
         const struct field *field = &config_fields[i];
         if (strncmp(field->key, "model.", 6) != 0 || given[i] || field->kind == FIELD_TEXT ||
@@ -155,7 +157,17 @@ static void take_all(struct config *config, const bool *given, const json_t *jso
             take(config, field, value, path, errors);
         } else if (!config_take_silent(config, field)) {
             config_error(errors, "%s: key '%s' is missing", path, field->key + 6);
+        } else if (config_is_shape(field->key)) {
+            char shown[CONFIG_SHOWN_BYTES];
+            const size_t used = strlen(assumed);
+            config_show(config, field, shown, sizeof shown);
+            snprintf(assumed + used, sizeof assumed - used, "%s%s %.32s", used > 0 ? ", " : "",
+                     field->key + 6, shown);
         }
+    }
+    if (assumed[0] != '\0') { /* config_override comes again, with every key given */
+        free(config->model.hf_assumed);
+        config->model.hf_assumed = strdup(assumed);
     }
 }
 
@@ -184,12 +196,11 @@ void config_apply_hf(struct config *config, const bool *given, struct config_err
 {
     char path[4096];
     struct stat info;
-    json_error_t problem;
+    json_t *json = NULL;
     const bool folder = stat(config->model.hf_config, &info) == 0 && S_ISDIR(info.st_mode);
     snprintf(path, sizeof path, "%s%s", config->model.hf_config, folder ? "/config.json" : "");
-    json_t *json = json_load_file(path, JSON_REJECT_DUPLICATES, &problem);
-    if (json == NULL) {
-        config_error(errors, "%s: line %d: %s", path, problem.line, problem.text);
+    if (json_text_read(&json, path, JSON_TEXT_CONFIG_BYTES) != STATUS_OK) {
+        config_error(errors, "%s", status_message());
         return;
     }
     if (take_family(config, given, json, path, errors)) {

@@ -87,6 +87,9 @@ bool config_in_family(const char *key, int family);
 void config_family_defaults(struct config *config, const bool *given);
 /* What a config.json silent about the key means; false: the key must be there. */
 bool config_take_silent(struct config *config, const struct field *field);
+/* Whether the user should hear that a config.json was silent about the key: the architecture
+ * depends on it, and files that mean the default write it. */
+bool config_is_shape(const char *key);
 /* Keys of other families, required keys of this one. */
 void config_check_family(const struct config *config, const bool *given,
                          struct config_errors *errors);

@@ -5,13 +5,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "checkpoints/safetensors.h"
+#include "kernels/base/folder.h"
 #include "kernels/base/small_float.h"
 #include "trainer/exchange/huggingface.h"
 #include "trainer/exchange/weights.h"
 #include "trainer/session.h"
+#include "trainer/signals.h"
 #include "trainer/state.h"
 #include "trainer/step.h"
 
@@ -30,7 +31,8 @@ struct output {
 /* One export on its way. */
 struct exporter {
     const struct export_options *options;
-    char path[MAX_PATH], work[MAX_PATH];
+    char path[MAX_PATH];
+    struct folder folder; /* rank 0: what is written */
     struct config config;
     json_t *before; /* config.json of an import, owned; or NULL */
     struct weights weights;
@@ -42,6 +44,8 @@ struct exporter {
     bool fp8;
     float *strip; /* owned: rows of 128 of a matrix */
     int64_t strip_room, strip_of, strip_index;
+    float *scales;     /* owned: of the matrix whose codes were made last, which come first */
+    int64_t scales_of; /* index of these codes, -1: none */
 };
 
 /* --- contents --- */
@@ -97,19 +101,36 @@ static void make_codes(const struct exporter *export, const struct output *outpu
     }
 }
 
-static enum status give_codes(struct exporter *export, int64_t tensor, int64_t first, uint8_t *out,
-                              int64_t count, float *scales)
+static enum status begin_codes(struct exporter *export, int64_t tensor)
 {
     const struct output *output = &export->output[tensor];
+    const int64_t count = weights_blocks(output->rows) * weights_blocks(output->columns);
+    if (export->scales_of == tensor) {
+        return STATUS_OK;
+    }
+    free(export->scales);
+    export->scales = malloc((size_t)count * sizeof(float) + 1);
+    export->scales_of = export->scales != NULL ? tensor : -1;
+    return export->scales != NULL ? STATUS_OK
+                                  : status_fail(STATUS_RESOURCE, "out of memory for scales");
+}
+
+static enum status give_codes(struct exporter *export, int64_t tensor, int64_t first, uint8_t *out,
+                              int64_t count)
+{
+    const struct output *output = &export->output[tensor];
+    const int64_t across = weights_blocks(output->columns);
     int64_t scaled = -1;
+    TRY(begin_codes(export, tensor));
     for (int64_t at = first; at < first + count;) {
         const int64_t row = at / output->columns, strip = row / BLOCK,
                       stop = (row + 1) * output->columns < first + count
                                  ? (row + 1) * output->columns
                                  : first + count;
         TRY(load_strip(export, tensor, strip));
+        float *scales = export->scales + strip * across;
         if (scaled != strip) {
-            for (int64_t b = 0; b < weights_blocks(output->columns); b++) {
+            for (int64_t b = 0; b < across; b++) {
                 scales[b] = block_scale(export, output, b);
             }
             scaled = strip;
@@ -131,6 +152,10 @@ static enum status give_scales(struct exporter *export, int64_t tensor, int64_t 
 {
     const struct output *output = &export->output[tensor];
     const int64_t across = weights_blocks(output->columns);
+    if (export->scales_of >= 0 && export->scales_of == tensor - 1) {
+        memcpy(out, export->scales + first, (size_t)count * sizeof *out);
+        return STATUS_OK; /* the codes are in the same file */
+    }
     for (int64_t i = 0; i < count; i++) {
         TRY(load_strip(export, tensor, (first + i) / across));
         out[i] = block_scale(export, output, (first + i) % across);
@@ -167,6 +192,7 @@ static enum status give(void *context, int64_t index, int64_t first, void *data,
     const struct output *output = &export->output[index];
     const int64_t width = (int64_t)dtype_bytes(export->tensor[index].dtype);
     const int64_t from = first / width, count = (int64_t)bytes / width;
+    TRY(signals_check());
     if (output->kind == OUTPUT_COPY) {
         return checkpoint_read(export->weights.reader, output->stored, from, count, data);
     }
@@ -176,13 +202,7 @@ static enum status give(void *context, int64_t index, int64_t first, void *data,
     if (output->kind == OUTPUT_SCALES) {
         return give_scales(export, index, from, data, count);
     }
-    float *scales = malloc((size_t)weights_blocks(output->columns) * sizeof *scales);
-    if (scales == NULL) {
-        return status_fail(STATUS_RESOURCE, "out of memory for scales");
-    }
-    const enum status status = give_codes(export, index, from, data, count, scales);
-    free(scales);
-    return status;
+    return give_codes(export, index, from, data, count);
 }
 
 /* --- what is written --- */
@@ -315,6 +335,19 @@ static enum status add_copies(struct exporter *export, const struct hf_tensors *
     return STATUS_OK;
 }
 
+/* The first dtype that is neither float8 nor that of its scales speaks for all the rest. */
+static enum dtype other_dtype(const struct exporter *export)
+{
+    for (int64_t i = 0; i < export->count; i++) {
+        if (export->tensor[i].dtype == DTYPE_E4M3) {
+            i++; /* its scales follow */
+        } else {
+            return export->tensor[i].dtype;
+        }
+    }
+    return DTYPE_F32;
+}
+
 static enum status list_outputs(struct exporter *export)
 {
     struct hf_tensors tensors = {0};
@@ -331,9 +364,7 @@ static enum status list_outputs(struct exporter *export)
     }
     status = status == STATUS_OK ? add_copies(export, &tensors) : status;
     hf_tensors_free(&tensors);
-    if (status == STATUS_OK) { /* the embedding's dtype speaks for all that is not float8 */
-        export->dtype = export->tensor[0].dtype;
-    }
+    export->dtype = other_dtype(export);
     return status;
 }
 
@@ -377,42 +408,37 @@ static enum status open_checkpoint(struct exporter *export)
 
 /* --- the folder --- */
 
-/* What is there already stays: the folder must be new, or empty. */
-static enum status begin(struct exporter *export)
-{
-    const char *to = export->options->to;
-    if (io_exists(to) && rmdir(to) != 0) {
-        return status_fail(STATUS_USAGE, "%s: is there already: name a new folder", to);
-    }
-    if (snprintf(export->work, sizeof export->work, "%s.tmp-%ld", to, (long)getpid()) >= MAX_PATH) {
-        return status_fail(STATUS_IO, "path too long: %s", to);
-    }
-    TRY(io_remove_tree(export->work));
-    return io_make_dir(export->work);
-}
-
-static enum status finish(const struct exporter *export)
+static enum status finish(struct exporter *export)
 {
     char name[MAX_PATH + 32], *text = NULL;
     TRY(hf_config_text(&export->config, export->dtype, export->fp8, export->before, &text));
-    snprintf(name, sizeof name, "%s/config.json", export->work);
+    snprintf(name, sizeof name, "%s/config.json", export->folder.work);
     const enum status status = io_write_file(name, text, strlen(text));
     free(text);
     TRY(status);
-    TRY(io_sync_dir(export->work));
-    return io_rename(export->work, export->options->to);
+    return folder_publish(&export->folder);
 }
 
-/* After a failure; keeps its message. */
-static enum status drop_work(const struct exporter *export, enum status failure)
+/* A full disk is better found before than in the middle of an export. */
+static enum status begin(struct exporter *export)
 {
-    char why[2048];
-    snprintf(why, sizeof why, "%s", status_message());
-    if (export->work[0] != '\0') {
-        const enum status ignored = io_remove_tree(export->work);
-        (void)ignored;
+    int64_t bytes = 0, room = 0;
+    for (int64_t i = 0; i < export->count; i++) {
+        const struct safetensors_tensor *tensor = &export->tensor[i];
+        int64_t own = (int64_t)dtype_bytes(tensor->dtype);
+        for (int d = 0; d < tensor->ndim; d++) {
+            own *= tensor->shape[d];
+        }
+        bytes += own;
     }
-    return status_fail(failure, "%s", why);
+    TRY(folder_begin(&export->folder));
+    TRY(io_free_bytes(export->folder.work, &room));
+    return room >= bytes ? STATUS_OK
+                         : status_fail(STATUS_IO,
+                                       "%s: the model needs %lld MiB, %lld MiB are free: free "
+                                       "space or name a folder elsewhere",
+                                       export->folder.place, (long long)(bytes >> 20),
+                                       (long long)(room >> 20));
 }
 
 static enum status write_all(struct exporter *export, struct comm *world,
@@ -422,8 +448,8 @@ static enum status write_all(struct exporter *export, struct comm *world,
     const bool main_rank = world->rank == 0;
     enum status status = comm_agree(world, main_rank ? begin(export) : STATUS_OK, NULL);
     if (status == STATUS_OK) {
-        comm_broadcast(world, export->work, sizeof export->work, 0);
-        status = safetensors_save(world, export->work, export->tensor, export->count,
+        comm_broadcast(world, export->folder.work, sizeof export->folder.work, 0);
+        status = safetensors_save(world, export->folder.work, export->tensor, export->count,
                                   export->options->shard_bytes, give, export, &written);
     }
     if (status == STATUS_OK) {
@@ -432,7 +458,8 @@ static enum status write_all(struct exporter *export, struct comm *world,
     figures->tensors = export->count;
     figures->shards = written.shards;
     figures->bytes = written.bytes;
-    return status != STATUS_OK && main_rank ? drop_work(export, status) : status;
+    folder_drop(&export->folder);
+    return status;
 }
 
 static void close_export(struct exporter *export)
@@ -443,6 +470,7 @@ static void close_export(struct exporter *export)
     free(export->tensor);
     free(export->output);
     free(export->strip);
+    free(export->scales);
 }
 
 static enum status export_checkpoint(struct comm *world, const struct export_options *options,
@@ -452,49 +480,36 @@ static enum status export_checkpoint(struct comm *world, const struct export_opt
     TRY(comm_agree(
         world, export != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory"), NULL));
     export->options = options;
-    export->strip_of = -1;
+    export->strip_of = export->scales_of = -1;
     snprintf(export->path, sizeof export->path, "%s", path);
     config_init(&export->config);
-    enum status status = comm_agree(world, open_checkpoint(export), NULL);
+    enum status status = comm_agree(world, folder_name(&export->folder, options->to), NULL);
+    status = status == STATUS_OK ? comm_agree(world, open_checkpoint(export), NULL) : status;
     status = status == STATUS_OK ? write_all(export, world, figures) : status;
     close_export(export);
     free(export);
     return status;
 }
 
-/* The newest checkpoint of a run that can be read. */
-static enum status export_newest(struct comm *world, const struct export_options *options,
-                                 struct export_figures *figures)
+struct request {
+    struct comm *world;
+    const struct export_options *options;
+    struct export_figures *figures;
+};
+
+static enum status export_one(void *context, const char *checkpoint)
 {
-    char root[MAX_PATH];
-    snprintf(root, sizeof root, "%s/checkpoints", options->from);
-    for (int skip = 0;; skip++) {
-        char *found = NULL;
-        int64_t step = 0;
-        TRY(state_newest(world, root, skip, &found, &step));
-        if (found == NULL) {
-            return status_fail(io_exists(options->from) ? STATUS_DATA : STATUS_IO,
-                               "%s: no checkpoint here: name a run or a checkpoint folder",
-                               options->from);
-        }
-        const enum status status = export_checkpoint(world, options, found, figures);
-        free(found);
-        if (!state_try_older(world, status)) {
-            return status;
-        }
-    }
+    const struct request *request = context;
+    return export_checkpoint(request->world, request->options, checkpoint, request->figures);
 }
 
 enum status export_run(struct comm *world, const struct export_options *options,
                        struct export_figures *figures)
 {
-    char name[MAX_PATH];
+    struct request request = {.world = world, .options = options, .figures = figures};
     const double start = step_clock();
     *figures = (struct export_figures){0};
-    snprintf(name, sizeof name, "%s/manifest.json", options->from);
-    const enum status status = io_exists(name)
-                                   ? export_checkpoint(world, options, options->from, figures)
-                                   : export_newest(world, options, figures);
+    const enum status status = state_use_newest(world, options->from, export_one, &request);
     figures->seconds = step_clock() - start;
     return status;
 }

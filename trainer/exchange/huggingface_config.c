@@ -66,7 +66,8 @@ static void put_mixtral(json_t *json, const struct config *config)
     put_bool(json, "output_router_logits", false);
 }
 
-/* YaRN as DeepSeek writes it; factors that are not given are left out. */
+/* YaRN as DeepSeek writes it; factors that are not given are left out. The original length is
+ * written even when it is our default: transformers computes with it, and fails on null. */
 static json_t *rope_scaling(const struct config *config)
 {
     if (config->model.rope_scaling.type == CONFIG_ROPE_NONE) {
@@ -77,8 +78,9 @@ static json_t *rope_scaling(const struct config *config)
     put_real(json, "factor", config->model.rope_scaling.factor);
     put_real(json, "beta_fast", config->model.rope_scaling.beta_fast);
     put_real(json, "beta_slow", config->model.rope_scaling.beta_slow);
+    const int64_t original = config->model.rope_scaling.original_max_position_embeddings;
     put_int(json, "original_max_position_embeddings",
-            config->model.rope_scaling.original_max_position_embeddings);
+            original > 0 ? original : config->model.max_position_embeddings);
     if (config->model.rope_scaling.mscale > 0) {
         put_real(json, "mscale", config->model.rope_scaling.mscale);
     }
@@ -94,8 +96,9 @@ static json_t *rope_scaling(const struct config *config)
 static void put_router(json_t *json, const struct config *config, bool v3)
 {
     const bool greedy = config->model.topk_method == CONFIG_GREEDY || config->model.n_group == 1;
-    put_int(json, "n_group", config->model.n_group);
-    put_int(json, "topk_group", config->model.topk_group);
+    /* No groups are one group: greedy asks for no numbers, readers divide by them. */
+    put_int(json, "n_group", config->model.n_group > 0 ? config->model.n_group : 1);
+    put_int(json, "topk_group", config->model.topk_group > 0 ? config->model.topk_group : 1);
     put_text(json, "topk_method", v3 ? "noaux_tc" : greedy ? "greedy" : "group_limited_greedy");
     put_text(json, "scoring_func",
              config->model.scoring_func == CONFIG_SIGMOID ? "sigmoid" : "softmax");
@@ -117,7 +120,8 @@ static void put_deepseek(json_t *json, const struct config *config, bool v3)
     put_int(json, "v_head_dim", config->model.v_head_dim);
     put_int(json, "moe_intermediate_size", config->model.moe_intermediate_size);
     put_int(json, "n_routed_experts", config->model.n_routed_experts);
-    put_optional(json, "n_shared_experts", config->model.n_shared_experts);
+    /* transformers 5.23 loads 0; null it refuses, and silence means its default. */
+    put_int(json, "n_shared_experts", config->model.n_shared_experts);
     put_int(json, "first_k_dense_replace", config->model.first_k_dense_replace);
     put_int(json, "moe_layer_freq", 1);
     put_router(json, config, v3);

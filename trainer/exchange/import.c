@@ -1,12 +1,16 @@
 #include "trainer/exchange/import.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "checkpoints/json_text.h"
+#include "kernels/base/folder.h"
 #include "kernels/base/rng.h"
 #include "kernels/base/small_float.h"
 #include "trainer/exchange/import_plan.h"
+#include "trainer/signals.h"
 #include "trainer/step.h"
 
 enum { MAX_PATH = 4096 };
@@ -48,16 +52,51 @@ static void count_bad(struct part *part, int64_t offset, const unsigned char *da
     }
 }
 
-static enum status check_finite(struct part *part, int64_t offset, const void *data, size_t bytes)
+static enum status too_large(const struct part *part)
 {
-    count_bad(part, offset, data, bytes);
-    if (part->bad == 0 || offset + (int64_t)bytes < import_part_bytes(part)) {
+    return status_fail(STATUS_DATA,
+                       "%s: tensor %s: times %g (--split) is too large for %s: convert the model "
+                       "to bf16 or f32 first",
+                       part->plan->options->from, part->from->name, (double)part->factor,
+                       part->dtype == DTYPE_F16 ? "f16" : dtype_name(part->dtype));
+}
+
+/* Collective. Names tensors and numbers of what is not finite, on whatever ranks it was read.
+ * `bad`: room for two numbers per part. */
+static enum status refuse_bad(struct import_plan *plan, struct comm *world, int64_t *bad)
+{
+    struct name_list names = {.text = ""};
+    int64_t values = 0, first = -1;
+    for (int64_t i = 0; i < plan->parts; i++) {
+        bad[i] = plan->part[i].bad;
+        bad[plan->parts + i] = plan->part[i].overflows;
+    }
+    comm_all_reduce(world, bad, 2 * plan->parts, DTYPE_I64, REDUCE_SUM);
+    for (int64_t i = 0; i < plan->parts; i++) {
+        if (bad[i] > 0) {
+            first = first < 0 ? i : first;
+            values += bad[i];
+            name_list_add(&names, plan->part[i].name, 10);
+        }
+    }
+    if (names.count == 0) {
         return STATUS_OK;
     }
-    return status_fail(STATUS_DATA,
-                       "%s: tensor %s: %lld of %lld values are NaN or infinite: a broken model",
-                       part->plan->options->from, part->name, (long long)part->bad,
-                       (long long)(import_part_bytes(part) / (int64_t)dtype_bytes(part->dtype)));
+    const struct part *part = &plan->part[first];
+    if (bad[plan->parts + first] > 0) {
+        return too_large(part);
+    }
+    const int64_t all = import_part_bytes(part) / (int64_t)dtype_bytes(part->dtype);
+    return names.count == 1
+               ? status_fail(STATUS_DATA,
+                             "%s: tensor %s: %lld of %lld values are NaN or infinite: a broken "
+                             "model",
+                             plan->options->from, part->name, (long long)values, (long long)all)
+               : status_fail(STATUS_DATA,
+                             "%s: %lld values in %lld tensors are NaN or infinite (%s%s): a broken "
+                             "model",
+                             plan->options->from, (long long)values, (long long)names.count,
+                             names.text, names.count > names.shown ? ", ..." : "");
 }
 
 /* The same bytes of every copy that a module of multi-token prediction holds. */
@@ -117,7 +156,10 @@ static enum status make_columns(struct part *part, int64_t first, int64_t count,
                          (row * part->from->shape[1] + part->column + column) * width, to,
                          (size_t)(count * width)));
     for (int64_t i = 0; i < count && part->factor != 1.0F; i++) {
-        narrow(to + i * width, part->factor * widen(to + i * width, part->dtype), part->dtype);
+        const float before = widen(to + i * width, part->dtype);
+        narrow(to + i * width, part->factor * before, part->dtype);
+        part->overflows =
+            part->overflows || (isfinite(before) && !isfinite(widen(to + i * width, part->dtype)));
     }
     return STATUS_OK;
 }
@@ -154,17 +196,35 @@ static enum status make(struct part *part, int64_t offset, char *to, size_t byte
     return STATUS_OK;
 }
 
+/* Fails at the very end of this rank's share when any value of it is not finite. */
+static enum status end_share(const struct part *part, int64_t end)
+{
+    const struct import_plan *plan = part->plan;
+    int64_t bad = 0;
+    if (!part->last || end < import_part_bytes(part)) {
+        return STATUS_OK;
+    }
+    for (int64_t i = 0; i < plan->parts; i++) {
+        bad += plan->part[i].bad;
+    }
+    return bad == 0
+               ? STATUS_OK
+               : status_fail(STATUS_DATA, "%s: values are NaN or infinite", plan->options->from);
+}
+
 static enum status read_part(const struct checkpoint_slice *slice, int64_t offset, void *to,
                              size_t bytes)
 {
     struct part *part = slice->context;
+    TRY(signals_check());
     if (part->kind != PART_BYTES) {
         TRY(make(part, offset, to, bytes));
     } else {
         TRY(safetensors_read(&part->plan->source, part->from, part->first + offset, to, bytes));
     }
-    TRY(check_finite(part, offset, to, bytes));
-    return part->copied ? compare_copies(part, offset, to, bytes) : STATUS_OK;
+    count_bad(part, offset, to, bytes);
+    TRY(part->copied ? compare_copies(part, offset, to, bytes) : STATUS_OK);
+    return end_share(part, offset + (int64_t)bytes);
 }
 
 /* --- the checkpoint --- */
@@ -174,6 +234,7 @@ static int64_t share_out(struct import_plan *plan, const struct comm *world,
                          struct checkpoint_slice *slices, int64_t *total)
 {
     int64_t count = 0, before = 0;
+    struct part *last = NULL;
     *total = 0;
     for (int64_t i = 0; i < plan->parts; i++) {
         *total += import_part_bytes(&plan->part[i]);
@@ -194,6 +255,10 @@ static int64_t share_out(struct import_plan *plan, const struct comm *world,
                                            .read = read_part,
                                            .context = part};
         memcpy(slice->shape, part->shape, sizeof slice->shape);
+        last = part;
+    }
+    if (last != NULL) {
+        last->last = true;
     }
     return count;
 }
@@ -220,8 +285,9 @@ static enum status write_checkpoint(struct import_plan *plan, struct comm *world
                                     struct import_figures *figures)
 {
     struct checkpoint_slice *slices = calloc((size_t)plan->parts + 1, sizeof *slices);
+    int64_t *bad = calloc(2 * (size_t)plan->parts + 1, sizeof *bad);
     char *text = state_text(plan, world->size);
-    enum status status = slices != NULL && text != NULL
+    enum status status = slices != NULL && bad != NULL && text != NULL
                              ? STATUS_OK
                              : status_fail(STATUS_RESOURCE, "out of memory for the checkpoint");
     status = comm_agree(world, status, NULL);
@@ -229,8 +295,11 @@ static enum status write_checkpoint(struct import_plan *plan, struct comm *world
         const int64_t count = share_out(plan, world, slices, &figures->bytes);
         figures->tensors = plan->parts;
         status = checkpoint_write(world, plan->options->to, 0, text, slices, count);
+        enum status broken = status == STATUS_DATA ? refuse_bad(plan, world, bad) : STATUS_OK;
+        (void)broken; /* it says more about the same */
     }
     free(slices);
+    free(bad);
     free(text);
     return status;
 }
@@ -240,7 +309,6 @@ static enum status write_checkpoint(struct import_plan *plan, struct comm *world
 static enum status load_json(struct import_plan *plan)
 {
     char path[MAX_PATH];
-    json_error_t problem;
     const char *from = plan->options->from;
     if (!io_exists(from)) {
         return status_fail(STATUS_IO, "%s: no such folder", from);
@@ -248,13 +316,9 @@ static enum status load_json(struct import_plan *plan)
     if (snprintf(path, sizeof path, "%s/config.json", from) >= MAX_PATH || !io_exists(path)) {
         return status_fail(STATUS_DATA, "%s: no config.json in it: not a model folder", from);
     }
-    plan->json = json_load_file(path, JSON_REJECT_DUPLICATES, &problem);
-    if (!json_is_object(plan->json)) {
-        return status_fail(STATUS_DATA, "%s: line %d: %s", path,
-                           plan->json == NULL ? problem.line : 1,
-                           plan->json == NULL ? problem.text : "not an object");
-    }
-    return STATUS_OK;
+    TRY(json_text_read(&plan->json, path, JSON_TEXT_CONFIG_BYTES));
+    return json_is_object(plan->json) ? STATUS_OK
+                                      : status_fail(STATUS_DATA, "%s: line 1: not an object", path);
 }
 
 /* Weights that were quantised otherwise than in blocks of float8 are not weights to us. */
@@ -298,28 +362,22 @@ static enum status parse_config(struct import_plan *plan, const char *text)
 /* The config that training and generating with these weights starts from. */
 static enum status resolve_config(struct import_plan *plan)
 {
-    char text[2 * MAX_PATH];
-    const json_t *longest = json_object_get(plan->json, "max_position_embeddings");
-    const json_t *new_dtype = json_object_get(plan->json, "dtype");
-    const char *dtype = json_string_value(
-        new_dtype != NULL ? new_dtype : json_object_get(plan->json, "torch_dtype"));
+    char text[2 * MAX_PATH] = "";
     json_t *path = json_string(plan->options->from);
     char *quoted = json_dumps(path, JSON_ENCODE_ANY);
     json_decref(path);
     if (quoted == NULL) {
         return status_fail(STATUS_USAGE, "%s: a folder's name must be UTF-8", plan->options->from);
     }
-    int used = snprintf(text, sizeof text, "model: {hf_config: %s}\ntrain:\n  precision: %s\n",
-                        quoted, dtype != NULL && strcmp(dtype, "float32") == 0 ? "fp32" : "bf16");
-    free(quoted);
-    if (json_integer_value(longest) > 0 &&
-        json_integer_value(longest) < plan->config.train.sequence_length) {
-        used += snprintf(text + used, sizeof text - (size_t)used, "  sequence_length: %lld\n",
-                         (long long)json_integer_value(longest));
+    FILE *out = strlen(quoted) < MAX_PATH ? fmemopen(text, sizeof text, "w") : NULL;
+    if (out != NULL) {
+        fprintf(out, "model: {hf_config: %s}\n", quoted);
+        import_plan_print_train(plan, out);
+        fclose(out);
     }
-    return (size_t)used < sizeof text
-               ? parse_config(plan, text)
-               : status_fail(STATUS_USAGE, "path too long: %s", plan->options->from);
+    free(quoted);
+    return out != NULL ? parse_config(plan, text)
+                       : status_fail(STATUS_USAGE, "path too long: %s", plan->options->from);
 }
 
 /* `format` takes the folder and the number. */
@@ -332,13 +390,13 @@ static enum status make_note(struct import_plan *plan, const char *format, long 
     return plan->note != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory");
 }
 
-/* Whether the command line itself says that there be no multi-token prediction. */
-static bool asked_for_none(const struct import_options *options)
+/* Whether the command line itself says how many modules of multi-token prediction there be. */
+static bool asked_for_depth(const struct import_options *options)
 {
-    static const char word[] = "model.num_nextn_predict_layers=0";
+    static const char word[] = "model.num_nextn_predict_layers=";
     bool asked = false;
     for (int i = 0; i < options->override_count; i++) {
-        asked = asked || strcmp(options->overrides[i], word) == 0;
+        asked = asked || strncmp(options->overrides[i], word, sizeof word - 1) == 0;
     }
     return asked;
 }
@@ -347,7 +405,7 @@ static bool asked_for_none(const struct import_options *options)
 static enum status leave_out(struct import_plan *plan, int64_t found)
 {
     const int64_t layers = plan->config.model.num_hidden_layers;
-    if (!asked_for_none(plan->options)) {
+    if (!asked_for_depth(plan->options)) {
         return status_fail(STATUS_DATA,
                            "%s: %lld tensors of layer %lld and beyond (multi-token prediction), "
                            "but num_nextn_predict_layers is 0: import with "
@@ -376,11 +434,18 @@ static enum status settle_prediction(struct import_plan *plan)
     if (found > 0 || depth == 0) {
         return STATUS_OK;
     }
+    if (asked_for_depth(plan->options)) {
+        return status_fail(STATUS_DATA,
+                           "%s: model.num_nextn_predict_layers=%lld asks for multi-token "
+                           "prediction, and no tensor is of layer %lld or beyond",
+                           plan->options->from, (long long)depth, (long long)layers);
+    }
     plan->config.model.num_nextn_predict_layers = 0;
     return make_note(
         plan,
         "%.300s: config.json says num_nextn_predict_layers %lld, and there are no such "
-        "weights: imported without multi-token prediction",
+        "weights: imported without multi-token prediction; to train from it, write "
+        "model.num_nextn_predict_layers: 0 beside model.hf_config",
         depth);
 }
 
@@ -396,6 +461,8 @@ static enum status open_source(struct import_plan *plan)
 
 static enum status make_plan(struct import_plan *plan)
 {
+    struct folder folder;
+    TRY(folder_name(&folder, plan->options->to));
     TRY(load_json(plan));
     TRY(check_quantization(plan));
     TRY(open_source(plan));
@@ -407,6 +474,28 @@ static enum status make_plan(struct import_plan *plan)
     return import_plan_published(plan);
 }
 
+static void say_keys(const struct import_plan *plan, const char *format, const char *keys,
+                     void (*say)(const char *line))
+{
+    char line[1024];
+    if (keys != NULL && keys[0] != '\0') {
+        snprintf(line, sizeof line, format, plan->options->from, keys);
+        say(line);
+    }
+}
+
+/* What the user should know, once the import stands: an error is one line alone. */
+static void say_notes(const struct import_plan *plan, void (*say)(const char *line))
+{
+    if (plan->note != NULL) {
+        say(plan->note);
+    }
+    say_keys(plan, "%.300s/config.json: keys that mean nothing to training: %.600s",
+             plan->config.model.hf_ignored, say);
+    say_keys(plan, "%.300s/config.json: not in it, and as transformers has them: %.600s",
+             plan->config.model.hf_assumed, say);
+}
+
 enum status import_run(struct comm *world, const struct import_options *options,
                        struct import_figures *figures, void (*say)(const char *line))
 {
@@ -415,10 +504,10 @@ enum status import_run(struct comm *world, const struct import_options *options,
     *figures = (struct import_figures){0};
     config_init(&plan.config);
     enum status status = comm_agree(world, make_plan(&plan), NULL);
-    if (status == STATUS_OK && plan.note != NULL && world->rank == 0) {
-        say(plan.note);
-    }
     status = status == STATUS_OK ? write_checkpoint(&plan, world, figures) : status;
+    if (status == STATUS_OK && world->rank == 0) {
+        say_notes(&plan, say);
+    }
     figures->seconds = step_clock() - start;
     safetensors_close(&plan.source);
     config_free(&plan.config);

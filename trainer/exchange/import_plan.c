@@ -79,14 +79,14 @@ enum status import_plan_complete(const struct import_plan *plan, const struct na
     }
     char lacks[1300] = "", has[1300] = "";
     if (missing->count > 0) {
-        snprintf(lacks, sizeof lacks, "%lld tensors missing (%s%s)", (long long)missing->count,
-                 missing->text, dots(missing));
+        snprintf(lacks, sizeof lacks, "%lld tensor%s missing (%s%s)", (long long)missing->count,
+                 missing->count == 1 ? "" : "s", missing->text, dots(missing));
     }
     if (extra.count > 0) {
-        snprintf(has, sizeof has, "%s%lld tensors that the model of config.json has not%s%s%s%s",
+        snprintf(has, sizeof has, "%s%lld tensor%s that the model of config.json has not%s%s%s%s",
                  missing->count > 0 ? "; " : "", (long long)extra.count,
-                 extra.shown > 0 ? " (" : "", extra.text, extra.shown > 0 ? dots(&extra) : "",
-                 extra.shown > 0 ? ")" : "");
+                 extra.count == 1 ? "" : "s", extra.shown > 0 ? " (" : "", extra.text,
+                 extra.shown > 0 ? dots(&extra) : "", extra.shown > 0 ? ")" : "");
     }
     return status_fail(STATUS_DATA, "%s: %s%s", plan->options->from, lacks, has);
 }
@@ -121,6 +121,20 @@ enum status import_plan_shape(const struct import_plan *plan, const struct safet
                        from->name, safetensors_dtype(from->dtype));
 }
 
+void import_plan_print_train(const struct import_plan *plan, FILE *out)
+{
+    const json_t *longest = json_object_get(plan->json, "max_position_embeddings"),
+                 *dtype = json_object_get(plan->json, "dtype");
+    const char *word =
+        json_string_value(dtype != NULL ? dtype : json_object_get(plan->json, "torch_dtype"));
+    fprintf(out, "train:\n  precision: %s\n",
+            word != NULL && strcmp(word, "float32") == 0 ? "fp32" : "bf16");
+    if (json_integer_value(longest) > 0 &&
+        json_integer_value(longest) < plan->config.train.sequence_length) {
+        fprintf(out, "  sequence_length: %lld\n", (long long)json_integer_value(longest));
+    }
+}
+
 /* --- published and fused names --- */
 
 /* The scales of a float8 weight lie under its own name with a suffix, stacked as the weight is. */
@@ -137,9 +151,12 @@ static enum status add_scales(struct import_plan *plan, const struct hf_tensor *
         name_list_add(missing, name, MOST_NAMES);
         return STATUS_OK;
     }
-    if (tensor->ndim != 2 || found->dtype != DTYPE_F32) {
-        return status_fail(STATUS_DATA,
-                           "%s: tensor %s: float8 is for matrices, with F32 scales, not %s",
+    if (tensor->ndim != 2) {
+        return status_fail(STATUS_DATA, "%s: tensor %s: float8 is for matrices",
+                           plan->options->from, tensor->name);
+    }
+    if (found->dtype != DTYPE_F32) {
+        return status_fail(STATUS_DATA, "%s: tensor %s: scales of float8 are F32, not %s",
                            plan->options->from, name, safetensors_dtype(found->dtype));
     }
     if (home->parts > 1 && tensor->shape[0] % WEIGHTS_SCALE_BLOCK != 0) {
@@ -162,24 +179,29 @@ static enum status add_scales(struct import_plan *plan, const struct hf_tensor *
     return STATUS_OK;
 }
 
-/* Where `tensor` is: under its own name, or in a stack of experts. */
-static const struct safetensors_tensor *find(struct import_plan *plan,
-                                             const struct hf_tensor *tensor, struct hf_home *home)
+/* Where `tensor` is: under its own name, or in a stack of experts; never in both. NULL: nowhere. */
+static enum status find(struct import_plan *plan, const struct hf_tensor *tensor,
+                        struct hf_home *home, const struct safetensors_tensor **found)
 {
-    const struct safetensors_tensor *found = import_plan_use(plan, tensor->name);
-    *home = (struct hf_home){.expert = -1, .parts = 1};
-    if (found == NULL) {
-        *home = hf_fused_home(tensor->name);
-        found = home->exists ? import_plan_use(plan, home->name) : NULL;
+    const struct hf_home fused = hf_fused_home(tensor->name);
+    const struct safetensors_tensor *stack =
+        fused.exists ? import_plan_use(plan, fused.name) : NULL;
+    *found = import_plan_use(plan, tensor->name);
+    if (*found != NULL && stack != NULL) {
+        return status_fail(STATUS_DATA, "%s: tensor %s is also in %s: one of the two is wrong",
+                           plan->options->from, tensor->name, stack->name);
     }
-    return found;
+    *home = stack != NULL ? fused : *home;
+    *found = stack != NULL ? stack : *found;
+    return STATUS_OK;
 }
 
 static enum status add_tensor(struct import_plan *plan, const struct hf_tensor *tensor,
                               int64_t experts, struct name_list *missing)
 {
-    struct hf_home home;
-    const struct safetensors_tensor *found = find(plan, tensor, &home);
+    struct hf_home home = {.expert = -1, .parts = 1};
+    const struct safetensors_tensor *found = NULL;
+    TRY(find(plan, tensor, &home, &found));
     if (found == NULL) {
         name_list_add(missing, tensor->name, MOST_NAMES);
         return STATUS_OK;

@@ -3,6 +3,8 @@
 #ifndef TRAINER_IMPORT_PLAN_H
 #define TRAINER_IMPORT_PLAN_H
 
+#include <stdio.h>
+
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/safetensors.h"
 #include "trainer/exchange/huggingface.h"
@@ -30,6 +32,8 @@ struct part {
     int64_t group;                         /* PART_NORMAL: rows that are the same */
     bool copied;            /* modules of multi-token prediction hold copies, to be compared */
     int64_t bad;            /* values that are not finite, so far */
+    bool last;              /* of this rank's share */
+    bool overflows;         /* PART_COLUMNS: `factor` alone makes values infinite */
     unsigned char carry[8]; /* of a value that two blocks share */
 };
 
@@ -51,6 +55,9 @@ struct import_plan {
 enum status import_plan_published(struct import_plan *plan) __attribute__((warn_unused_result));
 /* Local. Parts of the Mixtral that a dense model becomes (upcycle.c). */
 enum status import_plan_upcycled(struct import_plan *plan) __attribute__((warn_unused_result));
+
+/* The section `train` that fits config.json: precision and length. */
+void import_plan_print_train(const struct import_plan *plan, FILE *out);
 
 /* The next part, of `like`'s name and shape, zero otherwise. */
 struct part *import_plan_add(struct import_plan *plan, const struct hf_tensor *like);

@@ -62,8 +62,7 @@ static enum status print_config(const struct import_plan *plan, int64_t inner, F
 {
     const struct import_options *options = plan->options;
     const json_t *json = plan->json;
-    const json_t *theta = json_object_get(json, "rope_theta"),
-                 *longest = json_object_get(json, "max_position_embeddings");
+    const json_t *theta = json_object_get(json, "rope_theta");
     theta = theta != NULL ? theta
                           : json_object_get(json_object_get(json, "rope_parameters"), "rope_theta");
     if (inner % options->split != 0) {
@@ -86,9 +85,24 @@ static enum status print_config(const struct import_plan *plan, int64_t inner, F
     fprintf(out, "  intermediate_size: %lld\n  num_local_experts: %lld\n",
             (long long)(inner / options->split), (long long)(options->upcycle * options->split));
     fprintf(out, "  num_experts_per_tok: %lld\n", (long long)(options->top_k * options->split));
-    if (json_integer_value(longest) > 0 &&
-        json_integer_value(longest) < plan->config.train.sequence_length) {
-        fprintf(out, "train: {sequence_length: %lld}\n", (long long)json_integer_value(longest));
+    import_plan_print_train(plan, out);
+    return STATUS_OK;
+}
+
+/* Keys that upcycling itself sets: another value would be another model. */
+static enum status check_overrides(const struct import_options *options)
+{
+    static const char *const own[] = {"model.family", "model.hf_config", "model.intermediate_size",
+                                      "model.num_local_experts", "model.num_experts_per_tok"};
+    for (int i = 0; i < options->override_count; i++) {
+        const char *word = options->overrides[i];
+        for (size_t k = 0; k < sizeof own / sizeof own[0]; k++) {
+            const size_t length = strlen(own[k]);
+            if (strncmp(word, own[k], length) == 0 && word[length] == '=') {
+                return status_fail(STATUS_USAGE,
+                                   "import: %s: --upcycle, --top-k and --split decide it", own[k]);
+            }
+        }
     }
     return STATUS_OK;
 }
@@ -198,6 +212,7 @@ enum status import_plan_upcycled(struct import_plan *plan)
 {
     struct name_list missing = {.text = ""};
     struct hf_tensors tensors = {0};
+    TRY(check_overrides(plan->options));
     TRY(check_dense(plan));
     const int64_t inner = json_integer_value(json_object_get(plan->json, "intermediate_size"));
     if (inner <= 0) {
