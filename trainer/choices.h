@@ -8,7 +8,7 @@
 #ifndef TRAINER_CHOICES_H
 #define TRAINER_CHOICES_H
 
-#include "trainer/model.h"
+#include "trainer/model/model.h"
 
 struct choice {
     int64_t first, question, total; /* its tokens in ids: the question's, then the choice's */

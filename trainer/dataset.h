@@ -4,7 +4,7 @@
 #define TRAINER_DATASET_H
 
 #include "data/loader.h"
-#include "trainer/config.h"
+#include "trainer/config/config.h"
 
 struct dataset {
     struct token_store store;

@@ -5,8 +5,8 @@
 
 #include "kernels/base/status.h"
 #include "trainer/commands/commands.h"
-#include "trainer/config.h"
-#include "trainer/nearest.h"
+#include "trainer/config/config.h"
+#include "trainer/config/nearest.h"
 #include "trainer/version.h"
 
 static const struct {

@@ -15,7 +15,7 @@
 
 #include "kernels/base/status.h"
 #include "parallel/zero.h"
-#include "trainer/params.h"
+#include "trainer/model/params.h"
 
 /* Of one group. */
 struct muon_plan {

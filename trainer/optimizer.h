@@ -10,7 +10,7 @@
 #ifndef TRAINER_OPTIMIZER_H
 #define TRAINER_OPTIMIZER_H
 
-#include "trainer/model.h"
+#include "trainer/model/model.h"
 
 /* Collective over the mesh. What each parameter is to the optimizer: param->muon, param->frozen,
  * plans. Errors: STATUS_USAGE for a pattern of optimizer.freeze that matches nothing;

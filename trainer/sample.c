@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "kernels/base/rng.h"
-#include "trainer/cache.h"
+#include "trainer/model/cache.h"
 
 struct candidate {
     double weight; /* exp((logit - max) / temperature) */

@@ -3,7 +3,7 @@
 #ifndef TRAINER_SAMPLE_H
 #define TRAINER_SAMPLE_H
 
-#include "trainer/model.h"
+#include "trainer/model/model.h"
 
 struct sample_options {
     double temperature; /* 0: the most likely token */

@@ -9,12 +9,13 @@
  * fractions and one milestone near the end.
  *
  * Global batch: train.global_batch, or while train.batch_ramp lasts Megatron's rule: from `start`
- * to global_batch by `increment`, every size for the same number of the first `tokens` tokens.
+ * up by `increment`, every size below global_batch for the same number of the first `tokens`
+ * tokens.
  */
 #ifndef TRAINER_SCHEDULE_H
 #define TRAINER_SCHEDULE_H
 
-#include "trainer/config.h"
+#include "trainer/config/config.h"
 
 /* Learning rate of optimizer step `step`, from 1. */
 double schedule_lr(const struct config *config, int64_t step);

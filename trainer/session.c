@@ -9,7 +9,7 @@
 #include "checkpoints/checkpoint.h"
 #include "kernels/base/io.h"
 #include "parallel/cores.h"
-#include "trainer/architecture.h"
+#include "trainer/model/architecture.h"
 
 enum { MAX_CORES = 1024, MAX_PATH = 4096 };
 

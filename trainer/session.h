@@ -4,7 +4,7 @@
 
 #include "kernels/device.h"
 #include "parallel/mesh.h"
-#include "trainer/config.h"
+#include "trainer/config/config.h"
 
 /* Training keeps the layout of the config. Using a trained model gives the same results with any
  * layout, so parallel.ep, unless overridden, shrinks to what the ranks at hand allow. */

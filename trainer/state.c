@@ -8,8 +8,8 @@
 #include <sys/stat.h>
 
 #include "kernels/base/io.h"
+#include "trainer/exchange/weights.h"
 #include "trainer/optimizer.h"
-#include "trainer/weights.h"
 
 enum { NAME_BYTES = 128, KINDS = 5, MAX_PATH = 4096 };
 

@@ -4,7 +4,7 @@
 #define TRAINER_STATE_H
 
 #include "checkpoints/checkpoint.h"
-#include "trainer/model.h"
+#include "trainer/model/model.h"
 
 /* Where a run stands. */
 struct progress_state {

@@ -145,7 +145,7 @@ static bool is_late(const struct config *config, int64_t step, double fraction)
 
 static double mtp_weight(const struct config *config, int64_t step)
 {
-    const bool late = config->train.mtp_loss_weight_late >= 0 &&
+    const bool late = config->train.mtp_loss_weight_switch >= 0 &&
                       is_late(config, step, config->train.mtp_loss_weight_switch);
     return late ? config->train.mtp_loss_weight_late : config->train.mtp_loss_weight;
 }

@@ -3,7 +3,7 @@
 #define TRAINER_STEP_H
 
 #include "data/loader.h"
-#include "trainer/model.h"
+#include "trainer/model/model.h"
 
 /* Wall time of the parts of a step, milliseconds. */
 struct phase_ms {

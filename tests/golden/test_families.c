@@ -16,8 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "trainer/architecture.h"
-#include "trainer/model.h"
+#include "trainer/model/architecture.h"
+#include "trainer/model/model.h"
 #include "trainer/step.h"
 
 /* Largest ||ours - theirs|| / ||theirs||. Both sides compute in fp32: two correct programs differ

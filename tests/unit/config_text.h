@@ -4,7 +4,7 @@
 
 #include "unit/scratch.h"
 
-#include "trainer/config_table.h"
+#include "trainer/config/config_table.h"
 
 static const char BASE[] = "run: {steps: 300}\n"
                            "model:\n"

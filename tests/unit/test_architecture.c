@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#include "trainer/architecture.h"
+#include "trainer/model/architecture.h"
 
 static const char MIXTRAL[] = "run: {steps: 300}\n"
                               "model:\n"
@@ -105,14 +105,14 @@ static void test_attention_factor(void **state)
         given = MAKE(V2, YARN, "model.rope_scaling.mscale=0.707",
                      "model.rope_scaling.attention_factor=1.5")
                     .yarn,
-        small = MAKE(V2, "model.rope_scaling.type=yarn", "model.rope_scaling.factor=1").yarn;
+        before = MAKE(V2, YARN, "model.rope_scaling.original_max_position_embeddings=2048").yarn;
     assert_true(plain.factor == 40 && plain.beta_fast == 32 && plain.beta_slow == 1);
-    assert_true(plain.original_positions == 4096);
+    assert_true(plain.original_positions == 163840); /* max_position_embeddings, as transformers */
+    assert_true(before.original_positions == 2048);
     expect_near(plain.attention_factor, 1.3688879, 5e-8);
     expect_near(same.attention_factor, 1, 1e-12);
     expect_near(both.attention_factor, 1.2608038 / 1.3688879, 1e-7);
     expect_near(given.attention_factor, 1.5, 0);
-    expect_near(small.attention_factor, 1, 0);
 #undef YARN
 }
 
@@ -240,6 +240,11 @@ static void test_flops(void **state)
     const double attention = 2 * 64 * 64 + 2 * 32 * 64, experts = 2 * 3 * 96 * 64 + 8 * 64;
     assert_true(architecture_flops_per_token(&mixtral, 32) ==
                 6 * (3 * (attention + experts) + 257 * 64) + 3.0 * 3 * 32 * (16 + 16) * 4);
+    /* a window of 8 in 32: 8 - 8 * 8 / 64 keys instead of 16 */
+    const struct architecture window = MAKE(MIXTRAL, "model.sliding_window=8");
+    expect_near(architecture_flops_per_token(&mixtral, 32) -
+                    architecture_flops_per_token(&window, 32),
+                6 * 3 * (16 - 7.0) * (16 + 16) * 4, 1e-6);
     const struct architecture v2 = MAKE(V2, NULL), v3 = MAKE(V3, "model.q_lora_rank=12",
                                                              "model.num_nextn_predict_layers=1");
     /* q 768x64; kv_a 80x64; kv_b 640x16; o 64x128; one dense MLP of 96, two layers with three

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 
 #include "kernels/base/rng.h"
-#include "trainer/cache.h"
+#include "trainer/model/cache.h"
 #include "trainer/sample.h"
 
 enum { CONTEXT = 24, PROMPTS = 4, TOKENS = 40, ROOM = CONTEXT + TOKENS + 8 };

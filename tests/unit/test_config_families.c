@@ -1,9 +1,11 @@
 /* config: keys that only some families have, their relations, and config.json of DeepSeek. */
 #include "unit/config_text.h"
 
+#include <math.h>
 #include <stdio.h>
 
-#include "trainer/architecture.h"
+#include "trainer/model/architecture.h"
+#include "trainer/schedule.h"
 
 static const char LATENT[] = "run: {steps: 300}\n"
                              "model:\n"
@@ -99,6 +101,18 @@ static void test_relations(void **state)
         {"model.rope_scaling.factr=2", "did you mean 'model.rope_scaling.factor'?"},
         {"model.rope_scaling=yarn", "key 'model.rope_scaling': unknown key"},
         {"parallel.ep=3", "parallel.ep 3 does not divide model.n_routed_experts 16"},
+        {"model.rope_scaling.type=yarn", "model.rope_scaling.factor 1: yarn stretches"},
+        {"train.mtp_loss_weight_late=0.1", "go together: give both or none"},
+        {"train.mtp_loss_weight_switch=0.5", "go together: give both or none"},
+        {"router.device_loss_coef=0.1 model.n_group=1 model.topk_group=1",
+         "with one group of experts (model.n_group) they are constants"},
+        {"model.family=deepseek_v2 model.topk_method=greedy router.communication_loss_coef=0.1",
+         "tokens are not limited to model.topk_group groups"},
+        {"model.qk_nope_head_dim=1021", "a query head of 1025 is wider than 1024"},
+        {"model.family=deepseek_v2 model.rope_interleave=false",
+         "key 'model.rope_interleave': not a key of family deepseek_v2"},
+        {"model.routed_scaling_factor=0", "0 is outside"},
+        {"optimizer.eps=0", "0 is outside"},
         {"model.family=mixtral", "not a key of family mixtral (of deepseek_v2, deepseek_v3)"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -182,6 +196,46 @@ static void test_map(void **state)
     }
 }
 
+/* null beside a config.json takes back what the file says: the stage before the context was
+ * extended. */
+static void test_map_beside_config_json(void **state)
+{
+    (void)state;
+    static const char *const texts[] = {
+        "model: {hf_config: config.json, rope_scaling: null}\n",
+        "model: {rope_scaling: {type: none}, hf_config: config.json}\n"};
+    put("config.json", V2_LITE);
+    for (int i = 0; i < 2; i++) {
+        struct config config;
+        assert_int_equal(parse(&config, texts[i], strlen(texts[i])), STATUS_OK);
+        assert_int_equal(config.model.rope_scaling.type, CONFIG_ROPE_NONE);
+        config_free(&config);
+    }
+}
+
+/* Steps of the published recipes, at the batch sizes of their ramps, add up to the published
+ * tokens.
+ */
+static void test_published_recipes(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        double tokens;
+    } cases[] = {{"deepseek-v2", 8.1e12}, {"deepseek-v2-lite", 5.7e12}, {"deepseek-v3", 14.8e12}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char path[512];
+        struct config config;
+        snprintf(path, sizeof path, SOURCE_DIR "/configs/%s.yaml", cases[i].name);
+        config_init(&config);
+        assert_int_equal(config_load(&config, path, NULL, 0), STATUS_OK);
+        const double tokens = (double)schedule_position(&config, 0, config.run.steps) *
+                              (double)config.train.sequence_length;
+        assert_true(fabs(tokens / cases[i].tokens - 1) < 1e-4);
+        config_free(&config);
+    }
+}
+
 static void test_config_json(void **state)
 {
     (void)state;
@@ -255,9 +309,14 @@ static void test_config_json_is_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        SCRATCH_TEST(test_relations),       SCRATCH_TEST(test_accepted),
-        SCRATCH_TEST(test_family_defaults), SCRATCH_TEST(test_map),
-        SCRATCH_TEST(test_config_json),     SCRATCH_TEST(test_config_json_is_refused),
+        SCRATCH_TEST(test_relations),
+        SCRATCH_TEST(test_accepted),
+        SCRATCH_TEST(test_family_defaults),
+        SCRATCH_TEST(test_map),
+        SCRATCH_TEST(test_map_beside_config_json),
+        SCRATCH_TEST(test_published_recipes),
+        SCRATCH_TEST(test_config_json),
+        SCRATCH_TEST(test_config_json_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

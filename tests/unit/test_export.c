@@ -5,8 +5,8 @@
 
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/safetensors.h"
-#include "trainer/export.h"
-#include "trainer/huggingface.h"
+#include "trainer/exchange/export.h"
+#include "trainer/exchange/huggingface.h"
 
 enum { PREFIXES = 4, MOST = 200 };
 static const char *const prefixes[PREFIXES] = {"", "master/", "moment1/", "ema/"};

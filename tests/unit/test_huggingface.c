@@ -2,7 +2,7 @@
  * back. */
 #include "unit/config_text.h"
 
-#include "trainer/huggingface.h"
+#include "trainer/exchange/huggingface.h"
 
 static const char MIXTRAL[] =
     "model: {family: mixtral, vocab_size: 257, hidden_size: 64, "

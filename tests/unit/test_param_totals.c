@@ -11,7 +11,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "trainer/params.h"
+#include "trainer/model/params.h"
 
 #define MIXTRAL                                                                                    \
     "model: {family: mixtral, num_key_value_heads: 8, num_local_experts: 8, num_experts_per_tok: " \

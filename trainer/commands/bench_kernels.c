@@ -7,7 +7,7 @@
 
 #include "kernels/base/arena.h"
 #include "kernels/base/rng.h"
-#include "trainer/architecture.h"
+#include "trainer/model/architecture.h"
 #include "trainer/step.h"
 
 enum { MOST_RUNS = 25, LEAST_RUNS = 3 };

@@ -2,7 +2,7 @@
 
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
-#include "trainer/config.h"
+#include "trainer/config/config.h"
 
 enum status command_config(int argc, char **argv)
 {

@@ -1,4 +1,4 @@
-#include "trainer/export.h"
+#include "trainer/exchange/export.h"
 
 #include <stdio.h>
 #include <string.h>

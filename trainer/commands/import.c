@@ -1,4 +1,4 @@
-#include "trainer/import.h"
+#include "trainer/exchange/import.h"
 
 #include <stdio.h>
 

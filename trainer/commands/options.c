@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "trainer/nearest.h"
+#include "trainer/config/nearest.h"
 
 static void print_help(const struct option_spec *specs, const char *usage, const char *about)
 {

@@ -1,0 +1,571 @@
+#include "trainer/config/config_table.h"
+
+#include <assert.h>
+#include <ctype.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const device_names[] = {"cpu", NULL};
+static const char *const comm_names[] = {"auto", "self", "mpi", NULL};
+static const char *const family_names[] = {"mixtral", "deepseek_v2", "deepseek_v3", NULL};
+static const char *const precision_names[] = {"fp32", "bf16", NULL};
+static const char *const recompute_names[] = {"none", "norms", "experts", "block", NULL};
+static const char *const scoring_names[] = {"softmax", "sigmoid", NULL};
+static const char *const topk_names[] = {"auto", "greedy", "group_limited_greedy", "noaux_tc",
+                                         NULL};
+static const char *const scaling_names[] = {"none", "yarn", NULL};
+static const char *const counts_names[] = {"null", "routed", "scores", NULL};
+static const char *const decay_names[] = {"matrices", "all", NULL};
+static const char *const schedule_names[] = {"constant", "cosine", "wsd", "multistep", NULL};
+static const char *const shape_names[] = {"linear", "cosine", NULL};
+static const char *const optimizer_names[] = {"adamw", "muon", NULL};
+static const char *const moments_names[] = {"fp32", "bf16", NULL};
+
+#define AT(member) offsetof(struct config, member)
+#define INT(key, member, low, high, initial, help)                                                 \
+    {                                                                                              \
+        key, FIELD_INT, AT(member), low, high, initial, NULL, NULL, help                           \
+    }
+#define REAL(key, member, low, high, initial, help)                                                \
+    {                                                                                              \
+        key, FIELD_REAL, AT(member), low, high, initial, NULL, NULL, help                          \
+    }
+#define TEXT(key, member, initial, help)                                                           \
+    {                                                                                              \
+        key, FIELD_TEXT, AT(member), 0, 0, initial, NULL, NULL, help                               \
+    }
+#define BOOL(key, member, initial, help)                                                           \
+    {                                                                                              \
+        key, FIELD_BOOL, AT(member), 0, 0, initial, NULL, NULL, help                               \
+    }
+#define REALS(key, member, low, high, help)                                                        \
+    {                                                                                              \
+        key, FIELD_REALS, AT(member), low, high, "[]", NULL, NULL, help                            \
+    }
+#define ENUM(key, member, initial, names, unbuilt, help)                                           \
+    {                                                                                              \
+        key, FIELD_ENUM, AT(member), 0, 0, initial, names, unbuilt, help                           \
+    }
+
+static const double MOST = 9e15; /* whole numbers up to here are exact as reals */
+
+const struct field config_fields[] = {
+    TEXT("run.dir", run.dir, "runs/default", "run directory: checkpoints, metrics, logs"),
+    {"run.seed", FIELD_UINT, AT(run.seed), 0, 9e15, "1234", NULL, NULL,
+     "of initialisation, data order, jitter, samples"},
+    INT("run.steps", run.steps, 1, 1e12, "300", "optimizer steps of the whole run"),
+    ENUM("run.device", run.device, "cpu", device_names, "cuda", "device of every rank"),
+    ENUM("run.comm", run.comm, "auto", comm_names, "nccl",
+         "transport; auto: mpi under mpirun or srun, else self"),
+    INT("run.threads", run.threads, 0, 1024, "0",
+        "threads per rank; 0: the rank's share of the node's allowed cores"),
+    BOOL("run.pin", run.pin, "true", "pin each thread to a core of its own"),
+    ENUM("model.family", model.family, "mixtral", family_names, NULL, "architecture"),
+    TEXT("model.hf_config", model.hf_config, "null",
+         "config.json or its folder: sets every model key not written here"),
+    INT("model.vocab_size", model.vocab_size, 2, 16777216, NULL, "tokens in the vocabulary"),
+    INT("model.hidden_size", model.hidden_size, 2, 32768, NULL, "width of the residual stream"),
+    INT("model.intermediate_size", model.intermediate_size, 1, 1048576, NULL,
+        "width of one expert; DeepSeek: of the dense layers"),
+    INT("model.num_hidden_layers", model.num_hidden_layers, 1, 1024, NULL, "blocks"),
+    INT("model.num_attention_heads", model.num_attention_heads, 1, 1024, NULL, "query heads"),
+    INT("model.num_key_value_heads", model.num_key_value_heads, 0, 1024, "0",
+        "key/value heads; 0: as many as query heads"),
+    INT("model.head_dim", model.head_dim, 0, 1024, "0",
+        "width of a head; 0: hidden_size / num_attention_heads"),
+    INT("model.num_local_experts", model.num_local_experts, 1, 4096, "8", "experts of a layer"),
+    INT("model.num_experts_per_tok", model.num_experts_per_tok, 1, 64, "2",
+        "experts a token visits (top-k)"),
+    INT("model.max_position_embeddings", model.max_position_embeddings, 1, 1e9, "32768",
+        "longest sequence"),
+    INT("model.sliding_window", model.sliding_window, 1, 1e9, "null",
+        "tokens a token sees, itself included; null: all before it"),
+    REAL("model.rms_norm_eps", model.rms_norm_eps, 0, 1, "1e-5", "epsilon of the norms"),
+    REAL("model.rope_theta", model.rope_theta, 1.001, 1e12, "1e6", "base of the rotary embedding"),
+    REAL("model.initializer_range", model.initializer_range, 0, 10, "0.02",
+         "standard deviation of fresh weights"),
+    REAL("model.router_aux_loss_coef", model.router_aux_loss_coef, 0, 100, "0.02",
+         "balance loss, as config.json has it"),
+    REAL("model.router_jitter_noise", model.router_jitter_noise, 0, 1, "0",
+         "router input times U(1-x, 1+x) in training"),
+    INT("model.moe_intermediate_size", model.moe_intermediate_size, 1, 1048576, "null",
+        "width of one expert"),
+    INT("model.n_routed_experts", model.n_routed_experts, 1, 4096, "null",
+        "routed experts of a layer"),
+    INT("model.n_shared_experts", model.n_shared_experts, 0, 64, "null",
+        "experts every token visits (one MLP of that many widths)"),
+    INT("model.first_k_dense_replace", model.first_k_dense_replace, 0, 1024, "0",
+        "first layers that are dense"),
+    INT("model.q_lora_rank", model.q_lora_rank, 1, 32768, "null",
+        "width of the compressed query; null: not compressed"),
+    INT("model.kv_lora_rank", model.kv_lora_rank, 1, 32768, "null",
+        "width of the compressed keys and values"),
+    INT("model.qk_nope_head_dim", model.qk_nope_head_dim, 1, 1024, "null",
+        "part of a query or key head without position"),
+    INT("model.qk_rope_head_dim", model.qk_rope_head_dim, 2, 1024, "null",
+        "part of it with rotary position"),
+    INT("model.v_head_dim", model.v_head_dim, 1, 1024, "null", "width of a value head"),
+    INT("model.n_group", model.n_group, 0, 4096, "null",
+        "groups of experts; the D of the device and communication losses"),
+    INT("model.topk_group", model.topk_group, 0, 4096, "null", "groups a token may use"),
+    ENUM("model.topk_method", model.topk_method, "auto", topk_names, NULL,
+         "how experts are chosen; auto: by groups where there are several"),
+    ENUM("model.scoring_func", model.scoring_func, "softmax", scoring_names, NULL,
+         "of the router's logits; V2 softmax, V3 sigmoid"),
+    BOOL("model.norm_topk_prob", model.norm_topk_prob, "false",
+         "the chosen experts' weights add up to 1 before scaling"),
+    REAL("model.routed_scaling_factor", model.routed_scaling_factor, 1e-6, 1e6, "1",
+         "multiplies the chosen experts' weights"),
+    REAL("model.aux_loss_alpha", model.aux_loss_alpha, 0, 100, "0",
+         "balance loss, as config.json has it"),
+    BOOL("model.seq_aux", model.seq_aux, "true",
+         "aux_loss_alpha is of each sequence, not the batch"),
+    BOOL("model.rope_interleave", model.rope_interleave, "true",
+         "rotary pairs are neighbours, not halves"),
+    INT("model.num_nextn_predict_layers", model.num_nextn_predict_layers, 0, 16, "0",
+        "depth of multi-token prediction"),
+    ENUM("model.rope_scaling.type", model.rope_scaling.type, "none", scaling_names, NULL,
+         "extension of the rotary embedding"),
+    REAL("model.rope_scaling.factor", model.rope_scaling.factor, 1, 1e6, "1", "YaRN's s"),
+    REAL("model.rope_scaling.beta_fast", model.rope_scaling.beta_fast, 1e-6, 1e6, "32",
+         "rotations above which a dimension is left as it is"),
+    REAL("model.rope_scaling.beta_slow", model.rope_scaling.beta_slow, 1e-6, 1e6, "1",
+         "rotations below which it is stretched by the whole factor"),
+    INT("model.rope_scaling.original_max_position_embeddings",
+        model.rope_scaling.original_max_position_embeddings, 1, 1e9, "null",
+        "longest sequence before the extension; null: max_position_embeddings"),
+    REAL("model.rope_scaling.mscale", model.rope_scaling.mscale, 0, 100, "0",
+         "of the attention factor; 0: not given"),
+    REAL("model.rope_scaling.mscale_all_dim", model.rope_scaling.mscale_all_dim, 0, 100, "0",
+         "of the softmax scale; 0: not given"),
+    REAL("model.rope_scaling.attention_factor", model.rope_scaling.attention_factor, 0, 1e6, "null",
+         "multiplies cos and sin; null: from the mscales"),
+    INT("train.sequence_length", train.sequence_length, 1, 1e9, "512", "tokens of a sample"),
+    INT("train.micro_batch", train.micro_batch, 1, 1e6, "4",
+        "sequences a rank takes at once; the same for every layout"),
+    INT("train.global_batch", train.global_batch, 1, 1e9, "8",
+        "sequences of an optimizer step, all ranks together"),
+    INT("train.batch_ramp.start", train.batch_ramp.start, 1, 1e9, "null",
+        "global batch of the first step, where it grows to train.global_batch; null: no ramp"),
+    INT("train.batch_ramp.increment", train.batch_ramp.increment, 1, 1e9, "null",
+        "sequences by which it grows at a time"),
+    INT("train.batch_ramp.tokens", train.batch_ramp.tokens, 1, 9e15, "null",
+        "tokens after which it is full grown; the smaller sizes share them evenly"),
+    ENUM("train.precision", train.precision, "bf16", precision_names, "fp8",
+         "of weights and activations; masters are fp32"),
+    ENUM("train.recompute", train.recompute, "none", recompute_names, NULL,
+         "what backward computes again to save memory; norms: with MLA its up-projections too"),
+    REAL("train.mtp_loss_weight", train.mtp_loss_weight, 0, 100, "0.3",
+         "of multi-token prediction, divided by its depth"),
+    REAL("train.mtp_loss_weight_late", train.mtp_loss_weight_late, 0, 100, "null",
+         "its weight later in the run; null: the same"),
+    REAL("train.mtp_loss_weight_switch", train.mtp_loss_weight_switch, 0, 1, "null",
+         "fraction of run.steps after which the late weight holds"),
+    ENUM("optimizer.name", optimizer.name, "adamw", optimizer_names, NULL,
+         "muon: of matrices; embedding, head, router and norms keep adamw"),
+    REAL("optimizer.lr", optimizer.lr, 0, 100, "1e-3", "peak learning rate"),
+    REAL("optimizer.beta1", optimizer.beta1, 0, 0.99999999, "0.9", "AdamW"),
+    REAL("optimizer.beta2", optimizer.beta2, 0, 0.99999999, "0.95", "AdamW"),
+    REAL("optimizer.momentum", optimizer.momentum, 0, 0.99999999, "0.95", "Muon, Nesterov's"),
+    REAL("optimizer.eps", optimizer.eps, 1e-30, 1, "1e-8", "AdamW"),
+    REAL("optimizer.weight_decay", optimizer.weight_decay, 0, 10, "0.1",
+         "decoupled from the gradient"),
+    ENUM("optimizer.decay", optimizer.decay, "matrices", decay_names, NULL,
+         "what decays: matrices (not norms) or all"),
+    REAL("optimizer.clip_norm", optimizer.clip_norm, 0, 1e9, "1.0",
+         "gradient norm to clip to; 0: off"),
+    ENUM("optimizer.moments", optimizer.moments, "fp32", moments_names, NULL,
+         "how moments are kept; bf16: with stochastic rounding"),
+    REAL("optimizer.ema", optimizer.ema, 0, 0.99999999, "0",
+         "decay of a running average of the weights, kept beside them; 0: none"),
+    {"optimizer.freeze", FIELD_TEXTS, AT(optimizer.freeze), 0, 0, "[]", NULL, NULL,
+     "shell patterns of parameter names that stay as they are"},
+    ENUM("schedule.kind", schedule.kind, "cosine", schedule_names, NULL,
+         "after warm-up; wsd: constant, then down; multistep: constant, then milestones"),
+    INT("schedule.warmup_steps", schedule.warmup_steps, 0, 1e12, "20", "linear from 0 to lr"),
+    REAL("schedule.final_lr_ratio", schedule.final_lr_ratio, 0, 1, "0.1",
+         "last learning rate / lr"),
+    REAL("schedule.decay_start", schedule.decay_start, 0, 1, "0.8",
+         "wsd: where it starts to fall, a fraction of run.steps"),
+    REAL("schedule.decay_end", schedule.decay_end, 0, 1, "1",
+         "wsd: where it has fallen to final_lr_ratio, a fraction of run.steps"),
+    ENUM("schedule.decay_shape", schedule.decay_shape, "linear", shape_names, NULL,
+         "wsd: how it falls"),
+    REALS("schedule.milestones", schedule.milestones, 0, 1,
+          "fractions of run.steps, rising; after each, the rate of any kind takes the factor"),
+    REAL("schedule.milestone_factor", schedule.milestone_factor, 0, 1, "0.316",
+         "what a milestone multiplies the rate by"),
+    REAL("router.batch_loss_coef", router.batch_loss_coef, 0, 100, "null",
+         "balance loss of a micro-batch; null: the model's; 0: off"),
+    REAL("router.sequence_loss_coef", router.sequence_loss_coef, 0, 100, "null",
+         "balance loss of each sequence; null: the model's; 0: off"),
+    ENUM("router.sequence_loss_counts", router.sequence_loss_counts, "null", counts_names, NULL,
+         "its f: experts routed to, or top-k of the bare scores; null: V3 scores, else routed"),
+    REAL("router.device_loss_coef", router.device_loss_coef, 0, 100, "null",
+         "balance loss of the n_group groups; null, 0: off"),
+    REAL("router.communication_loss_coef", router.communication_loss_coef, 0, 100, "null",
+         "balance loss of what each group receives; null, 0: off"),
+    REAL("router.bias_update_speed", router.bias_update_speed, 0, 1, "null",
+         "step of deepseek_v3's selection bias; null, 0: it stays"),
+    REAL("router.bias_update_until", router.bias_update_until, 0, 1, "1",
+         "fraction of run.steps after which the bias stays"),
+    REAL("router.z_loss_coef", router.z_loss_coef, 0, 100, "0",
+         "mean squared log-sum-exp of router logits; 0: off"),
+    REAL("router.capacity_factor", router.capacity_factor, 0, 1000, "0",
+         "slots of an expert (V2: of a group) per micro-batch / fair share; 0: dropless"),
+    REAL("router.buffer_factor", router.buffer_factor, 1, 1000, "2",
+         "receive buffer / fair share; more rows travel in extra rounds"),
+    INT("parallel.ep", parallel.ep, 1, 65536, "1", "ranks that share one set of experts"),
+    INT("parallel.zero", parallel.zero, 1, 1, "1", "1: optimizer state sharded over replicas"),
+    TEXT("data.train", data.train, "null", "token file to train on; train needs it"),
+    TEXT("data.valid", data.valid, "null", "token file to evaluate on"),
+    BOOL("data.shuffle", data.shuffle, "true", "samples in a new random order each epoch"),
+    BOOL("data.mask_documents", data.mask_documents, "false",
+         "attention stays inside a document, positions restart"),
+    INT("eval.every_steps", eval.every_steps, 0, 1e12, "0", "0: never"),
+    INT("eval.batches", eval.batches, 0, 1e12, "0", "micro-batches; 0: the whole file"),
+    INT("checkpoint.every_steps", checkpoint.every_steps, 0, 1e12, "100", "0: only at the end"),
+    REAL("checkpoint.every_minutes", checkpoint.every_minutes, 0, 1e6, "0", "0: off"),
+    INT("checkpoint.keep_last", checkpoint.keep_last, 1, 1000, "2", "newest checkpoints kept"),
+    TEXT("checkpoint.init_from", checkpoint.init_from, "null",
+         "run or checkpoint folder whose weights start this run"),
+    BOOL("checkpoint.resize_vocab", checkpoint.resize_vocab, "false",
+         "init_from may have another vocabulary: rows in common are kept, others fresh"),
+    INT("log.every_steps", log.every_steps, 0, 1e12, "1",
+        "printed lines; metrics.jsonl has every step"),
+    INT("sample.every_steps", sample.every_steps, 0, 1e12, "0", "0: never"),
+    TEXT("sample.prompt", sample.prompt, "\"\"", "text the samples continue"),
+    INT("sample.tokens", sample.tokens, 1, 1e6, "128", "length of a sample"),
+    REAL("sample.temperature", sample.temperature, 0, 100, "0.8", "0: the most likely token"),
+    TEXT("debug.fault", debug.fault, "null",
+         "tests: io:KIND:OPERATION, the file operation that fails"),
+};
+const int config_field_count = sizeof config_fields / sizeof config_fields[0];
+
+const struct unbuilt_key config_unbuilt[] = {
+    {"run.deterministic", "run"},
+    {"run.verify", "false"},
+    {"run.time_limit", "null"},
+    {"model.moe_layer_freq", "1"},
+    {"model.hidden_act", "silu"},
+    {"model.attention_bias", "false"},
+    {"model.tie_word_embeddings", "false"},
+    {"parallel.pp", "1"},
+    {"parallel.tp", "1"},
+    {"parallel.cp", "1"},
+    {"parallel.etp", "1"},
+    {"checkpoint.async", "false"},
+    {"log.tensorboard", "false"},
+    {"data.fim", NULL},
+    {"cluster", NULL},
+    {"debug.trace", "null"},
+    {"debug.profile", "null"},
+};
+const int config_unbuilt_count = sizeof config_unbuilt / sizeof config_unbuilt[0];
+
+const struct field *config_find(const char *key)
+{
+    for (int i = 0; i < config_field_count; i++) {
+        if (strcmp(config_fields[i].key, key) == 0) {
+            return &config_fields[i];
+        }
+    }
+    return NULL;
+}
+
+bool config_is_nested(const char *key)
+{
+    return strchr(strchr(key, '.') + 1, '.') != NULL;
+}
+
+bool config_is_map(const char *name)
+{
+    const size_t length = strlen(name);
+    for (int i = 0; i < config_field_count && strchr(name, '.') != NULL; i++) {
+        if (strncmp(config_fields[i].key, name, length) == 0 &&
+            config_fields[i].key[length] == '.') {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool config_number(const char *text, double *value)
+{
+    char *end = NULL;
+    const size_t length = strspn(text, "+-.0123456789eE");
+    if (length == 0 || text[length] != '\0' || strpbrk(text, "0123456789") == NULL) {
+        return false;
+    }
+    errno = 0;
+    *value = strtod(text, &end);
+    return *end == '\0' && isfinite(*value);
+}
+
+static bool set_number(void *at, const struct field *field, const char *text, char *why,
+                       size_t bytes)
+{
+    double value = 0;
+    const bool whole = field->kind != FIELD_REAL;
+    if (!config_number(text, &value) || (whole && (value != floor(value) || fabs(value) > MOST))) {
+        snprintf(why, bytes, "'%s' is not a %s", text, whole ? "whole number" : "number");
+        return false;
+    }
+    if (value < field->low || value > field->high) {
+        snprintf(why, bytes, "%s is outside %g to %g", text, field->low, field->high);
+        return false;
+    }
+    if (field->kind == FIELD_REAL) {
+        *(double *)at = value;
+    } else if (field->kind == FIELD_UINT) {
+        *(uint64_t *)at = (uint64_t)value;
+    } else {
+        *(int64_t *)at = (int64_t)value;
+    }
+    return true;
+}
+
+static bool is_word_of(const char *list, const char *word)
+{
+    const size_t length = strlen(word);
+    for (const char *c = list; c != NULL && *c != '\0'; c += strspn(c, " ")) {
+        const size_t next = strcspn(c, " ");
+        if (next == length && memcmp(c, word, length) == 0) {
+            return true;
+        }
+        c += next;
+    }
+    return false;
+}
+
+static bool set_enum(int *at, const struct field *field, const char *text, char *why, size_t bytes)
+{
+    char list[256] = "";
+    for (int i = 0; field->names[i] != NULL; i++) {
+        if (strcmp(field->names[i], text) == 0) {
+            *at = i;
+            return true;
+        }
+        snprintf(list + strlen(list), sizeof list - strlen(list), "%s%s", i > 0 ? ", " : "",
+                 field->names[i]);
+    }
+    snprintf(why, bytes,
+             is_word_of(field->unbuilt, text) ? "'%s' is not built in this version (built: %s)"
+                                              : "'%s' is not one of %s",
+             text, list);
+    return false;
+}
+
+static bool set_null(void *at, const struct field *field, char *why, size_t bytes)
+{
+    if (field->initial == NULL || strcmp(field->initial, "null") != 0) {
+        snprintf(why, bytes, "null is not a value here");
+        return false;
+    }
+    if (field->kind == FIELD_TEXT) {
+        free(*(char **)at);
+        *(char **)at = NULL;
+    } else if (field->kind == FIELD_INT) {
+        *(int64_t *)at = 0;
+    } else if (field->kind == FIELD_ENUM) {
+        *(int *)at = 0; /* the name "null" stands first */
+    } else {
+        *(double *)at = -1;
+    }
+    return true;
+}
+
+/* Bytes of the UTF-8 character at `text`, its number in *code; 0: not UTF-8. */
+static int utf8_next(const char *text, uint32_t *code)
+{
+    static const uint32_t least[] = {0, 0x80, 0x800, 0x10000};
+    const unsigned char *c = (const unsigned char *)text;
+    const int more = c[0] < 0x80         ? 0
+                     : c[0] >> 5 == 0x06 ? 1
+                     : c[0] >> 4 == 0x0e ? 2
+                     : c[0] >> 3 == 0x1e ? 3
+                                         : -1;
+    *code = more > 0 ? c[0] & (0x3fu >> more) : c[0];
+    for (int i = 1; i <= more; i++) {
+        if (c[i] >> 6 != 2) {
+            return 0;
+        }
+        *code = *code << 6 | (c[i] & 0x3fu);
+    }
+    const bool good = more >= 0 && *code >= least[more] && *code <= 0x10ffff &&
+                      (*code < 0xd800 || *code > 0xdfff);
+    return good ? more + 1 : 0;
+}
+
+/* What config_print could not write whole into a file that reads back is refused here. */
+static bool set_text(char **at, const char *text, char *why, size_t bytes)
+{
+    uint32_t code = 0;
+    if (strlen(text) > CONFIG_TEXT_BYTES) {
+        snprintf(why, bytes, "longer than %d bytes", CONFIG_TEXT_BYTES);
+        return false;
+    }
+    for (const char *c = text; *c != '\0';) {
+        const int length = utf8_next(c, &code);
+        if (length == 0) {
+            snprintf(why, bytes, "byte %d is not UTF-8", (int)(c - text));
+            return false;
+        }
+        c += length;
+    }
+    char *copy = strdup(text);
+    if (copy == NULL) {
+        snprintf(why, bytes, "out of memory");
+        return false;
+    }
+    free(*at);
+    *at = copy;
+    return true;
+}
+
+bool config_set(struct config *config, const struct field *field, const char *text, bool quoted,
+                char *why, size_t why_bytes)
+{
+    void *at = (char *)config + field->offset;
+    if (field->kind == FIELD_TEXTS || field->kind == FIELD_REALS) {
+        return config_list_read(config, field, text, quoted, why, why_bytes);
+    }
+    if (!quoted && (strcmp(text, "null") == 0 || strcmp(text, "~") == 0 || text[0] == '\0')) {
+        return set_null(at, field, why, why_bytes);
+    }
+    if (quoted && field->kind != FIELD_TEXT && field->kind != FIELD_ENUM) {
+        snprintf(why, why_bytes, "\"%s\" is text: write it without quotes", text);
+        return false;
+    }
+    switch (field->kind) {
+    case FIELD_BOOL:
+        if (strcmp(text, "true") != 0 && strcmp(text, "false") != 0) {
+            snprintf(why, why_bytes, "'%s' is neither true nor false", text);
+            return false;
+        }
+        *(bool *)at = text[0] == 't';
+        return true;
+    case FIELD_TEXT:
+        return set_text(at, text, why, why_bytes);
+    case FIELD_ENUM:
+        return set_enum(at, field, text, why, why_bytes);
+    default:
+        return set_number(at, field, text, why, why_bytes);
+    }
+}
+
+/* May stand unescaped in YAML's double quotes. */
+static bool plain(uint32_t code)
+{
+    return (code >= 0x20 && code < 0x7f) ||
+           (code >= 0xa0 && code < 0xd800 && code != 0x2028 && code != 0x2029) ||
+           (code >= 0xe000 && code < 0xfffe && code != 0xfeff) || code >= 0x10000;
+}
+
+static void show_text(const char *text, char *out, size_t bytes)
+{
+    size_t at = 0;
+    if (text == NULL) {
+        snprintf(out, bytes, "null");
+        return;
+    }
+    out[at++] = '"';
+    for (const char *c = text; *c != '\0' && at + 8 < bytes;) {
+        uint32_t code = 0;
+        const int length = utf8_next(c, &code);
+        assert(length > 0); /* set_text saw to it */
+        if (!plain(code)) {
+            at +=
+                (size_t)snprintf(out + at, bytes - at, code < 0x100 ? "\\x%02x" : "\\u%04x", code);
+        } else {
+            at += (size_t)snprintf(out + at, bytes - at, "%s%.*s",
+                                   *c == '"' || *c == '\\' ? "\\" : "", length, c);
+        }
+        c += length;
+    }
+    snprintf(out + at, bytes - at, "\"");
+}
+
+/* The shortest decimal that reads back as the same double. */
+static void show_real(double value, char *out, size_t bytes)
+{
+    enum { MOST_DIGITS = 17, ROOM = 32 };
+    char text[ROOM] = "";
+    for (int digits = 1; digits <= MOST_DIGITS; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, value);
+        if (strtod(text, NULL) == value) {
+            break;
+        }
+    }
+    snprintf(out, bytes, "%s", text);
+}
+
+void config_show(const struct config *config, const struct field *field, char *out, size_t bytes)
+{
+    const void *at = (const char *)config + field->offset;
+    const bool optional = field->initial != NULL && strcmp(field->initial, "null") == 0;
+    switch (field->kind) {
+    case FIELD_BOOL:
+        snprintf(out, bytes, "%s", *(const bool *)at ? "true" : "false");
+        break;
+    case FIELD_INT:
+        if (optional && *(const int64_t *)at == 0) {
+            snprintf(out, bytes, "null");
+        } else {
+            snprintf(out, bytes, "%" PRId64, *(const int64_t *)at);
+        }
+        break;
+    case FIELD_UINT:
+        snprintf(out, bytes, "%" PRIu64, *(const uint64_t *)at);
+        break;
+    case FIELD_REAL:
+        if (optional && *(const double *)at < 0) {
+            snprintf(out, bytes, "null");
+        } else {
+            show_real(*(const double *)at, out, bytes);
+        }
+        break;
+    case FIELD_TEXT:
+        show_text(*(char *const *)at, out, bytes);
+        break;
+    case FIELD_ENUM:
+        snprintf(out, bytes, "%s", field->names[*(const int *)at]);
+        break;
+    case FIELD_TEXTS:
+    case FIELD_REALS:
+        config_list_show(config, field, out, bytes);
+        break;
+    }
+}
+
+void config_init(struct config *config)
+{
+    char why[256];
+    *config = (struct config){0};
+    for (int i = 0; i < config_field_count; i++) {
+        const struct field *field = &config_fields[i];
+        if (field->initial != NULL) {
+            const bool empty = strcmp(field->initial, "\"\"") == 0;
+            (void)config_set(config, field, empty ? "" : field->initial, empty, why, sizeof why);
+        }
+    }
+}
+
+void config_free(struct config *config)
+{
+    for (int i = 0; i < config_field_count; i++) {
+        if (config_fields[i].kind == FIELD_TEXTS) {
+            config_list_free(config, &config_fields[i]);
+        } else if (config_fields[i].kind == FIELD_TEXT) {
+            char **text = (char **)(void *)((char *)config + config_fields[i].offset);
+            free(*text);
+            *text = NULL;
+        }
+    }
+    free(config->model.hf_ignored);
+    config->model.hf_ignored = NULL;
+}

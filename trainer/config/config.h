@@ -1,0 +1,182 @@
+/* config: every setting of a run, from one table of fields (config.c).
+ *
+ * The table drives the YAML reader, key=value overrides, ranges, `config CONFIG`, `--help-keys` and
+ * docs/config.md. All errors of a file are reported in one pass as `file:line:col: key 'x': why;
+ * did you mean 'y'?`.
+ */
+#ifndef TRAINER_CONFIG_H
+#define TRAINER_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "kernels/base/status.h"
+
+enum config_device { CONFIG_DEVICE_CPU };
+enum config_comm { CONFIG_COMM_AUTO, CONFIG_COMM_SELF, CONFIG_COMM_MPI };
+enum config_family { CONFIG_MIXTRAL, CONFIG_DEEPSEEK_V2, CONFIG_DEEPSEEK_V3, CONFIG_FAMILIES };
+enum config_precision { CONFIG_FP32, CONFIG_BF16 };
+enum config_recompute {
+    CONFIG_RECOMPUTE_NONE,
+    CONFIG_RECOMPUTE_NORMS, /* with latent attention its up-projections too */
+    CONFIG_RECOMPUTE_EXPERTS,
+    CONFIG_RECOMPUTE_BLOCK
+};
+enum config_scoring { CONFIG_SOFTMAX, CONFIG_SIGMOID };
+enum config_topk_method { CONFIG_TOPK_AUTO, CONFIG_GREEDY, CONFIG_GROUP_LIMITED, CONFIG_NOAUX_TC };
+enum config_rope_scaling { CONFIG_ROPE_NONE, CONFIG_ROPE_YARN };
+enum config_sequence_counts { CONFIG_COUNTS_FAMILY, CONFIG_COUNTS_ROUTED, CONFIG_COUNTS_SCORES };
+enum config_decay { CONFIG_DECAY_MATRICES, CONFIG_DECAY_ALL };
+enum config_schedule { CONFIG_CONSTANT, CONFIG_COSINE, CONFIG_WSD, CONFIG_MULTISTEP };
+enum config_shape { CONFIG_LINEAR, CONFIG_HALF_COSINE };
+enum config_optimizer { CONFIG_ADAMW, CONFIG_MUON };
+enum config_moments { CONFIG_MOMENTS_FP32, CONFIG_MOMENTS_BF16 };
+
+/* Keys that take a list; the count stands first in both. */
+enum { CONFIG_MOST_ITEMS = 64 };
+struct config_texts {
+    int64_t count;
+    char *item[CONFIG_MOST_ITEMS]; /* [count] owned */
+};
+struct config_reals {
+    int64_t count;
+    double item[CONFIG_MOST_ITEMS]; /* [count] */
+};
+
+/* Strings are owned by the config; an optional string or number that is null is NULL / *_set false.
+ */
+struct config {
+    struct {
+        char *dir; /* run directory */
+        uint64_t seed;
+        int64_t steps;
+        int device, comm; /* enum config_device, config_comm */
+        int64_t threads;  /* 0 = share of the node's allowed cores */
+        bool pin;
+    } run;
+    /* Which keys a family has, and their defaults: config_families.c. The trainer reads struct
+     * architecture instead. */
+    struct {
+        int family;
+        char *hf_config;  /* NULL: none */
+        char *hf_ignored; /* not a key: names in config.json that mean nothing here, for the log */
+        int64_t vocab_size, hidden_size, intermediate_size, num_hidden_layers, num_attention_heads,
+            num_key_value_heads;
+        int64_t head_dim; /* 0 = hidden_size / num_attention_heads */
+        int64_t num_local_experts, num_experts_per_tok, max_position_embeddings;
+        int64_t sliding_window; /* 0 = none (null) */
+        double rms_norm_eps, rope_theta, initializer_range, router_aux_loss_coef,
+            router_jitter_noise;
+        /* DeepSeek */
+        int64_t moe_intermediate_size, n_routed_experts, n_shared_experts, first_k_dense_replace;
+        int64_t q_lora_rank; /* 0 = none (null) */
+        int64_t kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim;
+        int64_t n_group, topk_group;
+        int topk_method, scoring_func; /* enum config_topk_method, config_scoring */
+        bool norm_topk_prob, seq_aux, rope_interleave;
+        double routed_scaling_factor, aux_loss_alpha;
+        int64_t num_nextn_predict_layers; /* depth of multi-token prediction */
+        struct {
+            int type; /* enum config_rope_scaling */
+            double factor, beta_fast, beta_slow;
+            int64_t original_max_position_embeddings; /* 0 = max_position_embeddings (null) */
+            double mscale, mscale_all_dim;            /* 0 = not given */
+            double attention_factor;                  /* < 0 = derived (null) */
+        } rope_scaling;
+    } model;
+    struct {
+        int64_t sequence_length, micro_batch, global_batch;
+        struct {
+            int64_t start, increment, tokens; /* 0 = null: all three, or none */
+        } batch_ramp;
+        int precision, recompute;
+        /* of multi-token prediction; `late` from the fraction `switch` of run.steps on; both < 0
+         * (null): the same throughout */
+        double mtp_loss_weight, mtp_loss_weight_late, mtp_loss_weight_switch;
+    } train;
+    struct {
+        int name; /* enum config_optimizer */
+        double lr, beta1, beta2, momentum, eps, weight_decay;
+        int decay;
+        double clip_norm;
+        int moments;                /* enum config_moments */
+        double ema;                 /* 0 = off */
+        struct config_texts freeze; /* patterns of parameter names */
+    } optimizer;
+    struct {
+        int kind;
+        int64_t warmup_steps;
+        double final_lr_ratio;
+        double decay_start, decay_end; /* wsd: fractions of run.steps */
+        int decay_shape;               /* enum config_shape */
+        struct config_reals milestones;
+        double milestone_factor;
+    } schedule;
+    struct {
+        /* < 0: null = what the model's keys say, else 0: read them through architecture.h */
+        double batch_loss_coef, sequence_loss_coef, device_loss_coef, communication_loss_coef,
+            bias_update_speed;
+        double bias_update_until; /* fraction of run.steps after which the bias stays */
+        int sequence_loss_counts; /* enum config_sequence_counts */
+        double z_loss_coef, capacity_factor, buffer_factor;
+        bool force_balanced; /* not a config key: bench sets it */
+    } router;
+    struct {
+        int64_t ep, zero;
+    } parallel;
+    struct {
+        char *train; /* path of the one training file (data.train: a path, or a list with one {path,
+                        weight}) */
+        char *valid; /* NULL: none */
+        bool shuffle, mask_documents;
+    } data;
+    struct {
+        int64_t every_steps, batches;
+    } eval;
+    struct {
+        int64_t every_steps, keep_last;
+        double every_minutes;
+        char *init_from;
+        bool resize_vocab;
+    } checkpoint;
+    struct {
+        int64_t every_steps;
+    } log;
+    struct {
+        int64_t every_steps;
+        char *prompt;
+        int64_t tokens;
+        double temperature;
+    } sample;
+    struct {
+        char *fault;
+    } debug; /* "io:KIND:OPERATION": tests only */
+};
+
+/* Defaults of every key. */
+void config_init(struct config *config);
+void config_free(struct config *config); /* accepts a zeroed one; may be called twice */
+
+/* Reads path, then applies overrides "a.b=v" in order, then checks ranges and relations between
+ * keys that need no world (family keys, heads, top-k <= experts, micro_batch <= global_batch...).
+ * Errors: STATUS_IO (missing file), STATUS_USAGE; all lines of errors are in status_message(),
+ * joined by newlines. */
+enum status config_load(struct config *config, const char *path, char *const *overrides,
+                        int override_count) __attribute__((warn_unused_result));
+/* From text, for tests and resuming from run.dir/config.yaml; name stands in messages. */
+enum status config_parse(struct config *config, const char *name, const char *text, size_t bytes)
+    __attribute__((warn_unused_result));
+
+/* Applies `a.b=v` overrides and checks the result, as config_load does. */
+enum status config_override(struct config *config, char *const *overrides, int count)
+    __attribute__((warn_unused_result));
+
+/* The resolved config as YAML that config_load reads back to the same values. */
+void config_print(const struct config *config, FILE *out);
+/* One line per key: name, type, range, default, help. */
+void config_help(FILE *out);
+/* docs/config.md. */
+void config_markdown(FILE *out);
+
+#endif

@@ -1,0 +1,49 @@
+/* attention: grouped-query attention (Mixtral) and multi-head latent attention (DeepSeek-V2, Liu et
+ * al. 2024, section 2.1), between the norm before it and the output projection, both ways.
+ */
+#ifndef TRAINER_ATTENTION_H
+#define TRAINER_ATTENTION_H
+
+#include "kernels/base/tensor.h"
+#include "trainer/model/layout.h"
+
+struct model;
+struct block_call;
+
+/* What forward of one block leaves for its backward. N tokens. */
+struct attention_state {
+    void *qkv; /* grouped queries: [N, (H+2G)D] act */
+    /* latent: queries [N,q_rank] before and after their norm, [N, H*qk_dim] */
+    void *q_a, *q_c, *q;
+    /* the latent [N,kv_rank] before and after its norm, its keys and values [N, H*(nope+v)], the
+     * rotary key all heads share [N,rope_dim] */
+    void *c_a, *c, *kv, *k_rope;
+    float *rstd_q, *rstd_c; /* [N] */
+    void *attended;         /* [N, H*v_dim] act */
+    float *lse;             /* [B,H,T] */
+};
+
+/* Gradients of one block at a time, shared by all. */
+struct attention_scratch {
+    void *dqkv;                    /* [N, (H+2G)D] */
+    void *dq, *dkv, *dk_rope;      /* as q, kv, k_rope */
+    void *dq_c, *dq_a, *dc, *dc_a; /* as q_c, q_a, c, c_a */
+    void *dattended;               /* [N, H*v_dim] */
+};
+
+void attention_layout(const struct model *model, struct attention_state *state,
+                      const struct attention_state *lender, const struct layout *layout);
+void attention_scratch_layout(const struct model *model, struct attention_scratch *scratch,
+                              struct arena *arena);
+
+/* state->attended from x [n,C], the normed stream. */
+void attention_forward(struct model *model, int64_t block, const struct block_call *call,
+                       struct tensor x);
+/* Makes the MEMORY_NORM buffers again from the others. */
+void attention_recompute(struct model *model, int64_t block, const struct block_call *call);
+/* dx [n,C] overwrites, gradients of the projections add; scratch dattended [n, H*v_dim] is the
+ * gradient of state->attended. */
+void attention_backward(struct model *model, int64_t block, const struct block_call *call,
+                        struct tensor dx, struct tensor x);
+
+#endif

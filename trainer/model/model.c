@@ -1,0 +1,328 @@
+#include "trainer/model/model.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/base/rng.h"
+#include "trainer/model/block.h"
+#include "trainer/optimizer.h"
+
+static void group_layout(struct model *model)
+{
+    for (int g = 0; g < PARAM_GROUPS; g++) {
+        struct model_group *group = &model->group[g];
+        const size_t count = (size_t)group->zero.count, share = (size_t)group->zero.share;
+        group->weights = arena_alloc(&model->arena_params, count * dtype_bytes(model->act));
+        if (model->act == DTYPE_F32) {
+            group->master =
+                group->weights == NULL ? NULL : (float *)group->weights + group->zero.first;
+        } else {
+            group->master = arena_alloc(&model->arena_optimizer, share * sizeof(float));
+        }
+        if (model->training) {
+            group->grads = arena_alloc(&model->arena_grads, count * sizeof(float));
+            group->reduced = arena_alloc(&model->arena_grads, share * sizeof(float));
+        }
+    }
+    if (model->training) {
+        optimizer_layout(model);
+    }
+}
+
+static void activation_layout(struct model *model)
+{
+    struct arena *arena = &model->arena_activations;
+    const struct architecture *arch = &model->arch;
+    const int64_t n = model->batch * model->sequence,
+                  loads = architecture_moe_blocks(arch) * arch->experts;
+    const size_t stream = (size_t)(n * arch->width) * dtype_bytes(model->act);
+    void **streams[] = {&model->stream, &model->delta, &model->dstream,
+                        &model->dwork,  &model->dnorm, &model->final_norm};
+    block_layout(model, arena);
+    moe_scratch_layout(&model->moe, arena);
+    attention_scratch_layout(model, &model->attention, arena);
+    mlp_scratch_layout(model, &model->mlp, arena);
+    mtp_layout(model, arena);
+    balance_layout(model, &model->balance, arena);
+    for (size_t i = 0; i < sizeof streams / sizeof streams[0]; i++) {
+        *streams[i] = arena_alloc(arena, stream);
+    }
+    model->final_rstd = arena_alloc(arena, (size_t)n * sizeof(float));
+    model->rope = arena_alloc(arena, (size_t)(model->sequence * arch->rope_dim) * sizeof(float));
+    model->load = arena_alloc(arena, (size_t)loads * sizeof(int64_t));
+    if (arch->has_bias) {
+        model->router_bias = arena_alloc(&model->arena_params, (size_t)loads * sizeof(float));
+    }
+}
+
+static enum status reserve(struct model *model)
+{
+    group_layout(model);
+    activation_layout(model);
+    TRY(arena_reserve(&model->arena_params, "weights"));
+    TRY(arena_reserve(&model->arena_grads, "gradients"));
+    TRY(arena_reserve(&model->arena_optimizer, "optimizer state"));
+    TRY(arena_reserve(&model->arena_activations, "activations"));
+    group_layout(model);
+    activation_layout(model);
+    return STATUS_OK;
+}
+
+/* The optimizer's and the experts' view of the parameters on this rank. */
+static enum status init_groups(struct model *model, const struct mesh *mesh)
+{
+    struct comm *replicas[PARAM_GROUPS] = {(struct comm *)&mesh->dp, (struct comm *)&mesh->edp};
+    TRY(params_init(&model->params, &model->arch,
+                    model->config->optimizer.decay == CONFIG_DECAY_ALL, mesh->ep.rank,
+                    mesh->ep.size));
+    for (int g = 0; g < PARAM_GROUPS; g++) {
+        zero_init(&model->group[g].zero, replicas[g],
+                  zero_padded(model->params.elements[g], replicas[g]->size));
+    }
+    return STATUS_OK;
+}
+
+/* Dispatch plans of the blocks with experts; their bound is one number. */
+static enum status init_experts(struct model *model, const struct mesh *mesh)
+{
+    const struct architecture *arch = &model->arch;
+    const int64_t tokens = model->batch * model->sequence, blocks = architecture_blocks(arch);
+    model->moe = (struct moe){.device = model->device,
+                              .ops = model->ops,
+                              .config = model->config,
+                              .arch = arch,
+                              .act = model->act,
+                              .tokens = tokens,
+                              .sequences = model->batch,
+                              .local_experts = arch->experts / mesh->ep.size,
+                              .expert_stride = model->params.expert_stride,
+                              .down_offset = model->params.down_offset};
+    model->blocks = calloc((size_t)blocks, sizeof *model->blocks);
+    model->mtp = calloc((size_t)arch->mtp_depth + 1, sizeof *model->mtp);
+    if (model->blocks == NULL || model->mtp == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for %lld layers", (long long)blocks);
+    }
+    for (int64_t b = arch->dense_layers; b < blocks; b++) {
+        TRY(expert_plan_init(&model->blocks[b].moe.plan, (struct comm *)&mesh->ep,
+                             tokens * arch->top_k, arch->experts,
+                             model->config->router.buffer_factor));
+        model->moe.bound = model->blocks[b].moe.plan.bound;
+    }
+    return STATUS_OK;
+}
+
+enum status model_init(struct model *model, const struct config *config, const struct mesh *mesh,
+                       struct device *device, int64_t batch, int64_t sequence, bool training)
+{
+    *model = (struct model){
+        .config = config,
+        .mesh = mesh,
+        .device = device,
+        .ops = device_ops(device),
+        .act = config->train.precision == CONFIG_FP32 ? DTYPE_F32 : DTYPE_BF16,
+        .moments = config->optimizer.moments == CONFIG_MOMENTS_FP32 ? DTYPE_F32 : DTYPE_BF16,
+        .training = training,
+        .batch = batch,
+        .sequence = sequence};
+    architecture_init(&model->arch, config);
+    model->arch.mtp_depth = training ? model->arch.mtp_depth : 0;
+    TRY(init_groups(model, mesh));
+    if (training) {
+        TRY(optimizer_init(model));
+    }
+    TRY(init_experts(model, mesh));
+    TRY(reserve(model));
+    rope_table(model->rope, sequence, model->arch.rope_dim, model->arch.rope_theta,
+               &model->arch.yarn);
+    return STATUS_OK;
+}
+
+void model_free(struct model *model)
+{
+    for (int64_t b = 0; model->blocks != NULL && b < architecture_blocks(&model->arch); b++) {
+        expert_plan_free(&model->blocks[b].moe.plan);
+    }
+    free(model->blocks);
+    free(model->mtp);
+    optimizer_free(model);
+    params_free(&model->params);
+    arena_free(&model->arena_params);
+    arena_free(&model->arena_grads);
+    arena_free(&model->arena_optimizer);
+    arena_free(&model->arena_activations);
+    *model = (struct model){0};
+}
+
+void model_publish(struct model *model)
+{
+    for (int g = 0; g < PARAM_GROUPS; g++) {
+        struct model_group *group = &model->group[g];
+        if (model->act != DTYPE_F32) {
+            char *out =
+                (char *)group->weights + (size_t)group->zero.first * dtype_bytes(model->act);
+            model->ops->cast(model->device, tensor_1d(out, model->act, group->zero.share),
+                             tensor_1d(group->master, DTYPE_F32, group->zero.share));
+        }
+        zero_all_gather(&group->zero, group->weights, model->act);
+    }
+}
+
+void model_initialize(struct model *model)
+{
+    for (int64_t i = 0; i < model->params.count; i++) {
+        const struct param *param = &model->params.table[i];
+        const struct model_group *group = &model->group[param->group];
+        const int64_t begin = group->zero.first, end = begin + group->zero.share;
+        const int64_t first = param->offset > begin ? param->offset : begin;
+        const int64_t last =
+            param->offset + param->count < end ? param->offset + param->count : end;
+        const uint64_t key = rng_key(model->config->run.seed, param->name);
+        if (first >= last) {
+            continue;
+        }
+        float *out = group->master + (first - begin);
+        if (param->ones) {
+            for (int64_t j = 0; j < last - first; j++) {
+                out[j] = 1.0F;
+            }
+        } else {
+            model->ops->init_normal(model->device, out, key, (uint64_t)(first - param->offset),
+                                    last - first, (float)model->config->model.initializer_range);
+        }
+    }
+    model_publish(model);
+}
+
+void model_zero_grads(struct model *model)
+{
+    const int64_t loads = architecture_moe_blocks(&model->arch) * model->arch.experts;
+    for (int g = 0; g < PARAM_GROUPS && model->training; g++) {
+        memset(model->group[g].grads, 0, (size_t)model->group[g].zero.count * sizeof(float));
+    }
+    memset(model->load, 0, (size_t)loads * sizeof(int64_t));
+}
+
+static struct tensor stream(const struct model *model, void *data, int64_t tokens)
+{
+    return model_act(model, data, tokens, model->arch.width);
+}
+
+static struct tensor embedding(const struct model *model)
+{
+    return model_weight(model, PARAM_DENSE, model->params.embed, model->arch.vocab,
+                        model->arch.width);
+}
+
+static struct tensor head(const struct model *model)
+{
+    return model_weight(model, PARAM_DENSE, model->params.head, model->arch.vocab,
+                        model->arch.width);
+}
+
+void model_count_block(struct model *model, int64_t block, int64_t tokens)
+{
+    const struct moe_state *state = &model->blocks[block].moe;
+    const int64_t experts = model->arch.experts, rows = tokens / state->row_tokens;
+    int64_t *load = model->load + (block - model->arch.dense_layers) * experts;
+    model->result.dropped += state->dropped;
+    model->result.slots += tokens * model->arch.top_k;
+    model->result.extra_rounds += state->plan.rounds - 1;
+    for (int64_t i = 0; i < rows * experts; i++) {
+        load[i % experts] += state->counts.routed[i];
+    }
+}
+
+static void forward(struct model *model, const struct block_call *call)
+{
+    const int64_t n = call->count * call->sequence;
+    struct tensor x = stream(model, model->blocks[0].input, n), delta = {0};
+    assert(n <= model->moe.tokens && call->sequence <= model->sequence);
+    model->result = (struct model_result){0};
+    model->ops->embedding_forward(model->device, x, call->batch->ids, embedding(model));
+    for (int64_t l = 0; l < model->arch.layers; l++) {
+        block_forward(model, l, call, x, delta);
+        x = stream(model, model->blocks[l].middle, n);
+        delta = stream(model, model->delta, n);
+        if (l >= model->arch.dense_layers) {
+            model_count_block(model, l, n);
+        }
+    }
+    model->ops->norm_forward(model->device, stream(model, model->final_norm, n),
+                             stream(model, model->stream, n), model->final_rstd, x, delta,
+                             model_vector(model, model->params.final_norm, model->arch.width),
+                             model->arch.norm_eps);
+}
+
+float model_z_scale(const struct model *model, int64_t tokens, const struct model_scale *scale)
+{
+    return (float)(model->arch.balance.z * scale->unit / (double)tokens);
+}
+
+static void backward(struct model *model, const struct block_call *call,
+                     const struct model_scale *scale)
+{
+    const int64_t n = call->count * call->sequence, width = model->arch.width;
+    struct tensor dstream = stream(model, model->dstream, n);
+    memset(model->dstream, 0, tensor_bytes(&dstream));
+    model->ops->norm_backward(
+        model->device, dstream, model_vector_grad(model, model->params.final_norm, width),
+        stream(model, model->dwork, n), stream(model, model->stream, n), model->final_rstd,
+        model_vector(model, model->params.final_norm, width));
+    for (int64_t l = model->arch.layers - 1; l >= 0; l--) {
+        block_backward(model, l, call, model_z_scale(model, n, scale));
+    }
+    model->ops->embedding_backward(
+        model->device,
+        model_grad(model, PARAM_DENSE, model->params.embed, model->arch.vocab, width),
+        call->batch->ids, dstream);
+}
+
+void model_run(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
+               const struct model_scale *scale)
+{
+    const int64_t n = count * sequence, width = model->arch.width;
+    const struct block_call call = {.batch = batch,
+                                    .count = count,
+                                    .sequence = sequence,
+                                    .training = scale != NULL,
+                                    .jitter_key = scale != NULL ? scale->jitter_key : 0};
+    struct tensor dx = {0}, dw = {0};
+    forward(model, &call);
+    if (scale != NULL) {
+        assert(model->training);
+        dx = stream(model, model->dwork, n);
+        dw = model_grad(model, PARAM_DENSE, model->params.head, model->arch.vocab, width);
+    }
+    model->result.loss_sum = model->ops->cross_entropy(
+        model->device, dx, dw, stream(model, model->final_norm, n), head(model), batch->labels,
+        scale != NULL ? (float)scale->loss : 0.0F);
+    if (scale != NULL) {
+        model->result.mtp_loss_sum = mtp_forward(model, batch, count, sequence, scale);
+        model->result.aux_loss = balance_losses(model, count, sequence, scale->unit);
+        mtp_backward(model, count, sequence, scale);
+        backward(model, &call, scale);
+    }
+}
+
+void model_forward(struct model *model, const struct block_call *call, int64_t first, int64_t rows,
+                   float *logits)
+{
+    forward(model, call);
+    struct tensor normed = stream(model, model->final_norm, call->count * call->sequence);
+    model->ops->linear_forward(model->device, tensor_2d(logits, DTYPE_F32, rows, model->arch.vocab),
+                               tensor_rows(&normed, first, rows), head(model), false);
+}
+
+void model_logits(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
+                  int64_t token, float *logits)
+{
+    const struct block_call call = {.batch = batch, .count = count, .sequence = sequence};
+    model_forward(model, &call, token, 1, logits);
+}
+
+size_t model_bytes(const struct model *model)
+{
+    return model->arena_params.capacity + model->arena_grads.capacity +
+           model->arena_optimizer.capacity + model->arena_activations.capacity;
+}

@@ -1,0 +1,134 @@
+/* model: parameters, activations, forward and backward of one micro-batch.
+ *
+ * Mixtral (Jiang et al. 2024), DeepSeek-V2 (Liu et al. 2024), DeepSeek-V3 (2024): pre-norm blocks
+ * of attention and SwiGLU experts; what differs is in struct architecture. Memory is arenas by
+ * lifetime, measured and then reserved; a step allocates nothing. N = micro_batch * sequence_length
+ * tokens.
+ */
+#ifndef TRAINER_MODEL_H
+#define TRAINER_MODEL_H
+
+#include "data/loader.h"
+#include "kernels/base/arena.h"
+#include "kernels/device.h"
+#include "parallel/mesh.h"
+#include "parallel/zero.h"
+#include "trainer/config/config.h"
+#include "trainer/model/attention.h"
+#include "trainer/model/balance.h"
+#include "trainer/model/mlp.h"
+#include "trainer/model/moe.h"
+#include "trainer/model/mtp.h"
+#include "trainer/model/params.h"
+#include "trainer/muon.h"
+
+/* One flat group of parameters on this rank. */
+struct model_group {
+    struct zero zero;
+    void *weights; /* [zero.count] act */
+    float *grads;  /* [zero.count]; NULL without training */
+    float *master; /* [zero.share] this rank's share in f32; with fp32 a view into weights */
+    void *moment1, *moment2; /* [zero.share] model->moments; NULL without training; moment2 NULL
+                                where all is Muon's, whose momentum is moment1 */
+    float *ema;              /* [zero.share] running average of master; NULL: none */
+    float *reduced;          /* [zero.share] scratch of the reduction */
+    struct muon_plan muon;
+};
+
+/* What forward of one block leaves for its backward. */
+struct block_state {
+    void *input;          /* [N,C] act: residual stream entering the block */
+    void *norm1;          /* [N,C] act */
+    void *middle, *norm2; /* [N,C] act: residual stream after attention, and its norm */
+    float *rstd1, *rstd2; /* [N] */
+    struct attention_state attention;
+    struct mlp_state mlp; /* of a dense layer, or of the shared experts */
+    struct moe_state moe; /* where the block has experts */
+};
+
+/* Sums over the micro-batch just done. */
+struct model_result {
+    double loss_sum;        /* of -log p over counted labels */
+    double mtp_loss_sum;    /* the same of all modules of multi-token prediction */
+    double aux_loss;        /* weighted balance and z-loss terms of this micro-batch */
+    int64_t dropped, slots; /* expert slots dropped / all, summed over layers */
+    int64_t extra_rounds;   /* dispatch rounds beyond the first, summed over layers */
+};
+
+struct model {
+    const struct config *config; /* borrowed */
+    const struct mesh *mesh;     /* borrowed */
+    struct device *device;       /* borrowed */
+    const struct ops *ops;       /* borrowed */
+    struct architecture arch;    /* without training: no multi-token prediction */
+    enum dtype act, moments;     /* of weights and activations; of the optimizer's moments */
+    bool training;               /* has gradients and optimizer state */
+    struct params params;
+    struct model_group group[PARAM_GROUPS];
+    float *muon_scratch; /* for the largest matrix this rank orthogonalises */
+    struct arena arena_params, arena_grads, arena_optimizer, arena_activations;
+    int64_t batch, sequence;       /* of the largest micro-batch */
+    struct block_state *blocks;    /* [blocks] owned */
+    struct block_state shared;     /* buffers that all blocks share (layout.h) */
+    struct mtp_state *mtp;         /* [mtp_depth] owned */
+    void *stream, *delta;          /* [N,C] act: end of the stream; output of the last block */
+    void *dstream, *dwork, *dnorm; /* [N,C] act */
+    void *final_norm;              /* [N,C] act */
+    float *final_rstd;             /* [N] */
+    float *rope;                   /* [T, rope_dim] */
+    float *router_bias;            /* [moe blocks, E] e_score_correction_bias; NULL: none */
+    struct balance balance;
+    struct attention_scratch attention;
+    struct mlp_scratch mlp;
+    struct mtp_scratch mtp_scratch;
+    int64_t *load; /* [moe blocks, E] tokens per expert, summed over micro-batches since
+                      model_zero_grads */
+    struct moe moe;
+    struct model_result result;
+};
+
+/* Collective. batch x sequence is the largest micro-batch. Errors: STATUS_RESOURCE, STATUS_USAGE.
+ */
+enum status model_init(struct model *model, const struct config *config, const struct mesh *mesh,
+                       struct device *device, int64_t batch, int64_t sequence, bool training)
+    __attribute__((warn_unused_result));
+void model_free(struct model *model); /* accepts a zeroed one */
+
+/* Collective. Fresh weights: normal(0, initializer_range) keyed by (seed, parameter name, element),
+ * norms 1. */
+void model_initialize(struct model *model);
+/* Collective. Device form of the weights from the f32 masters, gathered over the replicas. */
+void model_publish(struct model *model);
+
+void model_zero_grads(struct model *model);
+
+struct model_scale {
+    double loss;         /* 1 / counted labels of the global batch */
+    double unit;         /* 1 / micro-batches of the global batch */
+    double mtp_weight;   /* of multi-token prediction */
+    uint64_t jitter_key; /* router jitter: differs per step and micro-batch */
+};
+
+/* Collective over ep. Forward of `count` sequences of `sequence` tokens, then loss; with `scale`
+ * not NULL also backward, gradients add up. Result in model->result. */
+void model_run(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
+               const struct model_scale *scale);
+struct block_call;
+
+/* Collective over ep. Forward only, as `call` says (block.h); logits f32 [rows,V] of its tokens
+ * from `first` on. */
+void model_forward(struct model *model, const struct block_call *call, int64_t first, int64_t rows,
+                   float *logits);
+/* Collective over ep. Forward only; logits f32 [V] of token `token` of the batch. */
+void model_logits(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
+                  int64_t token, float *logits);
+
+/* Factor of lse^2 in the objective, for a block that routes `tokens` tokens. */
+float model_z_scale(const struct model *model, int64_t tokens, const struct model_scale *scale);
+/* Adds what a block with experts just routed to the result and to model->load. */
+void model_count_block(struct model *model, int64_t block, int64_t tokens);
+
+/* Bytes reserved. */
+size_t model_bytes(const struct model *model);
+
+#endif

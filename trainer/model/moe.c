@@ -1,0 +1,266 @@
+#include "trainer/model/moe.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+struct router_shape moe_router_shape(const struct moe *moe, int64_t tokens, int64_t sequence)
+{
+    const struct architecture *arch = moe->arch;
+    return (struct router_shape){.tokens = tokens,
+                                 .experts = arch->experts,
+                                 .top_k = arch->top_k,
+                                 .row_tokens = sequence,
+                                 .sigmoid = arch->sigmoid,
+                                 .groups = arch->groups,
+                                 .top_groups = arch->top_groups,
+                                 .normalize = arch->normalize,
+                                 .scale = arch->scale,
+                                 .loss_groups = arch->loss_groups};
+}
+
+static void router_layout(struct moe_state *state, const struct moe *moe,
+                          const struct moe_state *lender, const struct layout *layout)
+{
+    const struct architecture *arch = moe->arch;
+    const size_t n = (size_t)moe->tokens, slots = n * (size_t)arch->top_k,
+                 cells = n * (size_t)arch->experts;
+    const size_t rows = (size_t)moe->sequences * sizeof(int64_t);
+    const enum memory_class kind = MEMORY_ROUTER;
+    state->expert = layout_buffer(layout, kind, lender->expert, slots * sizeof(int32_t));
+    state->routed = layout_buffer(layout, kind, lender->routed, slots * sizeof(int32_t));
+    state->weight = layout_buffer(layout, kind, lender->weight, slots * sizeof(float));
+    state->score = layout_buffer(layout, kind, lender->score, cells * sizeof(float));
+    state->logits = layout_buffer(layout, kind, lender->logits, cells * sizeof(float));
+    if (arch->balance.z > 0) {
+        state->lse = layout_buffer(layout, kind, lender->lse, n * sizeof(float));
+    }
+    state->counts.routed =
+        layout_buffer(layout, kind, lender->counts.routed, rows * (size_t)arch->experts);
+    if (arch->balance.sequence > 0 && arch->balance.score_counts) {
+        state->counts.scored =
+            layout_buffer(layout, kind, lender->counts.scored, rows * (size_t)arch->experts);
+    }
+    if (arch->balance.communication > 0) {
+        state->counts.group =
+            layout_buffer(layout, kind, lender->counts.group, rows * (size_t)arch->loss_groups);
+    }
+}
+
+void moe_state_layout(struct moe_state *state, const struct moe *moe,
+                      const struct moe_state *lender, const struct layout *layout)
+{
+    const struct architecture *arch = moe->arch;
+    const size_t act = dtype_bytes(moe->act), row = (size_t)arch->width * act,
+                 slots = (size_t)(moe->tokens * arch->top_k), received = (size_t)moe->bound;
+    router_layout(state, moe, lender, layout);
+    state->input = layout_buffer(layout, MEMORY_REST, lender->input, received * row);
+    state->output = layout_buffer(layout, MEMORY_REST, lender->output, slots * row);
+    state->gate_up = layout_buffer(layout, MEMORY_INNER, lender->gate_up,
+                                   received * 2 * (size_t)arch->expert_width * act);
+}
+
+void moe_scratch_layout(struct moe *moe, struct arena *arena)
+{
+    const struct architecture *arch = moe->arch;
+    const size_t act = dtype_bytes(moe->act), row = (size_t)arch->width * act,
+                 slots = (size_t)(moe->tokens * arch->top_k), received = (size_t)moe->bound;
+    const size_t inner = received * (size_t)arch->expert_width * act;
+    struct moe_scratch *scratch = &moe->scratch;
+    scratch->dlogits = arena_alloc(arena, (size_t)(moe->tokens * arch->experts) * sizeof(float));
+    scratch->dweight = arena_alloc(arena, slots * sizeof(float));
+    scratch->token = arena_alloc(arena, slots * sizeof(int32_t));
+    scratch->send = arena_alloc(arena, slots * row);
+    scratch->rows = arena_alloc(arena, received * row);
+    scratch->hidden = arena_alloc(arena, inner);
+    scratch->dhidden = arena_alloc(arena, inner);
+    scratch->buffer = arena_alloc(arena, (received + slots) * row);
+}
+
+/* bench: every expert gets the same number of slots, with equal weights. */
+static void force_balance(struct moe_state *state, struct router_shape shape)
+{
+    memset(state->counts.routed, 0,
+           (size_t)(shape.tokens / shape.row_tokens * shape.experts) * sizeof(int64_t));
+    for (int64_t slot = 0; slot < shape.tokens * shape.top_k; slot++) {
+        const int64_t row = slot / shape.top_k / shape.row_tokens;
+        state->expert[slot] = (int32_t)(slot % shape.experts);
+        state->weight[slot] = 1.0F / (float)shape.top_k;
+        state->counts.routed[row * shape.experts + slot % shape.experts]++;
+    }
+}
+
+/* Slots beyond the capacity of an expert, or of V2's group of experts, are dropped. */
+static int64_t drop(const struct moe *moe, struct moe_state *state, struct router_shape shape)
+{
+    const int64_t slots = shape.tokens * shape.top_k, groups = moe->arch->capacity_groups;
+    const double fair = (double)slots / (double)groups;
+    return expert_drop(state->routed, state->weight, shape.tokens, shape.top_k, shape.experts,
+                       groups, (int64_t)ceil(moe->config->router.capacity_factor * fair));
+}
+
+static void route(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                  struct tensor x, int64_t sequence, bool training)
+{
+    const struct router_shape shape = moe_router_shape(moe, x.dim[0], sequence);
+    const size_t slots = (size_t)(shape.tokens * shape.top_k);
+    struct tensor logits = tensor_2d(state->logits, DTYPE_F32, shape.tokens, shape.experts);
+    state->row_tokens = sequence;
+    moe->ops->router_logits(moe->device, logits, x, weights->gate);
+    moe->ops->router_forward(moe->device, state->expert, state->weight, state->score, state->lse,
+                             state->counts, state->logits, weights->bias, shape);
+    if (moe->config->router.force_balanced) {
+        force_balance(state, shape);
+    }
+    memcpy(state->routed, state->expert, slots * sizeof *state->routed);
+    state->dropped =
+        training && moe->config->router.capacity_factor > 0 ? drop(moe, state, shape) : 0;
+    expert_plan_make(&state->plan, state->routed, shape.tokens, shape.top_k);
+}
+
+/* Rows of x in send order. */
+static void gather_sent(struct moe *moe, const struct moe_state *state, struct tensor sent,
+                        struct tensor x)
+{
+    const int64_t top_k = moe->arch->top_k;
+    for (int64_t i = 0; i < state->plan.sent; i++) {
+        moe->scratch.token[i] = (int32_t)(state->plan.send_slot[i] / top_k);
+    }
+    moe->ops->gather_rows(moe->device, sent, x, moe->scratch.token);
+}
+
+static struct tensor act_rows(const struct moe *moe, void *data, int64_t rows, int64_t cols)
+{
+    return tensor_2d(data, moe->act, rows, cols);
+}
+
+/* With one rank in ep, rows in send order are rows in expert order: nothing travels. */
+static bool alone(const struct moe_state *state)
+{
+    return state->plan.ep->size == 1;
+}
+
+/* Round `round` of dispatch, leaving the rows in state->input and gate_up. */
+static void experts_up(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                       struct tensor sent, int64_t round)
+{
+    const int64_t width = moe->arch->width, inner = moe->arch->expert_width;
+    expert_plan_round(&state->plan, round);
+    struct tensor input = act_rows(moe, state->input, state->plan.received, width);
+    if (!alone(state)) {
+        expert_dispatch(&state->plan, moe->device, moe->ops, input, sent, moe->scratch.buffer);
+    }
+    struct tensor gate_up = act_rows(moe, state->gate_up, state->plan.received, 2 * inner);
+    moe->ops->grouped_forward(moe->device, gate_up, input, weights->experts, moe->expert_stride,
+                              state->plan.offset, moe->local_experts);
+}
+
+static void experts_down(struct moe *moe, struct moe_state *state,
+                         const struct moe_weights *weights, struct tensor output)
+{
+    const int64_t inner = moe->arch->expert_width, received = state->plan.received;
+    struct tensor hidden = act_rows(moe, moe->scratch.hidden, received, inner);
+    moe->ops->swiglu_forward(moe->device, hidden,
+                             act_rows(moe, state->gate_up, received, 2 * inner));
+    struct tensor rows =
+        alone(state) ? output : act_rows(moe, moe->scratch.rows, received, output.dim[1]);
+    const char *down = weights->experts + (size_t)moe->down_offset * dtype_bytes(moe->act);
+    moe->ops->grouped_forward(moe->device, rows, hidden, down, moe->expert_stride,
+                              state->plan.offset, moe->local_experts);
+    if (!alone(state)) {
+        expert_combine(&state->plan, moe->device, moe->ops, output, rows, moe->scratch.buffer);
+    }
+}
+
+void moe_forward(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                 struct tensor y, struct tensor x, int64_t sequence, bool training)
+{
+    route(moe, state, weights, x, sequence, training);
+    const int64_t sent_rows = state->plan.sent, width = x.dim[1];
+    struct tensor sent =
+        act_rows(moe, alone(state) ? state->input : moe->scratch.send, sent_rows, width);
+    struct tensor output = act_rows(moe, state->output, sent_rows, width);
+    gather_sent(moe, state, sent, x);
+    for (int64_t round = 0; round < state->plan.rounds; round++) {
+        experts_up(moe, state, weights, sent, round);
+        experts_down(moe, state, weights, output);
+    }
+    moe->ops->combine_rows(moe->device, y, output, state->plan.slot_row, state->weight,
+                           moe->arch->top_k);
+}
+
+/* One round: dsent (gradients of outputs, send order) becomes gradients of inputs, in place. */
+static void experts_backward(struct moe *moe, struct moe_state *state,
+                             const struct moe_weights *weights, const struct moe_weights *grads,
+                             struct tensor dsent)
+{
+    const struct ops *ops = moe->ops;
+    const int64_t width = dsent.dim[1], inner = moe->arch->expert_width;
+    const int64_t rows = state->plan.received, local = moe->local_experts,
+                  stride = moe->expert_stride;
+    const int64_t *offset = state->plan.offset;
+    const char *down = weights->experts + (size_t)moe->down_offset * dtype_bytes(moe->act);
+    float *dup = (float *)(void *)grads->experts;
+    struct tensor drows = alone(state) ? dsent : act_rows(moe, moe->scratch.rows, rows, width);
+    struct tensor input = act_rows(moe, state->input, rows, width);
+    struct tensor gate_up = act_rows(moe, state->gate_up, rows, 2 * inner);
+    struct tensor hidden = act_rows(moe, moe->scratch.hidden, rows, inner);
+    struct tensor dhidden = act_rows(moe, moe->scratch.dhidden, rows, inner);
+    if (!alone(state)) {
+        expert_dispatch(&state->plan, moe->device, ops, drows, dsent, moe->scratch.buffer);
+    }
+    ops->swiglu_forward(moe->device, hidden, gate_up);
+    ops->grouped_backward_weight(moe->device, dup + moe->down_offset, stride, drows, hidden, offset,
+                                 local);
+    ops->grouped_backward_input(moe->device, dhidden, drows, down, stride, offset, local);
+    ops->swiglu_backward(moe->device, gate_up, dhidden, gate_up);
+    ops->grouped_backward_weight(moe->device, dup, stride, gate_up, input, offset, local);
+    ops->grouped_backward_input(moe->device, drows, gate_up, weights->experts, stride, offset,
+                                local);
+    if (!alone(state)) {
+        expert_combine(&state->plan, moe->device, ops, dsent, drows, moe->scratch.buffer);
+    }
+}
+
+/* Several rounds overwrote each other's rows, and recompute keeps no gate_up: make them again.
+ * `sent`: the rows of x in send order, where there are several rounds. */
+static void restore_round(struct moe *moe, struct moe_state *state,
+                          const struct moe_weights *weights, struct tensor sent, int64_t round)
+{
+    const int64_t received = state->plan.received;
+    if (state->plan.rounds > 1) {
+        experts_up(moe, state, weights, sent, round);
+    } else if (moe->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
+        moe->ops->grouped_forward(
+            moe->device, act_rows(moe, state->gate_up, received, 2 * moe->arch->expert_width),
+            act_rows(moe, state->input, received, moe->arch->width), weights->experts,
+            moe->expert_stride, state->plan.offset, moe->local_experts);
+    }
+}
+
+void moe_backward(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                  const struct moe_weights *grads, struct tensor dx, struct tensor dy,
+                  struct tensor x, int64_t sequence, const float *aux, float z_scale)
+{
+    const struct ops *ops = moe->ops;
+    const struct router_shape shape = moe_router_shape(moe, x.dim[0], sequence);
+    struct tensor dsent = act_rows(moe, moe->scratch.send, state->plan.sent, x.dim[1]);
+    ops->combine_rows_backward(moe->device, dsent, moe->scratch.dweight, dy,
+                               act_rows(moe, state->output, state->plan.sent, x.dim[1]),
+                               state->plan.slot_row, state->weight, shape.top_k);
+    /* x in send order once more, where the outputs were: scratch.send holds gradients now. */
+    struct tensor sent = act_rows(moe, state->output, state->plan.sent, x.dim[1]);
+    if (state->plan.rounds > 1) {
+        gather_sent(moe, state, sent, x);
+    }
+    for (int64_t round = 0; round < state->plan.rounds; round++) {
+        restore_round(moe, state, weights, sent, round);
+        experts_backward(moe, state, weights, grads, dsent);
+    }
+    ops->combine_rows(moe->device, dx, dsent, state->plan.slot_row, NULL, shape.top_k);
+    ops->router_backward(moe->device, moe->scratch.dlogits, moe->scratch.dweight, state->expert,
+                         state->weight, state->score, state->logits, state->lse, aux, z_scale,
+                         shape);
+    struct tensor dlogits = tensor_2d(moe->scratch.dlogits, DTYPE_F32, shape.tokens, shape.experts);
+    ops->router_logits_backward(moe->device, dx, grads->gate, dlogits, x, weights->gate);
+}

@@ -1,0 +1,79 @@
+/* moe: one mixture-of-experts layer: router, dispatch, experts, combine, and the way back. */
+#ifndef TRAINER_MOE_H
+#define TRAINER_MOE_H
+
+#include "kernels/device.h"
+#include "parallel/expert.h"
+#include "trainer/model/architecture.h"
+#include "trainer/model/layout.h"
+
+/* What forward leaves for backward, one per block with experts. N tokens in sequences (rows of
+ * statistics), K choices, C hidden, F width, S = N*K slots, R = moe->bound received rows. */
+struct moe_state {
+    struct expert_plan plan;
+    int32_t *expert;             /* [N,K] chosen experts */
+    int32_t *routed;             /* [N,K] the same, -1 where capacity dropped the slot */
+    float *weight;               /* [N,K] */
+    float *score;                /* [N,E] */
+    float *logits;               /* [N,E] */
+    float *lse;                  /* [N] of the logits; NULL where nothing asks for it */
+    struct router_counts counts; /* of the sequences of this micro-batch, before dropping */
+    int64_t row_tokens;          /* tokens of a sequence of the last call */
+    int64_t dropped;             /* slots dropped */
+    void *input;                 /* [R,C] act: received rows */
+    void *gate_up;               /* [R,2F] act */
+    void *output;                /* [S,C] act: expert outputs of this rank's slots, in send order */
+};
+
+/* Buffers that live within one call, shared by all blocks. */
+struct moe_scratch {
+    float *dlogits; /* [N,E] */
+    float *dweight; /* [N,K] */
+    int32_t *token; /* [S] token of each sent row */
+    void *send;     /* [S,C] act */
+    void *rows;     /* [R,C] act */
+    void *hidden;   /* [R,F] act */
+    void *dhidden;  /* [R,F] act */
+    void *buffer;   /* [R+S,C] act: exchange */
+};
+
+/* Everything a layer needs that does not change from call to call. */
+struct moe {
+    struct device *device;           /* borrowed */
+    const struct ops *ops;           /* borrowed */
+    const struct config *config;     /* borrowed */
+    const struct architecture *arch; /* borrowed */
+    enum dtype act;
+    int64_t tokens;    /* N of a full micro-batch */
+    int64_t sequences; /* of a full micro-batch */
+    int64_t local_experts;
+    int64_t bound;                      /* R */
+    int64_t expert_stride, down_offset; /* elements */
+    struct moe_scratch scratch;
+};
+
+/* Weights or gradients of one layer. */
+struct moe_weights {
+    struct tensor gate; /* [E,C] */
+    const float *bias;  /* [E] added for the choice of experts, or NULL; no gradient */
+    char *experts;      /* first local expert */
+};
+
+/* Measures, then hands out (arena twice). */
+void moe_state_layout(struct moe_state *state, const struct moe *moe,
+                      const struct moe_state *lender, const struct layout *layout);
+void moe_scratch_layout(struct moe *moe, struct arena *arena);
+
+/* Sequences of `sequence` tokens: statistics are of each. */
+struct router_shape moe_router_shape(const struct moe *moe, int64_t tokens, int64_t sequence);
+
+/* y[n,C] = experts(x[n,C]). Collective over ep. training: capacity applies. */
+void moe_forward(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                 struct tensor y, struct tensor x, int64_t sequence, bool training);
+/* dx overwrites; gradients add. aux [sequences, E], z_scale: see router_backward. `x` is forward's.
+ * Collective over ep. */
+void moe_backward(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                  const struct moe_weights *grads, struct tensor dx, struct tensor dy,
+                  struct tensor x, int64_t sequence, const float *aux, float z_scale);
+
+#endif

@@ -1,0 +1,255 @@
+#include "trainer/model/params.h"
+
+#include <assert.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { ALIGNMENT = 64 };  /* elements: every tensor starts on a 128-byte line in bf16 */
+enum { MOST_DENSE = 20 }; /* dense tensors of one block, at most */
+
+/* What a family calls its router and the matrices of an expert. */
+static const struct names {
+    const char *gate, *expert_gate, *expert_up, *expert_down; /* printf: block, expert */
+} family_names[CONFIG_FAMILIES] = {
+    [CONFIG_MIXTRAL] = {"model.layers.%lld.block_sparse_moe.gate.weight",
+                        "model.layers.%lld.block_sparse_moe.experts.%lld.w1.weight",
+                        "model.layers.%lld.block_sparse_moe.experts.%lld.w3.weight",
+                        "model.layers.%lld.block_sparse_moe.experts.%lld.w2.weight"},
+#define DEEPSEEK                                                                                   \
+    {                                                                                              \
+        "model.layers.%lld.mlp.gate.weight",                                                       \
+            "model.layers.%lld.mlp.experts.%lld.gate_proj.weight",                                 \
+            "model.layers.%lld.mlp.experts.%lld.up_proj.weight",                                   \
+            "model.layers.%lld.mlp.experts.%lld.down_proj.weight"                                  \
+    }
+    [CONFIG_DEEPSEEK_V2] = DEEPSEEK,
+    [CONFIG_DEEPSEEK_V3] = DEEPSEEK,
+#undef DEEPSEEK
+};
+
+static int64_t aligned(int64_t offset)
+{
+    return (offset + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+}
+
+struct builder {
+    struct params *params;
+    const struct architecture *arch;
+    bool decay_all;
+    int64_t next[PARAM_GROUPS];
+    int ep_rank;
+    int64_t local_experts;
+};
+
+/* Appends a parameter of shape [rows, cols] (cols 0: a vector); `follow`: directly behind the one
+ * before it, so that the two can be read as one matrix. Returns its offset. */
+static int64_t append(struct builder *b, enum param_group group, bool follow, int64_t rows,
+                      int64_t cols, const char *format, va_list args)
+{
+    struct param *param = &b->params->table[b->params->count++];
+    const int length = vsnprintf(param->name, sizeof param->name, format, args);
+    assert(length > 0 && (size_t)length < sizeof param->name);
+    param->group = group;
+    param->ndim = cols > 0 ? 2 : 1;
+    param->shape[0] = rows;
+    param->shape[1] = cols > 0 ? cols : 1;
+    param->count = rows * param->shape[1];
+    param->offset = follow ? b->next[group] : aligned(b->next[group]);
+    param->ones = cols == 0;
+    param->decay = cols > 0 || b->decay_all;
+    b->next[group] = param->offset + param->count;
+    return param->offset;
+}
+
+#define FORMAT __attribute__((format(printf, 4, 5)))
+
+static FORMAT int64_t add(struct builder *b, int64_t rows, int64_t cols, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    const int64_t offset = append(b, PARAM_DENSE, false, rows, cols, format, args);
+    va_end(args);
+    return offset;
+}
+
+static FORMAT int64_t follow(struct builder *b, int64_t rows, int64_t cols, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    const int64_t offset = append(b, PARAM_DENSE, true, rows, cols, format, args);
+    va_end(args);
+    return offset;
+}
+
+static int64_t add_expert(struct builder *b, bool behind, int64_t rows, int64_t cols,
+                          const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    const int64_t offset = append(b, PARAM_EXPERT, behind, rows, cols, format, args);
+    va_end(args);
+    return offset;
+}
+
+static void add_grouped_queries(struct builder *b, struct block_offsets *at, long long n)
+{
+    const struct architecture *arch = b->arch;
+    const int64_t kv = arch->kv_heads * arch->qk_dim;
+    at->qkv = add(b, architecture_query_width(arch), arch->width,
+                  "model.layers.%lld.self_attn.q_proj.weight", n);
+    follow(b, kv, arch->width, "model.layers.%lld.self_attn.k_proj.weight", n);
+    follow(b, kv, arch->width, "model.layers.%lld.self_attn.v_proj.weight", n);
+}
+
+static void add_latent(struct builder *b, struct block_offsets *at, long long n)
+{
+    const struct architecture *arch = b->arch;
+    const int64_t query = architecture_query_width(arch);
+    if (arch->q_rank > 0) {
+        at->q_a =
+            add(b, arch->q_rank, arch->width, "model.layers.%lld.self_attn.q_a_proj.weight", n);
+        at->q_a_norm =
+            add(b, arch->q_rank, 0, "model.layers.%lld.self_attn.q_a_layernorm.weight", n);
+        at->q_b = add(b, query, arch->q_rank, "model.layers.%lld.self_attn.q_b_proj.weight", n);
+    } else {
+        at->q_b = add(b, query, arch->width, "model.layers.%lld.self_attn.q_proj.weight", n);
+    }
+    at->kv_a = add(b, arch->kv_rank + arch->rope_dim, arch->width,
+                   "model.layers.%lld.self_attn.kv_a_proj_with_mqa.weight", n);
+    at->kv_a_norm =
+        add(b, arch->kv_rank, 0, "model.layers.%lld.self_attn.kv_a_layernorm.weight", n);
+    at->kv_b = add(b, architecture_latent_width(arch), arch->kv_rank,
+                   "model.layers.%lld.self_attn.kv_b_proj.weight", n);
+}
+
+/* A SwiGLU MLP of inner width `inner` under `model.layers.N.mlp.[shared_experts.]`. */
+static void add_mlp(struct builder *b, struct block_offsets *at, long long n, int64_t inner,
+                    const char *module)
+{
+    const int64_t width = b->arch->width;
+    at->gate_up = add(b, inner, width, "model.layers.%lld.%sgate_proj.weight", n, module);
+    follow(b, inner, width, "model.layers.%lld.%sup_proj.weight", n, module);
+    at->down = add(b, width, inner, "model.layers.%lld.%sdown_proj.weight", n, module);
+}
+
+/* The formats come from family_names, one table above. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+static void add_experts(struct builder *b, struct block_offsets *at, long long n)
+{
+    const struct names *names = &family_names[b->arch->family];
+    const int64_t width = b->arch->width, inner = b->arch->expert_width;
+    at->gate = add(b, b->arch->experts, width, names->gate, n);
+    for (int64_t e = 0; e < b->local_experts; e++) {
+        const long long name = (long long)(b->ep_rank * b->local_experts + e);
+        const int64_t first = add_expert(b, false, inner, width, names->expert_gate, n, name);
+        add_expert(b, true, inner, width, names->expert_up, n, name);
+        const int64_t down = add_expert(b, false, width, inner, names->expert_down, n, name);
+        at->experts = e == 0 ? first : at->experts;
+        b->params->down_offset = down - first;
+    }
+}
+#pragma GCC diagnostic pop
+
+static void add_mtp(struct builder *b, struct block_offsets *at, long long n)
+{
+    const int64_t width = b->arch->width;
+    at->enorm = add(b, width, 0, "model.layers.%lld.enorm.weight", n);
+    at->hnorm = add(b, width, 0, "model.layers.%lld.hnorm.weight", n);
+    at->eh_proj = add(b, width, 2 * width, "model.layers.%lld.eh_proj.weight", n);
+    at->head_norm = add(b, width, 0, "model.layers.%lld.shared_head.norm.weight", n);
+}
+
+static void add_block(struct builder *b, int64_t block)
+{
+    const struct architecture *arch = b->arch;
+    const long long n = (long long)block;
+    struct block_offsets *at = &b->params->block[block];
+    memset(at, 0xff, sizeof *at); /* -1 */
+    at->input_norm = add(b, arch->width, 0, "model.layers.%lld.input_layernorm.weight", n);
+    (arch->kv_rank > 0 ? add_latent : add_grouped_queries)(b, at, n);
+    at->o_proj = add(b, arch->width, arch->heads * arch->v_dim,
+                     "model.layers.%lld.self_attn.o_proj.weight", n);
+    at->post_norm = add(b, arch->width, 0, "model.layers.%lld.post_attention_layernorm.weight", n);
+    if (block < arch->dense_layers) {
+        add_mlp(b, at, n, arch->dense_width, "mlp.");
+    } else {
+        add_experts(b, at, n);
+    }
+    if (block >= arch->dense_layers && arch->shared_width > 0) {
+        add_mlp(b, at, n, arch->shared_width, "mlp.shared_experts.");
+    }
+    if (block >= arch->layers) {
+        add_mtp(b, at, n);
+    }
+}
+
+/* Parameters of the table from `first` on, experts of other ranks counted in. */
+static int64_t count_dense(const struct params *params, int64_t first)
+{
+    int64_t count = 0;
+    for (int64_t i = first; i < params->count; i++) {
+        count += params->table[i].group == PARAM_DENSE ? params->table[i].count : 0;
+    }
+    return count;
+}
+
+static void add_all(struct builder *b)
+{
+    const struct architecture *arch = b->arch;
+    struct params *params = b->params;
+    const int64_t expert = 3 * arch->expert_width * arch->width,
+                  moe_layers = arch->layers - arch->dense_layers;
+    params->embed = add(b, arch->vocab, arch->width, "model.embed_tokens.weight");
+    for (int64_t l = 0; l < arch->layers; l++) {
+        add_block(b, l);
+    }
+    params->final_norm = add(b, arch->width, 0, "model.norm.weight");
+    params->head = add(b, arch->vocab, arch->width, "lm_head.weight");
+    const int64_t first_mtp = params->count;
+    for (int64_t l = arch->layers; l < architecture_blocks(arch); l++) {
+        add_block(b, l);
+    }
+    params->mtp = count_dense(params, first_mtp);
+    params->total = count_dense(params, 0) - params->mtp;
+    params->active = params->total + moe_layers * arch->top_k * expert;
+    params->total += moe_layers * arch->experts * expert;
+    params->mtp += arch->mtp_depth * arch->experts * expert;
+}
+
+enum status params_init(struct params *params, const struct architecture *arch, bool decay_all,
+                        int ep_rank, int ep_size)
+{
+    const int64_t blocks = architecture_blocks(arch), local = arch->experts / ep_size;
+    *params = (struct params){0};
+    params->table = calloc((size_t)(3 + blocks * (MOST_DENSE + 3 * local)), sizeof *params->table);
+    params->block = calloc((size_t)blocks, sizeof *params->block);
+    if (params->table == NULL || params->block == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for the parameter table");
+    }
+    struct builder b = {.params = params,
+                        .arch = arch,
+                        .decay_all = decay_all,
+                        .ep_rank = ep_rank,
+                        .local_experts = local};
+    add_all(&b);
+    params->expert_stride =
+        aligned(aligned(2 * arch->expert_width * arch->width) + arch->expert_width * arch->width);
+    params->elements[PARAM_DENSE] = b.next[PARAM_DENSE];
+    params->elements[PARAM_EXPERT] = b.next[PARAM_EXPERT];
+    return STATUS_OK;
+}
+
+void params_free(struct params *params)
+{
+    free(params->table);
+    free(params->block);
+    *params = (struct params){0};
+}
+
+void params_bias_name(char *out, size_t bytes, int64_t block)
+{
+    snprintf(out, bytes, "model.layers.%lld.mlp.gate.e_score_correction_bias", (long long)block);
+}
