@@ -1,0 +1,113 @@
+/* check: what the emulator's own tests share. A test is `program [SEED ...]`: it runs once per seed
+ * and returns 0 when every result was right, 1 after printing WRONG and the first bad element. */
+#ifndef EMULATOR_CHECK_H
+#define EMULATOR_CHECK_H
+
+#include "emulator/emulator.h"
+
+#include <cuda.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <vector>
+
+static inline void must(cudaError_t error, const char *what)
+{
+    if (error == cudaSuccess)
+        return;
+    fprintf(stderr, "%s: %s\n", what, cudaGetErrorName(error));
+    exit(70);
+}
+
+/* A device copy of a host vector; freed at the end of the scope. */
+template <class T> struct device_vector {
+    T *data;
+    size_t count;
+    explicit device_vector(const std::vector<T> &from) : count(from.size())
+    {
+        must(cudaMalloc((void **)&data, count * sizeof(T)), "cudaMalloc");
+        must(cudaMemcpy(data, from.data(), count * sizeof(T), cudaMemcpyHostToDevice),
+             "cudaMemcpy");
+    }
+    device_vector(const device_vector &) = delete;
+    ~device_vector()
+    {
+        cudaFree(data);
+    }
+    std::vector<T> get() const
+    {
+        std::vector<T> to(count);
+        must(cudaMemcpy(to.data(), data, count * sizeof(T), cudaMemcpyDeviceToHost), "cudaMemcpy");
+        return to;
+    }
+};
+
+static inline float bf16_value(uint16_t bits)
+{
+    union {
+        uint32_t bits;
+        float value;
+    } u = {(uint32_t)bits << 16};
+    return u.value;
+}
+/* Rounded toward zero: for inputs, where any bf16 will do. */
+static inline uint16_t bf16_bits(float value)
+{
+    union {
+        float value;
+        uint32_t bits;
+    } u = {value};
+    return (uint16_t)(u.bits >> 16);
+}
+
+/* Small signed numbers that are exact in every format. */
+static inline float pattern(size_t i, int span)
+{
+    return (float)((int)((i * 2654435761u >> 12) % (unsigned)span) - span / 2) * 0.125f;
+}
+
+/* |got - want| <= tolerance (1 + |want|) everywhere; NaN is wrong. */
+static inline bool same(const char *name, const float *got, const double *want, size_t count,
+                        double tolerance)
+{
+    for (size_t i = 0; i < count; i++)
+        if (!(fabs((double)got[i] - want[i]) <= tolerance * (1 + fabs(want[i])))) {
+            printf("%s: WRONG at %zu: %g, want %g (seed %llu)\n", name, i, (double)got[i], want[i],
+                   (unsigned long long)emu_seed());
+            return false;
+        }
+    return true;
+}
+
+static inline int for_seeds(int argc, char **argv, bool (*test)())
+{
+    bool right = true;
+    for (int i = 1; i < argc || i == 1; i++) {
+        emu_set_seed(argc > 1 ? strtoull(argv[i], nullptr, 0) : 0);
+        right = test() && right;
+    }
+    printf("%s\n", right ? "ok" : "WRONG");
+    return right ? 0 : 1;
+}
+
+static inline CUtensorMap tensor_map(CUtensorMapDataType type, void *base, uint64_t columns,
+                                     uint64_t rows, uint64_t row_bytes, uint32_t box_columns,
+                                     uint32_t box_rows, CUtensorMapSwizzle swizzle)
+{
+    CUtensorMap map;
+    cuuint64_t dim[2] = {columns, rows}, stride[1] = {row_bytes};
+    cuuint32_t box[2] = {box_columns, box_rows}, step[2] = {1, 1};
+    void *encode = nullptr;
+    must(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, 0, nullptr),
+         "cudaGetDriverEntryPointByVersion");
+    decltype(&cuTensorMapEncodeTiled) function = (decltype(&cuTensorMapEncodeTiled))encode;
+    if (function(&map, type, 2, base, dim, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                 swizzle, CU_TENSOR_MAP_L2_PROMOTION_NONE,
+                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS) {
+        fprintf(stderr, "cuTensorMapEncodeTiled refused\n");
+        exit(70);
+    }
+    return map;
+}
+
+#endif

@@ -1,0 +1,391 @@
+#include "emulator/block.h"
+
+#include <cuda_fp8.h>
+#include <math.h>
+
+enum { OPS_MAX = 64, ACCUMULATORS_MAX = 4, COLUMNS_MAX = 256, ROWS = 64 };
+enum { SWIZZLE_NONE, SWIZZLE_128B, SWIZZLE_64B, SWIZZLE_32B };
+
+/* One wgmma as one thread issued it. The 128 threads' queues must be equal but for d. */
+struct op {
+    int accumulator, columns;
+    bool fp8, a_mn_major, b_mn_major, accumulate;
+    uint64_t a, b; /* descriptors */
+    int group;
+    struct emu_at at;
+};
+/* From issue to completion the registers are NaN and their values are kept here. */
+struct accumulator {
+    float *d; /* NULL: free */
+    int count;
+    float value[COLUMNS_MAX / 2];
+};
+struct queue {
+    struct op ops[OPS_MAX], done[OPS_MAX];
+    int count, committed, done_count;
+    bool fenced;
+    struct accumulator accumulators[ACCUMULATORS_MAX];
+};
+static struct queue queues[EMU_THREADS_MAX];
+static bool hopper_fp8;
+
+void emu_set_hopper_fp8(bool on)
+{
+    hopper_fp8 = on;
+}
+
+void wgmma_begin()
+{
+    for (int i = 0; i < block_threads(); i++) {
+        struct queue *q = &queues[i];
+        q->count = q->committed = q->done_count = 0;
+        q->fenced = false;
+        for (struct accumulator &a : q->accumulators)
+            a.d = nullptr;
+    }
+}
+
+void wgmma_end(struct emu_at)
+{
+    for (int i = 0; i < block_threads(); i++)
+        if (queues[i].count)
+            emu_fail(queues[i].ops[0].at, "thread %d returned with %d wgmma not waited for", i,
+                     queues[i].count);
+}
+
+/* ---- operands ---- */
+
+/* Shared address of 16 bytes of an operand: row mn (or 8 columns from mn on), byte of k. */
+static uint32_t chunk_address(uint64_t desc, bool mn_major, int mn, int k, int k_byte)
+{
+    uint32_t base = (uint32_t)(desc & 0x3FFF) << 4, leading = (uint32_t)(desc >> 16 & 0x3FFF) << 4,
+             stride = (uint32_t)(desc >> 32 & 0x3FFF) << 4, m = (uint32_t)mn;
+    if (mn_major) {
+        uint32_t address =
+            base + m / 64 * leading + m % 64 * 2 + (uint32_t)k / 8 * stride + (uint32_t)k % 8 * 128;
+        return address ^ (address >> 7 & 7) << 4;
+    }
+    switch (desc >> 62) {
+    case SWIZZLE_128B: {
+        uint32_t address = base + m / 8 * stride + m % 8 * 128 + (uint32_t)k_byte;
+        return address ^ (address >> 7 & 7) << 4;
+    }
+    case SWIZZLE_64B: {
+        uint32_t address = base + m / 8 * stride + m % 8 * 64 + (uint32_t)k_byte;
+        return address ^ (address >> 7 & 3) << 4;
+    }
+    case SWIZZLE_32B: {
+        uint32_t address = base + m / 8 * stride + m % 8 * 32 + (uint32_t)k_byte;
+        return address ^ (address >> 7 & 1) << 4;
+    }
+    default:
+        return base + m / 8 * stride + m % 8 * 16 + (uint32_t)k_byte / 16 * leading;
+    }
+}
+
+static void descriptor_check(uint64_t desc, bool mn_major, struct emu_at at)
+{
+    uint32_t base = (uint32_t)(desc & 0x3FFF) << 4, repeat[] = {16, 1024, 512, 256};
+    int swizzle = (int)(desc >> 62);
+    if (mn_major && swizzle != SWIZZLE_128B)
+        emu_fail(at, "wgmma: MN-major operands are modelled with 128-byte swizzle only");
+    /* The base offset field stays 0, so a tile starts where the swizzle pattern does; k may advance
+     * inside the pattern's first row. */
+    if (swizzle != SWIZZLE_NONE &&
+        base % repeat[swizzle] >= (mn_major ? 1024u : repeat[swizzle] / 8))
+        emu_fail(at, "wgmma: descriptor at %u starts inside a swizzle pattern of %u bytes", base,
+                 repeat[swizzle]);
+}
+
+static float table[256];
+
+static void fetch(float *to, int row_stride, int k_stride, const struct op *o, bool is_b)
+{
+    uint64_t desc = is_b ? o->b : o->a;
+    bool mn_major = is_b ? o->b_mn_major : o->a_mn_major;
+    int rows = is_b ? o->columns : ROWS;
+    descriptor_check(desc, mn_major, o->at);
+    if (mn_major) {
+        for (int k = 0; k < 16; k++)
+            for (int mn = 0; mn < rows; mn += 8) {
+                uint32_t address = chunk_address(desc, true, mn, k, 0);
+                shared_check(address, 16, "wgmma operand", o->at);
+                const uint16_t *p = (const uint16_t *)(emu_shared_async + address);
+                for (int j = 0; j < 8; j++) {
+                    union {
+                        uint32_t bits;
+                        float value;
+                    } u = {(uint32_t)p[j] << 16};
+                    to[(mn + j) * row_stride + k * k_stride] = u.value;
+                }
+            }
+        return;
+    }
+    for (int row = 0; row < rows; row++)
+        for (int byte = 0; byte < 32; byte += 16) {
+            uint32_t address = chunk_address(desc, false, row, 0, byte);
+            shared_check(address, 16, "wgmma operand", o->at);
+            const uint8_t *p = emu_shared_async + address;
+            if (o->fp8)
+                for (int j = 0; j < 16; j++)
+                    to[row * row_stride + (byte + j) * k_stride] = table[p[j]];
+            else
+                for (int j = 0; j < 8; j++) {
+                    union {
+                        uint32_t bits;
+                        float value;
+                    } u = {(uint32_t)((const uint16_t *)p)[j] << 16};
+                    to[row * row_stride + (byte / 2 + j) * k_stride] = u.value;
+                }
+        }
+}
+
+/* ---- products ---- */
+
+static void multiply(float *__restrict__ c, const float *a, const float *b, int columns, int depth)
+{
+    for (int m = 0; m < ROWS; m++) {
+        float *__restrict__ row = c + m * columns;
+        for (int k = 0; k < depth; k += 4) {
+            const float *x = a + m * depth + k, *y = b + k * columns;
+            for (int n = 0; n < columns; n++)
+                row[n] += x[0] * y[n] + x[1] * y[n + columns] + x[2] * y[n + 2 * columns] +
+                          x[3] * y[n + 3 * columns];
+        }
+    }
+}
+
+/* Terms are aligned to the largest of them, the old sum included, and cut off below 13 fraction
+ * bits. */
+static float hopper_sum(float old, const float *a, const float *b, int columns, int depth)
+{
+    float largest = fabsf(old);
+    for (int k = 0; k < depth; k++)
+        largest = fmaxf(largest, fabsf(a[k] * b[k * columns]));
+    if (!(largest > 0) || !isfinite(largest))
+        return largest + old * 0;
+    double quantum = ldexp(1.0, ilogbf(largest) - 13);
+    double sum = trunc(old / quantum);
+    for (int k = 0; k < depth; k++)
+        sum += trunc((double)a[k] * b[k * columns] / quantum);
+    return (float)(sum * quantum);
+}
+
+static void op_run(float *c, const struct op *o)
+{
+    static float a[ROWS * 32], b[32 * COLUMNS_MAX];
+    int depth = o->fp8 ? 32 : 16;
+    fetch(a, depth, 1, o, false);
+    fetch(b, 1, o->columns, o, true);
+    if (!o->accumulate)
+        fill_bytes(c, 0, sizeof(float) * (size_t)(ROWS * o->columns));
+    if (!o->fp8 || !hopper_fp8) {
+        multiply(c, a, b, o->columns, depth);
+        return;
+    }
+    for (int m = 0; m < ROWS; m++)
+        for (int n = 0; n < o->columns; n++)
+            c[m * o->columns + n] =
+                hopper_sum(c[m * o->columns + n], a + m * depth, b + n, o->columns, depth);
+}
+
+/* Moves an accumulator between the matrix and the registers of the 128 threads. */
+static void matrix_move(float *c, int first_thread, int accumulator, int columns, bool to_registers)
+{
+    for (int t = 0; t < 128; t++) {
+        float *value = queues[first_thread + t].accumulators[accumulator].value;
+        int row = t / 32 * 16 + t % 32 / 4, column = t % 4 * 2;
+        for (int i = 0; i < columns / 2; i++) {
+            float *at = c + (row + 8 * (i / 2 % 2)) * columns + i / 4 * 8 + column + i % 2;
+            if (to_registers)
+                value[i] = *at;
+            else
+                *at = value[i];
+        }
+    }
+}
+
+static void check_same(const struct op *a, const struct op *b)
+{
+    if (a->a != b->a || a->b != b->b || a->accumulate != b->accumulate ||
+        a->columns != b->columns || a->fp8 != b->fp8 || a->accumulator != b->accumulator ||
+        a->group != b->group)
+        emu_fail(a->at, "wgmma: descriptors, shape or flags differ across the warpgroup");
+}
+
+/* Takes the first `count` ops off the queue; accumulators no other op uses go back to registers. */
+static void retire(struct queue *q, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (q->done_count < OPS_MAX)
+            copy_bytes(&q->done[q->done_count++], &q->ops[i], sizeof q->ops[i]);
+    for (int i = count; i < q->count; i++)
+        copy_bytes(&q->ops[i - count], &q->ops[i], sizeof q->ops[i]);
+    q->count -= count;
+    for (int a = 0; a < ACCUMULATORS_MAX; a++) {
+        struct accumulator *x = &q->accumulators[a];
+        bool used = x->d == nullptr;
+        for (int i = 0; i < q->count && !used; i++)
+            used = q->ops[i].accumulator == a;
+        if (!used) {
+            copy_bytes(x->d, x->value, sizeof(float) * (size_t)x->count);
+            x->d = nullptr;
+        }
+    }
+}
+
+/* Executes the committed groups but the newest `pending` of a warpgroup. */
+static void groups_run(int first_thread, int pending)
+{
+    static float c[ROWS * COLUMNS_MAX];
+    struct queue *q = &queues[first_thread];
+    int count = 0, loaded = -1;
+    if (table[1] == 0)
+        for (int i = 0; i < 256; i++) {
+            __nv_fp8_e4m3 x;
+            x.__x = (uint8_t)i;
+            table[i] = (float)x;
+        }
+    shared_sync_async_view();
+    for (; count < q->count && q->ops[count].group < q->committed - pending; count++) {
+        const struct op *o = &q->ops[count];
+        for (int t = 1; t < 128; t++) {
+            if (queues[first_thread + t].count <= count)
+                emu_fail(o->at, "wgmma: issued by some threads of the warpgroup only");
+            check_same(o, &queues[first_thread + t].ops[count]);
+        }
+        if (loaded != o->accumulator) {
+            if (loaded >= 0)
+                matrix_move(c, first_thread, loaded, q->ops[count - 1].columns, true);
+            matrix_move(c, first_thread, o->accumulator, o->columns, false);
+            loaded = o->accumulator;
+        }
+        op_run(c, o);
+    }
+    if (loaded >= 0)
+        matrix_move(c, first_thread, loaded, q->ops[count - 1].columns, true);
+    for (int t = 0; t < 128; t++)
+        retire(&queues[first_thread + t], count);
+}
+
+/* Each warp reads 16 rows of A and all of B, ordered by its own waits only: one warp's arrival on
+ * an "empty" barrier says nothing of the other three. Told by lane 0 of each warp. */
+static void race_operand(uint64_t desc, bool mn_major, int first_row, int rows)
+{
+    uint32_t base = ((uint32_t)(desc & 0x3FFF) << 4) & ~127u,
+             leading = (uint32_t)(desc >> 16 & 0x3FFF) << 4,
+             stride = (uint32_t)(desc >> 32 & 0x3FFF) << 4;
+    static const uint32_t pattern[] = {128, 1024, 512, 256};
+    if (mn_major) {
+        for (int row = first_row / 64 * 64; row < first_row + rows; row += 64)
+            for (uint32_t k = 0; k < 2; k++)
+                race_read(emu_shared + base + (uint32_t)row / 64 * leading + k * stride, 1024);
+        return;
+    }
+    for (int row = first_row; row < first_row + rows; row += 8)
+        race_read(emu_shared + base + (uint32_t)row / 8 * stride, pattern[desc >> 62]);
+}
+
+static void race_reads()
+{
+    struct queue *q = &queues[block_current()];
+    for (int i = 0; i < q->done_count && RACE_CHECKED && emu_lane() == 0; i++) {
+        const struct op *o = &q->done[i];
+        race_operand(o->a, o->a_mn_major, block_current() / 32 % 4 * 16, 16);
+        race_operand(o->b, o->b_mn_major, 0, o->columns);
+    }
+    q->done_count = 0;
+}
+
+/* ---- issue ---- */
+
+static uint32_t operand_address(uint64_t desc)
+{
+    return (uint32_t)(desc & 0x3FFF) << 4;
+}
+
+const struct emu_at *wgmma_reading(uint32_t address, uint32_t bytes)
+{
+    for (int t = 0; t < block_threads() && !RACE_CHECKED; t += 32)
+        for (int i = 0; i < queues[t].count; i++) {
+            const struct op *o = &queues[t].ops[i];
+            if (operand_address(o->a) - address < bytes || operand_address(o->b) - address < bytes)
+                return &o->at;
+        }
+    return nullptr;
+}
+
+static void check_loaded(uint64_t desc, struct emu_at at)
+{
+    const struct emu_at *load = tma_load_at(operand_address(desc));
+    if (load)
+        emu_fail(at, "wgmma reads what the TMA load at %s:%d is still writing", load->file,
+                 load->line);
+}
+
+void emu_wgmma(float *d, int columns, bool fp8, bool a_mn_major, bool b_mn_major, uint64_t desc_a,
+               uint64_t desc_b, bool accumulate, struct emu_at at)
+{
+    struct queue *q = &queues[block_current()];
+    if (!q->fenced)
+        emu_fail(at, "wgmma without wgmma_fence since the registers could last be touched");
+    if (columns % 8 || columns > COLUMNS_MAX)
+        emu_fail(at, "wgmma: N = %d", columns);
+    if (q->count == OPS_MAX)
+        emu_fail(at, "more than %d wgmma of one thread in flight", OPS_MAX);
+    if (emu_lane() == 0) {
+        check_loaded(desc_a, at);
+        check_loaded(desc_b, at);
+    }
+    int found = -1, unused = -1;
+    for (int i = ACCUMULATORS_MAX - 1; i >= 0; i--) {
+        if (q->accumulators[i].d == d)
+            found = i;
+        else if (!q->accumulators[i].d)
+            unused = i;
+    }
+    if (found < 0) {
+        if (unused < 0)
+            emu_fail(at, "more than %d accumulators of one thread in flight", ACCUMULATORS_MAX);
+        struct accumulator *a = &q->accumulators[found = unused];
+        a->d = d;
+        a->count = columns / 2;
+        copy_bytes(a->value, d, sizeof(float) * (size_t)a->count);
+        fill_bytes(d, 0xff, sizeof(float) * (size_t)a->count);
+    }
+    q->ops[q->count++] = {found,      columns, fp8,    a_mn_major,   b_mn_major,
+                          accumulate, desc_a,  desc_b, q->committed, {at.file, at.line}};
+}
+
+void emu_wgmma_fence()
+{
+    queues[block_current()].fenced = true;
+}
+
+void emu_wgmma_commit(struct emu_at at)
+{
+    queues[block_current()].committed++;
+    if (emu_seed() % 2) {
+        warpgroup_meet("wgmma_commit", groups_run, 0, at);
+        race_reads();
+    }
+}
+
+/* Late seeds let others go on for some rounds while the tensor cores "still read": what is released
+ * too early gets overwritten. */
+void emu_wgmma_wait(int pending, struct emu_at at)
+{
+    if (emu_seed() % 2 == 0 && block_current() % 128 == 0)
+        for (int rounds = 2 + (int)(emu_random() % 3); rounds > 0; rounds--)
+            emu_yield(at);
+    warpgroup_meet("wgmma_wait", groups_run, pending, at);
+    queues[block_current()].fenced = false;
+    race_reads();
+}
+
+void emu_registers(int count, struct emu_at at)
+{
+    if (count % 8 || count < 24 || count > 256)
+        emu_fail(at, "registers_increase/decrease: %d is not a multiple of 8 in [24, 256]", count);
+    warpgroup_meet("setmaxnreg", nullptr, count, at);
+}
