@@ -1,6 +1,7 @@
 #include "kernels/cuda/rows.cuh"
 
-enum { MAX_WIDTH = 32768, BLOCK_ROWS = 32, SUM_PARTS = 32 };
+enum { MAX_WIDTH = 32768, BLOCKS = 512, BLOCK_ROWS = 8, SUM_PARTS = 32 };
+enum { COLUMNS = 32, LANES = 8 }; /* of a block that adds the partial sums of dw */
 
 /* One block per row; each thread reads its part twice, the second time from the cache. Bytes per
  * element: x and delta in, sum and y out. FLOPs: about 6. Bound by memory. */
@@ -67,15 +68,15 @@ void cuda_norm_forward(void *stream, struct tensor y, struct tensor sum, float *
     });
 }
 
-/* dx += r (g - x r^2 mean(g x)), g = dy w; dw += dy x r. A block takes BLOCK_ROWS rows, each thread
- * the same columns of all of them, and keeps its part of dw in shared memory: one row of `partial`
- * per block. Bytes per element: dx in and out, dy and x in (again from the cache), 4 / BLOCK_ROWS
- * of partial. FLOPs: about 10. Bound by memory. */
+/* dx += r (g - x r^2 mean(g x)), g = dy w; dw += dy x r. A block takes `block_rows` rows, each
+ * thread the same columns of all of them, and keeps its part of dw in shared memory: one row of
+ * `partial` per block. Bytes per element: dx in and out, dy and x in (again from the cache), 4 /
+ * block_rows of partial. FLOPs: about 10. Bound by memory. */
 template <class T, int V>
 __global__ void __launch_bounds__(256)
     norm_backward_kernel(T *dx, float *partial, const T *__restrict__ dy, const T *__restrict__ x,
                          const float *__restrict__ rstd, const T *__restrict__ w, int64_t rows,
-                         int64_t width)
+                         int64_t width, int64_t block_rows)
 {
     SMEM(float, part, [SUM_PARTS]);
     SMEM_DYN(dynamic);
@@ -87,8 +88,8 @@ __global__ void __launch_bounds__(256)
             dw[i + j] = 0;
         }
     }
-    const int64_t begin = (int64_t)blockIdx.x * BLOCK_ROWS;
-    for (int64_t n = begin; n < min(begin + BLOCK_ROWS, rows); n++) {
+    const int64_t begin = (int64_t)blockIdx.x * block_rows;
+    for (int64_t n = begin; n < min(begin + block_rows, rows); n++) {
         const int64_t row = n * width;
         const float r = rstd[n];
         float dot = 0;
@@ -127,29 +128,49 @@ __global__ void __launch_bounds__(256)
     }
 }
 
-/* dw[c] += partial[b][c] over b, in order. Bytes: partial once. Bound by memory, at few columns by
- * its latency. */
-__global__ void __launch_bounds__(FLAT_THREADS)
+/* dw[c] += the sum of partial[b][c] over b: lane l adds b = l, l + LANES, ..., then the lanes in
+ * order. Bytes: partial once. Bound by memory. */
+__global__ void __launch_bounds__(COLUMNS *LANES)
     add_partial_kernel(float *dw, const float *__restrict__ partial, int64_t blocks, int64_t width)
 {
-    flat<1>(width, [&](auto, int64_t i) {
-        float sum = dw[i];
-        for (int64_t block = 0; block < blocks; block++) {
-            sum += partial[block * width + i];
+    SMEM(float, part, [LANES][COLUMNS]);
+    const int64_t c = (int64_t)blockIdx.x * COLUMNS + threadIdx.x;
+    float sum = 0;
+    for (int64_t block = threadIdx.y; block < blocks && c < width; block += LANES) {
+        sum += partial[block * width + c];
+    }
+    part[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y == 0 && c < width) {
+        sum = dw[c];
+        for (int lane = 0; lane < LANES; lane++) {
+            sum += part[lane][threadIdx.x];
         }
-        dw[i] = sum;
-    });
+        dw[c] = sum;
+    }
+}
+
+/* At least BLOCK_ROWS, so that partial sums are few bytes, and no more than BLOCKS blocks. */
+static int64_t rows_per_block(int64_t rows)
+{
+    const int64_t least = BLOCK_ROWS;
+    return max(least, (rows + BLOCKS - 1) / BLOCKS);
+}
+
+static int64_t block_count(int64_t rows)
+{
+    return (rows + rows_per_block(rows) - 1) / rows_per_block(rows);
 }
 
 size_t cuda_norm_backward_scratch(int64_t rows, int64_t width)
 {
-    return (size_t)((rows + BLOCK_ROWS - 1) / BLOCK_ROWS * width) * sizeof(float);
+    return (size_t)(block_count(rows) * width) * sizeof(float);
 }
 
 void cuda_norm_backward(void *stream, struct tensor dx, struct tensor dw, struct tensor dy,
                         struct tensor x, const float *rstd, struct tensor w, void *scratch)
 {
-    const int64_t rows = x.dim[0], width = x.dim[1], blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    const int64_t rows = x.dim[0], width = x.dim[1], blocks = block_count(rows);
     assert(width <= MAX_WIDTH && tensor_count(&w) == width && dw.dtype == DTYPE_F32);
     assert(dx.dtype == x.dtype && dy.dtype == x.dtype && w.dtype == x.dtype);
     if (rows == 0) {
@@ -166,8 +187,8 @@ void cuda_norm_backward(void *stream, struct tensor dx, struct tensor dw, struct
         }
         LAUNCH((norm_backward_kernel<T, V>), (unsigned)blocks, row_threads(width / V), bytes,
                (cudaStream_t)stream, (T *)dx.data, (float *)scratch, (const T *)dy.data,
-               (const T *)x.data, rstd, (const T *)w.data, rows, width);
+               (const T *)x.data, rstd, (const T *)w.data, rows, width, rows_per_block(rows));
     });
-    LAUNCH(add_partial_kernel, flat_blocks(width, 1), FLAT_THREADS, 0, (cudaStream_t)stream,
-           (float *)dw.data, (const float *)scratch, blocks, width);
+    LAUNCH(add_partial_kernel, (unsigned)((width + COLUMNS - 1) / COLUMNS), dim3(COLUMNS, LANES), 0,
+           (cudaStream_t)stream, (float *)dw.data, (const float *)scratch, blocks, width);
 }

@@ -13,6 +13,7 @@
 #include <functional>
 #include <stdarg.h>
 #include <string.h>
+#include <string>
 
 #include "check.h"
 #include "kernels/cuda/cuda_ops.h"
@@ -22,6 +23,13 @@ extern "C" {
 #include "kernels/device.h"
 }
 
+enum { SHIFT_NONE = -1, SHIFT_ALL = -2 }; /* or the number of the only one, in order of creation */
+
+#ifdef __SANITIZE_THREAD__
+static constexpr bool SLOW = true; /* the race check costs tenfold: fewer passes */
+#else
+static constexpr bool SLOW = false;
+#endif
 static constexpr double U = 0x1p-24;        /* half a unit in the last place of an f32 */
 static constexpr double EXP_ERROR = 3.5e-7; /* of the CPU's exp and expf together */
 
@@ -62,6 +70,13 @@ static inline double value_at(const struct tensor &t, const void *data, int64_t 
     }
 }
 
+/* What every download of a pass brought: the same bits whatever the order of threads and blocks. */
+struct pass {
+    std::vector<uint64_t> hashes;
+    std::vector<std::string> names;
+};
+static struct pass *current_pass;
+
 struct ops_case {
     static constexpr size_t GUARD = 128;
     static constexpr unsigned char GUARD_BYTE = 0xA5, POISON_BYTE = 0xFF; /* poison is a NaN */
@@ -69,13 +84,14 @@ struct ops_case {
     struct device *device; /* borrowed */
     const struct ops *ops;
     enum dtype dtype; /* the activation dtype */
-    bool shifted, right;
+    int shift;        /* see above */
+    bool right;
     char what[200];
     std::deque<operand> operands;
 
-    ops_case(struct device *cpu, enum dtype act, bool shift, const char *format, ...)
+    ops_case(struct device *cpu, enum dtype act, int shifted, const char *format, ...)
         __attribute__((format(printf, 5, 6)))
-        : device(cpu), ops(device_ops(cpu)), dtype(act), shifted(shift), right(true)
+        : device(cpu), ops(device_ops(cpu)), dtype(act), shift(shifted), right(true)
     {
         va_list args;
         va_start(args, format);
@@ -92,13 +108,18 @@ struct ops_case {
 
     /* ---- operands ---- */
 
+    bool moves(int number) const
+    {
+        return shift == SHIFT_ALL || shift == number;
+    }
     operand &poison(const char *name, enum dtype type, int64_t rows, int64_t cols)
     {
         operands.emplace_back();
         operand &o = operands.back();
         o.name = name;
         o.cpu = tensor_2d(nullptr, type, rows, cols);
-        const size_t bytes = tensor_bytes(&o.cpu), skip = GUARD + (shifted ? dtype_bytes(type) : 0);
+        const size_t bytes = tensor_bytes(&o.cpu), shifted = dtype_bytes(type);
+        const size_t skip = GUARD + (moves((int)operands.size() - 1) ? shifted : 0);
         o.host.assign(bytes + 2 * GUARD + 16, GUARD_BYTE);
         o.got = o.host;
         must(cudaMalloc((void **)&o.device, o.host.size()), "cudaMalloc");
@@ -156,10 +177,16 @@ struct ops_case {
     }
     void download()
     {
+        uint64_t hash = 0xcbf29ce484222325u;
         must(cudaGetLastError(), what);
         for (operand &o : operands) {
             must(cudaMemcpy(o.got.data(), o.device, o.got.size(), cudaMemcpyDeviceToHost), what);
+            for (unsigned char byte : o.got) {
+                hash = (hash ^ byte) * 0x100000001b3u;
+            }
         }
+        current_pass->hashes.push_back(hash);
+        current_pass->names.push_back(what);
     }
 
     /* ---- comparisons ---- */
@@ -172,10 +199,10 @@ struct ops_case {
     {
         const int64_t cols = o.cpu.dim[1] > 0 ? o.cpu.dim[1] : 1;
         if (right) {
-            printf("%s, %s%s, seed %llu: WRONG %s[%lld,%lld] = %.9g, on the CPU %.9g: %s\n", what,
-                   dtype_name(dtype), shifted ? ", shifted" : "", (unsigned long long)emu_seed(),
-                   o.name, (long long)(i / cols), (long long)(i % cols),
-                   value_at(o.cpu, got_data(o), i), value_at(o.cpu, o.cpu.data, i), why);
+            printf("%s, %s, shift %d, seed %llu: WRONG %s[%lld,%lld] = %.9g, on the CPU %.9g: %s\n",
+                   what, dtype_name(dtype), shift, (unsigned long long)emu_seed(), o.name,
+                   (long long)(i / cols), (long long)(i % cols), value_at(o.cpu, got_data(o), i),
+                   value_at(o.cpu, o.cpu.data, i), why);
         }
         right = false;
     }
@@ -258,12 +285,17 @@ struct scratch {
     }
 };
 
-/* Runs body(device, dtype, shifted) in both dtypes, on aligned and on shifted operands. */
+/* Runs body(device, dtype, shift) in both dtypes on aligned operands, on shifted ones, and with
+ * each of the first eight shifted alone. */
 template <class F> static bool for_kinds(struct device *device, F body)
 {
     bool right = true;
-    for (int kind = 0; kind < 4; kind++) {
-        right = body(device, kind % 2 ? DTYPE_BF16 : DTYPE_F32, kind >= 2) && right;
+    for (int shift = SHIFT_ALL; shift < (SLOW ? 0 : 8); shift++) {
+        for (int narrow = 0; narrow < 2; narrow++) {
+            if (shift < 0 || shift % 2 == narrow) {
+                right = body(device, narrow ? DTYPE_BF16 : DTYPE_F32, shift) && right;
+            }
+        }
     }
     return right;
 }
@@ -277,6 +309,30 @@ static inline struct device *cpu_device()
         exit(70);
     }
     return device;
+}
+
+/* The main of these tests: two passes under every seed, in different orders, same bits. */
+template <bool test()> static bool two_passes()
+{
+    struct pass first, second;
+    const uint64_t seed = emu_seed();
+    current_pass = &first;
+    bool right = test();
+    if (SLOW) {
+        return right;
+    }
+    emu_set_seed(seed + 1000);
+    current_pass = &second;
+    right = test() && right;
+    emu_set_seed(seed);
+    for (size_t i = 0; i < first.hashes.size(); i++) {
+        if (first.hashes[i] != second.hashes[i]) {
+            printf("%s: WRONG, seeds %llu and %llu give different bits\n", first.names[i].c_str(),
+                   (unsigned long long)seed, (unsigned long long)seed + 1000);
+            right = false;
+        }
+    }
+    return right;
 }
 
 #endif

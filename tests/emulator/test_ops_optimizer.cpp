@@ -16,7 +16,7 @@ static operand &eighths(ops_case &c, const char *name, enum dtype dtype, int64_t
     });
 }
 
-static bool adamw(struct device *device, enum dtype dtype, bool shifted)
+static bool adamw(struct device *device, enum dtype dtype, int shift)
 {
     bool right = true;
     for (int64_t count : counts) {
@@ -25,7 +25,7 @@ static bool adamw(struct device *device, enum dtype dtype, bool shifted)
                                          (1ULL << 34) + (uint64_t)count % 4};
             const struct adamw args = {
                 1e-2F, exact ? 0.5F : 0.9F, exact ? 0.75F : 0.95F, 1e-8F, 0.1F, 0.5F, 3, kept};
-            ops_case c(device, dtype, shifted, "adamw of %d%s", (int)count, exact ? ", exact" : "");
+            ops_case c(device, dtype, shift, "adamw of %d%s", (int)count, exact ? ", exact" : "");
             operand &param = c.random("param", DTYPE_F32, 1, count);
             operand &out = exact ? c.poison("out", DTYPE_BF16, 1, count) : c.none("out");
             operand &m =
@@ -56,13 +56,13 @@ static bool adamw(struct device *device, enum dtype dtype, bool shifted)
     return right;
 }
 
-static bool muon(struct device *device, enum dtype dtype, bool shifted)
+static bool muon(struct device *device, enum dtype dtype, int shift)
 {
     bool right = true;
     for (int64_t count : counts) {
         const struct moments kept = {dtype, rng_key(4, "w"), (1ULL << 34) + (uint64_t)count % 4};
         const struct muon args = {1e-2F, 0.75F, 0.1F, 0.5F, 0.2F, kept};
-        ops_case c(device, dtype, shifted, "muon of %d", (int)count);
+        ops_case c(device, dtype, shift, "muon of %d", (int)count);
         operand &grad = eighths(c, "grad", DTYPE_F32, count, false);
         operand &m = eighths(c, "m", dtype, count, false);
         operand &param = c.random("param", DTYPE_F32, 1, count);
@@ -96,5 +96,5 @@ static bool test()
 
 int main(int argc, char **argv)
 {
-    return for_seeds(argc, argv, test);
+    return for_seeds(argc, argv, two_passes<test>);
 }

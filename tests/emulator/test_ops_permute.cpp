@@ -1,13 +1,13 @@
 /* gather, scatter, copy_columns, combine and its backward against the CPU device. */
 #include "ops_case.h"
 
-static bool copies(struct device *device, enum dtype dtype, bool shifted)
+static bool copies(struct device *device, enum dtype dtype, int shift)
 {
     const int64_t shapes[][3] = {{0, 3, 8}, {1, 1, 1}, {9, 4, 7}, {13, 20, 24}, {3, 5, 1048}};
     bool right = true;
     for (const int64_t(&s)[3] : shapes) {
         const int64_t rows = s[0], sources = s[1], width = s[2], wide = width + 16;
-        ops_case c(device, dtype, shifted, "copies R=%d N=%d C=%d", (int)rows, (int)sources,
+        ops_case c(device, dtype, shift, "copies R=%d N=%d C=%d", (int)rows, (int)sources,
                    (int)width);
         operand &x = c.random("x", dtype, sources, width), &y = c.poison("y", dtype, rows, width);
         operand &from = c.integers("from", rows, 1, -1, (int)sources + 1);
@@ -40,13 +40,13 @@ static operand &slots(ops_case &c, int64_t tokens, int64_t top_k)
     });
 }
 
-static bool combine(struct device *device, enum dtype dtype, bool shifted)
+static bool combine(struct device *device, enum dtype dtype, int shift)
 {
     const int64_t shapes[][3] = {{0, 2, 8}, {1, 1, 1}, {7, 3, 5}, {9, 8, 40}, {2, 6, 1032}};
     bool right = true;
     for (const int64_t(&s)[3] : shapes) {
         const int64_t tokens = s[0], top_k = s[1], width = s[2];
-        ops_case c(device, dtype, shifted, "combine N=%d K=%d C=%d", (int)tokens, (int)top_k,
+        ops_case c(device, dtype, shift, "combine N=%d K=%d C=%d", (int)tokens, (int)top_k,
                    (int)width);
         operand &x = c.random("x", dtype, tokens * top_k, width);
         operand &slot_row = slots(c, tokens, top_k);
@@ -84,5 +84,5 @@ static bool test()
 
 int main(int argc, char **argv)
 {
-    return for_seeds(argc, argv, test);
+    return for_seeds(argc, argv, two_passes<test>);
 }

@@ -58,7 +58,7 @@ static bool forward(const struct router_case &k, int steps, bool strange)
     const int64_t rows = s.tokens / s.row_tokens;
     char what[100];
     name_of(what, s);
-    ops_case c(cpu_device(), DTYPE_F32, false, "router_forward %s%s", what,
+    ops_case c(cpu_device(), DTYPE_F32, SHIFT_NONE, "router_forward %s%s", what,
                strange     ? ", strange logits"
                : steps > 0 ? ", ties"
                            : "");
@@ -104,7 +104,7 @@ static bool backward(const struct router_case &k, float z_scale)
     const int64_t rows = s.tokens / s.row_tokens;
     char what[100];
     name_of(what, s);
-    ops_case c(cpu_device(), DTYPE_F32, false, "router_backward and _sums %s z=%g", what,
+    ops_case c(cpu_device(), DTYPE_F32, SHIFT_NONE, "router_backward and _sums %s z=%g", what,
                (double)z_scale);
     operand &logits = numbers(c, "logits", s.tokens, s.experts, 2, 0);
     operand &expert = c.poison("expert", DTYPE_I32, s.tokens, s.top_k);
@@ -160,5 +160,5 @@ static bool test()
 
 int main(int argc, char **argv)
 {
-    return for_seeds(argc, argv, test);
+    return for_seeds(argc, argv, two_passes<test>);
 }
