@@ -1,5 +1,6 @@
 # Finds what CUDA sources need. Sets
 #   CUDA_INCLUDE   folder with cuda_runtime_api.h, or CUDA_INCLUDE-NOTFOUND
+#   CUDA_INCLUDES  the same with CCCL's folder, for compilers that are not nvcc
 #   NCCL_INCLUDE   folder with nccl.h, or NCCL_INCLUDE-NOTFOUND
 #   NVCC           the compiler, or NVCC-NOTFOUND
 # SWITCHYARD_CUDA=fetch brings what is missing from PyPI's wheels into the build folder (about 400 MB
@@ -46,6 +47,8 @@ function(cuda_find)
   # cuda_bf16.h belongs to the same set and is missing from some reduced installations.
   find_path(CUDA_INCLUDE NAMES cuda_bf16.h HINTS ${near} ${hints} PATHS /usr/local/cuda
     PATH_SUFFIXES include targets/x86_64-linux/include)
+  find_path(CCCL_INCLUDE NAMES nv/target HINTS ${CUDA_INCLUDE} ${hints} PATHS /usr/local/cuda
+    PATH_SUFFIXES cccl include/cccl include)
   find_path(NCCL_INCLUDE NAMES nccl.h HINTS ${near} ${cuda_wheels}/nvidia/nccl ${hints} PATHS /usr/local/cuda
     PATH_SUFFIXES include)
 endfunction()
@@ -56,11 +59,14 @@ if(SWITCHYARD_CUDA STREQUAL "off")
   set(NCCL_INCLUDE NCCL_INCLUDE-NOTFOUND)
 else()
   cuda_find()
-  if(SWITCHYARD_CUDA STREQUAL "fetch" AND NOT (NVCC AND CUDA_INCLUDE AND NCCL_INCLUDE))
+  if(SWITCHYARD_CUDA STREQUAL "fetch" AND NOT (NVCC AND CUDA_INCLUDE AND CCCL_INCLUDE AND NCCL_INCLUDE))
     find_program(cuda_python python3)
     if(NOT CUDA_INCLUDE OR NOT NVCC)
       cuda_fetch(nvidia-cuda-runtime==13.0.*)
       cuda_fetch(nvidia-cuda-crt==13.0.*)
+    endif()
+    if(NOT CCCL_INCLUDE)
+      cuda_fetch(nvidia-cuda-cccl==13.0.*)
     endif()
     if(NOT NVCC)
       cuda_fetch(nvidia-cuda-nvcc==13.0.*)
@@ -75,8 +81,13 @@ else()
     endif()
     unset(NVCC CACHE)
     unset(CUDA_INCLUDE CACHE)
+    unset(CCCL_INCLUDE CACHE)
     unset(NCCL_INCLUDE CACHE)
     cuda_find()
   endif()
 endif()
+if(NOT CUDA_INCLUDE OR NOT CCCL_INCLUDE) # the first needs the second
+  set(CUDA_INCLUDE CUDA_INCLUDE-NOTFOUND)
+endif()
+set(CUDA_INCLUDES ${CUDA_INCLUDE} ${CCCL_INCLUDE})
 message(STATUS "CUDA headers: ${CUDA_INCLUDE}, NCCL: ${NCCL_INCLUDE}, nvcc: ${NVCC}")

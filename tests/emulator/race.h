@@ -39,12 +39,16 @@ static inline void *race_current()
 {
     return __tsan_get_current_fiber();
 }
-/* Continues as another logical thread, created when *fiber is NULL; 1: the switch orders nothing.
- */
-static inline void race_switch(void **fiber)
+/* A logical thread; it starts ordered after all that its creator did so far. */
+static inline void race_create(void **fiber)
 {
     if (!*fiber)
         *fiber = __tsan_create_fiber(1);
+}
+/* Continues as another logical thread, created if need be; 1: the switch orders nothing. */
+static inline void race_switch(void **fiber)
+{
+    race_create(fiber);
     __tsan_switch_to_fiber(*fiber, 1);
 }
 #else
@@ -64,6 +68,9 @@ static inline void race_write(void *, size_t)
 static inline void *race_current()
 {
     return nullptr;
+}
+static inline void race_create(void **)
+{
 }
 static inline void race_switch(void **)
 {

@@ -20,7 +20,8 @@ allow trainer 'kernels|parallel|data|checkpoints|trainer'
 
 # only HEADER PATTERN: the header is included nowhere but in files that match.
 only() {
-    { grep -rnE "#include [<\"]$1" kernels parallel data checkpoints trainer --include='*.[ch]' || true; } |
+    { grep -rnE "#include [<\"]$1" kernels parallel data checkpoints trainer --include='*.[ch]' \
+        --include='*.cu' --include='*.cuh' || true; } |
         { grep -vE "^($2):" || true; } | sed 's/$/   <- belongs elsewhere/' >>"$problems"
 }
 only 'mpi\.h' 'parallel/comm_mpi\.c'
@@ -30,12 +31,23 @@ only 'omp\.h' 'kernels/cpu/[a-z0-9_]+\.[ch]'
 only 'yaml\.h' 'trainer/config/config_yaml\.c'
 only 'kernels/cpu/' 'kernels/cpu/[a-z0-9_]+\.[ch]'
 
-# Bodies of functions up to 80 lines, files up to 600.
-find kernels parallel data checkpoints trainer -name '*.[ch]' -print0 | sort -z |
+# CUDA: its headers in kernels/cuda alone, by way of simt.cuh and ptx.cuh, so that every source also
+# runs on the emulator; NCCL's in one file of parallel/; assembly in the two headers.
+only '(cuda|cublas|cudnn|cooperative_groups|cub/|thrust/|curand|nvtx)' 'kernels/cuda/[a-z0-9_]+\.(c|h|cuh)|parallel/comm_nccl\.c'
+only 'nccl' 'parallel/comm_nccl\.c'
+only '(emulator|tests)/' 'kernels/cuda/(simt|ptx)\.cuh'
+{ grep -rnE '\b(asm|__asm__|asm volatile)\b *(volatile)? *\(' kernels parallel data checkpoints trainer \
+    --include='*.[ch]' --include='*.cu' --include='*.cuh' || true; } |
+    { grep -vE '^kernels/cuda/(simt|ptx)\.cuh:' || true; } | sed 's/$/   <- assembly belongs in ptx.cuh/' >>"$problems"
+
+# Bodies of functions up to 80 lines (of kernels 150), files up to 600.
+find kernels parallel data checkpoints trainer tests/emulator \( -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' \
+    -o -name '*.cpp' \) -print0 | sort -z |
     xargs -0 awk '
-        FNR == 1 { open = 0 }
+        FNR == 1 { open = kernel = 0 }
+        /__global__/ { kernel = 70 }
         /^\{/ { open = FNR }
-        /^\}/ && open { if (FNR - open > 81) print FILENAME ":" open ": function of " FNR - open - 1 " lines"; open = 0 }
+        /^\}/ && open { if (FNR - open > 81 + kernel) print FILENAME ":" open ": function of " FNR - open - 1 " lines"; open = kernel = 0 }
         FNR == 601 { print FILENAME ": more than 600 lines" }' >>"$problems"
 
 if [ -s "$problems" ]; then

@@ -31,6 +31,8 @@ cudaError_t launch_fp8_grouped_gemm(cudaStream_t stream, const CUtensorMap *map_
 /* map_x: x[m, n], map_y: y[n, m], float, boxes of 32 x 32; a block does `tiles` tiles */
 void launch_tma_transpose(cudaStream_t stream, const CUtensorMap *map_x, const CUtensorMap *map_y,
                           int m, int n, int tiles);
+/* y[n] = scale x[n] + shift */
+void launch_affine(cudaStream_t stream, const float *x, float *y, int n, float scale, float shift);
 #ifdef __cplusplus
 }
 #endif
