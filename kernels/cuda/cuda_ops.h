@@ -4,7 +4,8 @@
  * place of the device. `stream` is a cudaStream_t. Tensors and arrays are device memory. Launchers
  * only enqueue: they never wait, allocate or copy, so that they can be captured in a graph; where
  * an op needs scratch or a value the CPU's op returns, the caller hands over device memory. Launch
- * errors stay in cudaGetLastError. Empty inputs launch nothing.
+ * errors stay in cudaGetLastError. Empty inputs launch nothing. Ids, rows and labels out of range
+ * trap in the kernel, as the CPU asserts. From sm_80 on.
  *
  * Results: computed in f32, rounded once where the CPU rounds; sums run over fixed trees that
  * depend on the width (and on 16-byte alignment, which arena tensors always have) but not on the

@@ -217,9 +217,9 @@ DEVICE void count_scored(int64_t *scored, const float (&score)[R], const struct 
 }
 
 /* One warp per token, its E scores in registers: up to 64 experts in 2, 256 in 8, 1024 in 32; up to
- * 4096 in 128, part of which spill. Bytes per token: 4 E of logits in, 4 E of scores and 8 K out.
- * Per token and lane about R (K + groups + top_groups) comparisons and 2 reductions each: bound by
- * them from about E = 64 on, else by memory. */
+ * 4096 in loops over 128 in local memory. Bytes per token: 4 E of logits in, 4 E of scores and 8 K
+ * out. Per token and lane about R (K + groups + top_groups) comparisons and 2 reductions each:
+ * bound by them from about E = 64 on, else by memory. */
 template <int R>
 __global__ void __launch_bounds__(ROUTER_WARPS * 32)
     router_forward_kernel(struct router_io io, struct router_shape shape)
