@@ -214,12 +214,6 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const voi
     return cudaSuccess;
 }
 
-/* Graph capture is refused: callers fall back to launching one by one. */
-cudaError_t cudaStreamBeginCapture(cudaStream_t, enum cudaStreamCaptureMode)
-{
-    return failed(cudaErrorNotSupported);
-}
-
 CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuuint32_t rank,
                                 void *base, const cuuint64_t *dim, const cuuint64_t *stride,
                                 const cuuint32_t *box, const cuuint32_t *step,

@@ -281,6 +281,8 @@ static void group_issue()
                 emu_fail(here, "one group, one communicator, two streams: not modelled");
             (o.comm == comm ? f->operations : rest).push_back(o);
         }
+        if (stream_capture(group[0].stream))
+            emu_fail(here, "an NCCL operation in a graph capture: not modelled");
         f->comm = comm;
         f->number = comm->issued++;
         f->posted = false;

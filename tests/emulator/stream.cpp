@@ -26,6 +26,7 @@ struct CUstream_st {
     bool used;
     int number;
     void *race_fiber;
+    struct graph_capture *capture;
     char race; /* what the stream has done */
 };
 struct CUevent_st {
@@ -97,6 +98,10 @@ void stream_push(cudaStream_t stream, const char *what, bool (*step)(void *state
                  const void *state, size_t bytes)
 {
     struct CUstream_st *s = stream_get(stream);
+    if (s->capture) {
+        graph_add(s->capture, s, what, step, state, bytes);
+        return;
+    }
     struct stream_op *op = (struct stream_op *)pool_take(sizeof *op);
     op->next = nullptr;
     op->step = step;
@@ -194,8 +199,21 @@ static void report_stuck(const char *what)
     _exit(EMU_EXIT);
 }
 
+struct graph_capture *stream_capture(cudaStream_t stream)
+{
+    return stream_get(stream)->capture;
+}
+
+void stream_set_capture(cudaStream_t stream, struct graph_capture *capture)
+{
+    stream_get(stream)->capture = capture;
+}
+
 void stream_drain(bool (*done)(const void *argument), const void *argument, const char *what)
 {
+    for (const struct CUstream_st &s : streams)
+        if (s.used && s.capture)
+            emu_fail({"cudart", 0}, "%s while stream %d captures a graph", what, s.number);
     scheduler_seed_from_environment();
     if (running)
         emu_fail({"cudart", 0}, "%s called from a host function of a stream", what);
@@ -235,27 +253,28 @@ void stream_synchronize_all()
 
 /* ---- kernels ---- */
 
-struct launch {
+/* The arguments follow it, as aligned as a tensor map wants to be. */
+struct alignas(64) launch {
     struct emu_grid grid;
     void (*body)(void *);
-    void *argument;
-    size_t bytes;
 };
 
 static bool launch_step(void *state)
 {
     struct launch *l = (struct launch *)state;
-    emu_run_grid(&l->grid, l->body, l->argument);
-    pool_give(l->argument, l->bytes);
+    emu_run_grid(&l->grid, l->body, l + 1);
     return true;
 }
 
 void emu_enqueue_grid(cudaStream_t stream, const struct emu_grid *grid, void (*body)(void *),
                       const void *argument, size_t bytes)
 {
-    struct launch l = {*grid, body, pool_take(bytes), bytes};
-    copy_bytes(l.argument, argument, bytes);
-    stream_push(stream, grid->name, launch_step, &l, sizeof l);
+    struct launch *l = (struct launch *)pool_take(sizeof *l + bytes);
+    l->grid = *grid;
+    l->body = body;
+    copy_bytes(l + 1, argument, bytes);
+    stream_push(stream, grid->name, launch_step, l, sizeof *l + bytes);
+    pool_give(l, sizeof *l + bytes);
 }
 
 /* ---- events ---- */
@@ -263,7 +282,6 @@ void emu_enqueue_grid(cudaStream_t stream, const struct emu_grid *grid, void (*b
 struct event_state {
     struct CUevent_st *event;
     uint64_t value;
-    struct CUstream_st *stream;
 };
 
 static bool record_step(void *state)
@@ -315,21 +333,25 @@ cudaError_t cudaEventDestroy(cudaEvent_t)
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 {
-    struct event_state e = {event, ++event->recorded, nullptr};
+    if (graph_record(event, stream))
+        return cudaSuccess;
+    struct event_state e = {event, ++event->recorded};
     stream_push(stream, "cudaEventRecord", record_step, &e, sizeof e);
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned)
 {
-    struct event_state e = {event, event->recorded, nullptr};
+    if (graph_wait(stream, event))
+        return cudaSuccess;
+    struct event_state e = {event, event->recorded};
     stream_push(stream, "cudaStreamWaitEvent", wait_step, &e, sizeof e);
     return cudaSuccess;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
-    struct event_state e = {event, event->recorded, nullptr};
+    struct event_state e = {event, event->recorded};
     stream_drain(event_reached, &e, "cudaEventSynchronize");
     race_acquire(&event->race);
     return cudaSuccess;

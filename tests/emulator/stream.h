@@ -18,6 +18,18 @@ void pool_give(void *p, size_t bytes);
 /* step(state) does the operation, on a copy of `state`. false: cannot go on yet, ask again. */
 void stream_push(cudaStream_t stream, const char *what, bool (*step)(void *state),
                  const void *state, size_t bytes);
+/* Operations of a capturing stream go to its graph instead (graph.cpp). NULL: it captures nothing.
+ */
+struct graph_capture;
+struct graph_capture *stream_capture(cudaStream_t stream);
+void stream_set_capture(cudaStream_t stream, struct graph_capture *capture);
+void graph_add(struct graph_capture *capture, cudaStream_t stream, const char *what,
+               bool (*step)(void *state), const void *state, size_t bytes);
+/* Events recorded and waited for during a capture order its nodes. False: the stream captures
+ * nothing. */
+bool graph_record(cudaEvent_t event, cudaStream_t stream);
+bool graph_wait(cudaStream_t stream, cudaEvent_t event);
+
 /* An operation that waits for other ranks is not a deadlock. Called by its step. */
 void stream_waits_for_others();
 /* Runs operations until done(argument). */

@@ -46,6 +46,38 @@ static bool round_trip(struct pipeline *p, int n, int number)
     return true;
 }
 
+/* A captured fork and join, launched twice: x = 2 x + 1 on one branch, y = 3 on the other, x = x +
+ * y. */
+static bool graph_runs(struct pipeline *p)
+{
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    std::vector<float> two = {5, 7};
+    device_vector<float> x(two), y(two);
+    must(cudaStreamBeginCapture(p->compute, cudaStreamCaptureModeThreadLocal), "capture");
+    cudaEventRecord(p->uploaded, p->compute);
+    cudaStreamWaitEvent(p->copy, p->uploaded, 0);
+    launch_affine(p->compute, x.data, x.data, 1, 2.0f, 1.0f);
+    launch_affine(p->copy, y.data, x.data + 1, 1, 0.0f, 3.0f);
+#ifndef MUTANT_NO_GRAPH_JOIN
+    cudaEventRecord(p->computed, p->copy);
+    cudaStreamWaitEvent(p->compute, p->computed, 0);
+#endif
+    launch_affine(p->compute, x.data + 1, y.data, 1, 1.0f, 10.0f);
+    cudaError_t error = cudaStreamEndCapture(p->compute, &graph);
+    if (error != cudaSuccess) {
+        printf("WRONG: cudaStreamEndCapture: %d\n", (int)error);
+        return false;
+    }
+    must(cudaGraphInstantiate(&exec, graph, 0), "cudaGraphInstantiate");
+    cudaGraphLaunch(exec, p->compute);
+    cudaGraphLaunch(exec, p->compute);
+    cudaStreamSynchronize(p->compute);
+    cudaGraphExecDestroy(exec);
+    cudaGraphDestroy(graph);
+    return x.get()[0] == 23 && x.get()[1] == 3 && y.get()[0] == 13;
+}
+
 static bool test()
 {
     const int n = 700;
@@ -63,6 +95,7 @@ static bool test()
     bool right = true;
     for (int i = 0; i < 3 && right; i++)
         right = round_trip(&p, n, i);
+    right = right && graph_runs(&p);
     cudaLaunchHostFunc(p.compute, count_up, &count);
     cudaStreamSynchronize(p.compute);
     while (cudaStreamQuery(p.copy) == cudaErrorNotReady)

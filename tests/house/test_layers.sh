@@ -8,7 +8,7 @@ trap 'rm -f "$problems"' EXIT
 
 # allow ROOM PATTERN: files of the room include our headers only from folders that match.
 allow() {
-    { grep -rnE '#include "' "$1" --include='*.[ch]' || true; } |
+    { grep -rnE '#include "' "$1" --include='*.[ch]' --include='*.cu' --include='*.cuh' || true; } |
         { grep -vE "#include \"($2)/" || true; } | sed 's/$/   <- not below this room/' >>"$problems"
 }
 allow kernels/base 'kernels/base'

@@ -1,0 +1,204 @@
+#include <math.h>
+
+#include "kernels/cuda/random.cuh"
+
+/* Folded constants of one call: torch's order of operations, as on the CPU. */
+struct adamw_factors {
+    float decay, beta1, beta2, step, inverse_root2, eps, grad_scale;
+};
+
+template <int W>
+DEVICE void store_moments(float *p, const float (&x)[W], const uint32_t (&)[W], int)
+{
+    store(p, x);
+}
+
+/* One random word serves two moments of an element: its low and its high half. */
+template <int W>
+DEVICE void store_moments(bf16 *p, const float (&x)[W], const uint32_t (&words)[W], int shift)
+{
+    uint32_t noise[W];
+#pragma unroll
+    for (int j = 0; j < W; j++) {
+        noise[j] = words[j] >> shift;
+    }
+    store_noise(p, x, noise);
+}
+
+/* V elements per thread; M: dtype of the moments. Bytes per element: grad in, param and the moments
+ * in and out, 2 of the copy out: 30 with f32 moments, 22 with bf16. FLOPs: about 15 (bf16: and 25
+ * integer operations of noise). Bound by memory. */
+template <class M, int V>
+__global__ void __launch_bounds__(FLAT_THREADS)
+    adamw_kernel(float *param, M *m, M *v, bf16 *out, const float *__restrict__ grad, int64_t count,
+                 struct adamw_factors f, struct moments moments)
+{
+    flat<V>(count, [&](auto width, int64_t i) {
+        constexpr int W = decltype(width)::value;
+        float p[W], g[W], new_m[W], new_v[W];
+        uint32_t words[W] = {};
+        load(p, param + i);
+        load(g, grad + i);
+        load(new_m, m + i);
+        load(new_v, v + i);
+#pragma unroll
+        for (int j = 0; j < W; j++) {
+            const float own = g[j] * f.grad_scale;
+            new_m[j] = f.beta1 * new_m[j] + (1.0F - f.beta1) * own;
+            new_v[j] = f.beta2 * new_v[j] + (1.0F - f.beta2) * own * own;
+            p[j] = p[j] * f.decay - f.step * new_m[j] / (sqrtf(new_v[j]) * f.inverse_root2 + f.eps);
+        }
+        store(param + i, p);
+        if (out != nullptr) {
+            store(out + i, p);
+        }
+        if constexpr (sizeof(M) == 2) {
+            noise_words(words, moments.key, moments.first + (uint64_t)i);
+        }
+        store_moments(m + i, new_m, words, 0);
+        store_moments(v + i, new_v, words, 16);
+    });
+}
+
+/* Calls run(storage<M, V>) for the moments' dtype: 4 elements per thread, or one. */
+template <class F> static void dispatch_moments(enum dtype dtype, bool wide, F run)
+{
+    assert(dtype == DTYPE_F32 || dtype == DTYPE_BF16);
+    if (dtype == DTYPE_F32) {
+        wide ? run(storage<float, 4>()) : run(storage<float, 1>());
+    } else {
+        wide ? run(storage<bf16, 4>()) : run(storage<bf16, 1>());
+    }
+}
+
+void cuda_adamw(void *stream, float *param, void *m, void *v, void *out_bf16, const float *grad,
+                int64_t count, struct adamw args)
+{
+    const double correction1 = 1.0 - pow((double)args.beta1, (double)args.step);
+    const double correction2 = 1.0 - pow((double)args.beta2, (double)args.step);
+    const struct adamw_factors f = {1.0F - args.lr * args.weight_decay,
+                                    args.beta1,
+                                    args.beta2,
+                                    (float)((double)args.lr / correction1),
+                                    (float)(1.0 / sqrt(correction2)),
+                                    args.eps,
+                                    args.grad_scale};
+    if (count == 0) {
+        return;
+    }
+    const bool wide =
+        aligned(param) && aligned(m) && aligned(v) && aligned(out_bf16) && aligned(grad);
+    dispatch_moments(args.moments.dtype, wide, [&](auto kind) {
+        using M = typename decltype(kind)::type;
+        constexpr int V = decltype(kind)::pack;
+        LAUNCH((adamw_kernel<M, V>), flat_blocks(count, V), FLAT_THREADS, 0, (cudaStream_t)stream,
+               param, (M *)m, (M *)v, (bf16 *)out_bf16, grad, count, f, args.moments);
+    });
+}
+
+/* g = grad_scale * grad; m += (1 - momentum) (g - m); grad = g + momentum (m - g). Bytes: grad and
+ * m in and out. FLOPs: 7. Bound by memory. */
+template <class M, int V>
+__global__ void __launch_bounds__(FLAT_THREADS)
+    muon_momentum_kernel(float *grad, M *m, int64_t count, struct muon args)
+{
+    flat<V>(count, [&](auto width, int64_t i) {
+        constexpr int W = decltype(width)::value;
+        float g[W], moment[W];
+        uint32_t words[W] = {};
+        load(g, grad + i);
+        load(moment, m + i);
+#pragma unroll
+        for (int j = 0; j < W; j++) {
+            const float own = args.grad_scale * g[j];
+            moment[j] += (1.0F - args.momentum) * (own - moment[j]);
+            g[j] = own + args.momentum * (moment[j] - own);
+        }
+        store(grad + i, g);
+        if constexpr (sizeof(M) == 2) {
+            noise_words(words, args.moments.key, args.moments.first + (uint64_t)i);
+        }
+        store_moments(m + i, moment, words, 0);
+    });
+}
+
+void cuda_muon_momentum(void *stream, float *grad, void *m, int64_t count, struct muon args)
+{
+    if (count == 0) {
+        return;
+    }
+    dispatch_moments(args.moments.dtype, aligned(grad) && aligned(m), [&](auto kind) {
+        using M = typename decltype(kind)::type;
+        constexpr int V = decltype(kind)::pack;
+        LAUNCH((muon_momentum_kernel<M, V>), flat_blocks(count, V), FLAT_THREADS, 0,
+               (cudaStream_t)stream, grad, (M *)m, count, args);
+    });
+}
+
+/* param = param decay - step update. Bytes: param in and out, update in, 2 of the copy out. FLOPs:
+ * 3. Bound by memory. */
+template <int V>
+__global__ void __launch_bounds__(FLAT_THREADS)
+    muon_update_kernel(float *param, bf16 *out, const float *__restrict__ update, int64_t count,
+                       float decay, float step)
+{
+    flat<V>(count, [&](auto width, int64_t i) {
+        constexpr int W = decltype(width)::value;
+        float p[W], u[W];
+        load(p, param + i);
+        load(u, update + i);
+#pragma unroll
+        for (int j = 0; j < W; j++) {
+            p[j] = p[j] * decay - step * u[j];
+        }
+        store(param + i, p);
+        if (out != nullptr) {
+            store(out + i, p);
+        }
+    });
+}
+
+void cuda_muon_update(void *stream, float *param, void *out_bf16, const float *update,
+                      int64_t count, struct muon args)
+{
+    const float decay = 1.0F - args.lr * args.weight_decay, step = args.lr * args.scale;
+    if (count == 0) {
+        return;
+    }
+    const bool wide = aligned(param) && aligned(out_bf16) && aligned(update);
+    dispatch_moments(DTYPE_F32, wide, [&](auto kind) {
+        constexpr int V = decltype(kind)::pack;
+        LAUNCH(muon_update_kernel<V>, flat_blocks(count, V), FLAT_THREADS, 0, (cudaStream_t)stream,
+               param, (bf16 *)out_bf16, update, count, decay, step);
+    });
+}
+
+/* Bytes: ema in and out, x in. FLOPs: 3. Bound by memory. */
+template <int V>
+__global__ void __launch_bounds__(FLAT_THREADS)
+    ema_kernel(float *ema, const float *__restrict__ x, int64_t count, float decay, float rest)
+{
+    flat<V>(count, [&](auto width, int64_t i) {
+        constexpr int W = decltype(width)::value;
+        float average[W], own[W];
+        load(average, ema + i);
+        load(own, x + i);
+#pragma unroll
+        for (int j = 0; j < W; j++) {
+            average[j] = decay * average[j] + rest * own[j];
+        }
+        store(ema + i, average);
+    });
+}
+
+void cuda_ema(void *stream, float *ema, const float *x, int64_t count, double decay)
+{
+    if (count == 0) {
+        return;
+    }
+    dispatch_moments(DTYPE_F32, aligned(ema) && aligned(x), [&](auto kind) {
+        constexpr int V = decltype(kind)::pack;
+        LAUNCH(ema_kernel<V>, flat_blocks(count, V), FLAT_THREADS, 0, (cudaStream_t)stream, ema, x,
+               count, (float)decay, (float)(1 - decay));
+    });
+}
