@@ -508,6 +508,12 @@ static bool lies_in(const char *path, const char *outer)
     return in;
 }
 
+static enum status nothing_to_start_from(const char *path)
+{
+    const enum status status = no_checkpoint(path, "");
+    return status == STATUS_OK ? status : status_lines(STATUS_DATA, status_message());
+}
+
 static enum status check_place(const char *path, const char *moved)
 {
     char name[MAX_PATH];
@@ -522,7 +528,7 @@ static enum status check_place(const char *path, const char *moved)
         return STATUS_OK;
     }
     snprintf(name, sizeof name, "%s/checkpoints", path);
-    return io_exists(name) ? STATUS_OK : no_checkpoint(path, "");
+    return io_exists(name) ? STATUS_OK : nothing_to_start_from(path);
 }
 
 enum status state_check_start(struct comm *world, const char *path, const char *moved)
@@ -538,7 +544,7 @@ enum status state_check_start(struct comm *world, const char *path, const char *
     TRY(checkpoint_newest(world, name, INT64_MAX, &found, &step, say_nothing, NULL));
     const bool any = found != NULL;
     free(found);
-    return any ? STATUS_OK : no_checkpoint(path, "");
+    return any ? STATUS_OK : nothing_to_start_from(path);
 }
 
 static enum status read_tokenizer(const char *path, char name[STATE_TOKENIZER_BYTES])
