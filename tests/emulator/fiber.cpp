@@ -17,8 +17,11 @@ enum { STACK_BYTES = 512 << 10, GUARD_BYTES = 4096 };
 enum { STACK_BYTES = 128 << 10, GUARD_BYTES = 4096 };
 #endif
 
+#if defined(__x86_64__) && !defined(EMU_UCONTEXT)
+#define HAVE_SWITCH 1
+#endif
+
 static uint64_t switches;
-static void *scheduler_stack_pointer;
 static struct fiber *starting;
 #ifdef EMU_ASAN
 static void *scheduler_fake_stack;
@@ -29,7 +32,7 @@ static size_t scheduler_stack_bytes;
 static void *scheduler_race_fiber;
 #endif
 
-#ifdef __x86_64__
+#ifdef HAVE_SWITCH
 /* Saves the callee-saved registers and the stack pointer, loads the other's: 15 ns, where
  * ucontext's two system calls for the signal mask take 250. */
 extern "C" void emu_switch_stack(void **save, void *load);
@@ -56,6 +59,7 @@ emu_switch_stack:
     ret
 .size emu_switch_stack, .-emu_switch_stack
 )");
+static void *scheduler_stack_pointer;
 #else
 static ucontext_t scheduler_context;
 #endif
@@ -82,7 +86,7 @@ void fiber_start(struct fiber *f, void (*entry)())
     }
     f->entry = entry;
     f->fake_stack = nullptr;
-#ifdef __x86_64__
+#ifdef HAVE_SWITCH
     void **top = (void **)(f->stack + STACK_BYTES);
     *--top = nullptr; /* where a return address would be: keeps the ABI's alignment */
     *--top = (void *)first_call;
@@ -109,7 +113,7 @@ void fiber_resume(struct fiber *f)
     scheduler_race_fiber = race_current();
 #endif
     race_switch(&f->race_fiber);
-#ifdef __x86_64__
+#ifdef HAVE_SWITCH
     emu_switch_stack(&scheduler_stack_pointer, f->stack_pointer);
 #else
     swapcontext(&scheduler_context, &f->context);
@@ -131,7 +135,7 @@ void fiber_yield(struct fiber *f, bool last)
 #ifdef EMU_TSAN
     race_switch(&scheduler_race_fiber);
 #endif
-#ifdef __x86_64__
+#ifdef HAVE_SWITCH
     emu_switch_stack(&f->stack_pointer, scheduler_stack_pointer);
 #else
     swapcontext(&f->context, &scheduler_context);

@@ -33,17 +33,24 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_
 
 command=("$program")
 [ "$ranks" -eq 0 ] || command=("${MPIEXEC:-mpirun}" --bind-to none -np "$ranks" "$program")
-if [ "$mode" = tsan ] && "$program" 0 2>&1 | grep -q 'unexpected memory mapping'; then
-    # Newer kernels place mappings where ThreadSanitizer of this compiler does not expect them.
-    command=(setarch "$(uname -m)" -R "${command[@]}")
-    "${command[@]}" 0 2>&1 | grep -q 'unexpected memory mapping\|setarch' &&
-        echo "ThreadSanitizer cannot run on this kernel" && exit 77
-fi
+attempt() {
+    output=$(timeout 300 "${command[@]}" "$1" 2>&1)
+    code=$?
+}
+# Newer kernels place mappings where this compiler's ThreadSanitizer does not expect them.
+misplaced() { [ "$mode" = tsan ] && printf '%s\n' "$output" | grep -q 'unexpected memory mapping'; }
 
 found=0
 for seed in "${seeds[@]}"; do
-    output=$(timeout 300 "${command[@]}" "$seed" 2>&1)
-    code=$?
+    attempt "$seed"
+    if misplaced; then
+        command=(setarch "$(uname -m)" -R "${command[@]}")
+        attempt "$seed"
+        if misplaced || printf '%s\n' "$output" | grep -q '^setarch:'; then
+            echo "ThreadSanitizer cannot run on this kernel"
+            exit 77
+        fi
+    fi
     if [ "$want" = clean ]; then
         [ $code -eq 0 ] && continue
         printf '%s\n' "$output" | head -40

@@ -39,7 +39,7 @@ using std::min;
                         (const void *)(kernel),                                                    \
                         #kernel,                                                                   \
                         {__FILE__, __LINE__}},                                                     \
-               (stream), ##__VA_ARGS__)
+               (stream) __VA_OPT__(,) __VA_ARGS__)
 
 /* ---- launch: arguments converted to the kernel's own parameter types and captured by value ----
  */

@@ -4,6 +4,7 @@
 #include <math.h>
 
 enum { OPS_MAX = 64, ACCUMULATORS_MAX = 4, COLUMNS_MAX = 256, ROWS = 64 };
+enum { COMMIT = -1 };
 enum { SWIZZLE_NONE, SWIZZLE_128B, SWIZZLE_64B, SWIZZLE_32B };
 
 /* One wgmma as one thread issued it. The 128 threads' queues must be equal but for d. */
@@ -16,8 +17,8 @@ struct op {
 };
 /* From issue to completion the registers are NaN and their values are kept here. */
 struct accumulator {
-    float *d; /* NULL: free */
-    int count;
+    float *d;         /* NULL: free */
+    int count, group; /* group: of the newest op that uses it */
     float value[COLUMNS_MAX / 2];
 };
 struct queue {
@@ -45,12 +46,12 @@ void wgmma_begin()
     }
 }
 
-void wgmma_end(struct emu_at)
+void wgmma_end(struct emu_at kernel)
 {
     for (int i = 0; i < block_threads(); i++)
-        if (queues[i].count)
-            emu_fail(queues[i].ops[0].at, "thread %d returned with %d wgmma not waited for", i,
-                     queues[i].count);
+        for (const struct accumulator &a : queues[i].accumulators)
+            if (a.d)
+                emu_fail(kernel, "thread %d returned with wgmma not waited for", i);
 }
 
 /* ---- operands ---- */
@@ -213,8 +214,9 @@ static void check_same(const struct op *a, const struct op *b)
         emu_fail(a->at, "wgmma: descriptors, shape or flags differ across the warpgroup");
 }
 
-/* Takes the first `count` ops off the queue; accumulators no other op uses go back to registers. */
-static void retire(struct queue *q, int count)
+/* Takes the first `count` ops off the queue; accumulators of groups before `waited` go back to
+ * registers. */
+static void retire(struct queue *q, int count, int waited)
 {
     for (int i = 0; i < count; i++)
         if (q->done_count < OPS_MAX)
@@ -222,21 +224,18 @@ static void retire(struct queue *q, int count)
     for (int i = count; i < q->count; i++)
         copy_bytes(&q->ops[i - count], &q->ops[i], sizeof q->ops[i]);
     q->count -= count;
-    for (int a = 0; a < ACCUMULATORS_MAX; a++) {
-        struct accumulator *x = &q->accumulators[a];
-        bool used = x->d == nullptr;
-        for (int i = 0; i < q->count && !used; i++)
-            used = q->ops[i].accumulator == a;
-        if (!used) {
-            copy_bytes(x->d, x->value, sizeof(float) * (size_t)x->count);
-            x->d = nullptr;
+    for (struct accumulator &a : q->accumulators)
+        if (a.d && a.group < waited) {
+            copy_bytes(a.d, a.value, sizeof(float) * (size_t)a.count);
+            a.d = nullptr;
         }
-    }
 }
 
-/* Executes the committed groups but the newest `pending` of a warpgroup. */
-static void groups_run(int first_thread, int pending)
+/* Executes the committed groups but the newest `pending` of a warpgroup. COMMIT: all of them, with
+ * nothing returned to registers, as nobody waited. */
+static void groups_run(int first_thread, int argument)
 {
+    int pending = argument == COMMIT ? 0 : argument;
     static float c[ROWS * COLUMNS_MAX];
     struct queue *q = &queues[first_thread];
     int count = 0, loaded = -1;
@@ -265,7 +264,7 @@ static void groups_run(int first_thread, int pending)
     if (loaded >= 0)
         matrix_move(c, first_thread, loaded, q->ops[count - 1].columns, true);
     for (int t = 0; t < 128; t++)
-        retire(&queues[first_thread + t], count);
+        retire(&queues[first_thread + t], count, argument == COMMIT ? 0 : q->committed - pending);
 }
 
 /* Each warp reads 16 rows of A and all of B, ordered by its own waits only: one warp's arrival on
@@ -353,6 +352,7 @@ void emu_wgmma(float *d, int columns, bool fp8, bool a_mn_major, bool b_mn_major
         copy_bytes(a->value, d, sizeof(float) * (size_t)a->count);
         fill_bytes(d, 0xff, sizeof(float) * (size_t)a->count);
     }
+    q->accumulators[found].group = q->committed;
     q->ops[q->count++] = {found,      columns, fp8,    a_mn_major,   b_mn_major,
                           accumulate, desc_a,  desc_b, q->committed, {at.file, at.line}};
 }
@@ -366,7 +366,7 @@ void emu_wgmma_commit(struct emu_at at)
 {
     queues[block_current()].committed++;
     if (emu_seed() % 2) {
-        warpgroup_meet("wgmma_commit", groups_run, 0, at);
+        warpgroup_meet("wgmma_commit", groups_run, COMMIT, at);
         race_reads();
     }
 }

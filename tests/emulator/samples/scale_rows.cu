@@ -46,5 +46,13 @@ __global__ void __launch_bounds__(64)
 
 extern "C" void launch_scale_rows(cudaStream_t stream, const float *x, float *y, int rows)
 {
+#if defined(MUTANT_TOO_MANY_THREADS)
+    LAUNCH(scale_rows_kernel, rows, 1056, 0, stream, x, y);
+#elif defined(MUTANT_TOO_MUCH_SHARED)
+    LAUNCH(scale_rows_kernel, rows, 64, (227 << 10) + 16, stream, x, y);
+#elif defined(MUTANT_NO_ALLOW_SMEM)
+    LAUNCH(scale_rows_kernel, rows, 64, 64 << 10, stream, x, y);
+#else
     LAUNCH(scale_rows_kernel, rows, 64, 0, stream, x, y);
+#endif
 }
