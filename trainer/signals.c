@@ -3,6 +3,8 @@
 
 #include <signal.h>
 #include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -44,4 +46,17 @@ int signals_agreed(struct comm *world)
     int32_t signal = caught;
     comm_all_reduce(world, &signal, 1, DTYPE_I32, REDUCE_MAX);
     return signal;
+}
+
+enum status signals_end(struct comm *world, enum status status)
+{
+    const int signal = status == STATUS_PREEMPTED ? signals_agreed(world) : 0;
+    if (status != STATUS_OK && world->rank == 0) {
+        fprintf(stderr, "switchyard: %s\n", status_message());
+    }
+    comm_close(world);
+    if (signal != 0) {
+        exit(128 + signal);
+    }
+    return status == STATUS_OK ? STATUS_OK : status_fail(status, "%s", "");
 }

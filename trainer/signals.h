@@ -11,5 +11,8 @@ int signals_caught(void); /* the signal's number, or 0 */
 enum status signals_check(void) __attribute__((warn_unused_result));
 /* Collective. The largest signal number caught by any rank. */
 int signals_agreed(struct comm *world);
+/* Collective. The end of such work: rank 0 prints a failure, `world` is closed; after a signal the
+ * process exits with 128 + its number. Returns status, its message cleared. */
+enum status signals_end(struct comm *world, enum status status);
 
 #endif

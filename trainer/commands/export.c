@@ -1,7 +1,6 @@
 #include "trainer/exchange/export.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "checkpoints/safetensors.h"
@@ -75,18 +74,9 @@ enum status command_export(int argc, char **argv)
     export.to = options.words[1];
     TRY(comm_open(&world, "auto"));
     signals_install();
-    enum status status = export_run(&world, &export, &figures);
-    const int signal = status == STATUS_PREEMPTED ? signals_agreed(&world) : 0;
-    const bool speaks = world.rank == 0;
-    if (status == STATUS_OK && speaks) {
+    const enum status status = export_run(&world, &export, &figures);
+    if (status == STATUS_OK && world.rank == 0) {
         print(&export, &figures, json);
     }
-    if (status != STATUS_OK && speaks) {
-        fprintf(stderr, "switchyard: %s\n", status_message());
-    }
-    comm_close(&world);
-    if (signal != 0) {
-        exit(128 + signal);
-    }
-    return status == STATUS_OK ? STATUS_OK : status_fail(status, "%s", "");
+    return signals_end(&world, status);
 }

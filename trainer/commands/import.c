@@ -1,7 +1,6 @@
 #include "trainer/exchange/import.h"
 
 #include <stdio.h>
-#include <stdlib.h>
 
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
@@ -85,18 +84,9 @@ enum status command_import(int argc, char **argv)
     import.override_count = options.override_count;
     TRY(comm_open(&world, "auto"));
     signals_install();
-    enum status status = import_run(&world, &import, &figures, say);
-    const int signal = status == STATUS_PREEMPTED ? signals_agreed(&world) : 0;
-    const bool speaks = world.rank == 0;
-    if (status == STATUS_OK && speaks) {
+    const enum status status = import_run(&world, &import, &figures, say);
+    if (status == STATUS_OK && world.rank == 0) {
         print(&import, &figures, json);
     }
-    if (status != STATUS_OK && speaks) {
-        fprintf(stderr, "switchyard: %s\n", status_message());
-    }
-    comm_close(&world);
-    if (signal != 0) {
-        exit(128 + signal);
-    }
-    return status == STATUS_OK ? STATUS_OK : status_fail(status, "%s", "");
+    return signals_end(&world, status);
 }
