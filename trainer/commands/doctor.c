@@ -34,9 +34,12 @@ static void print(const struct comm *world, struct device *device, bool json)
         printf("{\"comm\":\"%s\",\"ranks\":%d", world->table->name, world->size);
         json_out_text(stdout, ",\"cpu\":", info->cpu);
         printf(",\"threads\":%d", info->threads);
-        json_out_text(stdout, ",\"onednn\":", info->onednn);
-        json_out_text(stdout, ",\"isa\":", info->isa);
-        json_out_text(stdout, ",\"bf16_gemm\":", info->bf16_gemm);
+        json_out_text(stdout, ",\"device\":", info->name);
+        for (int i = 0; i < info->fact_count; i++) {
+            char key[64];
+            snprintf(key, sizeof key, ",\"%s\":", info->fact[i].key);
+            json_out_text(stdout, key, info->fact[i].value);
+        }
         printf(",\"batch_invariant\":%s", info->batch_invariant ? "true" : "false");
         json_out_number(stdout, ",\"gflops_fp32\":", f32, 5);
         json_out_number(stdout, ",\"gflops_bf16\":", bf16, 5);
@@ -49,8 +52,11 @@ static void print(const struct comm *world, struct device *device, bool json)
     version_print(stdout);
     printf("ranks        %d over %s\n", world->size, world->table->name);
     printf("cpu          %s, %d threads for this rank\n", info->cpu, info->threads);
-    printf("GEMM         oneDNN %s, %s, bf16 %s; fp32 %.0f, bf16 %.0f GFLOP/s\n", info->onednn,
-           info->isa, info->bf16_gemm, f32, bf16);
+    printf("device       %s\n", info->name);
+    for (int i = 0; i < info->fact_count; i++) {
+        printf("  %-18s %s\n", info->fact[i].key, info->fact[i].value);
+    }
+    printf("GEMM         fp32 %.0f, bf16 %.0f GFLOP/s\n", f32, bf16);
     printf("             rows %s on the other rows of a batch%s\n",
            info->batch_invariant ? "do not depend" : "DEPEND",
            info->batch_invariant ? "" : ": losses of different layouts agree to rounding only");
