@@ -78,6 +78,24 @@ void cuda_swiglu_backward(void *stream, struct tensor dgate_up, struct tensor dh
 void cuda_cross_entropy_rows(void *stream, double *loss, struct tensor grad, struct tensor logits,
                              const int32_t *labels, float loss_scale);
 
+/* ---- gemm.cu, gemm_f32.cu, gemm_mma.cu ---- */
+/* offset: device memory, read by the kernels; x.dim[0] (dy.dim[0]) is what offset[experts] can be
+ * at most. Rows past offset[experts] are not written. Products of two bf16 operands run on tensor
+ * cores, others on CUDA cores in f32. */
+void cuda_linear_forward(void *stream, struct tensor y, struct tensor x, struct tensor w, bool add);
+void cuda_linear_backward_input(void *stream, struct tensor dx, struct tensor dy, struct tensor w,
+                                bool add);
+void cuda_linear_backward_weight(void *stream, struct tensor dw, struct tensor dy, struct tensor x);
+void cuda_grouped_forward(void *stream, struct tensor y, struct tensor x, const void *w,
+                          int64_t w_stride, const int64_t *offset, int64_t experts);
+void cuda_grouped_backward_input(void *stream, struct tensor dx, struct tensor dy, const void *w,
+                                 int64_t w_stride, const int64_t *offset, int64_t experts);
+void cuda_grouped_backward_weight(void *stream, float *dw, int64_t w_stride, struct tensor dy,
+                                  struct tensor x, const int64_t *offset, int64_t experts);
+void cuda_router_logits(void *stream, struct tensor logits, struct tensor x, struct tensor w);
+void cuda_router_logits_backward(void *stream, struct tensor dx, struct tensor dw,
+                                 struct tensor dlogits, struct tensor x, struct tensor w);
+
 /* ---- elementwise.cu ---- */
 void cuda_add(void *stream, struct tensor y, struct tensor x);
 void cuda_cast(void *stream, struct tensor y, struct tensor x);
