@@ -152,9 +152,9 @@ inline void stmatrix_x4(void *row, const uint32_t (&r)[4], EMU_AT)
 {
     emu_stmatrix(row, r, EMU_HERE);
 }
-inline float emu_bf16_half(uint32_t pair, int half)
+inline float emu_bf16_half(uint32_t pair, int upper)
 {
-    return __uint_as_float(half ? pair & 0xffff0000u : pair << 16);
+    return __uint_as_float(upper ? pair & 0xffff0000u : pair << 16);
 }
 inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], EMU_AT)
 {
