@@ -47,13 +47,19 @@ DEVICE void softmax_step(float (&score)[N][2][4], float (&out)[V][2][4], float (
     }
 }
 
+/* Blocks that share a multiprocessor, as far as registers go without spilling. */
+template <class T> constexpr int forward_blocks(int v_dim)
+{
+    return sizeof(T) == 4 || v_dim > 128 ? 1 : v_dim > 64 ? 3 : 4;
+}
+
 /* 64 queries of one head: their keys and values go by in tiles, values arriving while scores are
  * made, the next keys while values are added. Weights are rounded to T before they multiply values;
  * their sum is not. V: v_dim at most.
  * Bytes: q, o once; k, v once per 64 queries of each head, mostly from L2. FLOPs: T^2 (qk_dim +
  * v_dim) per head of a causal sample; bound by the tensor cores (bf16), by FMA (f32). */
 template <class T, int V>
-__global__ void __launch_bounds__(FORWARD_THREADS)
+__global__ void __launch_bounds__(FORWARD_THREADS, forward_blocks<T>(V))
     attention_forward_kernel(struct forward_call<T> call)
 {
     constexpr int QUERIES = tiles<T>::queries, KEYS = tiles<T>::keys, UNITS = KEYS / 16;

@@ -120,13 +120,19 @@ DEVICE void store_gradient(const struct head_rows<T> &out, float *rope, int64_t 
     }
 }
 
+/* Blocks that share a multiprocessor, as far as registers go without spilling. */
+template <class T> constexpr int backward_blocks(int qk_dim)
+{
+    return sizeof(T) == 4 || qk_dim > 64 ? 1 : 2;
+}
+
 /* dk, dv of a tile of keys of one group: S^T = K Q^T, dP^T = V dO^T, dV += P^T dO, dK += dS^T Q.
  * A warp has 16 keys, and half the queries in the first two products, half the columns in the
  * others; P and dS pass through shared memory, rounded to T. QK, V: qk_dim and v_dim at most.
  * Bytes: k, v, dk, dv once; q, d_o once per tile and head, mostly from L2. FLOPs: T^2 (2 qk_dim +
  * 2 v_dim) per head of a causal sample. Bound by the tensor cores (bf16), by FMA (f32). */
 template <class T, int QK, int V>
-__global__ void __launch_bounds__(tiles<T>::both * 4)
+__global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
     attention_backward_keys_kernel(struct backward_call<T> call)
 {
     constexpr int TILE = tiles<T>::both, UNITS = TILE / (16 * HALVES), ROOM = TILE + tiles<T>::pack;
@@ -181,7 +187,7 @@ __global__ void __launch_bounds__(tiles<T>::both * 4)
  * qk_dim at most. Bytes: q, d_o, dq once; k, v once per tile and head, mostly from L2. FLOPs: T^2
  * (2 qk_dim + v_dim) per head of a causal sample. Bound as above. */
 template <class T, int QK>
-__global__ void __launch_bounds__(tiles<T>::both * 4)
+__global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
     attention_backward_queries_kernel(struct backward_call<T> call)
 {
     constexpr int TILE = tiles<T>::both, UNITS = TILE / (16 * HALVES), ROOM = TILE + tiles<T>::pack;
