@@ -39,6 +39,17 @@ void cuda_norm_backward(void *stream, struct tensor dx, struct tensor dw, struct
 void cuda_rope(void *stream, struct tensor x, const int32_t *positions, const float *table,
                struct rope_shape shape, bool inverse);
 
+/* ---- attention.cu, attention_backward.cu ---- */
+/* qk_dim and v_dim up to 256. Weights (and their gradients) are rounded to the dtype before they
+ * multiply rows of it, so in bf16 results are less exact than the CPU's. */
+void cuda_attention_forward(void *stream, void *o, float *lse, const void *q, const void *k,
+                            const void *k_rope, const void *v, const struct attention_shape *shape);
+size_t cuda_attention_backward_scratch(const struct attention_shape *shape); /* bytes */
+void cuda_attention_backward(void *stream, void *dq, void *dk, void *dk_rope, void *dv,
+                             const void *d_o, const void *o, const float *lse, const void *q,
+                             const void *k, const void *k_rope, const void *v,
+                             const struct attention_shape *shape, void *scratch);
+
 /* ---- router.cu, router_backward.cu ---- */
 /* counts.routed is required. */
 void cuda_router_forward(void *stream, int32_t *expert, float *weight, float *score, float *lse,
