@@ -122,6 +122,8 @@ void cuda_sum_squares(void *stream, double *sum, const float *x, int64_t count, 
 void cuda_adamw(void *stream, float *param, void *m, void *v, void *out_bf16, const float *grad,
                 int64_t count, struct adamw args);
 void cuda_muon_momentum(void *stream, float *grad, void *m, int64_t count, struct muon args);
+size_t cuda_muon_orthogonalize_scratch(int64_t rows, int64_t cols); /* bytes; muon.cu */
+void cuda_muon_orthogonalize(void *stream, struct tensor x, void *scratch);
 void cuda_muon_update(void *stream, float *param, void *out_bf16, const float *update,
                       int64_t count, struct muon args);
 void cuda_ema(void *stream, float *ema, const float *x, int64_t count, double decay);
