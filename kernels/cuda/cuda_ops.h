@@ -50,6 +50,16 @@ void cuda_attention_backward(void *stream, void *dq, void *dk, void *dk_rope, vo
                              const void *k, const void *k_rope, const void *v,
                              const struct attention_shape *shape, void *scratch);
 
+/* ---- decode.cu, decode_latent.cu ---- */
+size_t cuda_attention_decode_scratch(const struct decode_shape *shape); /* bytes */
+void cuda_attention_decode(void *stream, void *o, const void *q, const void *k_cache,
+                           const void *v_cache, const int32_t *lengths,
+                           const struct decode_shape *shape, void *scratch);
+size_t cuda_mla_decode_scratch(const struct decode_shape *shape); /* bytes */
+void cuda_mla_decode(void *stream, void *o, const void *q, const void *w_kv_b, const void *c_cache,
+                     const void *rope_cache, const int32_t *lengths,
+                     const struct decode_shape *shape, void *scratch);
+
 /* ---- router.cu, router_backward.cu ---- */
 /* counts.routed is required. */
 void cuda_router_forward(void *stream, int32_t *expert, float *weight, float *score, float *lse,
