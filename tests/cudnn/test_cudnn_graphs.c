@@ -31,7 +31,7 @@ static const struct test_case cases[] = {
     {"Mixtral, window of all", 1, 32, 8, 2048, 128, 128, 0, 4096, false, false, 1, 8, false},
     {"Mixtral, 8 samples", 8, 32, 8, 4096, 128, 128, 0, 0, false, false, 8, 8, false},
     {"Mixtral, deterministic", 4, 32, 8, 2048, 128, 128, 0, 0, false, true, 2, 8, false},
-    {"Mixtral, 32768", 1, 32, 8, 32768, 128, 128, 0, 4096, false, false, 1, 4, false},
+    {"Mixtral, 65536", 1, 32, 8, 65536, 128, 128, 0, 4096, false, false, 1, 4, false},
     {"V2-Lite", 2, 16, 16, 4096, 192, 128, 64, 0, false, false, 2, 16, false},
     {"V2-Lite, deterministic", 2, 16, 16, 4096, 192, 128, 64, 0, false, true, 2, 16, false},
     {"V3", 1, 128, 128, 4096, 192, 128, 64, 0, false, false, 1, 128, true},
