@@ -60,6 +60,16 @@ void cuda_mla_decode(void *stream, void *o, const void *q, const void *w_kv_b, c
                      const void *rope_cache, const int32_t *lengths,
                      const struct decode_shape *shape, void *scratch);
 
+/* ---- attention_layout.cu ---- */
+/* Whole keys for kernels that cannot take MLA's in parts; bf16, everything 16-byte aligned. keys
+ * [N,G,qk_dim] = [k: qk_dim - rope_dim | k_rope]. */
+void cuda_attention_join_keys(void *stream, void *keys, const void *k, const void *k_rope,
+                              const struct attention_shape *shape);
+/* Of the gradient of such keys: dk the own parts, dk_rope the rope parts summed in f32 in the order
+ * of the heads, rounded once. Strides as in the shape. */
+void cuda_attention_split_keys(void *stream, void *dk, void *dk_rope, const void *dkeys,
+                               const struct attention_shape *shape);
+
 /* ---- router.cu, router_backward.cu ---- */
 /* counts.routed is required. */
 void cuda_router_forward(void *stream, int32_t *expert, float *weight, float *score, float *lse,
