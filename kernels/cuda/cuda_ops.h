@@ -133,14 +133,17 @@ void cuda_cast(void *stream, struct tensor y, struct tensor x);
 void cuda_init_normal(void *stream, float *x, uint64_t key, uint64_t first, int64_t count,
                       float std);
 void cuda_jitter(void *stream, struct tensor x, uint64_t key, uint64_t first, float eps);
-/* *sum = (add ? *sum : 0) + the elements of x, in a fixed tree. */
+/* *sum = (add ? *sum : 0) + the elements of x, in a fixed tree. cuda_sum_squares adds. */
 void cuda_sum(void *stream, double *sum, const double *x, int64_t count, bool add);
 size_t cuda_sum_squares_scratch(int64_t count); /* bytes */
 void cuda_sum_squares(void *stream, double *sum, const float *x, int64_t count, void *scratch);
 
 /* ---- optimizer.cu ---- */
-void cuda_adamw(void *stream, float *param, void *m, void *v, void *out_bf16, const float *grad,
-                int64_t count, struct adamw args);
+/* All pieces in one launch. piece [pieces]: device memory; part [pieces + 1], device memory: the
+ * sum of cuda_adamw_parts(count) of the pieces before each, the last one `parts`. */
+int64_t cuda_adamw_parts(int64_t count);
+void cuda_adamw(void *stream, const struct adamw_piece *piece, const int64_t *part, int64_t pieces,
+                int64_t parts, struct adamw args);
 void cuda_muon_momentum(void *stream, float *grad, void *m, int64_t count, struct muon args);
 size_t cuda_muon_orthogonalize_scratch(int64_t rows, int64_t cols); /* bytes; muon.cu */
 void cuda_muon_orthogonalize(void *stream, struct tensor x, void *scratch);

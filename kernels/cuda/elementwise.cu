@@ -175,5 +175,5 @@ void cuda_sum_squares(void *stream, double *sum, const float *x, int64_t count, 
         LAUNCH(sum_squares_kernel<1>, (unsigned)blocks, FLAT_THREADS, 0, (cudaStream_t)stream,
                partial, x, count);
     }
-    cuda_sum(stream, sum, partial, blocks, false);
+    cuda_sum(stream, sum, partial, blocks, true);
 }
