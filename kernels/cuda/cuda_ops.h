@@ -1,4 +1,4 @@
-/* cuda_ops: the CUDA device's row, permutation, router and optimizer kernels, one launcher per op.
+/* cuda_ops: the CUDA device's kernels, one launcher per op.
  *
  * The signatures are those of struct ops (kernels/ops.h says what each computes) with a stream in
  * place of the device. `stream` is a cudaStream_t. Tensors and arrays are device memory. Launchers
@@ -83,6 +83,26 @@ size_t cuda_router_sums_scratch(struct router_shape shape); /* bytes */
 void cuda_router_sums(void *stream, double *sums, const float *score, struct router_shape shape,
                       void *scratch);
 
+/* ---- balance.cu ---- */
+void cuda_router_count(void *stream, int64_t *count, const int64_t *routed, int64_t rows,
+                       int64_t experts);
+void cuda_router_even(void *stream, int32_t *expert, float *weight, struct router_counts counts,
+                      struct router_shape shape);
+void cuda_balance(void *stream, double *loss, float *gradient, const double *sums,
+                  struct router_counts counts, const int64_t *chosen, const float *lse,
+                  struct router_shape shape, const struct balance_terms *terms);
+
+/* ---- expert.cu ---- */
+size_t cuda_expert_sort_scratch(int64_t slots, int64_t experts); /* bytes */
+void cuda_expert_sort(void *stream, int64_t *offset, int32_t *token, int32_t *slot_row,
+                      const int32_t *expert, int64_t slots, int64_t top_k, int64_t experts,
+                      void *scratch);
+size_t cuda_expert_regroup_scratch(int64_t local, int64_t ranks); /* bytes */
+void cuda_expert_regroup(void *stream, int32_t *regroup, int32_t *ungroup, int64_t *offset,
+                         const int64_t *taken, int64_t local, int64_t ranks, void *scratch);
+void cuda_expert_drop(void *stream, int32_t *kept, const int32_t *expert, const float *weight,
+                      int64_t slots, int64_t experts, int64_t groups, int64_t capacity);
+
 /* ---- permute.cu ---- */
 void cuda_gather_rows(void *stream, struct tensor y, struct tensor x, const int32_t *row);
 void cuda_scatter_rows(void *stream, struct tensor y, const void *x, int64_t x_stride,
@@ -128,6 +148,7 @@ void cuda_router_logits_backward(void *stream, struct tensor dx, struct tensor d
                                  struct tensor dlogits, struct tensor x, struct tensor w);
 
 /* ---- elementwise.cu ---- */
+void cuda_fill(void *stream, float *x, int64_t count, float value);
 void cuda_add(void *stream, struct tensor y, struct tensor x);
 void cuda_cast(void *stream, struct tensor y, struct tensor x);
 void cuda_init_normal(void *stream, float *x, uint64_t key, uint64_t first, int64_t count,
