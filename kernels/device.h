@@ -35,6 +35,10 @@ void device_close(struct device *device); /* accepts NULL */
 const struct ops *device_ops(const struct device *device);
 const struct device_info *device_info(const struct device *device);
 
+/* The stream of the device's ops (CUDA's cudaStream_t); NULL where there is none, because memory of
+ * the device is the host's. */
+void *device_stream(const struct device *device);
+
 /* Measured peak of a large GEMM on this device, FLOP/s; takes about a second. */
 double device_peak_flops(struct device *device, enum dtype dtype);
 

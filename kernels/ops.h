@@ -107,6 +107,13 @@ struct muon {
 struct ops {
     const char *name;
 
+    /* Inside the device's memory; the two do not overlap. */
+    void (*copy)(struct device *, void *to, const void *from, size_t bytes);
+    /* From host memory, which may be reused at return. */
+    void (*upload)(struct device *, void *to, const void *host, size_t bytes);
+    /* To host memory: waits for everything called before. */
+    void (*download)(struct device *, void *host, const void *from, size_t bytes);
+
     /* y[N,C] act = w[ids[n]], ids int32 [N], w [V,C] act. */
     void (*embedding_forward)(struct device *, struct tensor y, const int32_t *ids,
                               struct tensor w);

@@ -178,6 +178,12 @@ const struct ops *device_ops(const struct device *device)
     return &cpu_ops;
 }
 
+void *device_stream(const struct device *device)
+{
+    (void)device;
+    return NULL;
+}
+
 const struct device_info *device_info(const struct device *device)
 {
     return &device->info;

@@ -1,0 +1,78 @@
+#define _GNU_SOURCE /* RTLD_DEFAULT */
+#include "kernels/base/library.h"
+
+#include <assert.h>
+#include <dlfcn.h>
+#include <stdio.h>
+#include <string.h>
+
+/* The first symbol that is missing, or NULL when all are there. */
+static const char *first_missing(void *place, const struct library_symbol *symbols, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (dlsym(place, symbols[i].name) == NULL) {
+            return symbols[i].name;
+        }
+    }
+    return NULL;
+}
+
+static void fill(void *place, const struct library_symbol *symbols, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        void *address = dlsym(place, symbols[i].name);
+        /* ISO C has no conversion between the two; POSIX promises the same bits. */
+        memcpy(symbols[i].function, &address, sizeof address);
+    }
+}
+
+static enum status not_found(const char *const *names, const char *why)
+{
+    char tried[512] = "";
+    for (size_t i = 0; names[i] != NULL; i++) {
+        const size_t used = strlen(tried);
+        snprintf(tried + used, sizeof tried - used, "%s%s", i > 0 ? ", " : "", names[i]);
+    }
+    return status_fail(STATUS_RESOURCE, "library not found: tried the program itself, %s (%s)",
+                       tried, why);
+}
+
+enum status library_open(void **handle, const char *const *names,
+                         const struct library_symbol *symbols, size_t count)
+{
+    char why[512] = "";
+    assert(count > 0 && names[0] != NULL);
+    *handle = NULL;
+    if (first_missing(RTLD_DEFAULT, symbols, count) == NULL) {
+        fill(RTLD_DEFAULT, symbols, count);
+        return STATUS_OK;
+    }
+    for (size_t i = 0; names[i] != NULL; i++) {
+        void *opened = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
+        if (opened == NULL) {
+            const char *error = dlerror();
+            /* A library that is there but lacks one of its own says more than one that is not. */
+            if (why[0] == '\0' || strstr(why, "No such file") != NULL) {
+                snprintf(why, sizeof why, "%s", error != NULL ? error : "dlopen failed");
+            }
+            continue;
+        }
+        const char *missing = first_missing(opened, symbols, count);
+        if (missing == NULL) {
+            fill(opened, symbols, count);
+            *handle = opened;
+            return STATUS_OK;
+        }
+        dlclose(opened);
+        return status_fail(STATUS_RESOURCE, "%s has no %s: another version is needed", names[i],
+                           missing);
+    }
+    return not_found(names, why);
+}
+
+void library_close(void *handle)
+{
+    if (handle != NULL) {
+        dlclose(handle);
+    }
+}
