@@ -32,7 +32,7 @@
 #include "kernels/device.h"
 #include "parallel/transports.h"
 
-enum { POLL_MS = 100, ABORT_SECONDS = 10, FOLLOWED = 256, OLDEST = NCCL_VERSION(2, 18, 0) };
+enum { POLL_MS = 100, FOLLOWED = 256, OLDEST = NCCL_VERSION(2, 18, 0) };
 
 /* Filled by library_open. */
 struct nccl {
@@ -87,7 +87,6 @@ struct group {
     uint64_t first, next;
     double moved; /* when the last of them ended */
     atomic_flag failing;
-    atomic_bool aborted;
 };
 
 /* ---- the end of the job ---- */
@@ -104,18 +103,9 @@ static void sleep_ms(long ms)
     nanosleep(&(struct timespec){.tv_nsec = ms * 1000000}, NULL);
 }
 
-static void *abort_comm(void *argument)
-{
-    struct group *g = argument;
-    if (g->comm != NULL) {
-        (void)g->nccl.abort(g->comm);
-    }
-    atomic_store(&g->aborted, true);
-    return NULL;
-}
-
-/* Says why, gives the communicator up, so that peers see it, and ends this process; the launcher
- * ends the others. Called by the watchdog too, so no MPI. NOTE: an abort may hang itself. */
+/* Says why and ends this process; the launcher ends the others. Called by the watchdog too, so no
+ * MPI. NOTE: no ncclCommAbort: it would let the waiting main thread go on, with what never arrived.
+ * The end of the process stops NCCL's kernels and shows its peers that it is gone. */
 static _Noreturn void fail(struct group *g, enum status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
@@ -123,7 +113,6 @@ static void fail(struct group *g, enum status status, const char *format, ...)
 {
     char why[512];
     va_list arguments;
-    pthread_t thread;
     while (atomic_flag_test_and_set(&g->failing)) {
         sleep_ms(POLL_MS); /* the other thread is at it, and ends this one */
     }
@@ -133,11 +122,6 @@ static void fail(struct group *g, enum status status, const char *format, ...)
     status_clean(why);
     fprintf(stderr, "switchyard: rank %d: nccl, %s: %s\n", g->world_rank, g->label, why);
     fflush(stderr);
-    if (pthread_create(&thread, NULL, abort_comm, g) == 0) {
-        for (int ms = 0; ms < 1000 * ABORT_SECONDS && !atomic_load(&g->aborted); ms += 10) {
-            sleep_ms(10);
-        }
-    }
     _exit(status_exit_code(status));
 }
 
