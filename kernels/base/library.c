@@ -3,6 +3,7 @@
 
 #include <assert.h>
 #include <dlfcn.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -33,14 +34,16 @@ static enum status not_found(const char *const *names, const char *why)
         const size_t used = strlen(tried);
         snprintf(tried + used, sizeof tried - used, "%s%s", i > 0 ? ", " : "", names[i]);
     }
-    return status_fail(STATUS_RESOURCE, "library not found: tried the program itself, %s (%s)",
-                       tried, why);
+    return status_fail(STATUS_RESOURCE, "%s is not usable: %s (tried: the program itself, %s)",
+                       names[0], why, tried);
 }
 
 enum status library_open(void **handle, const char *const *names,
                          const struct library_symbol *symbols, size_t count)
 {
     char why[512] = "";
+    bool is_there =
+        false; /* `why` is about a library that is there: says more than one that is not */
     assert(count > 0 && names[0] != NULL);
     *handle = NULL;
     if (first_missing(RTLD_DEFAULT, symbols, count) == NULL) {
@@ -51,9 +54,11 @@ enum status library_open(void **handle, const char *const *names,
         void *opened = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
         if (opened == NULL) {
             const char *error = dlerror();
-            /* A library that is there but lacks one of its own says more than one that is not. */
-            if (why[0] == '\0' || strstr(why, "No such file") != NULL) {
-                snprintf(why, sizeof why, "%s", error != NULL ? error : "dlopen failed");
+            error = error != NULL ? error : "dlopen failed";
+            if (!is_there) {
+                snprintf(why, sizeof why, "%s", error);
+                is_there =
+                    strstr(error, "No such file") == NULL || strstr(error, names[i]) != error;
             }
             continue;
         }
@@ -64,8 +69,10 @@ enum status library_open(void **handle, const char *const *names,
             return STATUS_OK;
         }
         dlclose(opened);
-        return status_fail(STATUS_RESOURCE, "%s has no %s: another version is needed", names[i],
-                           missing);
+        if (!is_there) {
+            snprintf(why, sizeof why, "%s has no %s, another version is needed", names[i], missing);
+            is_there = true;
+        }
     }
     return not_found(names, why);
 }

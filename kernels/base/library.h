@@ -18,10 +18,10 @@ struct library_symbol {
 };
 
 /* names: file names, best first, NULL-terminated. *handle: of library_close, which the caller owes;
- * NULL where the program itself has the symbols. Errors, which leave *handle NULL and the functions
- * as they were: STATUS_RESOURCE with one line that says which names were tried and what the loader
- * said of the first one that is there but does not load (else of the first), or which symbol is
- * missing from which library. */
+ * NULL where the program itself has the symbols. Error: STATUS_RESOURCE with one line that says
+ * which names were tried and why it failed: what the loader said, or which symbol a library lacks,
+ * of the first that is there, else of the last name. *handle is NULL then, the functions are as
+ * they were. */
 enum status library_open(void **handle, const char *const *names,
                          const struct library_symbol *symbols, size_t count)
     __attribute__((warn_unused_result));

@@ -2,6 +2,7 @@
 #   CUDA_INCLUDE   folder with cuda_runtime_api.h, or CUDA_INCLUDE-NOTFOUND
 #   CUDA_INCLUDES  the same with CCCL's folder, for compilers that are not nvcc
 #   NCCL_INCLUDE   folder with nccl.h, or NCCL_INCLUDE-NOTFOUND
+#   CUBLASLT_INCLUDE, CUDNN_INCLUDE    the same for cublasLt.h and cudnn.h
 #   NVCC           the compiler, or NVCC-NOTFOUND
 # SWITCHYARD_CUDA=fetch brings what is missing from PyPI's wheels into the build folder (about 400 MB
 # for a moment, of which NCCL's header is kept alone).
@@ -51,12 +52,17 @@ function(cuda_find)
     PATH_SUFFIXES cccl include/cccl include)
   find_path(NCCL_INCLUDE NAMES nccl.h HINTS ${near} ${cuda_wheels}/nvidia/nccl ${hints} PATHS /usr/local/cuda
     PATH_SUFFIXES include)
+  find_path(CUBLASLT_INCLUDE NAMES cublasLt.h HINTS ${near} ${hints} PATHS /usr/local/cuda PATH_SUFFIXES include)
+  find_path(CUDNN_INCLUDE NAMES cudnn.h HINTS ${near} ${cuda_wheels}/nvidia/cudnn ${hints} PATHS /usr/local/cuda
+    PATH_SUFFIXES include)
 endfunction()
 
 if(SWITCHYARD_CUDA STREQUAL "off")
   set(NVCC NVCC-NOTFOUND)
   set(CUDA_INCLUDE CUDA_INCLUDE-NOTFOUND)
   set(NCCL_INCLUDE NCCL_INCLUDE-NOTFOUND)
+  set(CUBLASLT_INCLUDE CUBLASLT_INCLUDE-NOTFOUND)
+  set(CUDNN_INCLUDE CUDNN_INCLUDE-NOTFOUND)
 else()
   cuda_find()
   if(SWITCHYARD_CUDA STREQUAL "fetch" AND NOT (NVCC AND CUDA_INCLUDE AND CCCL_INCLUDE AND NCCL_INCLUDE))
