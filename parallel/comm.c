@@ -22,12 +22,14 @@ enum status comm_open(struct comm *world, const char *kind)
 {
     const int launched = launched_ranks();
     *world = (struct comm){.size = 1, .node_size = 1};
-    if (strcmp(kind, "mpi") == 0 || (strcmp(kind, "auto") == 0 && launched > 0)) {
+    const bool mpi = strcmp(kind, "mpi") == 0 || strcmp(kind, "nccl") == 0;
+    if (mpi || (strcmp(kind, "auto") == 0 && launched > 0)) {
         return comm_mpi_open(world);
     }
     if (strcmp(kind, "self") != 0 && strcmp(kind, "auto") != 0) {
         return status_fail(STATUS_USAGE,
-                           "run.comm %s: not built in this binary (built: auto, self, mpi)", kind);
+                           "run.comm %s: not built in this binary (built: auto, self, mpi, nccl)",
+                           kind);
     }
     if (launched > 1) {
         return status_fail(STATUS_USAGE,
@@ -40,6 +42,7 @@ enum status comm_open(struct comm *world, const char *kind)
 void comm_close(struct comm *world)
 {
     if (world->table != NULL) {
+        comm_detach(world);
         world->table->close(world);
     }
     *world = (struct comm){0};
@@ -59,6 +62,9 @@ void comm_abort(struct comm *world, int exit_code)
 void comm_split(struct comm *comm, int color, int key, struct comm *out)
 {
     comm->table->split(comm, color, key, out);
+    out->wire = NULL;
+    out->device = NULL;
+    out->wire_impl = NULL;
 }
 
 void comm_all_reduce(struct comm *comm, void *data, int64_t count, enum dtype dtype, enum reduce op)

@@ -1,9 +1,12 @@
 /* comm: a group of ranks and what they can do together, as a table with one implementation per
  * transport.
  *
- * Every function is collective over the group, blocking, and called in the same order on every
- * rank. Reductions add in rank order, so results repeat bit for bit. A transport failure ends the
- * job with one message: inside a step there is nobody to return to.
+ * Two halves. comm_x works on host memory, for counts, losses and agreement: blocking, reductions
+ * in rank order, so that results repeat bit for bit. comm_device_x works on bulk memory of the
+ * device given to comm_attach: in the order of the device's compute stream, by the wire that
+ * comm_attach chose. Every function is collective over the group and called in the same order on
+ * every rank. A transport failure ends the job with one message: inside a step there is nobody to
+ * return to.
  */
 #ifndef PARALLEL_COMM_H
 #define PARALLEL_COMM_H
@@ -18,6 +21,8 @@
 enum reduce { REDUCE_SUM, REDUCE_MAX };
 
 struct comm;
+struct comm_wire; /* how device memory travels: transports.h */
+struct device;
 
 struct comm_table {
     const char *name; /* "self", "mpi" */
@@ -38,17 +43,22 @@ struct comm {
     int rank, size;           /* in this group */
     int node_rank, node_size; /* among the group's ranks on this machine (shared memory) */
     void *impl;               /* owned by the table */
+    /* of comm_attach; zero without */
+    const struct comm_wire *wire;
+    struct device *device; /* borrowed */
+    void *wire_impl;       /* owned by the wire */
 };
 
-/* kind: "auto" (mpi when started by mpirun/srun, else self), "self", "mpi". Errors: STATUS_USAGE
- * for an unknown or unbuilt kind, or "self" with more than one rank; STATUS_INTERNAL when MPI does
- * not start. Call once per process. */
+/* kind: "auto" (mpi when started by mpirun/srun, else self), "self", "mpi", "nccl" (mpi on the
+ * host; see comm_attach). Errors: STATUS_USAGE for an unknown kind, or "self" with more than one
+ * rank; STATUS_INTERNAL when MPI does not start. Call once per process. */
 enum status comm_open(struct comm *world, const char *kind) __attribute__((warn_unused_result));
-void comm_close(struct comm *world); /* finalises the transport */
-void comm_free(struct comm *group);  /* of comm_split; accepts a zeroed one */
+void comm_close(struct comm *world); /* detaches, finalises the transport */
+void comm_free(struct comm *group);  /* of comm_split; detaches; accepts a zeroed one. Collective */
 void comm_abort(struct comm *world, int exit_code)
     __attribute__((noreturn)); /* not collective: ends every rank */
 
+/* `out` is not attached, whatever `comm` is. */
 void comm_split(struct comm *comm, int color, int key, struct comm *out);
 
 /* data[count] in place; dtype F32, F64, I64, I32. */
@@ -69,5 +79,35 @@ void comm_barrier(struct comm *comm);
  * that has it and the message of that rank becomes every rank's status_message(). */
 enum status comm_agree(struct comm *comm, enum status status, int *where)
     __attribute__((warn_unused_result));
+
+/* How memory of `device` travels in this group from now on; a group attaches once.
+ * A device whose memory is the host's: "direct", the functions above, no copies. Else by `kind`
+ * (run.comm): "nccl"; "mpi" and "self": "staged", through host buffers and the functions above;
+ * "auto": nccl where this binary has it, the library is there and no two ranks of the group share a
+ * GPU, else staged. Errors, the same on every rank: STATUS_USAGE for an unknown kind, or nccl for
+ * memory of the host or for a GPU shared by two ranks; STATUS_RESOURCE where nccl lacks its library
+ * or does not start. Collective over the group. */
+enum status comm_attach(struct comm *comm, struct device *device, const char *kind)
+    __attribute__((warn_unused_result));
+const char *comm_wire_name(const struct comm *comm); /* "direct", "staged" or "nccl" */
+
+/* The same operations on device memory; pointers, and nothing else, are the device's. What was
+ * enqueued on the compute stream before comes before, what is enqueued after comes after; the host
+ * may go on at once (nccl) or waits (staged). Not attached: direct.
+ * direct and staged add in rank order; nccl in an order fixed by its algorithm and the topology, so
+ * sums repeat on the same machines, and equal direct's where they are exact. */
+void comm_device_all_reduce(struct comm *comm, void *data, int64_t count, enum dtype dtype,
+                            enum reduce op); /* dtype F32, F64 or I64 */
+void comm_device_reduce_scatter(struct comm *comm, float *out, const float *in, int64_t count);
+void comm_device_all_gather(struct comm *comm, void *out, const void *in, size_t bytes);
+/* recv_rows, send_rows: host memory, exact counts; free to reuse at return. One message per pair
+ * of ranks, rows to oneself are copied. recv and send do not overlap. */
+void comm_device_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows,
+                            const void *send, const int64_t *send_rows, size_t row_bytes);
+/* The same, rows_per_peer rows to and from every rank: no counts on the host, so nothing waits for
+ * them, and a CUDA graph can hold it (nccl). Rows padded to a capacity travel so, and the counts
+ * that say how many of them are real: int64 [size * k] as k rows of 8 bytes. */
+void comm_device_all_to_all_fixed(struct comm *comm, void *recv, const void *send,
+                                  int64_t rows_per_peer, size_t row_bytes);
 
 #endif

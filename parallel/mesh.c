@@ -19,6 +19,16 @@ enum status mesh_init(struct mesh *mesh, struct comm *world, int ep, int64_t exp
     return STATUS_OK;
 }
 
+enum status mesh_attach(struct mesh *mesh, struct device *device, const char *kind)
+{
+    struct comm *const groups[] = {&mesh->dp, &mesh->ep, &mesh->edp};
+    for (size_t i = 0; i < sizeof groups / sizeof groups[0]; i++) {
+        /* One ep group may fail where another does not. */
+        TRY(comm_agree(mesh->world, comm_attach(groups[i], device, kind), NULL));
+    }
+    return STATUS_OK;
+}
+
 void mesh_free(struct mesh *mesh)
 {
     comm_free(&mesh->dp);

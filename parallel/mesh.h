@@ -18,6 +18,9 @@ struct mesh {
 /* Collective over world. Errors: STATUS_USAGE when ep does not divide the ranks or the experts. */
 enum status mesh_init(struct mesh *mesh, struct comm *world, int ep, int64_t experts)
     __attribute__((warn_unused_result));
+/* comm_attach of every group. Collective over world; the same result on every rank of it. */
+enum status mesh_attach(struct mesh *mesh, struct device *device, const char *kind)
+    __attribute__((warn_unused_result));
 void mesh_free(struct mesh *mesh);
 
 #endif

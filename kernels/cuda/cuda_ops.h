@@ -39,6 +39,17 @@ void cuda_norm_backward(void *stream, struct tensor dx, struct tensor dw, struct
 void cuda_rope(void *stream, struct tensor x, const int32_t *positions, const float *table,
                struct rope_shape shape, bool inverse);
 
+/* ---- attention.cu, attention_backward.cu ---- */
+/* qk_dim and v_dim up to 256. Weights (and their gradients) are rounded to the dtype before they
+ * multiply rows of it, so in bf16 results are less exact than the CPU's. */
+void cuda_attention_forward(void *stream, void *o, float *lse, const void *q, const void *k,
+                            const void *k_rope, const void *v, const struct attention_shape *shape);
+size_t cuda_attention_backward_scratch(const struct attention_shape *shape); /* bytes */
+void cuda_attention_backward(void *stream, void *dq, void *dk, void *dk_rope, void *dv,
+                             const void *d_o, const void *o, const float *lse, const void *q,
+                             const void *k, const void *k_rope, const void *v,
+                             const struct attention_shape *shape, void *scratch);
+
 /* ---- router.cu, router_backward.cu ---- */
 /* counts.routed is required. */
 void cuda_router_forward(void *stream, int32_t *expert, float *weight, float *score, float *lse,
@@ -77,6 +88,24 @@ void cuda_swiglu_backward(void *stream, struct tensor dgate_up, struct tensor dh
  */
 void cuda_cross_entropy_rows(void *stream, double *loss, struct tensor grad, struct tensor logits,
                              const int32_t *labels, float loss_scale);
+
+/* ---- gemm.cu, gemm_f32.cu, gemm_mma.cu ---- */
+/* offset: device memory, read by the kernels; x.dim[0] (dy.dim[0]) is what offset[experts] can be
+ * at most. Rows past offset[experts] are not written. Products of two bf16 operands run on tensor
+ * cores, others on CUDA cores in f32. */
+void cuda_linear_forward(void *stream, struct tensor y, struct tensor x, struct tensor w, bool add);
+void cuda_linear_backward_input(void *stream, struct tensor dx, struct tensor dy, struct tensor w,
+                                bool add);
+void cuda_linear_backward_weight(void *stream, struct tensor dw, struct tensor dy, struct tensor x);
+void cuda_grouped_forward(void *stream, struct tensor y, struct tensor x, const void *w,
+                          int64_t w_stride, const int64_t *offset, int64_t experts);
+void cuda_grouped_backward_input(void *stream, struct tensor dx, struct tensor dy, const void *w,
+                                 int64_t w_stride, const int64_t *offset, int64_t experts);
+void cuda_grouped_backward_weight(void *stream, float *dw, int64_t w_stride, struct tensor dy,
+                                  struct tensor x, const int64_t *offset, int64_t experts);
+void cuda_router_logits(void *stream, struct tensor logits, struct tensor x, struct tensor w);
+void cuda_router_logits_backward(void *stream, struct tensor dx, struct tensor dw,
+                                 struct tensor dlogits, struct tensor x, struct tensor w);
 
 /* ---- elementwise.cu ---- */
 void cuda_add(void *stream, struct tensor y, struct tensor x);

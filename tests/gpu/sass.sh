@@ -61,7 +61,7 @@ for source in "$@"; do
     source=${source#"$root/"}
     name=$(basename "$source" .cu)
     # shellcheck disable=SC2086
-    "$nvcc" -std=c++17 -I"$root" -I"$root/tests/emulator" -I"$root/tests" -gencode=arch=compute_90a,code=sm_90a -O2 \
+    "$nvcc" -std=c++17 -I"$root" -I"$root/tests/emulator" -I"$root/tests" -gencode=arch=compute_90a,code=sm_90a -O3 \
         ${SASS_FLAGS:-} -Xptxas -v -cubin -o "$work/$name.cubin" "$root/$source" >"$work/$name.log" 2>&1 ||
         { cat "$work/$name.log" >&2; echo "sass.sh: nvcc failed on $source" >&2; exit 70; }
     figures "$source" "$work/$name.cubin" "$work/$name.log" >>"$work/mangled" ||

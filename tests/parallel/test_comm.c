@@ -1,4 +1,6 @@
 /* comm: every operation with small whole numbers, so that sums are exact and compared with ==. */
+#include "kernels/device.h"
+#include "parallel/device_checks.h"
 #include "parallel/ranks.h"
 
 enum { MOST = 4099 }; /* not a multiple of anything */
@@ -270,10 +272,53 @@ static void test_agree(struct comm *world)
 static void test_open_refuses(struct comm *world)
 {
     struct comm other;
-    CHECK_EQUAL(world, comm_open(&other, "nccl"), STATUS_USAGE);
-    CHECK_MESSAGE(world, "nccl");
+    CHECK_EQUAL(world, comm_open(&other, "smoke"), STATUS_USAGE);
+    CHECK_MESSAGE(world, "run.comm smoke: not built in this binary");
     CHECK_EQUAL(world, comm_open(&other, "self"), world->size > 1 ? STATUS_USAGE : STATUS_OK);
     comm_close(&other);
+}
+
+static void host_copy(void *to, const void *from, size_t bytes)
+{
+    memcpy(to, from, bytes);
+}
+
+/* Not attached, then on the CPU device: the host's memory is the device's. */
+static void test_device_is_host(struct comm *world)
+{
+    const struct device_options options = {.name = "cpu", .threads = 1};
+    struct device *device = NULL;
+    struct comm half = {0};
+    struct rig rig = {world, world, malloc, free, host_copy, host_copy};
+    check_device_functions(&rig, MOST);
+    CHECK_EQUAL(world, device_open(&device, &options), STATUS_OK);
+    comm_split(world, world->rank % 2, world->rank, &half);
+    CHECK_EQUAL(world, comm_attach(&half, device, "auto"), STATUS_OK);
+    CHECK(world, strcmp(comm_wire_name(&half), "direct") == 0);
+    rig.group = &half;
+    check_device_functions(&rig, MOST);
+    comm_free(&half);
+    device_close(device);
+}
+
+/* A refusal is every rank's, and leaves the group as it was. */
+static void test_attach_refuses(struct comm *world)
+{
+    const struct device_options options = {.name = "cpu", .threads = 1};
+    struct device *device = NULL;
+    struct comm group = {0};
+    CHECK_EQUAL(world, device_open(&device, &options), STATUS_OK);
+    comm_split(world, 0, world->rank, &group);
+    CHECK_EQUAL(world, comm_attach(&group, device, "smoke"), STATUS_USAGE);
+    CHECK_MESSAGE(world, "run.comm smoke: use auto, self, mpi or nccl");
+    CHECK_EQUAL(world, comm_attach(&group, device, "nccl"), STATUS_USAGE);
+    CHECK_MESSAGE(world, "use run.comm=mpi, or run.device=cuda");
+    const char *one = world->rank == world->size - 1 ? "nccl" : "mpi";
+    CHECK_EQUAL(world, comm_attach(&group, device, one), STATUS_USAGE);
+    CHECK_MESSAGE(world, "run.comm nccl");
+    CHECK_EQUAL(world, comm_attach(&group, device, "mpi"), STATUS_OK);
+    comm_free(&group);
+    device_close(device);
 }
 
 /* The transport of one rank alone gives what mpi gives. */
@@ -293,6 +338,7 @@ static void test_self(struct comm *world)
     test_broadcast(&self);
     test_split(&self);
     test_agree(&self);
+    test_device_is_host(&self);
     comm_close(&self);
     comm_close(&self);
 }
@@ -304,7 +350,8 @@ int main(void)
         RANKS_TEST(test_reduce_scatter), RANKS_TEST(test_all_gather),
         RANKS_TEST(test_all_to_all),     RANKS_TEST(test_broadcast),
         RANKS_TEST(test_split),          RANKS_TEST(test_agree),
-        RANKS_TEST(test_open_refuses),   RANKS_TEST(test_self),
+        RANKS_TEST(test_open_refuses),   RANKS_TEST(test_device_is_host),
+        RANKS_TEST(test_attach_refuses), RANKS_TEST(test_self),
     };
     return RANKS_MAIN(tests);
 }

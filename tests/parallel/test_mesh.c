@@ -1,4 +1,5 @@
 /* mesh: who is in which group, for every ep that divides the ranks, and what is refused. */
+#include "kernels/device.h"
 #include "parallel/mesh.h"
 #include "parallel/ranks.h"
 
@@ -55,11 +56,30 @@ static void test_refused(struct comm *world)
     }
 }
 
+static void test_attach(struct comm *world)
+{
+    const struct device_options options = {.name = "cpu", .threads = 1};
+    struct device *device = NULL;
+    struct mesh mesh;
+    CHECK_EQUAL(world, device_open(&device, &options), STATUS_OK);
+    CHECK_EQUAL(world, mesh_init(&mesh, world, world->size, 48), STATUS_OK);
+    CHECK_EQUAL(world, mesh_attach(&mesh, device, "auto"), STATUS_OK);
+    CHECK(world, mesh.dp.device == device && mesh.ep.device == device && mesh.edp.device == device);
+    CHECK(world, strcmp(comm_wire_name(&mesh.ep), "direct") == 0);
+    mesh_free(&mesh);
+    CHECK_EQUAL(world, mesh_init(&mesh, world, world->size, 48), STATUS_OK);
+    CHECK_EQUAL(world, mesh_attach(&mesh, device, "nccl"), STATUS_USAGE);
+    CHECK_MESSAGE(world, "run.comm nccl");
+    mesh_free(&mesh);
+    device_close(device);
+}
+
 int main(void)
 {
     static const struct ranks_test tests[] = {
         RANKS_TEST(test_groups),
         RANKS_TEST(test_refused),
+        RANKS_TEST(test_attach),
     };
     return RANKS_MAIN(tests);
 }

@@ -1,0 +1,109 @@
+#include <assert.h>
+#include <string.h>
+
+#include "parallel/transports.h"
+
+/* Larger groups than the host's all-to-all serves anyway. */
+enum { MOST_RANKS = 2048 };
+
+static void direct_all_to_all_fixed(struct comm *comm, void *recv, const void *send,
+                                    int64_t rows_per_peer, size_t row_bytes)
+{
+    int64_t rows[MOST_RANKS];
+    assert(comm->size <= MOST_RANKS);
+    for (int r = 0; r < comm->size; r++) {
+        rows[r] = rows_per_peer;
+    }
+    comm_all_to_all(comm, recv, rows, send, rows, row_bytes);
+}
+
+static void direct_detach(struct comm *comm)
+{
+    (void)comm;
+}
+
+static const struct comm_wire direct = {.name = "direct",
+                                        .all_reduce = comm_all_reduce,
+                                        .reduce_scatter = comm_reduce_scatter,
+                                        .all_gather = comm_all_gather,
+                                        .all_to_all = comm_all_to_all,
+                                        .all_to_all_fixed = direct_all_to_all_fixed,
+                                        .detach = direct_detach};
+
+static const struct comm_wire *wire(const struct comm *comm)
+{
+    return comm->wire != NULL ? comm->wire : &direct;
+}
+
+static enum status attach(struct comm *comm, const char *kind)
+{
+    static const char *const kinds[] = {"auto", "self", "mpi", "nccl"};
+    bool known = false;
+    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
+        known = known || strcmp(kind, kinds[i]) == 0;
+    }
+    if (!known) {
+        return status_fail(STATUS_USAGE, "run.comm %s: use auto, self, mpi or nccl", kind);
+    }
+    if (strcmp(kind, "nccl") == 0) {
+        return status_fail(STATUS_USAGE,
+                           "run.comm nccl: carries memory of GPUs, and this device's memory is the "
+                           "host's; use run.comm=mpi, or run.device=cuda");
+    }
+    comm->wire = &direct;
+    return STATUS_OK;
+}
+
+enum status comm_attach(struct comm *comm, struct device *device, const char *kind)
+{
+    assert(comm->wire == NULL);
+    comm->device = device;
+    const enum status status = comm_agree(comm, attach(comm, kind), NULL);
+    if (status != STATUS_OK) {
+        comm_detach(comm);
+    }
+    return status;
+}
+
+void comm_detach(struct comm *comm)
+{
+    wire(comm)->detach(comm);
+    comm->wire = NULL;
+    comm->device = NULL;
+    comm->wire_impl = NULL;
+}
+
+const char *comm_wire_name(const struct comm *comm)
+{
+    return wire(comm)->name;
+}
+
+void comm_device_all_reduce(struct comm *comm, void *data, int64_t count, enum dtype dtype,
+                            enum reduce op)
+{
+    assert(dtype == DTYPE_F32 || dtype == DTYPE_F64 || dtype == DTYPE_I64);
+    wire(comm)->all_reduce(comm, data, count, dtype, op);
+}
+
+void comm_device_reduce_scatter(struct comm *comm, float *out, const float *in, int64_t count)
+{
+    wire(comm)->reduce_scatter(comm, out, in, count);
+}
+
+void comm_device_all_gather(struct comm *comm, void *out, const void *in, size_t bytes)
+{
+    wire(comm)->all_gather(comm, out, in, bytes);
+}
+
+void comm_device_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows,
+                            const void *send, const int64_t *send_rows, size_t row_bytes)
+{
+    assert(recv_rows[comm->rank] == send_rows[comm->rank]);
+    wire(comm)->all_to_all(comm, recv, recv_rows, send, send_rows, row_bytes);
+}
+
+void comm_device_all_to_all_fixed(struct comm *comm, void *recv, const void *send,
+                                  int64_t rows_per_peer, size_t row_bytes)
+{
+    wire(comm)->all_to_all_fixed(comm, recv, send, rows_per_peer, row_bytes);
+}
