@@ -25,11 +25,7 @@ extern "C" {
 
 enum { SHIFT_NONE = -1, SHIFT_ALL = -2 }; /* or the number of the only one, in order of creation */
 
-#ifdef __SANITIZE_THREAD__
-static constexpr bool SLOW = true; /* the race check costs tenfold: fewer passes */
-#else
-static constexpr bool SLOW = false;
-#endif
+static const bool SLOW = side_slow(); /* fewer passes */
 static constexpr double U = 0x1p-24;        /* half a unit in the last place of an f32 */
 static constexpr double EXP_ERROR = 3.5e-7; /* of the CPU's exp and expf together */
 

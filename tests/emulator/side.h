@@ -4,6 +4,19 @@
 #define EMULATOR_SIDE_H
 
 #include <stdint.h>
+#include <stdlib.h>
+
+/* Where a test should make fewer passes: under a race check, which costs tenfold (ThreadSanitizer;
+ * on a device SWITCHYARD_SMALL=1 says so, for compute-sanitizer). */
+static inline bool side_slow()
+{
+#ifdef __SANITIZE_THREAD__
+    return true;
+#else
+    const char *small = getenv("SWITCHYARD_SMALL");
+    return small && small[0] == '1';
+#endif
+}
 
 #ifdef REAL_CUDA
 #include <cuda_runtime_api.h>
