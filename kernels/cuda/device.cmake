@@ -7,7 +7,7 @@
 
 # What a device holds besides kernels: C. What needs a library's header has a twin, x_none.c, that refuses.
 file(GLOB CUDA_DEVICE_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda/*.c)
-list(FILTER CUDA_DEVICE_SOURCES EXCLUDE REGEX "_none\\.c$|/(gemm_cublaslt|attention_cudnn)\\.c$")
+list(FILTER CUDA_DEVICE_SOURCES EXCLUDE REGEX "_none\\.c$|/(gemm_cublaslt|attention_cudnn|cudnn_[a-z]+)\\.c$")
 file(GLOB CUDA_KERNELS CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda/*.cu)
 
 # twin(LIST FILE HAVE): adds FILE.c where HAVE is true, else FILE_none.c; neither where the file is not.
@@ -96,6 +96,10 @@ if(CUDA_BUILT)
   twin(cuda_real_sources parallel/comm_nccl NCCL_INCLUDE)
   twin(cuda_real_sources kernels/cuda/gemm_cublaslt CUBLASLT_INCLUDE)
   twin(cuda_real_sources kernels/cuda/attention_cudnn CUDNN_INCLUDE)
+  if(CUDNN_INCLUDE)
+    file(GLOB cudnn_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda/cudnn_*.c)
+    list(APPEND cuda_real_sources ${cudnn_sources})
+  endif()
   add_library(device_cuda OBJECT ${cuda_real_sources})
   target_include_directories(device_cuda SYSTEM PRIVATE ${CUDA_INCLUDES})
   foreach(include ${NCCL_INCLUDE} ${CUBLASLT_INCLUDE} ${CUDNN_INCLUDE})
