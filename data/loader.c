@@ -2,6 +2,14 @@
 
 #include "kernels/base/rng.h"
 
+struct batch batch_view(int32_t *storage, int64_t tokens)
+{
+    return (struct batch){.ids = storage,
+                          .labels = storage + tokens,
+                          .positions = storage + 2 * tokens,
+                          .first = storage + 3 * tokens};
+}
+
 enum status loader_init(struct loader *loader, const struct token_store *store,
                         int64_t sequence_length, bool shuffle, bool mask_documents, uint64_t seed)
 {

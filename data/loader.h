@@ -30,6 +30,9 @@ struct batch {
         *first; /* [count, T] first visible position in the sample; all 0 without mask_documents */
 };
 
+/* The arrays of `tokens` = count*T tokens one after another in storage[4 * tokens]. */
+struct batch batch_view(int32_t *storage, int64_t tokens);
+
 /* Errors: STATUS_DATA when the file holds no whole sample (names T and the tokens). */
 enum status loader_init(struct loader *loader, const struct token_store *store,
                         int64_t sequence_length, bool shuffle, bool mask_documents, uint64_t seed)

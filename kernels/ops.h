@@ -1,11 +1,13 @@
 /* ops: what a device can do. One table per device; the trainer never asks which one it has.
  *
  * An op is a stage a device may want to fuse whole. Argument order: device, outputs, inputs, sizes,
- * scalars. Tensors are contiguous row-major views. "act" below means the activation dtype, f32 or
- * bf16; weights have the same dtype; gradients of weights are always f32. Backward mirrors forward:
- * `dx` overwrites unless the comment says "adds", `dw` always adds. Shapes are checked once on
- * entry (assert: they are our own bug). Results never depend on the number of threads, and a row's
- * result never on the other rows of a call.
+ * scalars. Every tensor and array is memory of the device (on the CPU: the host's), unless its
+ * comment says host. Ops run in the order they are called, after the call where the device can:
+ * only download and synchronize wait. Tensors are contiguous row-major views. "act" below means the
+ * activation dtype, f32 or bf16; weights have the same dtype; gradients of weights are always f32.
+ * Backward mirrors forward: `dx` overwrites unless the comment says "adds", `dw` always adds.
+ * Shapes are checked once on entry (assert: they are our own bug). Results never depend on the
+ * number of threads, and a row's result never on the other rows of a call.
  *
  * Letters: B batch, T sequence, N = B*T tokens, C hidden, H query heads, G key/value heads, D head
  * dim, V vocab, E experts, K top-k, F expert width, R rows (token copies) in expert order.
@@ -91,10 +93,36 @@ struct moments {
 };
 
 struct adamw {
-    float lr, beta1, beta2, eps, weight_decay;
+    float lr, beta1, beta2, eps;
     float grad_scale; /* gradient multiplier (clipping) */
     int64_t step;     /* from 1, for bias correction */
-    struct moments moments;
+    enum dtype moments;
+};
+
+/* Neighbouring elements of one parameter. */
+struct adamw_piece {
+    float *param; /* f32 master */
+    void *m, *v;  /* as adamw.moments says */
+    void *out;    /* bf16 copy of param, or NULL */
+    const float *grad;
+    int64_t count;
+    float weight_decay;
+    uint64_t key, first; /* of struct moments */
+};
+
+/* Balance losses of one block (models.md 2.9): each is the sum over rows and experts of a weight,
+ * which has no gradient, times P[row,e], the mean over the row's tokens of the (normalised) scores.
+ * Coefficients of 0 are off. */
+struct balance_terms {
+    double sequence;      /* of E / (K T) x the row's count of e, routed or scored */
+    bool score_counts;    /* sequence counts `scored` */
+    double device;        /* of groups / (K T) x the row's slots in e's group */
+    double communication; /* of groups / (top_groups T) x the row's visitors of e's group */
+    int64_t top_groups;   /* groups a token may visit, for `communication` */
+    double batch_weight, batch_share; /* weight batch_weight x chosen[e], times batch_share x the
+                                         sum of the scores */
+    double z;                         /* of the mean of lse^2 */
+    double unit;                      /* multiplies gradients, not losses */
 };
 
 struct muon {
@@ -106,6 +134,26 @@ struct muon {
 
 struct ops {
     const char *name;
+
+    /* Memory of the device, zero filled, 256-byte aligned; NULL where there is not so much. It may
+     * wait for what runs. memory_free: bytes as allocated; NULL is accepted. */
+    void *(*memory_alloc)(struct device *, size_t bytes);
+    void (*memory_free)(struct device *, void *data, size_t bytes);
+    void (*zero)(struct device *, void *data, size_t bytes);
+    void (*fill)(struct device *, float *x, int64_t count, float value);
+    /* Inside the device's memory; the two do not overlap. */
+    void (*copy)(struct device *, void *to, const void *from, size_t bytes);
+    /* From host memory, which may be reused at return. */
+    void (*upload)(struct device *, void *to, const void *host, size_t bytes);
+    /* To host memory: waits for everything called before. */
+    void (*download)(struct device *, void *host, const void *from, size_t bytes);
+    /* Waits for everything called before. */
+    void (*synchronize)(struct device *);
+    /* A run of ops that is the same at every call with this key: same arguments, no download, no
+     * value that changes from step to step. True: call them now, then graph_end; false: the device
+     * has recorded them and does them now. Not nested. */
+    bool (*graph_begin)(struct device *, uint64_t key);
+    void (*graph_end)(struct device *);
 
     /* y[N,C] act = w[ids[n]], ids int32 [N], w [V,C] act. */
     void (*embedding_forward)(struct device *, struct tensor y, const int32_t *ids,
@@ -190,6 +238,37 @@ struct ops {
      * their sum over E + 1e-20. */
     void (*router_sums)(struct device *, double *sums, const float *score,
                         struct router_shape shape);
+    /* count[E] adds the rows of routed[rows, E]. */
+    void (*router_count)(struct device *, int64_t *count, const int64_t *routed, int64_t rows,
+                         int64_t experts);
+    /* Every expert the same number of slots with equal weights, whatever the router said: slot i
+     * goes to expert i % E. counts.routed accordingly. For benchmarks. */
+    void (*router_even)(struct device *, int32_t *expert, float *weight,
+                        struct router_counts counts, struct router_shape shape);
+    /* *loss adds the terms; gradient[rows,E] = d loss / d score x unit, without z's (which
+     * router_backward makes). sums: router_sums; chosen[E]: of batch_weight; lse[N]: of z. What a
+     * coefficient of 0 leaves out may be NULL. */
+    void (*balance)(struct device *, double *loss, float *gradient, const double *sums,
+                    struct router_counts counts, const int64_t *chosen, const float *lse,
+                    struct router_shape shape, const struct balance_terms *terms);
+
+    /* Sorts slots (token n, choice k: n*K+k) by expert: a slot's row is its place in (expert, slot)
+     * order. expert[slots], < 0: dropped, no row. offset[E+1]: expert e has rows [offset[e],
+     * offset[e+1]); token[slots]: the token of each row, -1 past the last; slot_row[slots]: row of
+     * each slot, -1 where dropped. */
+    void (*expert_sort)(struct device *, int64_t *offset, int32_t *token, int32_t *slot_row,
+                        const int32_t *expert, int64_t slots, int64_t top_k, int64_t experts);
+    /* Rows that arrive in (source, expert) order, as rows in (expert, source) order: taken[local,
+     * ranks] rows of each local expert from each source. regroup[i]: arrival place of row i;
+     * ungroup: its inverse; offset[local+1]: expert boundaries. Rows past the last are untouched.
+     */
+    void (*expert_regroup)(struct device *, int32_t *regroup, int32_t *ungroup, int64_t *offset,
+                           const int64_t *taken, int64_t local, int64_t ranks);
+    /* kept[slots] = expert, -1 where a group of E / groups experts has more than `capacity` slots:
+     * of each group the slots of largest weight stay (ties: the earlier slot). groups = E:
+     * GShard/Switch capacity; else DeepSeek-V2's, of a device's experts (its section 2.2.4). */
+    void (*expert_drop)(struct device *, int32_t *kept, const int32_t *expert, const float *weight,
+                        int64_t slots, int64_t experts, int64_t groups, int64_t capacity);
 
     /* y[r] = x[row[r]] for r < R; rows of `C` act; row[r] < 0 gives zeros. */
     void (*gather_rows)(struct device *, struct tensor y, struct tensor x, const int32_t *row);
@@ -227,11 +306,12 @@ struct ops {
                             struct tensor gate_up);
 
     /* Head and cross-entropy in one, by chunks of rows: logits of the whole batch never exist.
-     * labels int32 [N], < 0: not counted. Returns the sum over counted labels of -log p (double,
+     * labels int32 [N], < 0: not counted. *loss adds the sum over counted labels of -log p (double,
      * fixed order). With dx.data != NULL also backward with d loss/d logit = loss_scale * (p -
      * onehot): dx[N,C] act overwrites, dw[V,C] f32 adds. */
-    double (*cross_entropy)(struct device *, struct tensor dx, struct tensor dw, struct tensor x,
-                            struct tensor w, const int32_t *labels, float loss_scale);
+    void (*cross_entropy)(struct device *, double *loss, struct tensor dx, struct tensor dw,
+                          struct tensor x, struct tensor w, const int32_t *labels,
+                          float loss_scale);
 
     /* x[i] *= 1 + eps * (2 u(key, first + i) - 1), u uniform (rng.h): router jitter, and its own
      * backward. */
@@ -248,14 +328,13 @@ struct ops {
                          int64_t x_first, int64_t columns);
     /* Copies with conversion between f32 and bf16 (round to nearest even). */
     void (*cast)(struct device *, struct tensor y, struct tensor x);
-    /* Sum of squares in double; fixed blocks, fixed order. Non-finite elements make it non-finite.
-     */
-    double (*sum_squares)(struct device *, const float *x, int64_t count);
-    /* AdamW (Loshchilov & Hutter 2019, torch's order of operations) on `count` elements. param (f32
-     * master), m, v (args.moments) in place; grad f32; out: act copy of param (bf16), or NULL. The
-     * step uses the moments before they are rounded. */
-    void (*adamw)(struct device *, float *param, void *m, void *v, void *out_bf16,
-                  const float *grad, int64_t count, struct adamw args);
+    /* *sum adds the sum of squares in double; fixed blocks, fixed order. Non-finite elements make
+     * it non-finite. */
+    void (*sum_squares)(struct device *, double *sum, const float *x, int64_t count);
+    /* AdamW (Loshchilov & Hutter 2019, torch's order of operations) on pieces (host array, copied),
+     * in place. The step uses the moments before they are rounded. */
+    void (*adamw)(struct device *, const struct adamw_piece *piece, int64_t pieces,
+                  struct adamw args);
 
     /* Muon (Jordan et al. 2024) in its three stages. Momentum, Nesterov's, elementwise: with g =
      * grad_scale * grad, m += (1 - momentum) (g - m); grad = g + momentum (m - g). m: args.moments.

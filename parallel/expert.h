@@ -10,71 +10,64 @@
 #ifndef PARALLEL_EXPERT_H
 #define PARALLEL_EXPERT_H
 
+#include "kernels/base/arena.h"
 #include "kernels/ops.h"
 #include "parallel/comm.h"
 
 struct expert_plan {
     /* set by init */
     struct comm *ep;       /* borrowed */
+    struct device *device; /* borrowed */
+    const struct ops *ops; /* borrowed */
     int64_t slots;         /* N*K, the most this rank can send */
     int64_t experts;       /* E, all ranks together */
     int64_t local_experts; /* E / ep */
     int64_t bound;         /* receive rows per round */
     /* set by expert_plan_make, for the current layer and micro-batch */
-    int64_t rounds;     /* >= 1, the same on every rank of ep */
-    int64_t *counts;    /* [ep, E] owned: rows each source sends to each expert */
-    int32_t *send_slot; /* [slots] owned: slot (n*K+k) of each row to be sent, in (expert, token)
-                           order */
-    int32_t *slot_row;  /* [slots] owned: position in send order of each slot, -1 when dropped */
-    int64_t sent;       /* rows sent = slots - dropped */
+    int64_t rounds;    /* >= 1, the same on every rank of ep */
+    int64_t sent;      /* rows sent = slots - dropped; send order is (expert, token) */
+    int32_t *token;    /* [slots] device: token of each row to be sent, -1 past the last */
+    int32_t *slot_row; /* [slots] device: row, in send order, of each slot, -1 when dropped */
+    int64_t *sorted;   /* [E+1] device: expert boundaries in send order */
+    int64_t *counts;   /* [ep, E] owned: rows each source sends to each expert */
     /* set by expert_plan_round */
     int64_t *send_rows, *recv_rows; /* [ep] owned: rows to / from each rank this round */
     int64_t *send_begin; /* [ep] owned: first row, in send order, of each destination's rows this
                             round */
     int64_t received;    /* rows received this round */
-    int64_t *offset;     /* [local_experts + 1] owned: expert boundaries among the received rows */
-    int32_t *regroup; /* [bound] owned: regroup[i] = arrival position (source, expert, token order)
-                         of row i of (expert, source, token) order */
-    int32_t *ungroup; /* [bound] owned: its inverse */
+    int64_t *offset;     /* [local_experts + 1] device: expert boundaries among the received rows;
+                            `sorted` where ep is 1 */
+    int32_t *regroup; /* [bound] device: regroup[i] = arrival position (source, expert, token order)
+                         of row i of (expert, source, token) order; NULL where ep is 1 */
+    int32_t *ungroup; /* [bound] device: its inverse */
     /* scratch of expert_plan_make and expert_plan_round */
-    int64_t *next;    /* [E] owned */
-    int64_t *taken;   /* [local_experts, ep] owned: rows of this round, by expert and source */
-    int64_t *arrival; /* [ep] owned */
+    int64_t *bounds;       /* [E+1] owned: `sorted` on the host */
+    int64_t *taken;        /* [local_experts, ep] owned: rows of this round, by expert and source */
+    int64_t *device_taken; /* the same, device */
 };
 
 /* bound = min(ceil(buffer_factor * slots), slots * ep), and slots when ep is 1. */
-enum status expert_plan_init(struct expert_plan *plan, struct comm *ep, int64_t slots,
-                             int64_t experts, double buffer_factor)
-    __attribute__((warn_unused_result));
-void expert_plan_free(struct expert_plan *plan);
+enum status expert_plan_init(struct expert_plan *plan, struct comm *ep, struct device *device,
+                             const struct ops *ops, int64_t slots, int64_t experts,
+                             double buffer_factor) __attribute__((warn_unused_result));
+/* What is device memory. Measures, then hands out (arena twice). */
+void expert_plan_layout(struct expert_plan *plan, struct arena *arena);
+void expert_plan_free(struct expert_plan *plan); /* what init made */
 
-/* Collective over ep. expert int32 [tokens*top_k] (< 0: dropped slot); tokens*top_k <= slots. */
+/* Collective over ep. expert int32 [tokens*top_k], device (< 0: dropped slot); tokens*top_k <=
+ * slots. Where ranks exchange rows, or slots may be dropped (`drops`), the host waits for the
+ * counts; else it does not. */
 void expert_plan_make(struct expert_plan *plan, const int32_t *expert, int64_t tokens,
-                      int64_t top_k);
+                      int64_t top_k, bool drops);
 /* Local. Fills the fields of round `round`. */
 void expert_plan_round(struct expert_plan *plan, int64_t round);
 
-/* Collective over ep. rows [received, C] in (expert, source, token) order <- x[sent, C] in send
- * order. `buffer` has room for bound + slots rows. The way there, for activations (forward) and for
- * output gradients (backward). */
-void expert_dispatch(struct expert_plan *plan, struct device *device, const struct ops *ops,
-                     struct tensor rows, struct tensor x, void *buffer);
+/* Collective over ep, of more than one rank. rows [received, C] in (expert, source, token) order <-
+ * x[sent, C] in send order. `buffer` has room for bound + slots rows. The way there, for
+ * activations (forward) and for output gradients (backward). */
+void expert_dispatch(struct expert_plan *plan, struct tensor rows, struct tensor x, void *buffer);
 /* Collective over ep. The way back: x[sent, C] in send order, this round's rows of it, <-
  * rows[received, C]. */
-void expert_combine(struct expert_plan *plan, struct device *device, const struct ops *ops,
-                    struct tensor x, struct tensor rows, void *buffer);
-
-struct expert_ranked {
-    float weight;
-    int64_t slot;
-};
-
-/* Marks dropped slots with -1 where a group of experts / groups experts has more than `capacity`
- * slots of this micro-batch, lowest weight first (ties: the later token). Local. Returns the number
- * dropped. groups = experts: GShard/Switch capacity; else DeepSeek-V2's, of a device's experts (its
- * section 2.2.4). scratch: [tokens*top_k]. */
-int64_t expert_drop(int32_t *expert, struct expert_ranked *scratch, const float *weight,
-                    int64_t tokens, int64_t top_k, int64_t experts, int64_t groups,
-                    int64_t capacity);
+void expert_combine(struct expert_plan *plan, struct tensor x, struct tensor rows, void *buffer);
 
 #endif

@@ -1,7 +1,6 @@
 #include "parallel/zero.h"
 
 #include <assert.h>
-#include <string.h>
 
 enum { ALIGNMENT = 64 };
 
@@ -19,16 +18,18 @@ void zero_init(struct zero *zero, struct comm *comm, int64_t padded_count)
         .comm = comm, .count = padded_count, .share = share, .first = comm->rank * share};
 }
 
-void zero_reduce_scatter(const struct zero *zero, float *grads, float *scratch)
+void zero_reduce_scatter(const struct zero *zero, struct device *device, const struct ops *ops,
+                         float *grads, float *scratch)
 {
     if (zero->comm->size > 1) {
-        comm_reduce_scatter(zero->comm, scratch, grads, zero->share);
-        memcpy(grads + zero->first, scratch, (size_t)zero->share * sizeof *grads);
+        comm_device_reduce_scatter(zero->comm, scratch, grads, zero->share);
+        ops->copy(device, grads + zero->first, scratch, (size_t)zero->share * sizeof *grads);
     }
 }
 
 void zero_all_gather(const struct zero *zero, void *params, enum dtype dtype)
 {
     const size_t bytes = (size_t)zero->share * dtype_bytes(dtype);
-    comm_all_gather(zero->comm, params, (char *)params + (size_t)zero->comm->rank * bytes, bytes);
+    comm_device_all_gather(zero->comm, params, (char *)params + (size_t)zero->comm->rank * bytes,
+                           bytes);
 }

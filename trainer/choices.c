@@ -253,7 +253,7 @@ static double log_likelihood(struct model *model, const struct choices *choices,
         batch.first[i] = 0;
     }
     model_run(model, &batch, 1, inputs, NULL);
-    return -model->result.loss_sum;
+    return -model_read_losses(model).loss;
 }
 
 /* Counts whether the likeliest choices of question q are right; false where a log p is not finite:

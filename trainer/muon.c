@@ -189,7 +189,8 @@ static void each_piece(struct model *model, enum param_group g, enum pass pass,
             optimizer_moment(model, group->moment1, piece.first - group->zero.first),
             piece.last - piece.first, own);
         if (place != grad) {
-            memcpy(place, grad, (size_t)(piece.last - piece.first) * sizeof *grad);
+            model->ops->copy(model->device, place, grad,
+                             (size_t)(piece.last - piece.first) * sizeof *grad);
         }
     }
 }
@@ -222,13 +223,13 @@ void muon_step(struct model *model, enum param_group g, const struct muon *args,
     }
     each_piece(model, g, PASS_MOMENTUM, args, step);
     if (comm->size > 1) {
-        comm_all_to_all(comm, group->grads, plan->receive, group->reduced, plan->send,
-                        sizeof *group->grads);
+        comm_device_all_to_all(comm, group->grads, plan->receive, group->reduced, plan->send,
+                               sizeof *group->grads);
     }
     orthogonalize(model, g);
     if (comm->size > 1) {
-        comm_all_to_all(comm, group->reduced, plan->send, group->grads, plan->receive,
-                        sizeof *group->grads);
+        comm_device_all_to_all(comm, group->reduced, plan->send, group->grads, plan->receive,
+                               sizeof *group->grads);
     }
     each_piece(model, g, PASS_UPDATE, args, step);
 }

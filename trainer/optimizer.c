@@ -2,6 +2,7 @@
 
 #include <fnmatch.h>
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "kernels/base/rng.h"
@@ -68,6 +69,11 @@ enum status optimizer_init(struct model *model)
         param->frozen = is_frozen(model->config, param);
         param->muon = model->config->optimizer.name == CONFIG_MUON && optimizer_takes_muon(param);
     }
+    model->pieces = calloc((size_t)model->params.count, sizeof *model->pieces);
+    if (model->pieces == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for the optimizer's %lld parameters",
+                           (long long)model->params.count);
+    }
     for (int g = 0; g < PARAM_GROUPS; g++) {
         TRY(muon_plan_init(&model->group[g].muon, &model->params, (enum param_group)g,
                            &model->group[g].zero));
@@ -80,6 +86,8 @@ void optimizer_free(struct model *model)
     for (int g = 0; g < PARAM_GROUPS; g++) {
         muon_plan_free(&model->group[g].muon);
     }
+    free(model->pieces);
+    model->pieces = NULL;
 }
 
 static bool has_adamw(const struct params *params, int group)
@@ -105,6 +113,7 @@ void optimizer_layout(struct model *model)
             model->config->optimizer.ema > 0 ? arena_alloc(arena, share * sizeof(float)) : NULL;
         scratch = group->muon.scratch > scratch ? group->muon.scratch : scratch;
     }
+    model->norm = arena_alloc(arena, sizeof *model->norm);
     model->muon_scratch = scratch > 0 ? arena_alloc(arena, (size_t)scratch * sizeof(float)) : NULL;
 }
 
@@ -113,7 +122,8 @@ void optimizer_start_average(struct model *model)
     for (int g = 0; g < PARAM_GROUPS; g++) {
         struct model_group *group = &model->group[g];
         if (group->ema != NULL) {
-            memcpy(group->ema, group->master, (size_t)group->zero.share * sizeof *group->ema);
+            model->ops->copy(model->device, group->ema, group->master,
+                             (size_t)group->zero.share * sizeof *group->ema);
         }
     }
 }
@@ -121,21 +131,23 @@ void optimizer_start_average(struct model *model)
 double optimizer_reduce(struct model *model)
 {
     double sum = 0;
+    model->ops->zero(model->device, model->norm, sizeof *model->norm);
     for (int g = 0; g < PARAM_GROUPS; g++) {
         struct model_group *group = &model->group[g];
-        zero_reduce_scatter(&group->zero, group->grads, group->reduced);
+        zero_reduce_scatter(&group->zero, model->device, model->ops, group->grads, group->reduced);
         for (int64_t i = 0; i < model->params.count; i++) {
             const struct param *param = &model->params.table[i];
             const struct param_piece piece =
                 param_piece(param, &group->zero, group->zero.comm->rank);
             if (param->frozen && param->group == (enum param_group)g && piece.first < piece.last) {
-                memset(group->grads + piece.first, 0,
-                       (size_t)(piece.last - piece.first) * sizeof *group->grads);
+                model->ops->zero(model->device, group->grads + piece.first,
+                                 (size_t)(piece.last - piece.first) * sizeof *group->grads);
             }
         }
-        sum += model->ops->sum_squares(model->device, group->grads + group->zero.first,
-                                       group->zero.share);
+        model->ops->sum_squares(model->device, model->norm, group->grads + group->zero.first,
+                                group->zero.share);
     }
+    model->ops->download(model->device, &sum, model->norm, sizeof sum);
     comm_all_reduce(model->mesh->world, &sum, 1, DTYPE_F64, REDUCE_SUM);
     return sqrt(sum);
 }
@@ -161,22 +173,28 @@ void *optimizer_out(const struct model *model, const struct model_group *group, 
                : (char *)group->weights + (size_t)first * dtype_bytes(model->act);
 }
 
-/* The part of one parameter that lies in this rank's share. */
-static void update(struct model *model, const struct param *param, const struct adamw *args)
+/* The part of one parameter that lies in this rank's share; false: none, or not AdamW's. */
+static bool piece_of(const struct model *model, const struct param *param, int64_t step,
+                     struct adamw_piece *out)
 {
-    struct model_group *group = &model->group[param->group];
+    const struct model_group *group = &model->group[param->group];
     const struct param_piece piece = param_piece(param, &group->zero, group->zero.comm->rank);
     if (piece.first >= piece.last || param->frozen || param->muon) {
-        return;
+        return false;
     }
     const int64_t at = piece.first - group->zero.first;
-    struct adamw own = *args;
-    own.weight_decay = param->decay ? args->weight_decay : 0.0F;
-    own.moments = optimizer_moments(model, param, piece.first, args->step);
-    model->ops->adamw(
-        model->device, group->master + at, optimizer_moment(model, group->moment1, at),
-        optimizer_moment(model, group->moment2, at), optimizer_out(model, group, piece.first),
-        group->grads + piece.first, piece.last - piece.first, own);
+    const struct moments moments = optimizer_moments(model, param, piece.first, step);
+    *out = (struct adamw_piece){
+        .param = group->master + at,
+        .m = optimizer_moment(model, group->moment1, at),
+        .v = optimizer_moment(model, group->moment2, at),
+        .out = optimizer_out(model, group, piece.first),
+        .grad = group->grads + piece.first,
+        .count = piece.last - piece.first,
+        .weight_decay = param->decay ? (float)model->config->optimizer.weight_decay : 0.0F,
+        .key = moments.key,
+        .first = moments.first};
+    return true;
 }
 
 /* Of the whole share: what is frozen stays its own average, what was frozen at a resume becomes it.
@@ -199,16 +217,18 @@ void optimizer_step(struct model *model, double norm, double lr, int64_t step)
                                 .beta1 = (float)config->optimizer.beta1,
                                 .beta2 = (float)config->optimizer.beta2,
                                 .eps = (float)config->optimizer.eps,
-                                .weight_decay = (float)config->optimizer.weight_decay,
                                 .grad_scale = (float)scale,
-                                .step = step};
+                                .step = step,
+                                .moments = model->moments};
     const struct muon muon = {.lr = (float)lr,
                               .momentum = (float)config->optimizer.momentum,
                               .weight_decay = (float)config->optimizer.weight_decay,
                               .grad_scale = (float)scale};
+    int64_t pieces = 0;
     for (int64_t i = 0; i < model->params.count; i++) {
-        update(model, &model->params.table[i], &adamw);
+        pieces += piece_of(model, &model->params.table[i], step, &model->pieces[pieces]);
     }
+    model->ops->adamw(model->device, model->pieces, pieces, adamw);
     for (int g = 0; g < PARAM_GROUPS; g++) {
         muon_step(model, (enum param_group)g, &muon, step);
         zero_all_gather(&model->group[g].zero, model->group[g].weights, model->act);

@@ -69,14 +69,16 @@ enum status session_read_config(struct config *config, const char *path, char *c
 
 static enum status open_device(struct session *session)
 {
-    static const char *const names[] = {[CONFIG_DEVICE_CPU] = "cpu"};
+    static const char *const names[] = {[CONFIG_DEVICE_CPU] = "cpu", [CONFIG_DEVICE_CUDA] = "cuda"};
     const struct config *config = &session->config;
     int cores[MAX_CORES];
     const int share = cores_share(&session->world, (int)config->run.threads, cores, MAX_CORES);
     session->threads = share;
     const struct device_options options = {.name = names[config->run.device],
                                            .threads = share,
-                                           .cores = config->run.pin ? cores : NULL};
+                                           .cores = config->run.pin ? cores : NULL,
+                                           .node_rank = session->world.node_rank,
+                                           .node_size = session->world.node_size};
     return device_open(&session->device, &options);
 }
 

@@ -3,29 +3,17 @@
 #include <assert.h>
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
 #include "kernels/base/rng.h"
 #include "trainer/optimizer.h"
 #include "trainer/schedule.h"
 
-/* What is summed over the units of a step. */
-enum { UNIT_LOSS, UNIT_AUX, UNIT_MTP, UNIT_VALUES };
-
 double step_clock(void)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-static struct batch batch_view(int32_t *storage, int64_t tokens)
-{
-    return (struct batch){.ids = storage,
-                          .labels = storage + tokens,
-                          .positions = storage + 2 * tokens,
-                          .first = storage + 3 * tokens};
 }
 
 enum status stepper_check(const struct config *config, int64_t ranks)
@@ -52,11 +40,17 @@ enum status stepper_check(const struct config *config, int64_t ranks)
     return STATUS_OK;
 }
 
+static size_t losses_bytes(const struct stepper *stepper)
+{
+    return (size_t)(stepper->most_units / stepper->model->mesh->dp.size) * sizeof *stepper->losses;
+}
+
 enum status stepper_init(struct stepper *stepper, struct model *model, const struct loader *loader)
 {
     const struct config *config = model->config;
     const int64_t micro = config->train.micro_batch, global = config->train.global_batch;
     const int64_t ranks = model->mesh->dp.size, tokens = micro * config->train.sequence_length;
+    const size_t loads = (size_t)(architecture_moe_blocks(&model->arch) * model->arch.experts);
     *stepper = (struct stepper){.model = model,
                                 .loader = loader,
                                 .most_units = global / micro,
@@ -66,12 +60,15 @@ enum status stepper_init(struct stepper *stepper, struct model *model, const str
     stepper->own = stepper->units / ranks;
     stepper->batches = calloc((size_t)stepper->own, sizeof *stepper->batches);
     stepper->storage = calloc((size_t)(stepper->own * 4 * tokens), sizeof *stepper->storage);
-    stepper->own_values = calloc((size_t)stepper->own * UNIT_VALUES, sizeof *stepper->own_values);
-    stepper->unit_values =
-        calloc((size_t)stepper->units * UNIT_VALUES, sizeof *stepper->unit_values);
+    stepper->own_losses = calloc((size_t)stepper->own, sizeof *stepper->own_losses);
+    stepper->unit_losses = calloc((size_t)stepper->units, sizeof *stepper->unit_losses);
     stepper->expert_load = calloc((size_t)stepper->moe_blocks, sizeof *stepper->expert_load);
-    if (stepper->batches == NULL || stepper->storage == NULL || stepper->own_values == NULL ||
-        stepper->unit_values == NULL || stepper->expert_load == NULL) {
+    stepper->load = calloc(loads, sizeof *stepper->load);
+    stepper->bias = calloc(loads, sizeof *stepper->bias);
+    stepper->losses = model->ops->memory_alloc(model->device, losses_bytes(stepper));
+    if (stepper->batches == NULL || stepper->storage == NULL || stepper->own_losses == NULL ||
+        stepper->unit_losses == NULL || stepper->expert_load == NULL || stepper->load == NULL ||
+        stepper->bias == NULL || stepper->losses == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for %lld sequences a step",
                            (long long)global);
     }
@@ -85,9 +82,15 @@ void stepper_free(struct stepper *stepper)
 {
     free(stepper->batches);
     free(stepper->storage);
-    free(stepper->own_values);
-    free(stepper->unit_values);
+    free(stepper->own_losses);
+    free(stepper->unit_losses);
     free(stepper->expert_load);
+    free(stepper->load);
+    free(stepper->bias);
+    if (stepper->losses != NULL) {
+        stepper->model->ops->memory_free(stepper->model->device, stepper->losses,
+                                         losses_bytes(stepper));
+    }
     *stepper = (struct stepper){0};
 }
 
@@ -106,33 +109,38 @@ static int64_t load_batches(struct stepper *stepper, int64_t position)
     return labels;
 }
 
-/* Everything that is summed over units is added in unit order, so that layouts agree bit for bit.
- * sums[UNIT_VALUES] of all ranks' own_values. */
-static void sum_units(struct stepper *stepper, double *sums)
+/* Losses of this rank's units to the host, and of all ranks' the sum, in unit order, so that
+ * layouts agree bit for bit. */
+static struct model_losses sum_units(struct stepper *stepper)
 {
-    struct comm *dp = (struct comm *)&stepper->model->mesh->dp;
-    double *all = stepper->unit_values;
-    comm_all_gather(dp, all, stepper->own_values, (size_t)stepper->own * UNIT_VALUES * sizeof *all);
-    memset(sums, 0, UNIT_VALUES * sizeof *sums);
+    const struct model *model = stepper->model;
+    struct comm *dp = (struct comm *)&model->mesh->dp;
+    const size_t bytes = (size_t)stepper->own * sizeof *stepper->own_losses;
+    struct model_losses sum = {0};
+    model->ops->download(model->device, stepper->own_losses, stepper->losses, bytes);
+    comm_all_gather(dp, stepper->unit_losses, stepper->own_losses, bytes);
     for (int64_t unit = 0; unit < stepper->units; unit++) {
-        const int64_t at = (unit % dp->size) * stepper->own + unit / dp->size;
-        for (int i = 0; i < UNIT_VALUES; i++) {
-            sums[i] += all[at * UNIT_VALUES + i];
-        }
+        const struct model_losses *one =
+            &stepper->unit_losses[(unit % dp->size) * stepper->own + unit / dp->size];
+        sum.loss += one->loss;
+        sum.mtp += one->mtp;
+        sum.aux += one->aux;
     }
+    return sum;
 }
 
 /* Tokens per expert of the whole global batch, in integers, and how uneven they are. */
 static void expert_load(struct stepper *stepper)
 {
     struct model *model = stepper->model;
-    const int64_t experts = model->arch.experts;
-    comm_all_reduce((struct comm *)&model->mesh->dp, model->load, stepper->moe_blocks * experts,
-                    DTYPE_I64, REDUCE_SUM);
+    const int64_t experts = model->arch.experts, loads = stepper->moe_blocks * experts;
+    model->ops->download(model->device, stepper->load, model->load,
+                         (size_t)loads * sizeof *stepper->load);
+    comm_all_reduce((struct comm *)&model->mesh->dp, stepper->load, loads, DTYPE_I64, REDUCE_SUM);
     for (int64_t m = 0; m < stepper->moe_blocks; m++) {
         int64_t most = 0, sum = 0;
         for (int64_t e = 0; e < experts; e++) {
-            const int64_t count = model->load[m * experts + e];
+            const int64_t count = stepper->load[m * experts + e];
             most = count > most ? count : most;
             sum += count;
         }
@@ -158,7 +166,6 @@ static void forward_backward(struct stepper *stepper, int64_t step, int64_t labe
     struct model *model = stepper->model;
     const struct config *config = model->config;
     const struct comm *dp = &model->mesh->dp;
-    double *values = stepper->own_values, sums[UNIT_VALUES];
     int64_t counters[3] = {0}; /* dropped, slots, extra rounds */
     for (int64_t i = 0; i < stepper->own; i++) {
         const uint64_t unit = (uint64_t)(i * dp->size + dp->rank);
@@ -170,20 +177,18 @@ static void forward_backward(struct stepper *stepper, int64_t step, int64_t labe
             .jitter_key = rng_subkey(rng_key(config->run.seed, "router_jitter"), number)};
         model_run(model, &stepper->batches[i], config->train.micro_batch,
                   config->train.sequence_length, &scale);
-        values[UNIT_VALUES * i + UNIT_LOSS] = model->result.loss_sum;
-        values[UNIT_VALUES * i + UNIT_AUX] = model->result.aux_loss;
-        values[UNIT_VALUES * i + UNIT_MTP] = model->result.mtp_loss_sum;
+        model->ops->copy(model->device, &stepper->losses[i], model->losses, sizeof *model->losses);
         counters[0] += model->result.dropped;
         counters[1] += model->result.slots;
         counters[2] += model->result.extra_rounds;
     }
-    sum_units(stepper, sums);
+    const struct model_losses sums = sum_units(stepper);
     comm_all_reduce((struct comm *)dp, counters, 3, DTYPE_I64, REDUCE_SUM);
     const double counted = labels > 0 ? (double)labels : 1.0;
     const int64_t depth = model->arch.mtp_depth;
-    result->loss = sums[UNIT_LOSS] / counted;
-    result->aux_loss = sums[UNIT_AUX] / (double)stepper->units;
-    result->mtp_loss = depth > 0 ? sums[UNIT_MTP] / counted / (double)depth : (double)NAN;
+    result->loss = sums.loss / counted;
+    result->aux_loss = sums.aux / (double)stepper->units;
+    result->mtp_loss = depth > 0 ? sums.mtp / counted / (double)depth : (double)NAN;
     result->dropped_fraction = counters[1] > 0 ? (double)counters[0] / (double)counters[1] : 0;
     result->extra_rounds = counters[2];
 }
@@ -216,7 +221,7 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     }
     optimizer_step(model, result->grad_norm, result->lr, step);
     if (model->arch.has_bias && !is_late(config, step, config->router.bias_update_until)) {
-        balance_update_bias(model, model->arch.balance.bias_speed);
+        balance_update_bias(model, stepper->load, stepper->bias, model->arch.balance.bias_speed);
     }
     const double end = step_clock();
     result->phase_ms = (struct phase_ms){.data = 1e3 * (loaded - start),
@@ -265,7 +270,8 @@ static double evaluate(struct model *model, const struct loader *loader, struct 
     for (int64_t wave = 0; wave < units; wave += dp->size) {
         *labels += evaluation_batch(loader, batch, wave + dp->rank, units, model->batch);
         model_run(model, batch, model->batch, loader->sequence_length, NULL);
-        comm_all_gather(dp, sums, &model->result.loss_sum, sizeof *sums);
+        const double loss = model_read_losses(model).loss;
+        comm_all_gather(dp, sums, &loss, sizeof loss);
         for (int r = 0; r < dp->size; r++) {
             sum += sums[r];
         }

@@ -25,16 +25,19 @@ struct step_result {
 
 /* Batches of a step on this rank. */
 struct stepper {
-    struct model *model;         /* borrowed */
-    const struct loader *loader; /* borrowed */
-    int64_t most_units;          /* micro-batches of the largest global batch */
-    int64_t units;               /* of this step's: U */
-    int64_t own;                 /* U / dp: this rank's */
-    struct batch *batches;       /* [own of the largest] owned */
-    int32_t *storage;            /* owned: all arrays of the batches */
-    double *own_values;          /* [own of the largest, 3] owned: losses of this rank's units */
-    double *unit_values;         /* [most_units, 3] owned: of all */
-    double *expert_load;         /* [moe blocks] owned: max/mean of the last step */
+    struct model *model;             /* borrowed */
+    const struct loader *loader;     /* borrowed */
+    int64_t most_units;              /* micro-batches of the largest global batch */
+    int64_t units;                   /* of this step's: U */
+    int64_t own;                     /* U / dp: this rank's */
+    struct batch *batches;           /* [own of the largest] owned */
+    int32_t *storage;                /* owned: all arrays of the batches */
+    struct model_losses *losses;     /* [own of the largest] owned, device: of this rank's units, */
+    struct model_losses *own_losses; /* owned: the same on the host, */
+    struct model_losses *unit_losses; /* [most_units] owned: of all ranks */
+    int64_t *load; /* [moe blocks, E] owned: tokens per expert, of the last step's global batch */
+    float *bias;   /* [moe blocks, E] owned: scratch of balance_update_bias */
+    double *expert_load; /* [moe blocks] owned: max/mean of the last step */
     int64_t moe_blocks;
 };
 

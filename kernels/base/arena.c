@@ -1,8 +1,6 @@
-#define _GNU_SOURCE
 #include "kernels/base/arena.h"
 
 #include <assert.h>
-#include <sys/mman.h>
 
 void *arena_alloc(struct arena *arena, size_t bytes)
 {
@@ -18,16 +16,15 @@ void *arena_alloc(struct arena *arena, size_t bytes)
 
 enum status arena_reserve(struct arena *arena, const char *what)
 {
-    assert(arena->base == NULL);
+    assert(arena->base == NULL && arena->source.alloc != NULL);
     const size_t bytes = arena->used > 0 ? arena->used : ARENA_ALIGNMENT;
-    void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (base == MAP_FAILED) {
+    void *base = arena->source.alloc(arena->source.device, bytes);
+    if (base == NULL) {
         return status_fail(STATUS_RESOURCE,
                            "cannot reserve %.1f MiB of memory for %s: use more ranks or a smaller "
                            "train.micro_batch",
                            (double)bytes / 1048576.0, what);
     }
-    (void)madvise(base, bytes, MADV_HUGEPAGE); /* advice only: slower without, never wrong */
     arena->base = base;
     arena->capacity = bytes;
     arena->used = 0;
@@ -37,7 +34,7 @@ enum status arena_reserve(struct arena *arena, const char *what)
 void arena_free(struct arena *arena)
 {
     if (arena->base != NULL) {
-        munmap(arena->base, arena->capacity);
+        arena->source.free(arena->source.device, arena->base, arena->capacity);
     }
     *arena = (struct arena){0};
 }

@@ -49,28 +49,37 @@ static void update_bf16(float *param, uint16_t *m, uint16_t *v, uint16_t *out, c
     store(m, v, new_m, new_v, noise_fill(words, key, first, count), count);
 }
 
-void cpu_adamw(struct device *device, float *param, void *m, void *v, void *out_bf16,
-               const float *grad, int64_t count, struct adamw args)
+static void update_piece(const struct device *device, const struct adamw_piece *piece,
+                         enum dtype moments, const struct factors *f)
+{
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t i = 0; i < piece->count; i += PART) {
+        uint16_t *out = piece->out != NULL ? (uint16_t *)piece->out + i : NULL;
+        const int64_t part = piece->count - i < PART ? piece->count - i : PART;
+        if (moments == DTYPE_BF16) {
+            update_bf16(piece->param + i, (uint16_t *)piece->m + i, (uint16_t *)piece->v + i, out,
+                        piece->grad + i, part, f, piece->key, piece->first + (uint64_t)i);
+        } else {
+            update(piece->param + i, (float *)piece->m + i, (float *)piece->v + i, out,
+                   piece->grad + i, part, f);
+        }
+    }
+}
+
+void cpu_adamw(struct device *device, const struct adamw_piece *piece, int64_t pieces,
+               struct adamw args)
 {
     const double correction1 = 1.0 - pow((double)args.beta1, (double)args.step);
     const double correction2 = 1.0 - pow((double)args.beta2, (double)args.step);
-    const struct factors f = {.decay = 1.0F - args.lr * args.weight_decay,
-                              .beta1 = args.beta1,
-                              .beta2 = args.beta2,
-                              .step = (float)((double)args.lr / correction1),
-                              .inverse_root2 = (float)(1.0 / sqrt(correction2)),
-                              .eps = args.eps,
-                              .grad_scale = args.grad_scale};
-#pragma omp parallel for num_threads(device->threads) schedule(static)
-    for (int64_t i = 0; i < count; i += PART) {
-        uint16_t *out = out_bf16 != NULL ? (uint16_t *)out_bf16 + i : NULL;
-        const int64_t part = count - i < PART ? count - i : PART;
-        if (args.moments.dtype == DTYPE_BF16) {
-            update_bf16(param + i, (uint16_t *)m + i, (uint16_t *)v + i, out, grad + i, part, &f,
-                        args.moments.key, args.moments.first + (uint64_t)i);
-        } else {
-            update(param + i, (float *)m + i, (float *)v + i, out, grad + i, part, &f);
-        }
+    struct factors f = {.beta1 = args.beta1,
+                        .beta2 = args.beta2,
+                        .step = (float)((double)args.lr / correction1),
+                        .inverse_root2 = (float)(1.0 / sqrt(correction2)),
+                        .eps = args.eps,
+                        .grad_scale = args.grad_scale};
+    for (int64_t i = 0; i < pieces; i++) {
+        f.decay = 1.0F - args.lr * piece[i].weight_decay;
+        update_piece(device, &piece[i], args.moments, &f);
     }
 }
 

@@ -48,6 +48,14 @@ size_t cpu_scratch_bytes(size_t bytes);
  * bug. */
 void *cpu_scratch(struct device *device, enum cpu_slot slot, size_t bytes);
 
+void *cpu_memory_alloc(struct device *, size_t bytes);
+void cpu_memory_free(struct device *, void *data, size_t bytes);
+void cpu_zero(struct device *, void *data, size_t bytes);
+void cpu_fill(struct device *, float *x, int64_t count, float value);
+void cpu_copy(struct device *, void *to, const void *from, size_t bytes);
+void cpu_synchronize(struct device *);
+bool cpu_graph_begin(struct device *, uint64_t key);
+void cpu_graph_end(struct device *);
 void cpu_embedding_forward(struct device *, struct tensor y, const int32_t *ids, struct tensor w);
 void cpu_embedding_backward(struct device *, struct tensor dw, const int32_t *ids,
                             struct tensor dy);
@@ -86,6 +94,19 @@ void cpu_router_backward(struct device *, float *dlogits, const float *dweight,
                          const float *logits, const float *lse, const float *aux, float z_scale,
                          struct router_shape shape);
 void cpu_router_sums(struct device *, double *sums, const float *score, struct router_shape shape);
+void cpu_router_count(struct device *, int64_t *count, const int64_t *routed, int64_t rows,
+                      int64_t experts);
+void cpu_router_even(struct device *, int32_t *expert, float *weight, struct router_counts counts,
+                     struct router_shape shape);
+void cpu_balance(struct device *, double *loss, float *gradient, const double *sums,
+                 struct router_counts counts, const int64_t *chosen, const float *lse,
+                 struct router_shape shape, const struct balance_terms *terms);
+void cpu_expert_sort(struct device *, int64_t *offset, int32_t *token, int32_t *slot_row,
+                     const int32_t *expert, int64_t slots, int64_t top_k, int64_t experts);
+void cpu_expert_regroup(struct device *, int32_t *regroup, int32_t *ungroup, int64_t *offset,
+                        const int64_t *taken, int64_t local, int64_t ranks);
+void cpu_expert_drop(struct device *, int32_t *kept, const int32_t *expert, const float *weight,
+                     int64_t slots, int64_t experts, int64_t groups, int64_t capacity);
 void cpu_gather_rows(struct device *, struct tensor y, struct tensor x, const int32_t *row);
 void cpu_scatter_rows(struct device *, struct tensor y, const void *x, int64_t x_stride,
                       const int32_t *row, int64_t rows);
@@ -103,8 +124,8 @@ void cpu_grouped_backward_weight(struct device *, float *dw, int64_t w_stride, s
 void cpu_swiglu_forward(struct device *, struct tensor h, struct tensor gate_up);
 void cpu_swiglu_backward(struct device *, struct tensor dgate_up, struct tensor dh,
                          struct tensor gate_up);
-double cpu_cross_entropy(struct device *, struct tensor dx, struct tensor dw, struct tensor x,
-                         struct tensor w, const int32_t *labels, float loss_scale);
+void cpu_cross_entropy(struct device *, double *loss, struct tensor dx, struct tensor dw,
+                       struct tensor x, struct tensor w, const int32_t *labels, float loss_scale);
 void cpu_jitter(struct device *, struct tensor x, uint64_t key, uint64_t first, float eps);
 void cpu_init_normal(struct device *, float *x, uint64_t key, uint64_t first, int64_t count,
                      float std);
@@ -112,9 +133,8 @@ void cpu_add(struct device *, struct tensor y, struct tensor x);
 void cpu_copy_columns(struct device *, struct tensor y, int64_t y_first, struct tensor x,
                       int64_t x_first, int64_t columns);
 void cpu_cast(struct device *, struct tensor y, struct tensor x);
-double cpu_sum_squares(struct device *, const float *x, int64_t count);
-void cpu_adamw(struct device *, float *param, void *m, void *v, void *out_bf16, const float *grad,
-               int64_t count, struct adamw args);
+void cpu_sum_squares(struct device *, double *sum, const float *x, int64_t count);
+void cpu_adamw(struct device *, const struct adamw_piece *piece, int64_t pieces, struct adamw args);
 void cpu_muon_momentum(struct device *, float *grad, void *m, int64_t count, struct muon args);
 void cpu_muon_orthogonalize(struct device *, struct tensor x, float *scratch);
 void cpu_muon_update(struct device *, float *param, void *out_bf16, const float *update,

@@ -84,8 +84,8 @@ static void chunk_loss(struct device *device, float *logits, uint16_t *narrow, d
     }
 }
 
-double cpu_cross_entropy(struct device *device, struct tensor dx, struct tensor dw, struct tensor x,
-                         struct tensor w, const int32_t *labels, float loss_scale)
+void cpu_cross_entropy(struct device *device, double *total, struct tensor dx, struct tensor dw,
+                       struct tensor x, struct tensor w, const int32_t *labels, float loss_scale)
 {
     const int64_t rows = x.dim[0], vocab = w.dim[0], chunk = rows < CHUNK ? rows : CHUNK;
     const bool narrowed = dx.data != NULL && x.dtype == DTYPE_BF16;
@@ -112,5 +112,5 @@ double cpu_cross_entropy(struct device *device, struct tensor dx, struct tensor 
             cpu_linear_backward_weight(device, dw, grad, tensor_rows(&x, first, count));
         }
     }
-    return sum;
+    *total += sum;
 }

@@ -115,7 +115,9 @@ void cpu_muon_orthogonalize(struct device *device, struct tensor x, float *scrat
     const int64_t side = rows < cols ? rows : cols;
     float *from = x.data, *to = scratch, *gram = to + count, *square = gram + side * side;
     assert(tensor_is(&x, DTYPE_F32, rows, cols));
-    const double norm = sqrt(cpu_sum_squares(device, from, count));
+    double squares = 0;
+    cpu_sum_squares(device, &squares, from, count);
+    const double norm = sqrt(squares);
     combine(device, from, from, count, (float)(1.0 / fmax(norm, 1e-7)), 0);
     for (int step = 0; step < STEPS; step++) {
         newton_schulz(device, to, from, gram, square, rows, cols);

@@ -4,7 +4,7 @@
 
 /* Folded constants of one call: torch's order of operations, as on the CPU. */
 struct adamw_factors {
-    float decay, beta1, beta2, step, inverse_root2, eps, grad_scale;
+    float lr, beta1, beta2, step, inverse_root2, eps, grad_scale;
 };
 
 template <int W>
@@ -25,39 +25,114 @@ DEVICE void store_moments(bf16 *p, const float (&x)[W], const uint32_t (&words)[
     store_noise(p, x, noise);
 }
 
-/* V elements per thread; M: dtype of the moments. Bytes per element: grad in, param and the moments
- * in and out, 2 of the copy out: 30 with f32 moments, 22 with bf16. FLOPs: about 15 (bf16: and 25
- * integer operations of noise). Bound by memory. */
-template <class M, int V>
-__global__ void __launch_bounds__(FLAT_THREADS)
-    adamw_kernel(float *param, M *m, M *v, bf16 *out, const float *__restrict__ grad, int64_t count,
-                 struct adamw_factors f, struct moments moments)
+enum { ADAMW_PART = 4096 };
+
+/* W neighbouring elements. */
+template <class M, int W>
+DEVICE void adamw_elements(const struct adamw_piece &piece, int64_t i, float decay,
+                           const struct adamw_factors &f)
 {
-    flat<V>(count, [&](auto width, int64_t i) {
-        constexpr int W = decltype(width)::value;
-        float p[W], g[W], new_m[W], new_v[W];
-        uint32_t words[W] = {};
-        load(p, param + i);
-        load(g, grad + i);
-        load(new_m, m + i);
-        load(new_v, v + i);
+    float *param = piece.param + i;
+    M *m = (M *)piece.m + i, *v = (M *)piece.v + i;
+    float p[W], g[W], new_m[W], new_v[W];
+    uint32_t words[W] = {};
+    load(p, param);
+    load(g, piece.grad + i);
+    load(new_m, m);
+    load(new_v, v);
 #pragma unroll
-        for (int j = 0; j < W; j++) {
-            const float own = g[j] * f.grad_scale;
-            new_m[j] = f.beta1 * new_m[j] + (1.0F - f.beta1) * own;
-            new_v[j] = f.beta2 * new_v[j] + (1.0F - f.beta2) * own * own;
-            p[j] = p[j] * f.decay - f.step * new_m[j] / (sqrtf(new_v[j]) * f.inverse_root2 + f.eps);
+    for (int j = 0; j < W; j++) {
+        const float own = g[j] * f.grad_scale;
+        new_m[j] = f.beta1 * new_m[j] + (1.0F - f.beta1) * own;
+        new_v[j] = f.beta2 * new_v[j] + (1.0F - f.beta2) * own * own;
+        p[j] = p[j] * decay - f.step * new_m[j] / (sqrtf(new_v[j]) * f.inverse_root2 + f.eps);
+    }
+    store(param, p);
+    if (piece.out != nullptr) {
+        store((bf16 *)piece.out + i, p);
+    }
+    if constexpr (sizeof(M) == 2) {
+        noise_words(words, piece.key, piece.first + (uint64_t)i);
+    }
+    store_moments(m, new_m, words, 0);
+    store_moments(v, new_v, words, 16);
+}
+
+DEVICE bool adamw_aligned(const struct adamw_piece &piece)
+{
+    const uintptr_t all = (uintptr_t)piece.param | (uintptr_t)piece.m | (uintptr_t)piece.v |
+                          (uintptr_t)piece.out | (uintptr_t)piece.grad;
+    return all % 16 == 0;
+}
+
+/* The last piece that begins at or before part `at`. */
+DEVICE int64_t piece_of_part(const int64_t *__restrict__ part, int64_t pieces, int64_t at)
+{
+    int64_t low = 0, high = pieces - 1;
+    while (low < high) {
+        const int64_t middle = (low + high + 1) / 2;
+        if (part[middle] <= at) {
+            low = middle;
+        } else {
+            high = middle - 1;
         }
-        store(param + i, p);
-        if (out != nullptr) {
-            store(out + i, p);
+    }
+    return low;
+}
+
+/* One block per part of ADAMW_PART elements of a piece. M: dtype of the moments. Bytes per element:
+ * grad in, param and the moments in and out, 2 of the copy out: 30 with f32 moments, 22 with bf16.
+ * FLOPs: about 15 (bf16: and 25 integer operations of noise). Bound by memory. */
+template <class M>
+__global__ void __launch_bounds__(FLAT_THREADS)
+    adamw_kernel(const struct adamw_piece *__restrict__ pieces, const int64_t *__restrict__ part,
+                 int64_t count, struct adamw_factors f)
+{
+    const int64_t number = piece_of_part(part, count, blockIdx.x);
+    const struct adamw_piece piece = pieces[number];
+    const int64_t first = ((int64_t)blockIdx.x - part[number]) * ADAMW_PART;
+    const int64_t end = min(first + ADAMW_PART, piece.count);
+    const float decay = 1.0F - f.lr * piece.weight_decay;
+    const int width = adamw_aligned(piece) ? 4 : 1;
+    for (int64_t i = first + (int64_t)threadIdx.x * width; i < end; i += FLAT_THREADS * width) {
+        if (width == 4 && i + 4 <= end) {
+            adamw_elements<M, 4>(piece, i, decay, f);
+            continue;
         }
-        if constexpr (sizeof(M) == 2) {
-            noise_words(words, moments.key, moments.first + (uint64_t)i);
+        for (int64_t j = i; j < min(i + width, end); j++) {
+            adamw_elements<M, 1>(piece, j, decay, f);
         }
-        store_moments(m + i, new_m, words, 0);
-        store_moments(v + i, new_v, words, 16);
-    });
+    }
+}
+
+int64_t cuda_adamw_parts(int64_t count)
+{
+    return (count + ADAMW_PART - 1) / ADAMW_PART;
+}
+
+void cuda_adamw(void *stream, const struct adamw_piece *piece, const int64_t *part, int64_t pieces,
+                int64_t parts, struct adamw args)
+{
+    const double correction1 = 1.0 - pow((double)args.beta1, (double)args.step);
+    const double correction2 = 1.0 - pow((double)args.beta2, (double)args.step);
+    const struct adamw_factors f = {args.lr,
+                                    args.beta1,
+                                    args.beta2,
+                                    (float)((double)args.lr / correction1),
+                                    (float)(1.0 / sqrt(correction2)),
+                                    args.eps,
+                                    args.grad_scale};
+    assert(args.moments == DTYPE_F32 || args.moments == DTYPE_BF16);
+    if (parts == 0) {
+        return;
+    }
+    if (args.moments == DTYPE_F32) {
+        LAUNCH(adamw_kernel<float>, (unsigned)parts, FLAT_THREADS, 0, (cudaStream_t)stream, piece,
+               part, pieces, f);
+    } else {
+        LAUNCH(adamw_kernel<bf16>, (unsigned)parts, FLAT_THREADS, 0, (cudaStream_t)stream, piece,
+               part, pieces, f);
+    }
 }
 
 /* Calls run(storage<M, V>) for the moments' dtype: 4 elements per thread, or one. */
@@ -69,31 +144,6 @@ template <class F> static void dispatch_moments(enum dtype dtype, bool wide, F r
     } else {
         wide ? run(storage<bf16, 4>()) : run(storage<bf16, 1>());
     }
-}
-
-void cuda_adamw(void *stream, float *param, void *m, void *v, void *out_bf16, const float *grad,
-                int64_t count, struct adamw args)
-{
-    const double correction1 = 1.0 - pow((double)args.beta1, (double)args.step);
-    const double correction2 = 1.0 - pow((double)args.beta2, (double)args.step);
-    const struct adamw_factors f = {1.0F - args.lr * args.weight_decay,
-                                    args.beta1,
-                                    args.beta2,
-                                    (float)((double)args.lr / correction1),
-                                    (float)(1.0 / sqrt(correction2)),
-                                    args.eps,
-                                    args.grad_scale};
-    if (count == 0) {
-        return;
-    }
-    const bool wide =
-        aligned(param) && aligned(m) && aligned(v) && aligned(out_bf16) && aligned(grad);
-    dispatch_moments(args.moments.dtype, wide, [&](auto kind) {
-        using M = typename decltype(kind)::type;
-        constexpr int V = decltype(kind)::pack;
-        LAUNCH((adamw_kernel<M, V>), flat_blocks(count, V), FLAT_THREADS, 0, (cudaStream_t)stream,
-               param, (M *)m, (M *)v, (bf16 *)out_bf16, grad, count, f, args.moments);
-    });
 }
 
 /* g = grad_scale * grad; m += (1 - momentum) (g - m); grad = g + momentum (m - g). Bytes: grad and

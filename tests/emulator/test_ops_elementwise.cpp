@@ -53,10 +53,10 @@ static bool sums(int shift)
     for (int64_t count : {0, 1, 5, 1023, 16384, 40001}) {
         ops_case c(cpu_device(), DTYPE_F32, shift, "sum_squares of %d", (int)count);
         operand &x = c.random("x", DTYPE_F32, 1, count), &normal = c.poison("n", DTYPE_F32, 1, 99);
-        operand &sum = c.poison("sum", DTYPE_F64, 1, 1);
+        operand &sum = c.fill("sum", DTYPE_F64, 1, 1, [](int64_t) { return 0.5; });
         scratch work(cuda_sum_squares_scratch(count));
         c.upload();
-        sum.on_cpu<double>()[0] = c.ops->sum_squares(c.device, x.on_cpu<float>(), count);
+        c.ops->sum_squares(c.device, sum.on_cpu<double>(), x.on_cpu<float>(), count);
         c.ops->init_normal(c.device, normal.on_cpu<float>(), 77, 1ULL << 40, 99, 0.02F);
         cuda_sum_squares(nullptr, sum.on_cuda<double>(), x.on_cuda<float>(), count, work.data);
         cuda_init_normal(nullptr, normal.on_cuda<float>(), 77, 1ULL << 40, 99, 0.02F);
@@ -137,9 +137,10 @@ static bool cross_entropy_op()
             w[(size_t)(i * vocab + i)] = 1;
         }
         c.upload();
-        sum.on_cpu<double>()[0] = c.ops->cross_entropy(
-            c.device, dx.cpu, tensor_2d(dw.data(), DTYPE_F32, vocab, vocab), x.cpu,
-            tensor_2d(w.data(), DTYPE_F32, vocab, vocab), labels.on_cpu<int32_t>(), 0.5F);
+        sum.on_cpu<double>()[0] = 0;
+        c.ops->cross_entropy(
+            c.device, sum.on_cpu<double>(), dx.cpu, tensor_2d(dw.data(), DTYPE_F32, vocab, vocab),
+            x.cpu, tensor_2d(w.data(), DTYPE_F32, vocab, vocab), labels.on_cpu<int32_t>(), 0.5F);
         struct tensor grad = x.cuda;
         grad.data = gradient ? grad.data : nullptr;
         cuda_cross_entropy_rows(nullptr, loss.on_cuda<double>(), grad, x.cuda,

@@ -16,42 +16,86 @@ static operand &eighths(ops_case &c, const char *name, enum dtype dtype, int64_t
     });
 }
 
-static bool adamw(struct device *device, enum dtype dtype, int shift)
+/* One piece of each count, all in one launch. */
+struct adamw_case {
+    operand *param, *m, *v, *out, *grad;
+    int64_t count;
+
+    struct adamw_piece piece(bool cuda) const
+    {
+        const auto data = [cuda](const operand *o) { return cuda ? o->cuda.data : o->cpu.data; };
+        return {(float *)data(param),
+                data(m),
+                data(v),
+                data(out),
+                (const float *)data(grad),
+                count,
+                0.125F * (float)(count % 3),
+                rng_key(3, "w") + (uint64_t)count,
+                (1ULL << 34) + (uint64_t)count % 4};
+    }
+};
+
+static adamw_case make_adamw(ops_case &c, enum dtype dtype, int64_t count, bool exact)
+{
+    if (exact) {
+        return {
+            &c.random("param", DTYPE_F32, 1, count),      &eighths(c, "m", dtype, count, false),
+            &eighths(c, "v", dtype, count, true),         &c.poison("out", DTYPE_BF16, 1, count),
+            &eighths(c, "grad", DTYPE_F32, count, false), count};
+    }
+    return {&c.random("param", DTYPE_F32, 1, count),
+            &c.random("m", dtype, 1, count),
+            &c.fill("v", dtype, 1, count, [](int64_t i) { return 0.5 + (double)(i % 37) / 37; }),
+            &c.none("out"),
+            &c.random("grad", DTYPE_F32, 1, count),
+            count};
+}
+
+static void run_adamw(ops_case &c, const std::vector<adamw_case> &cases, struct adamw args)
+{
+    std::vector<struct adamw_piece> cpu, cuda;
+    std::vector<int64_t> part(1);
+    for (const adamw_case &one : cases) {
+        cpu.push_back(one.piece(false));
+        cuda.push_back(one.piece(true));
+        part.push_back(part.back() + cuda_adamw_parts(one.count));
+    }
+    const size_t bytes = cuda.size() * sizeof cuda[0], parts = part.size() * sizeof part[0];
+    scratch table(bytes), places(parts);
+    cudaMemcpy(table.data, cuda.data(), bytes, cudaMemcpyHostToDevice);
+    cudaMemcpy(places.data, part.data(), parts, cudaMemcpyHostToDevice);
+    c.ops->adamw(c.device, cpu.data(), (int64_t)cpu.size(), args);
+    cuda_adamw(nullptr, (struct adamw_piece *)table.data, (int64_t *)places.data,
+               (int64_t)cuda.size(), part.back(), args);
+    c.download();
+}
+
+static bool adamw(struct device *, enum dtype dtype, int shift)
 {
     bool right = true;
-    for (int64_t count : counts) {
-        for (int exact = 0; exact < 2; exact++) {
-            const struct moments kept = {dtype, rng_key(3, "w"),
-                                         (1ULL << 34) + (uint64_t)count % 4};
-            const struct adamw args = {
-                1e-2F, exact ? 0.5F : 0.9F, exact ? 0.75F : 0.95F, 1e-8F, 0.1F, 0.5F, 3, kept};
-            ops_case c(device, dtype, shift, "adamw of %d%s", (int)count, exact ? ", exact" : "");
-            operand &param = c.random("param", DTYPE_F32, 1, count);
-            operand &out = exact ? c.poison("out", DTYPE_BF16, 1, count) : c.none("out");
-            operand &m =
-                exact ? eighths(c, "m", dtype, count, false) : c.random("m", dtype, 1, count);
-            operand &v = exact ? eighths(c, "v", dtype, count, true)
-                               : c.fill("v", dtype, 1, count,
-                                        [](int64_t i) { return 0.5 + (double)(i % 37) / 37; });
-            operand &grad = exact ? eighths(c, "grad", DTYPE_F32, count, false)
-                                  : c.random("grad", DTYPE_F32, 1, count);
-            c.upload();
-            c.ops->adamw(device, param.on_cpu<float>(), m.cpu.data, v.cpu.data, out.cpu.data,
-                         grad.on_cpu<float>(), count, args);
-            cuda_adamw(nullptr, param.on_cuda<float>(), m.cuda.data, v.cuda.data, out.cuda.data,
-                       grad.on_cuda<float>(), count, args);
-            c.download();
-            c.close(param, 8 * U);
-            if (exact) {
-                c.exact(m);
-                c.exact(v);
-                c.close(out, 8 * U);
-            } else {
-                c.close(m, 4 * U);
-                c.close(v, 4 * U);
-            }
-            right = c.finish() && right;
+    for (int exact = 0; exact < 2; exact++) {
+        const struct adamw args = {
+            1e-2F, exact ? 0.5F : 0.9F, exact ? 0.75F : 0.95F, 1e-8F, 0.5F, 3, dtype};
+        ops_case c(cpu_device(), dtype, shift, "adamw%s", exact ? ", exact" : "");
+        std::vector<adamw_case> cases;
+        for (int64_t count : {(int64_t)0, (int64_t)1, (int64_t)6, (int64_t)4096, (int64_t)4105}) {
+            cases.push_back(make_adamw(c, dtype, count, exact != 0));
         }
+        c.upload();
+        run_adamw(c, cases, args);
+        for (const adamw_case &one : cases) {
+            c.close(*one.param, 8 * U);
+            if (exact) {
+                c.exact(*one.m);
+                c.exact(*one.v);
+                c.close(*one.out, 8 * U);
+            } else {
+                c.close(*one.m, 4 * U);
+                c.close(*one.v, 4 * U);
+            }
+        }
+        right = c.finish() && right;
     }
     return right;
 }

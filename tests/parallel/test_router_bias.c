@@ -35,7 +35,7 @@ static void train(struct comm *world, struct comm *group, int ep, const char *re
     for (int64_t step = 1; step <= STEPS; step++) {
         struct step_result result;
         check_status(world, stepper_step(&tiny.stepper, step, (step - 1) * GLOBAL_BATCH, &result));
-        memcpy(history->load[step - 1], tiny.model.load, sizeof history->load[0]);
+        memcpy(history->load[step - 1], tiny.stepper.load, sizeof history->load[0]);
         memcpy(history->bias[step - 1], tiny.model.router_bias, sizeof history->bias[0]);
     }
     tiny_close(&tiny);

@@ -1,4 +1,5 @@
 /* zero: shares cover the group; sums and gathers are exact. */
+#include "kernels/device.h"
 #include "parallel/ranks.h"
 #include "parallel/zero.h"
 
@@ -26,6 +27,9 @@ static float gradient(int rank, int64_t i)
 static void test_reduce_scatter(struct comm *world)
 {
     static const int64_t counts[] = {1, 100, 5000};
+    const struct device_options options = {.name = "cpu", .threads = 1};
+    struct device *device = NULL;
+    CHECK_EQUAL(world, device_open(&device, &options), STATUS_OK);
     for (size_t c = 0; c < sizeof counts / sizeof counts[0]; c++) {
         struct zero zero;
         zero_init(&zero, world, zero_padded(counts[c], world->size));
@@ -37,7 +41,7 @@ static void test_reduce_scatter(struct comm *world)
         for (int64_t i = 0; i < zero.count; i++) {
             grads[i] = gradient(world->rank, i);
         }
-        zero_reduce_scatter(&zero, grads, scratch);
+        zero_reduce_scatter(&zero, device, device_ops(device), grads, scratch);
         for (int64_t i = zero.first; i < zero.first + zero.share; i++) {
             float sum = 0;
             for (int r = 0; r < world->size; r++) {
@@ -48,6 +52,7 @@ static void test_reduce_scatter(struct comm *world)
         free(grads);
         free(scratch);
     }
+    device_close(device);
 }
 
 static void test_all_gather(struct comm *world)

@@ -88,6 +88,22 @@ static void test_status_exit_codes(void **state)
 
 /* --- arena --- */
 
+static void *host_alloc(struct device *device, size_t bytes)
+{
+    (void)device;
+    void *data = bytes > (size_t)1 << 50 ? NULL : aligned_alloc(ARENA_ALIGNMENT, bytes);
+    return data == NULL ? NULL : memset(data, 0, bytes);
+}
+
+static void host_free(struct device *device, void *data, size_t bytes)
+{
+    (void)device;
+    (void)bytes;
+    free(data);
+}
+
+static const struct arena_source host_memory = {.alloc = host_alloc, .free = host_free};
+
 enum { LAYOUT_PARTS = 4 };
 
 static void lay_out(struct arena *arena, char *parts[LAYOUT_PARTS])
@@ -101,7 +117,7 @@ static void lay_out(struct arena *arena, char *parts[LAYOUT_PARTS])
 static void test_arena_measures_then_reserves(void **state)
 {
     (void)state;
-    struct arena arena = {0};
+    struct arena arena = {.source = host_memory};
     char *parts[LAYOUT_PARTS];
     lay_out(&arena, parts);
     assert_int_equal(arena.used, 256 + 256 + 0 + 512);
@@ -131,7 +147,7 @@ static void test_arena_measures_then_reserves(void **state)
 static void test_arena_may_be_empty(void **state)
 {
     (void)state;
-    struct arena arena = {0};
+    struct arena arena = {.source = host_memory};
     assert_int_equal(arena_reserve(&arena, "nothing"), STATUS_OK);
     assert_non_null(arena_alloc(&arena, 0));
     arena_free(&arena);
@@ -140,7 +156,7 @@ static void test_arena_may_be_empty(void **state)
 static void test_arena_names_what_does_not_fit(void **state)
 {
     (void)state;
-    struct arena arena = {0};
+    struct arena arena = {.source = host_memory};
     assert_null(arena_alloc(&arena, (size_t)1 << 60));
     assert_int_equal(arena_reserve(&arena, "the moments"), STATUS_RESOURCE);
     assert_non_null(strstr(status_message(), "the moments"));
@@ -151,7 +167,7 @@ static void test_arena_names_what_does_not_fit(void **state)
 static void test_arena_overrun_is_a_bug(void **state)
 {
     (void)state;
-    struct arena arena = {0};
+    struct arena arena = {.source = host_memory};
     assert_null(arena_alloc(&arena, 256));
     assert_int_equal(arena_reserve(&arena, "test"), STATUS_OK);
     fflush(NULL);

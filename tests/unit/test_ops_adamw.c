@@ -2,10 +2,39 @@
  * those in f32. */
 #include "ops_check.h"
 
+/* The op's arguments for one piece. */
+struct setting {
+    float lr, beta1, beta2, eps, weight_decay, grad_scale;
+    int64_t step;
+    struct moments moments;
+};
+
+static void adamw(struct check *c, float *param, void *m, void *v, void *out, const float *grad,
+                  int64_t count, struct setting s)
+{
+    const struct adamw_piece piece = {.param = param,
+                                      .m = m,
+                                      .v = v,
+                                      .out = out,
+                                      .grad = grad,
+                                      .count = count,
+                                      .weight_decay = s.weight_decay,
+                                      .key = s.moments.key,
+                                      .first = s.moments.first};
+    const struct adamw args = {.lr = s.lr,
+                               .beta1 = s.beta1,
+                               .beta2 = s.beta2,
+                               .eps = s.eps,
+                               .grad_scale = s.grad_scale,
+                               .step = s.step,
+                               .moments = s.moments.dtype};
+    c->ops->adamw(c->device, &piece, 1, args);
+}
+
 /* The op works in parts of 4096. The constants are chosen so that the place of each one shows. */
 static const struct variant {
     int64_t count;
-    struct adamw args;
+    struct setting args;
 } variants[] = {
     {0, {1e-3F, 0.9F, 0.95F, 1e-8F, 0.1F, 1.0F, 1, {0}}},
     {1, {0.05F, 0.9F, 0.999F, 1e-8F, 0.0F, 1.0F, 1, {0}}},
@@ -21,7 +50,7 @@ struct state {
 };
 
 /* param *= 1 - lr wd; m, v; param -= lr / (1 - beta1^t) m / (sqrt(v) / sqrt(1 - beta2^t) + eps) */
-static void reference_step(double *param, double *m, double *v, double grad, struct adamw a)
+static void reference_step(double *param, double *m, double *v, double grad, struct setting a)
 {
     const double g = grad * (double)a.grad_scale, beta1 = (double)a.beta1, beta2 = (double)a.beta2;
     const double step_size = (double)a.lr / (1 - pow(beta1, (double)a.step));
@@ -33,7 +62,7 @@ static void reference_step(double *param, double *m, double *v, double grad, str
 }
 
 /* One step from the state the op itself reached: m and v take four roundings, param about eight. */
-static void check_step(struct check *c, const struct state *s, void *out, struct adamw args)
+static void check_step(struct check *c, const struct state *s, void *out, struct setting args)
 {
     const int64_t count = tensor_count(&s->param);
     double *param = check_values(c, s->param), *m = check_values(c, s->m),
@@ -42,7 +71,7 @@ static void check_step(struct check *c, const struct state *s, void *out, struct
     for (int64_t i = 0; i < count; i++) {
         reference_step(&param[i], &m[i], &v[i], grad[i], args);
     }
-    c->ops->adamw(c->device, s->param.data, s->m.data, s->v.data, out, s->grad.data, count, args);
+    adamw(c, s->param.data, s->m.data, s->v.data, out, s->grad.data, count, args);
     check_close(c, "v", s->v, v, 4 * CHECK_U);
     c->floor = 0.1; /* of the terms: they have signs, and one element alone may cancel */
     check_close(c, "m", s->m, m, 4 * CHECK_U);
@@ -67,7 +96,7 @@ static struct state make_state(struct check *c, int64_t count)
 static void run_adamw(struct check *c, const void *arg)
 {
     const struct variant *variant = arg;
-    struct adamw args = variant->args;
+    struct setting args = variant->args;
     const int64_t count = variant->count;
     check_name(c, "adamw count=%lld lr=%g step=%lld", (long long)count, (double)args.lr,
                (long long)args.step);
@@ -95,15 +124,15 @@ static void run_shards(struct check *c, const void *arg)
     const int64_t count = variant->count;
     check_name(c, "adamw in shards count=%lld", (long long)count);
     const struct state whole = make_state(c, count), start = make_state(c, count);
-    c->ops->adamw(c->device, whole.param.data, whole.m.data, whole.v.data, NULL, whole.grad.data,
-                  count, variant->args);
+    adamw(c, whole.param.data, whole.m.data, whole.v.data, NULL, whole.grad.data, count,
+          variant->args);
     for (int i = 0; i < CHECK_PARTS; i++) {
         const struct check_part p = check_part(count, i);
         const struct tensor param = check_copy(c, "p", tensor_rows(&start.param, p.first, p.count)),
                             m = check_copy(c, "m", tensor_rows(&start.m, p.first, p.count)),
                             v = check_copy(c, "v", tensor_rows(&start.v, p.first, p.count));
-        c->ops->adamw(c->device, param.data, m.data, v.data, NULL,
-                      tensor_rows(&start.grad, p.first, p.count).data, p.count, variant->args);
+        adamw(c, param.data, m.data, v.data, NULL, tensor_rows(&start.grad, p.first, p.count).data,
+              p.count, variant->args);
         check_exact(c, "param", param, tensor_rows(&whole.param, p.first, p.count), "shard");
         check_exact(c, "m", m, tensor_rows(&whole.m, p.first, p.count), "shard");
         check_exact(c, "v", v, tensor_rows(&whole.v, p.first, p.count), "shard");
@@ -114,10 +143,10 @@ static void run_shards(struct check *c, const void *arg)
 static void run_known(struct check *c, const void *arg)
 {
     (void)arg;
-    const struct adamw args = {0.1F, 0.9F, 0.99F, 1e-12F, 0.5F, -2.0F, 1, {0}};
+    const struct setting args = {0.1F, 0.9F, 0.99F, 1e-12F, 0.5F, -2.0F, 1, {0}};
     float param[3] = {1, 1, 1}, m[3] = {0}, v[3] = {0};
     const float grad[3] = {0.25F, -4, 0};
-    c->ops->adamw(c->device, param, m, v, NULL, grad, 3, args);
+    adamw(c, param, m, v, NULL, grad, 3, args);
     const double expected[3] = {1.05, 0.85, 0.95}; /* grad_scale turns the signs */
     for (int i = 0; i < 3; i++) {
         assert_true(fabs((double)param[i] - expected[i]) < 1e-6);
@@ -136,21 +165,20 @@ static void run_bf16(struct check *c, const void *arg)
     struct tensor param = check_copy(c, "param", wide.param),
                   m = check_tensor(c, "bf16 m", DTYPE_BF16, count, 1),
                   v = check_tensor(c, "bf16 v", DTYPE_BF16, count, 1);
-    struct adamw args = variant->args;
+    struct setting args = variant->args;
     memset(m.data, 0, tensor_bytes(&m));
     memset(v.data, 0, tensor_bytes(&v));
     uint16_t *m_bits = m.data, *v_bits = v.data;
     for (int step = 0; step < STEPS; step++, args.step++) {
         args.moments = (struct moments){.dtype = DTYPE_F32};
-        c->ops->adamw(c->device, wide.param.data, wide.m.data, wide.v.data, NULL, wide.grad.data,
-                      count, args);
+        adamw(c, wide.param.data, wide.m.data, wide.v.data, NULL, wide.grad.data, count, args);
         for (int i = 0; i < CHECK_PARTS - 1; i++) { /* three shares of odd lengths */
             const int64_t cut[] = {0, count / 3, count / 3 + count / 5, count}, first = cut[i];
             args.moments = (struct moments){.dtype = DTYPE_BF16,
                                             .key = c->seed + (uint64_t)step,
                                             .first = (uint64_t)(first + 11)};
-            c->ops->adamw(c->device, (float *)param.data + first, m_bits + first, v_bits + first,
-                          NULL, (float *)wide.grad.data + first, cut[i + 1] - first, args);
+            adamw(c, (float *)param.data + first, m_bits + first, v_bits + first, NULL,
+                  (float *)wide.grad.data + first, cut[i + 1] - first, args);
         }
         check_exact(c, "param", param, wide.param, "not computed in f32");
         for (int64_t i = 0; i < count; i++) {
@@ -193,7 +221,7 @@ static void run_fall(struct check *c, const void *arg)
 {
     (void)arg;
     enum { COUNT = 512, FALL = 3000 };
-    struct adamw args = {1e-3F, 0.9F, 0.999F, 1e-8F, 0, 1, 1, {0}};
+    struct setting args = {1e-3F, 0.9F, 0.999F, 1e-8F, 0, 1, 1, {0}};
     float param[2][COUNT] = {{0}}, m[COUNT] = {0}, v[COUNT] = {0}, grad[COUNT];
     uint16_t small_m[COUNT] = {0}, small_v[COUNT] = {0}, nearest = 0;
     check_name(c, "adamw in bf16, falling gradients");
@@ -205,9 +233,9 @@ static void run_fall(struct check *c, const void *arg)
         const float before = bf16_to_float(nearest);
         nearest = bf16_from_float(before + 0.001F * (size * size - before));
         args.moments = (struct moments){.dtype = DTYPE_F32};
-        c->ops->adamw(c->device, param[0], m, v, NULL, grad, COUNT, args);
+        adamw(c, param[0], m, v, NULL, grad, COUNT, args);
         args.moments = (struct moments){DTYPE_BF16, c->seed * 10000 + (uint64_t)args.step, 0};
-        c->ops->adamw(c->device, param[1], small_m, small_v, NULL, grad, COUNT, args);
+        adamw(c, param[1], small_m, small_v, NULL, grad, COUNT, args);
     }
     double sum = 0, far = 0;
     for (int i = 0; i < COUNT; i++) {

@@ -75,6 +75,13 @@ static void run_cast_corners(struct check *c, const void *args)
     assert_true(isnan(check_get(&cast, 0)));
 }
 
+static double sum_squares(struct check *c, const float *x, int64_t count)
+{
+    double sum = 0;
+    c->ops->sum_squares(c->device, &sum, x, count);
+    return sum;
+}
+
 /* Sums of doubles: n roundings of 2^-53 at most, all terms positive. */
 static void run_sum_squares(struct check *c, const void *args)
 {
@@ -87,7 +94,9 @@ static void run_sum_squares(struct check *c, const void *args)
     for (int64_t i = 0; i < count; i++) {
         expected[0] += (double)data[i] * (double)data[i];
     }
-    sum[0] = sum[1] = sum[2] = c->ops->sum_squares(c->device, data, count);
+    sum[0] = sum[1] = sum[2] = sum_squares(c, data, count);
+    c->ops->sum_squares(c->device, &sum[1], data, count); /* adds */
+    assert_true(sum[1] == 2 * sum[0]);
     if (!(fabs(sum[0] - expected[0]) <= 0x1p-53 * (double)(count + 1) * expected[0])) {
         check_fail(c, "sum", &out, 0, sum[0], expected[0], "out of tolerance");
     }
@@ -95,7 +104,7 @@ static void run_sum_squares(struct check *c, const void *args)
         const int64_t at = c->seed == 1 ? count - 1 : (int64_t)c->seed * (count - 1) / 4;
         const float old = data[at];
         data[at] = (float)expected[i];
-        const double bad = c->ops->sum_squares(c->device, data, count);
+        const double bad = sum_squares(c, data, count);
         assert_true(!isfinite(bad));
         data[at] = old;
     }
@@ -106,8 +115,7 @@ static void run_sum_squares_wide(struct check *c, const void *args)
 {
     (void)args;
     const float x[3] = {3e30F, 4e30F, 1e-30F}, tiny[2] = {3e-30F, 4e-30F};
-    const double wide = c->ops->sum_squares(c->device, x, 3),
-                 narrow = c->ops->sum_squares(c->device, tiny, 2);
+    const double wide = sum_squares(c, x, 3), narrow = sum_squares(c, tiny, 2);
     assert_true(fabs(wide / 25e60 - 1) < 1e-6); /* the inputs' own rounding is 6e-8 */
     assert_true(fabs(narrow / 25e-60 - 1) < 1e-6);
 }

@@ -111,6 +111,14 @@ static struct tensor random_labels(struct check *c, const struct shape *s)
     return labels;
 }
 
+static double cross_entropy(struct check *c, struct tensor dx, struct tensor dw, struct tensor x,
+                            struct tensor w, const int32_t *labels)
+{
+    double loss = 0;
+    c->ops->cross_entropy(c->device, &loss, dx, dw, x, w, labels, SCALE);
+    return loss;
+}
+
 /* Rows do not depend on the others: their gradients run alone, their losses among uncounted ones.
  */
 static void check_rows(struct check *c, const struct shape *s, struct tensor x, struct tensor w,
@@ -124,13 +132,12 @@ static void check_rows(struct check *c, const struct shape *s, struct tensor x, 
                             mine = tensor_rows(&labels, p.first, p.count),
                             others = check_tensor(c, "labels", DTYPE_I32, s->rows, 1),
                             in = tensor_rows(&x, p.first, p.count);
-        const double alone = c->ops->cross_entropy(c->device, part, sink, in, w, mine.data, SCALE);
+        const double alone = cross_entropy(c, part, sink, in, w, mine.data);
         check_exact(c, "dx", part, tensor_rows(&dx, p.first, p.count), "depends on other rows");
         if (p.count == 1) {
             const struct tensor place = tensor_rows(&others, p.first, 1);
             memcpy(place.data, mine.data, sizeof(int32_t));
-            assert_true(alone ==
-                        c->ops->cross_entropy(c->device, none, none, x, w, others.data, SCALE));
+            assert_true(alone == cross_entropy(c, none, none, x, w, others.data));
         }
     }
 }
@@ -152,8 +159,8 @@ static void run_cross_entropy(struct check *c, const void *args)
            *dw_before = check_values(c, before), *dw_expected = check_values(c, before);
     const double error = gradient_error(s, c->dtype);
     const double expected = reference(&h, dx_expected, dw_expected, c->dtype);
-    out[0] = c->ops->cross_entropy(c->device, dx, dw, x, w, labels.data, SCALE);
-    out[1] = c->ops->cross_entropy(c->device, none, none, x, w, labels.data, SCALE);
+    out[0] = cross_entropy(c, dx, dw, x, w, labels.data);
+    out[1] = cross_entropy(c, none, none, x, w, labels.data);
     if (!(fabs(out[0] - expected) <= loss_error(s)) || out[1] != out[0]) {
         check_fail(c, "loss", &loss, 0, out[0], expected, "out of tolerance, or not as without dx");
     }
@@ -187,7 +194,7 @@ static void run_known(struct check *c, const void *args)
                   w = check_tensor(c, "w", c->dtype, VOCAB, 3);
     memset(w.data, 0, tensor_bytes(&w));
     const int32_t labels[ROWS] = {0, 1000, 3, -1, 500};
-    const double uniform = c->ops->cross_entropy(c->device, none, none, x, w, labels, SCALE);
+    const double uniform = cross_entropy(c, none, none, x, w, labels);
     assert_true(fabs(uniform - 4 * log(VOCAB)) < 4 * 1e-6);
     x = check_tensor(c, "x", c->dtype, 1, 1);
     w = check_tensor(c, "w", c->dtype, 3, 1);
@@ -195,7 +202,7 @@ static void run_known(struct check *c, const void *args)
     check_set(&w, 0, 1024), check_set(&w, 1, -1024), check_set(&w, 2, 1020);
     static const double expected[3] = {0.0181499279178, 2048.0181499279178, 4.0181499279178};
     for (int32_t label = 0; label < 3; label++) { /* log(1 + e^-4) */
-        const double loss = c->ops->cross_entropy(c->device, none, none, x, w, &label, SCALE);
+        const double loss = cross_entropy(c, none, none, x, w, &label);
         assert_true(fabs(loss - expected[label]) < 1e-6);
     }
 }

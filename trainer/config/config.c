@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const device_names[] = {"cpu", NULL};
+static const char *const device_names[] = {"cpu", "cuda", NULL};
 static const char *const comm_names[] = {"auto", "self", "mpi", NULL};
 static const char *const family_names[] = {"mixtral", "deepseek_v2", "deepseek_v3", NULL};
 static const char *const precision_names[] = {"fp32", "bf16", NULL};
@@ -58,7 +58,8 @@ const struct field config_fields[] = {
     {"run.seed", FIELD_UINT, AT(run.seed), 0, 9e15, "1234", NULL, NULL,
      "of initialisation, data order, jitter, samples"},
     INT("run.steps", run.steps, 1, 1e12, "300", "optimizer steps of the whole run"),
-    ENUM("run.device", run.device, "cpu", device_names, "cuda", "device of every rank"),
+    ENUM("run.device", run.device, "cpu", device_names, NULL,
+         "device of every rank; cuda: a GPU each, chosen by the rank's number on its node"),
     ENUM("run.comm", run.comm, "auto", comm_names, "nccl",
          "transport; auto: mpi under mpirun or srun, else self"),
     INT("run.threads", run.threads, 0, 1024, "0",

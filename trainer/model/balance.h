@@ -28,20 +28,22 @@ struct arena;
 struct balance {
     float *gradient; /* [moe blocks, sequences, E]: d loss / d score, times the unit's share */
     double *sums;    /* [moe blocks, sequences, E]: sums of scores */
+    int64_t *chosen; /* [E]: slots of an expert that the batch loss counts */
 };
 
 void balance_layout(const struct model *model, struct balance *balance, struct arena *arena);
 
-/* After forward of all blocks: gradients for their backward, scaled by `unit`; returns the weighted
- * losses of this micro-batch (not scaled). `count` sequences of `sequence` tokens; module k of
- * multi-token prediction saw k tokens fewer. */
-double balance_losses(struct model *model, int64_t count, int64_t sequence, double unit);
+/* After forward of all blocks: gradients for their backward, scaled by `unit`; *loss (device) adds
+ * the weighted losses of this micro-batch (not scaled). `count` sequences of `sequence` tokens;
+ * module k of multi-token prediction saw k tokens fewer. */
+void balance_losses(struct model *model, double *loss, int64_t count, int64_t sequence,
+                    double unit);
 /* Of block `block`, for moe_backward. */
 const float *balance_gradient(const struct model *model, int64_t block);
 
-/* b_i += speed * sign(mean(c) - c_i), c the tokens of the whole global batch, model->load summed
- * over all ranks (Wang et al. 2024, DeepSeek-V3 section 2.1.2). Integers decide: every layout gives
- * the same bits. Local. */
-void balance_update_bias(struct model *model, double speed);
+/* b_i += speed * sign(mean(c) - c_i), c the tokens of the whole global batch (load [moe blocks, E],
+ * host, summed over all ranks; Wang et al. 2024, DeepSeek-V3 section 2.1.2). bias: scratch of that
+ * size, host. Integers decide: every layout gives the same bits. Local. */
+void balance_update_bias(struct model *model, const int64_t *load, float *bias, double speed);
 
 #endif

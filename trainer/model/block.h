@@ -10,13 +10,14 @@ struct cache;
 
 /* Shape of the call: what model_run was given, or its part for multi-token prediction. */
 struct block_call {
-    const struct batch *batch;
-    int64_t count, sequence; /* B, T of this call */
+    const struct batch *batch; /* device memory */
+    int64_t count, sequence;   /* B, T of this call */
     bool training;
     uint64_t jitter_key;    /* of the first block; used when training and jitter is on */
     struct cache *cache;    /* NULL, or where keys and values go; cache->row says to which rows */
     const int32_t *lengths; /* NULL, or the tokens are one new one of each of the cache's slots,
-                               which have so many tokens: attention reads the cache */
+                               which have so many tokens (device memory): attention reads the
+                               cache */
 };
 
 /* Lays out the buffers of all blocks and of what they share. */

@@ -12,23 +12,29 @@ static void layout(struct cache *cache, const struct model *model)
     const bool latent = arch->kv_rank > 0;
     const int64_t k = latent ? arch->kv_rank : arch->kv_heads * arch->qk_dim,
                   v = latent ? arch->rope_dim : arch->kv_heads * arch->v_dim;
-    const int64_t most = cache->slots > cache->capacity ? cache->slots : cache->capacity;
-    const size_t row = (size_t)(cache->slots * cache->capacity) * dtype_bytes(model->act);
-    int32_t **const arrays[] = {&cache->ids, &cache->positions, &cache->zeros, &cache->row};
+    const size_t row = (size_t)(cache->slots * cache->capacity) * dtype_bytes(model->act),
+                 most = (size_t)cache->most;
     for (int64_t l = 0; l < arch->layers; l++) {
         cache->layer[l].k = arena_alloc(&cache->arena, (size_t)k * row);
         cache->layer[l].v = arena_alloc(&cache->arena, (size_t)v * row);
     }
+    int32_t **const arrays[] = {&cache->ids, &cache->positions, &cache->row, &cache->lengths,
+                                &cache->zeros};
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
-        *arrays[i] = arena_alloc(&cache->arena, (size_t)most * sizeof(int32_t));
+        *arrays[i] = arena_alloc(&cache->arena, most * sizeof(int32_t));
     }
+    cache->logits =
+        arena_alloc(&cache->arena, (size_t)(cache->slots * arch->vocab) * sizeof(float));
 }
 
 enum status cache_init(struct cache *cache, const struct model *model, int64_t slots,
                        int64_t capacity)
 {
     assert(slots <= model->sequence && capacity <= model->sequence);
-    *cache = (struct cache){.slots = slots, .capacity = capacity};
+    *cache = (struct cache){.slots = slots,
+                            .capacity = capacity,
+                            .most = slots > capacity ? slots : capacity,
+                            .arena = model_arena(model)};
     if (slots > INT32_MAX / capacity) {
         return status_fail(STATUS_RESOURCE,
                            "a cache of %lld sequences of %lld tokens is too large: give fewer "
@@ -36,7 +42,8 @@ enum status cache_init(struct cache *cache, const struct model *model, int64_t s
                            (long long)slots, (long long)capacity);
     }
     cache->layer = calloc((size_t)model->arch.layers, sizeof *cache->layer);
-    if (cache->layer == NULL) {
+    cache->host = calloc((size_t)(4 * cache->most), sizeof *cache->host);
+    if (cache->layer == NULL || cache->host == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for the caches of %lld layers",
                            (long long)model->arch.layers);
     }
@@ -49,41 +56,59 @@ enum status cache_init(struct cache *cache, const struct model *model, int64_t s
 void cache_free(struct cache *cache)
 {
     free(cache->layer);
+    free(cache->host);
     arena_free(&cache->arena);
     *cache = (struct cache){0};
 }
 
-static void run(struct model *model, struct cache *cache, int64_t tokens, const int32_t *lengths,
-                int64_t wanted, float *logits)
+/* `decoding`: the tokens are one of each slot. */
+static void run(struct model *model, struct cache *cache, int64_t tokens, bool decoding,
+                float *logits)
 {
+    const struct ops *ops = model->ops;
+    const int64_t wanted = decoding ? tokens : 1;
+    int32_t *const arrays[] = {cache->ids, cache->positions, cache->row, cache->lengths};
     const struct batch batch = {
         .ids = cache->ids, .positions = cache->positions, .first = cache->zeros};
-    const struct block_call call = {
-        .batch = &batch, .count = 1, .sequence = tokens, .cache = cache, .lengths = lengths};
-    model_forward(model, &call, tokens - wanted, wanted, logits);
+    const struct block_call call = {.batch = &batch,
+                                    .count = 1,
+                                    .sequence = tokens,
+                                    .cache = cache,
+                                    .lengths = decoding ? cache->lengths : NULL};
+    for (int64_t i = 0; i < (decoding ? 4 : 3); i++) {
+        ops->upload(model->device, arrays[i], cache->host + i * cache->most,
+                    (size_t)tokens * sizeof *cache->host);
+    }
+    model_forward(model, &call, tokens - wanted, wanted, cache->logits);
+    ops->download(model->device, logits, cache->logits,
+                  (size_t)(wanted * model->arch.vocab) * sizeof *logits);
 }
 
 void cache_prefill(struct model *model, struct cache *cache, int64_t slot, const int32_t *ids,
                    int64_t count, float *logits)
 {
+    int32_t *positions = cache->host + cache->most, *row = positions + cache->most;
     assert(count >= 1 && count <= cache->capacity && slot < cache->slots);
-    memcpy(cache->ids, ids, (size_t)count * sizeof *ids);
+    memcpy(cache->host, ids, (size_t)count * sizeof *ids);
     for (int64_t i = 0; i < count; i++) {
-        cache->positions[i] = (int32_t)i;
-        cache->row[i] = (int32_t)(slot * cache->capacity + i);
+        positions[i] = (int32_t)i;
+        row[i] = (int32_t)(slot * cache->capacity + i);
     }
-    run(model, cache, count, NULL, 1, logits);
+    run(model, cache, count, false, logits);
 }
 
 void cache_decode(struct model *model, struct cache *cache, const int32_t *ids,
                   const int32_t *lengths, float *logits)
 {
+    int32_t *positions = cache->host + cache->most, *row = positions + cache->most,
+            *held = row + cache->most;
     for (int64_t s = 0; s < cache->slots; s++) {
         const bool rests = lengths[s] == 0;
         assert(lengths[s] <= cache->capacity);
-        cache->ids[s] = rests ? 0 : ids[s];
-        cache->positions[s] = rests ? 0 : lengths[s] - 1;
-        cache->row[s] = rests ? -1 : (int32_t)(s * cache->capacity + lengths[s] - 1);
+        cache->host[s] = rests ? 0 : ids[s];
+        positions[s] = rests ? 0 : lengths[s] - 1;
+        row[s] = rests ? -1 : (int32_t)(s * cache->capacity + lengths[s] - 1);
+        held[s] = lengths[s];
     }
-    run(model, cache, cache->slots, lengths, cache->slots, logits);
+    run(model, cache, cache->slots, true, logits);
 }

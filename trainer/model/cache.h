@@ -18,9 +18,12 @@ struct cache {
     int64_t slots, capacity; /* sequences; tokens of each */
     struct arena arena;
     struct cache_layer *layer; /* [layers] owned */
-    /* of the call that runs, [max(slots, capacity)], in the arena: */
-    int32_t *ids, *positions, *zeros;
-    int32_t *row; /* where each token of the call goes: slot * capacity + position; -1: nowhere */
+    /* of the call that runs, [most = max(slots, capacity)], in the arena: */
+    int64_t most;
+    int32_t *ids, *positions, *row, *lengths, *zeros;
+    int32_t *host; /* [4 most] owned: ids, positions, row, lengths on the host; row: where each
+                      token of the call goes: slot * capacity + position; -1: nowhere */
+    float *logits; /* [slots, V] */
 };
 
 /* Local. slots and capacity at most model->sequence. Errors: STATUS_RESOURCE. */
@@ -28,7 +31,8 @@ enum status cache_init(struct cache *cache, const struct model *model, int64_t s
                        int64_t capacity) __attribute__((warn_unused_result));
 void cache_free(struct cache *cache); /* accepts a zeroed one */
 
-/* Collective over ep. Forward of the whole context ids[count], which replaces what `slot` held;
+/* ids, lengths and logits are host memory.
+ * Collective over ep. Forward of the whole context ids[count], which replaces what `slot` held;
  * logits f32 [V] behind its last token. */
 void cache_prefill(struct model *model, struct cache *cache, int64_t slot, const int32_t *ids,
                    int64_t count, float *logits);

@@ -154,7 +154,7 @@ static void down(struct model *model, void *dy, int64_t weight, int64_t out, str
 static void norm_down(struct model *model, struct tensor dx, struct tensor dy, struct tensor x,
                       const float *rstd, int64_t weight)
 {
-    memset(dx.data, 0, tensor_bytes(&dx));
+    model->ops->zero(model->device, dx.data, tensor_bytes(&dx));
     model->ops->norm_backward(model->device, dx, model_vector_grad(model, weight, x.dim[1]), dy, x,
                               rstd, model_vector(model, weight, x.dim[1]));
 }

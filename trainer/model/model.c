@@ -2,7 +2,6 @@
 
 #include <assert.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "kernels/base/rng.h"
 #include "trainer/model/block.h"
@@ -51,13 +50,28 @@ static void activation_layout(struct model *model)
     model->final_rstd = arena_alloc(arena, (size_t)n * sizeof(float));
     model->rope = arena_alloc(arena, (size_t)(model->sequence * arch->rope_dim) * sizeof(float));
     model->load = arena_alloc(arena, (size_t)loads * sizeof(int64_t));
+    model->input = (struct batch){.ids = arena_alloc(arena, (size_t)n * sizeof(int32_t)),
+                                  .labels = arena_alloc(arena, (size_t)n * sizeof(int32_t)),
+                                  .positions = arena_alloc(arena, (size_t)n * sizeof(int32_t)),
+                                  .first = arena_alloc(arena, (size_t)n * sizeof(int32_t))};
+    model->losses = arena_alloc(arena, sizeof *model->losses);
+    model->logits = arena_alloc(arena, (size_t)arch->vocab * sizeof(float));
     if (arch->has_bias) {
         model->router_bias = arena_alloc(&model->arena_params, (size_t)loads * sizeof(float));
     }
 }
 
+struct arena model_arena(const struct model *model)
+{
+    return (struct arena){.source = {.device = model->device,
+                                     .alloc = model->ops->memory_alloc,
+                                     .free = model->ops->memory_free}};
+}
+
 static enum status reserve(struct model *model)
 {
+    model->arena_params = model->arena_grads = model->arena_optimizer = model->arena_activations =
+        model_arena(model);
     group_layout(model);
     activation_layout(model);
     TRY(arena_reserve(&model->arena_params, "weights"));
@@ -99,16 +113,30 @@ static enum status init_experts(struct model *model, const struct mesh *mesh)
                               .expert_stride = model->params.expert_stride,
                               .down_offset = model->params.down_offset};
     model->blocks = calloc((size_t)blocks, sizeof *model->blocks);
-    model->mtp = calloc((size_t)arch->mtp_depth + 1, sizeof *model->mtp);
-    if (model->blocks == NULL || model->mtp == NULL) {
+    if (model->blocks == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for %lld layers", (long long)blocks);
     }
     for (int64_t b = arch->dense_layers; b < blocks; b++) {
-        TRY(expert_plan_init(&model->blocks[b].moe.plan, (struct comm *)&mesh->ep,
-                             tokens * arch->top_k, arch->experts,
+        TRY(expert_plan_init(&model->blocks[b].moe.plan, (struct comm *)&mesh->ep, model->device,
+                             model->ops, tokens * arch->top_k, arch->experts,
                              model->config->router.buffer_factor));
         model->moe.bound = model->blocks[b].moe.plan.bound;
     }
+    return STATUS_OK;
+}
+
+static enum status upload_rope(struct model *model)
+{
+    const struct architecture *arch = &model->arch;
+    const size_t bytes = (size_t)(model->sequence * arch->rope_dim) * sizeof(float);
+    float *table = malloc(bytes);
+    if (table == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for the rotary table of %lld positions",
+                           (long long)model->sequence);
+    }
+    rope_table(table, model->sequence, arch->rope_dim, arch->rope_theta, &arch->yarn);
+    model->ops->upload(model->device, model->rope, table, bytes);
+    free(table);
     return STATUS_OK;
 }
 
@@ -132,10 +160,9 @@ enum status model_init(struct model *model, const struct config *config, const s
         TRY(optimizer_init(model));
     }
     TRY(init_experts(model, mesh));
+    TRY(mtp_init(model));
     TRY(reserve(model));
-    rope_table(model->rope, sequence, model->arch.rope_dim, model->arch.rope_theta,
-               &model->arch.yarn);
-    return STATUS_OK;
+    return upload_rope(model);
 }
 
 void model_free(struct model *model)
@@ -144,7 +171,7 @@ void model_free(struct model *model)
         expert_plan_free(&model->blocks[b].moe.plan);
     }
     free(model->blocks);
-    free(model->mtp);
+    mtp_free(model);
     optimizer_free(model);
     params_free(&model->params);
     arena_free(&model->arena_params);
@@ -183,9 +210,7 @@ void model_initialize(struct model *model)
         }
         float *out = group->master + (first - begin);
         if (param->ones) {
-            for (int64_t j = 0; j < last - first; j++) {
-                out[j] = 1.0F;
-            }
+            model->ops->fill(model->device, out, last - first, 1.0F);
         } else {
             model->ops->init_normal(model->device, out, key, (uint64_t)(first - param->offset),
                                     last - first, (float)model->config->model.initializer_range);
@@ -198,9 +223,10 @@ void model_zero_grads(struct model *model)
 {
     const int64_t loads = architecture_moe_blocks(&model->arch) * model->arch.experts;
     for (int g = 0; g < PARAM_GROUPS && model->training; g++) {
-        memset(model->group[g].grads, 0, (size_t)model->group[g].zero.count * sizeof(float));
+        model->ops->zero(model->device, model->group[g].grads,
+                         (size_t)model->group[g].zero.count * sizeof(float));
     }
-    memset(model->load, 0, (size_t)loads * sizeof(int64_t));
+    model->ops->zero(model->device, model->load, (size_t)loads * sizeof(int64_t));
 }
 
 static struct tensor stream(const struct model *model, void *data, int64_t tokens)
@@ -224,13 +250,13 @@ void model_count_block(struct model *model, int64_t block, int64_t tokens)
 {
     const struct moe_state *state = &model->blocks[block].moe;
     const int64_t experts = model->arch.experts, rows = tokens / state->row_tokens;
-    int64_t *load = model->load + (block - model->arch.dense_layers) * experts;
-    model->result.dropped += state->dropped;
-    model->result.slots += tokens * model->arch.top_k;
+    const int64_t slots = tokens * model->arch.top_k;
+    model->result.dropped += slots - state->plan.sent;
+    model->result.slots += slots;
     model->result.extra_rounds += state->plan.rounds - 1;
-    for (int64_t i = 0; i < rows * experts; i++) {
-        load[i % experts] += state->counts.routed[i];
-    }
+    model->ops->router_count(model->device,
+                             model->load + (block - model->arch.dense_layers) * experts,
+                             state->counts.routed, rows, experts);
 }
 
 static void forward(struct model *model, const struct block_call *call)
@@ -264,7 +290,7 @@ static void backward(struct model *model, const struct block_call *call,
 {
     const int64_t n = call->count * call->sequence, width = model->arch.width;
     struct tensor dstream = stream(model, model->dstream, n);
-    memset(model->dstream, 0, tensor_bytes(&dstream));
+    model->ops->zero(model->device, model->dstream, tensor_bytes(&dstream));
     model->ops->norm_backward(
         model->device, dstream, model_vector_grad(model, model->params.final_norm, width),
         stream(model, model->dwork, n), stream(model, model->stream, n), model->final_rstd,
@@ -278,31 +304,53 @@ static void backward(struct model *model, const struct block_call *call,
         call->batch->ids, dstream);
 }
 
+/* The batch on the device. */
+static void take_batch(struct model *model, const struct batch *batch, int64_t tokens)
+{
+    const int32_t *from[] = {batch->ids, batch->labels, batch->positions, batch->first};
+    int32_t *to[] = {model->input.ids, model->input.labels, model->input.positions,
+                     model->input.first};
+    for (size_t i = 0; i < sizeof to / sizeof to[0]; i++) {
+        if (from[i] != NULL) {
+            model->ops->upload(model->device, to[i], from[i], (size_t)tokens * sizeof *to[i]);
+        }
+    }
+}
+
 void model_run(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
                const struct model_scale *scale)
 {
     const int64_t n = count * sequence, width = model->arch.width;
-    const struct block_call call = {.batch = batch,
+    const struct block_call call = {.batch = &model->input,
                                     .count = count,
                                     .sequence = sequence,
                                     .training = scale != NULL,
                                     .jitter_key = scale != NULL ? scale->jitter_key : 0};
     struct tensor dx = {0}, dw = {0};
+    take_batch(model, batch, n);
+    model->ops->zero(model->device, model->losses, sizeof *model->losses);
     forward(model, &call);
     if (scale != NULL) {
         assert(model->training);
         dx = stream(model, model->dwork, n);
         dw = model_grad(model, PARAM_DENSE, model->params.head, model->arch.vocab, width);
     }
-    model->result.loss_sum = model->ops->cross_entropy(
-        model->device, dx, dw, stream(model, model->final_norm, n), head(model), batch->labels,
-        scale != NULL ? (float)scale->loss : 0.0F);
+    model->ops->cross_entropy(model->device, &model->losses->loss, dx, dw,
+                              stream(model, model->final_norm, n), head(model), model->input.labels,
+                              scale != NULL ? (float)scale->loss : 0.0F);
     if (scale != NULL) {
-        model->result.mtp_loss_sum = mtp_forward(model, batch, count, sequence, scale);
-        model->result.aux_loss = balance_losses(model, count, sequence, scale->unit);
+        mtp_forward(model, &model->losses->mtp, batch, count, sequence, scale);
+        balance_losses(model, &model->losses->aux, count, sequence, scale->unit);
         mtp_backward(model, count, sequence, scale);
         backward(model, &call, scale);
     }
+}
+
+struct model_losses model_read_losses(const struct model *model)
+{
+    struct model_losses losses;
+    model->ops->download(model->device, &losses, model->losses, sizeof losses);
+    return losses;
 }
 
 void model_forward(struct model *model, const struct block_call *call, int64_t first, int64_t rows,
@@ -317,8 +365,11 @@ void model_forward(struct model *model, const struct block_call *call, int64_t f
 void model_logits(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
                   int64_t token, float *logits)
 {
-    const struct block_call call = {.batch = batch, .count = count, .sequence = sequence};
-    model_forward(model, &call, token, 1, logits);
+    const struct block_call call = {.batch = &model->input, .count = count, .sequence = sequence};
+    take_batch(model, batch, count * sequence);
+    model_forward(model, &call, token, 1, model->logits);
+    model->ops->download(model->device, logits, model->logits,
+                         (size_t)model->arch.vocab * sizeof *logits);
 }
 
 size_t model_bytes(const struct model *model)

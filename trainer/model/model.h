@@ -47,14 +47,19 @@ struct block_state {
 };
 
 /* Sums over the micro-batch just done. */
+struct model_losses {
+    double loss; /* of -log p over counted labels */
+    double mtp;  /* the same of all modules of multi-token prediction */
+    double aux;  /* weighted balance and z-loss terms of this micro-batch */
+};
+
 struct model_result {
-    double loss_sum;        /* of -log p over counted labels */
-    double mtp_loss_sum;    /* the same of all modules of multi-token prediction */
-    double aux_loss;        /* weighted balance and z-loss terms of this micro-batch */
     int64_t dropped, slots; /* expert slots dropped / all, summed over layers */
     int64_t extra_rounds;   /* dispatch rounds beyond the first, summed over layers */
 };
 
+/* Pointers to parameters, gradients, optimizer state, activations and scratch are device memory
+ * (kernels/ops.h) throughout. */
 struct model {
     const struct config *config; /* borrowed */
     const struct mesh *mesh;     /* borrowed */
@@ -65,7 +70,9 @@ struct model {
     bool training;               /* has gradients and optimizer state */
     struct params params;
     struct model_group group[PARAM_GROUPS];
-    float *muon_scratch; /* for the largest matrix this rank orthogonalises */
+    float *muon_scratch;        /* for the largest matrix this rank orthogonalises */
+    struct adamw_piece *pieces; /* [params] owned, host: of the step that runs */
+    double *norm;               /* [1] */
     struct arena arena_params, arena_grads, arena_optimizer, arena_activations;
     int64_t batch, sequence;       /* of the largest micro-batch */
     struct block_state *blocks;    /* [blocks] owned */
@@ -81,10 +88,13 @@ struct model {
     struct attention_scratch attention;
     struct mlp_scratch mlp;
     struct mtp_scratch mtp_scratch;
-    int64_t *load; /* [moe blocks, E] tokens per expert, summed over micro-batches since
-                      model_zero_grads */
+    int64_t *load;      /* [moe blocks, E] tokens per expert, summed over micro-batches since
+                           model_zero_grads */
+    struct batch input; /* [N] each: the micro-batch that runs */
+    struct model_losses *losses; /* [1] of the last model_run */
+    float *logits;               /* [V] of model_logits */
     struct moe moe;
-    struct model_result result;
+    struct model_result result; /* of the last model_run or model_forward */
 };
 
 /* Local: what ranks must agree on is left to the caller. batch x sequence is the largest
@@ -109,17 +119,21 @@ struct model_scale {
     uint64_t jitter_key; /* router jitter: differs per step and micro-batch */
 };
 
-/* Collective over ep. Forward of `count` sequences of `sequence` tokens, then loss; with `scale`
- * not NULL also backward, gradients add up. Result in model->result. */
+/* Collective over ep. Forward of `count` sequences of `sequence` tokens (batch: host memory), then
+ * loss; with `scale` not NULL also backward, gradients add up. Results in model->result and, on the
+ * device, *model->losses. */
 void model_run(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
                const struct model_scale *scale);
+/* Local. What the last model_run left in model->losses; waits for it. */
+struct model_losses model_read_losses(const struct model *model);
 struct block_call;
 
-/* Collective over ep. Forward only, as `call` says (block.h); logits f32 [rows,V] of its tokens
- * from `first` on. */
+/* Collective over ep. Forward only, as `call` says (block.h); logits f32 [rows,V] (device) of its
+ * tokens from `first` on. */
 void model_forward(struct model *model, const struct block_call *call, int64_t first, int64_t rows,
                    float *logits);
-/* Collective over ep. Forward only; logits f32 [V] of token `token` of the batch. */
+/* Collective over ep. Forward only; logits f32 [V] of token `token` of the batch; both are host
+ * memory. */
 void model_logits(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
                   int64_t token, float *logits);
 
@@ -128,6 +142,8 @@ float model_z_scale(const struct model *model, int64_t tokens, const struct mode
 /* Adds what a block with experts just routed to the result and to model->load. */
 void model_count_block(struct model *model, int64_t block, int64_t tokens);
 
+/* Arenas of this device's memory start so. */
+struct arena model_arena(const struct model *model);
 /* Bytes reserved. */
 size_t model_bytes(const struct model *model);
 

@@ -28,7 +28,9 @@ static void router_layout(struct moe_state *state, const struct moe *moe,
     const size_t rows = (size_t)moe->sequences * sizeof(int64_t);
     const enum memory_class kind = MEMORY_ROUTER;
     state->expert = layout_buffer(layout, kind, lender->expert, slots * sizeof(int32_t));
-    state->routed = layout_buffer(layout, kind, lender->routed, slots * sizeof(int32_t));
+    if (moe->config->router.capacity_factor > 0) {
+        state->routed = layout_buffer(layout, kind, lender->routed, slots * sizeof(int32_t));
+    }
     state->weight = layout_buffer(layout, kind, lender->weight, slots * sizeof(float));
     state->score = layout_buffer(layout, kind, lender->score, cells * sizeof(float));
     state->logits = layout_buffer(layout, kind, lender->logits, cells * sizeof(float));
@@ -54,6 +56,9 @@ void moe_state_layout(struct moe_state *state, const struct moe *moe,
     const size_t act = dtype_bytes(moe->act), row = (size_t)arch->width * act,
                  slots = (size_t)(moe->tokens * arch->top_k), received = (size_t)moe->bound;
     router_layout(state, moe, lender, layout);
+    if (!layout->lending) {
+        expert_plan_layout(&state->plan, layout->arena);
+    }
     state->input = layout_buffer(layout, MEMORY_REST, lender->input, received * row);
     state->output = layout_buffer(layout, MEMORY_REST, lender->output, slots * row);
     state->gate_up = layout_buffer(layout, MEMORY_INNER, lender->gate_up,
@@ -69,68 +74,43 @@ void moe_scratch_layout(struct moe *moe, struct arena *arena)
     struct moe_scratch *scratch = &moe->scratch;
     scratch->dlogits = arena_alloc(arena, (size_t)(moe->tokens * arch->experts) * sizeof(float));
     scratch->dweight = arena_alloc(arena, slots * sizeof(float));
-    scratch->token = arena_alloc(arena, slots * sizeof(int32_t));
     scratch->send = arena_alloc(arena, slots * row);
     scratch->rows = arena_alloc(arena, received * row);
     scratch->hidden = arena_alloc(arena, inner);
     scratch->dhidden = arena_alloc(arena, inner);
     scratch->buffer = arena_alloc(arena, (received + slots) * row);
-    scratch->ranked = moe->config->router.capacity_factor > 0
-                          ? arena_alloc(arena, slots * sizeof *scratch->ranked)
-                          : NULL;
 }
 
-/* bench: every expert gets the same number of slots, with equal weights. */
-static void force_balance(struct moe_state *state, struct router_shape shape)
-{
-    memset(state->counts.routed, 0,
-           (size_t)(shape.tokens / shape.row_tokens * shape.experts) * sizeof(int64_t));
-    for (int64_t slot = 0; slot < shape.tokens * shape.top_k; slot++) {
-        const int64_t row = slot / shape.top_k / shape.row_tokens;
-        state->expert[slot] = (int32_t)(slot % shape.experts);
-        state->weight[slot] = 1.0F / (float)shape.top_k;
-        state->counts.routed[row * shape.experts + slot % shape.experts]++;
-    }
-}
-
-/* Slots beyond the capacity of an expert, or of V2's group of experts, are dropped. */
-static int64_t drop(struct moe *moe, struct moe_state *state, struct router_shape shape)
+/* Slots that travel: those beyond the capacity of an expert, or of V2's group of experts, do not.
+ */
+static const int32_t *kept_slots(struct moe *moe, struct moe_state *state,
+                                 struct router_shape shape, bool drops)
 {
     const int64_t slots = shape.tokens * shape.top_k, groups = moe->arch->capacity_groups;
-    const double fair = (double)slots / (double)groups;
-    return expert_drop(state->routed, moe->scratch.ranked, state->weight, shape.tokens, shape.top_k,
-                       shape.experts, groups,
-                       (int64_t)ceil(moe->config->router.capacity_factor * fair));
+    if (!drops) {
+        return state->expert;
+    }
+    moe->ops->expert_drop(
+        moe->device, state->routed, state->expert, state->weight, slots, shape.experts, groups,
+        (int64_t)ceil(moe->config->router.capacity_factor * (double)slots / (double)groups));
+    return state->routed;
 }
 
 static void route(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
                   struct tensor x, int64_t sequence, bool training)
 {
     const struct router_shape shape = moe_router_shape(moe, x.dim[0], sequence);
-    const size_t slots = (size_t)(shape.tokens * shape.top_k);
+    const bool drops = training && moe->config->router.capacity_factor > 0;
     struct tensor logits = tensor_2d(state->logits, DTYPE_F32, shape.tokens, shape.experts);
     state->row_tokens = sequence;
     moe->ops->router_logits(moe->device, logits, x, weights->gate);
     moe->ops->router_forward(moe->device, state->expert, state->weight, state->score, state->lse,
                              state->counts, state->logits, weights->bias, shape);
     if (moe->config->router.force_balanced) {
-        force_balance(state, shape);
+        moe->ops->router_even(moe->device, state->expert, state->weight, state->counts, shape);
     }
-    memcpy(state->routed, state->expert, slots * sizeof *state->routed);
-    state->dropped =
-        training && moe->config->router.capacity_factor > 0 ? drop(moe, state, shape) : 0;
-    expert_plan_make(&state->plan, state->routed, shape.tokens, shape.top_k);
-}
-
-/* Rows of x in send order. */
-static void gather_sent(struct moe *moe, const struct moe_state *state, struct tensor sent,
-                        struct tensor x)
-{
-    const int64_t top_k = moe->arch->top_k;
-    for (int64_t i = 0; i < state->plan.sent; i++) {
-        moe->scratch.token[i] = (int32_t)(state->plan.send_slot[i] / top_k);
-    }
-    moe->ops->gather_rows(moe->device, sent, x, moe->scratch.token);
+    expert_plan_make(&state->plan, kept_slots(moe, state, shape, drops), shape.tokens, shape.top_k,
+                     drops);
 }
 
 static struct tensor act_rows(const struct moe *moe, void *data, int64_t rows, int64_t cols)
@@ -152,7 +132,7 @@ static void experts_up(struct moe *moe, struct moe_state *state, const struct mo
     expert_plan_round(&state->plan, round);
     struct tensor input = act_rows(moe, state->input, state->plan.received, width);
     if (!alone(state)) {
-        expert_dispatch(&state->plan, moe->device, moe->ops, input, sent, moe->scratch.buffer);
+        expert_dispatch(&state->plan, input, sent, moe->scratch.buffer);
     }
     struct tensor gate_up = act_rows(moe, state->gate_up, state->plan.received, 2 * inner);
     moe->ops->grouped_forward(moe->device, gate_up, input, weights->experts, moe->expert_stride,
@@ -172,7 +152,7 @@ static void experts_down(struct moe *moe, struct moe_state *state,
     moe->ops->grouped_forward(moe->device, rows, hidden, down, moe->expert_stride,
                               state->plan.offset, moe->local_experts);
     if (!alone(state)) {
-        expert_combine(&state->plan, moe->device, moe->ops, output, rows, moe->scratch.buffer);
+        expert_combine(&state->plan, output, rows, moe->scratch.buffer);
     }
 }
 
@@ -184,7 +164,7 @@ void moe_forward(struct moe *moe, struct moe_state *state, const struct moe_weig
     struct tensor sent =
         act_rows(moe, alone(state) ? state->input : moe->scratch.send, sent_rows, width);
     struct tensor output = act_rows(moe, state->output, sent_rows, width);
-    gather_sent(moe, state, sent, x);
+    moe->ops->gather_rows(moe->device, sent, x, state->plan.token);
     for (int64_t round = 0; round < state->plan.rounds; round++) {
         experts_up(moe, state, weights, sent, round);
         experts_down(moe, state, weights, output);
@@ -211,7 +191,7 @@ static void experts_backward(struct moe *moe, struct moe_state *state,
     struct tensor hidden = act_rows(moe, moe->scratch.hidden, rows, inner);
     struct tensor dhidden = act_rows(moe, moe->scratch.dhidden, rows, inner);
     if (!alone(state)) {
-        expert_dispatch(&state->plan, moe->device, ops, drows, dsent, moe->scratch.buffer);
+        expert_dispatch(&state->plan, drows, dsent, moe->scratch.buffer);
     }
     ops->swiglu_forward(moe->device, hidden, gate_up);
     ops->grouped_backward_weight(moe->device, dup + moe->down_offset, stride, drows, hidden, offset,
@@ -222,7 +202,7 @@ static void experts_backward(struct moe *moe, struct moe_state *state,
     ops->grouped_backward_input(moe->device, drows, gate_up, weights->experts, stride, offset,
                                 local);
     if (!alone(state)) {
-        expert_combine(&state->plan, moe->device, ops, dsent, drows, moe->scratch.buffer);
+        expert_combine(&state->plan, dsent, drows, moe->scratch.buffer);
     }
 }
 
@@ -255,7 +235,7 @@ void moe_backward(struct moe *moe, struct moe_state *state, const struct moe_wei
     /* x in send order once more, where the outputs were: scratch.send holds gradients now. */
     struct tensor sent = act_rows(moe, state->output, state->plan.sent, x.dim[1]);
     if (state->plan.rounds > 1) {
-        gather_sent(moe, state, sent, x);
+        ops->gather_rows(moe->device, sent, x, state->plan.token);
     }
     for (int64_t round = 0; round < state->plan.rounds; round++) {
         restore_round(moe, state, weights, sent, round);

@@ -11,15 +11,14 @@
  * statistics), K choices, C hidden, F width, S = N*K slots, R = moe->bound received rows. */
 struct moe_state {
     struct expert_plan plan;
-    int32_t *expert;             /* [N,K] chosen experts */
-    int32_t *routed;             /* [N,K] the same, -1 where capacity dropped the slot */
-    float *weight;               /* [N,K] */
-    float *score;                /* [N,E] */
-    float *logits;               /* [N,E] */
-    float *lse;                  /* [N] of the logits; NULL where nothing asks for it */
+    int32_t *expert; /* [N,K] chosen experts */
+    int32_t *routed; /* [N,K] the same, -1 where capacity dropped the slot; NULL: none can */
+    float *weight;   /* [N,K] */
+    float *score;    /* [N,E] */
+    float *logits;   /* [N,E] */
+    float *lse;      /* [N] of the logits; NULL where nothing asks for it */
     struct router_counts counts; /* of the sequences of this micro-batch, before dropping */
     int64_t row_tokens;          /* tokens of a sequence of the last call */
-    int64_t dropped;             /* slots dropped */
     void *input;                 /* [R,C] act: received rows */
     void *gate_up;               /* [R,2F] act */
     void *output;                /* [S,C] act: expert outputs of this rank's slots, in send order */
@@ -27,15 +26,13 @@ struct moe_state {
 
 /* Buffers that live within one call, shared by all blocks. */
 struct moe_scratch {
-    float *dlogits;               /* [N,E] */
-    float *dweight;               /* [N,K] */
-    int32_t *token;               /* [S] token of each sent row */
-    void *send;                   /* [S,C] act */
-    void *rows;                   /* [R,C] act */
-    void *hidden;                 /* [R,F] act */
-    void *dhidden;                /* [R,F] act */
-    void *buffer;                 /* [R+S,C] act: exchange */
-    struct expert_ranked *ranked; /* [S] where capacity drops slots, else NULL */
+    float *dlogits; /* [N,E] */
+    float *dweight; /* [N,K] */
+    void *send;     /* [S,C] act */
+    void *rows;     /* [R,C] act */
+    void *hidden;   /* [R,F] act */
+    void *dhidden;  /* [R,F] act */
+    void *buffer;   /* [R+S,C] act: exchange */
 };
 
 /* Everything a layer needs that does not change from call to call. */

@@ -1,8 +1,33 @@
 #include "trainer/model/mtp.h"
 
-#include <string.h>
+#include <stdlib.h>
 
 #include "trainer/model/block.h"
+
+enum status mtp_init(struct model *model)
+{
+    const size_t n = (size_t)(model->batch * model->sequence);
+    const int64_t depth = model->arch.mtp_depth;
+    model->mtp = calloc((size_t)depth + 1, sizeof *model->mtp);
+    bool good = model->mtp != NULL;
+    for (int64_t k = 0; k < depth && good; k++) {
+        model->mtp[k].host = calloc(4 * n, sizeof *model->mtp[k].host);
+        good = model->mtp[k].host != NULL;
+    }
+    return good ? STATUS_OK
+                : status_fail(STATUS_RESOURCE,
+                              "out of memory for %lld modules of multi-token prediction",
+                              (long long)depth);
+}
+
+void mtp_free(struct model *model)
+{
+    for (int64_t k = 0; model->mtp != NULL && k < model->arch.mtp_depth; k++) {
+        free(model->mtp[k].host);
+    }
+    free(model->mtp);
+    model->mtp = NULL;
+}
 
 void mtp_layout(struct model *model, struct arena *arena)
 {
@@ -46,22 +71,22 @@ static int64_t block_of(const struct model *model, int64_t k)
 
 /* Position p of a sample reads token p + k, and its label is that token's. Where the k + 1 tokens
  * are not of one document the label does not count. */
-static void shift_batch(struct mtp_state *state, const struct batch *batch, int64_t count,
-                        int64_t sequence, int64_t k)
+static void shift_batch(const struct model *model, struct mtp_state *state,
+                        const struct batch *batch, int64_t count, int64_t sequence, int64_t k)
 {
     const int64_t kept = sequence - k, n = count * kept;
-    state->batch = (struct batch){.ids = state->storage,
-                                  .labels = state->storage + n,
-                                  .positions = state->storage + 2 * n,
-                                  .first = state->storage + 3 * n};
+    const struct batch shifted = batch_view(state->host, n);
     for (int64_t i = 0; i < n; i++) {
         const int64_t p = i % kept, from = i / kept * sequence + p;
         const bool whole = batch->first[from + k] <= p;
-        state->batch.ids[i] = batch->ids[from + k];
-        state->batch.labels[i] = whole ? batch->labels[from + k] : -1;
-        state->batch.positions[i] = batch->positions[from];
-        state->batch.first[i] = batch->first[from];
+        shifted.ids[i] = batch->ids[from + k];
+        shifted.labels[i] = whole ? batch->labels[from + k] : -1;
+        shifted.positions[i] = batch->positions[from];
+        shifted.first[i] = batch->first[from];
     }
+    state->batch = batch_view(state->storage, n);
+    model->ops->upload(model->device, state->storage, state->host,
+                       (size_t)(4 * n) * sizeof *state->host);
 }
 
 /* The first `kept` rows of each sample: y[count * kept] from or to x[count * length], by copying or
@@ -121,8 +146,8 @@ static void enter(struct model *model, int64_t k, const struct block_call *call)
         model_weight(model, PARAM_DENSE, at->eh_proj, width, 2 * width), false);
 }
 
-static double module_forward(struct model *model, int64_t k, const struct block_call *call,
-                             float loss_scale)
+static void module_forward(struct model *model, double *loss, int64_t k,
+                           const struct block_call *call, float loss_scale)
 {
     struct mtp_state *state = &model->mtp[k - 1];
     struct block_state *block = &model->blocks[block_of(model, k)];
@@ -137,26 +162,23 @@ static double module_forward(struct model *model, int64_t k, const struct block_
                              model_act(model, block->middle, n, width),
                              model_act(model, model->delta, n, width),
                              model_vector(model, at->head_norm, width), model->arch.norm_eps);
-    return model->ops->cross_entropy(
-        model->device, model_act(model, state->dnormed, n, width),
-        model_grad(model, PARAM_DENSE, model->params.head, vocab, width),
-        model_act(model, state->normed, n, width),
-        model_weight(model, PARAM_DENSE, model->params.head, vocab, width), call->batch->labels,
-        loss_scale);
+    model->ops->cross_entropy(model->device, loss, model_act(model, state->dnormed, n, width),
+                              model_grad(model, PARAM_DENSE, model->params.head, vocab, width),
+                              model_act(model, state->normed, n, width),
+                              model_weight(model, PARAM_DENSE, model->params.head, vocab, width),
+                              call->batch->labels, loss_scale);
 }
 
-double mtp_forward(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
-                   const struct model_scale *scale)
+void mtp_forward(struct model *model, double *loss, const struct batch *batch, int64_t count,
+                 int64_t sequence, const struct model_scale *scale)
 {
-    double sum = 0;
     for (int64_t k = 1; k <= model->arch.mtp_depth; k++) {
         const struct block_call call = call_of(model, k, count, sequence, scale);
         const double loss_scale = scale->loss * scale->mtp_weight / (double)model->arch.mtp_depth;
-        shift_batch(&model->mtp[k - 1], batch, count, sequence, k);
-        sum += module_forward(model, k, &call, (float)loss_scale);
+        shift_batch(model, &model->mtp[k - 1], batch, count, sequence, k);
+        module_forward(model, loss, k, &call, (float)loss_scale);
         model_count_block(model, block_of(model, k), call.count * call.sequence);
     }
-    return sum;
 }
 
 /* dx [n,C] = gradient through a norm, from columns [first, first + C) of dboth. */
@@ -169,7 +191,7 @@ static struct tensor half_backward(struct model *model, int64_t first, struct te
     model->ops->copy_columns(model->device, dy, 0,
                              model_act(model, model->mtp_scratch.dboth, n, 2 * width), first,
                              width);
-    memset(dx.data, 0, tensor_bytes(&dx));
+    model->ops->zero(model->device, dx.data, tensor_bytes(&dx));
     model->ops->norm_backward(model->device, dx, model_vector_grad(model, weight, width), dy, x,
                               rstd, model_vector(model, weight, width));
     return dx;
@@ -211,7 +233,7 @@ void mtp_backward(struct model *model, int64_t count, int64_t sequence,
         const int64_t n = call.count * call.sequence, width = model->arch.width,
                       weight = model->params.block[block_of(model, k)].head_norm;
         struct tensor dstream = model_act(model, model->dstream, n, width);
-        memset(dstream.data, 0, tensor_bytes(&dstream));
+        model->ops->zero(model->device, dstream.data, tensor_bytes(&dstream));
         model->ops->norm_backward(model->device, dstream, model_vector_grad(model, weight, width),
                                   model_act(model, state->dnormed, n, width),
                                   model_act(model, state->out, n, width), state->rstd_out,

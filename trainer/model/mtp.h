@@ -18,7 +18,8 @@ struct model_scale;
 
 /* What forward of one module leaves for its backward; n = B * (T - k) of N tokens. */
 struct mtp_state {
-    int32_t *storage;                  /* [4N]: the batch, k tokens further on */
+    int32_t *host;                     /* [4N] host, owned: the batch, k tokens further on */
+    int32_t *storage;                  /* [4N]: the same */
     struct batch batch;                /* views of it */
     void *embedded;                    /* [N,C] act: embedding of token p + k */
     void *before;                      /* [N,C] act: h^{k-1} */
@@ -35,13 +36,16 @@ struct mtp_scratch {
     void *dhalf, *dpart; /* [N,C] act */
 };
 
+/* Local. Host memory of the modules. Errors: STATUS_RESOURCE. */
+enum status mtp_init(struct model *model) __attribute__((warn_unused_result));
+void mtp_free(struct model *model);
 void mtp_layout(struct model *model, struct arena *arena);
 
-/* The main model has run on `batch`, its final norm is in model->final_norm. Forward and loss of
- * all modules, with gradients of their h^k. Returns the sum of -log p over all modules. Collective
- * over ep. */
-double mtp_forward(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
-                   const struct model_scale *scale);
+/* The main model has run on `batch` (host), its final norm is in model->final_norm. Forward and
+ * loss of all modules, with gradients of their h^k. *loss (device) adds the sum of -log p over all
+ * modules. Collective over ep. */
+void mtp_forward(struct model *model, double *loss, const struct batch *batch, int64_t count,
+                 int64_t sequence, const struct model_scale *scale);
 /* Adds to model->dwork, the gradient of the final norm's output. Collective over ep. */
 void mtp_backward(struct model *model, int64_t count, int64_t sequence,
                   const struct model_scale *scale);

@@ -49,8 +49,8 @@ struct params {
     int64_t embed, final_norm, head; /* dense offsets */
     int64_t expert_stride;           /* elements from one expert to the next */
     int64_t down_offset;             /* of the down projection inside an expert */
-    int64_t total, active; /* parameters of the whole model without multi-token prediction, selection
-                              biases counted as published; touched per token */
+    int64_t total, active; /* parameters of the whole model without multi-token prediction,
+                              selection biases counted as published; touched per token */
     int64_t mtp;           /* parameters of multi-token prediction */
 };
 

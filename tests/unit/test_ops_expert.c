@@ -1,0 +1,221 @@
+/* What stands between router and experts: sorting slots, regrouping rows, capacity, counts, balance
+ * losses. Integers are compared with ==. */
+#include "ops_check.h"
+
+static int32_t draw(uint64_t key, int64_t index, int64_t below)
+{
+    return (int32_t)(rng_uniform(key, (uint64_t)index) * (double)below);
+}
+
+/* --- sort --- */
+
+struct sort {
+    int64_t tokens, top_k, experts;
+    int dropped; /* percent */
+};
+static const struct sort sorts[] = {{0, 2, 4, 0},     {1, 1, 1, 0},    {7, 2, 3, 30},
+                                    {300, 6, 64, 10}, {40, 3, 5, 100}, {513, 8, 256, 0},
+                                    {1000, 1, 2, 50}, {129, 2, 300, 5}};
+
+static void run_sort(struct check *c, const void *args)
+{
+    const struct sort *s = args;
+    const int64_t slots = s->tokens * s->top_k;
+    check_name(c, "expert_sort N=%lld K=%lld E=%lld dropped=%d%%", (long long)s->tokens,
+               (long long)s->top_k, (long long)s->experts, s->dropped);
+    const struct tensor expert = check_tensor(c, "expert", DTYPE_I32, slots, 1),
+                        token = check_tensor(c, "token", DTYPE_I32, slots, 1),
+                        slot_row = check_tensor(c, "slot_row", DTYPE_I32, slots, 1),
+                        offset = check_tensor(c, "offset", DTYPE_I64, s->experts + 1, 1);
+    int32_t *of = expert.data;
+    for (int64_t i = 0; i < slots; i++) {
+        of[i] = draw(c->seed + 1, i, 100) < s->dropped ? -1 : draw(c->seed, i, s->experts);
+    }
+    c->ops->expert_sort(c->device, offset.data, token.data, slot_row.data, of, slots, s->top_k,
+                        s->experts);
+    const int32_t *row_of = slot_row.data, *token_of = token.data;
+    const int64_t *begin = offset.data;
+    int64_t row = 0;
+    for (int64_t e = 0; e < s->experts; e++) {
+        assert_int_equal(begin[e], row);
+        for (int64_t slot = 0; slot < slots; slot++) {
+            if (of[slot] == e) {
+                assert_int_equal(row_of[slot], row);
+                assert_int_equal(token_of[row], slot / s->top_k);
+                row++;
+            }
+        }
+    }
+    assert_int_equal(begin[s->experts], row);
+    for (; row < slots; row++) {
+        assert_int_equal(token_of[row], -1);
+    }
+    for (int64_t slot = 0; slot < slots; slot++) {
+        assert_int_equal(row_of[slot] < 0, of[slot] < 0);
+    }
+}
+
+/* --- regroup --- */
+
+static void run_regroup(struct check *c, const void *args)
+{
+    const int64_t *size = args, local = size[0], ranks = size[1], most = size[2];
+    check_name(c, "expert_regroup local=%lld ranks=%lld", (long long)local, (long long)ranks);
+    const struct tensor taken = check_tensor(c, "taken", DTYPE_I64, local, ranks),
+                        offset = check_tensor(c, "offset", DTYPE_I64, local + 1, 1);
+    int64_t *rows_of = taken.data, total = 0;
+    for (int64_t i = 0; i < local * ranks; i++) {
+        rows_of[i] = draw(c->seed, i, 3) == 0 ? 0 : draw(c->seed + 9, i, most);
+        total += rows_of[i];
+    }
+    const struct tensor regroup = check_tensor(c, "regroup", DTYPE_I32, total, 1),
+                        ungroup = check_tensor(c, "ungroup", DTYPE_I32, total, 1);
+    const int32_t *to = regroup.data, *back = ungroup.data;
+    const int64_t *begin = offset.data;
+    c->ops->expert_regroup(c->device, regroup.data, ungroup.data, offset.data, rows_of, local,
+                           ranks);
+    int64_t place = 0, row = 0;
+    for (int64_t from = 0; from < ranks; from++) { /* arrival order */
+        for (int64_t e = 0; e < local; e++) {
+            int64_t before = begin[e];
+            for (int64_t r = 0; r < from; r++) {
+                before += rows_of[e * ranks + r];
+            }
+            for (int64_t i = 0; i < rows_of[e * ranks + from]; i++, place++) {
+                assert_int_equal(to[before + i], place);
+                assert_int_equal(back[place], before + i);
+            }
+        }
+    }
+    for (int64_t e = 0; e < local; e++) {
+        assert_int_equal(begin[e], row);
+        for (int64_t from = 0; from < ranks; from++) {
+            row += rows_of[e * ranks + from];
+        }
+    }
+    assert_int_equal(begin[local], total);
+}
+
+/* --- capacity --- */
+
+static void expect_drop(struct check *c, const int32_t *expert, const float *weight, int64_t slots,
+                        int64_t groups, int64_t capacity, const int32_t *left)
+{
+    int32_t kept[8], again[8];
+    c->ops->expert_drop(c->device, kept, expert, weight, slots, 4, groups, capacity);
+    assert_memory_equal(kept, left, (size_t)slots * sizeof *left);
+    c->ops->expert_drop(c->device, again, kept, weight, slots, 4, groups, capacity);
+    assert_memory_equal(again, kept, (size_t)slots * sizeof *left);
+}
+
+/* By hand: lowest weights first, ties: the later slot. */
+static void run_known_drops(struct check *c, const void *args)
+{
+    (void)args;
+    static const int32_t single[] = {0, 1, 0, 1, 0, 1, 0, 2},
+                         none[] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    static const float weight[] = {0.5F, 0.5F, 0.7F, 0.3F, 0.5F, 0.5F, 0.1F, 0.9F};
+    /* expert 0: keeps 0.7 and the earlier 0.5; expert 1: the two 0.5 */
+    static const int32_t two_each[] = {0, 1, 0, -1, -1, 1, -1, 2};
+    static const int32_t pairs[] = {0, 1, 0, 2, 1, 3, 0, 1};
+    static const float paired[] = {0.5F, 0.25F, 0.75F, 0.5F, 0.5F, 0.125F, 0.25F, 0.25F};
+    /* experts 0, 1 hold six slots; the weights 0.25 of three of them tie */
+    static const int32_t five[] = {0, 1, 0, 2, 1, 3, 0, -1}, two[] = {0, -1, 0, 2, -1, 3, -1, -1},
+                         all[] = {0, -1, 0, -1, -1, -1, -1, -1},
+                         each[] = {-1, -1, 0, 2, 1, 3, -1, -1};
+    check_name(c, "expert_drop by hand");
+    expect_drop(c, single, weight, 8, 4, 2, two_each);
+    expect_drop(c, single, weight, 8, 4, 100, single);
+    expect_drop(c, single, weight, 8, 4, 0, none);
+    expect_drop(c, single, weight, 0, 4, 1, none);
+    expect_drop(c, pairs, paired, 8, 2, 6, pairs);
+    expect_drop(c, pairs, paired, 8, 2, 5, five);
+    expect_drop(c, pairs, paired, 8, 2, 2, two);
+    expect_drop(c, pairs, paired, 8, 1, 2, all);
+    expect_drop(c, pairs, paired, 8, 4, 1, each);
+}
+
+/* A slot stays exactly when fewer than `capacity` slots of its group come before it. */
+static void run_drop(struct check *c, const void *args)
+{
+    enum { SLOTS = 120, EXPERTS = 6 };
+    const int64_t groups = *(const int64_t *)args, size = EXPERTS / groups,
+                  capacity = draw(c->seed + 50, groups, SLOTS / groups + 5);
+    int32_t before[SLOTS], after[SLOTS];
+    float weight[SLOTS];
+    check_name(c, "expert_drop groups=%lld capacity=%lld", (long long)groups, (long long)capacity);
+    for (int64_t i = 0; i < SLOTS; i++) {
+        before[i] = draw(c->seed, i, EXPERTS + 1) - 1;    /* some dropped already */
+        weight[i] = (float)draw(c->seed + 100, i, 8) / 8; /* many ties */
+    }
+    c->ops->expert_drop(c->device, after, before, weight, SLOTS, EXPERTS, groups, capacity);
+    for (int64_t i = 0; i < SLOTS; i++) {
+        int64_t ahead = 0;
+        for (int64_t j = 0; j < SLOTS; j++) {
+            ahead += before[j] >= 0 && before[j] / size == before[i] / size &&
+                     (weight[j] > weight[i] || (weight[j] == weight[i] && j < i));
+        }
+        assert_int_equal(after[i], before[i] >= 0 && ahead < capacity ? before[i] : -1);
+    }
+}
+
+static void test_sort(void **state)
+{
+    for (size_t i = 0; i < sizeof sorts / sizeof sorts[0]; i++) {
+        check_run(*state, run_sort, &sorts[i], 0);
+    }
+}
+
+static void test_regroup(void **state)
+{
+    static const int64_t sizes[][3] = {{1, 1, 5}, {3, 2, 7}, {64, 4, 9}, {2, 8, 40}, {5, 3, 1}};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        check_run(*state, run_regroup, sizes[i], 0);
+    }
+}
+
+static void test_drop(void **state)
+{
+    static const int64_t groups[] = {1, 2, 3, 6};
+    check_run(*state, run_known_drops, NULL, 0);
+    for (size_t i = 0; i < sizeof groups / sizeof groups[0]; i++) {
+        check_run(*state, run_drop, &groups[i], 0);
+    }
+}
+
+/* Slot i goes to expert i mod E; counts are of these; router_count adds them over rows. */
+static void run_even(struct check *c, const void *args)
+{
+    enum { ROWS = 3, LENGTH = 5, K = 2, EXPERTS = 4, SLOTS = ROWS * LENGTH * K };
+    (void)args;
+    int32_t expert[SLOTS];
+    float weight[SLOTS];
+    int64_t routed[ROWS * EXPERTS], expected[ROWS * EXPERTS] = {0}, sum[EXPERTS] = {1, 1, 1, 1};
+    const struct router_shape shape = {
+        .tokens = ROWS * LENGTH, .experts = EXPERTS, .top_k = K, .row_tokens = LENGTH};
+    check_name(c, "router_even");
+    c->ops->router_even(c->device, expert, weight, (struct router_counts){.routed = routed}, shape);
+    for (int i = 0; i < SLOTS; i++) {
+        assert_int_equal(expert[i], i % EXPERTS);
+        assert_true(weight[i] == 0.5F);
+        expected[i / (LENGTH * K) * EXPERTS + i % EXPERTS]++;
+    }
+    assert_memory_equal(routed, expected, sizeof routed);
+    c->ops->router_count(c->device, sum, routed, ROWS, EXPERTS);
+    for (int e = 0; e < EXPERTS; e++) {
+        assert_int_equal(sum[e],
+                         1 + expected[e] + expected[EXPERTS + e] + expected[2 * EXPERTS + e]);
+    }
+}
+
+static void test_even(void **state)
+{
+    check_run(*state, run_even, NULL, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_sort), cmocka_unit_test(test_regroup),
+                                       cmocka_unit_test(test_drop), cmocka_unit_test(test_even)};
+    return cmocka_run_group_tests(tests, check_open, check_close_devices);
+}
