@@ -9,33 +9,51 @@
 #include "kernels/ops.h"
 
 struct device_options {
-    const char *name; /* "cpu" */
-    int threads;      /* > 0: OpenMP threads of this rank */
+    const char *name; /* "cpu", "cuda" */
+    int threads;      /* > 0: threads of the host for this rank */
     const int
-        *cores; /* [threads] core numbers to pin to, borrowed during open, or NULL: no pinning */
+        *cores; /* [threads] core numbers to pin to, borrowed during open, or NULL: no pinning.
+                   A GPU's rank is pinned to cores near the GPU instead, if they are known */
+    int node_rank, node_size; /* of the world: choose the GPU and its cores; size 0: alone */
 };
 
+/* One line of `doctor`, one key of run.json: what is true of this kind of device. */
+struct device_fact {
+    const char *key; /* literal, [a-z0-9_]+ */
+    char value[256];
+};
+enum { DEVICE_FACTS = 12 };
+
 struct device_info {
-    char cpu[128];        /* processor's name */
-    char isa[64];         /* what oneDNN uses, e.g. "AVX2", "AVX512_CORE_BF16" */
-    char onednn[32];      /* its version */
-    char gemm[32];        /* "oneDNN brgemm", or "own" where that is missing or not invariant */
-    char bf16_gemm[16];   /* "native", or "float32" where the machine has no bf16 instructions */
-    bool batch_invariant; /* rows of a GEMM do not depend on the other rows (tested at open on a few
-                             shapes) */
-    int threads;
+    const char *name;     /* "cpu", "cuda" */
+    int threads;          /* of the host */
+    char cpu[128];        /* the host processor's name */
+    bool batch_invariant; /* rows of a GEMM do not depend on the other rows of the batch. CPU:
+                             tested at open on a few shapes. CUDA: by choice of kernels */
+    size_t memory_bytes;  /* of the device itself; 0 on the CPU, whose memory is the host's */
+    char bus[32]; /* which GPU of the machine: "0000:17:00.0"; "" on the CPU. Ranks of a node
+                     with the same bus share a GPU, which NCCL refuses */
+    struct device_fact fact[DEVICE_FACTS];
+    int fact_count; /* CPU: onednn (version), isa (what it uses), gemm (its kernels or our own),
+                       bf16_gemm. CUDA: gpu, compute_capability, gpu_memory, cuda, libraries, ... */
 };
 
 /* Opens the device of this rank. Errors: STATUS_USAGE for a device this binary lacks,
- * STATUS_RESOURCE. */
+ * STATUS_RESOURCE where the machine lacks it. One line says what is missing. */
 enum status device_open(struct device **device, const struct device_options *options)
     __attribute__((warn_unused_result));
 void device_close(struct device *device); /* accepts NULL */
 
 const struct ops *device_ops(const struct device *device);
 const struct device_info *device_info(const struct device *device);
+/* The cudaStream_t that ops are queued on, in order; NULL on the CPU, whose ops are done when they
+ * return. */
+void *device_stream(const struct device *device);
 
 /* Measured peak of a large GEMM on this device, FLOP/s; takes about a second. */
 double device_peak_flops(struct device *device, enum dtype dtype);
+
+/* The devices in this binary: "cpu (oneDNN), cuda 13.0 (sm_80, sm_90a)". */
+void device_built(char *out, size_t bytes);
 
 #endif

@@ -42,6 +42,8 @@ struct comm {
     const struct comm_table *table;
     int rank, size;           /* in this group */
     int node_rank, node_size; /* among the group's ranks on this machine (shared memory) */
+    int world_rank;           /* of this process, among the ranks of comm_open */
+    const char *name;         /* for messages: "world", "dp", "ep", "edp"; borrowed; or NULL */
     void *impl;               /* owned by the table */
     /* of comm_attach; zero without */
     const struct comm_wire *wire;

@@ -344,7 +344,7 @@ static inline void check_passes(struct check *c, void (*run)(struct check *, con
         c->ops = device_ops(c->device);
         c->threads = pass + 1;
         c->floor = 0;
-        c->device->onednn = c->own ? NULL : c->onednn[pass];
+        cpu_device_of(c->device)->onednn = c->own ? NULL : c->onednn[pass];
         run(c, args);
         made[pass] = c->pieces;
         check_end(c);
@@ -380,7 +380,7 @@ static inline int check_open(void **state)
     for (int i = 0; i < 2; i++) {
         const struct device_options options = {.name = "cpu", .threads = i + 1};
         assert_int_equal(device_open(&c->devices[i], &options), STATUS_OK);
-        c->onednn[i] = c->devices[i]->onednn;
+        c->onednn[i] = cpu_device_of(c->devices[i])->onednn;
     }
     *state = c;
     return 0;
@@ -390,7 +390,7 @@ static inline int check_close_devices(void **state)
 {
     struct check *c = *state;
     for (int i = 0; i < 2; i++) {
-        c->devices[i]->onednn = c->onednn[i];
+        cpu_device_of(c->devices[i])->onednn = c->onednn[i];
         device_close(c->devices[i]);
     }
     free(c);

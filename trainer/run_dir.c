@@ -53,11 +53,13 @@ static enum status write_record(const struct session *session)
     struct tm utc;
     gethostname(host, sizeof host - 1);
     strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
-    json_t *json =
-        json_pack("{s:s, s:s, s:s, s:i, s:i, s:s, s:s, s:s, s:s}", "commit", version_commit(),
-                  "started", when, "host", host, "ranks", session->world.size, "threads_per_rank",
-                  session->threads, "comm", session->world.table->name, "cpu", device->cpu,
-                  "onednn", device->onednn, "isa", device->isa);
+    json_t *json = json_pack(
+        "{s:s, s:s, s:s, s:i, s:i, s:s, s:s, s:s}", "commit", version_commit(), "started", when,
+        "host", host, "ranks", session->world.size, "threads_per_rank", session->threads, "comm",
+        session->world.table->name, "device", device->name, "cpu", device->cpu);
+    for (int i = 0; i < device->fact_count; i++) {
+        json_object_set_new(json, device->fact[i].key, json_string(device->fact[i].value));
+    }
     char *text = json_dumps(json, JSON_INDENT(1));
     json_decref(json);
     run_dir_path(session, "run.json", path, sizeof path);

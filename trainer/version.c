@@ -1,5 +1,7 @@
 #include "trainer/version.h"
 
+#include "kernels/device.h"
+
 #ifndef SWITCHYARD_VERSION
 #error "the build defines SWITCHYARD_VERSION and SWITCHYARD_COMMIT"
 #endif
@@ -11,6 +13,8 @@ const char *version_commit(void)
 
 void version_print(FILE *out)
 {
-    fprintf(out, "switchyard %s (commit %s)\ndevices: cpu (oneDNN)\ncomm: self, mpi\n",
-            SWITCHYARD_VERSION, SWITCHYARD_COMMIT);
+    char devices[256];
+    device_built(devices, sizeof devices);
+    fprintf(out, "switchyard %s (commit %s)\ndevices: %s\ncomm: self, mpi\n", SWITCHYARD_VERSION,
+            SWITCHYARD_COMMIT, devices);
 }

@@ -3,7 +3,7 @@
 #ifndef KERNELS_CPU_CPU_H
 #define KERNELS_CPU_CPU_H
 
-#include "kernels/device.h"
+#include "kernels/device_kind.h"
 
 /* Hot loops are compiled for several x86 levels; the loader picks one. Sanitizers don't survive its
  * resolver. */
@@ -23,15 +23,20 @@ enum cpu_slot {
     CPU_SLOTS
 };
 
-struct device {
-    struct device_info info;
-    int threads;
+struct cpu_device {
+    struct device head;
     struct onednn *onednn; /* owned; NULL: products by our own kernel */
     struct {
         void *data; /* owned */
         size_t bytes;
     } scratch[CPU_SLOTS]; /* grow to powers of two, then stay */
 };
+
+/* The ops of this folder are only ever handed a CPU device. */
+static inline struct cpu_device *cpu_device_of(struct device *device)
+{
+    return (struct cpu_device *)device;
+}
 
 /* A power of two that holds `bytes`, at least a page: what scratch grows to. Sizes that follow the
  * routing differ from step to step, and this way settle in the first few; memory beyond what is

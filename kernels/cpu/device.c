@@ -69,26 +69,9 @@ static const struct ops cpu_ops = {
     .ema = cpu_ema,
 };
 
-static void read_cpu_name(char *out, size_t bytes)
-{
-    char line[512];
-    FILE *file = fopen("/proc/cpuinfo", "r");
-    snprintf(out, bytes, "unknown");
-    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
-        const char *value = strncmp(line, "model name", 10) == 0 ? strchr(line, ':') : NULL;
-        if (value != NULL) {
-            snprintf(out, bytes, "%.*s", (int)strcspn(value + 2, "\n"), value + 2);
-            break;
-        }
-    }
-    if (file != NULL) {
-        fclose(file);
-    }
-}
-
 /* Whether rows of products by oneDNN are the same bits whatever the number of rows, on a few shapes
  * with both layouts of the weights. native: it has kernels for this dtype at all. */
-static bool rows_invariant(struct device *device, enum dtype dtype, bool *native)
+static bool rows_invariant(struct cpu_device *device, enum dtype dtype, bool *native)
 {
     enum { K = 512, N = 96, MOST = 97 };
     static const int64_t rows[] = {MOST, 1, 2, 3, 7, 32, 33, 64};
@@ -117,7 +100,7 @@ static bool rows_invariant(struct device *device, enum dtype dtype, bool *native
                                       .a_dtype = dtype,
                                       .b_dtype = dtype,
                                       .c_dtype = DTYPE_F32};
-            *native = onednn_gemm(device->onednn, &gemm, device->threads);
+            *native = onednn_gemm(device->onednn, &gemm, device->head.threads);
             same = i == 0 || memcmp(whole, y, (size_t)rows[i] * N * sizeof *y) == 0;
         }
     }
@@ -127,23 +110,23 @@ static bool rows_invariant(struct device *device, enum dtype dtype, bool *native
 }
 
 /* oneDNN where it keeps what gemm.h promises. */
-static void open_onednn(struct device *device)
+static void open_onednn(struct cpu_device *device)
 {
     bool f32 = false, bf16 = false;
-    onednn_version(device->info.onednn, sizeof device->info.onednn);
-    snprintf(device->info.isa, sizeof device->info.isa, "%s", onednn_isa());
+    char version[32];
+    struct device_info *info = &device->head.info;
+    onednn_version(version, sizeof version);
     device->onednn = onednn_open();
-    device->info.batch_invariant = device->onednn != NULL &&
-                                   rows_invariant(device, DTYPE_F32, &f32) &&
-                                   rows_invariant(device, DTYPE_BF16, &bf16);
-    if (!device->info.batch_invariant || !f32) {
+    info->batch_invariant = device->onednn != NULL && rows_invariant(device, DTYPE_F32, &f32) &&
+                            rows_invariant(device, DTYPE_BF16, &bf16);
+    if (!info->batch_invariant || !f32) {
         onednn_close(device->onednn);
         device->onednn = NULL;
     }
-    snprintf(device->info.gemm, sizeof device->info.gemm, "%s",
-             device->onednn != NULL ? "oneDNN brgemm" : "own");
-    snprintf(device->info.bf16_gemm, sizeof device->info.bf16_gemm, "%s",
-             device->onednn != NULL && bf16 ? "native" : "float32");
+    device_fact(info, "onednn", "%s", version);
+    device_fact(info, "isa", "%s", onednn_isa());
+    device_fact(info, "gemm", "%s", device->onednn != NULL ? "oneDNN brgemm" : "own");
+    device_fact(info, "bf16_gemm", "%s", device->onednn != NULL && bf16 ? "native" : "float32");
 }
 
 static void pin_threads(int threads, const int *cores)
@@ -157,48 +140,6 @@ static void pin_threads(int threads, const int *cores)
     }
 }
 
-enum status device_open(struct device **device, const struct device_options *options)
-{
-    if (strcmp(options->name, "cpu") != 0) {
-        return status_fail(STATUS_USAGE, "run.device %s: not built in this binary (built: cpu)",
-                           options->name);
-    }
-    struct device *self = calloc(1, sizeof *self);
-    if (self == NULL) {
-        return status_fail(STATUS_RESOURCE, "out of memory");
-    }
-    self->threads = self->info.threads = options->threads;
-    read_cpu_name(self->info.cpu, sizeof self->info.cpu);
-    if (options->cores != NULL) {
-        pin_threads(options->threads, options->cores);
-    }
-    open_onednn(self);
-    *device = self;
-    return STATUS_OK;
-}
-
-void device_close(struct device *device)
-{
-    for (int i = 0; device != NULL && i < CPU_SLOTS; i++) {
-        free(device->scratch[i].data);
-    }
-    if (device != NULL) {
-        onednn_close(device->onednn);
-    }
-    free(device);
-}
-
-const struct ops *device_ops(const struct device *device)
-{
-    (void)device;
-    return &cpu_ops;
-}
-
-const struct device_info *device_info(const struct device *device)
-{
-    return &device->info;
-}
-
 size_t cpu_scratch_bytes(size_t bytes)
 {
     size_t room = 4096;
@@ -210,12 +151,13 @@ size_t cpu_scratch_bytes(size_t bytes)
 
 void *cpu_scratch(struct device *device, enum cpu_slot slot, size_t bytes)
 {
-    if (device->scratch[slot].bytes < bytes) {
+    struct cpu_device *self = cpu_device_of(device);
+    if (self->scratch[slot].bytes < bytes) {
         const size_t rounded = cpu_scratch_bytes(bytes);
-        free(device->scratch[slot].data);
-        device->scratch[slot].data = aligned_alloc(64, rounded);
-        device->scratch[slot].bytes = rounded;
-        if (device->scratch[slot].data == NULL) {
+        free(self->scratch[slot].data);
+        self->scratch[slot].data = aligned_alloc(64, rounded);
+        self->scratch[slot].bytes = rounded;
+        if (self->scratch[slot].data == NULL) {
             fprintf(stderr,
                     "switchyard: out of memory for %zu bytes of scratch: use a smaller "
                     "train.micro_batch\n",
@@ -223,7 +165,7 @@ void *cpu_scratch(struct device *device, enum cpu_slot slot, size_t bytes)
             exit(status_exit_code(STATUS_RESOURCE));
         }
     }
-    return device->scratch[slot].data;
+    return self->scratch[slot].data;
 }
 
 static double seconds(void)
@@ -233,7 +175,7 @@ static double seconds(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-double device_peak_flops(struct device *device, enum dtype dtype)
+static double cpu_peak_flops(struct device *device, enum dtype dtype)
 {
     enum { M = 1024, N = 1792, K = 512, REPEATS = 12 };
     void *buffer = calloc((size_t)M * N + (size_t)M * K + (size_t)N * K, dtype_bytes(dtype));
@@ -252,4 +194,36 @@ double device_peak_flops(struct device *device, enum dtype dtype)
     }
     free(buffer);
     return best;
+}
+
+static void cpu_device_close(struct device *device)
+{
+    struct cpu_device *self = cpu_device_of(device);
+    for (int i = 0; i < CPU_SLOTS; i++) {
+        free(self->scratch[i].data);
+    }
+    onednn_close(self->onednn);
+    free(self);
+}
+
+enum status cpu_device_open(struct device **device, const struct device_options *options)
+{
+    struct cpu_device *self = calloc(1, sizeof *self);
+    if (self == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory");
+    }
+    self->head = (struct device){
+        .ops = &cpu_ops,
+        .info = {.name = "cpu", .threads = options->threads},
+        .threads = options->threads,
+        .peak_flops = cpu_peak_flops,
+        .close = cpu_device_close,
+    };
+    host_cpu_name(self->head.info.cpu, sizeof self->head.info.cpu);
+    if (options->cores != NULL) {
+        pin_threads(options->threads, options->cores);
+    }
+    open_onednn(self);
+    *device = &self->head;
+    return STATUS_OK;
 }

@@ -222,12 +222,12 @@ static void run_own(struct device *device, struct plan *plans, int64_t count)
 void gemm_run(struct device *device, const struct gemm *batch, int64_t count)
 {
     struct plan *plans = cpu_scratch(device, CPU_SLOT_PLAN, (size_t)count * sizeof *plans);
+    struct onednn *onednn = cpu_device_of(device)->onednn;
     int64_t own = 0;
     for (int64_t i = 0; i < count; i++) {
         const struct gemm *g = &batch[i];
         const bool empty = g->m == 0 || g->n == 0 || (g->k == 0 && g->add);
-        if (!empty &&
-            (device->onednn == NULL || !onednn_gemm(device->onednn, g, device->threads))) {
+        if (!empty && (onednn == NULL || !onednn_gemm(onednn, g, device->threads))) {
             plans[own++].gemm = g; /* none is empty: first tasks ascend strictly */
         }
     }

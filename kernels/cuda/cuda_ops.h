@@ -1,4 +1,4 @@
-/* cuda_ops: the CUDA device's row, permutation, router and optimizer kernels, one launcher per op.
+/* cuda_ops: the CUDA device's kernels, one launcher per op.
  *
  * The signatures are those of struct ops (kernels/ops.h says what each computes) with a stream in
  * place of the device. `stream` is a cudaStream_t. Tensors and arrays are device memory. Launchers
@@ -39,6 +39,37 @@ void cuda_norm_backward(void *stream, struct tensor dx, struct tensor dw, struct
 void cuda_rope(void *stream, struct tensor x, const int32_t *positions, const float *table,
                struct rope_shape shape, bool inverse);
 
+/* ---- attention.cu, attention_backward.cu ---- */
+/* qk_dim and v_dim up to 256. Weights (and their gradients) are rounded to the dtype before they
+ * multiply rows of it, so in bf16 results are less exact than the CPU's. */
+void cuda_attention_forward(void *stream, void *o, float *lse, const void *q, const void *k,
+                            const void *k_rope, const void *v, const struct attention_shape *shape);
+size_t cuda_attention_backward_scratch(const struct attention_shape *shape); /* bytes */
+void cuda_attention_backward(void *stream, void *dq, void *dk, void *dk_rope, void *dv,
+                             const void *d_o, const void *o, const float *lse, const void *q,
+                             const void *k, const void *k_rope, const void *v,
+                             const struct attention_shape *shape, void *scratch);
+
+/* ---- decode.cu, decode_latent.cu ---- */
+size_t cuda_attention_decode_scratch(const struct decode_shape *shape); /* bytes */
+void cuda_attention_decode(void *stream, void *o, const void *q, const void *k_cache,
+                           const void *v_cache, const int32_t *lengths,
+                           const struct decode_shape *shape, void *scratch);
+size_t cuda_mla_decode_scratch(const struct decode_shape *shape); /* bytes */
+void cuda_mla_decode(void *stream, void *o, const void *q, const void *w_kv_b, const void *c_cache,
+                     const void *rope_cache, const int32_t *lengths,
+                     const struct decode_shape *shape, void *scratch);
+
+/* ---- attention_layout.cu ---- */
+/* Whole keys for kernels that cannot take MLA's in parts; bf16, everything 16-byte aligned. keys
+ * [N,G,qk_dim] = [k: qk_dim - rope_dim | k_rope]. */
+void cuda_attention_join_keys(void *stream, void *keys, const void *k, const void *k_rope,
+                              const struct attention_shape *shape);
+/* Of the gradient of such keys: dk the own parts, dk_rope the rope parts summed in f32 in the order
+ * of the heads, rounded once. Strides as in the shape. */
+void cuda_attention_split_keys(void *stream, void *dk, void *dk_rope, const void *dkeys,
+                               const struct attention_shape *shape);
+
 /* ---- router.cu, router_backward.cu ---- */
 /* counts.routed is required. */
 void cuda_router_forward(void *stream, int32_t *expert, float *weight, float *score, float *lse,
@@ -51,6 +82,26 @@ void cuda_router_backward(void *stream, float *dlogits, const float *dweight, co
 size_t cuda_router_sums_scratch(struct router_shape shape); /* bytes */
 void cuda_router_sums(void *stream, double *sums, const float *score, struct router_shape shape,
                       void *scratch);
+
+/* ---- balance.cu ---- */
+void cuda_router_count(void *stream, int64_t *count, const int64_t *routed, int64_t rows,
+                       int64_t experts);
+void cuda_router_even(void *stream, int32_t *expert, float *weight, struct router_counts counts,
+                      struct router_shape shape);
+void cuda_balance(void *stream, double *loss, float *gradient, const double *sums,
+                  struct router_counts counts, const int64_t *chosen, const float *lse,
+                  struct router_shape shape, const struct balance_terms *terms);
+
+/* ---- expert.cu ---- */
+size_t cuda_expert_sort_scratch(int64_t slots, int64_t experts); /* bytes */
+void cuda_expert_sort(void *stream, int64_t *offset, int32_t *token, int32_t *slot_row,
+                      const int32_t *expert, int64_t slots, int64_t top_k, int64_t experts,
+                      void *scratch);
+size_t cuda_expert_regroup_scratch(int64_t local, int64_t ranks); /* bytes */
+void cuda_expert_regroup(void *stream, int32_t *regroup, int32_t *ungroup, int64_t *offset,
+                         const int64_t *taken, int64_t local, int64_t ranks, void *scratch);
+void cuda_expert_drop(void *stream, int32_t *kept, const int32_t *expert, const float *weight,
+                      int64_t slots, int64_t experts, int64_t groups, int64_t capacity);
 
 /* ---- permute.cu ---- */
 void cuda_gather_rows(void *stream, struct tensor y, struct tensor x, const int32_t *row);
@@ -78,7 +129,26 @@ void cuda_swiglu_backward(void *stream, struct tensor dgate_up, struct tensor dh
 void cuda_cross_entropy_rows(void *stream, double *loss, struct tensor grad, struct tensor logits,
                              const int32_t *labels, float loss_scale);
 
+/* ---- gemm.cu, gemm_f32.cu, gemm_mma.cu ---- */
+/* offset: device memory, read by the kernels; x.dim[0] (dy.dim[0]) is what offset[experts] can be
+ * at most. Rows past offset[experts] are not written. Products of two bf16 operands run on tensor
+ * cores, others on CUDA cores in f32. */
+void cuda_linear_forward(void *stream, struct tensor y, struct tensor x, struct tensor w, bool add);
+void cuda_linear_backward_input(void *stream, struct tensor dx, struct tensor dy, struct tensor w,
+                                bool add);
+void cuda_linear_backward_weight(void *stream, struct tensor dw, struct tensor dy, struct tensor x);
+void cuda_grouped_forward(void *stream, struct tensor y, struct tensor x, const void *w,
+                          int64_t w_stride, const int64_t *offset, int64_t experts);
+void cuda_grouped_backward_input(void *stream, struct tensor dx, struct tensor dy, const void *w,
+                                 int64_t w_stride, const int64_t *offset, int64_t experts);
+void cuda_grouped_backward_weight(void *stream, float *dw, int64_t w_stride, struct tensor dy,
+                                  struct tensor x, const int64_t *offset, int64_t experts);
+void cuda_router_logits(void *stream, struct tensor logits, struct tensor x, struct tensor w);
+void cuda_router_logits_backward(void *stream, struct tensor dx, struct tensor dw,
+                                 struct tensor dlogits, struct tensor x, struct tensor w);
+
 /* ---- elementwise.cu ---- */
+void cuda_fill(void *stream, float *x, int64_t count, float value);
 void cuda_add(void *stream, struct tensor y, struct tensor x);
 void cuda_cast(void *stream, struct tensor y, struct tensor x);
 void cuda_init_normal(void *stream, float *x, uint64_t key, uint64_t first, int64_t count,
@@ -96,6 +166,8 @@ int64_t cuda_adamw_parts(int64_t count);
 void cuda_adamw(void *stream, const struct adamw_piece *piece, const int64_t *part, int64_t pieces,
                 int64_t parts, struct adamw args);
 void cuda_muon_momentum(void *stream, float *grad, void *m, int64_t count, struct muon args);
+size_t cuda_muon_orthogonalize_scratch(int64_t rows, int64_t cols); /* bytes; muon.cu */
+void cuda_muon_orthogonalize(void *stream, struct tensor x, void *scratch);
 void cuda_muon_update(void *stream, float *param, void *out_bf16, const float *update,
                       int64_t count, struct muon args);
 void cuda_ema(void *stream, float *ema, const float *x, int64_t count, double decay);

@@ -63,6 +63,20 @@ void cuda_cast(void *stream, struct tensor y, struct tensor x)
     map<false>(stream, y, x);
 }
 
+/* Bytes: 4 out. Bound by memory. */
+__global__ void __launch_bounds__(FLAT_THREADS) fill_kernel(float *x, int64_t count, float value)
+{
+    flat<1>(count, [&](auto, int64_t i) { x[i] = value; });
+}
+
+void cuda_fill(void *stream, float *x, int64_t count, float value)
+{
+    if (count > 0) {
+        LAUNCH(fill_kernel, flat_blocks(count, 1), FLAT_THREADS, 0, (cudaStream_t)stream, x, count,
+               value);
+    }
+}
+
 /* Bytes: 4 out. About 100 integer operations and a log, a root and a cosine in f64: bound by
  * arithmetic; run once. */
 __global__ void __launch_bounds__(FLAT_THREADS)

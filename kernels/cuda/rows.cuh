@@ -44,7 +44,7 @@ template <class T> DEVICE float round_to(float x)
     return to_float(stored);
 }
 
-/* x = V elements from p on. V of 4 and 8: p is aligned to 16 bytes (8 for four bf16). */
+/* x = V elements from p on. V of 2, 4 and 8: p is aligned to all of them, up to 16 bytes. */
 template <int V> DEVICE void load(float (&x)[V], const float *p)
 {
     if constexpr (V % 4 == 0) {
@@ -53,6 +53,9 @@ template <int V> DEVICE void load(float (&x)[V], const float *p)
             const float4 part = *(const float4 *)(p + i);
             x[i] = part.x, x[i + 1] = part.y, x[i + 2] = part.z, x[i + 3] = part.w;
         }
+    } else if constexpr (V == 2) {
+        const float2 part = *(const float2 *)p;
+        x[0] = part.x, x[1] = part.y;
     } else {
 #pragma unroll
         for (int i = 0; i < V; i++) {
@@ -75,6 +78,8 @@ template <int V> DEVICE void load(float (&x)[V], const bf16 *p)
     } else if constexpr (V == 4) {
         const uint2 part = *(const uint2 *)p;
         unpack(x, part.x), unpack(x + 2, part.y);
+    } else if constexpr (V == 2) {
+        unpack(x, *(const uint32_t *)p);
     } else {
 #pragma unroll
         for (int i = 0; i < V; i++) {
@@ -90,6 +95,8 @@ template <int V> DEVICE void store(float *p, const float (&x)[V])
         for (int i = 0; i < V; i += 4) {
             *(float4 *)(p + i) = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
         }
+    } else if constexpr (V == 2) {
+        *(float2 *)p = make_float2(x[0], x[1]);
     } else {
 #pragma unroll
         for (int i = 0; i < V; i++) {
@@ -110,6 +117,8 @@ template <int V> DEVICE void store(bf16 *p, const float (&x)[V])
         *(uint4 *)p = make_uint4(pack(x), pack(x + 2), pack(x + 4), pack(x + 6));
     } else if constexpr (V == 4) {
         *(uint2 *)p = make_uint2(pack(x), pack(x + 2));
+    } else if constexpr (V == 2) {
+        *(uint32_t *)p = pack(x);
     } else {
 #pragma unroll
         for (int i = 0; i < V; i++) {

@@ -139,8 +139,8 @@ static struct collective *collective_find(int warp, unsigned mask, enum emu_warp
     return unused;
 }
 
-const uint64_t *emu_warp(unsigned mask, enum emu_warp_kind kind, uint64_t value, bool orders,
-                         struct emu_at at)
+static const uint64_t *warp_meet(unsigned mask, enum emu_warp_kind kind, uint64_t value,
+                                 bool orders, void (*run)(const uint64_t *slots), struct emu_at at)
 {
     int warp = block_current() / 32, lane = emu_lane();
     if (!(mask >> lane & 1))
@@ -152,6 +152,8 @@ const uint64_t *emu_warp(unsigned mask, enum emu_warp_kind kind, uint64_t value,
         race_release(c);
     if (c->arrived == mask) {
         c->complete = true;
+        if (run)
+            run(c->slot);
         block_wake(c, 32 * warp, 32);
     } else {
         block_wait(c, kind_name(kind), at);
@@ -160,6 +162,17 @@ const uint64_t *emu_warp(unsigned mask, enum emu_warp_kind kind, uint64_t value,
         race_acquire(c);
     c->left &= ~(1u << lane);
     return c->slot;
+}
+
+const uint64_t *emu_warp(unsigned mask, enum emu_warp_kind kind, uint64_t value, bool orders,
+                         struct emu_at at)
+{
+    return warp_meet(mask, kind, value, orders, nullptr, at);
+}
+
+void warp_run(uint64_t value, void (*run)(const uint64_t *slots), struct emu_at at)
+{
+    warp_meet(0xffffffffu, EMU_MATRIX, value, false, run, at);
 }
 
 void warpgroup_meet(const char *kind, void (*run)(int first_thread, int argument), int argument,

@@ -94,6 +94,9 @@ void shared_sync_async_view(); /* before the async proxy reads: sees what was fe
 /* barriers.cpp */
 void barriers_begin();
 void barriers_end(struct emu_at kernel);
+/* Waits until all 32 lanes of the warp are here; run(what each gave) is called once, before any goes
+ * on. Orders nothing. */
+void warp_run(uint64_t value, void (*run)(const uint64_t *slots), struct emu_at at);
 /* Waits until all 128 threads of the warpgroup are here; run(warpgroup's first thread, kind's
  * argument) is called once. Kinds are names for the report. Orders nothing. */
 void warpgroup_meet(const char *kind, void (*run)(int first_thread, int argument), int argument,

@@ -1,9 +1,10 @@
-/* check: what the emulator's own tests share. A test is `program [SEED ...]`: it runs once per seed
- * and returns 0 when every result was right, 1 after printing WRONG and the first bad element. */
+/* check: what the tests of emulated kernels share, here and on a device (side.h). A test is
+ * `program [SEED ...]`: it runs once per seed (on a device once) and returns 0 when every result
+ * was right, 1 after printing WRONG and the first bad element, 70 when CUDA failed. */
 #ifndef EMULATOR_CHECK_H
 #define EMULATOR_CHECK_H
 
-#include "emulator/emulator.h"
+#include "side.h"
 
 #include <cuda.h>
 #include <math.h>
@@ -15,7 +16,7 @@ static inline void must(cudaError_t error, const char *what)
 {
     if (error == cudaSuccess)
         return;
-    fprintf(stderr, "%s: %s\n", what, cudaGetErrorName(error));
+    fprintf(stderr, "%s: %s (%s)\n", what, cudaGetErrorName(error), cudaGetErrorString(error));
     exit(70);
 }
 
@@ -73,7 +74,7 @@ static inline bool same(const char *name, const float *got, const double *want, 
     for (size_t i = 0; i < count; i++)
         if (!(fabs((double)got[i] - want[i]) <= tolerance * (1 + fabs(want[i])))) {
             printf("%s: WRONG at %zu: %g, want %g (seed %llu)\n", name, i, (double)got[i], want[i],
-                   (unsigned long long)emu_seed());
+                   (unsigned long long)side_seed());
             return false;
         }
     return true;
@@ -82,8 +83,11 @@ static inline bool same(const char *name, const float *got, const double *want, 
 static inline int for_seeds(int argc, char **argv, bool (*test)())
 {
     bool right = true;
+#ifdef REAL_CUDA
+    argc = 1;
+#endif
     for (int i = 1; i < argc || i == 1; i++) {
-        emu_set_seed(argc > 1 ? strtoull(argv[i], nullptr, 0) : 0);
+        side_set_seed(argc > 1 ? strtoull(argv[i], nullptr, 0) : 0);
         right = test() && right;
     }
     printf("%s\n", right ? "ok" : "WRONG");

@@ -105,6 +105,9 @@ void emu_tma_store_wait(int pending, bool read_only, struct emu_at at);
 void emu_cp_async(void *shared, const void *global, int valid, struct emu_at at);
 void emu_cp_async_commit(void);
 void emu_cp_async_wait(int pending, struct emu_at at);
+/* mma.cpp */
+void emu_mma_bf16(float *d, const uint32_t *a, const uint32_t *b, struct emu_at at);
+
 void emu_wgmma(float *d, int columns, bool fp8, bool a_mn_major, bool b_mn_major, uint64_t desc_a,
                uint64_t desc_b, bool accumulate, struct emu_at at);
 void emu_wgmma_fence(void);

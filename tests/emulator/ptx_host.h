@@ -152,33 +152,9 @@ inline void stmatrix_x4(void *row, const uint32_t (&r)[4], EMU_AT)
 {
     emu_stmatrix(row, r, EMU_HERE);
 }
-inline float emu_bf16_half(uint32_t pair, int half)
-{
-    return __uint_as_float(half ? pair & 0xffff0000u : pair << 16);
-}
 inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], EMU_AT)
 {
-    uint32_t all_a[4][32], all_b[2][32];
-    for (int i = 0; i < 3; i++) {
-        uint64_t own =
-            i < 2 ? (uint64_t)a[2 * i + 1] << 32 | a[2 * i] : (uint64_t)b[1] << 32 | b[0];
-        const uint64_t *slots = emu_warp(0xffffffffu, EMU_MATRIX, own, false, EMU_HERE);
-        for (int lane = 0; lane < 32; lane++) {
-            (i < 2 ? all_a[2 * i] : all_b[0])[lane] = (uint32_t)slots[lane];
-            (i < 2 ? all_a[2 * i + 1] : all_b[1])[lane] = (uint32_t)(slots[lane] >> 32);
-        }
-    }
-    int lane = emu_lane();
-    for (int i = 0; i < 4; i++) {
-        int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
-        float sum = d[i];
-        for (int k = 0; k < 16; k++) {
-            uint32_t pair_a = all_a[row / 8 + 2 * (k / 8)][4 * (row % 8) + k % 8 / 2];
-            uint32_t pair_b = all_b[k / 8][4 * column + k % 8 / 2];
-            sum += emu_bf16_half(pair_a, k % 2) * emu_bf16_half(pair_b, k % 2);
-        }
-        d[i] = sum;
-    }
+    emu_mma_bf16(d, a, b, EMU_HERE);
 }
 
 /* ---- wgmma ---- */

@@ -1,0 +1,362 @@
+/* Backward without atomics (Dao et al. 2022, algorithm 4, cut in two): one kernel makes dk and dv
+ * of a tile of keys, going over the queries that see it head by head of its group; another dq of a
+ * tile of queries, going over its keys. Both make the weights P = exp(scale q k^T - lse) anew, so
+ * scores are computed twice, and every sum has a fixed order. delta = rowsum(dO O) comes first.
+ * What all heads share, dk_rope, leaves the first kernel as f32 parts of groups, added in their
+ * order. */
+#include "kernels/cuda/attention.cuh"
+
+enum { DELTA_THREADS = 128, ROPE_THREADS = 256, HALVES = 2 }; /* two warps share 16 rows */
+
+template <class T> struct backward_call {
+    struct head_rows<const T> q, k, v, o, d_o;
+    struct head_rows<T> dq, dk, dv;
+    const float *lse;
+    float *delta;   /* [B, H, T] */
+    float *dk_rope; /* [B, G, T, rope_dim] */
+    struct visibility mask;
+    int64_t heads, per_group; /* query heads, of them for a key head */
+    float scale;              /* of q.k */
+};
+
+/* What a tile of queries is known by. P = exp2(scale q.k - lse). */
+template <int TILE> struct query_facts {
+    float lse[TILE], delta[TILE]; /* lse times log2(e); of no query: weights become 0 */
+    int low[TILE];                /* first visible key */
+};
+
+/* A warp per query and head: delta = <dO, O> in f32. Bytes: o and d_o once. Bound by memory. */
+template <class T>
+__global__ void __launch_bounds__(DELTA_THREADS)
+    attention_delta_kernel(struct backward_call<T> call, int64_t rows)
+{
+    const int64_t at = ((int64_t)blockIdx.x * DELTA_THREADS + threadIdx.x) / 32,
+                  head = at % call.heads, n = at / call.heads, sequence = call.mask.sequence;
+    if (n >= rows) {
+        return;
+    }
+    const T *o = head_at(call.o, n, head).own, *d_o = head_at(call.d_o, n, head).own;
+    float sum = 0;
+    for (int c = threadIdx.x % 32; c < call.o.own_dim; c += 32) {
+        sum += to_float(o[c]) * to_float(d_o[c]);
+    }
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) {
+        call.delta[(n / sequence * call.heads + head) * sequence + n % sequence] = sum;
+    }
+}
+
+template <class T, int TILE>
+DEVICE void load_facts(struct query_facts<TILE> &facts, const struct backward_call<T> &call,
+                       const struct visibility &mask, int64_t head, int64_t sample, int64_t q0)
+{
+    for (int i = threadIdx.x; i < TILE; i += blockDim.x) {
+        const int64_t t = q0 + i, at = (sample * call.heads + head) * mask.sequence + t;
+        const bool real = t < mask.sequence;
+        facts.lse[i] = real ? call.lse[at] * LOG2_E : -MASKED;
+        facts.delta[i] = real ? call.delta[at] : 0;
+        facts.low[i] = first_visible(mask, t);
+    }
+}
+
+/* Of a query and a key of tiles that begin at q0, k0: the score becomes the weight P, `dp` = dO.v
+ * becomes P (dP - delta). */
+template <int TILE>
+DEVICE void gradient(float &score, float &dp, float scale, const struct query_facts<TILE> &facts,
+                     int query, int key, int64_t q0, int64_t k0)
+{
+    const bool visible = key <= query + (int)(q0 - k0) && key >= facts.low[query] - (int)k0;
+    score = visible ? exp2f(score * scale - facts.lse[query]) : 0;
+    dp = score * (dp - facts.delta[query]);
+}
+
+/* A warp's part [16, 16 N] of a tile goes to shared memory, from row, column on. */
+template <int N, class T>
+DEVICE void store_part(T *tile, int pitch, int row, int column, const float (&c)[N][2][4])
+{
+#pragma unroll
+    for (int i = 0; i < N * 4; i++) { /* a tile of 16 x 8, one of the thread's two rows */
+        store_pair(tile + (row + lane_row() + i % 2 * 8) * pitch,
+                   column + i / 2 * 8 + lane_column(), pitch, c[i / 4][i / 2 % 2][i % 2 * 2],
+                   c[i / 4][i / 2 % 2][i % 2 * 2 + 1], true);
+    }
+}
+
+/* c += a[16, TILE] b, the units of b that are `side`'s: every second one. */
+template <int TILE, int N, class T>
+DEVICE void add_tile(float (&c)[N][2][4], const T *a, const T *b, int pitch, int side, int columns)
+{
+#pragma unroll
+    for (int k = 0; k < TILE; k += 16) {
+        struct fragment<T> left;
+        load_fragment(left, a + k, TILE + tiles<T>::pack);
+        add_columns(c, left, b + k * pitch, pitch, side * 16, HALVES * 16, columns);
+    }
+}
+
+/* Rows first .. of a gradient, times `factor`: columns below own_dim to `out`, the others to the
+ * rows of `rope`, f32. */
+template <int N, class T>
+DEVICE void store_gradient(const struct head_rows<T> &out, float *rope, int64_t first,
+                           int64_t sequence, int side, const float (&c)[N][2][4], float factor)
+{
+#pragma unroll
+    for (int i = 0; i < N * 4; i++) {
+        const int64_t row = first + lane_row() + i % 2 * 8;
+        const int column = (i / 4 * HALVES + side) * 16 + i / 2 % 2 * 8 + lane_column();
+        const float a = c[i / 4][i / 2 % 2][i % 2 * 2] * factor,
+                    b = c[i / 4][i / 2 % 2][i % 2 * 2 + 1] * factor;
+        if (row >= sequence) {
+            continue;
+        }
+        store_pair(out.own + row * out.stride, column, out.own_dim, a, b, out.paired);
+        const int shared = column - out.own_dim;
+        if (shared >= 0 && shared < out.rope_dim) {
+            rope[row * out.rope_dim + shared] = a;
+        }
+        if (shared + 1 >= 0 && shared + 1 < out.rope_dim) {
+            rope[row * out.rope_dim + shared + 1] = b;
+        }
+    }
+}
+
+/* Blocks that share a multiprocessor, as far as registers go without spilling. */
+template <class T> constexpr int backward_blocks(int qk_dim)
+{
+    return sizeof(T) == 4 || qk_dim > 64 ? 1 : 2;
+}
+
+/* dk, dv of a tile of keys of one group: S^T = K Q^T, dP^T = V dO^T, dV += P^T dO, dK += dS^T Q.
+ * A warp has 16 keys, and half the queries in the first two products, half the columns in the
+ * others; P and dS pass through shared memory, rounded to T. QK, V: qk_dim and v_dim at most.
+ * Bytes: k, v, dk, dv once; q, d_o once per tile and head, mostly from L2. FLOPs: T^2 (2 qk_dim +
+ * 2 v_dim) per head of a causal sample. Bound by the tensor cores (bf16), by FMA (f32). */
+template <class T, int QK, int V>
+__global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
+    attention_backward_keys_kernel(struct backward_call<T> call)
+{
+    constexpr int TILE = tiles<T>::both, UNITS = TILE / (16 * HALVES), ROOM = TILE + tiles<T>::pack;
+    SMEM(struct query_facts<TILE>, facts, [1]);
+    SMEM_DYN(dynamic);
+    const int qk_pitch = call.k.pitch, v_pitch = call.v.pitch;
+    T *k = (T *)dynamic, *v = k + TILE * qk_pitch, *q = v + TILE * v_pitch,
+      *d_o = q + TILE * qk_pitch, *p = d_o + TILE * v_pitch, *ds = p + TILE * ROOM;
+    const int64_t sequence = call.mask.sequence, group = blockIdx.y, sample = blockIdx.z,
+                  start = sample * sequence, k0 = (int64_t)blockIdx.x * TILE;
+    const struct visibility mask = visibility_at(call.mask, sample);
+    const int warp = threadIdx.x / 32, side = warp % HALVES, own = warp / HALVES * 16;
+    float dk[QK / 32][2][4] = {}, dv[V / 32][2][4] = {};
+
+    load_tile(k, head_at(call.k, start, group), k0, TILE, sequence);
+    load_tile(v, head_at(call.v, start, group), k0, TILE, sequence);
+    for (int64_t head = group * call.per_group; head < (group + 1) * call.per_group; head++) {
+        const struct head_rows<const T> queries = head_at(call.q, start, head),
+                                        outputs = head_at(call.d_o, start, head);
+        for (int64_t q0 = k0; q0 < sequence && first_visible(mask, q0) < k0 + TILE; q0 += TILE) {
+            float score[UNITS][2][4], dp[UNITS][2][4];
+            __syncthreads(); /* the last queries are used */
+            load_tile(q, queries, q0, TILE, sequence);
+            load_tile(d_o, outputs, q0, TILE, sequence);
+            cp_async_commit();
+            load_facts(facts[0], call, mask, head, sample, q0);
+            cp_async_wait<0>();
+            __syncthreads();
+            const int first = side * UNITS * 16; /* of the warp's queries */
+            product_rows(score, k + own * qk_pitch, q + first * qk_pitch, qk_pitch, call.k.padded);
+            product_rows(dp, v + own * v_pitch, d_o + first * v_pitch, v_pitch, call.v.padded);
+#pragma unroll
+            for (int i = 0; i < UNITS * 8; i++) {
+                gradient(score[i / 8][i / 4 % 2][i % 4], dp[i / 8][i / 4 % 2][i % 4],
+                         call.scale * LOG2_E, facts[0], first + i / 4 * 8 + lane_column() + i % 2,
+                         own + lane_row() + i / 2 % 2 * 8, q0, k0);
+            }
+            store_part(p, ROOM, own, first, score);
+            store_part(ds, ROOM, own, first, dp);
+            __syncthreads();
+            add_tile<TILE>(dv, p + own * ROOM, d_o, v_pitch, side, call.v.padded);
+            add_tile<TILE>(dk, ds + own * ROOM, q, qk_pitch, side, call.k.padded);
+        }
+    }
+    const int64_t groups = gridDim.y;
+    float *rope = call.dk_rope + (sample * groups + group) * sequence * call.dk.rope_dim;
+    store_gradient(head_at(call.dk, start, group), rope, k0 + own, sequence, side, dk, call.scale);
+    store_gradient(head_at(call.dv, start, group), rope, k0 + own, sequence, side, dv, 1.0F);
+}
+
+/* dq of a tile of queries of one head: S = Q K^T, dP = dO V^T, dQ += dS K. Warps as above. QK:
+ * qk_dim at most. Bytes: q, d_o, dq once; k, v once per tile and head, mostly from L2. FLOPs: T^2
+ * (2 qk_dim + v_dim) per head of a causal sample. Bound as above. */
+template <class T, int QK>
+__global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
+    attention_backward_queries_kernel(struct backward_call<T> call)
+{
+    constexpr int TILE = tiles<T>::both, UNITS = TILE / (16 * HALVES), ROOM = TILE + tiles<T>::pack;
+    SMEM(struct query_facts<TILE>, facts, [1]);
+    SMEM_DYN(dynamic);
+    const int qk_pitch = call.q.pitch, v_pitch = call.v.pitch;
+    T *k = (T *)dynamic, *v = k + TILE * qk_pitch, *q = v + TILE * v_pitch,
+      *d_o = q + TILE * qk_pitch, *ds = d_o + TILE * v_pitch;
+    const int64_t sequence = call.mask.sequence, head = blockIdx.y, sample = blockIdx.z,
+                  start = sample * sequence, group = head / call.per_group,
+                  q0 = (int64_t)(gridDim.x - 1 - blockIdx.x) * TILE; /* long ones first */
+    const struct visibility mask = visibility_at(call.mask, sample);
+    const struct head_rows<const T> keys = head_at(call.k, start, group),
+                                    values = head_at(call.v, start, group);
+    const int warp = threadIdx.x / 32, side = warp % HALVES, own = warp / HALVES * 16;
+    float dq[QK / 32][2][4] = {};
+
+    load_tile(q, head_at(call.q, start, head), q0, TILE, sequence);
+    load_tile(d_o, head_at(call.d_o, start, head), q0, TILE, sequence);
+    load_facts(facts[0], call, mask, head, sample, q0);
+    for (int64_t k0 = first_visible(mask, q0) / TILE * TILE; k0 <= q0; k0 += TILE) {
+        float score[UNITS][2][4], dp[UNITS][2][4];
+        __syncthreads(); /* the last keys are used */
+        load_tile(k, keys, k0, TILE, sequence);
+        load_tile(v, values, k0, TILE, sequence);
+        cp_async_commit();
+        cp_async_wait<0>();
+        __syncthreads();
+        const int first = side * UNITS * 16; /* of the warp's keys */
+        product_rows(score, q + own * qk_pitch, k + first * qk_pitch, qk_pitch, call.q.padded);
+        product_rows(dp, d_o + own * v_pitch, v + first * v_pitch, v_pitch, call.v.padded);
+#pragma unroll
+        for (int i = 0; i < UNITS * 8; i++) {
+            gradient(score[i / 8][i / 4 % 2][i % 4], dp[i / 8][i / 4 % 2][i % 4],
+                     call.scale * LOG2_E, facts[0], own + lane_row() + i / 2 % 2 * 8,
+                     first + i / 4 * 8 + lane_column() + i % 2, q0, k0);
+        }
+        store_part(ds, ROOM, own, first, dp);
+        __syncthreads();
+        add_tile<TILE>(dq, ds + own * ROOM, k, qk_pitch, side, call.q.padded);
+    }
+    store_gradient(head_at(call.dq, start, head), (float *)nullptr, q0 + own, sequence, side, dq,
+                   call.scale);
+}
+
+/* dk_rope[n] = the sum over groups, in their order. Bytes: parts once. Bound by memory. */
+template <class T>
+__global__ void __launch_bounds__(ROPE_THREADS)
+    attention_rope_kernel(T *dk_rope, int64_t stride, const float *__restrict__ parts,
+                          int64_t groups, int64_t sequence, int dim, int64_t count)
+{
+    const int64_t i = (int64_t)blockIdx.x * ROPE_THREADS + threadIdx.x;
+    if (i >= count) {
+        return;
+    }
+    const int64_t n = i / dim, sample = n / sequence, one = sequence * dim;
+    float sum = 0;
+    for (int64_t g = 0; g < groups; g++) {
+        sum += parts[(sample * groups + g) * one + i % one];
+    }
+    store_one(dk_rope + n * stride + i % dim, sum);
+}
+
+/* ---- launches ---- */
+
+template <class T, int QK, int V>
+static void launch_backward(void *stream, const struct backward_call<T> &call,
+                            const struct attention_shape *shape)
+{
+    constexpr int TILE = tiles<T>::both, THREADS = TILE * 4;
+    const int rows = 2 * TILE * (call.k.pitch + call.v.pitch),
+              room = TILE * (TILE + tiles<T>::pack);
+    const size_t keys_bytes = sizeof(T) * (size_t)(rows + 2 * room),
+                 queries_bytes = sizeof(T) * (size_t)(rows + room);
+    const unsigned count = (unsigned)((shape->sequence + TILE - 1) / TILE),
+                   batch = (unsigned)shape->batch;
+    ALLOW_SMEM((attention_backward_keys_kernel<T, QK, V>), keys_bytes);
+    ALLOW_SMEM((attention_backward_queries_kernel<T, QK>), queries_bytes);
+    LAUNCH((attention_backward_keys_kernel<T, QK, V>),
+           dim3(count, (unsigned)shape->kv_heads, batch), THREADS, keys_bytes, (cudaStream_t)stream,
+           call);
+    LAUNCH((attention_backward_queries_kernel<T, QK>), dim3(count, (unsigned)shape->heads, batch),
+           THREADS, queries_bytes, (cudaStream_t)stream, call);
+}
+
+/* Floats of scratch: delta, then the parts of dk_rope. */
+static int64_t delta_floats(const struct attention_shape *shape)
+{
+    return (shape->batch * shape->heads * shape->sequence + 3) / 4 * 4;
+}
+
+size_t cuda_attention_backward_scratch(const struct attention_shape *shape)
+{
+    const int64_t parts = shape->batch * shape->kv_heads * shape->sequence * shape->rope_dim;
+    return sizeof(float) * (size_t)(delta_floats(shape) + parts);
+}
+
+template <class T>
+static struct backward_call<T> backward_inputs(const T *d_o, const T *o, const float *lse,
+                                               const T *q, const T *k, const T *k_rope, const T *v,
+                                               const struct attention_shape *s) {
+    const int qk = (int)s->qk_dim, v_dim = (int)s->v_dim, rope = (int)s->rope_dim;
+    struct backward_call<T> call = {
+    };
+    call.q = head_rows_of<const T>(q, s->q_stride, qk, qk, nullptr, 0, 0);
+    call.k = head_rows_of<const T>(k, s->k_stride, s->k_head_stride, qk - rope, k_rope,
+                                   s->k_rope_stride, rope);
+    call.v = head_rows_of<const T>(v, s->v_stride, s->v_head_stride, v_dim, nullptr, 0, 0);
+    call.o = head_rows_of<const T>(o, s->o_stride, v_dim, v_dim, nullptr, 0, 0);
+    call.d_o = head_rows_of<const T>(d_o, s->o_stride, v_dim, v_dim, nullptr, 0, 0);
+    call.lse = lse;
+    call.mask = {s->sequence, s->window, s->first};
+    call.heads = s->heads;
+    call.per_group = s->heads / s->kv_heads;
+    call.scale = s->scale;
+    return call;
+}
+
+template <class T>
+static void backward(void *stream, struct backward_call<T> call, T *dq, T *dk, T *dk_rope, T *dv,
+                     const struct attention_shape *s, float *scratch)
+{
+    const int qk = (int)s->qk_dim, v_dim = (int)s->v_dim, rope = (int)s->rope_dim;
+    const int64_t rows = s->batch * s->sequence;
+    call.dq = head_rows_of<T>(dq, s->q_stride, qk, qk, nullptr, 0, 0);
+    call.dk = head_rows_of<T>(dk, s->k_stride, s->k_head_stride, qk - rope, dk_rope,
+                              s->k_rope_stride, rope);
+    call.dv = head_rows_of<T>(dv, s->v_stride, s->v_head_stride, v_dim, nullptr, 0, 0);
+    call.delta = scratch;
+    call.dk_rope = scratch + delta_floats(s);
+    LAUNCH((attention_delta_kernel<T>),
+           (unsigned)((rows * s->heads * 32 + DELTA_THREADS - 1) / DELTA_THREADS), DELTA_THREADS, 0,
+           (cudaStream_t)stream, call, rows);
+    if (qk <= 64 && v_dim <= 64) {
+        launch_backward<T, 64, 64>(stream, call, s);
+    } else if (qk <= 128 && v_dim <= 128) {
+        launch_backward<T, 128, 128>(stream, call, s);
+    } else if (qk <= 192 && v_dim <= 128) {
+        launch_backward<T, 192, 128>(stream, call, s);
+    } else {
+        launch_backward<T, 256, 256>(stream, call, s);
+    }
+    if (rope > 0) {
+        const int64_t count = rows * rope;
+        LAUNCH((attention_rope_kernel<T>), (unsigned)((count + ROPE_THREADS - 1) / ROPE_THREADS),
+               ROPE_THREADS, 0, (cudaStream_t)stream, dk_rope, s->k_rope_stride, call.dk_rope,
+               s->kv_heads, s->sequence, rope, count);
+    }
+}
+
+void cuda_attention_backward(void *stream, void *dq, void *dk, void *dk_rope, void *dv,
+                             const void *d_o, const void *o, const float *lse, const void *q,
+                             const void *k, const void *k_rope, const void *v,
+                             const struct attention_shape *shape, void *scratch)
+{
+    assert(shape->heads % shape->kv_heads == 0 && shape->rope_dim <= shape->qk_dim);
+    if (shape->batch == 0 || shape->sequence == 0) {
+        return;
+    }
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        backward<T>(stream,
+                    backward_inputs<T>((const T *)d_o, (const T *)o, lse, (const T *)q,
+                                       (const T *)k, (const T *)k_rope, (const T *)v, shape),
+                    (T *)dq, (T *)dk, (T *)dk_rope, (T *)dv, shape, (float *)scratch);
+    };
+    if (shape->dtype == DTYPE_F32) {
+        run(0.0F);
+    } else {
+        run(bf16());
+    }
+}

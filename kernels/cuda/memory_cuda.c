@@ -1,0 +1,233 @@
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/cuda_device.h"
+
+void *cuda_scratch(struct cuda_device *self, enum cuda_slot slot, size_t bytes)
+{
+    /* An eighth more and whole pages of the driver: sizes that follow the routing settle soon. */
+    enum { PAGE = 2 << 20 };
+    if (self->scratch[slot].bytes < bytes) {
+        const size_t room = (bytes + bytes / 8 + PAGE - 1) / PAGE * PAGE;
+        assert(!self->recording);
+        cuda_check(self, cudaStreamSynchronize(self->stream), "cudaStreamSynchronize");
+        cuda_check(self, cudaFree(self->scratch[slot].data), "cudaFree");
+        self->scratch[slot].data = NULL;
+        self->scratch[slot].bytes = 0;
+        self->generation++;
+        if (cudaMalloc(&self->scratch[slot].data, room) != cudaSuccess) {
+            fprintf(stderr,
+                    "switchyard: cuda %d: out of device memory for %zu bytes of scratch of %s: use "
+                    "a smaller train.micro_batch\n",
+                    self->ordinal, room, self->op);
+            exit(status_exit_code(STATUS_RESOURCE));
+        }
+        self->scratch[slot].bytes = room;
+    }
+    return self->scratch[slot].data;
+}
+
+void *cuda_memory_alloc(struct device *device, size_t bytes)
+{
+    struct cuda_device *self = cuda_begin(device, "memory_alloc");
+    void *data = NULL;
+    const cudaError_t error = cudaMalloc(&data, bytes > 0 ? bytes : 1);
+    if (error == cudaErrorMemoryAllocation) {
+        (void)cudaGetLastError(); /* said by NULL */
+        data = NULL;
+    } else {
+        cuda_check(self, error, "cudaMalloc");
+        cuda_check(self, cudaMemsetAsync(data, 0, bytes, self->stream), "cudaMemsetAsync");
+    }
+    cuda_end(self);
+    return data;
+}
+
+void cuda_memory_free(struct device *device, void *data, size_t bytes)
+{
+    struct cuda_device *self = cuda_begin(device, "memory_free");
+    (void)bytes;
+    cuda_check(self, cudaFree(data), "cudaFree");
+    cuda_end(self);
+}
+
+void cuda_zero(struct device *device, void *data, size_t bytes)
+{
+    struct cuda_device *self = cuda_begin(device, "zero");
+    if (bytes > 0) {
+        cuda_check(self, cudaMemsetAsync(data, 0, bytes, self->stream), "cudaMemsetAsync");
+    }
+    cuda_end(self);
+}
+
+void cuda_copy(struct device *device, void *to, const void *from, size_t bytes)
+{
+    struct cuda_device *self = cuda_begin(device, "copy");
+    if (bytes > 0) {
+        cuda_check(self, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, self->stream),
+                   "cudaMemcpyAsync");
+    }
+    cuda_end(self);
+}
+
+/* Whether a part of the ring in [first, end) may still be read by a copy. */
+static bool stage_busy(const struct cuda_stage *stage, size_t first, size_t end)
+{
+    for (int i = 0; i < stage->parts; i++) {
+        const int part = (stage->oldest + i) % STAGE_PARTS;
+        if (stage->part[part].first < end && first < stage->part[part].end) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Copies `bytes` <= STAGE_MOST by way of a part of the ring, waiting for old copies only where the
+ * ring is full. */
+static void upload_part(struct cuda_device *self, char *to, const char *host, size_t bytes)
+{
+    struct cuda_stage *stage = &self->stage;
+    const size_t first = stage->at + bytes > STAGE_BYTES ? 0 : stage->at, end = first + bytes;
+    while (stage->parts == STAGE_PARTS || stage_busy(stage, first, end)) {
+        cuda_check(self, cudaEventSynchronize(stage->part[stage->oldest].done), "upload");
+        stage->oldest = (stage->oldest + 1) % STAGE_PARTS;
+        stage->parts--;
+    }
+    const int part = (stage->oldest + stage->parts++) % STAGE_PARTS;
+    if (stage->part[part].done == NULL) {
+        cuda_check(self, cudaEventCreateWithFlags(&stage->part[part].done, cudaEventDisableTiming),
+                   "cudaEventCreate");
+    }
+    stage->part[part].first = first;
+    stage->part[part].end = end;
+    stage->at = end;
+    memcpy(stage->ring + first, host, bytes);
+    cuda_check(
+        self, cudaMemcpyAsync(to, stage->ring + first, bytes, cudaMemcpyHostToDevice, self->stream),
+        "cudaMemcpyAsync");
+    cuda_check(self, cudaEventRecord(stage->part[part].done, self->stream), "cudaEventRecord");
+}
+
+void cuda_upload(struct device *device, void *to, const void *host, size_t bytes)
+{
+    struct cuda_device *self = cuda_begin(device, "upload");
+    assert(!self->recording);
+    if (self->stage.ring == NULL && bytes > 0) {
+        void *ring = NULL;
+        cuda_check(self, cudaHostAlloc(&ring, STAGE_BYTES, cudaHostAllocDefault), "pinned memory");
+        self->stage.ring = ring;
+    }
+    for (size_t at = 0; at < bytes; at += STAGE_MOST) {
+        const size_t part = bytes - at < STAGE_MOST ? bytes - at : STAGE_MOST;
+        upload_part(self, (char *)to + at, (const char *)host + at, part);
+    }
+    cuda_end(self);
+}
+
+void cuda_download(struct device *device, void *host, const void *from, size_t bytes)
+{
+    struct cuda_device *self = cuda_begin(device, "download");
+    assert(!self->recording);
+    if (bytes > 0) {
+        cuda_check(self, cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, self->stream),
+                   "cudaMemcpyAsync");
+    }
+    cuda_check(self, cudaStreamSynchronize(self->stream), "a kernel before it");
+    cuda_end(self);
+}
+
+void cuda_synchronize(struct device *device)
+{
+    struct cuda_device *self = cuda_begin(device, "synchronize");
+    cuda_check(self, cudaStreamSynchronize(self->stream), "a kernel before it");
+    cuda_end(self);
+}
+
+static struct cuda_graph *graph_of(struct cuda_device *self, uint64_t key)
+{
+    for (int i = 0; i < self->graph_count; i++) {
+        if (self->graphs[i].key == key) {
+            return &self->graphs[i];
+        }
+    }
+    const size_t count = (size_t)self->graph_count + 1;
+    struct cuda_graph *graphs = realloc(self->graphs, count * sizeof *graphs);
+    if (graphs == NULL) {
+        fprintf(stderr, "switchyard: out of memory\n");
+        exit(status_exit_code(STATUS_RESOURCE));
+    }
+    self->graphs = graphs;
+    graphs[self->graph_count] = (struct cuda_graph){.key = key, .generation = -1};
+    return &graphs[self->graph_count++];
+}
+
+static void graph_forget(struct cuda_device *self, struct cuda_graph *graph)
+{
+    if (graph->exec != NULL) {
+        cuda_check(self, cudaGraphExecDestroy(graph->exec), "cudaGraphExecDestroy");
+        graph->exec = NULL;
+    }
+}
+
+/* The first run of a key is an ordinary one, so that scratch grows and libraries choose their
+ * kernels; the second is recorded. If scratch moves, by whatever op, both begin anew. */
+bool cuda_graph_begin(struct device *device, uint64_t key)
+{
+    struct cuda_device *self = cuda_begin(device, "graph_begin");
+    struct cuda_graph *graph = graph_of(self, key);
+    const bool settled = graph->generation == self->generation;
+    assert(self->graph == NULL);
+    if (graph->exec != NULL && settled) {
+        cuda_check(self, cudaGraphLaunch(graph->exec, self->stream), "cudaGraphLaunch");
+        cuda_end(self);
+        return false;
+    }
+    graph_forget(self, graph);
+    self->graph = graph;
+    self->recording = settled;
+    if (settled) {
+        cuda_check(self, cudaStreamBeginCapture(self->stream, cudaStreamCaptureModeThreadLocal),
+                   "cudaStreamBeginCapture");
+    }
+    cuda_end(self);
+    return true;
+}
+
+void cuda_graph_end(struct device *device)
+{
+    struct cuda_device *self = cuda_begin(device, "graph_end");
+    struct cuda_graph *graph = self->graph;
+    assert(graph != NULL);
+    if (self->recording) {
+        cudaGraph_t recorded = NULL;
+        cuda_check(self, cudaStreamEndCapture(self->stream, &recorded), "cudaStreamEndCapture");
+        cuda_check(self, cudaGraphInstantiate(&graph->exec, recorded, 0), "cudaGraphInstantiate");
+        cuda_check(self, cudaGraphDestroy(recorded), "cudaGraphDestroy");
+        cuda_check(self, cudaGraphLaunch(graph->exec, self->stream), "cudaGraphLaunch");
+    }
+    graph->generation = self->generation;
+    self->graph = NULL;
+    self->recording = false;
+    cuda_end(self);
+}
+
+void cuda_memory_close(struct cuda_device *self)
+{
+    for (int i = 0; i < self->graph_count; i++) {
+        graph_forget(self, &self->graphs[i]);
+    }
+    free(self->graphs);
+    for (int slot = 0; slot < CUDA_SLOTS; slot++) {
+        cuda_check(self, cudaFree(self->scratch[slot].data), "cudaFree");
+    }
+    for (int part = 0; part < STAGE_PARTS; part++) {
+        if (self->stage.part[part].done != NULL) {
+            cuda_check(self, cudaEventDestroy(self->stage.part[part].done), "cudaEventDestroy");
+        }
+    }
+    if (self->stage.ring != NULL) {
+        cuda_check(self, cudaFreeHost(self->stage.ring), "cudaFreeHost");
+    }
+}

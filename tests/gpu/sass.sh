@@ -1,0 +1,108 @@
+#!/usr/bin/env bash
+# sass.sh RULES NVCC NVDISASM SOURCE...: compiles each source for sm_90a as tests and bundle do, disassembles it and
+# holds every kernel against the rules that match it. A violation is one line: rule, kernel, figure.
+#
+# RULES: lines `FILE KERNEL NEED...`. FILE and KERNEL are extended regular expressions for the whole path from the
+# source folder and the whole demangled name without arguments; !KERNEL: all that do not match. NEED is FIGURE OP NUMBER in one word, OP one of
+# >= <= =:
+#   hgmma, qgmma, hmma   wgmma of 16-bit and of 8-bit operands, mma.sync in the SASS
+#   tma                  TMA tensor instructions
+#   register             highest register the SASS names, accumulators to their last
+#   local                loads and stores of local memory (STL, LDL)
+#   spill, stack         bytes that ptxas spilled (stores), bytes of stack frame
+# A rule whose FILE is among the sources must match a kernel there, so that a renamed kernel does not leave its rule.
+#
+# SASS_FLAGS: more options of nvcc. SASS_TABLE=1: prints every kernel's figures.
+# Exit code 1: a rule is broken; 70: nvcc or nvdisasm failed.
+set -uo pipefail
+rules=$1 nvcc=$2 nvdisasm=$3
+shift 3
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+# One line per kernel on stdout: FILE MANGLED figure=value ...
+figures() { # FILE CUBIN PTXAS_LOG
+    { cat "$3" && echo '== sass ==' && "$nvdisasm" -c "$2"; } | awk -v file="$1" '
+        function name(k) { if (!(k in seen)) { seen[k] = 1; order[++kernels] = k } return k }
+        !sass && /Function properties for/ { k = name($NF) }
+        !sass && /bytes stack frame/ { stack[k] = $1; spill[k] = $5 }
+        /^== sass ==$/ { sass = 1; k = ""; next }
+        !sass { next }
+        /^\.text\./ { k = substr($1, 7); sub(/:$/, "", k); name(k); coded[k] = 1; next }
+        k == "" || !/^ *\/\*[0-9a-f]+\*\// { next }
+        {
+            wide = 0
+            if (match($0, /[HQ]GMMA\.64x[0-9]+/)) {
+                if ($0 ~ /HGMMA/) hgmma[k]++; else qgmma[k]++
+                shape = substr($0, RSTART, RLENGTH); sub(/.*64x/, "", shape); wide = shape / 2 - 1
+            }
+            if ($0 ~ /[^A-Z]HMMA\./) hmma[k]++
+            if ($0 ~ /UTMA(LDG|STG|REDG)/) tma[k]++
+            if ($0 ~ /[^A-Z](STL|LDL)[. ]/) local[k]++
+            rest = $0; first = 1
+            while (match(rest, /[^A-Za-z0-9_]R[0-9]+/)) {
+                r = substr(rest, RSTART + 2, RLENGTH - 2) + (first ? wide : 0); first = 0
+                if (r > register[k]) register[k] = r
+                rest = substr(rest, RSTART + RLENGTH)
+            }
+        }
+        END {
+            for (i = 1; i <= kernels; i++) {
+                k = order[i]
+                if (coded[k])
+                    printf "%s %s hgmma=%d qgmma=%d hmma=%d tma=%d register=%d local=%d spill=%d stack=%d\n", file, k,
+                        hgmma[k], qgmma[k], hmma[k], tma[k], register[k], local[k], spill[k], stack[k]
+            }
+        }'
+}
+
+for source in "$@"; do
+    source=${source#"$root/"}
+    name=$(basename "$source" .cu)
+    # shellcheck disable=SC2086
+    "$nvcc" -std=c++17 -I"$root" -I"$root/tests/emulator" -I"$root/tests" -gencode=arch=compute_90a,code=sm_90a -O3 \
+        ${SASS_FLAGS:-} -Xptxas -v -cubin -o "$work/$name.cubin" "$root/$source" >"$work/$name.log" 2>&1 ||
+        { cat "$work/$name.log" >&2; echo "sass.sh: nvcc failed on $source" >&2; exit 70; }
+    figures "$source" "$work/$name.cubin" "$work/$name.log" >>"$work/mangled" ||
+        { echo "sass.sh: $nvdisasm failed on $source" >&2; exit 70; }
+done
+[ -s "$work/mangled" ] || { echo "sass.sh: no kernels in $*" >&2; exit 70; }
+# Demangled, arguments and return type dropped, spaces removed: `void f<int, 3>(float*)` becomes f<int,3>.
+paste -d' ' <(cut -d' ' -f1 "$work/mangled") \
+    <(cut -d' ' -f2 "$work/mangled" | c++filt | sed -E 's/\(anonymous namespace\):://g; s/^void //; s/\(([a-z ]+)\)([-0-9])/\2/g; s/\(.*//; s/ //g') \
+    <(cut -d' ' -f3- "$work/mangled") >"$work/figures"
+[ "${SASS_TABLE:-0}" = 0 ] || column -t "$work/figures"
+
+awk -v sources="$*" -v root="$root/" '
+    FNR == NR { kernel[++kernels] = $0; next }
+    /^[ \t]*(#|$)/ { next }
+    {
+        matched = there = 0
+        not = sub(/^!/, "", $2); pattern = $2
+        count = split(sources, list, " ")
+        for (i = 1; i <= count; i++) { s = list[i]; if (index(s, root) == 1) s = substr(s, length(root) + 1); there += s ~ ("^(" $1 ")$") }
+        for (i = 1; i <= kernels; i++) {
+            split(kernel[i], word, " ")
+            if (word[1] !~ ("^(" $1 ")$") || (word[2] ~ ("^(" pattern ")$")) == not) continue
+            matched++
+            for (n = 3; n <= NF; n++) check($n, kernel[i])
+        }
+        if (there && !matched) { printf "%s: no kernel matches %s (rule in line %d)\n", $1, $2, FNR; bad = 1 }
+        held += matched
+    }
+    function check(need, line,   op, figure, limit, have, word, j, parts) {
+        op = match(need, />=|<=|=/) ? substr(need, RSTART, RLENGTH) : ""
+        figure = substr(need, 1, RSTART - 1); limit = substr(need, RSTART + RLENGTH) + 0; have = -1
+        parts = split(line, word, " ")
+        for (j = 3; j <= parts; j++) if (index(word[j], figure "=") == 1) have = substr(word[j], length(figure) + 2) + 0
+        if (op == "" || have < 0) { printf "rule in line %d: what is %s?\n", FNR, need; bad = 1; return }
+        checks++
+        if ((op == ">=" && have >= limit) || (op == "<=" && have <= limit) || (op == "=" && have == limit)) return
+        printf "%s: %s: %s is %d, want %s (rule in line %d)\n", word[1], word[2], figure, have, need, FNR
+        bad = 1
+    }
+    END {
+        printf "%d kernels, %d matches of rules, %d figures held\n", kernels, held, checks
+        exit bad || !checks
+    }' "$work/figures" "$rules"
