@@ -141,7 +141,7 @@ static int64_t element(const struct values *v, const int64_t at[4], const int64_
 {
     int64_t offset = 0;
     for (int i = 0; i < 4; i++) {
-        assert(whole[i] % v->dim[i] == 0);
+        assert(whole[i] >= v->dim[i] && v->dim[i] > 0 && whole[i] % v->dim[i] == 0);
         const int64_t index = at[i] / (whole[i] / v->dim[i]);
         offset =
             v->virtual_data != NULL ? offset * v->dim[i] + index : offset + index * v->stride[i];
