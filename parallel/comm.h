@@ -111,7 +111,8 @@ void comm_device_all_gather(struct comm *comm, void *out, const void *in, size_t
 void comm_device_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows,
                             const void *send, const int64_t *send_rows, size_t row_bytes);
 /* The same, rows_per_peer rows to and from every rank: no counts on the host, so nothing waits for
- * them, and a CUDA graph can hold it (nccl). Rows padded to a capacity travel so, and the counts
+ * them, and a CUDA graph can hold it (nccl, which wants the same call once outside of a capture
+ * first: it opens connections then). Rows padded to a capacity travel so, and the counts
  * that say how many of them are real: int64 [size * k] as k rows of 8 bytes. */
 void comm_device_all_to_all_fixed(struct comm *comm, void *recv, const void *send,
                                   int64_t rows_per_peer, size_t row_bytes);
