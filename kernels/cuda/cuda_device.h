@@ -10,6 +10,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "kernels/cuda/attention_cudnn.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/device_kind.h"
 
@@ -42,8 +43,9 @@ struct cuda_graph {
 struct cuda_device {
     struct device head;
     int ordinal;
-    cudaStream_t stream; /* owned; head.stream */
-    const char *op;      /* the one that runs, or ran last */
+    cudaStream_t stream;           /* owned; head.stream */
+    const char *op;                /* the one that runs, or ran last */
+    struct cudnn_attention *cudnn; /* owned; NULL: attention by our own kernels */
     struct {
         void *data; /* owned */
         size_t bytes;

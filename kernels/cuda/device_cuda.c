@@ -268,11 +268,21 @@ static double peak_flops(struct device *device, enum dtype dtype)
 static void close_cuda(struct device *device)
 {
     struct cuda_device *self = cuda_device_of(device);
+    cudnn_attention_close(self->cudnn);
     cuda_memory_close(self);
     if (self->stream != NULL) {
         cuda_check(self, cudaStreamDestroy(self->stream), "cudaStreamDestroy");
     }
     free(self);
+}
+
+/* What NVIDIA's libraries do of the work, where they are found; else our own kernels do it. */
+static void open_libraries(struct cuda_device *self)
+{
+    const bool deterministic = true; /* the same run gives the same bits */
+    const enum status cudnn = cudnn_attention_open(&self->cudnn, deterministic);
+    device_fact(&self->head.info, "attention", "%s",
+                cudnn == STATUS_OK ? "cuDNN, own where it does not fit" : status_message());
 }
 
 static void describe(struct cuda_device *self, const struct cudaDeviceProp *gpu, int visible)
@@ -330,6 +340,7 @@ enum status cuda_device_open(struct device **device, const struct device_options
         return status;
     }
     describe(self, &gpu, visible);
+    open_libraries(self);
     *device = &self->head;
     return STATUS_OK;
 }

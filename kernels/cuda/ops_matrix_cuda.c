@@ -59,7 +59,16 @@ void cuda_op_attention_forward(struct device *device, void *o, float *lse, const
                                const struct attention_shape *shape)
 {
     struct cuda_device *self = cuda_begin(device, "attention_forward");
-    cuda_attention_forward(self->stream, o, lse, q, k, k_rope, v, shape);
+    bool done = false;
+    if (self->cudnn != NULL && cudnn_attention_supports(self->cudnn, shape, false)) {
+        const size_t bytes = cudnn_attention_scratch(self->cudnn, shape, false);
+        void *scratch = cuda_scratch(self, CUDA_SLOT_OP, bytes);
+        done = cudnn_attention_forward(self->cudnn, self->stream, o, lse, q, k, k_rope, v, shape,
+                                       scratch);
+    }
+    if (!done) {
+        cuda_attention_forward(self->stream, o, lse, q, k, k_rope, v, shape);
+    }
     cuda_end(self);
 }
 
@@ -69,9 +78,18 @@ void cuda_op_attention_backward(struct device *device, void *dq, void *dk, void 
                                 const struct attention_shape *shape)
 {
     struct cuda_device *self = cuda_begin(device, "attention_backward");
-    void *scratch = cuda_scratch(self, CUDA_SLOT_OP, cuda_attention_backward_scratch(shape));
-    cuda_attention_backward(self->stream, dq, dk, dk_rope, dv, d_o, o, lse, q, k, k_rope, v, shape,
-                            scratch);
+    bool done = false;
+    if (self->cudnn != NULL && cudnn_attention_supports(self->cudnn, shape, true)) {
+        const size_t bytes = cudnn_attention_scratch(self->cudnn, shape, true);
+        void *scratch = cuda_scratch(self, CUDA_SLOT_OP, bytes);
+        done = cudnn_attention_backward(self->cudnn, self->stream, dq, dk, dk_rope, dv, d_o, o, lse,
+                                        q, k, k_rope, v, shape, scratch);
+    }
+    if (!done) {
+        void *scratch = cuda_scratch(self, CUDA_SLOT_OP, cuda_attention_backward_scratch(shape));
+        cuda_attention_backward(self->stream, dq, dk, dk_rope, dv, d_o, o, lse, q, k, k_rope, v,
+                                shape, scratch);
+    }
     cuda_end(self);
 }
 
