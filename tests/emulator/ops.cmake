@@ -40,4 +40,7 @@ if(emulator_builds)
   target_link_libraries(switchyard_emulated PRIVATE trainer device_cuda_emulated)
   set_target_properties(switchyard_emulated PROPERTIES ENABLE_EXPORTS ON LINKER_LANGUAGE CXX
     RUNTIME_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
+  add_test(NAME emulated_program COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/program.sh ${CMAKE_SOURCE_DIR}
+    $<TARGET_FILE:switchyard_emulated>)
+  set_tests_properties(emulated_program PROPERTIES LABELS emulator TIMEOUT 600)
 endif()
