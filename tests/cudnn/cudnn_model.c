@@ -16,7 +16,7 @@
 int64_t cudnn_model_engines = 1;
 int64_t cudnn_model_alive;
 int64_t cudnn_model_runs;
-enum { WORKSPACE = 1000 };
+int64_t cudnn_model_workspace = 1000;
 
 /* ---- descriptors: a bag of attributes ---- */
 
@@ -399,7 +399,7 @@ cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t const descriptor
     assert(d->finished && most >= 1);
     if (name == CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE) {
         assert(type == CUDNN_TYPE_INT64);
-        *(int64_t *)values = WORKSPACE;
+        *(int64_t *)values = cudnn_model_workspace;
         *count = 1;
         return CUDNN_STATUS_SUCCESS;
     }
@@ -436,7 +436,7 @@ cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendDescriptor_t
     e->pointers = values_of(pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, &pointers);
     assert(pointers == e->bound);
     memset(*(void *const *)values_of(pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, &count), 0xFF,
-           WORKSPACE);
+           (size_t)cudnn_model_workspace);
     struct descriptor *const *operations = values_of(graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, &count);
     for (int64_t i = 0; i < count; i++) {
         evaluate(e, operations[i]);

@@ -7,8 +7,9 @@
 
 #include "kernels/base/tensor.h"
 
-extern int64_t cudnn_model_engines; /* that the heuristic proposes: 1, or 0 to refuse */
-extern int64_t cudnn_model_alive;   /* descriptors */
-extern int64_t cudnn_model_runs;    /* of plans */
+extern int64_t cudnn_model_engines;   /* that the heuristic proposes: 1, or 0 to refuse */
+extern int64_t cudnn_model_workspace; /* bytes of every plan */
+extern int64_t cudnn_model_alive;     /* descriptors */
+extern int64_t cudnn_model_runs;      /* of plans */
 
 #endif

@@ -312,6 +312,7 @@ int main(void)
         return 1;
     }
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        cudnn_model_workspace = i == 0 ? 0 : 1000; /* on some GPUs there is none */
         check_case(cpu, &cases[i]);
         if (cudnn_model_alive != 0) {
             printf("WRONG: %lld descriptors left\n", (long long)cudnn_model_alive);
