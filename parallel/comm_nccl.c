@@ -415,15 +415,33 @@ static enum status load(struct nccl *nccl, void **library)
         SYMBOL("ncclRecv", recv),
     };
     int version = 0;
-    TRY(library_open(library, names, symbols, sizeof symbols / sizeof symbols[0]));
+    const enum status opened =
+        library_open(library, names, symbols, sizeof symbols / sizeof symbols[0]);
+    if (opened != STATUS_OK) {
+        char why[512];
+        snprintf(why, sizeof why, "%s", status_message());
+        return status_fail(opened,
+                           "run.comm nccl: %s; put NCCL on LD_LIBRARY_PATH, or use "
+                           "run.comm=mpi",
+                           why);
+    }
     if (nccl->version(&version) != ncclSuccess || version < OLDEST) {
         library_close(*library);
         *library = NULL;
         return status_fail(STATUS_RESOURCE,
-                           "the NCCL found is %d.%d.%d; 2.18 or newer is needed, or run.comm=mpi",
+                           "run.comm nccl: the NCCL found is %d.%d.%d, 2.18 or newer is needed; or "
+                           "use run.comm=mpi",
                            version / 10000, version / 100 % 100, version % 100);
     }
     return STATUS_OK;
+}
+
+#define TEXT_OF(x) #x
+#define TEXT(x) TEXT_OF(x)
+
+const char *comm_nccl_built(void)
+{
+    return "nccl " TEXT(NCCL_MAJOR) "." TEXT(NCCL_MINOR) "." TEXT(NCCL_PATCH);
 }
 
 enum status comm_nccl_check(struct comm *comm)

@@ -1,6 +1,7 @@
 /* comm_device_ functions on memory of an emulated GPU per rank: by NCCL and staged, in groups of
  * all and of halves, in a graph; what is refused; how a hang and a failure end. Arguments: seeds.
- * COMM_CASE in the environment: shared, hang or fails instead; no_ready or no_done: with a bug. */
+ * COMM_CASE in the environment: shared, missing, hang or fails instead; no_ready or no_done: with a
+ * bug. */
 #include <cuda_runtime_api.h>
 #include <mpi.h>
 #include <nccl.h>
@@ -252,6 +253,19 @@ static void run_shared(struct comm *world)
     comm_free(&group);
 }
 
+/* A program that does not carry NCCL, where the library is no library. */
+static void run_missing(struct comm *world)
+{
+    struct comm group = {0};
+    comm_split(world, 0, world->rank, &group);
+    CHECK_EQUAL(world, comm_attach(&group, &gpu, "nccl"), STATUS_RESOURCE);
+    CHECK_MESSAGE(world, "run.comm nccl: libnccl.so.2 is not usable");
+    CHECK_MESSAGE(world, "or use run.comm=mpi");
+    CHECK(world, strchr(status_message(), '\n') == NULL);
+    check_group(world, &group, "auto", "staged", 64);
+    comm_free(&group);
+}
+
 /* The last rank leaves the others alone in operation 3, or NCCL reports a failure: the watchdog
  * ends the job. */
 static void run_alone(struct comm *world, bool hang)
@@ -292,6 +306,8 @@ int main(int argc, char **argv)
         emu_set_seed(seed != 0 ? seed + 100 * (uint64_t)world.rank : 0);
         if (strcmp(text, "shared") == 0) {
             run_shared(&world);
+        } else if (strcmp(text, "missing") == 0) {
+            run_missing(&world);
         } else if (strcmp(text, "hang") == 0 || strcmp(text, "fails") == 0) {
             run_alone(&world, strcmp(text, "hang") == 0);
         } else {
