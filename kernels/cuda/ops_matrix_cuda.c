@@ -8,7 +8,9 @@ void cuda_op_linear_forward(struct device *device, struct tensor y, struct tenso
                             struct tensor w, bool add)
 {
     struct cuda_device *self = cuda_begin(device, "linear_forward");
-    cuda_linear_forward(self->stream, y, x, w, add);
+    if (!cublaslt_linear_forward(self->blas, self->stream, y, x, w, add)) {
+        cuda_linear_forward(self->stream, y, x, w, add);
+    }
     cuda_end(self);
 }
 
@@ -16,7 +18,9 @@ void cuda_op_linear_backward_input(struct device *device, struct tensor dx, stru
                                    struct tensor w, bool add)
 {
     struct cuda_device *self = cuda_begin(device, "linear_backward_input");
-    cuda_linear_backward_input(self->stream, dx, dy, w, add);
+    if (!cublaslt_linear_backward_input(self->blas, self->stream, dx, dy, w, add)) {
+        cuda_linear_backward_input(self->stream, dx, dy, w, add);
+    }
     cuda_end(self);
 }
 
@@ -24,7 +28,9 @@ void cuda_op_linear_backward_weight(struct device *device, struct tensor dw, str
                                     struct tensor x)
 {
     struct cuda_device *self = cuda_begin(device, "linear_backward_weight");
-    cuda_linear_backward_weight(self->stream, dw, dy, x);
+    if (!cublaslt_linear_backward_weight(self->blas, self->stream, dw, dy, x)) {
+        cuda_linear_backward_weight(self->stream, dw, dy, x);
+    }
     cuda_end(self);
 }
 
