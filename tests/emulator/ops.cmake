@@ -30,14 +30,20 @@ if(emulator_builds)
   add_library(device_cuda_emulated OBJECT ${emulated_sources})
   target_include_directories(device_cuda_emulated SYSTEM PRIVATE ${CUDA_INCLUDES})
   target_compile_definitions(device_cuda_emulated PRIVATE CUDA_CODE="emulated")
-  target_link_libraries(device_cuda_emulated PRIVATE switchyard_flags PUBLIC ops_plain)
+  target_link_libraries(device_cuda_emulated PRIVATE switchyard_flags PUBLIC ops_plain INTERFACE $<LINK_ONLY:parallel>)
   if(emulated_nccl)
     target_include_directories(device_cuda_emulated SYSTEM PRIVATE ${NCCL_INCLUDE})
-    target_link_libraries(device_cuda_emulated
-      PUBLIC -Wl,--whole-archive emulator_nccl_plain -Wl,--no-whole-archive)
+    # Nothing calls NCCL by name: dlsym finds what is linked whole.
+    target_link_libraries(device_cuda_emulated PUBLIC
+      -Wl,--whole-archive,$<TARGET_FILE:emulator_nccl_plain>,--no-whole-archive emulator_nccl_plain)
   endif()
   add_executable(switchyard_emulated ${CMAKE_SOURCE_DIR}/trainer/main.c)
   target_link_libraries(switchyard_emulated PRIVATE trainer device_cuda_emulated)
   set_target_properties(switchyard_emulated PROPERTIES ENABLE_EXPORTS ON LINKER_LANGUAGE CXX
     RUNTIME_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
+  emulated(emulated_device plain test_device.cpp LINK device_cuda_emulated)
+  add_test(NAME emulated_program COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/program.sh ${CMAKE_SOURCE_DIR}
+    $<TARGET_FILE:switchyard_emulated>)
+  set_tests_properties(emulated_program PROPERTIES LABELS emulator TIMEOUT 600)
 endif()
+emulated_test(emulated_device plain emulated_device clean)
