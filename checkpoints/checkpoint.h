@@ -19,12 +19,15 @@ struct checkpoint_slice {
     int ndim;
     int64_t shape[4]; /* of the whole tensor */
     int64_t first, count;
-    void *data; /* borrowed: read by save, written by load; not used when `read` is set */
+    void *data; /* borrowed: read by save, written by load; their own business with `read`, `write` */
     /* Save only, or NULL: fills `to` with bytes [offset, offset + bytes) of the slice, so that what
      * is saved need not be in memory. Blocks come in rising order, each byte once. */
     enum status (*read)(const struct checkpoint_slice *slice, int64_t offset, void *to,
                         size_t bytes);
-    void *context; /* borrowed: of `read` */
+    /* Load only, or NULL: puts `bytes` bytes at `to`, a place inside `data`, which then need not be
+     * memory of the host. */
+    void (*write)(const struct checkpoint_slice *slice, void *to, const void *from, size_t bytes);
+    void *context; /* borrowed: of `read` and `write` */
 };
 
 struct checkpoint_options {

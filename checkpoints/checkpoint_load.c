@@ -13,7 +13,7 @@ enum { MAX_PATH = 4096, SHAPE_TEXT = 96 };
 struct wanted {
     int64_t file, begin, end;
     char *to;
-    const char *name; /* tensor, for messages */
+    const struct checkpoint_slice *slice; /* borrowed */
 };
 
 struct wanted_list {
@@ -86,7 +86,7 @@ static enum status plan_slice(struct wanted_list *list, const char *path,
                                       .begin = begin,
                                       .end = begin + (to - from) * width,
                                       .to = (char *)slice->data + (from - slice->first) * width,
-                                      .name = slice->name}));
+                                      .slice = slice}));
     }
     return STATUS_OK;
 }
@@ -133,9 +133,15 @@ static enum status copy_wanted(struct reader *reader, const struct wanted *wante
         const int64_t block = at / MANIFEST_BLOCK_BYTES,
                       border = (block + 1) * MANIFEST_BLOCK_BYTES;
         const int64_t to = border < wanted->end ? border : wanted->end;
-        TRY(load_block(reader, block, wanted->name));
-        memcpy(wanted->to + (at - wanted->begin),
-               reader->buffer + (at - block * MANIFEST_BLOCK_BYTES), (size_t)(to - at));
+        TRY(load_block(reader, block, wanted->slice->name));
+        const struct checkpoint_slice *slice = wanted->slice;
+        const char *from = reader->buffer + (at - block * MANIFEST_BLOCK_BYTES);
+        char *place = wanted->to + (at - wanted->begin);
+        if (slice->write != NULL) {
+            slice->write(slice, place, from, (size_t)(to - at));
+        } else {
+            memcpy(place, from, (size_t)(to - at));
+        }
         at = to;
     }
     return STATUS_OK;
@@ -165,7 +171,7 @@ static enum status open_file(struct reader *reader, const char *path,
     }
     if (!io_exists(name)) {
         return status_fail(STATUS_DATA, "%s: missing; the checkpoint is not whole, tensor %s", name,
-                           wanted->name);
+                           wanted->slice->name);
     }
     TRY(io_open_read(&reader->file, name));
     reader->open = wanted->file;

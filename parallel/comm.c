@@ -18,24 +18,30 @@ static int launched_ranks(void)
     return 0;
 }
 
-enum status comm_open(struct comm *world, const char *kind)
+static enum status open_kind(struct comm *world, const char *kind)
 {
     const int launched = launched_ranks();
-    *world = (struct comm){.size = 1, .node_size = 1};
     const bool mpi = strcmp(kind, "mpi") == 0 || strcmp(kind, "nccl") == 0;
     if (mpi || (strcmp(kind, "auto") == 0 && launched > 0)) {
         return comm_mpi_open(world);
     }
     if (strcmp(kind, "self") != 0 && strcmp(kind, "auto") != 0) {
-        return status_fail(STATUS_USAGE,
-                           "run.comm %s: not built in this binary (built: auto, self, mpi, nccl)",
-                           kind);
+        return status_fail(STATUS_USAGE, "run.comm %s: use auto, self, mpi or nccl", kind);
     }
     if (launched > 1) {
         return status_fail(STATUS_USAGE,
                            "run.comm self: but %d ranks were launched; use auto or mpi", launched);
     }
     comm_self_open(world);
+    return STATUS_OK;
+}
+
+enum status comm_open(struct comm *world, const char *kind)
+{
+    *world = (struct comm){.size = 1, .node_size = 1};
+    TRY(open_kind(world, kind));
+    world->world_rank = world->rank;
+    world->name = "world";
     return STATUS_OK;
 }
 
@@ -62,6 +68,8 @@ void comm_abort(struct comm *world, int exit_code)
 void comm_split(struct comm *comm, int color, int key, struct comm *out)
 {
     comm->table->split(comm, color, key, out);
+    out->world_rank = comm->world_rank;
+    out->name = NULL;
     out->wire = NULL;
     out->device = NULL;
     out->wire_impl = NULL;

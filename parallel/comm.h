@@ -42,6 +42,8 @@ struct comm {
     const struct comm_table *table;
     int rank, size;           /* in this group */
     int node_rank, node_size; /* among the group's ranks on this machine (shared memory) */
+    int world_rank;           /* of this process, among the ranks of comm_open */
+    const char *name;         /* for messages: "world", "dp", "ep", "edp"; borrowed; or NULL */
     void *impl;               /* owned by the table */
     /* of comm_attach; zero without */
     const struct comm_wire *wire;
@@ -81,15 +83,19 @@ enum status comm_agree(struct comm *comm, enum status status, int *where)
     __attribute__((warn_unused_result));
 
 /* How memory of `device` travels in this group from now on; a group attaches once.
- * A device whose memory is the host's: "direct", the functions above, no copies. Else by `kind`
- * (run.comm): "nccl"; "mpi" and "self": "staged", through host buffers and the functions above;
- * "auto": nccl where this binary has it, the library is there and no two ranks of the group share a
- * GPU, else staged. Errors, the same on every rank: STATUS_USAGE for an unknown kind, or nccl for
- * memory of the host or for a GPU shared by two ranks; STATUS_RESOURCE where nccl lacks its library
- * or does not start. Collective over the group. */
+ * A device whose memory is the host's: "direct", the functions above, no copies. Else a group of
+ * one rank: "local", copies inside the device. Else by `kind` (run.comm, the same on every rank):
+ * "nccl"; "mpi" and "self": "staged", through host buffers and the functions above; "auto": nccl
+ * where this binary has it, the library is there and no two ranks of the group share a GPU, else
+ * staged. The calling thread's current GPU must be the device's.
+ * Errors, the same on every rank: STATUS_USAGE for an unknown kind, or nccl for memory of the host,
+ * in a binary without it, or for a GPU shared by two ranks; STATUS_RESOURCE where nccl's library is
+ * missing or too old; STATUS_INTERNAL or STATUS_HANG where nccl does not start. Collective over the
+ * group. */
 enum status comm_attach(struct comm *comm, struct device *device, const char *kind)
     __attribute__((warn_unused_result));
-const char *comm_wire_name(const struct comm *comm); /* "direct", "staged" or "nccl" */
+const char *comm_wire_name(const struct comm *comm); /* "direct", "local", "staged" or "nccl" */
+const char *comm_nccl_built(void); /* "nccl 2.28.9", or "" where this binary has none */
 
 /* The same operations on device memory; pointers, and nothing else, are the device's. What was
  * enqueued on the compute stream before comes before, what is enqueued after comes after; the host
@@ -105,7 +111,8 @@ void comm_device_all_gather(struct comm *comm, void *out, const void *in, size_t
 void comm_device_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows,
                             const void *send, const int64_t *send_rows, size_t row_bytes);
 /* The same, rows_per_peer rows to and from every rank: no counts on the host, so nothing waits for
- * them, and a CUDA graph can hold it (nccl). Rows padded to a capacity travel so, and the counts
+ * them, and a CUDA graph can hold it (nccl, which wants the same call once outside of a capture
+ * first: it opens connections then). Rows padded to a capacity travel so, and the counts
  * that say how many of them are real: int64 [size * k] as k rows of 8 bytes. */
 void comm_device_all_to_all_fixed(struct comm *comm, void *recv, const void *send,
                                   int64_t rows_per_peer, size_t row_bytes);

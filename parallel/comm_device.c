@@ -1,6 +1,7 @@
 #include <assert.h>
 #include <string.h>
 
+#include "kernels/device.h"
 #include "parallel/transports.h"
 
 /* Larger groups than the host's all-to-all serves anyway. */
@@ -35,23 +36,33 @@ static const struct comm_wire *wire(const struct comm *comm)
     return comm->wire != NULL ? comm->wire : &direct;
 }
 
+/* Bounds the host memory a group needs: two buffers of it. */
+static const size_t STAGE_BYTES = (size_t)16 << 20;
+
 static enum status attach(struct comm *comm, const char *kind)
 {
-    static const char *const kinds[] = {"auto", "self", "mpi", "nccl"};
-    bool known = false;
-    for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
-        known = known || strcmp(kind, kinds[i]) == 0;
-    }
-    if (!known) {
+    const struct ops *ops = device_ops(comm->device);
+    const bool nccl = strcmp(kind, "nccl") == 0, any = strcmp(kind, "auto") == 0;
+    if (!nccl && !any && strcmp(kind, "mpi") != 0 && strcmp(kind, "self") != 0) {
         return status_fail(STATUS_USAGE, "run.comm %s: use auto, self, mpi or nccl", kind);
     }
-    if (strcmp(kind, "nccl") == 0) {
-        return status_fail(STATUS_USAGE,
-                           "run.comm nccl: carries memory of GPUs, and this device's memory is the "
-                           "host's; use run.comm=mpi, or run.device=cuda");
+    if (device_stream(comm->device) == NULL) {
+        comm->wire = &direct;
+        return nccl ? status_fail(STATUS_USAGE,
+                                  "run.comm nccl: carries memory of GPUs, and this device's memory "
+                                  "is the host's; use run.comm=mpi, or run.device=cuda")
+                    : STATUS_OK;
     }
-    comm->wire = &direct;
-    return STATUS_OK;
+    if (comm->size == 1) {
+        comm_local_attach(comm, ops);
+        return STATUS_OK;
+    }
+    const enum status usable = nccl || any ? comm_nccl_check(comm) : STATUS_OK;
+    if (nccl || (any && usable == STATUS_OK)) {
+        TRY(usable);
+        return comm_nccl_attach(comm, COMM_HANG_SECONDS);
+    }
+    return comm_staged_attach(comm, ops, STAGE_BYTES);
 }
 
 enum status comm_attach(struct comm *comm, struct device *device, const char *kind)

@@ -16,6 +16,9 @@ enum status mesh_init(struct mesh *mesh, struct comm *world, int ep, int64_t exp
     comm_split(world, 0, world->rank, &mesh->dp);
     comm_split(world, world->rank / ep, world->rank, &mesh->ep);
     comm_split(world, world->rank % ep, world->rank, &mesh->edp);
+    mesh->dp.name = "dp";
+    mesh->ep.name = "ep";
+    mesh->edp.name = "edp";
     return STATUS_OK;
 }
 

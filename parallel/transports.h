@@ -2,6 +2,7 @@
 #ifndef PARALLEL_TRANSPORTS_H
 #define PARALLEL_TRANSPORTS_H
 
+#include "kernels/ops.h"
 #include "parallel/comm.h"
 
 void comm_self_open(struct comm *world);
@@ -19,6 +20,35 @@ struct comm_wire {
                              size_t row_bytes);
     void (*detach)(struct comm *); /* collective */
 };
+
+/* A group of one rank: copies inside the device. Needs comm->device. */
+void comm_local_attach(struct comm *comm, const struct ops *ops);
+
+/* Through two host buffers of stage_bytes (at least the ranks' number of double) and the group's
+ * own functions on host memory, by ops->upload and download alone. Needs comm->device. Every rank
+ * gives the same stage_bytes. Local. Errors: STATUS_RESOURCE. */
+enum status comm_staged_attach(struct comm *comm, const struct ops *ops, size_t stage_bytes)
+    __attribute__((warn_unused_result));
+
+/* NCCL (comm_nccl.c; comm_nccl_none.c in binaries without CUDA).
+ * check: whether this group can use it, the same answer on every rank. Collective. Errors:
+ * STATUS_USAGE two ranks on one GPU, or not built; STATUS_RESOURCE no NCCL, or too old.
+ * attach: after a check that said yes. Makes the group's communicator on the calling thread's
+ * current GPU. Collective. Errors: STATUS_INTERNAL what NCCL or CUDA said; STATUS_HANG when the
+ * ranks do not find each other in COMM_START_SECONDS. hang_seconds: an operation that has not
+ * finished this long after the one before it ends the job. */
+enum { COMM_START_SECONDS = 300, COMM_HANG_SECONDS = 600 };
+enum status comm_nccl_check(struct comm *comm) __attribute__((warn_unused_result));
+enum status comm_nccl_attach(struct comm *comm, int hang_seconds)
+    __attribute__((warn_unused_result));
+
+/* Whether every rank of the group has a GPU of its own; gpu: a name of this rank's, unique on its
+ * machine. The same answer on every rank. Collective. Errors: STATUS_USAGE with both ranks. */
+enum { COMM_GPU_BYTES = 24 };
+enum status comm_places_check(struct comm *comm, const char *gpu)
+    __attribute__((warn_unused_result));
+/* "group ep of 4 ranks (0 1 2 3)", ranks of the world. Collective. */
+void comm_label(struct comm *comm, char *text, size_t bytes);
 
 void comm_detach(struct comm *comm); /* collective; accepts one that is not attached */
 

@@ -101,8 +101,10 @@ static void fit_layout(struct session *session, char *const *overrides, int coun
 enum status session_open(struct session *session, enum session_use use, const char *path,
                          char *const *overrides, int count)
 {
-    static const char *const kinds[] = {
-        [CONFIG_COMM_AUTO] = "auto", [CONFIG_COMM_SELF] = "self", [CONFIG_COMM_MPI] = "mpi"};
+    static const char *const kinds[] = {[CONFIG_COMM_AUTO] = "auto",
+                                        [CONFIG_COMM_SELF] = "self",
+                                        [CONFIG_COMM_MPI] = "mpi",
+                                        [CONFIG_COMM_NCCL] = "nccl"};
     *session = (struct session){0};
     config_init(&session->config);
     session->config.stored = use == SESSION_USE;
@@ -115,10 +117,11 @@ enum status session_open(struct session *session, enum session_use use, const ch
     TRY(comm_agree(&session->world, open_device(session), NULL));
     struct architecture arch;
     architecture_init(&arch, &session->config);
-    return comm_agree(
+    TRY(comm_agree(
         &session->world,
         mesh_init(&session->mesh, &session->world, (int)session->config.parallel.ep, arch.experts),
-        NULL);
+        NULL));
+    return mesh_attach(&session->mesh, session->device, kinds[session->config.run.comm]);
 }
 
 enum status session_close(struct session *session, enum status status)

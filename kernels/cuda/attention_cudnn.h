@@ -1,7 +1,8 @@
 /* attention_cudnn: the ops attention_forward and attention_backward by cuDNN's fused kernels.
  *
  * bf16 only; causal, window, grouped queries, document mask (`first`), strided rows without copies,
- * head dims up to 256 that are multiples of 8, sequences that are multiples of 128, from sm_90 on.
+ * head dims up to 256 that are multiples of 8, sequences that are multiples of 128. On sm_90 all of
+ * that; on other GPUs cuDNN takes less, wide heads and `first` backward above all.
  * Everything else, and whatever cuDNN itself refuses, is `false`: the caller has kernels of its
  * own. MLA's shared rope keys (rope_dim > 0) are put beside the others in scratch first, since
  * cuDNN wants whole keys; see cuda_attention_join_keys.
@@ -42,7 +43,7 @@ bool cudnn_attention_supports(struct cudnn_attention *attention,
                               const struct attention_shape *shape, bool backward);
 
 /* Bytes of device memory that one call needs, 256-byte aligned: cuDNN's workspace and our own
- * buffers. 0 for shapes that are not supported. */
+ * buffers. Never 0, but for shapes that are not supported. */
 size_t cudnn_attention_scratch(struct cudnn_attention *attention,
                                const struct attention_shape *shape, bool backward);
 

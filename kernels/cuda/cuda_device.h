@@ -10,7 +10,9 @@
 
 #include <cuda_runtime_api.h>
 
+#include "kernels/cuda/attention_cudnn.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/gemm_cublaslt.h"
 #include "kernels/device_kind.h"
 
 /* Scratch that lives while ops of another slot run. */
@@ -42,8 +44,10 @@ struct cuda_graph {
 struct cuda_device {
     struct device head;
     int ordinal;
-    cudaStream_t stream; /* owned; head.stream */
-    const char *op;      /* the one that runs, or ran last */
+    cudaStream_t stream;           /* owned; head.stream */
+    const char *op;                /* the one that runs, or ran last */
+    struct cublaslt *blas;         /* owned; NULL: dense products by our own kernels */
+    struct cudnn_attention *cudnn; /* owned; NULL: attention by our own kernels */
     struct {
         void *data; /* owned */
         size_t bytes;
@@ -83,7 +87,8 @@ void cuda_download(struct device *device, void *host, const void *from, size_t b
 void cuda_synchronize(struct device *device);
 bool cuda_graph_begin(struct device *device, uint64_t key);
 void cuda_graph_end(struct device *device);
-void cuda_memory_close(struct cuda_device *self); /* scratch, ring and graphs */
+/* Scratch, ring and graphs. Errors are of no more use: whatever the host wanted, it has. */
+void cuda_memory_close(struct cuda_device *self);
 
 /* ops_matrix_cuda.c */
 void cuda_op_linear_forward(struct device *device, struct tensor y, struct tensor x,

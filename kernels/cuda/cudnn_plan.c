@@ -113,6 +113,9 @@ static struct cudnn_scratch lay_out(const struct cudnn_entry *entry)
     scratch.accumulator = place(
         &scratch, entry->plan.operand[OPERAND_ACCUMULATOR] ? rows * (size_t)s->qk_dim * 4 : 0);
     scratch.workspace = place(&scratch, (size_t)entry->plan.workspace_bytes);
+    if (scratch.bytes == 0) { /* 0 is said of what is not supported */
+        place(&scratch, 1);
+    }
     return scratch;
 }
 

@@ -268,11 +268,30 @@ static double peak_flops(struct device *device, enum dtype dtype)
 static void close_cuda(struct device *device)
 {
     struct cuda_device *self = cuda_device_of(device);
+    if (self->stream != NULL) {
+        (void)cudaStreamSynchronize(self->stream);
+    }
+    cublaslt_close(self->blas);
+    cudnn_attention_close(self->cudnn);
     cuda_memory_close(self);
     if (self->stream != NULL) {
-        cuda_check(self, cudaStreamDestroy(self->stream), "cudaStreamDestroy");
+        (void)cudaStreamDestroy(self->stream);
     }
     free(self);
+}
+
+/* What NVIDIA's libraries do of the work, where they are found; else our own kernels do it. */
+static void open_libraries(struct cuda_device *self)
+{
+    struct device_info *info = &self->head.info;
+    const bool deterministic = true; /* the same run gives the same bits */
+    const enum status blas = cublaslt_open(&self->blas, false);
+    info->batch_invariant = self->blas == NULL; /* it chooses by the number of rows */
+    device_fact(info, "dense_products", "%s",
+                blas == STATUS_OK ? "cuBLASLt, own where it has none" : status_message());
+    const enum status cudnn = cudnn_attention_open(&self->cudnn, deterministic);
+    device_fact(info, "attention", "%s",
+                cudnn == STATUS_OK ? "cuDNN, own where it does not fit" : status_message());
 }
 
 static void describe(struct cuda_device *self, const struct cudaDeviceProp *gpu, int visible)
@@ -310,7 +329,7 @@ enum status cuda_device_open(struct device **device, const struct device_options
     self->ordinal = options->node_rank % visible;
     self->head = (struct device){
         .ops = &cuda_ops,
-        .info = {.name = "cuda", .threads = options->threads, .batch_invariant = true},
+        .info = {.name = "cuda", .threads = options->threads},
         .threads = options->threads,
         .peak_flops = peak_flops,
         .close = close_cuda,
@@ -330,6 +349,7 @@ enum status cuda_device_open(struct device **device, const struct device_options
         return status;
     }
     describe(self, &gpu, visible);
+    open_libraries(self);
     *device = &self->head;
     return STATUS_OK;
 }

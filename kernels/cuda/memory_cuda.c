@@ -216,18 +216,18 @@ void cuda_graph_end(struct device *device)
 void cuda_memory_close(struct cuda_device *self)
 {
     for (int i = 0; i < self->graph_count; i++) {
-        graph_forget(self, &self->graphs[i]);
+        if (self->graphs[i].exec != NULL) {
+            (void)cudaGraphExecDestroy(self->graphs[i].exec);
+        }
     }
     free(self->graphs);
     for (int slot = 0; slot < CUDA_SLOTS; slot++) {
-        cuda_check(self, cudaFree(self->scratch[slot].data), "cudaFree");
+        (void)cudaFree(self->scratch[slot].data);
     }
     for (int part = 0; part < STAGE_PARTS; part++) {
         if (self->stage.part[part].done != NULL) {
-            cuda_check(self, cudaEventDestroy(self->stage.part[part].done), "cudaEventDestroy");
+            (void)cudaEventDestroy(self->stage.part[part].done);
         }
     }
-    if (self->stage.ring != NULL) {
-        cuda_check(self, cudaFreeHost(self->stage.ring), "cudaFreeHost");
-    }
+    (void)cudaFreeHost(self->stage.ring);
 }

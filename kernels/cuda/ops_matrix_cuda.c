@@ -8,7 +8,9 @@ void cuda_op_linear_forward(struct device *device, struct tensor y, struct tenso
                             struct tensor w, bool add)
 {
     struct cuda_device *self = cuda_begin(device, "linear_forward");
-    cuda_linear_forward(self->stream, y, x, w, add);
+    if (!cublaslt_linear_forward(self->blas, self->stream, y, x, w, add)) {
+        cuda_linear_forward(self->stream, y, x, w, add);
+    }
     cuda_end(self);
 }
 
@@ -16,7 +18,9 @@ void cuda_op_linear_backward_input(struct device *device, struct tensor dx, stru
                                    struct tensor w, bool add)
 {
     struct cuda_device *self = cuda_begin(device, "linear_backward_input");
-    cuda_linear_backward_input(self->stream, dx, dy, w, add);
+    if (!cublaslt_linear_backward_input(self->blas, self->stream, dx, dy, w, add)) {
+        cuda_linear_backward_input(self->stream, dx, dy, w, add);
+    }
     cuda_end(self);
 }
 
@@ -24,7 +28,9 @@ void cuda_op_linear_backward_weight(struct device *device, struct tensor dw, str
                                     struct tensor x)
 {
     struct cuda_device *self = cuda_begin(device, "linear_backward_weight");
-    cuda_linear_backward_weight(self->stream, dw, dy, x);
+    if (!cublaslt_linear_backward_weight(self->blas, self->stream, dw, dy, x)) {
+        cuda_linear_backward_weight(self->stream, dw, dy, x);
+    }
     cuda_end(self);
 }
 
@@ -59,7 +65,16 @@ void cuda_op_attention_forward(struct device *device, void *o, float *lse, const
                                const struct attention_shape *shape)
 {
     struct cuda_device *self = cuda_begin(device, "attention_forward");
-    cuda_attention_forward(self->stream, o, lse, q, k, k_rope, v, shape);
+    bool done = false;
+    if (self->cudnn != NULL && cudnn_attention_supports(self->cudnn, shape, false)) {
+        const size_t bytes = cudnn_attention_scratch(self->cudnn, shape, false);
+        void *scratch = cuda_scratch(self, CUDA_SLOT_OP, bytes);
+        done = cudnn_attention_forward(self->cudnn, self->stream, o, lse, q, k, k_rope, v, shape,
+                                       scratch);
+    }
+    if (!done) {
+        cuda_attention_forward(self->stream, o, lse, q, k, k_rope, v, shape);
+    }
     cuda_end(self);
 }
 
@@ -69,9 +84,18 @@ void cuda_op_attention_backward(struct device *device, void *dq, void *dk, void 
                                 const struct attention_shape *shape)
 {
     struct cuda_device *self = cuda_begin(device, "attention_backward");
-    void *scratch = cuda_scratch(self, CUDA_SLOT_OP, cuda_attention_backward_scratch(shape));
-    cuda_attention_backward(self->stream, dq, dk, dk_rope, dv, d_o, o, lse, q, k, k_rope, v, shape,
-                            scratch);
+    bool done = false;
+    if (self->cudnn != NULL && cudnn_attention_supports(self->cudnn, shape, true)) {
+        const size_t bytes = cudnn_attention_scratch(self->cudnn, shape, true);
+        void *scratch = cuda_scratch(self, CUDA_SLOT_OP, bytes);
+        done = cudnn_attention_backward(self->cudnn, self->stream, dq, dk, dk_rope, dv, d_o, o, lse,
+                                        q, k, k_rope, v, shape, scratch);
+    }
+    if (!done) {
+        void *scratch = cuda_scratch(self, CUDA_SLOT_OP, cuda_attention_backward_scratch(shape));
+        cuda_attention_backward(self->stream, dq, dk, dk_rope, dv, d_o, o, lse, q, k, k_rope, v,
+                                shape, scratch);
+    }
     cuda_end(self);
 }
 

@@ -62,7 +62,7 @@ for value in nan .nan inf -.inf 1e999 1e yes; do
 done
 config_case "neither true nor false" 's/train.h5,/train.h5, shuffle: yes,/'
 config_case "'rocm' is not one of cpu, cuda" 's/seed: 7/seed: 7, device: rocm/'
-config_case "'nccl' is not built" 's/seed: 7/seed: 7, comm: nccl/'
+config_case "'gloo' is not one of auto, self, mpi, nccl" 's/seed: 7/seed: 7, comm: gloo/'
 config_case "'fp8' is not built" 's/precision: fp32/precision: fp8/'
 config_case "'fp16' is not one of fp32, bf16" 's/precision: fp32/precision: fp16/'
 config_case "'llama' is not one of mixtral" 's/family: mixtral/family: llama/'
@@ -388,6 +388,8 @@ for name, k in kernels.items():
     assert k["ms"] > 0 and (k["flops"] if k["share_of_peak"] is not None else k["bytes_per_s"]) > 0, name
 PY
 echo "the device"
+expect_error 64 "run.comm nccl: carries memory of GPUs" train run.comm=nccl run.dir=gpu
+expect_error 64 "run.comm nccl: carries memory of GPUs" ranks 2 "$binary" train tiny.yaml run.comm=nccl run.dir=gpu
 if ! "$binary" --version | grep -q '^devices: .*cuda'; then
     expect_error 64 "run.device cuda: not built in this binary" train run.device=cuda run.dir=gpu
 elif ! ls /dev/nvidia[0-9]* >/dev/null 2>&1; then

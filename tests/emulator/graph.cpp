@@ -32,7 +32,8 @@ struct graph_capture {
 };
 struct CUgraph_st {
     struct node nodes[NODES_MAX];
-    int count;
+    int count, left; /* left: not yet run by the present launch */
+    void *launch;
 };
 
 static struct graph_capture *captures[CAPTURES_MAX];
@@ -105,27 +106,40 @@ static bool node_ready(const struct CUgraph_st *graph, int at)
     return !n->done && (n->kind != NODE_WAIT || graph->nodes[n->record].done);
 }
 
-/* All nodes, each picked at random among those that may run (seed 0: the first captured). */
+/* A random node among those that may run and can go on (seed 0: the first captured). */
+static bool graph_step_one(struct CUgraph_st *graph)
+{
+    int ready[NODES_MAX], count = 0;
+    for (int i = 0; i < graph->count; i++)
+        if (node_ready(graph, i))
+            ready[count++] = i;
+    if (count == 0)
+        emu_fail({"cudart", 0}, "a graph whose nodes wait for each other");
+    for (int left = count; left > 0; left--) {
+        int pick = emu_seed() ? (int)(emu_random() % (uint64_t)left) : 0;
+        struct node *n = &graph->nodes[ready[pick]];
+        if (n->kind != NODE_WORK || n->step(n->state))
+            return n->done = true;
+        for (int i = pick; i < left - 1; i++)
+            ready[i] = ready[i + 1];
+    }
+    return false; /* all of them wait for other ranks */
+}
+
+/* Launches of one graph take turns: `launch` has it from its first node to its last. */
 static bool graph_step(void *state)
 {
     struct CUgraph_st *graph = *(struct CUgraph_st **)state;
-    for (int left = graph->count; left > 0; left--) {
-        int ready = 0, pick = -1;
-        for (int i = 0; i < graph->count; i++)
-            if (node_ready(graph, i)) {
-                ready++;
-                if (pick < 0 || (emu_seed() && emu_random() % (uint64_t)ready == 0))
-                    pick = i;
-            }
-        if (pick < 0)
-            emu_fail({"cudart", 0}, "a graph whose nodes wait for each other");
-        struct node *n = &graph->nodes[pick];
-        if (n->kind == NODE_WORK)
-            n->step(n->state);
-        n->done = true;
-    }
+    if (graph->launch && graph->launch != state)
+        return false;
+    graph->launch = state;
+    for (; graph->left > 0; graph->left--)
+        if (!graph_step_one(graph))
+            return false;
     for (int i = 0; i < graph->count; i++)
         graph->nodes[i].done = false;
+    graph->left = graph->count;
+    graph->launch = nullptr;
     return true;
 }
 
@@ -174,7 +188,19 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph)
     pool_give(capture, sizeof *capture);
     if (!joined)
         return cudaErrorStreamCaptureUnjoined;
+    g->left = g->count;
+    g->launch = nullptr;
     *graph = g;
+    return cudaSuccess;
+}
+
+/* Calls that capture modes forbid are not modelled. */
+cudaError_t cudaThreadExchangeStreamCaptureMode(enum cudaStreamCaptureMode *mode)
+{
+    static thread_local enum cudaStreamCaptureMode own = cudaStreamCaptureModeGlobal;
+    enum cudaStreamCaptureMode before = own;
+    own = *mode;
+    *mode = before;
     return cudaSuccess;
 }
 

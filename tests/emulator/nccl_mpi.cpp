@@ -5,9 +5,11 @@
 #include "emulator/nccl_log.h"
 #include "emulator/stream.h"
 
+#include <atomic>
 #include <limits.h>
 #include <mpi.h>
 #include <nccl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <vector>
 
@@ -15,10 +17,12 @@ static const struct emu_at here = {"nccl", 0};
 
 struct ncclComm {
     MPI_Comm mpi;
-    uint64_t id, issued, started; /* operations so far */
+    uint64_t id, started;         /* operations so far */
+    std::atomic<uint64_t> issued; /* of them */
     int rank, size, splits, device;
-    bool in_progress; /* of a non-blocking init: until polled once */
-    bool aborted;
+    bool blocking;
+    std::atomic<int> in_progress; /* a non-blocking call ends after so many polls */
+    std::atomic<bool> aborted;
 };
 
 struct operation {
@@ -41,7 +45,7 @@ struct flight {
     std::vector<MPI_Status> statuses;
     struct ncclComm *comm;
     uint64_t number;
-    bool posted;
+    bool posted, captured; /* captured: of a graph, which alone orders it */
 };
 
 static int group_depth;
@@ -214,7 +218,8 @@ static void flight_post(flight *f)
         post(f, i);
     }
     f->posted = true;
-    f->comm->started++;
+    if (!f->captured)
+        f->comm->started++;
 }
 
 static void flight_finish(flight *f)
@@ -255,7 +260,7 @@ static bool flight_step(void *state)
                 MPI_Request_free(&r);
         return true; /* its host buffers stay: MPI may still write them */
     }
-    if (!f->posted && f->comm->started == f->number)
+    if (!f->posted && (f->captured || f->comm->started == f->number))
         flight_post(f);
     int done = 0;
     if (f->posted)
@@ -270,31 +275,67 @@ static bool flight_step(void *state)
     return true;
 }
 
-static void group_issue()
+/* What a graph holds: every launch is a flight of its own. */
+struct captured {
+    flight kept, *now;
+};
+
+static bool captured_step(void *state)
 {
+    captured *c = *(captured **)state;
+    if (!c->now)
+        c->now = new flight(c->kept);
+    if (!flight_step(&c->now))
+        return false;
+    c->now = nullptr;
+    return true;
+}
+
+/* How many polls a call of a non-blocking communicator takes. */
+static ncclResult_t progress(struct ncclComm *comm)
+{
+    if (comm->blocking)
+        return ncclSuccess;
+    comm->in_progress = emu_seed() ? (int)(emu_random() % 4) : 2;
+    return comm->in_progress ? ncclInProgress : ncclSuccess;
+}
+
+static ncclResult_t group_issue()
+{
+    ncclResult_t result = ncclSuccess;
     while (!group.empty()) {
         struct ncclComm *comm = group[0].comm;
-        flight *f = new flight;
+        flight *f = new flight();
         std::vector<operation> rest;
         for (const operation &o : group) {
             if (o.comm == comm && o.stream != group[0].stream)
                 emu_fail(here, "one group, one communicator, two streams: not modelled");
             (o.comm == comm ? f->operations : rest).push_back(o);
         }
-        if (stream_capture(group[0].stream))
-            emu_fail(here, "an NCCL operation in a graph capture: not modelled");
         f->comm = comm;
-        f->number = comm->issued++;
-        f->posted = false;
-        stream_push(group[0].stream, "an NCCL operation", flight_step, &f, sizeof f);
+        f->captured = stream_capture(group[0].stream) != nullptr;
+        if (f->captured) { /* it stays, as graphs do */
+            captured *c = new captured{*f, nullptr};
+            stream_push(group[0].stream, "an NCCL operation", captured_step, &c, sizeof c);
+            delete f;
+        } else {
+            f->number = comm->issued++;
+            stream_push(group[0].stream, "an NCCL operation", flight_step, &f, sizeof f);
+        }
+        if (progress(comm) != ncclSuccess)
+            result = ncclInProgress;
         group.swap(rest);
     }
+    return result;
 }
 
 static ncclResult_t issue(const operation &o)
 {
     if (!o.comm || o.peer < 0 || o.peer >= o.comm->size)
         return ncclInvalidArgument;
+    if (o.comm->in_progress)
+        emu_fail(here, "NCCL operation %d on a communicator whose last call is still in progress",
+                 (int)o.kind);
     size_t bytes = o.count * type_bytes(o.type);
     if (bytes > INT_MAX)
         emu_fail(here, "an NCCL operation of %zu bytes: the model ends at %d", bytes, INT_MAX);
@@ -309,14 +350,13 @@ static ncclResult_t issue(const operation &o)
     else
         nccl_log_collective(o.comm->id, o.kind, bytes);
     group.push_back(o);
-    if (group_depth == 0)
-        group_issue();
-    return ncclSuccess;
+    return group_depth == 0 ? group_issue() : ncclSuccess;
 }
 
-static struct ncclComm *comm_new(MPI_Comm mpi, uint64_t id)
+static struct ncclComm *comm_new(MPI_Comm mpi, uint64_t id, bool blocking)
 {
     struct ncclComm *comm = new ncclComm();
+    comm->blocking = blocking;
     comm->mpi = mpi;
     comm->id = id;
     MPI_Comm_set_errhandler(mpi, MPI_ERRORS_RETURN); /* mismatches are ours to report */
@@ -388,9 +428,9 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *comm, int size, ncclUniqueId uni
     if (size < 1 || rank < 0 || rank >= size)
         return ncclInvalidArgument;
     *comm = comm_new(members(&id, size, rank),
-                     (uint64_t)(id.maker + 1) << 32 | (uint64_t)id.number << 16);
-    (*comm)->in_progress = config && config->blocking == 0;
-    return (*comm)->in_progress ? ncclInProgress : ncclSuccess;
+                     (uint64_t)(id.maker + 1) << 32 | (uint64_t)id.number << 16,
+                     !config || config->blocking != 0);
+    return progress(*comm);
 }
 
 ncclResult_t ncclCommInitRank(ncclComm_t *comm, int size, ncclUniqueId id, int rank)
@@ -408,14 +448,13 @@ ncclResult_t ncclCommSplit(ncclComm_t comm, int color, int key, ncclComm_t *out,
         comm->id * 0x9E3779B97F4A7C15u + (uint64_t)++comm->splits * 4099 + (uint64_t)color;
     if (mpi == MPI_COMM_NULL)
         return ncclSuccess;
-    *out = comm_new(mpi, id);
-    (*out)->in_progress = config && config->blocking == 0;
-    return (*out)->in_progress ? ncclInProgress : ncclSuccess;
+    *out = comm_new(mpi, id, config ? config->blocking != 0 : comm->blocking);
+    return progress(comm);
 }
 
-ncclResult_t ncclCommFinalize(ncclComm_t)
+ncclResult_t ncclCommFinalize(ncclComm_t comm)
 {
-    return ncclSuccess;
+    return progress(comm);
 }
 
 /* Collective here: the logs are compared. */
@@ -431,18 +470,26 @@ ncclResult_t ncclCommDestroy(ncclComm_t comm)
     return ncclSuccess;
 }
 
-/* Local: what is in flight is given up. The communicator's memory stays, operations point at it. */
+/* Local: what is in flight is given up. The communicator's memory stays, operations point at it.
+ * By another thread than the one that runs operations: at their next step. */
 ncclResult_t ncclCommAbort(ncclComm_t comm)
 {
     comm->aborted = true;
-    stream_synchronize_all();
+    if (stream_thread())
+        stream_synchronize_all();
     return ncclSuccess;
 }
 
+/* EMU_NCCL_FAILS=N: the N-th operation of a communicator, from 1, and what follows it, fails. */
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error)
 {
-    *error = comm->in_progress ? ncclInProgress : ncclSuccess;
-    comm->in_progress = false;
+    const char *fails = getenv("EMU_NCCL_FAILS");
+    int left = comm->in_progress;
+    *error = left ? ncclInProgress : ncclSuccess;
+    if (left) /* polls of two threads count once */
+        comm->in_progress.compare_exchange_strong(left, left - 1);
+    if (fails && comm->issued >= strtoull(fails, nullptr, 10))
+        *error = ncclRemoteError;
     return ncclSuccess;
 }
 
@@ -466,9 +513,10 @@ ncclResult_t ncclCommCuDevice(const ncclComm_t comm, int *device)
 
 const char *ncclGetErrorString(ncclResult_t result)
 {
-    return result == ncclSuccess      ? "no error"
-           : result == ncclInProgress ? "in progress"
-                                      : "error (emulated)";
+    return result == ncclSuccess       ? "no error"
+           : result == ncclInProgress  ? "in progress"
+           : result == ncclRemoteError ? "remote process exited or there was a network error"
+                                       : "error (emulated)";
 }
 
 const char *ncclGetLastError(ncclComm_t)
@@ -508,9 +556,7 @@ ncclResult_t ncclGroupEnd()
 {
     if (group_depth == 0)
         return ncclInvalidUsage;
-    if (--group_depth == 0)
-        group_issue();
-    return ncclSuccess;
+    return --group_depth == 0 ? group_issue() : ncclSuccess;
 }
 
 ncclResult_t ncclSend(const void *send, size_t count, ncclDataType_t type, int peer,

@@ -14,3 +14,36 @@ foreach(mode ${emulator_modes})
     emulated_test(${name} ${mode} ${name} clean)
   endforeach()
 endforeach()
+
+# The whole program over the emulated CUDA device: the same C as in `switchyard`, the kernels and the
+# CUDA runtime emulated. Its symbols are visible to dlsym, so that libraries looked for at run time are
+# found in it (NCCL over MPI); cuBLASLt and cuDNN have no emulation.
+if(emulator_builds)
+  set(emulated_nccl OFF)
+  if(TARGET emulator_nccl_plain)
+    set(emulated_nccl ON)
+  endif()
+  set(emulated_sources ${CUDA_DEVICE_SOURCES})
+  twin(emulated_sources parallel/comm_nccl emulated_nccl)
+  twin(emulated_sources kernels/cuda/gemm_cublaslt OFF)
+  twin(emulated_sources kernels/cuda/attention_cudnn OFF)
+  add_library(device_cuda_emulated OBJECT ${emulated_sources})
+  target_include_directories(device_cuda_emulated SYSTEM PRIVATE ${CUDA_INCLUDES})
+  target_compile_definitions(device_cuda_emulated PRIVATE CUDA_CODE="emulated")
+  target_link_libraries(device_cuda_emulated PRIVATE switchyard_flags PUBLIC ops_plain INTERFACE $<LINK_ONLY:parallel>)
+  if(emulated_nccl)
+    target_include_directories(device_cuda_emulated SYSTEM PRIVATE ${NCCL_INCLUDE})
+    # Nothing calls NCCL by name: dlsym finds what is linked whole.
+    target_link_libraries(device_cuda_emulated PUBLIC
+      -Wl,--whole-archive,$<TARGET_FILE:emulator_nccl_plain>,--no-whole-archive emulator_nccl_plain)
+  endif()
+  add_executable(switchyard_emulated ${CMAKE_SOURCE_DIR}/trainer/main.c)
+  target_link_libraries(switchyard_emulated PRIVATE trainer device_cuda_emulated)
+  set_target_properties(switchyard_emulated PROPERTIES ENABLE_EXPORTS ON LINKER_LANGUAGE CXX
+    RUNTIME_OUTPUT_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR})
+  emulated(emulated_device plain test_device.cpp LINK device_cuda_emulated)
+  add_test(NAME emulated_program COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/program.sh ${CMAKE_SOURCE_DIR}
+    $<TARGET_FILE:switchyard_emulated>)
+  set_tests_properties(emulated_program PROPERTIES LABELS emulator TIMEOUT 600)
+endif()
+emulated_test(emulated_device plain emulated_device clean)

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -284,13 +285,19 @@ struct event_state {
     uint64_t value;
 };
 
+/* Other threads may look (a watchdog), but only the first one runs operations. */
+bool stream_thread()
+{
+    return syscall(SYS_gettid) == getpid();
+}
+
 static bool record_step(void *state)
 {
     struct event_state *e = (struct event_state *)state;
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     e->event->time_ms = (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
-    e->event->done = e->value;
+    __atomic_store_n(&e->event->done, e->value, __ATOMIC_RELEASE);
     race_release(&e->event->race);
     return true;
 }
@@ -335,7 +342,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 {
     if (graph_record(event, stream))
         return cudaSuccess;
-    struct event_state e = {event, ++event->recorded};
+    struct event_state e = {event, __atomic_add_fetch(&event->recorded, 1, __ATOMIC_RELEASE)};
     stream_push(stream, "cudaEventRecord", record_step, &e, sizeof e);
     return cudaSuccess;
 }
@@ -359,6 +366,11 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event)
 
 cudaError_t cudaEventQuery(cudaEvent_t event)
 {
+    if (!stream_thread()) {
+        uint64_t recorded = __atomic_load_n(&event->recorded, __ATOMIC_ACQUIRE);
+        uint64_t done = __atomic_load_n(&event->done, __ATOMIC_ACQUIRE);
+        return done < recorded ? cudaErrorNotReady : cudaSuccess;
+    }
     scheduler_seed_from_environment();
     step_one(); /* polling makes progress */
     memory_open(false);

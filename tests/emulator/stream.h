@@ -35,7 +35,8 @@ void stream_waits_for_others();
 /* Runs operations until done(argument). */
 void stream_drain(bool (*done)(const void *argument), const void *argument, const char *what);
 void stream_synchronize_all();
-int stream_device(); /* of cudaSetDevice */
+int stream_device();  /* of cudaSetDevice */
+bool stream_thread(); /* whether this is the thread that runs operations */
 
 /* memory.cpp */
 void memory_open(bool open); /* device memory readable and writable, or not at all */

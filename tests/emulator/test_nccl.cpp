@@ -9,19 +9,32 @@
 
 static int rank, size;
 
+/* The communicator is non-blocking: a call may still be in progress. */
+static void settle(ncclComm_t comm, ncclResult_t result)
+{
+#ifdef MUTANT_NO_POLL
+    if (result == ncclInProgress)
+        return;
+#endif
+    while (result == ncclInProgress)
+        ncclCommGetAsyncError(comm, &result);
+    if (result != ncclSuccess) {
+        fprintf(stderr, "WRONG: NCCL says %s\n", ncclGetErrorString(result));
+        MPI_Abort(MPI_COMM_WORLD, 1);
+    }
+}
+
 static ncclComm_t comm_of_all()
 {
     ncclUniqueId id;
     ncclComm_t comm;
-    ncclResult_t state = ncclInProgress;
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
     if (rank == 0)
         ncclGetUniqueId(&id);
     MPI_Bcast(&id, sizeof id, MPI_BYTE, 0, MPI_COMM_WORLD);
-    ncclCommInitRankConfig(&comm, size, id, rank, &config);
-    while (state == ncclInProgress)
-        ncclCommGetAsyncError(comm, &state);
+    ncclResult_t result = ncclCommInitRankConfig(&comm, size, id, rank, &config);
+    settle(comm, result);
     return comm;
 }
 
@@ -53,7 +66,7 @@ static bool all_to_all(ncclComm_t comm)
         ncclRecv(theirs.data + p * n, n, ncclFloat, p, comm, transport);
 #endif
     }
-    ncclGroupEnd();
+    settle(comm, ncclGroupEnd());
     cudaEventRecord(arrived, transport);
     cudaStreamWaitEvent(compute, arrived, 0);
     launch_affine(compute, theirs.data, theirs.data, n * size, 1.0f, 1.0f);
@@ -83,17 +96,17 @@ static bool collectives(ncclComm_t comm, ncclComm_t half)
     device_vector<uint16_t> bf(small);
 #ifdef MUTANT_ORDER_DIFFERS
     if (rank == 0) /* MPI forgives it: both are non-blocking */
-        ncclAllReduce(in.data, halves.data, n, ncclFloat, ncclMax, half, beside);
+        settle(half, ncclAllReduce(in.data, halves.data, n, ncclFloat, ncclMax, half, beside));
 #endif
-    ncclAllReduce(in.data, summed.data, n * all, ncclFloat, ncclSum, comm, nullptr);
-    ncclReduceScatter(in.data, scattered.data, n, ncclFloat, ncclSum, comm, nullptr);
-    ncclAllGather(in.data, gathered.data, n, ncclFloat, comm, nullptr);
-    ncclBroadcast(in.data, sent.data, n, ncclFloat, size - 1, comm, nullptr);
-    ncclAllReduce(bf.data, bf.data, n, ncclBfloat16, ncclSum, comm, nullptr);
+    settle(comm, ncclAllReduce(in.data, summed.data, n * all, ncclFloat, ncclSum, comm, nullptr));
+    settle(comm, ncclReduceScatter(in.data, scattered.data, n, ncclFloat, ncclSum, comm, nullptr));
+    settle(comm, ncclAllGather(in.data, gathered.data, n, ncclFloat, comm, nullptr));
+    settle(comm, ncclBroadcast(in.data, sent.data, n, ncclFloat, size - 1, comm, nullptr));
+    settle(comm, ncclAllReduce(bf.data, bf.data, n, ncclBfloat16, ncclSum, comm, nullptr));
 #ifdef MUTANT_ORDER_DIFFERS
     if (rank != 0)
 #endif
-        ncclAllReduce(in.data, halves.data, n, ncclFloat, ncclMax, half, beside);
+        settle(half, ncclAllReduce(in.data, halves.data, n, ncclFloat, ncclMax, half, beside));
     cudaStreamSynchronize(beside);
     cudaStreamDestroy(beside);
     std::vector<double> want(n * all);
@@ -124,7 +137,7 @@ static bool test()
 {
     emu_set_seed(emu_seed() ? emu_seed() + 100 * (uint64_t)rank : 0);
     ncclComm_t comm = comm_of_all(), half;
-    ncclCommSplit(comm, rank % 2, rank, &half, nullptr);
+    settle(comm, ncclCommSplit(comm, rank % 2, rank, &half, nullptr));
     bool right = all_to_all(comm);
     right = collectives(comm, half) && right;
     ncclCommDestroy(half);

@@ -2,6 +2,7 @@
 #include "kernels/device.h"
 #include "parallel/device_checks.h"
 #include "parallel/ranks.h"
+#include "parallel/transports.h"
 
 enum { MOST = 4099 }; /* not a multiple of anything */
 
@@ -273,7 +274,7 @@ static void test_open_refuses(struct comm *world)
 {
     struct comm other;
     CHECK_EQUAL(world, comm_open(&other, "smoke"), STATUS_USAGE);
-    CHECK_MESSAGE(world, "run.comm smoke: not built in this binary");
+    CHECK_MESSAGE(world, "run.comm smoke: use auto, self, mpi or nccl");
     CHECK_EQUAL(world, comm_open(&other, "self"), world->size > 1 ? STATUS_USAGE : STATUS_OK);
     comm_close(&other);
 }
@@ -299,6 +300,80 @@ static void test_device_is_host(struct comm *world)
     check_device_functions(&rig, MOST);
     comm_free(&half);
     device_close(device);
+}
+
+/* A device whose memory holds the complement of every byte: who touches it directly is found. */
+static void put_complement(void *to, const void *from, size_t bytes)
+{
+    for (size_t i = 0; i < bytes; i++) {
+        ((unsigned char *)to)[i] = (unsigned char)~((const unsigned char *)from)[i];
+    }
+}
+
+static void complement_move(struct device *device, void *to, const void *from, size_t bytes)
+{
+    (void)device;
+    put_complement(to, from, bytes);
+}
+
+static void complement_copy(struct device *device, void *to, const void *from, size_t bytes)
+{
+    (void)device;
+    memcpy(to, from, bytes);
+}
+
+static const struct ops complement_ops = {
+    .copy = complement_copy, .upload = complement_move, .download = complement_move};
+
+/* Device memory through host buffers that hold everything, or little: many rounds. */
+static void test_staged(struct comm *world)
+{
+    static const size_t stages[] = {1 << 20, 9001};
+    struct comm group = {0};
+    const struct rig rig = {world, &group, malloc, free, put_complement, put_complement};
+    for (size_t i = 0; i < sizeof stages / sizeof stages[0]; i++) {
+        comm_split(world, world->rank / 3, -world->rank, &group);
+        CHECK_EQUAL(world, comm_staged_attach(&group, &complement_ops, stages[i]), STATUS_OK);
+        CHECK(world, strcmp(comm_wire_name(&group), "staged") == 0);
+        check_device_functions(&rig, MOST);
+        comm_free(&group);
+    }
+}
+
+/* One rank's group: copies inside the device, and nothing else. */
+static void test_local(struct comm *world)
+{
+    struct comm group = {0};
+    const struct rig rig = {world, &group, malloc, free, put_complement, put_complement};
+    comm_split(world, world->rank, 0, &group);
+    comm_local_attach(&group, &complement_ops);
+    CHECK(world, strcmp(comm_wire_name(&group), "local") == 0);
+    check_device_functions(&rig, MOST);
+    comm_free(&group);
+}
+
+/* Two ranks of a group on one GPU are refused, with their numbers in the world. */
+static void test_places(struct comm *world)
+{
+    char gpu[COMM_GPU_BYTES], part[64], label[96];
+    struct comm reversed = {0};
+    snprintf(gpu, sizeof gpu, "%04d", world->rank);
+    CHECK_EQUAL(world, comm_places_check(world, gpu), STATUS_OK);
+    comm_split(world, 0, -world->rank, &reversed);
+    reversed.name = "ep";
+    if (world->size > 1) {
+        CHECK_EQUAL(world, comm_places_check(&reversed, world->rank < 2 ? "0000:19" : gpu),
+                    STATUS_USAGE);
+        snprintf(part, sizeof part, "ranks 1 and 0 share GPU 0000:19 of ");
+        CHECK_MESSAGE(world, part);
+    }
+    comm_label(&reversed, label, sizeof label);
+    static const char *const labels[] = {"", "group ep of 1 ranks (0)", "group ep of 2 ranks (1 0)",
+                                         "", "group ep of 4 ranks (3 2 1 0)"};
+    CHECK(world, world->size <= 4 && strcmp(label, labels[world->size]) == 0);
+    comm_label(&reversed, label, 12);
+    CHECK(world, strcmp(label, "group ep of") == 0);
+    comm_free(&reversed);
 }
 
 /* A refusal is every rank's, and leaves the group as it was. */
@@ -351,7 +426,9 @@ int main(void)
         RANKS_TEST(test_all_to_all),     RANKS_TEST(test_broadcast),
         RANKS_TEST(test_split),          RANKS_TEST(test_agree),
         RANKS_TEST(test_open_refuses),   RANKS_TEST(test_device_is_host),
-        RANKS_TEST(test_attach_refuses), RANKS_TEST(test_self),
+        RANKS_TEST(test_attach_refuses), RANKS_TEST(test_staged),
+        RANKS_TEST(test_local),          RANKS_TEST(test_places),
+        RANKS_TEST(test_self),
     };
     return RANKS_MAIN(tests);
 }

@@ -10,7 +10,7 @@
 #include <string.h>
 
 static const char *const device_names[] = {"cpu", "cuda", NULL};
-static const char *const comm_names[] = {"auto", "self", "mpi", NULL};
+static const char *const comm_names[] = {"auto", "self", "mpi", "nccl", NULL};
 static const char *const family_names[] = {"mixtral", "deepseek_v2", "deepseek_v3", NULL};
 static const char *const precision_names[] = {"fp32", "bf16", NULL};
 static const char *const recompute_names[] = {"none", "norms", "experts", "block", NULL};
@@ -60,8 +60,9 @@ const struct field config_fields[] = {
     INT("run.steps", run.steps, 1, 1e12, "300", "optimizer steps of the whole run"),
     ENUM("run.device", run.device, "cpu", device_names, NULL,
          "device of every rank; cuda: a GPU each, chosen by the rank's number on its node"),
-    ENUM("run.comm", run.comm, "auto", comm_names, "nccl",
-         "transport; auto: mpi under mpirun or srun, else self"),
+    ENUM(
+        "run.comm", run.comm, "auto", comm_names, NULL,
+        "transport; auto: mpi under mpirun or srun, else self, and nccl between GPUs of their own"),
     INT("run.threads", run.threads, 0, 1024, "0",
         "threads per rank; 0: the rank's share of the node's allowed cores"),
     BOOL("run.pin", run.pin, "true", "pin each thread to a core of its own"),

@@ -10,8 +10,10 @@ enum { STAGED = 1 << 18, SHAPE_TEXT = 96 }; /* elements converted at a time */
 
 enum status weights_open(struct weights *weights, const char *path)
 {
-    *weights = (struct weights){.path = path, .staging = malloc(STAGED * sizeof(float))};
-    if (weights->staging == NULL) {
+    *weights = (struct weights){.path = path,
+                                .staging = malloc(STAGED * sizeof(float)),
+                                .wide = malloc(STAGED * sizeof(float))};
+    if (weights->staging == NULL || weights->wide == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for reading weights");
     }
     return checkpoint_open(&weights->reader, path);
@@ -22,6 +24,7 @@ void weights_close(struct weights *weights)
     checkpoint_close(weights->reader);
     free(weights->scales);
     free(weights->staging);
+    free(weights->wide);
     *weights = (struct weights){0};
 }
 
@@ -166,6 +169,22 @@ static enum status check_shape(const struct weights *weights, const struct manif
                                  : "a checkpoint of another model");
 }
 
+/* The same for a slice, whose memory may be a device's. */
+static enum status read_slice(struct weights *weights, const char *name,
+                              const struct checkpoint_slice *slice, int64_t count)
+{
+    if (slice->write == NULL) {
+        return weights_read(weights, name, slice->first, count, slice->data);
+    }
+    for (int64_t done = 0; done < count; done += STAGED) {
+        const int64_t left = count - done, piece = left < STAGED ? left : STAGED;
+        TRY(weights_read(weights, name, slice->first + done, piece, weights->wide));
+        slice->write(slice, (float *)slice->data + done, weights->wide,
+                     (size_t)piece * sizeof(float));
+    }
+    return STATUS_OK;
+}
+
 enum status weights_load(struct weights *weights, const struct checkpoint_slice *slice,
                          bool resize_vocab)
 {
@@ -181,7 +200,6 @@ enum status weights_load(struct weights *weights, const struct checkpoint_slice 
     TRY(check_shape(weights, tensor, slice, resize_vocab));
     const int64_t stored = manifest_elements(tensor), last = slice->first + slice->count,
                   end = last < stored ? last : stored;
-    return end > slice->first
-               ? weights_read(weights, tensor->name, slice->first, end - slice->first, slice->data)
-               : STATUS_OK;
+    return end > slice->first ? read_slice(weights, tensor->name, slice, end - slice->first)
+                              : STATUS_OK;
 }

@@ -19,6 +19,7 @@ struct weights {
     char scaled[MANIFEST_NAME_BYTES]; /* the tensor whose scales are at hand; "": none */
     float *scales;                    /* owned */
     void *staging;                    /* owned */
+    float *wide;                      /* owned: what goes on to a device */
 };
 
 /* Local. Errors: those of checkpoint_open. */

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# program.sh SOURCE_DIR SWITCHYARD_EMULATED: the program on emulated GPUs does what it does on the CPU.
+set -euo pipefail
+. "$1/tests/cli/common.sh"
+make_data
+make_config
+cd "$work"
+train() { "$binary" train tiny.yaml run.steps=3 log.every_steps=1 "$@"; }
+
+# losses DIR: of its steps, one a line.
+losses() {
+    python3 -c '
+import json, sys
+for line in open(sys.argv[1] + "/metrics.jsonl"):
+    record = json.loads(line)
+    if "loss" in record:
+        print(repr(record["loss"]))' "$1"
+}
+# expect_near A B BOUND: losses of two runs, relative.
+expect_near() {
+    python3 - <(losses "$1") <(losses "$2") "$3" <<'PY' || fail "losses of $1 and $2 differ by more than $3"
+import sys
+a, b = ([float(x) for x in open(path)] for path in sys.argv[1:3])
+assert len(a) == len(b) == 3, (a, b)
+assert all(abs(x - y) <= float(sys.argv[3]) * abs(x) for x, y in zip(a, b)), (a, b)
+PY
+}
+
+expect_rc 0 "$binary" doctor
+expect_text "emulated sm_90a"
+expect_rc 0 "$binary" doctor --json
+python3 -c 'import json, sys
+cuda = json.load(open(sys.argv[1]))["devices"][1]
+assert cuda["device"] == "cuda" and cuda["gflops_bf16"] > 0, cuda' "$out" || fail "doctor --json"
+
+echo "one rank"
+for precision in fp32 bf16; do
+    bound=2e-6
+    [ $precision = fp32 ] || bound=5e-3
+    expect_rc 0 train run.dir=cpu-$precision train.precision=$precision
+    expect_rc 0 train run.dir=cuda-$precision train.precision=$precision run.device=cuda
+    expect_near cpu-$precision cuda-$precision $bound
+done
+grep -q emulated cuda-fp32/run.json || fail "run.json does not name the GPU"
+export EMU_SEED=5
+expect_rc 0 train run.dir=seed run.device=cuda
+unset EMU_SEED
+expect_same "$(losses cuda-fp32)" "$(losses seed)" "losses under another order of threads and blocks"
+
+echo "two ranks"
+for comm in nccl mpi; do
+    expect_rc 0 ranks 2 "$binary" train tiny.yaml run.steps=3 log.every_steps=1 run.dir=$comm run.device=cuda \
+        run.comm=$comm parallel.ep=2
+    expect_near cuda-fp32 $comm 2e-6
+done
+export EMU_DEVICES=1
+expect_error 64 "share GPU" ranks 2 "$binary" train tiny.yaml run.dir=shared run.device=cuda run.comm=nccl parallel.ep=2
+expect_rc 0 ranks 2 "$binary" train tiny.yaml run.steps=3 log.every_steps=1 run.dir=shared run.device=cuda parallel.ep=2 \
+    run.comm=mpi
+expect_near cuda-fp32 shared 2e-6
+
+echo "no GPU, or one that is full"
+export EMU_DEVICES=0
+expect_error 71 "no GPU is visible" train run.dir=none run.device=cuda
+expect_rc 0 "$binary" doctor
+expect_text "no GPU is visible"
+unset EMU_DEVICES
+export EMU_DEVICE_BYTES=1048576
+expect_rc 71 train run.dir=full run.device=cuda
+finish
