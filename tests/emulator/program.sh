@@ -41,6 +41,13 @@ for precision in fp32 bf16; do
     expect_rc 0 train run.dir=cuda-$precision train.precision=$precision run.device=cuda
     expect_near cpu-$precision cuda-$precision $bound
 done
+for device in cpu cuda; do
+    expect_rc 0 train run.dir=muon-$device optimizer.name=muon run.device=$device
+    expect_rc 0 train run.dir=more-$device optimizer.moments=bf16 model.router_jitter_noise=0.1 model.sliding_window=8 \
+        router.z_loss_coef=1e-3 run.device=$device
+done
+expect_near muon-cpu muon-cuda 5e-5
+expect_near more-cpu more-cuda 2e-5
 grep -q emulated cuda-fp32/run.json || fail "run.json does not name the GPU"
 export EMU_SEED=5
 expect_rc 0 train run.dir=seed run.device=cuda
