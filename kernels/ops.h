@@ -7,7 +7,8 @@
  * activation dtype, f32 or bf16; weights have the same dtype; gradients of weights are always f32.
  * Backward mirrors forward: `dx` overwrites unless the comment says "adds", `dw` always adds.
  * Shapes are checked once on entry (assert: they are our own bug). Results never depend on the
- * number of threads, and a row's result never on the other rows of a call.
+ * number of threads, and, where device_info says batch_invariant, a row's result never on the other
+ * rows of a call.
  *
  * Letters: B batch, T sequence, N = B*T tokens, C hidden, H query heads, G key/value heads, D head
  * dim, V vocab, E experts, K top-k, F expert width, R rows (token copies) in expert order.

@@ -223,6 +223,7 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     if (model->arch.has_bias && !is_late(config, step, config->router.bias_update_until)) {
         balance_update_bias(model, stepper->load, stepper->bias, model->arch.balance.bias_speed);
     }
+    model->ops->synchronize(model->device); /* or the next step would be charged for this one */
     const double end = step_clock();
     result->phase_ms = (struct phase_ms){.data = 1e3 * (loaded - start),
                                          .forward_backward = 1e3 * (computed - loaded),
