@@ -14,6 +14,7 @@ struct device_options {
     const int
         *cores; /* [threads] core numbers to pin to, borrowed during open, or NULL: no pinning.
                    A GPU's rank is pinned to cores near the GPU instead, if they are known */
+    bool deterministic;       /* the same calls give the same bits; the CPU always does so */
     int node_rank, node_size; /* of the world: choose the GPU and its cores; size 0: alone */
 };
 

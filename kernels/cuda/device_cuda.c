@@ -281,10 +281,9 @@ static void close_cuda(struct device *device)
 }
 
 /* What NVIDIA's libraries do of the work, where they are found; else our own kernels do it. */
-static void open_libraries(struct cuda_device *self)
+static void open_libraries(struct cuda_device *self, bool deterministic)
 {
     struct device_info *info = &self->head.info;
-    const bool deterministic = true; /* the same run gives the same bits */
     const enum status blas = cublaslt_open(&self->blas, false);
     info->batch_invariant = self->blas == NULL; /* it chooses by the number of rows */
     device_fact(info, "dense_products", "%s",
@@ -349,7 +348,7 @@ enum status cuda_device_open(struct device **device, const struct device_options
         return status;
     }
     describe(self, &gpu, visible);
-    open_libraries(self);
+    open_libraries(self, options->deterministic);
     *device = &self->head;
     return STATUS_OK;
 }

@@ -11,6 +11,7 @@
 
 static const char *const device_names[] = {"cpu", "cuda", NULL};
 static const char *const comm_names[] = {"auto", "self", "mpi", "nccl", NULL};
+static const char *const deterministic_names[] = {"off", "run", NULL};
 static const char *const family_names[] = {"mixtral", "deepseek_v2", "deepseek_v3", NULL};
 static const char *const precision_names[] = {"fp32", "bf16", NULL};
 static const char *const recompute_names[] = {"none", "norms", "experts", "block", NULL};
@@ -66,6 +67,10 @@ const struct field config_fields[] = {
     INT("run.threads", run.threads, 0, 1024, "0",
         "threads per rank; 0: the rank's share of the node's allowed cores"),
     BOOL("run.pin", run.pin, "true", "pin each thread to a core of its own"),
+    ENUM("run.deterministic", run.deterministic, "run", deterministic_names, "layout",
+         "run: the same layout gives the same bits; off: cuDNN's attention may add in any order, "
+         "with "
+         "less memory (CPU: as run)"),
     ENUM("model.family", model.family, "mixtral", family_names, NULL, "architecture"),
     TEXT("model.hf_config", model.hf_config, "null",
          "config.json or its folder: sets every model key not written here"),
@@ -249,7 +254,6 @@ const struct field config_fields[] = {
 const int config_field_count = sizeof config_fields / sizeof config_fields[0];
 
 const struct unbuilt_key config_unbuilt[] = {
-    {"run.deterministic", "run"},
     {"run.verify", "false"},
     {"run.time_limit", "null"},
     {"model.moe_layer_freq", "1"},
@@ -344,8 +348,18 @@ static bool is_word_of(const char *list, const char *word)
     return false;
 }
 
-static bool set_enum(int *at, const struct field *field, const char *text, char *why, size_t bytes)
+/* run.deterministic may be a truth value too. */
+static const char *enum_name(const struct field *field, const char *text)
 {
+    if (field->names != deterministic_names) {
+        return text;
+    }
+    return strcmp(text, "true") == 0 ? "run" : strcmp(text, "false") == 0 ? "off" : text;
+}
+
+static bool set_enum(int *at, const struct field *field, const char *said, char *why, size_t bytes)
+{
+    const char *text = enum_name(field, said);
     char list[256] = "";
     for (int i = 0; field->names[i] != NULL; i++) {
         if (strcmp(field->names[i], text) == 0) {

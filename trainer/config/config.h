@@ -15,6 +15,7 @@
 
 enum config_device { CONFIG_DEVICE_CPU, CONFIG_DEVICE_CUDA };
 enum config_comm { CONFIG_COMM_AUTO, CONFIG_COMM_SELF, CONFIG_COMM_MPI, CONFIG_COMM_NCCL };
+enum config_deterministic { CONFIG_DETERMINISTIC_OFF, CONFIG_DETERMINISTIC_RUN };
 enum config_family { CONFIG_MIXTRAL, CONFIG_DEEPSEEK_V2, CONFIG_DEEPSEEK_V3, CONFIG_FAMILIES };
 enum config_precision { CONFIG_FP32, CONFIG_BF16 };
 enum config_recompute {
@@ -55,6 +56,7 @@ struct config {
         int device, comm; /* enum config_device, config_comm */
         int64_t threads;  /* 0 = share of the node's allowed cores */
         bool pin;
+        int deterministic; /* enum config_deterministic */
     } run;
     /* Which keys a family has, and their defaults: config_families.c. The trainer reads struct
      * architecture instead. */

@@ -65,8 +65,7 @@ static bool states_the_fact(const char *key, const char *value)
     for (int i = 0; i < config_unbuilt_count; i++) {
         const struct unbuilt_key *unbuilt = &config_unbuilt[i];
         if (strcmp(unbuilt->key, key) == 0 && unbuilt->accepted != NULL) {
-            return strcmp(unbuilt->accepted, value) == 0 || strcmp(value, "null") == 0 ||
-                   (strcmp(key, "run.deterministic") == 0 && strcmp(value, "true") == 0);
+            return strcmp(unbuilt->accepted, value) == 0 || strcmp(value, "null") == 0;
         }
     }
     return false;
