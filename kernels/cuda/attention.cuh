@@ -52,8 +52,9 @@ static inline bool rows_aligned(const T *p, int64_t stride, int64_t other, int d
 }
 
 template <class T>
-static inline struct head_rows<T> head_rows_of(T *own, int64_t stride, int64_t head_stride, int dim,
-                                               T *rope, int64_t rope_stride, int rope_dim) {
+static inline head_rows<T> head_rows_of(T *own, int64_t stride, int64_t head_stride, int dim,
+                                        T *rope, int64_t rope_stride, int rope_dim)
+{
     constexpr int pack = tiles<std::remove_const_t<T>>::pack;
     const int padded = (dim + rope_dim + 15) / 16 * 16;
     const auto all = [=](int elements) {
@@ -66,10 +67,10 @@ static inline struct head_rows<T> head_rows_of(T *own, int64_t stride, int64_t h
 }
 
 /* The rows of one head from row `row` on. */
-template <class T>
-DEVICE struct head_rows<T> head_at(struct head_rows<T> in, int64_t row, int64_t head) {
+template <class T> DEVICE head_rows<T> head_at(struct head_rows<T> in, int64_t row, int64_t head)
+{
     in.own += row * in.stride + head * in.head_stride;
-    in.rope += in.rope_dim > 0 ? row *in.rope_stride : 0;
+    in.rope += in.rope_dim > 0 ? row * in.rope_stride : 0;
     return in;
 }
 
@@ -281,7 +282,7 @@ struct visibility {
     const int32_t *first; /* of the sample, or NULL */
 };
 
-DEVICE struct visibility visibility_at(struct visibility mask, int64_t sample)
+DEVICE visibility visibility_at(struct visibility mask, int64_t sample)
 {
     mask.first = mask.first != nullptr ? mask.first + sample * mask.sequence : nullptr;
     return mask;

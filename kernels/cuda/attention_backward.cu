@@ -286,12 +286,12 @@ size_t cuda_attention_backward_scratch(const struct attention_shape *shape)
 }
 
 template <class T>
-static struct backward_call<T> backward_inputs(const T *d_o, const T *o, const float *lse,
-                                               const T *q, const T *k, const T *k_rope, const T *v,
-                                               const struct attention_shape *s) {
+static backward_call<T> backward_inputs(const T *d_o, const T *o, const float *lse, const T *q,
+                                        const T *k, const T *k_rope, const T *v,
+                                        const struct attention_shape *s)
+{
     const int qk = (int)s->qk_dim, v_dim = (int)s->v_dim, rope = (int)s->rope_dim;
-    struct backward_call<T> call = {
-    };
+    backward_call<T> call = {};
     call.q = head_rows_of<const T>(q, s->q_stride, qk, qk, nullptr, 0, 0);
     call.k = head_rows_of<const T>(k, s->k_stride, s->k_head_stride, qk - rope, k_rope,
                                    s->k_rope_stride, rope);

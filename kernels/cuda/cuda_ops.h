@@ -1,4 +1,4 @@
-/* cuda_ops: the CUDA device's kernels, one launcher per op.
+/* cuda_ops: the CUDA device's own kernels, one launcher per op.
  *
  * The signatures are those of struct ops (kernels/ops.h says what each computes) with a stream in
  * place of the device. `stream` is a cudaStream_t. Tensors and arrays are device memory. Launchers

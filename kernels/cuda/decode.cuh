@@ -339,11 +339,10 @@ static inline int64_t part_floats(const struct decode_shape *shape, int64_t v_di
 }
 
 template <class T>
-static inline struct decode_call<T> decode_call_of(const T *q, const int32_t *lengths,
-                                                   int64_t v_dim, const struct decode_shape *shape,
-                                                   float *scratch) {
-    struct decode_call<T> call = {
-    };
+static decode_call<T> decode_call_of(const T *q, const int32_t *lengths, int64_t v_dim,
+                                     const struct decode_shape *shape, float *scratch)
+{
+    decode_call<T> call = {};
     call.q = q;
     call.q_stride = shape->q_stride;
     call.q_head = shape->qk_dim;
@@ -361,8 +360,8 @@ static inline struct decode_call<T> decode_call_of(const T *q, const int32_t *le
 
 /* Scores and sums of all parts, then o (or the latent outputs) from them. */
 template <class T, int V, int HEADS, class O>
-static inline void attend(void *stream, O *out, int64_t out_stride,
-                          const struct decode_call<T> &call, int64_t batch)
+static void attend(void *stream, O *out, int64_t out_stride, const struct decode_call<T> &call,
+                   int64_t batch)
 {
     const int64_t groups = call.heads / call.per_group, dim = call.k_dim + call.rope_dim,
                   columns = 2 * value_threads_of(call.v_dim).columns,

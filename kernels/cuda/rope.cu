@@ -1,3 +1,7 @@
+/* Rotation in place, where attention reads: queries and keys side by side in the fused rows [q
+ * heads | k heads | v heads] in one launch; of MLA the rope columns inside each query head, and the
+ * one key all heads share. attention.cu takes the strides of such rows, so no head is ever copied
+ * into a layout of its own, and the shared key not to the heads. */
 #include "kernels/cuda/rows.cuh"
 
 /* V elements of the first half and V of the second, or V neighbours, per step. Bytes per rotated

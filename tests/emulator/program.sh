@@ -41,11 +41,34 @@ for precision in fp32 bf16; do
     expect_rc 0 train run.dir=cuda-$precision train.precision=$precision run.device=cuda
     expect_near cpu-$precision cuda-$precision $bound
 done
+for device in cpu cuda; do
+    expect_rc 0 train run.dir=muon-$device optimizer.name=muon run.device=$device
+    expect_rc 0 train run.dir=more-$device optimizer.moments=bf16 model.router_jitter_noise=0.1 model.sliding_window=8 \
+        router.z_loss_coef=1e-3 run.device=$device
+done
+expect_near muon-cpu muon-cuda 5e-5
+expect_near more-cpu more-cuda 2e-5
 grep -q emulated cuda-fp32/run.json || fail "run.json does not name the GPU"
 export EMU_SEED=5
 expect_rc 0 train run.dir=seed run.device=cuda
 unset EMU_SEED
 expect_same "$(losses cuda-fp32)" "$(losses seed)" "losses under another order of threads and blocks"
+
+echo "saved and resumed, evaluated, continued"
+expect_rc 0 train run.dir=parts run.steps=2 run.device=cuda
+expect_rc 0 train run.dir=parts run.device=cuda
+expect_same "$(losses cuda-fp32)" "$(losses parts)" "losses of a run in two parts"
+expect_rc 0 train run.dir=moved run.steps=2 run.device=cuda
+expect_rc 0 train run.dir=moved run.device=cpu
+expect_near cuda-fp32 moved 2e-6
+for device in cpu cuda; do
+    expect_rc 0 "$binary" eval parts --json run.device=$device
+    python3 -c 'import json, sys; print("%.5f" % json.load(open(sys.argv[1]))["loss"])' "$out" >eval-$device
+    expect_rc 0 "$binary" generate parts --prompt int --count 8 --temperature 0 --json run.device=$device
+    cp "$out" text-$device
+done
+expect_same "$(cat eval-cpu)" "$(cat eval-cuda)" "losses of eval"
+expect_same "$(cat text-cpu)" "$(cat text-cuda)" "texts of generate"
 
 echo "two ranks"
 for comm in nccl mpi; do
