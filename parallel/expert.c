@@ -72,6 +72,12 @@ static int64_t rows_to(const struct expert_plan *plan, int to)
     return rows;
 }
 
+void expert_plan_expect(struct expert_plan *plan, int64_t slots)
+{
+    plan->rounds = 1;
+    plan->sent = plan->received = slots;
+}
+
 void expert_plan_make(struct expert_plan *plan, const int32_t *expert, int64_t tokens,
                       int64_t top_k, bool drops)
 {
@@ -80,8 +86,7 @@ void expert_plan_make(struct expert_plan *plan, const int32_t *expert, int64_t t
     assert(slots <= plan->slots);
     plan->ops->expert_sort(plan->device, plan->sorted, plan->token, plan->slot_row, expert, slots,
                            top_k, experts);
-    plan->rounds = 1;
-    plan->sent = slots;
+    expert_plan_expect(plan, slots);
     if (plan->ep->size == 1 && !drops) {
         return;
     }

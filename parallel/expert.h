@@ -59,6 +59,9 @@ void expert_plan_free(struct expert_plan *plan); /* what init made */
  * counts; else it does not. */
 void expert_plan_make(struct expert_plan *plan, const int32_t *expert, int64_t tokens,
                       int64_t top_k, bool drops);
+/* Local. What expert_plan_make and _round of `slots` slots set on the host where they do not wait.
+ */
+void expert_plan_expect(struct expert_plan *plan, int64_t slots);
 /* Local. Fills the fields of round `round`. */
 void expert_plan_round(struct expert_plan *plan, int64_t round);
 

@@ -6,7 +6,12 @@
  * order. */
 #include "kernels/cuda/attention.cuh"
 
-enum { DELTA_THREADS = 128, ROPE_THREADS = 256, HALVES = 2 }; /* two warps share 16 rows */
+enum {
+    DELTA_THREADS = 128,
+    ROPE_THREADS = 256,
+    HALVES = 2,                 /* two warps share 16 rows */
+    BACKWARD_SHARED = 160 << 10 /* sm_80 has 163 KiB, of which 1.5 are query_facts */
+};
 
 template <class T> struct backward_call {
     struct head_rows<const T> q, k, v, o, d_o;
@@ -17,6 +22,7 @@ template <class T> struct backward_call {
     struct visibility mask;
     int64_t heads, per_group; /* query heads, of them for a key head */
     float scale;              /* of q.k */
+    int stages;               /* 2: the next tile arrives while this one is used, where it fits */
 };
 
 /* What a tile of queries is known by. P = exp2(scale q.k - lse). */
@@ -68,6 +74,16 @@ DEVICE void gradient(float &score, float &dp, float scale, const struct query_fa
     const bool visible = key <= query + (int)(q0 - k0) && key >= facts.low[query] - (int)k0;
     score = visible ? exp2f(score * scale - facts.lse[query]) : 0;
     dp = score * (dp - facts.delta[query]);
+}
+
+/* Tiles of queries that see a tile of keys: from the one at the same place on. */
+DEVICE int64_t tiles_of_queries(const visibility &mask, int64_t k0, int tile)
+{
+    int64_t end = k0 + tile;
+    while (end < mask.sequence && first_visible(mask, end) < k0 + tile) {
+        end += tile;
+    }
+    return (end - k0) / tile;
 }
 
 /* A warp's part [16, 16 N] of a tile goes to shared memory, from row, column on. */
@@ -136,45 +152,59 @@ __global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
     attention_backward_keys_kernel(struct backward_call<T> call)
 {
     constexpr int TILE = tiles<T>::both, UNITS = TILE / (16 * HALVES), ROOM = TILE + tiles<T>::pack;
-    SMEM(struct query_facts<TILE>, facts, [1]);
+    SMEM(struct query_facts<TILE>, facts, [2]);
     SMEM_DYN(dynamic);
-    const int qk_pitch = call.k.pitch, v_pitch = call.v.pitch;
-    T *k = (T *)dynamic, *v = k + TILE * qk_pitch, *q = v + TILE * v_pitch,
-      *d_o = q + TILE * qk_pitch, *p = d_o + TILE * v_pitch, *ds = p + TILE * ROOM;
+    const int qk_pitch = call.k.pitch, v_pitch = call.v.pitch, stages = call.stages,
+              stage_size = TILE * (qk_pitch + v_pitch);
+    T *k = (T *)dynamic, *v = k + TILE * qk_pitch, *p = v + TILE * v_pitch, *ds = p + TILE * ROOM,
+      *stage = ds + TILE * ROOM; /* q, d_o */
     const int64_t sequence = call.mask.sequence, group = blockIdx.y, sample = blockIdx.z,
                   start = sample * sequence, k0 = (int64_t)blockIdx.x * TILE;
-    const struct visibility mask = visibility_at(call.mask, sample);
+    const visibility mask = visibility_at(call.mask, sample);
     const int warp = threadIdx.x / 32, side = warp % HALVES, own = warp / HALVES * 16;
+    const int first = side * UNITS * 16; /* of the warp's queries */
+    const int64_t query_tiles = tiles_of_queries(mask, k0, TILE),
+                  steps = query_tiles * call.per_group;
     float dk[QK / 32][2][4] = {}, dv[V / 32][2][4] = {};
 
+    const auto fetch = [&](int64_t step) {
+        const int64_t head = group * call.per_group + step / query_tiles,
+                      q0 = k0 + step % query_tiles * TILE;
+        T *to = stage + step % stages * stage_size;
+        load_tile(to, head_at(call.q, start, head), q0, TILE, sequence);
+        load_tile(to + TILE * qk_pitch, head_at(call.d_o, start, head), q0, TILE, sequence);
+        load_facts(facts[step % stages], call, mask, head, sample, q0);
+        cp_async_commit();
+    };
     load_tile(k, head_at(call.k, start, group), k0, TILE, sequence);
     load_tile(v, head_at(call.v, start, group), k0, TILE, sequence);
-    for (int64_t head = group * call.per_group; head < (group + 1) * call.per_group; head++) {
-        const struct head_rows<const T> queries = head_at(call.q, start, head),
-                                        outputs = head_at(call.d_o, start, head);
-        for (int64_t q0 = k0; q0 < sequence && first_visible(mask, q0) < k0 + TILE; q0 += TILE) {
-            float score[UNITS][2][4], dp[UNITS][2][4];
-            __syncthreads(); /* the last queries are used */
-            load_tile(q, queries, q0, TILE, sequence);
-            load_tile(d_o, outputs, q0, TILE, sequence);
-            cp_async_commit();
-            load_facts(facts[0], call, mask, head, sample, q0);
-            cp_async_wait<0>();
-            __syncthreads();
-            const int first = side * UNITS * 16; /* of the warp's queries */
-            product_rows(score, k + own * qk_pitch, q + first * qk_pitch, qk_pitch, call.k.padded);
-            product_rows(dp, v + own * v_pitch, d_o + first * v_pitch, v_pitch, call.v.padded);
+    fetch(0);
+    for (int64_t step = 0; step < steps; step++) {
+        const T *q = stage + step % stages * stage_size, *d_o = q + TILE * qk_pitch;
+        const query_facts<TILE> &known = facts[step % stages];
+        const int64_t q0 = k0 + step % query_tiles * TILE;
+        float score[UNITS][2][4], dp[UNITS][2][4];
+        cp_async_wait<0>();
+        __syncthreads(); /* this step's queries are there, the last one's used */
+        if (stages > 1 && step + 1 < steps) {
+            fetch(step + 1);
+        }
+        product_rows(score, k + own * qk_pitch, q + first * qk_pitch, qk_pitch, call.k.padded);
+        product_rows(dp, v + own * v_pitch, d_o + first * v_pitch, v_pitch, call.v.padded);
 #pragma unroll
-            for (int i = 0; i < UNITS * 8; i++) {
-                gradient(score[i / 8][i / 4 % 2][i % 4], dp[i / 8][i / 4 % 2][i % 4],
-                         call.scale * LOG2_E, facts[0], first + i / 4 * 8 + lane_column() + i % 2,
-                         own + lane_row() + i / 2 % 2 * 8, q0, k0);
-            }
-            store_part(p, ROOM, own, first, score);
-            store_part(ds, ROOM, own, first, dp);
+        for (int i = 0; i < UNITS * 8; i++) {
+            gradient(score[i / 8][i / 4 % 2][i % 4], dp[i / 8][i / 4 % 2][i % 4],
+                     call.scale * LOG2_E, known, first + i / 4 * 8 + lane_column() + i % 2,
+                     own + lane_row() + i / 2 % 2 * 8, q0, k0);
+        }
+        store_part(p, ROOM, own, first, score);
+        store_part(ds, ROOM, own, first, dp);
+        __syncthreads();
+        add_tile<TILE>(dv, p + own * ROOM, d_o, v_pitch, side, call.v.padded);
+        add_tile<TILE>(dk, ds + own * ROOM, q, qk_pitch, side, call.k.padded);
+        if (stages == 1 && step + 1 < steps) {
             __syncthreads();
-            add_tile<TILE>(dv, p + own * ROOM, d_o, v_pitch, side, call.v.padded);
-            add_tile<TILE>(dk, ds + own * ROOM, q, qk_pitch, side, call.k.padded);
+            fetch(step + 1);
         }
     }
     const int64_t groups = gridDim.y;
@@ -193,30 +223,37 @@ __global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
     constexpr int TILE = tiles<T>::both, UNITS = TILE / (16 * HALVES), ROOM = TILE + tiles<T>::pack;
     SMEM(struct query_facts<TILE>, facts, [1]);
     SMEM_DYN(dynamic);
-    const int qk_pitch = call.q.pitch, v_pitch = call.v.pitch;
-    T *k = (T *)dynamic, *v = k + TILE * qk_pitch, *q = v + TILE * v_pitch,
-      *d_o = q + TILE * qk_pitch, *ds = d_o + TILE * v_pitch;
+    const int qk_pitch = call.q.pitch, v_pitch = call.v.pitch, stages = call.stages,
+              stage_size = TILE * (qk_pitch + v_pitch);
+    T *q = (T *)dynamic, *d_o = q + TILE * qk_pitch, *ds = d_o + TILE * v_pitch,
+      *stage = ds + TILE * ROOM; /* k, v */
     const int64_t sequence = call.mask.sequence, head = blockIdx.y, sample = blockIdx.z,
                   start = sample * sequence, group = head / call.per_group,
                   q0 = (int64_t)(gridDim.x - 1 - blockIdx.x) * TILE; /* long ones first */
-    const struct visibility mask = visibility_at(call.mask, sample);
-    const struct head_rows<const T> keys = head_at(call.k, start, group),
-                                    values = head_at(call.v, start, group);
+    const visibility mask = visibility_at(call.mask, sample);
     const int warp = threadIdx.x / 32, side = warp % HALVES, own = warp / HALVES * 16;
+    const int first = side * UNITS * 16; /* of the warp's keys */
     float dq[QK / 32][2][4] = {};
 
+    const auto fetch = [&](int64_t k0) {
+        T *to = stage + k0 / TILE % stages * stage_size;
+        load_tile(to, head_at(call.k, start, group), k0, TILE, sequence);
+        load_tile(to + TILE * qk_pitch, head_at(call.v, start, group), k0, TILE, sequence);
+        cp_async_commit();
+    };
     load_tile(q, head_at(call.q, start, head), q0, TILE, sequence);
     load_tile(d_o, head_at(call.d_o, start, head), q0, TILE, sequence);
     load_facts(facts[0], call, mask, head, sample, q0);
-    for (int64_t k0 = first_visible(mask, q0) / TILE * TILE; k0 <= q0; k0 += TILE) {
+    const int64_t begin = first_visible(mask, q0) / TILE * TILE;
+    fetch(begin);
+    for (int64_t k0 = begin; k0 <= q0; k0 += TILE) {
+        const T *k = stage + k0 / TILE % stages * stage_size, *v = k + TILE * qk_pitch;
         float score[UNITS][2][4], dp[UNITS][2][4];
-        __syncthreads(); /* the last keys are used */
-        load_tile(k, keys, k0, TILE, sequence);
-        load_tile(v, values, k0, TILE, sequence);
-        cp_async_commit();
         cp_async_wait<0>();
-        __syncthreads();
-        const int first = side * UNITS * 16; /* of the warp's keys */
+        __syncthreads(); /* this step's keys are there, the last one's used */
+        if (stages > 1 && k0 < q0) {
+            fetch(k0 + TILE);
+        }
         product_rows(score, q + own * qk_pitch, k + first * qk_pitch, qk_pitch, call.q.padded);
         product_rows(dp, d_o + own * v_pitch, v + first * v_pitch, v_pitch, call.v.padded);
 #pragma unroll
@@ -228,6 +265,10 @@ __global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
         store_part(ds, ROOM, own, first, dp);
         __syncthreads();
         add_tile<TILE>(dq, ds + own * ROOM, k, qk_pitch, side, call.q.padded);
+        if (stages == 1 && k0 < q0) {
+            __syncthreads();
+            fetch(k0 + TILE);
+        }
     }
     store_gradient(head_at(call.dq, start, head), (float *)nullptr, q0 + own, sequence, side, dq,
                    call.scale);
@@ -254,14 +295,15 @@ __global__ void __launch_bounds__(ROPE_THREADS)
 /* ---- launches ---- */
 
 template <class T, int QK, int V>
-static void launch_backward(void *stream, const struct backward_call<T> &call,
+static void launch_backward(void *stream, backward_call<T> call,
                             const struct attention_shape *shape)
 {
     constexpr int TILE = tiles<T>::both, THREADS = TILE * 4;
-    const int rows = 2 * TILE * (call.k.pitch + call.v.pitch),
-              room = TILE * (TILE + tiles<T>::pack);
-    const size_t keys_bytes = sizeof(T) * (size_t)(rows + 2 * room),
-                 queries_bytes = sizeof(T) * (size_t)(rows + room);
+    const int rows = TILE * (call.k.pitch + call.v.pitch), /* of keys, or of queries */
+        room = TILE * (TILE + tiles<T>::pack);
+    call.stages = (3 * rows + 2 * room) * sizeof(T) <= BACKWARD_SHARED ? 2 : 1;
+    const size_t keys_bytes = sizeof(T) * (size_t)((1 + call.stages) * rows + 2 * room),
+                 queries_bytes = sizeof(T) * (size_t)((1 + call.stages) * rows + room);
     const unsigned count = (unsigned)((shape->sequence + TILE - 1) / TILE),
                    batch = (unsigned)shape->batch;
     ALLOW_SMEM((attention_backward_keys_kernel<T, QK, V>), keys_bytes);

@@ -47,7 +47,11 @@ static void run(void *stream, enum gemm_pass pass, const struct gemm *g)
         return;
     }
     const bool narrow = g->a_dtype == DTYPE_BF16 && g->b_dtype == DTYPE_BF16;
-    (narrow ? gemm_mma_launch : gemm_f32_launch)((cudaStream_t)stream, pass, g);
+    if (!narrow) {
+        gemm_f32_launch((cudaStream_t)stream, pass, g);
+    } else if (!gemm_sm90_launch((cudaStream_t)stream, pass, g)) {
+        gemm_mma_launch((cudaStream_t)stream, pass, g);
+    }
 }
 
 static void run_grouped(void *stream, enum gemm_pass pass, struct gemm g, int64_t stride,

@@ -53,6 +53,9 @@ static inline void gemm_widths(struct gemm *g, enum gemm_pass pass, int ab, int 
 /* Enqueue a product; the caller has checked shapes and that m, n and experts are not 0. */
 void gemm_f32_launch(cudaStream_t stream, enum gemm_pass pass, const struct gemm *g);
 void gemm_mma_launch(cudaStream_t stream, enum gemm_pass pass, const struct gemm *g);
+/* false: not for this GPU or these operands, nothing was enqueued. What it says depends on neither
+ * m nor the contents of offset (WEIGHT: on neither k nor them). */
+bool gemm_sm90_launch(cudaStream_t stream, enum gemm_pass pass, const struct gemm *g);
 
 /* ---- tiles ---- */
 
@@ -87,17 +90,25 @@ struct gemm_tile {
     int64_t m, m_end, n, k, k_end;
 };
 
-/* The expert that owns row tile `index` and the tile's first row; every lane of the warp calls.
- * false: there are fewer tiles. Lane l counts the tiles of experts [l * each, (l + 1) * each). */
-DEVICE bool find_rows(struct gemm_tile *t, const int64_t *__restrict__ offset, int experts,
-                      int64_t index, int tile)
+/* Row tiles of experts [l * each, (l + 1) * each), l the lane. */
+DEVICE int64_t lane_tiles(const int64_t *__restrict__ offset, int experts, int tile)
 {
-    const int lane = (int)threadIdx.x % 32, each = (experts + 31) / 32;
-    const int first = min(lane * each, experts), last = min(first + each, experts);
+    const int each = (experts + 31) / 32, first = min((int)threadIdx.x % 32 * each, experts);
+    const int last = min(first + each, experts);
     int64_t own = 0;
     for (int e = first; e < last; e++) {
         own += (offset[e + 1] - offset[e] + tile - 1) / tile;
     }
+    return own;
+}
+
+/* The expert that owns row tile `index` and the tile's first row; every lane of the warp calls.
+ * false: there are fewer tiles. */
+DEVICE bool find_rows(struct gemm_tile *t, const int64_t *__restrict__ offset, int experts,
+                      int64_t index, int tile)
+{
+    const int lane = (int)threadIdx.x % 32, each = (experts + 31) / 32;
+    const int64_t own = lane_tiles(offset, experts, tile);
     int64_t sum = own;
 #pragma unroll
     for (int step = 1; step < 32; step *= 2) {

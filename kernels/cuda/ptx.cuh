@@ -118,6 +118,15 @@ PTX void tma_load_2d(void *shared, const CUtensorMap *map, uint64_t *bar, int x,
                  : "memory");
 }
 
+/* ... of plane z. */
+PTX void tma_load_3d(void *shared, const CUtensorMap *map, uint64_t *bar, int x, int y, int z)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared_address(shared)),
+                 "l"(map), "r"(shared_address(bar)), "r"(x), "r"(y), "r"(z)
+                 : "memory");
+}
+
 PTX void tma_store_1d(void *global, const void *shared, uint32_t bytes)
 {
     asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global),

@@ -14,7 +14,7 @@ static struct {
     const void *kernel;
     size_t bytes;
 } allowed[KERNELS_MAX];
-static int allowed_count, current_device;
+static int allowed_count, current_device, capability_major = 9;
 static cudaError_t last_error;
 
 static int device_count()
@@ -27,6 +27,11 @@ static cudaError_t failed(cudaError_t error)
 {
     last_error = error;
     return error;
+}
+
+void emu_set_capability(int major)
+{
+    capability_major = major;
 }
 
 int stream_device()
@@ -88,7 +93,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device)
     *p = {};
     snprintf(p->name, sizeof p->name, "emulated sm_90a");
     cudaMemGetInfo(&available, &p->totalGlobalMem);
-    p->major = 9;
+    p->major = capability_major;
     p->warpSize = 32;
     p->multiProcessorCount = MULTIPROCESSORS;
     p->maxThreadsPerBlock = EMU_THREADS_MAX;
@@ -107,7 +112,7 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
         return failed(cudaErrorInvalidDevice);
     switch (attribute) {
     case cudaDevAttrComputeCapabilityMajor:
-        *value = 9;
+        *value = capability_major;
         break;
     case cudaDevAttrComputeCapabilityMinor:
         *value = 0;
@@ -222,7 +227,7 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuui
 {
     static const uint32_t sizes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2, 4, 4, 4};
     static const uint32_t spans[] = {0, 32, 64, 128};
-    if (rank < 1 || rank > 2 || (size_t)type >= sizeof sizes / sizeof *sizes ||
+    if (rank < 1 || rank > 3 || (size_t)type >= sizeof sizes / sizeof *sizes ||
         (size_t)swizzle > 3 || interleave != CU_TENSOR_MAP_INTERLEAVE_NONE ||
         fill != CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE)
         return CUDA_ERROR_NOT_SUPPORTED; /* by the model */
@@ -231,17 +236,26 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuui
     m.element_bytes = sizes[type];
     m.type = type;
     m.swizzle = swizzle;
-    m.dim[1] = m.box[1] = 1;
-    for (cuuint32_t i = 0; i < rank; i++) {
+    m.rank = rank;
+    m.dim[1] = m.box[1] = m.planes = 1;
+    for (cuuint32_t i = 0; i < rank && i < 2; i++) {
         if (dim[i] == 0 || dim[i] > (cuuint64_t)1 << 32 || box[i] == 0 || box[i] > 256 ||
             step[i] != 1)
             return CUDA_ERROR_INVALID_VALUE;
         m.dim[i] = dim[i];
         m.box[i] = box[i];
     }
-    m.row_bytes = rank == 2 ? stride[0] : dim[0] * m.element_bytes;
+    m.row_bytes = rank >= 2 ? stride[0] : dim[0] * m.element_bytes;
+    if (rank == 3) {
+        if (dim[2] == 0 || dim[2] > (cuuint64_t)1 << 32 || stride[1] % 16 || step[2] != 1)
+            return CUDA_ERROR_INVALID_VALUE;
+        if (box[2] != 1)
+            return CUDA_ERROR_NOT_SUPPORTED; /* by the model */
+        m.planes = dim[2];
+        m.plane_bytes = stride[1];
+    }
     uint32_t inner = m.box[0] * m.element_bytes;
-    if ((uintptr_t)base % 16 || (rank == 2 && stride[0] % 16) || inner % 16 ||
+    if ((uintptr_t)base % 16 || (rank >= 2 && stride[0] % 16) || inner % 16 ||
         (swizzle && inner > spans[swizzle]) || (uintptr_t)map % 64)
         return CUDA_ERROR_INVALID_VALUE;
     m.magic = TENSOR_MAP_MAGIC;

@@ -62,7 +62,8 @@ uint64_t emu_random(void);
 /* fp8 products summed as Hopper's tensor cores do (13 fraction bits of the largest term) or, the
  * default, in fp32. */
 void emu_set_hopper_fp8(bool on);
-uint64_t emu_switches(void); /* fiber switches so far */
+void emu_set_capability(int major); /* that the devices say they have; 9, the default */
+uint64_t emu_switches(void);        /* fiber switches so far */
 
 /* Runs a grid now. body(argument) is called in every thread. */
 void emu_run_grid(const struct emu_grid *grid, void (*body)(void *), void *argument);
@@ -97,6 +98,8 @@ void emu_fence_proxy_async(void);
 void emu_tma_load(void *shared, const void *global, uint32_t bytes, uint64_t *bar,
                   struct emu_at at);
 void emu_tma_load_box(void *shared, const void *map, uint64_t *bar, int x, int y, struct emu_at at);
+void emu_tma_load_plane(void *shared, const void *map, uint64_t *bar, int x, int y, int z,
+                        struct emu_at at);
 void emu_tma_store(void *global, const void *shared, uint32_t bytes, struct emu_at at);
 void emu_tma_store_box(const void *map, const void *shared, int x, int y, bool add,
                        struct emu_at at);

@@ -44,6 +44,8 @@ if(emulator_builds)
   emulated(emulated_device plain test_device.cpp LINK device_cuda_emulated)
   add_test(NAME emulated_program COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/program.sh ${CMAKE_SOURCE_DIR}
     $<TARGET_FILE:switchyard_emulated>)
-  set_tests_properties(emulated_program PROPERTIES LABELS emulator TIMEOUT 600)
+  add_test(NAME emulated_families COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/families.sh ${CMAKE_SOURCE_DIR}
+    $<TARGET_FILE:switchyard_emulated>)
+  set_tests_properties(emulated_program emulated_families PROPERTIES LABELS emulator TIMEOUT 600)
 endif()
 emulated_test(emulated_device plain emulated_device clean)

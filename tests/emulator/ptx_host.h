@@ -51,6 +51,11 @@ inline void tma_load_2d(void *shared, const CUtensorMap *map, uint64_t *bar, int
 {
     emu_tma_load_box(shared, map, bar, x, y, EMU_HERE);
 }
+inline void tma_load_3d(void *shared, const CUtensorMap *map, uint64_t *bar, int x, int y, int z,
+                        EMU_AT)
+{
+    emu_tma_load_plane(shared, map, bar, x, y, z, EMU_HERE);
+}
 inline void tma_store_1d(void *global, const void *shared, uint32_t bytes, EMU_AT)
 {
     emu_tma_store(global, shared, bytes, EMU_HERE);

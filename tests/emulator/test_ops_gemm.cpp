@@ -237,20 +237,56 @@ static bool router(struct device *device, enum dtype dtype, int shift)
     return right;
 }
 
+/* Hopper's pipeline: 9 and more stages of 64 k, tiles of C cut on both sides, both widths of tiles
+ * (a grid of 132 blocks and more takes the wide ones, and each block several of them). */
+static bool hopper(struct device *device)
+{
+    const struct grouping ragged = {{0, 70, 70, 71, 135, 335, 400, 640}, 8};
+    const struct shape narrow = {150, 136, 600}, back = {150, 600, 136}, tall = {600, 136, 152};
+    bool right = linear_shape(device, DTYPE_BF16, SHIFT_NONE, narrow, FORWARD, true, true);
+    right = linear_shape(device, DTYPE_BF16, SHIFT_NONE, back, INPUT, true, false) && right;
+    right = linear_shape(device, DTYPE_BF16, SHIFT_NONE, tall, WEIGHT, true, false) && right;
+    right = grouped_shape(device, DTYPE_BF16, SHIFT_NONE, ragged, 136, 200, 64) && right;
+    if (!SLOW) {
+        const struct shape up = {260, 11600, 64}, down = {260, 64, 11600},
+                           weight = {72, 264, 11600};
+        right = linear_shape(device, DTYPE_BF16, SHIFT_NONE, up, FORWARD, true, false) && right;
+        right = linear_shape(device, DTYPE_BF16, SHIFT_NONE, down, INPUT, false, false) && right;
+        right = linear_shape(device, DTYPE_BF16, SHIFT_NONE, weight, WEIGHT, true, false) && right;
+    }
+    return right;
+}
+
+/* Of bf16, whichever kernel takes it. */
+static bool narrow(struct device *device)
+{
+    bool right = rows_independent(device, DTYPE_BF16, SHIFT_NONE);
+    right = linear_empty(device, DTYPE_BF16) && right;
+    return many_experts(device, DTYPE_BF16) && right;
+}
+
 static bool test()
 {
     struct device *device = cpu_device();
+    emu_set_capability(8); /* bf16 by gemm_mma */
     bool right = for_kinds(device, linear);
     right = for_kinds(device, grouped) && right;
     right = for_kinds(device, router) && right;
+    right = narrow(device) && right;
     for (enum dtype dtype : {DTYPE_F32, DTYPE_BF16}) {
-        right = rows_independent(device, dtype, SHIFT_NONE) && right;
         right = rows_independent(device, dtype, SHIFT_ALL) && right;
-        right = linear_empty(device, dtype) && right;
-        right = many_experts(device, dtype) && right;
         right = linear_large(device, dtype) && right;
     }
-    return right;
+    right = rows_independent(device, DTYPE_F32, SHIFT_NONE) && right;
+    right = linear_empty(device, DTYPE_F32) && right;
+    right = many_experts(device, DTYPE_F32) && right;
+    emu_set_capability(9); /* by gemm_sm90 where operands are aligned: of results, anything goes */
+    for (int shift : {(int)SHIFT_NONE, 0, 1, 3, 4, 5}) {
+        right = linear(device, DTYPE_BF16, shift) && right;
+        right = grouped(device, DTYPE_BF16, shift) && right;
+    }
+    right = narrow(device) && right;
+    return hopper(device) && right;
 }
 
 int main(int argc, char **argv)

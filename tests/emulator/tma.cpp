@@ -253,16 +253,20 @@ static struct tensor_map byte_row(const void *global, uint32_t bytes, const char
     map.dim[0] = map.row_bytes = bytes;
     map.dim[1] = map.box[1] = map.element_bytes = 1;
     map.box[0] = bytes;
+    map.rank = 1;
     return map;
 }
 
-static const struct tensor_map *map_get(const void *map, const char *what, struct emu_at at)
+static const struct tensor_map *map_get(const void *map, uint32_t rank, const char *what,
+                                        struct emu_at at)
 {
     const struct tensor_map *m = (const struct tensor_map *)map;
     if ((uintptr_t)map % 64 || m->magic != TENSOR_MAP_MAGIC)
         emu_fail(at,
                  "%s: not a tensor map that cuTensorMapEncodeTiled wrote, or not 64-byte aligned",
                  what);
+    if (m->rank != rank)
+        emu_fail(at, "%s: the map has %u dimensions", what, m->rank);
     return m;
 }
 
@@ -315,7 +319,18 @@ void emu_tma_load(void *shared, const void *global, uint32_t bytes, uint64_t *ba
 
 void emu_tma_load_box(void *shared, const void *map, uint64_t *bar, int x, int y, struct emu_at at)
 {
-    load_issue(shared, map_get(map, "tma_load_2d", at), bar, x, y, "tma_load_2d", at);
+    load_issue(shared, map_get(map, 2, "tma_load_2d", at), bar, x, y, "tma_load_2d", at);
+}
+
+void emu_tma_load_plane(void *shared, const void *map, uint64_t *bar, int x, int y, int z,
+                        struct emu_at at)
+{
+    struct tensor_map plane = *map_get(map, 3, "tma_load_3d", at);
+    if (z >= 0 && (uint64_t)z < plane.planes)
+        plane.base += (uint64_t)z * plane.plane_bytes;
+    else
+        plane.dim[1] = 0; /* zeros */
+    load_issue(shared, &plane, bar, x, y, "tma_load_3d", at);
 }
 
 void emu_tma_store(void *global, const void *shared, uint32_t bytes, struct emu_at at)
@@ -328,7 +343,7 @@ void emu_tma_store_box(const void *map, const void *shared, int x, int y, bool a
                        struct emu_at at)
 {
     const char *what = add ? "tma_reduce_add_2d" : "tma_store_2d";
-    store_issue((void *)shared, map_get(map, what, at), x, y, add, what, at);
+    store_issue((void *)shared, map_get(map, 2, what, at), x, y, add, what, at);
 }
 
 void emu_tma_store_commit()

@@ -145,7 +145,8 @@ static void feed_forward(struct model *model, int64_t block, const struct block_
     }
 }
 
-void block_forward(struct model *model, int64_t block, const struct block_call *call,
+/* Up to the second norm. */
+static void attend(struct model *model, int64_t block, const struct block_call *call,
                    struct tensor x, struct tensor delta)
 {
     struct block_state *state = &model->blocks[block];
@@ -158,7 +159,70 @@ void block_forward(struct model *model, int64_t block, const struct block_call *
         model_weight(model, PARAM_DENSE, model->params.block[block].o_proj, model->arch.width, out),
         false);
     second_norm(model, block, call, stream_of(model, state->input, call), projected);
-    feed_forward(model, block, call, projected);
+}
+
+/* --- what a device may record (graph_begin, kernels/ops.h) --- */
+
+/* Whether the ops of a block are the same at every step. The router's jitter differs from step to
+ * step, the z-loss with the size of the global batch. */
+static bool is_constant(const struct model *model, const struct block_call *call)
+{
+    return call->training && model->arch.jitter == 0 && model->arch.balance.z == 0;
+}
+
+/* Whether the host must know how many tokens went where. */
+static bool waits(const struct model *model, int64_t block)
+{
+    return has_experts(model, block) && moe_waits(&model->moe, &model->blocks[block].moe, true);
+}
+
+enum part { PART_FORWARD, PART_BACKWARD, PARTS };
+
+/* Runs part(model, ...) or has it repeated. */
+struct recorded {
+    struct model *model;
+    int64_t block;
+    const struct block_call *call;
+    struct tensor x, delta;
+    float z_scale;
+};
+
+static void record(const struct recorded *args, enum part part,
+                   void (*run)(const struct recorded *args))
+{
+    const struct block_call *call = args->call;
+    const struct ops *ops = args->model->ops;
+    const uint64_t shape = (uint64_t)(call->count << 24 ^ call->sequence),
+                   key = (shape << 16 ^ (uint64_t)args->block) * PARTS + part;
+    if (!is_constant(args->model, call)) {
+        run(args);
+    } else if (ops->graph_begin(args->model->device, key)) {
+        run(args);
+        ops->graph_end(args->model->device);
+    }
+}
+
+static void forward_part(const struct recorded *a)
+{
+    attend(a->model, a->block, a->call, a->x, a->delta);
+    if (!waits(a->model, a->block)) {
+        feed_forward(a->model, a->block, a->call, stream_of(a->model, a->model->delta, a->call));
+    }
+}
+
+void block_forward(struct model *model, int64_t block, const struct block_call *call,
+                   struct tensor x, struct tensor delta)
+{
+    const struct recorded args = {
+        .model = model, .block = block, .call = call, .x = x, .delta = delta};
+    if (has_experts(model, block)) {
+        moe_expect(&model->moe, &model->blocks[block].moe, call->count * call->sequence,
+                   call->sequence);
+    }
+    record(&args, PART_FORWARD, forward_part);
+    if (waits(model, block)) {
+        feed_forward(model, block, call, stream_of(model, model->delta, call));
+    }
 }
 
 /* What this mode of training.recompute did not keep. Experts are made again where they are used. */
@@ -167,7 +231,8 @@ static void recompute(struct model *model, int64_t block, const struct block_cal
     struct block_state *state = &model->blocks[block];
     const struct tensor none = {0}, input = stream_of(model, state->input, call);
     if (model->config->train.recompute == CONFIG_RECOMPUTE_BLOCK) {
-        block_forward(model, block, call, input, none);
+        attend(model, block, call, input, none);
+        feed_forward(model, block, call, stream_of(model, model->delta, call));
     } else if (model->config->train.recompute == CONFIG_RECOMPUTE_NORMS) {
         first_norm(model, block, call, input, none);
         attention_recompute(model, block, call);
@@ -220,18 +285,44 @@ static void norm_backward(struct model *model, struct tensor dstream, struct ten
                               dnorm, x, rstd, model_vector(model, weight, width));
 }
 
+/* Gradients of the stream behind the block become those before its second norm. */
+static void backward_experts(const struct recorded *a)
+{
+    struct model *model = a->model;
+    const struct tensor dstream = stream_of(model, model->dstream, a->call),
+                        dnorm = stream_of(model, model->dnorm, a->call);
+    recompute(model, a->block, a->call);
+    feed_forward_backward(model, a->block, a->call, dnorm, dstream, a->z_scale);
+}
+
+static void backward_attention(const struct recorded *a)
+{
+    struct model *model = a->model;
+    const struct block_state *state = &model->blocks[a->block];
+    const struct block_offsets *at = &model->params.block[a->block];
+    const struct tensor dstream = stream_of(model, model->dstream, a->call),
+                        dnorm = stream_of(model, model->dnorm, a->call);
+    norm_backward(model, dstream, dnorm, stream_of(model, state->middle, a->call), state->rstd2,
+                  at->post_norm);
+    project_backward(model, a->block, a->call, dnorm, dstream);
+    norm_backward(model, dstream, dnorm, stream_of(model, state->input, a->call), state->rstd1,
+                  at->input_norm);
+}
+
+static void backward_part(const struct recorded *a)
+{
+    if (!waits(a->model, a->block)) {
+        backward_experts(a);
+    }
+    backward_attention(a);
+}
+
 void block_backward(struct model *model, int64_t block, const struct block_call *call,
                     float z_scale)
 {
-    struct block_state *state = &model->blocks[block];
-    const struct block_offsets *at = &model->params.block[block];
-    const struct tensor dstream = stream_of(model, model->dstream, call),
-                        dnorm = stream_of(model, model->dnorm, call);
-    recompute(model, block, call);
-    feed_forward_backward(model, block, call, dnorm, dstream, z_scale);
-    norm_backward(model, dstream, dnorm, stream_of(model, state->middle, call), state->rstd2,
-                  at->post_norm);
-    project_backward(model, block, call, dnorm, dstream);
-    norm_backward(model, dstream, dnorm, stream_of(model, state->input, call), state->rstd1,
-                  at->input_norm);
+    const struct recorded args = {.model = model, .block = block, .call = call, .z_scale = z_scale};
+    if (waits(model, block)) {
+        backward_experts(&args);
+    }
+    record(&args, PART_BACKWARD, backward_part);
 }

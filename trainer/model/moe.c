@@ -96,6 +96,23 @@ static const int32_t *kept_slots(struct moe *moe, struct moe_state *state,
     return state->routed;
 }
 
+/* With one rank in ep, rows in send order are rows in expert order: nothing travels. */
+static bool alone(const struct moe_state *state)
+{
+    return state->plan.ep->size == 1;
+}
+
+bool moe_waits(const struct moe *moe, const struct moe_state *state, bool training)
+{
+    return !alone(state) || (training && moe->config->router.capacity_factor > 0);
+}
+
+void moe_expect(const struct moe *moe, struct moe_state *state, int64_t tokens, int64_t sequence)
+{
+    state->row_tokens = sequence;
+    expert_plan_expect(&state->plan, tokens * moe->arch->top_k);
+}
+
 static void route(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
                   struct tensor x, int64_t sequence, bool training)
 {
@@ -116,12 +133,6 @@ static void route(struct moe *moe, struct moe_state *state, const struct moe_wei
 static struct tensor act_rows(const struct moe *moe, void *data, int64_t rows, int64_t cols)
 {
     return tensor_2d(data, moe->act, rows, cols);
-}
-
-/* With one rank in ep, rows in send order are rows in expert order: nothing travels. */
-static bool alone(const struct moe_state *state)
-{
-    return state->plan.ep->size == 1;
 }
 
 /* Round `round` of dispatch, leaving the rows in state->input and gate_up. */

@@ -65,6 +65,13 @@ void moe_scratch_layout(struct moe *moe, struct arena *arena);
 /* Sequences of `sequence` tokens: statistics are of each. */
 struct router_shape moe_router_shape(const struct moe *moe, int64_t tokens, int64_t sequence);
 
+/* Whether a forward waits for the counts of tokens: ranks exchange rows, or slots may be dropped.
+ */
+bool moe_waits(const struct moe *moe, const struct moe_state *state, bool training);
+/* Sets what the host knows of a forward of `tokens` tokens that does not wait, as that does: for
+ * one that a device repeats by itself. */
+void moe_expect(const struct moe *moe, struct moe_state *state, int64_t tokens, int64_t sequence);
+
 /* y[n,C] = experts(x[n,C]). Collective over ep. training: capacity applies. */
 void moe_forward(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
                  struct tensor y, struct tensor x, int64_t sequence, bool training);

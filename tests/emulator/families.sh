@@ -1,0 +1,145 @@
+#!/usr/bin/env bash
+# families.sh SOURCE_DIR SWITCHYARD_EMULATED: every family trains on emulated GPUs as on the CPU, in f32 to 1e-5 per
+# loss, whatever is switched on; checkpoints go from one device to the other. SWITCHYARD_FULL=1: 4 ranks, more switches.
+set -euo pipefail
+. "$1/tests/cli/common.sh"
+make_data
+steps=4
+
+# config_of FAMILY: small enough for an emulator; every family's kinds of layer are in it.
+config_of() {
+    cat <<YAML
+run: {steps: $steps, seed: 7, pin: false, threads: 1}
+train: {sequence_length: 16, micro_batch: 1, global_batch: 4, precision: fp32}
+optimizer: {lr: 2e-3}
+schedule: {kind: constant, warmup_steps: 1}
+data: {train: $work/train.h5, shuffle: false}
+checkpoint: {every_steps: 0}
+model:
+  vocab_size: 257
+  hidden_size: 32
+  num_attention_heads: 4
+  initializer_range: 0.08
+YAML
+    case $1 in
+    mixtral) cat <<'YAML' ;;
+  family: mixtral
+  num_hidden_layers: 2
+  num_key_value_heads: 2
+  intermediate_size: 24
+  num_local_experts: 8
+  num_experts_per_tok: 2
+  router_aux_loss_coef: 0.02
+YAML
+    v2) cat <<'YAML' ;;
+  family: deepseek_v2
+  num_hidden_layers: 2
+  first_k_dense_replace: 1
+  q_lora_rank: null
+  kv_lora_rank: 16
+  qk_nope_head_dim: 8
+  qk_rope_head_dim: 8
+  v_head_dim: 8
+  intermediate_size: 40
+  moe_intermediate_size: 16
+  n_routed_experts: 8
+  n_shared_experts: 1
+  num_experts_per_tok: 3
+  n_group: 4
+  topk_group: 2
+router: {sequence_loss_coef: 0.01, device_loss_coef: 0.02, communication_loss_coef: 0.03}
+YAML
+    v3) cat <<'YAML' ;;
+  family: deepseek_v3
+  num_hidden_layers: 2
+  first_k_dense_replace: 1
+  q_lora_rank: 24
+  kv_lora_rank: 16
+  qk_nope_head_dim: 8
+  qk_rope_head_dim: 8
+  v_head_dim: 8
+  intermediate_size: 40
+  moe_intermediate_size: 16
+  n_routed_experts: 8
+  n_shared_experts: 1
+  num_experts_per_tok: 3
+  n_group: 4
+  topk_group: 2
+  num_nextn_predict_layers: 1
+router: {sequence_loss_coef: 0.001, bias_update_speed: 0.01}
+YAML
+    esac
+}
+
+# run_on RANKS DEVICE NAME [key=value ...]: trains the family; one rank holds ep 1, more hold ep = ranks.
+run_on() {
+    local count=$1 device=$2 name=$3
+    shift 3
+    expect_rc 0 train_on "$count" "$count" "$work/$family-$name" "run.device=$device" "$@"
+}
+
+# same_curve A B WHAT [TOLERANCE]: losses and gradient norms of two runs of the family.
+same_curve() {
+    local field
+    for field in loss aux_loss grad_norm; do
+        close_to "${4:-1e-5}" "$(metric "$work/$family-$1" $field)" "$(metric "$work/$family-$2" $field)" "$family, $3: $field"
+    done
+}
+
+# both NAME [key=value ...]: one rank of each device, the same.
+both() {
+    local name=$1
+    shift
+    run_on 1 cpu "$name-cpu" "$@"
+    run_on 1 cuda "$name-cuda" "$@"
+    same_curve "$name-cpu" "$name-cuda" "$name"
+}
+
+curves() {
+    local comm
+    run_on 1 cpu cpu
+    run_on 1 cuda cuda
+    same_curve cpu cuda "one rank"
+    for comm in $comms; do
+        run_on 2 cuda "two-$comm" run.comm="$comm"
+        same_curve cpu "two-$comm" "two ranks by $comm"
+    done
+    [ "$full" -eq 0 ] || { run_on 4 cuda four; same_curve cpu four "four ranks"; }
+}
+
+# Saved by one device, gone on with by the other; the text that comes out.
+move() {
+    local from text
+    for from in cpu cuda; do
+        local to=cuda
+        [ $from = cpu ] || to=cpu
+        run_on 1 $from "move-$from" run.steps=2
+        run_on 1 $to "move-$from" run.steps=$steps
+        same_curve cpu "move-$from" "saved on $from, resumed on $to"
+    done
+    text=(generate "$work/$family-cpu" --prompt "int " --count 6 --temperature 0)
+    expect_rc 0 "$binary" "${text[@]}" run.device=cpu
+    cp "$out" "$work/said"
+    expect_rc 0 "$binary" "${text[@]}" run.device=cuda
+    cmp -s "$out" "$work/said" || fail "$family: text on the two devices differs"
+}
+
+for family in mixtral v2 v3; do
+    echo "$family"
+    config_of $family >"$work/tiny.yaml"
+    comms=nccl
+    [ $family != mixtral ] || comms="nccl mpi"
+    curves
+    case $family in
+    mixtral)
+        both capacity router.capacity_factor=1.1 router.z_loss_coef=0.01
+        both jitter model.router_jitter_noise=0.1 train.recompute=block
+        ;;
+    v2) move ;;
+    v3)
+        both muon optimizer.name=muon optimizer.ema=0.9 train.recompute=experts
+        [ "$full" -eq 0 ] || { move; both norms train.recompute=norms data.mask_documents=true; }
+        ;;
+    esac
+done
+finish
