@@ -94,24 +94,42 @@ static inline int for_seeds(int argc, char **argv, bool (*test)())
     return right ? 0 : 1;
 }
 
-static inline CUtensorMap tensor_map(CUtensorMapDataType type, void *base, uint64_t columns,
-                                     uint64_t rows, uint64_t row_bytes, uint32_t box_columns,
-                                     uint32_t box_rows, CUtensorMapSwizzle swizzle)
+static inline CUtensorMap tensor_map_of(CUtensorMapDataType type, void *base, uint32_t rank,
+                                        const cuuint64_t *dim, const cuuint64_t *stride,
+                                        const cuuint32_t *box, CUtensorMapSwizzle swizzle)
 {
     CUtensorMap map;
-    cuuint64_t dim[2] = {columns, rows}, stride[1] = {row_bytes};
-    cuuint32_t box[2] = {box_columns, box_rows}, step[2] = {1, 1};
+    const cuuint32_t step[3] = {1, 1, 1};
     void *encode = nullptr;
     must(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &encode, 12000, 0, nullptr),
          "cudaGetDriverEntryPointByVersion");
     decltype(&cuTensorMapEncodeTiled) function = (decltype(&cuTensorMapEncodeTiled))encode;
-    if (function(&map, type, 2, base, dim, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+    if (!function ||
+        function(&map, type, rank, base, dim, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
                  swizzle, CU_TENSOR_MAP_L2_PROMOTION_NONE,
                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS) {
         fprintf(stderr, "cuTensorMapEncodeTiled refused\n");
         exit(70);
     }
     return map;
+}
+static inline CUtensorMap tensor_map(CUtensorMapDataType type, void *base, uint64_t columns,
+                                     uint64_t rows, uint64_t row_bytes, uint32_t box_columns,
+                                     uint32_t box_rows, CUtensorMapSwizzle swizzle)
+{
+    const cuuint64_t dim[2] = {columns, rows}, stride[1] = {row_bytes};
+    const cuuint32_t box[2] = {box_columns, box_rows};
+    return tensor_map_of(type, base, 2, dim, stride, box, swizzle);
+}
+/* Planes of such matrices, one after the other; a box lies in one. */
+static inline CUtensorMap tensor_map_3d(CUtensorMapDataType type, void *base, uint64_t columns,
+                                        uint64_t rows, uint64_t row_bytes, uint64_t planes,
+                                        uint32_t box_columns, uint32_t box_rows,
+                                        CUtensorMapSwizzle swizzle)
+{
+    const cuuint64_t dim[3] = {columns, rows, planes}, stride[2] = {row_bytes, rows * row_bytes};
+    const cuuint32_t box[3] = {box_columns, box_rows, 1};
+    return tensor_map_of(type, base, 3, dim, stride, box, swizzle);
 }
 
 #endif

@@ -32,6 +32,9 @@ static inline uint64_t side_seed()
 static inline void side_set_hopper_fp8(bool)
 {
 }
+static inline void side_set_capability(int) /* a device has the one it has */
+{
+}
 #else
 #include "emulator/emulator.h"
 
@@ -43,6 +46,10 @@ static inline void side_set_seed(uint64_t seed)
 static inline uint64_t side_seed()
 {
     return emu_seed();
+}
+static inline void side_set_capability(int major)
+{
+    emu_set_capability(major);
 }
 static inline void side_set_hopper_fp8(bool on)
 {

@@ -268,7 +268,7 @@ static bool narrow(struct device *device)
 static bool test()
 {
     struct device *device = cpu_device();
-    emu_set_capability(8); /* bf16 by gemm_mma */
+    side_set_capability(8); /* bf16 by gemm_mma */
     bool right = for_kinds(device, linear);
     right = for_kinds(device, grouped) && right;
     right = for_kinds(device, router) && right;
@@ -280,7 +280,7 @@ static bool test()
     right = rows_independent(device, DTYPE_F32, SHIFT_NONE) && right;
     right = linear_empty(device, DTYPE_F32) && right;
     right = many_experts(device, DTYPE_F32) && right;
-    emu_set_capability(9); /* by gemm_sm90 where operands are aligned: of results, anything goes */
+    side_set_capability(9); /* by gemm_sm90 where operands are aligned: of results, anything goes */
     for (int shift : {(int)SHIFT_NONE, 0, 1, 3, 4, 5}) {
         right = linear(device, DTYPE_BF16, shift) && right;
         right = grouped(device, DTYPE_BF16, shift) && right;

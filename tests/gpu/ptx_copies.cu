@@ -1,4 +1,4 @@
-/* TMA in one and two dimensions, every swizzle, every edge; reduce-add; cp.async. */
+/* TMA in one, two and three dimensions, every swizzle, every edge; reduce-add; cp.async. */
 #include "conformance.h"
 
 #include "kernels/cuda/ptx.cuh"
@@ -38,6 +38,25 @@ __global__ void __launch_bounds__(128) box_load_kernel(const __grid_constant__ C
         fence_mbarrier_init();
         mbarrier_arrive_expect_tx(full, bytes);
         tma_load_2d(raw, &map, full, x, y);
+    }
+    __syncthreads();
+    mbarrier_wait(full, 0);
+    for (uint32_t i = threadIdx.x; i < bytes; i += 128)
+        out[i] = raw[i];
+}
+
+/* The same of plane z. */
+__global__ void __launch_bounds__(128)
+    plane_load_kernel(const __grid_constant__ CUtensorMap map, uint8_t *out, uint32_t bytes, int x,
+                      int y, int z)
+{
+    SMEM_DYN(raw);
+    uint64_t *full = reinterpret_cast<uint64_t *>(raw + BOX_BYTES_MAX);
+    if (threadIdx.x == 0) {
+        mbarrier_init(full, 1);
+        fence_mbarrier_init();
+        mbarrier_arrive_expect_tx(full, bytes);
+        tma_load_3d(raw, &map, full, x, y, z);
     }
     __syncthreads();
     mbarrier_wait(full, 0);
@@ -199,6 +218,30 @@ static void box_add(struct conformance *c, const struct box *b)
     conformance_exact(c, "tma_reduce_add_2d " + b->name, dy.get(), want);
 }
 
+/* Planes of a tensor of three, and those before and after it, which are zero. */
+static void planes(struct conformance *c)
+{
+    enum { PLANES = 3 };
+    struct box b = {CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2,  128, (2 * COLUMNS + 15) / 16 * 16,
+                    CU_TENSOR_MAP_SWIZZLE_128B,       60, 30,  ""};
+    const size_t plane_bytes = ROWS * b.row_bytes;
+    for (int z : {0, 2, 3, -1}) {
+        std::string name = "tma_load_3d plane " + std::to_string(z);
+        std::vector<uint8_t> x = conformance_bytes(c->seed, name.c_str(), PLANES * plane_bytes);
+        std::vector<uint8_t> want(BOX_ROWS * b.span, 0);
+        device_vector<uint8_t> dx(x), out(std::vector<uint8_t>(want.size(), 0xEE));
+        CUtensorMap map = tensor_map_3d(b.type, dx.data, COLUMNS, ROWS, b.row_bytes, PLANES,
+                                        (uint32_t)(b.span / b.element), BOX_ROWS, b.swizzle);
+        box_visit(&b, b.x, b.y, [&](long from, size_t to) {
+            if (from >= 0 && z >= 0 && z < PLANES)
+                want[to] = x[(size_t)z * plane_bytes + (size_t)from];
+        });
+        LAUNCH(plane_load_kernel, 1, 128, BOX_BYTES_MAX + 8, nullptr, map, out.data,
+               (uint32_t)want.size(), b.x, b.y, z);
+        conformance_exact(c, name, out.get(), want);
+    }
+}
+
 static void boxes(struct conformance *c)
 {
     static const struct {
@@ -236,6 +279,7 @@ void conformance_copies(struct conformance *c)
 {
     bulk(c);
     boxes(c);
+    planes(c);
     std::vector<uint8_t> x = conformance_bytes(c->seed, "cp_async", 1024), want(x);
     for (size_t i = 0; i < want.size(); i++)
         if (i / 16 % 32 % 3 == 0)

@@ -210,6 +210,8 @@ static void layouts(struct conformance *c)
     product(c, &s, launch<128, false, 1, 1>);
     s.a_mn_major = false;
     product(c, &s, launch<128, false, 0, 1>);
+    s.n = 256;
+    product(c, &s, launch<256, false, 0, 1>);
     for (int n = 0; n < 2; n++) { /* the start counts, and then does not */
         s = {64, n != 0, false, false, SWIZZLE_128B, true, true};
         product(c, &s, n ? launch<64, true, 0, 0> : launch<64, false, 0, 0>);

@@ -70,7 +70,7 @@ done
 [ -s "$work/mangled" ] || { echo "sass.sh: no kernels in $*" >&2; exit 70; }
 # Demangled, arguments and return type dropped, spaces removed: `void f<int, 3>(float*)` becomes f<int,3>.
 paste -d' ' <(cut -d' ' -f1 "$work/mangled") \
-    <(cut -d' ' -f2 "$work/mangled" | c++filt | sed -E 's/\(anonymous namespace\):://g; s/^void //; s/\(([a-z ]+)\)([-0-9])/\2/g; s/\(.*//; s/ //g') \
+    <(cut -d' ' -f2 "$work/mangled" | c++filt | sed -E 's/\(anonymous namespace\):://g; s/^void //; s/\(([a-zA-Z_ ]+)\)([-0-9])/\2/g; s/\(.*//; s/ //g') \
     <(cut -d' ' -f3- "$work/mangled") >"$work/figures"
 [ "${SASS_TABLE:-0}" = 0 ] || column -t "$work/figures"
 
