@@ -118,11 +118,7 @@ void cuda_muon_orthogonalize(void *stream, struct tensor x, void *scratch)
     if (count == 0) {
         return;
     }
-<<<<<<< HEAD
     cuda_fill(stream, (float *)squares, sizeof *squares / sizeof(float), 0); /* sums are added */
-=======
-    cudaMemsetAsync(squares, 0, sizeof *squares, queue);
->>>>>>> helper-K
     cuda_sum_squares(stream, squares, to, count, at + align(sizeof(double)));
     if (aligned(to) && aligned(from)) {
         LAUNCH(normalize_kernel<4>, flat_blocks(count, 4), FLAT_THREADS, 0, queue, from, to, count,
