@@ -177,33 +177,80 @@ DEVICE void consume(float (&sum)[TILE_N / 2], struct shared_tiles<TILE_N> *s,
     release(s, before);
 }
 
+/* A lane's share of a warp's 16 rows of STAGED columns of C: four columns of row l / 8 and of every
+ * fourth below. Whole parts of four only (wide_c). */
+template <class T> struct strip {
+    T *c;         /* the first part */
+    int64_t down; /* from a part to the next */
+    int parts;    /* that are there */
+    float old[4][4];
+
+    __device__ __forceinline__ void fetch(bool add)
+    {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (add && i < parts) {
+                load(old[i], c + i * down);
+            }
+        }
+    }
+    /* from(row): where in shared memory the lane's four columns of its first row + `row` are. */
+    template <class F> __device__ __forceinline__ void put(bool add, F from)
+    {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float part[4];
+            load(part, from(4 * i));
+            if (i < parts) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    part[j] = add ? old[i][j] + part[j] : part[j];
+                }
+                store(c + i * down, part);
+            }
+        }
+    }
+};
+
 /* Accumulators lie scattered: 32 columns of the warp's 16 rows at a time are turned in shared
  * memory into parts of four columns, eight of them side by side in a row. Groups of 16 bytes are
- * swizzled so that neither side meets in a bank. */
-template <enum gemm_pass pass, int TILE_N>
+ * swizzled so that neither side meets in a bank. What is added to is on its way meanwhile. */
+template <enum gemm_pass pass, int TILE_N, class T>
 DEVICE void store_tile(const struct gemm &g, const struct gemm_tile &t,
                        const float (&sum)[TILE_N / 2], float *out, int64_t m)
 {
-    const int lane = (int)threadIdx.x % 32;
+    const int lane = (int)threadIdx.x % 32, row = lane / 8, column = lane % 8 * 4;
+    T *c = (T *)g.c + (pass == GEMM_WEIGHT ? t.expert * g.stride : 0) + (m + row) * g.ldc;
+    const int rows = (int)max((int64_t)0, min((t.m_end - m - row + 3) / 4, (int64_t)4));
+    auto from = [&](int below) {
+        const int at = row + below;
+        return out + at * STAGED + (column ^ at % 4 * 8);
+    };
 #pragma unroll
     for (int first = 0; first < TILE_N; first += STAGED) {
-#pragma unroll
-        for (int i = 0; i < STAGED / 8; i++) {
-#pragma unroll
-            for (int high = 0; high < 2; high++) {
-                const int row = lane / 4 + 8 * high, part = 2 * i + lane % 4 / 2;
-                const int from = (first / 8 + i) * 4 + 2 * high;
-                const float pair[2] = {sum[from], sum[from + 1]};
-                store(out + row * STAGED + (part ^ row % 4 * 2) * 4 + lane % 2 * 2, pair);
+        const int64_t n = t.n + first + column;
+        struct strip<T> part = {
+            c + n, 4 * g.ldc, g.wide_c &&n < g.n ? rows : 0,
+            {
             }
+        };
+        part.fetch(g.add);
+#pragma unroll
+        for (int i = 0; i < STAGED / 4; i++) { /* rows lane / 4 and, odd i, 8 below */
+            const int at = lane / 4 + i % 2 * 8, group = i / 2 * 2 + lane % 4 / 2;
+            const float pair[2] = {sum[first / 2 + 2 * i], sum[first / 2 + 2 * i + 1]};
+            store(out + at * STAGED + (group ^ at % 4 * 2) * 4 + lane % 2 * 2, pair);
         }
         __syncwarp();
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const int row = 4 * i + lane / 8, group = lane % 8;
-            float part[4];
-            load(part, out + row * STAGED + (group ^ row % 4 * 2) * 4);
-            store_c<pass>(g, t, m + row, t.n + first + 4 * group, part);
+        if (g.wide_c) {
+            part.put(g.add, from);
+        } else {
+#pragma unroll 1
+            for (int i = 0; i < 16; i += 4) {
+                float four[4];
+                load(four, from(i));
+                store_c<pass>(g, t, m + row + i, n, four);
+            }
         }
         __syncwarp();
     }
@@ -246,7 +293,12 @@ __global__ void __launch_bounds__(THREADS, 1)
     for_tiles<pass, TILE_N>(g, [&](const struct gemm_tile &t) {
         float sum[TILE_N / 2];
         consume<pass, TILE_N>(sum, s, t, group, &ring);
-        store_tile<pass, TILE_N>(g, t, sum, s->out[warp - 4], t.m + 64 * group + warp % 4 * 16);
+        const int64_t m = t.m + 64 * group + warp % 4 * 16;
+        if (pass == GEMM_WEIGHT || g.c_dtype == DTYPE_F32) {
+            store_tile<pass, TILE_N, float>(g, t, sum, s->out[warp - 4], m);
+        } else {
+            store_tile<pass, TILE_N, bf16>(g, t, sum, s->out[warp - 4], m);
+        }
     });
 #endif
 }
@@ -318,6 +370,7 @@ template <enum gemm_pass pass> static bool launch_pass(cudaStream_t stream, stru
     const int multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
     const int64_t rows = row_tiles(&g, pass, TILE_M) * (pass == GEMM_WEIGHT ? g.experts : 1);
     gemm_widths(&g, pass, 8, 4);
+    assert(pass != GEMM_WEIGHT || g.c_dtype == DTYPE_F32);
     if (!g.wide_a || !g.wide_b || g.k == 0 || g.m > INT32_MAX || g.n > INT32_MAX ||
         g.k > INT32_MAX || attribute(cudaDevAttrComputeCapabilityMajor) != 9) {
         return false;
