@@ -74,8 +74,7 @@ void expert_plan_free(struct expert_plan *plan); /* what init made */
  * counts; else it does not. */
 void expert_plan_make(struct expert_plan *plan, const int32_t *expert, int64_t tokens,
                       int64_t top_k, bool drops);
-/* Local. Fills the fields of round `round`; where `once`, for one call of expert_dispatch_tokens.
- */
+/* Local. Fills the fields of round `round`. */
 void expert_plan_round(struct expert_plan *plan, int64_t round);
 
 /* Collective over ep, of more than one rank. rows [received, C] in (expert, source, token) order <-
