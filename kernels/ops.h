@@ -75,6 +75,12 @@ struct router_shape {
     int64_t loss_groups; /* groups whose visitors are counted */
 };
 
+/* Slots of tokens (token n, choice k: n*top_k+k), experts, and the ranks these are spread over, the
+ * same number on each. */
+struct dispatch_shape {
+    int64_t slots, top_k, experts, ranks;
+};
+
 /* Integer statistics of a router, all rows; NULL: not wanted. */
 struct router_counts {
     int64_t *routed; /* [rows, E] tokens that chose an expert */
@@ -265,6 +271,22 @@ struct ops {
      */
     void (*expert_regroup)(struct device *, int32_t *regroup, int32_t *ungroup, int64_t *offset,
                            const int64_t *taken, int64_t local, int64_t ranks);
+    /* Tokens by destination, for a message that holds a token once however many of its slots go
+     * there: expert e lives on destination e / (E / ranks); a token's row stands in (destination,
+     * token) order. begin[ranks+1]: destination r has rows [begin[r], begin[r+1]); token[slots]:
+     * the token of each row, -1 past the last; place[slots]: for each row of expert_sort, its
+     * token's row counted from begin[its destination]; past the last: untouched. expert, slot_row:
+     * of expert_sort. Bytes per slot: about 30, bound by latency. */
+    void (*expert_unique)(struct device *, int64_t *begin, int32_t *token, int32_t *place,
+                          const int32_t *expert, const int32_t *slot_row,
+                          struct dispatch_shape shape);
+    /* fan[ungroup[p]] = unique[r] + place[p] for p < rows, where arrived[r] <= p < arrived[r+1]:
+     * which token's row, of those that arrived from all ranks, becomes row i of expert_regroup's
+     * order. arrived[ranks+1], unique[ranks+1]: where each source's places and rows begin; rows =
+     * arrived[ranks]. Bytes per row: 12, bound by latency. */
+    void (*expert_fan_out)(struct device *, int32_t *fan, const int32_t *ungroup,
+                           const int32_t *place, const int64_t *arrived, const int64_t *unique,
+                           int64_t ranks, int64_t rows);
     /* kept[slots] = expert, -1 where a group of E / groups experts has more than `capacity` slots:
      * of each group the slots of largest weight stay (ties: the earlier slot). groups = E:
      * GShard/Switch capacity; else DeepSeek-V2's, of a device's experts (its section 2.2.4). */

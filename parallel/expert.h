@@ -6,6 +6,13 @@
  * `bound` rows: when a destination's rows exceed it, they travel in several rounds, round r
  * carrying rows [r*bound, (r+1)*bound) of that destination's order. All ranks compute the same
  * rounds from the all-gathered counts, so imbalance costs time, never memory, never tokens.
+ *
+ * Tokens travel once to each rank (plan->once), however many of their experts live there: one
+ * packed message per pair of ranks, and before it one number per slot (int32) that says which row
+ * of the message it wants; the receiver fans the rows out. Where that saves nothing (no token of
+ * any rank has two experts on one rank), or there are several rounds, each slot's row travels.
+ * Either way the experts see the same bytes. Expert outputs and gradients always travel by slot:
+ * sums over a token's slots are made on its own rank, in slot order.
  */
 #ifndef PARALLEL_EXPERT_H
 #define PARALLEL_EXPERT_H
@@ -29,7 +36,9 @@ struct expert_plan {
     int32_t *token;    /* [slots] device: token of each row to be sent, -1 past the last */
     int32_t *slot_row; /* [slots] device: row, in send order, of each slot, -1 when dropped */
     int64_t *sorted;   /* [E+1] device: expert boundaries in send order */
-    int64_t *counts;   /* [ep, E] owned: rows each source sends to each expert */
+    int64_t *counts;   /* [ep, E + ep] owned: rows each source sends to each expert; then, tokens
+                          it has for each rank */
+    bool once;         /* tokens travel once to each rank: the same on every rank of ep */
     /* set by expert_plan_round */
     int64_t *send_rows, *recv_rows; /* [ep] owned: rows to / from each rank this round */
     int64_t *send_begin; /* [ep] owned: first row, in send order, of each destination's rows this
@@ -40,9 +49,15 @@ struct expert_plan {
     int32_t *regroup; /* [bound] device: regroup[i] = arrival position (source, expert, token order)
                          of row i of (expert, source, token) order; NULL where ep is 1 */
     int32_t *ungroup; /* [bound] device: its inverse */
-    /* scratch of expert_plan_make and expert_plan_round */
-    int64_t *bounds;       /* [E+1] owned: `sorted` on the host */
-    int64_t *taken;        /* [local_experts, ep] owned: rows of this round, by expert and source */
+    int64_t *send_tokens, *recv_tokens; /* [ep] owned: rows that travel where `once` */
+    /* scratch of expert_plan_make, expert_plan_round and expert_dispatch_tokens */
+    int64_t *unique_begin; /* [ep+1] device, behind `sorted`: expert_unique's */
+    int32_t *unique_token; /* [slots] device */
+    int32_t *place;        /* [slots] device */
+    int32_t *fan;          /* [bound] device: expert_fan_out's */
+    int64_t *bounds;       /* [E+1 + ep+1] owned: `sorted` and unique_begin on the host */
+    int64_t *taken;        /* [local_experts, ep] owned: rows of this round, by expert and source;
+                              then [ep+1] where each source's rows begin, [ep+1] its tokens */
     int64_t *device_taken; /* the same, device */
 };
 
@@ -66,8 +81,11 @@ void expert_plan_expect(struct expert_plan *plan, int64_t slots);
 void expert_plan_round(struct expert_plan *plan, int64_t round);
 
 /* Collective over ep, of more than one rank. rows [received, C] in (expert, source, token) order <-
- * x[sent, C] in send order. `buffer` has room for bound + slots rows. The way there, for
- * activations (forward) and for output gradients (backward). */
+ * this rank's tokens x[N, C]. `buffer` has room for bound + slots rows; a row for an int32. The way
+ * there of activations. */
+void expert_dispatch_tokens(struct expert_plan *plan, struct tensor rows, struct tensor x,
+                            void *buffer);
+/* The same from x[sent, C] in send order: the way there of output gradients. */
 void expert_dispatch(struct expert_plan *plan, struct tensor rows, struct tensor x, void *buffer);
 /* Collective over ep. The way back: x[sent, C] in send order, this round's rows of it, <-
  * rows[received, C]. */

@@ -57,6 +57,66 @@ void cpu_expert_regroup(struct device *device, int32_t *regroup, int32_t *ungrou
     offset[local] = row;
 }
 
+/* The first slot of the same token that goes where `slot` goes. */
+static int64_t first_there(const int32_t *expert, int64_t slot, int64_t top_k, int64_t local)
+{
+    int64_t first = slot - slot % top_k;
+    while (expert[first] < 0 || expert[first] / local != expert[slot] / local) {
+        first++;
+    }
+    return first;
+}
+
+void cpu_expert_unique(struct device *device, int64_t *begin, int32_t *token, int32_t *place,
+                       const int32_t *expert, const int32_t *slot_row, struct dispatch_shape shape)
+{
+    const int64_t local = shape.experts / shape.ranks;
+    int64_t *next = cpu_scratch(device, CPU_SLOT_OTHER, (size_t)shape.ranks * sizeof *next);
+    assert(shape.experts % shape.ranks == 0);
+    memset(next, 0, (size_t)shape.ranks * sizeof *next);
+    for (int64_t slot = 0; slot < shape.slots; slot++) {
+        if (expert[slot] >= 0 && first_there(expert, slot, shape.top_k, local) == slot) {
+            next[expert[slot] / local]++;
+        }
+    }
+    begin[0] = 0;
+    for (int64_t r = 0; r < shape.ranks; r++) {
+        begin[r + 1] = begin[r] + next[r];
+        next[r] = begin[r];
+    }
+    for (int64_t slot = 0; slot < shape.slots; slot++) {
+        if (expert[slot] < 0) {
+            continue;
+        }
+        const int64_t first = first_there(expert, slot, shape.top_k, local),
+                      to = expert[slot] / local;
+        if (first == slot) {
+            place[slot_row[slot]] = (int32_t)(next[to] - begin[to]);
+            token[next[to]++] = (int32_t)(slot / shape.top_k);
+        } else {
+            place[slot_row[slot]] = place[slot_row[first]];
+        }
+    }
+    for (int64_t row = begin[shape.ranks]; row < shape.slots; row++) {
+        token[row] = -1;
+    }
+}
+
+void cpu_expert_fan_out(struct device *device, int32_t *fan, const int32_t *ungroup,
+                        const int32_t *place, const int64_t *arrived, const int64_t *unique,
+                        int64_t ranks, int64_t rows)
+{
+    (void)device;
+    assert(rows == arrived[ranks]);
+    for (int64_t from = 0; from < ranks; from++) {
+        for (int64_t p = arrived[from]; p < arrived[from + 1]; p++) {
+            assert(place[p] >= 0 && place[p] < unique[from + 1] - unique[from]);
+            fan[ungroup[p]] = (int32_t)(unique[from] + place[p]);
+        }
+    }
+    (void)rows;
+}
+
 struct ranked {
     float weight;
     int64_t slot;

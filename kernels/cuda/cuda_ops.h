@@ -100,6 +100,13 @@ void cuda_expert_sort(void *stream, int64_t *offset, int32_t *token, int32_t *sl
 size_t cuda_expert_regroup_scratch(int64_t local, int64_t ranks); /* bytes */
 void cuda_expert_regroup(void *stream, int32_t *regroup, int32_t *ungroup, int64_t *offset,
                          const int64_t *taken, int64_t local, int64_t ranks, void *scratch);
+size_t cuda_expert_unique_scratch(struct dispatch_shape shape); /* bytes */
+void cuda_expert_unique(void *stream, int64_t *begin, int32_t *token, int32_t *place,
+                        const int32_t *expert, const int32_t *slot_row, struct dispatch_shape shape,
+                        void *scratch);
+void cuda_expert_fan_out(void *stream, int32_t *fan, const int32_t *ungroup, const int32_t *place,
+                         const int64_t *arrived, const int64_t *unique, int64_t ranks,
+                         int64_t rows);
 void cuda_expert_drop(void *stream, int32_t *kept, const int32_t *expert, const float *weight,
                       int64_t slots, int64_t experts, int64_t groups, int64_t capacity);
 

@@ -229,6 +229,108 @@ void cuda_expert_regroup(void *stream, int32_t *regroup, int32_t *ungroup, int64
            first, taken);
 }
 
+/* ---- unique: the first slot of a token that goes to a destination stands for the others ---- */
+
+DEVICE int64_t first_there(const int32_t *__restrict__ expert, int64_t slot, int top_k,
+                           int64_t local)
+{
+    const int64_t to = expert[slot] / local;
+    int64_t first = slot - slot % top_k;
+    while (expert[first] < 0 || expert[first] / local != to) {
+        first++;
+    }
+    return first;
+}
+
+/* to[slot]: the destination where the slot stands for its token, else -1. Bytes per slot: 4 in, up
+ * to K - 1 more out of L1, 4 out. Bound by latency. */
+__global__ void __launch_bounds__(FLAT_THREADS)
+    unique_mark_kernel(int32_t *to, const int32_t *__restrict__ expert, int64_t slots, int top_k,
+                       int64_t local)
+{
+    const int64_t slot = (int64_t)blockIdx.x * FLAT_THREADS + threadIdx.x;
+    if (slot < slots) {
+        const bool first = expert[slot] >= 0 && first_there(expert, slot, top_k, local) == slot;
+        to[slot] = first ? (int32_t)(expert[slot] / local) : -1;
+    }
+}
+
+/* row[slot]: of slots that stand for their tokens. Bytes per slot: 12 in, 4 out, scattered. Bound
+ * by latency. */
+__global__ void __launch_bounds__(FLAT_THREADS)
+    unique_place_kernel(int32_t *place, const int32_t *__restrict__ expert,
+                        const int32_t *__restrict__ slot_row, const int32_t *__restrict__ row,
+                        const int64_t *__restrict__ begin, int64_t slots, int top_k, int64_t local)
+{
+    const int64_t slot = (int64_t)blockIdx.x * FLAT_THREADS + threadIdx.x;
+    if (slot < slots && expert[slot] >= 0) {
+        const int64_t first = first_there(expert, slot, top_k, local);
+        place[slot_row[slot]] = (int32_t)(row[first] - begin[expert[slot] / local]);
+    }
+}
+
+size_t cuda_expert_unique_scratch(struct dispatch_shape shape)
+{
+    return 2 * (size_t)shape.slots * sizeof(int32_t) +
+           cuda_expert_sort_scratch(shape.slots, shape.ranks);
+}
+
+void cuda_expert_unique(void *stream, int64_t *begin, int32_t *token, int32_t *place,
+                        const int32_t *expert, const int32_t *slot_row, struct dispatch_shape shape,
+                        void *scratch)
+{
+    const cudaStream_t queue = (cudaStream_t)stream;
+    const int64_t slots = shape.slots, local = shape.experts / shape.ranks;
+    const unsigned blocks = flat_blocks(slots, 1);
+    int32_t *to = (int32_t *)scratch, *row = to + slots;
+    assert(shape.experts % shape.ranks == 0);
+    if (slots > 0) {
+        LAUNCH(unique_mark_kernel, blocks, FLAT_THREADS, 0, queue, to, expert, slots,
+               (int)shape.top_k, local);
+    }
+    cuda_expert_sort(stream, begin, token, row, to, slots, shape.top_k, shape.ranks, row + slots);
+    if (slots > 0) {
+        LAUNCH(unique_place_kernel, blocks, FLAT_THREADS, 0, queue, place, expert, slot_row, row,
+               begin, slots, (int)shape.top_k, local);
+    }
+}
+
+/* ---- fan out ---- */
+
+/* Bytes per row: 8 in, 4 out, scattered. Bound by latency. */
+__global__ void __launch_bounds__(FLAT_THREADS)
+    fan_out_kernel(int32_t *fan, const int32_t *__restrict__ ungroup,
+                   const int32_t *__restrict__ place, const int64_t *__restrict__ arrived,
+                   const int64_t *__restrict__ unique, int64_t ranks, int64_t rows)
+{
+    const int64_t p = (int64_t)blockIdx.x * FLAT_THREADS + threadIdx.x;
+    if (p >= rows) {
+        return;
+    }
+    int64_t low = 0, high = ranks; /* the last source that begins at or before p */
+    while (high - low > 1) {
+        const int64_t middle = (low + high) / 2;
+        if (arrived[middle] <= p) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    if (place[p] < 0 || place[p] >= unique[low + 1] - unique[low]) {
+        __trap();
+    }
+    fan[ungroup[p]] = (int32_t)(unique[low] + place[p]);
+}
+
+void cuda_expert_fan_out(void *stream, int32_t *fan, const int32_t *ungroup, const int32_t *place,
+                         const int64_t *arrived, const int64_t *unique, int64_t ranks, int64_t rows)
+{
+    if (rows > 0) {
+        LAUNCH(fan_out_kernel, flat_blocks(rows, 1), FLAT_THREADS, 0, (cudaStream_t)stream, fan,
+               ungroup, place, arrived, unique, ranks, rows);
+    }
+}
+
 /* ---- drop: one block per group ---- */
 
 /* Larger weights have larger keys; -0 and 0 the same. */

@@ -144,6 +144,25 @@ static void expert_regroup(struct device *device, int32_t *regroup, int32_t *ung
     cuda_end(self);
 }
 
+static void expert_unique(struct device *device, int64_t *begin, int32_t *token, int32_t *place,
+                          const int32_t *expert, const int32_t *slot_row,
+                          struct dispatch_shape shape)
+{
+    struct cuda_device *self = cuda_begin(device, "expert_unique");
+    void *scratch = cuda_scratch(self, CUDA_SLOT_OP, cuda_expert_unique_scratch(shape));
+    cuda_expert_unique(self->stream, begin, token, place, expert, slot_row, shape, scratch);
+    cuda_end(self);
+}
+
+static void expert_fan_out(struct device *device, int32_t *fan, const int32_t *ungroup,
+                           const int32_t *place, const int64_t *arrived, const int64_t *unique,
+                           int64_t ranks, int64_t rows)
+{
+    struct cuda_device *self = cuda_begin(device, "expert_fan_out");
+    cuda_expert_fan_out(self->stream, fan, ungroup, place, arrived, unique, ranks, rows);
+    cuda_end(self);
+}
+
 static void expert_drop(struct device *device, int32_t *kept, const int32_t *expert,
                         const float *weight, int64_t slots, int64_t experts, int64_t groups,
                         int64_t capacity)
@@ -350,6 +369,8 @@ const struct ops cuda_ops = {
     .balance = balance,
     .expert_sort = expert_sort,
     .expert_regroup = expert_regroup,
+    .expert_unique = expert_unique,
+    .expert_fan_out = expert_fan_out,
     .expert_drop = expert_drop,
     .gather_rows = gather_rows,
     .scatter_rows = scatter_rows,

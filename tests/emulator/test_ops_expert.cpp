@@ -74,6 +74,83 @@ static bool regroup(int64_t local, int64_t ranks, int most)
     return c.finish();
 }
 
+/* ---- a token once per destination ---- */
+
+static bool unique(const struct sort_case &k, int64_t ranks)
+{
+    const int64_t slots = k.tokens * k.top_k;
+    const struct dispatch_shape shape = {slots, k.top_k, k.experts, ranks};
+    ops_case c(cpu_device(), DTYPE_F32, SHIFT_NONE, "expert_unique N=%d K=%d E=%d ranks=%d",
+               (int)k.tokens, (int)k.top_k, (int)k.experts, (int)ranks);
+    const uint64_t key = rng_key(15, "expert");
+    operand &expert = c.fill("expert", DTYPE_I32, slots, 1, [=](int64_t i) {
+        const bool drop = rng_uniform(key + 1, (uint64_t)i) * 100 < k.dropped;
+        return drop ? -1 : floor(rng_uniform(key, (uint64_t)i) * (double)k.experts);
+    });
+    operand &sorted = c.poison("offset", DTYPE_I64, k.experts + 1, 1);
+    operand &sorted_token = c.poison("sorted token", DTYPE_I32, slots, 1);
+    operand &slot_row = c.poison("slot_row", DTYPE_I32, slots, 1);
+    operand &begin = c.poison("begin", DTYPE_I64, ranks + 1, 1);
+    operand &token = c.poison("token", DTYPE_I32, slots, 1);
+    operand &place = c.poison("place", DTYPE_I32, slots + 3, 1); /* past the last: untouched */
+    scratch work(cuda_expert_sort_scratch(slots, k.experts));
+    scratch more(cuda_expert_unique_scratch(shape));
+    c.upload();
+    c.ops->expert_sort(c.device, sorted.on_cpu<int64_t>(), sorted_token.on_cpu<int32_t>(),
+                       slot_row.on_cpu<int32_t>(), expert.on_cpu<int32_t>(), slots, k.top_k,
+                       k.experts);
+    c.ops->expert_unique(c.device, begin.on_cpu<int64_t>(), token.on_cpu<int32_t>(),
+                         place.on_cpu<int32_t>(), expert.on_cpu<int32_t>(),
+                         slot_row.on_cpu<int32_t>(), shape);
+    cuda_expert_sort(nullptr, sorted.on_cuda<int64_t>(), sorted_token.on_cuda<int32_t>(),
+                     slot_row.on_cuda<int32_t>(), expert.on_cuda<int32_t>(), slots, k.top_k,
+                     k.experts, work.data);
+    cuda_expert_unique(nullptr, begin.on_cuda<int64_t>(), token.on_cuda<int32_t>(),
+                       place.on_cuda<int32_t>(), expert.on_cuda<int32_t>(),
+                       slot_row.on_cuda<int32_t>(), shape, more.data);
+    c.download();
+    c.exact(begin);
+    c.exact(token);
+    c.exact(place);
+    return c.finish();
+}
+
+/* Every third source sends nothing. */
+static bool fan_out(int64_t ranks, int most)
+{
+    ops_case c(cpu_device(), DTYPE_F32, SHIFT_NONE, "expert_fan_out ranks=%d", (int)ranks);
+    const uint64_t key = rng_key(16, "rows");
+    operand &arrived = c.poison("arrived", DTYPE_I64, ranks + 1, 1);
+    operand &from = c.poison("unique", DTYPE_I64, ranks + 1, 1);
+    int64_t *rows = arrived.on_cpu<int64_t>(), *tokens = from.on_cpu<int64_t>();
+    rows[0] = tokens[0] = 0;
+    for (int64_t r = 0; r < ranks; r++) {
+        const int64_t count =
+            r % 3 == 1 ? 0 : 1 + (int64_t)(rng_uniform(key, (uint64_t)r) * (double)most);
+        rows[r + 1] = rows[r] + count;
+        tokens[r + 1] = tokens[r] + (count + 1) / 2;
+    }
+    const int64_t count = rows[ranks];
+    operand &place = c.poison("place", DTYPE_I32, count, 1);
+    operand &ungroup =
+        c.fill("ungroup", DTYPE_I32, count, 1, [=](int64_t i) { return (double)(count - 1 - i); });
+    operand &fan = c.poison("fan", DTYPE_I32, count + 3, 1); /* past the last: untouched */
+    for (int64_t r = 0; r < ranks; r++) {
+        for (int64_t p = rows[r]; p < rows[r + 1]; p++) {
+            place.on_cpu<int32_t>()[p] = (int32_t)((p * 5) % (tokens[r + 1] - tokens[r]));
+        }
+    }
+    c.upload();
+    c.ops->expert_fan_out(c.device, fan.on_cpu<int32_t>(), ungroup.on_cpu<int32_t>(),
+                          place.on_cpu<int32_t>(), rows, tokens, ranks, count);
+    cuda_expert_fan_out(nullptr, fan.on_cuda<int32_t>(), ungroup.on_cuda<int32_t>(),
+                        place.on_cuda<int32_t>(), arrived.on_cuda<int64_t>(),
+                        from.on_cuda<int64_t>(), ranks, count);
+    c.download();
+    c.exact(fan);
+    return c.finish();
+}
+
 /* ---- drop ---- */
 
 /* levels: how many different weights there are, a few: many ties; the largest: none. */
@@ -209,6 +286,9 @@ static bool test()
         right = (SLOW && k.tokens > 1000 ? true : sort(k)) && right;
     }
     right = regroup(1, 1, 5) & regroup(3, 2, 7) & regroup(64, 9, 9) & regroup(2, 8, 600) & right;
+    right = unique({0, 2, 4, 0}, 2) & unique({7, 2, 3, 30}, 3) & unique({64, 6, 64, 10}, 8) &
+            unique({40, 3, 6, 100}, 1) & unique({129, 4, 8, 5}, 2) & right;
+    right = fan_out(1, 9) & fan_out(2, 300) & fan_out(9, 70) & right;
     right = drop(0, 4, 2, 3, 4) & drop(8, 4, 4, 0, 2) & drop(700, 6, 6, 50, 4) & right;
     right =
         drop(700, 6, 2, 200, 5) & drop(1200, 8, 1, 600, 1 << 20) & drop(50, 4, 2, 60, 9) & right;

@@ -175,6 +175,102 @@ static void check_round(struct comm *world, struct expert_plan *plan, struct ten
     free(rows.data);
 }
 
+/* Counts the rows of row_bytes that this rank hands to an exchange, itself included. */
+static struct {
+    const struct comm_table *real;
+    size_t row_bytes;
+    int64_t rows, numbers; /* of row_bytes; of an int32 */
+} travel;
+
+static void count_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows,
+                             const void *send, const int64_t *send_rows, size_t row_bytes)
+{
+    for (int to = 0; to < comm->size; to++) {
+        travel.rows += row_bytes == travel.row_bytes ? send_rows[to] : 0;
+        travel.numbers += row_bytes == sizeof(int32_t) ? send_rows[to] : 0;
+    }
+    travel.real->all_to_all(comm, recv, recv_rows, send, send_rows, row_bytes);
+}
+
+/* Pairs (token, destination) of `from`, the least rows that can travel. */
+static int64_t tokens_leaving(const struct layout *layout, int from)
+{
+    const int64_t local = layout->experts / layout->ep;
+    int64_t pairs = 0;
+    for (int64_t n = 0; n < layout->tokens[from]; n++) {
+        for (int to = 0; to < layout->ep; to++) {
+            bool there = false;
+            for (int64_t slot = n * layout->top_k; slot < (n + 1) * layout->top_k; slot++) {
+                const int32_t e = layout->expert[from][slot];
+                there = there || (e >= 0 && e / local == to);
+            }
+            pairs += there;
+        }
+    }
+    return pairs;
+}
+
+/* Where one round does and a token of any rank has two slots on one rank, tokens travel once. */
+static bool expect_once(const struct layout *layout, const struct expert_plan *plan)
+{
+    int64_t pairs = 0, slots = 0;
+    for (int from = 0; from < layout->ep; from++) {
+        pairs += tokens_leaving(layout, from);
+        for (int64_t slot = 0; slot < layout->tokens[from] * layout->top_k; slot++) {
+            slots += layout->expert[from][slot] >= 0;
+        }
+    }
+    return layout->ep > 1 && plan->rounds == 1 && pairs < slots;
+}
+
+/* One round of tokens: what arrives continues at arrivals[*next]. x [tokens] says source and token.
+ */
+static void check_tokens(struct comm *world, struct expert_plan *plan, struct tensor x,
+                         const struct layout *layout, const struct arrivals *arrivals,
+                         int64_t *next, void *buffer)
+{
+    struct tensor rows = make(world, x.dtype, plan->received);
+    expert_dispatch_tokens(plan, rows, x, buffer);
+    for (int64_t i = 0; i < plan->received; i++, ++*next) {
+        CHECK(world, *next < arrivals->count);
+        CHECK_EQUAL(world, get(&rows, i, 0), arrivals->source[*next]);
+        CHECK_EQUAL(world, get(&rows, i, 1), arrivals->slot[*next] / layout->top_k);
+        CHECK_EQUAL(world, get(&rows, i, 2), 7);
+    }
+    free(rows.data);
+}
+
+/* All rounds of tokens, and how many rows and numbers that takes. */
+static void check_token_dispatch(struct comm *world, struct expert_plan *plan,
+                                 const struct layout *layout, const struct arrivals *arrivals,
+                                 enum dtype dtype, void *buffer)
+{
+    const int me = plan->ep->rank;
+    struct comm_table table = *plan->ep->table;
+    struct tensor x = make(world, dtype, layout->tokens[me]);
+    int64_t next = 0;
+    for (int64_t n = 0; n < layout->tokens[me]; n++) {
+        put(&x, n, 0, me);
+        put(&x, n, 1, n);
+        put(&x, n, 2, 7);
+    }
+    travel.real = plan->ep->table;
+    travel.row_bytes = COLUMNS * dtype_bytes(dtype);
+    travel.rows = travel.numbers = 0;
+    table.all_to_all = count_all_to_all;
+    plan->ep->table = &table;
+    for (int64_t round = 0; round < plan->rounds; round++) {
+        expert_plan_round(plan, round);
+        check_tokens(world, plan, x, layout, arrivals, &next, buffer);
+    }
+    plan->ep->table = travel.real;
+    CHECK_EQUAL(world, next, arrivals->count);
+    CHECK_EQUAL(world, plan->once, expect_once(layout, plan));
+    CHECK_EQUAL(world, travel.rows, plan->once ? tokens_leaving(layout, me) : plan->sent);
+    CHECK_EQUAL(world, travel.numbers, plan->once ? plan->sent : 0);
+    free(x.data);
+}
+
 static struct device *open_device(struct comm *world)
 {
     struct device *device = NULL;
@@ -220,6 +316,9 @@ static void check_plan(struct comm *world, struct comm *ep, struct device *devic
         put(&x, i, 2, 7);
     }
     expect_arrivals(&arrivals, layout, me);
+    if (ep->size > 1) {
+        check_token_dispatch(world, &plan, layout, &arrivals, dtype, buffer);
+    }
     for (int64_t round = 0; round < plan.rounds; round++) {
         expert_plan_round(&plan, round);
         check_round(world, &plan, x, y, &arrivals, &next, buffer);
@@ -295,9 +394,40 @@ static void test_imbalance_costs_rounds(struct comm *world)
     device_close(device);
 }
 
+/* Both slots of a token on neighbouring experts: of one rank, half of the rows travel; of two, all.
+ */
+static void test_a_token_travels_once(struct comm *world)
+{
+    static struct layout layout;
+    static struct arrivals arrivals;
+    struct device *device = open_device(world);
+    void *buffer = make(world, DTYPE_F32, (int64_t)MOST_SLOTS * (MOST_RANKS + 1)).data;
+    for (int64_t local = 1; local <= 2 && world->size > 1; local++) {
+        struct expert_plan plan;
+        struct arena arena;
+        lay_out(&layout, SPREAD, world->size, local * world->size, 2);
+        for (int r = 0; r < world->size; r++) {
+            for (int64_t slot = 0; slot < layout.tokens[r] * 2; slot++) {
+                layout.expert[r][slot] = (int32_t)((slot + 2 * r) % layout.experts);
+            }
+        }
+        open_plan(world, &plan, &arena, world, device, &layout, 1000);
+        expert_plan_make(&plan, layout.expert[world->rank], layout.tokens[world->rank], 2, false);
+        CHECK_EQUAL(world, plan.once, local == 2);
+        expect_arrivals(&arrivals, &layout, world->rank);
+        check_token_dispatch(world, &plan, &layout, &arrivals, DTYPE_F32, buffer);
+        CHECK_EQUAL(world, travel.rows * local, plan.sent);
+        expert_plan_free(&plan);
+        arena_free(&arena);
+    }
+    free(buffer);
+    device_close(device);
+}
+
 int main(void)
 {
     static const struct ranks_test tests[] = {
+        RANKS_TEST(test_a_token_travels_once),
         RANKS_TEST(test_there_and_back),
         RANKS_TEST(test_imbalance_costs_rounds),
     };

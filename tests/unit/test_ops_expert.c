@@ -96,6 +96,95 @@ static void run_regroup(struct check *c, const void *args)
     assert_int_equal(begin[local], total);
 }
 
+/* --- a token once per destination --- */
+
+struct unique {
+    struct sort of;
+    int64_t ranks;
+};
+static const struct unique uniques[] = {
+    {{0, 2, 4, 0}, 2},   {{1, 1, 1, 0}, 1},      {{7, 2, 3, 30}, 3},    {{300, 6, 64, 10}, 8},
+    {{50, 4, 8, 0}, 1},  {{40, 3, 6, 100}, 2},   {{513, 8, 256, 0}, 4}, {{100, 1, 8, 20}, 4},
+    {{100, 8, 8, 0}, 2}, {{129, 3, 300, 5}, 300}};
+
+static int64_t destination_of(int32_t expert, const struct unique *u)
+{
+    return expert < 0 ? -1 : expert / (u->of.experts / u->ranks);
+}
+
+/* Rows stand by (destination, token), no pair twice, and every slot's place is its token's row. */
+static void check_unique(const struct unique *u, const int32_t *of, const int32_t *row_of,
+                         const int64_t *begin, const int32_t *token, const int32_t *place)
+{
+    const int64_t top_k = u->of.top_k, slots = u->of.tokens * top_k;
+    int64_t row = 0;
+    for (int64_t to = 0; to < u->ranks; to++) {
+        assert_int_equal(begin[to], row);
+        for (int64_t n = 0; n < u->of.tokens; n++) {
+            int64_t here = 0;
+            for (int64_t slot = n * top_k; slot < (n + 1) * top_k; slot++) {
+                if (destination_of(of[slot], u) == to) {
+                    assert_int_equal(place[row_of[slot]], row - begin[to]);
+                    here = 1;
+                }
+            }
+            if (here == 1) {
+                assert_int_equal(token[row], n);
+            }
+            row += here;
+        }
+    }
+    assert_int_equal(begin[u->ranks], row);
+    for (; row < slots; row++) {
+        assert_int_equal(token[row], -1);
+    }
+}
+
+static void run_unique(struct check *c, const void *args)
+{
+    const struct unique *u = args;
+    const struct sort *s = &u->of;
+    const int64_t slots = s->tokens * s->top_k;
+    check_name(c, "expert_unique N=%lld K=%lld E=%lld ranks=%lld dropped=%d%%",
+               (long long)s->tokens, (long long)s->top_k, (long long)s->experts,
+               (long long)u->ranks, s->dropped);
+    const struct tensor expert = check_tensor(c, "expert", DTYPE_I32, slots, 1),
+                        sorted_token = check_tensor(c, "sorted token", DTYPE_I32, slots, 1),
+                        slot_row = check_tensor(c, "slot_row", DTYPE_I32, slots, 1),
+                        offset = check_tensor(c, "offset", DTYPE_I64, s->experts + 1, 1),
+                        token = check_tensor(c, "token", DTYPE_I32, slots, 1),
+                        place = check_tensor(c, "place", DTYPE_I32, slots, 1),
+                        begin = check_tensor(c, "begin", DTYPE_I64, u->ranks + 1, 1);
+    int32_t *of = expert.data, *to = place.data;
+    for (int64_t i = 0; i < slots; i++) {
+        of[i] = draw(c->seed + 1, i, 100) < s->dropped ? -1 : draw(c->seed, i, s->experts);
+        to[i] = -7;
+    }
+    c->ops->expert_sort(c->device, offset.data, sorted_token.data, slot_row.data, of, slots,
+                        s->top_k, s->experts);
+    c->ops->expert_unique(
+        c->device, begin.data, token.data, to, of, slot_row.data,
+        (struct dispatch_shape){
+            .slots = slots, .top_k = s->top_k, .experts = s->experts, .ranks = u->ranks});
+    check_unique(u, of, slot_row.data, begin.data, token.data, to);
+    for (int64_t row = ((const int64_t *)offset.data)[s->experts]; row < slots; row++) {
+        assert_int_equal(to[row], -7);
+    }
+}
+
+/* By hand: three sources, the second sends nothing. */
+static void run_fan_out(struct check *c, const void *args)
+{
+    (void)args;
+    static const int32_t ungroup[] = {0, 2, 5, 1, 3, 4}, place[] = {1, 0, 1, 0, 1, 2};
+    static const int64_t arrived[] = {0, 3, 3, 6}, unique[] = {0, 2, 2, 5};
+    static const int32_t expected[] = {1, 2, 0, 3, 4, 1, -7};
+    int32_t fan[] = {-7, -7, -7, -7, -7, -7, -7};
+    check_name(c, "expert_fan_out");
+    c->ops->expert_fan_out(c->device, fan, ungroup, place, arrived, unique, 3, 6);
+    assert_memory_equal(fan, expected, sizeof fan);
+}
+
 /* --- capacity --- */
 
 static void expect_drop(struct check *c, const int32_t *expert, const float *weight, int64_t slots,
@@ -213,9 +302,18 @@ static void test_even(void **state)
     check_run(*state, run_even, NULL, 0);
 }
 
+static void test_unique(void **state)
+{
+    for (size_t i = 0; i < sizeof uniques / sizeof uniques[0]; i++) {
+        check_run(*state, run_unique, &uniques[i], 0);
+    }
+    check_run(*state, run_fan_out, NULL, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_sort), cmocka_unit_test(test_regroup),
-                                       cmocka_unit_test(test_drop), cmocka_unit_test(test_even)};
+                                       cmocka_unit_test(test_unique), cmocka_unit_test(test_drop),
+                                       cmocka_unit_test(test_even)};
     return cmocka_run_group_tests(tests, check_open, check_close_devices);
 }

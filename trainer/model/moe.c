@@ -135,15 +135,17 @@ static struct tensor act_rows(const struct moe *moe, void *data, int64_t rows, i
     return tensor_2d(data, moe->act, rows, cols);
 }
 
-/* Round `round` of dispatch, leaving the rows in state->input and gate_up. */
+/* Round `round` of dispatch of x, leaving the rows in state->input and gate_up. */
 static void experts_up(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                       struct tensor sent, int64_t round)
+                       struct tensor x, int64_t round)
 {
     const int64_t width = moe->arch->width, inner = moe->arch->expert_width;
     expert_plan_round(&state->plan, round);
     struct tensor input = act_rows(moe, state->input, state->plan.received, width);
-    if (!alone(state)) {
-        expert_dispatch(&state->plan, input, sent, moe->scratch.buffer);
+    if (alone(state)) {
+        moe->ops->gather_rows(moe->device, input, x, state->plan.token);
+    } else {
+        expert_dispatch_tokens(&state->plan, input, x, moe->scratch.buffer);
     }
     struct tensor gate_up = act_rows(moe, state->gate_up, state->plan.received, 2 * inner);
     moe->ops->grouped_forward(moe->device, gate_up, input, weights->experts, moe->expert_stride,
@@ -171,13 +173,9 @@ void moe_forward(struct moe *moe, struct moe_state *state, const struct moe_weig
                  struct tensor y, struct tensor x, int64_t sequence, bool training)
 {
     route(moe, state, weights, x, sequence, training);
-    const int64_t sent_rows = state->plan.sent, width = x.dim[1];
-    struct tensor sent =
-        act_rows(moe, alone(state) ? state->input : moe->scratch.send, sent_rows, width);
-    struct tensor output = act_rows(moe, state->output, sent_rows, width);
-    moe->ops->gather_rows(moe->device, sent, x, state->plan.token);
+    struct tensor output = act_rows(moe, state->output, state->plan.sent, x.dim[1]);
     for (int64_t round = 0; round < state->plan.rounds; round++) {
-        experts_up(moe, state, weights, sent, round);
+        experts_up(moe, state, weights, x, round);
         experts_down(moe, state, weights, output);
     }
     moe->ops->combine_rows(moe->device, y, output, state->plan.slot_row, state->weight,
@@ -217,14 +215,13 @@ static void experts_backward(struct moe *moe, struct moe_state *state,
     }
 }
 
-/* Several rounds overwrote each other's rows, and recompute keeps no gate_up: make them again.
- * `sent`: the rows of x in send order, where there are several rounds. */
+/* Several rounds overwrote each other's rows, and recompute keeps no gate_up: make them again. */
 static void restore_round(struct moe *moe, struct moe_state *state,
-                          const struct moe_weights *weights, struct tensor sent, int64_t round)
+                          const struct moe_weights *weights, struct tensor x, int64_t round)
 {
     const int64_t received = state->plan.received;
     if (state->plan.rounds > 1) {
-        experts_up(moe, state, weights, sent, round);
+        experts_up(moe, state, weights, x, round);
     } else if (moe->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
         moe->ops->grouped_forward(
             moe->device, act_rows(moe, state->gate_up, received, 2 * moe->arch->expert_width),
@@ -243,13 +240,8 @@ void moe_backward(struct moe *moe, struct moe_state *state, const struct moe_wei
     ops->combine_rows_backward(moe->device, dsent, moe->scratch.dweight, dy,
                                act_rows(moe, state->output, state->plan.sent, x.dim[1]),
                                state->plan.slot_row, state->weight, shape.top_k);
-    /* x in send order once more, where the outputs were: scratch.send holds gradients now. */
-    struct tensor sent = act_rows(moe, state->output, state->plan.sent, x.dim[1]);
-    if (state->plan.rounds > 1) {
-        ops->gather_rows(moe->device, sent, x, state->plan.token);
-    }
     for (int64_t round = 0; round < state->plan.rounds; round++) {
-        restore_round(moe, state, weights, sent, round);
+        restore_round(moe, state, weights, x, round);
         experts_backward(moe, state, weights, grads, dsent);
     }
     ops->combine_rows(moe->device, dx, dsent, state->plan.slot_row, NULL, shape.top_k);
