@@ -27,7 +27,11 @@ enum {
     THREADS = 128 + CONSUMERS,
     BLOCK = 64 * DEPTH, /* elements of 64 rows of a tile: 8 KiB, 128 bytes a row or k */
     STAGED = 32,        /* columns of C a warp stores at a time */
+    GIVEN = 56,         /* registers of a producer's thread, and of a consumer's: */
+    TAKEN = 224,        /* together what the block is launched with, 168 x 384 */
 };
+static_assert(128 * GIVEN + CONSUMERS * TAKEN <= 65536 / THREADS / 8 * 8 * THREADS,
+              "an increase would wait for ever");
 
 template <int TILE_N> struct shared_tiles {
     alignas(1024) bf16 a[STAGES][TILE_M / 64 * BLOCK];
@@ -278,7 +282,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     }
     __syncthreads();
     if (warp < 4) {
-        registers_decrease<64>();
+        registers_decrease<GIVEN>();
         if (warp == 0) {
             for_tiles<pass, TILE_N>(g, [&](const struct gemm_tile &t) {
                 if (threadIdx.x == 0) {
@@ -288,7 +292,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         }
         return;
     }
-    registers_increase<224>();
+    registers_increase<TAKEN>();
     const int group = warp / 4 - 1;
     for_tiles<pass, TILE_N>(g, [&](const struct gemm_tile &t) {
         float sum[TILE_N / 2];

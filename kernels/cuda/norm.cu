@@ -182,9 +182,7 @@ void cuda_norm_backward(void *stream, struct tensor dx, struct tensor dw, struct
         using T = typename decltype(kind)::type;
         constexpr int V = decltype(kind)::pack;
         const size_t bytes = (size_t)width * sizeof(float);
-        if (bytes > 48 << 10) {
-            (void)ALLOW_SMEM((norm_backward_kernel<T, V>), bytes);
-        }
+        (void)ALLOW_SMEM((norm_backward_kernel<T, V>), bytes); /* with `part` above 48 KiB sooner */
         LAUNCH((norm_backward_kernel<T, V>), (unsigned)blocks, row_threads(width / V), bytes,
                (cudaStream_t)stream, (T *)dx.data, (float *)scratch, (const T *)dy.data,
                (const T *)x.data, rstd, (const T *)w.data, rows, width, rows_per_block(rows));

@@ -84,7 +84,7 @@ void scheduler_seed_from_environment();
 /* shared.cpp */
 extern uint8_t *emu_shared;       /* the generic proxy's view: what threads read and write */
 extern uint8_t *emu_shared_async; /* the async proxy's view: TMA stores and wgmma read this one */
-void shared_begin(size_t dynamic_bytes);
+void shared_begin(size_t dynamic_bytes, size_t most); /* most: with static ones */
 /* Address of a range inside what the block has allocated, or a report. */
 uint32_t shared_range(const void *p, size_t bytes, size_t align, const char *what,
                       struct emu_at at);
@@ -94,8 +94,8 @@ void shared_sync_async_view(); /* before the async proxy reads: sees what was fe
 /* barriers.cpp */
 void barriers_begin();
 void barriers_end(struct emu_at kernel);
-/* Waits until all 32 lanes of the warp are here; run(what each gave) is called once, before any goes
- * on. Orders nothing. */
+/* Waits until all 32 lanes of the warp are here; run(what each gave) is called once, before any
+ * goes on. Orders nothing. */
 void warp_run(uint64_t value, void (*run)(const uint64_t *slots), struct emu_at at);
 /* Waits until all 128 threads of the warpgroup are here; run(warpgroup's first thread, kind's
  * argument) is called once. Kinds are names for the report. Orders nothing. */
@@ -127,5 +127,6 @@ const struct emu_at *wgmma_reading(uint32_t address, uint32_t bytes);
 
 /* device.cpp */
 size_t device_shared_allowed(const void *kernel);
+size_t device_shared_most(const void *kernel); /* static and dynamic bytes together */
 
 #endif

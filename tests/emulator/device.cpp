@@ -63,6 +63,14 @@ size_t device_shared_allowed(const void *kernel)
     return OPT_IN_BYTES;
 }
 
+size_t device_shared_most(const void *kernel)
+{
+    for (int i = 0; i < allowed_count; i++)
+        if (allowed[i].kernel == kernel)
+            return EMU_SHARED_MAX;
+    return OPT_IN_BYTES;
+}
+
 extern "C" {
 
 cudaError_t cudaGetDeviceCount(int *count)

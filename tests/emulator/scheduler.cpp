@@ -193,7 +193,7 @@ static void run_rounds()
 static void run_block()
 {
     dim3 block = run.grid.block;
-    shared_begin(run.grid.shared_bytes);
+    shared_begin(run.grid.shared_bytes, device_shared_most(run.grid.kernel));
     barriers_begin();
     mbarriers_begin();
     tma_begin();

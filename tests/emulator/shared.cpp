@@ -12,10 +12,10 @@ static struct {
     size_t offset, bytes;
 } statics[STATICS_MAX];
 static int static_count;
-static size_t dynamic_bytes, top;
+static size_t dynamic_bytes, static_bytes, top, allowed;
 static bool fenced;
 
-void shared_begin(size_t bytes)
+void shared_begin(size_t bytes, size_t most)
 {
     if (!emu_shared) {
         enum { BYTES = 256 << 10 };
@@ -38,6 +38,8 @@ void shared_begin(size_t bytes)
     dynamic_bytes = bytes;
     top = bytes;
     static_count = 0;
+    static_bytes = 0;
+    allowed = most;
     fenced = false;
 }
 
@@ -56,6 +58,12 @@ void *emu_shared_static(const void *key, size_t bytes, size_t align)
     if (offset + bytes > EMU_SHARED_MAX || static_count == STATICS_MAX)
         emu_fail(block_thread()->at, "shared memory of the block exceeds %d bytes", EMU_SHARED_MAX);
     statics[static_count++] = {key, offset, bytes};
+    static_bytes += bytes;
+    if (dynamic_bytes + static_bytes > allowed)
+        emu_fail(block_thread()->at,
+                 "%zu bytes of static shared memory and %zu of dynamic: more than 48 KiB without "
+                 "ALLOW_SMEM",
+                 static_bytes, dynamic_bytes);
     top = offset + bytes;
     asan_unpoison(emu_shared + offset, bytes);
     return emu_shared + offset;

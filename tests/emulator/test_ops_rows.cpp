@@ -59,8 +59,9 @@ static bool norm_forward(struct device *device, enum dtype dtype, int shift)
 
 static bool norm_backward(struct device *device, enum dtype dtype, int shift)
 {
-    const int64_t shapes[][2] = {{0, 8},    {1, 1},     {5, 7},   {33, 24},
-                                 {70, 264}, {2, 12808}, {4105, 8}};
+    /* 12288 first of the wide ones: 48 KiB of dynamic shared memory, and some static */
+    const int64_t shapes[][2] = {{0, 8},    {1, 1},     {5, 7},     {33, 24},
+                                 {70, 264}, {2, 12288}, {2, 12808}, {4105, 8}};
     bool right = true;
     for (const int64_t(&s)[2] : shapes) {
         const int64_t rows = s[0], width = s[1];

@@ -5,6 +5,7 @@
 
 enum { OPS_MAX = 64, ACCUMULATORS_MAX = 4, COLUMNS_MAX = 256, ROWS = 64 };
 enum { COMMIT = -1 };
+enum { REGISTERS = 65536 /* of a multiprocessor */, REGISTERS_LEAST = 24 /* of setmaxnreg */ };
 enum { SWIZZLE_NONE, SWIZZLE_128B, SWIZZLE_64B, SWIZZLE_32B };
 
 /* One wgmma as one thread issued it. The 128 threads' queues must be equal but for d. */
@@ -29,6 +30,7 @@ struct queue {
 };
 static struct queue queues[EMU_THREADS_MAX];
 static bool hopper_fp8;
+static int registers[EMU_THREADS_MAX / 128]; /* that a warpgroup asked for; 0: it has not yet */
 
 void emu_set_hopper_fp8(bool on)
 {
@@ -37,6 +39,8 @@ void emu_set_hopper_fp8(bool on)
 
 void wgmma_begin()
 {
+    for (int &count : registers)
+        count = 0;
     for (int i = 0; i < block_threads(); i++) {
         struct queue *q = &queues[i];
         q->count = q->committed = q->done_count = 0;
@@ -385,7 +389,19 @@ void emu_wgmma_wait(int pending, struct emu_at at)
 
 void emu_registers(int count, struct emu_at at)
 {
-    if (count % 8 || count < 24 || count > 256)
+    if (count % 8 || count < REGISTERS_LEAST || count > 256)
         emu_fail(at, "registers_increase/decrease: %d is not a multiple of 8 in [24, 256]", count);
+    /* A block is launched with as many registers a thread as its threads share, a multiple of 8,
+     * and gets no more: an increase waits for what other warpgroups give up, for ever if that is
+     * too little. Warpgroups that have not asked yet may go down to the least. */
+    const int launched = REGISTERS / block_threads() / 8 * 8,
+              groups = (block_threads() + 127) / 128;
+    int sum = 0;
+    registers[block_current() / 128] = count;
+    for (int i = 0; i < groups; i++)
+        sum += registers[i] ? registers[i] : REGISTERS_LEAST;
+    if (sum > groups * launched)
+        emu_fail(at, "setmaxnreg %d: the block's warpgroups want %d registers of %d x %d", count,
+                 sum, groups, launched);
     warpgroup_meet("setmaxnreg", nullptr, count, at);
 }

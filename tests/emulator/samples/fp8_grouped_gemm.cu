@@ -132,7 +132,11 @@ __global__ void __launch_bounds__(384, 1)
             produce(s, &map_a, &map_b, t.row, t.group * n + column, k / BLOCK_K);
         return;
     }
+#ifdef MUTANT_TOO_MANY_REGISTERS
+    registers_increase<240>();
+#else
     registers_increase<232>();
+#endif
     float sum[BLOCK_N / 2];
     consume(s, sum, warpgroup - 1, k / BLOCK_K);
     int own = threadIdx.x % 128;
