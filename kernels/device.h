@@ -32,6 +32,7 @@ struct device_info {
     bool batch_invariant; /* rows of a GEMM do not depend on the other rows of the batch. CPU:
                              tested at open on a few shapes. CUDA: by choice of kernels */
     size_t memory_bytes;  /* of the device itself; 0 on the CPU, whose memory is the host's */
+    size_t memory_used;   /* of memory_bytes, by this rank's tensors and scratch, now */
     char bus[32]; /* which GPU of the machine: "0000:17:00.0"; "" on the CPU. Ranks of a node
                      with the same bus share a GPU, which NCCL refuses */
     struct device_fact fact[DEVICE_FACTS];

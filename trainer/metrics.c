@@ -162,12 +162,12 @@ static void show(struct metrics *metrics, int64_t step, const struct step_result
     }
 }
 
-/* Largest resident set of this process so far. */
-static int64_t resident_bytes(void)
+int64_t metrics_memory(const struct device *device)
 {
     struct rusage usage;
+    const struct device_info *info = device_info(device);
     getrusage(RUSAGE_SELF, &usage);
-    return (int64_t)usage.ru_maxrss * 1024;
+    return info->memory_bytes > 0 ? (int64_t)info->memory_used : (int64_t)usage.ru_maxrss * 1024;
 }
 
 enum status metrics_step(struct metrics *metrics, int64_t step, const struct step_result *result,
@@ -192,7 +192,7 @@ enum status metrics_step(struct metrics *metrics, int64_t step, const struct ste
     fprintf(out,
             ",\"step_ms\":%.6g,\"memory_bytes\":%lld,\"dropped_fraction\":%.9g,\"extra_rounds\":%"
             "lld,\"expert_load\":[",
-            result->step_ms, (long long)resident_bytes(), result->dropped_fraction,
+            result->step_ms, (long long)metrics_memory(metrics->device), result->dropped_fraction,
             (long long)result->extra_rounds);
     for (int64_t l = 0; l < blocks; l++) {
         fprintf(out, "%s%.6g", l > 0 ? "," : "", load[l]);

@@ -5,10 +5,12 @@
 
 #include <stdio.h>
 
+#include "kernels/device.h"
 #include "trainer/step.h"
 
 struct metrics {
-    FILE *jsonl, *log;    /* owned */
+    const struct device *device; /* borrowed */
+    FILE *jsonl, *log;           /* owned */
     int columns;          /* of the terminal stdout ends in: a bar beside the lines; 0: none */
     int64_t steps, every; /* of the run; of printed lines */
     int64_t first_step;   /* of this process */
@@ -22,6 +24,10 @@ struct metrics {
 enum status metrics_open(struct metrics *metrics, const char *run_dir, int64_t step)
     __attribute__((warn_unused_result));
 void metrics_close(struct metrics *metrics); /* accepts a zeroed one */
+
+/* Bytes of memory of this rank: of its GPU what it holds now, on the CPU its largest resident set
+ * so far. */
+int64_t metrics_memory(const struct device *device);
 
 /* Writes one line and shows it. valid_loss NAN: not measured. load: max/mean per block with
  * experts. */

@@ -123,6 +123,7 @@ static enum status start_weights(struct training *t)
 
 static enum status open_metrics(struct training *t)
 {
+    t->metrics.device = t->session->device;
     t->metrics.steps = t->config->run.steps;
     t->metrics.every =
         t->config->log.every_steps > 0 ? t->config->log.every_steps : t->config->run.steps;

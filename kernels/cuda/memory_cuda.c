@@ -5,6 +5,12 @@
 
 #include "kernels/cuda/cuda_device.h"
 
+static void count_memory(struct cuda_device *self, size_t taken, size_t given)
+{
+    self->head.info.memory_used += taken;
+    self->head.info.memory_used -= given;
+}
+
 void *cuda_scratch(struct cuda_device *self, enum cuda_slot slot, size_t bytes)
 {
     /* An eighth more and whole pages of the driver: sizes that follow the routing settle soon. */
@@ -14,6 +20,7 @@ void *cuda_scratch(struct cuda_device *self, enum cuda_slot slot, size_t bytes)
         assert(!self->recording);
         cuda_check(self, cudaStreamSynchronize(self->stream), "cudaStreamSynchronize");
         cuda_check(self, cudaFree(self->scratch[slot].data), "cudaFree");
+        count_memory(self, 0, self->scratch[slot].bytes);
         self->scratch[slot].data = NULL;
         self->scratch[slot].bytes = 0;
         self->generation++;
@@ -25,6 +32,7 @@ void *cuda_scratch(struct cuda_device *self, enum cuda_slot slot, size_t bytes)
             exit(status_exit_code(STATUS_RESOURCE));
         }
         self->scratch[slot].bytes = room;
+        count_memory(self, room, 0);
     }
     return self->scratch[slot].data;
 }
@@ -39,6 +47,7 @@ void *cuda_memory_alloc(struct device *device, size_t bytes)
         data = NULL;
     } else {
         cuda_check(self, error, "cudaMalloc");
+        count_memory(self, bytes, 0);
         cuda_check(self, cudaMemsetAsync(data, 0, bytes, self->stream), "cudaMemsetAsync");
     }
     cuda_end(self);
@@ -48,8 +57,8 @@ void *cuda_memory_alloc(struct device *device, size_t bytes)
 void cuda_memory_free(struct device *device, void *data, size_t bytes)
 {
     struct cuda_device *self = cuda_begin(device, "memory_free");
-    (void)bytes;
     cuda_check(self, cudaFree(data), "cudaFree");
+    count_memory(self, 0, data != NULL ? bytes : 0);
     cuda_end(self);
 }
 

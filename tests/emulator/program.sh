@@ -70,10 +70,25 @@ done
 expect_same "$(cat eval-cpu)" "$(cat eval-cuda)" "losses of eval"
 expect_same "$(cat text-cpu)" "$(cat text-cuda)" "texts of generate"
 
+echo "bench"
+small=(train.sequence_length=8 train.global_batch=4 run.device=cuda)
+expect_rc 0 "$binary" bench tiny.yaml --steps 1 --warmup 1 --json "${small[@]}"
+python3 - "$out" <<'PY' || fail "bench --json: balanced routing is not balanced, or memory is not the GPU's"
+import json, sys
+said = json.load(open(sys.argv[1]))
+assert said["balanced"]["expert_load"] == 1 < said["learned"]["expert_load"], said
+assert said["reserved_bytes"] < said["peak_memory_bytes"] < said["reserved_bytes"] + 64 * 2**20, said
+PY
+expect_rc 0 "$binary" bench tiny.yaml --kernels "${small[@]}"
+expect_same "$(metric cuda-fp32 memory_bytes | sort -u | wc -l)" 1 "different sizes of the GPU's memory, step by step"
+
 echo "two ranks"
 for comm in nccl mpi; do
     expect_rc 0 ranks 2 "$binary" train tiny.yaml run.steps=3 log.every_steps=1 run.dir=$comm run.device=cuda \
         run.comm=$comm parallel.ep=2
+    wire=$comm
+    [ $comm = nccl ] || wire=staged
+    grep -q "\"gpu_comm\": \"$wire\"" $comm/run.json || fail "run.json does not say what carries memory of the GPUs"
     expect_near cuda-fp32 $comm 2e-6
 done
 export EMU_DEVICES=1

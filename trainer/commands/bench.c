@@ -1,13 +1,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #include "kernels/base/json_out.h"
 #include "kernels/base/rng.h"
 #include "trainer/commands/bench_kernels.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
+#include "trainer/metrics.h"
 #include "trainer/optimizer.h"
 #include "trainer/session.h"
 #include "trainer/step.h"
@@ -123,13 +123,11 @@ static enum status measure(struct bench *bench, bool balanced, struct bench_resu
     return STATUS_OK;
 }
 
-/* Largest resident set of all ranks together, bytes. Collective. */
-static int64_t peak_memory(struct comm *world)
+/* Of all ranks together, bytes. Collective. */
+static int64_t peak_memory(struct session *session)
 {
-    struct rusage usage;
-    getrusage(RUSAGE_SELF, &usage);
-    int64_t bytes = (int64_t)usage.ru_maxrss * 1024;
-    comm_all_reduce(world, &bytes, 1, DTYPE_I64, REDUCE_SUM);
+    int64_t bytes = metrics_memory(session->device);
+    comm_all_reduce(&session->world, &bytes, 1, DTYPE_I64, REDUCE_SUM);
     return bytes;
 }
 
@@ -217,7 +215,7 @@ static enum status run(struct bench *bench, bool json)
     TRY(open_bench(bench));
     TRY(measure(bench, false, &results[0]));
     TRY(measure(bench, true, &results[1]));
-    print(bench, results, peak_memory(&bench->session->world), json);
+    print(bench, results, peak_memory(bench->session), json);
     return STATUS_OK;
 }
 

@@ -193,7 +193,9 @@ static void record(const struct recorded *args, enum part part,
     const struct block_call *call = args->call;
     const struct ops *ops = args->model->ops;
     const uint64_t shape = (uint64_t)(call->count << 24 ^ call->sequence),
-                   key = (shape << 16 ^ (uint64_t)args->block) * PARTS + part;
+                   what = (shape << 16 ^ (uint64_t)args->block) * PARTS + part,
+                   key =
+                       what << 1 | args->model->config->router.force_balanced; /* bench's switch */
     if (!is_constant(args->model, call)) {
         run(args);
     } else if (ops->graph_begin(args->model->device, key)) {
