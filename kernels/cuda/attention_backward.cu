@@ -294,6 +294,19 @@ __global__ void __launch_bounds__(ROPE_THREADS)
 
 /* ---- launches ---- */
 
+/* Bytes of dynamic shared memory a block can have: sm_86 and sm_89 have 99 KiB. */
+static size_t shared_bytes(size_t static_bytes)
+{
+    int device = 0, most = 0;
+    if (cudaGetDevice(&device) != cudaSuccess ||
+        cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) !=
+            cudaSuccess) {
+        return 0;
+    }
+    const size_t left = (size_t)most - static_bytes;
+    return left < BACKWARD_SHARED ? left : (size_t)BACKWARD_SHARED;
+}
+
 template <class T, int QK, int V>
 static void launch_backward(void *stream, backward_call<T> call,
                             const struct attention_shape *shape)
@@ -301,7 +314,8 @@ static void launch_backward(void *stream, backward_call<T> call,
     constexpr int TILE = tiles<T>::both, THREADS = TILE * 4;
     const int rows = TILE * (call.k.pitch + call.v.pitch), /* of keys, or of queries */
         room = TILE * (TILE + tiles<T>::pack);
-    call.stages = (3 * rows + 2 * room) * sizeof(T) <= BACKWARD_SHARED ? 2 : 1;
+    call.stages =
+        (3 * rows + 2 * room) * sizeof(T) <= shared_bytes(2 * sizeof(query_facts<TILE>)) ? 2 : 1;
     const size_t keys_bytes = sizeof(T) * (size_t)((1 + call.stages) * rows + 2 * room),
                  queries_bytes = sizeof(T) * (size_t)((1 + call.stages) * rows + room);
     const unsigned count = (unsigned)((shape->sequence + TILE - 1) / TILE),

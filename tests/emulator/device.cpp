@@ -15,6 +15,7 @@ static struct {
     size_t bytes;
 } allowed[KERNELS_MAX];
 static int allowed_count, current_device, capability_major = 9;
+static size_t shared_most = EMU_SHARED_MAX;
 static cudaError_t last_error;
 
 static int device_count()
@@ -34,6 +35,12 @@ void emu_set_capability(int major)
     capability_major = major;
 }
 
+void emu_set_shared_most(size_t bytes)
+{
+    shared_most = bytes;
+    allowed_count = 0;
+}
+
 int stream_device()
 {
     return current_device;
@@ -41,7 +48,7 @@ int stream_device()
 
 cudaError_t emu_allow_shared(const void *kernel, size_t bytes)
 {
-    if (bytes > EMU_SHARED_MAX)
+    if (bytes > shared_most)
         return failed(cudaErrorInvalidValue);
     int at = 0;
     while (at < allowed_count && allowed[at].kernel != kernel)
@@ -67,7 +74,7 @@ size_t device_shared_most(const void *kernel)
 {
     for (int i = 0; i < allowed_count; i++)
         if (allowed[i].kernel == kernel)
-            return EMU_SHARED_MAX;
+            return shared_most;
     return OPT_IN_BYTES;
 }
 
@@ -106,7 +113,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int device)
     p->multiProcessorCount = MULTIPROCESSORS;
     p->maxThreadsPerBlock = EMU_THREADS_MAX;
     p->sharedMemPerBlock = OPT_IN_BYTES;
-    p->sharedMemPerBlockOptin = EMU_SHARED_MAX;
+    p->sharedMemPerBlockOptin = shared_most;
     p->regsPerBlock = REGISTERS;
     p->concurrentKernels = 1;
     p->asyncEngineCount = 3;
@@ -135,7 +142,7 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
         *value = OPT_IN_BYTES;
         break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-        *value = EMU_SHARED_MAX;
+        *value = (int)shared_most;
         break;
     case cudaDevAttrWarpSize:
         *value = 32;

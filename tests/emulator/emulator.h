@@ -63,7 +63,9 @@ uint64_t emu_random(void);
  * default, in fp32. */
 void emu_set_hopper_fp8(bool on);
 void emu_set_capability(int major); /* that the devices say they have; 9, the default */
-uint64_t emu_switches(void);        /* fiber switches so far */
+/* Shared memory a block can have, 227 KiB unless said, at most that; forgets every ALLOW_SMEM. */
+void emu_set_shared_most(size_t bytes);
+uint64_t emu_switches(void); /* fiber switches so far */
 
 /* Runs a grid now. body(argument) is called in every thread. */
 void emu_run_grid(const struct emu_grid *grid, void (*body)(void *), void *argument);

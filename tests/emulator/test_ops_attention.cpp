@@ -241,9 +241,20 @@ static bool sample_alone(struct device *device, enum dtype dtype)
     return c.right;
 }
 
+/* Of sm_86 and sm_89 a block has 99 KiB. */
+static bool little_shared(struct device *device)
+{
+    const struct attention_case k = {1, 70, 2, 1, 128, 128, 0, 0, false, 0};
+    emu_set_shared_most(99 << 10);
+    const bool right = against_cpu(device, DTYPE_BF16, SHIFT_NONE, k);
+    emu_set_shared_most(227 << 10);
+    return right;
+}
+
 static bool test()
 {
     bool right = kinds(cpu_device());
+    right = little_shared(cpu_device()) && right;
     right = sample_alone(cpu_device(), DTYPE_F32) && right;
     return sample_alone(cpu_device(), DTYPE_BF16) && right;
 }
