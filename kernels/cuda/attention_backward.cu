@@ -71,8 +71,9 @@ template <int TILE>
 DEVICE void gradient(float &score, float &dp, float scale, const struct query_facts<TILE> &facts,
                      int query, int key, int64_t q0, int64_t k0)
 {
+    /* At most 1: of huge scores the rounding alone is more than exp2 can take. */
     const bool visible = key <= query + (int)(q0 - k0) && key >= facts.low[query] - (int)k0;
-    score = visible ? exp2f(score * scale - facts.lse[query]) : 0;
+    score = visible ? exp2f(fminf(score * scale - facts.lse[query], 0)) : 0;
     dp = score * (dp - facts.delta[query]);
 }
 

@@ -70,6 +70,12 @@ done
 expect_same "$(cat eval-cpu)" "$(cat eval-cuda)" "losses of eval"
 expect_same "$(cat text-cpu)" "$(cat text-cuda)" "texts of generate"
 
+echo "scores beyond all measure"
+for device in cpu cuda; do
+    expect_rc 0 train run.dir=huge-$device optimizer.lr=100 optimizer.clip_norm=0 model.initializer_range=10 \
+        train.global_batch=2 train.sequence_length=8 run.device=$device
+done
+
 echo "bench"
 small=(train.sequence_length=8 train.global_batch=4 run.device=cuda)
 expect_rc 0 "$binary" bench tiny.yaml --steps 1 --warmup 1 --json "${small[@]}"
