@@ -97,7 +97,7 @@ static bool graphs()
 static bool choice()
 {
     struct device *third = nullptr;
-    const struct device_options options = {"cuda", 1, nullptr, 10, 16};
+    const struct device_options options = {"cuda", 1, nullptr, true, 10, 16};
     bool right = device_open(&third, &options) == STATUS_OK;
     right = expect(right && strcmp(device_info(third)->bus, "0000:03:00.0") == 0,
                    "rank 10 of a node of 8 GPUs");
