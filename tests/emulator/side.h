@@ -3,6 +3,7 @@
 #ifndef EMULATOR_SIDE_H
 #define EMULATOR_SIDE_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 
@@ -35,6 +36,9 @@ static inline void side_set_hopper_fp8(bool)
 static inline void side_set_capability(int) /* a device has the one it has */
 {
 }
+static inline void side_set_shared_most(size_t)
+{
+}
 #else
 #include "emulator/emulator.h"
 
@@ -50,6 +54,10 @@ static inline uint64_t side_seed()
 static inline void side_set_capability(int major)
 {
     emu_set_capability(major);
+}
+static inline void side_set_shared_most(size_t bytes)
+{
+    emu_set_shared_most(bytes);
 }
 static inline void side_set_hopper_fp8(bool on)
 {

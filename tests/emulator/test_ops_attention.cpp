@@ -245,9 +245,9 @@ static bool sample_alone(struct device *device, enum dtype dtype)
 static bool little_shared(struct device *device)
 {
     const struct attention_case k = {1, 70, 2, 1, 128, 128, 0, 0, false, 0};
-    emu_set_shared_most(99 << 10);
+    side_set_shared_most(99 << 10);
     const bool right = against_cpu(device, DTYPE_BF16, SHIFT_NONE, k);
-    emu_set_shared_most(227 << 10);
+    side_set_shared_most(227 << 10);
     return right;
 }
 
