@@ -38,7 +38,7 @@ attempt() {
     code=$?
 }
 # Newer kernels place mappings where this compiler's ThreadSanitizer does not expect them.
-misplaced() { [ "$mode" = tsan ] && printf '%s\n' "$output" | grep -q 'unexpected memory mapping'; }
+misplaced() { [ "$mode" = tsan ] && grep -q 'unexpected memory mapping' <<<"$output"; }
 
 found=0
 for seed in "${seeds[@]}"; do
@@ -46,22 +46,22 @@ for seed in "${seeds[@]}"; do
     if misplaced; then
         command=(setarch "$(uname -m)" -R "${command[@]}")
         attempt "$seed"
-        if misplaced || printf '%s\n' "$output" | grep -q '^setarch:'; then
+        if misplaced || grep -q '^setarch:' <<<"$output"; then
             echo "ThreadSanitizer cannot run on this kernel"
             exit 77
         fi
     fi
     if [ "$want" = clean ]; then
         [ $code -eq 0 ] && continue
-        printf '%s\n' "$output" | head -40
+        head -40 <<<"$output"
         echo "seed $seed: exit code $code, want 0"
         exit 1
     fi
     [ $code -ne 124 ] || { echo "seed $seed: timed out" && exit 1; }
-    if [ $code -ne 0 ] && printf '%s\n' "$output" | grep -qE -- "$regex"; then
+    if [ $code -ne 0 ] && grep -qE -- "$regex" <<<"$output"; then
         found=$((found + 1))
     elif [ $code -ne 0 ] || [ "$how" = all ]; then
-        printf '%s\n' "$output" | head -40
+        head -40 <<<"$output"
         echo "seed $seed: exit code $code, no report like '$regex'"
         [ "$how" = any ] || exit 1
     fi

@@ -11,7 +11,7 @@ ln -s "moved here" "$work/moved"
 bin=$work/moved/bin
 clean() { env -i HOME="$work" TMPDIR="$work" PATH=/usr/bin:/bin OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "$@"; }
 
-clean "$bin/switchyard" --version | grep -q '^switchyard [0-9]' || fail "switchyard --version"
+grep -q '^switchyard [0-9]' <<<"$(clean "$bin/switchyard" --version)" || fail "switchyard --version"
 clean "$bin/switchyard" prepare --tokenizer bytes --output "$work/text.h5" "$work"/moved/docs/*.md >/dev/null
 clean LD_DEBUG=libs LD_DEBUG_OUTPUT="$work/loaded" "$bin/mpirun" -q --oversubscribe --bind-to none -np 2 \
     "$bin/switchyard" train "$work/moved/configs/tiny-mixtral-8x7b.yaml" "run.dir=$work/run" "data.train=$work/text.h5" \

@@ -10,5 +10,5 @@ output=$("$@" 2>&1)
 code=$?
 [ $code -eq 1 ] || { printf '%s\n' "$output" | tail -20; echo "exit code $code, want 1"; exit 1; }
 for report in "${reports[@]}"; do
-    printf '%s\n' "$output" | grep -qE -- "$report" || { printf '%s\n' "$output"; echo "no report like '$report'"; exit 1; }
+    grep -qE -- "$report" <<<"$output" || { printf '%s\n' "$output"; echo "no report like '$report'"; exit 1; }
 done
