@@ -56,6 +56,8 @@ struct cuda_device {
     struct cuda_stage stage;
     struct cuda_graph *graphs; /* owned; [graph_count] */
     int graph_count;
+    char *list;               /* owned, host: the pieces of adamw, grows in the first step */
+    size_t list_bytes;        /* of it */
     struct cuda_graph *graph; /* between graph_begin and graph_end, or NULL */
     bool recording;           /* its ops are recorded, not run */
 };

@@ -230,6 +230,7 @@ void cuda_memory_close(struct cuda_device *self)
         }
     }
     free(self->graphs);
+    free(self->list);
     for (int slot = 0; slot < CUDA_SLOTS; slot++) {
         (void)cudaFree(self->scratch[slot].data);
     }

@@ -275,6 +275,20 @@ static void sum_squares(struct device *device, double *sum, const float *x, int6
 
 /* ---- optimizers ---- */
 
+/* Host memory for the list of pieces. */
+static char *piece_list(struct cuda_device *self, size_t bytes)
+{
+    if (self->list_bytes < bytes) {
+        free(self->list);
+        self->list = malloc(bytes);
+        self->list_bytes = bytes;
+    }
+    if (self->list == NULL) {
+        cuda_check(self, cudaErrorMemoryAllocation, "host memory for the list of parameters");
+    }
+    return self->list;
+}
+
 /* The pieces and their parts travel to the device in one go. */
 static void adamw(struct device *device, const struct adamw_piece *piece, int64_t pieces,
                   struct adamw args)
@@ -282,10 +296,7 @@ static void adamw(struct device *device, const struct adamw_piece *piece, int64_
     const size_t list = (size_t)pieces * sizeof *piece;
     const size_t bytes = list + ((size_t)pieces + 1) * sizeof(int64_t);
     struct cuda_device *self = cuda_begin(device, "adamw");
-    char *host = malloc(bytes);
-    if (host == NULL) {
-        cuda_check(self, cudaErrorMemoryAllocation, "host memory for the list of parameters");
-    }
+    char *host = piece_list(self, bytes);
     int64_t *part = (int64_t *)(void *)(host + list);
     memcpy(host, piece, list);
     part[0] = 0;
@@ -297,7 +308,6 @@ static void adamw(struct device *device, const struct adamw_piece *piece, int64_
     self->op = "adamw";
     cuda_adamw(self->stream, (const struct adamw_piece *)(void *)scratch,
                (const int64_t *)(void *)(scratch + list), pieces, part[pieces], args);
-    free(host);
     cuda_end(self);
 }
 

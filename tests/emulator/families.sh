@@ -6,6 +6,26 @@ set -euo pipefail
 make_data
 steps=4
 
+# deepseek KEY...: what the two have in common, and these keys of the model.
+deepseek() {
+    printf '  %s\n' "$@"
+    cat <<'YAML'
+  num_hidden_layers: 2
+  first_k_dense_replace: 1
+  kv_lora_rank: 16
+  qk_nope_head_dim: 8
+  qk_rope_head_dim: 8
+  v_head_dim: 8
+  intermediate_size: 40
+  moe_intermediate_size: 16
+  n_routed_experts: 8
+  n_shared_experts: 1
+  num_experts_per_tok: 3
+  n_group: 4
+  topk_group: 2
+YAML
+}
+
 # config_of FAMILY: small enough for an emulator; every family's kinds of layer are in it.
 config_of() {
     cat <<YAML
@@ -31,43 +51,10 @@ YAML
   num_experts_per_tok: 2
   router_aux_loss_coef: 0.02
 YAML
-    v2) cat <<'YAML' ;;
-  family: deepseek_v2
-  num_hidden_layers: 2
-  first_k_dense_replace: 1
-  q_lora_rank: null
-  kv_lora_rank: 16
-  qk_nope_head_dim: 8
-  qk_rope_head_dim: 8
-  v_head_dim: 8
-  intermediate_size: 40
-  moe_intermediate_size: 16
-  n_routed_experts: 8
-  n_shared_experts: 1
-  num_experts_per_tok: 3
-  n_group: 4
-  topk_group: 2
-router: {sequence_loss_coef: 0.01, device_loss_coef: 0.02, communication_loss_coef: 0.03}
-YAML
-    v3) cat <<'YAML' ;;
-  family: deepseek_v3
-  num_hidden_layers: 2
-  first_k_dense_replace: 1
-  q_lora_rank: 24
-  kv_lora_rank: 16
-  qk_nope_head_dim: 8
-  qk_rope_head_dim: 8
-  v_head_dim: 8
-  intermediate_size: 40
-  moe_intermediate_size: 16
-  n_routed_experts: 8
-  n_shared_experts: 1
-  num_experts_per_tok: 3
-  n_group: 4
-  topk_group: 2
-  num_nextn_predict_layers: 1
-router: {sequence_loss_coef: 0.001, bias_update_speed: 0.01}
-YAML
+    v2) deepseek 'family: deepseek_v2' 'q_lora_rank: null'
+        echo 'router: {sequence_loss_coef: 0.01, device_loss_coef: 0.02, communication_loss_coef: 0.03}' ;;
+    v3) deepseek 'family: deepseek_v3' 'q_lora_rank: 24' 'num_nextn_predict_layers: 1'
+        echo 'router: {sequence_loss_coef: 0.001, bias_update_speed: 0.01}' ;;
     esac
 }
 

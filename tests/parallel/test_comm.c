@@ -127,33 +127,13 @@ static void test_all_gather(struct comm *world)
     }
 }
 
-/* Rows from `from` to `to`: uneven, none for some pairs, none at all in the last pattern. */
-static int64_t rows_between(int pattern, int from, int to)
-{
-    static const int64_t many = 700;
-    switch (pattern) {
-    case 0:
-        return 2 * from + 3 * to + 1;
-    case 1:
-        return (from + to) % 2 == 0 ? 0 : 5 + from;
-    case 2:
-        return to == 0 ? many : 0; /* all to one */
-    case 3:
-        return from == 0 ? many + to : 0; /* all from one */
-    case 4:
-        return from == to ? 4 : 0; /* only to oneself */
-    default:
-        return 0;
-    }
-}
-
 static void exchange(struct comm *world, int pattern, size_t row_bytes)
 {
     int64_t send_rows[16], recv_rows[16], sent = 0, received = 0;
     CHECK(world, world->size <= 16);
     for (int r = 0; r < world->size; r++) {
-        send_rows[r] = rows_between(pattern, world->rank, r);
-        recv_rows[r] = rows_between(pattern, r, world->rank);
+        send_rows[r] = device_rows(pattern, world->rank, r);
+        recv_rows[r] = device_rows(pattern, r, world->rank);
         sent += send_rows[r];
         received += recv_rows[r];
     }
