@@ -343,7 +343,7 @@ DEVICE uint32_t weight_key(float weight)
 /* Narrows `prefix`, the upper bits of the key of the `rank`-th largest of the group, by 8 bits more
  * (`shift`: those below them); *rank becomes its rank among those with these bits. */
 DEVICE void drop_narrow(uint32_t *prefix, int64_t *rank, int shift, const int32_t *expert,
-                        const float *weight, int64_t slots, int64_t size)
+                        const float *weight, int64_t slots, int size)
 {
     SMEM(int, bin, [256]);
     for (int i = threadIdx.x; i < 256; i += DROP_THREADS) {
@@ -351,7 +351,7 @@ DEVICE void drop_narrow(uint32_t *prefix, int64_t *rank, int shift, const int32_
     }
     __syncthreads();
     for (int64_t slot = threadIdx.x; slot < slots; slot += DROP_THREADS) {
-        if (expert[slot] >= 0 && expert[slot] / size == blockIdx.x) {
+        if (expert[slot] >= 0 && expert[slot] / size == (int)blockIdx.x) {
             const uint32_t key = weight_key(weight[slot]);
             if (shift == 24 || key >> (shift + 8) == *prefix) {
                 atomicAdd(&bin[key >> shift & 255u], 1);
@@ -372,12 +372,12 @@ DEVICE void drop_narrow(uint32_t *prefix, int64_t *rank, int shift, const int32_
  * weights 5 times, 4 out, out of L2 after the first. Bound by latency. */
 __global__ void __launch_bounds__(DROP_THREADS)
     drop_kernel(int32_t *kept, const int32_t *__restrict__ expert, const float *__restrict__ weight,
-                int64_t slots, int64_t size, int64_t capacity)
+                int64_t slots, int size, int64_t capacity)
 {
     SMEM(int64_t, part, [32]);
     int64_t own = 0, total;
     for (int64_t slot = threadIdx.x; slot < slots; slot += DROP_THREADS) {
-        own += expert[slot] >= 0 && expert[slot] / size == blockIdx.x;
+        own += expert[slot] >= 0 && expert[slot] / size == (int)blockIdx.x;
     }
     (void)block_scan(own, part, &total);
     const bool all = total <= capacity;
@@ -389,7 +389,7 @@ __global__ void __launch_bounds__(DROP_THREADS)
     for (int64_t from = 0; from < slots; from += DROP_THREADS) {
         const int64_t slot = from + threadIdx.x;
         const int32_t e = slot < slots ? expert[slot] : -1;
-        const bool mine = e >= 0 && e / size == blockIdx.x;
+        const bool mine = e >= 0 && e / size == (int)blockIdx.x;
         const uint32_t key = mine ? weight_key(weight[slot]) : 0;
         const bool tied = mine && !all && capacity > 0 && key == last;
         const int64_t before = block_scan(tied, part, &total);
@@ -409,6 +409,6 @@ void cuda_expert_drop(void *stream, int32_t *kept, const int32_t *expert, const 
     assert(groups > 0 && experts % groups == 0 && capacity >= 0);
     if (slots > 0) {
         LAUNCH(drop_kernel, (unsigned)groups, DROP_THREADS, 0, (cudaStream_t)stream, kept, expert,
-               weight, slots, experts / groups, capacity);
+               weight, slots, (int)(experts / groups), capacity);
     }
 }
