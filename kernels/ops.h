@@ -139,6 +139,8 @@ struct muon {
     struct moments moments;
 };
 
+struct fp8_ops;
+
 struct ops {
     const char *name;
 
@@ -374,6 +376,8 @@ struct ops {
 
     /* ema += (1 - decay) (x - ema): the average of what stays is exactly it. */
     void (*ema)(struct device *, float *ema, const float *x, int64_t count, double decay);
+
+    const struct fp8_ops *fp8; /* ops_fp8.h */
 };
 
 #endif
