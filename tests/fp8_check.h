@@ -21,16 +21,24 @@ static inline double e4m3_value(uint8_t code)
     return (code & 0x80) != 0 ? -magnitude : magnitude;
 }
 
+/* The same, [256]. */
+static inline const double *e4m3_values(void)
+{
+    static double value[256];
+    if (value[0x7e] == 0) {
+        for (int code = 0; code < 256; code++) {
+            value[code] = e4m3_value((uint8_t)code);
+        }
+    }
+    return value;
+}
+
 /* The nearest value's code, of two that are as near the even one: values rise with their codes, so
  * it is one of the two that y lies between. */
 static inline uint8_t e4m3_nearest(double y)
 {
-    static double value[0x7f];
-    const double magnitude = fabs(y);
+    const double magnitude = fabs(y), *value = e4m3_values();
     int low = 0, high = 0x7e;
-    for (int code = 0; code < 0x7f && value[0x7e] == 0; code++) {
-        value[code] = e4m3_value((uint8_t)code);
-    }
     while (high - low > 1) {
         const int middle = (low + high) / 2;
         low = value[middle] <= magnitude ? middle : low;
