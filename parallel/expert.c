@@ -33,9 +33,11 @@ enum status expert_plan_init(struct expert_plan *plan, struct comm *ep, struct d
     plan->recv_tokens = calloc(ranks, sizeof *plan->recv_tokens);
     plan->bounds = calloc((size_t)experts + ranks + 2, sizeof *plan->bounds);
     plan->taken = calloc(taken_count(plan), sizeof *plan->taken);
+    plan->host_pick = calloc((size_t)slots, sizeof *plan->host_pick);
     const bool good = plan->counts != NULL && plan->send_rows != NULL && plan->recv_rows != NULL &&
                       plan->send_begin != NULL && plan->send_tokens != NULL &&
-                      plan->recv_tokens != NULL && plan->bounds != NULL && plan->taken != NULL;
+                      plan->recv_tokens != NULL && plan->bounds != NULL && plan->taken != NULL &&
+                      plan->host_pick != NULL;
     return good ? STATUS_OK
                 : status_fail(STATUS_RESOURCE, "out of memory for the dispatch plan of %lld slots",
                               (long long)slots);
@@ -56,7 +58,9 @@ void expert_plan_layout(struct expert_plan *plan, struct arena *arena)
     plan->unique_begin = plan->sorted == NULL ? NULL : plan->sorted + experts + 1;
     plan->unique_token = arena_alloc(arena, slots * sizeof *plan->unique_token);
     plan->place = arena_alloc(arena, slots * sizeof *plan->place);
+    plan->arrived = arena_alloc(arena, bound * sizeof *plan->arrived);
     plan->fan = arena_alloc(arena, bound * sizeof *plan->fan);
+    plan->pick = arena_alloc(arena, slots * sizeof *plan->pick);
     plan->offset = arena_alloc(arena, (local + 1) * sizeof *plan->offset);
     plan->regroup = arena_alloc(arena, bound * sizeof *plan->regroup);
     plan->ungroup = arena_alloc(arena, bound * sizeof *plan->ungroup);
@@ -73,6 +77,7 @@ void expert_plan_free(struct expert_plan *plan)
     free(plan->recv_tokens);
     free(plan->bounds);
     free(plan->taken);
+    free(plan->host_pick);
     *plan = (struct expert_plan){0};
 }
 
@@ -247,95 +252,127 @@ void expert_plan_round(struct expert_plan *plan, int64_t round)
                               plan->device_taken, plan->local_experts, ranks);
 }
 
-/* Rows of one round stand in runs, one per destination, inside the send order: packed for the
- * exchange where there is more than one round, else already packed. */
-static void copy_runs(const struct expert_plan *plan, char *packed, char *sent, size_t row,
-                      bool pack)
+/* ---- routes ---- */
+
+static int64_t sum(const int64_t *rows, int count)
+{
+    int64_t all = 0;
+    for (int i = 0; i < count; i++) {
+        all += rows[i];
+    }
+    return all;
+}
+
+/* The route of slots, each with its own row; pick NULL. */
+static struct expert_route by_slot(const struct expert_plan *plan)
+{
+    return (struct expert_route){.sent = sum(plan->send_rows, plan->ep->size),
+                                 .place = plan->regroup,
+                                 .arrived = plan->received,
+                                 .send_rows = plan->send_rows,
+                                 .recv_rows = plan->recv_rows};
+}
+
+/* Each token once to each rank, and fan from where its slots want it. */
+static struct expert_route once(struct expert_plan *plan)
+{
+    const int ranks = plan->ep->size;
+    const int64_t *begin = plan->device_taken + plan->experts;
+    comm_device_all_to_all(plan->ep, plan->arrived, plan->recv_rows, plan->place, plan->send_rows,
+                           sizeof *plan->place);
+    plan->ops->expert_fan_out(plan->device, plan->fan, plan->ungroup, plan->arrived, begin,
+                              begin + ranks + 1, ranks, plan->received);
+    return (struct expert_route){.pick = plan->unique_token,
+                                 .sent = sum(plan->send_tokens, ranks),
+                                 .place = plan->fan,
+                                 .arrived = sum(plan->recv_tokens, ranks),
+                                 .send_rows = plan->send_tokens,
+                                 .recv_rows = plan->recv_tokens};
+}
+
+struct expert_route expert_route_tokens(struct expert_plan *plan)
+{
+    if (plan->once) {
+        return once(plan);
+    }
+    struct expert_route route = by_slot(plan);
+    route.pick = plan->token;
+    if (plan->rounds > 1) { /* runs of the send order, one per destination */
+        int32_t *next = plan->pick;
+        for (int to = 0; to < plan->ep->size; to++) {
+            plan->ops->copy(plan->device, next, plan->token + plan->send_begin[to],
+                            (size_t)plan->send_rows[to] * sizeof *next);
+            next += plan->send_rows[to];
+        }
+        route.pick = plan->pick;
+    }
+    return route;
+}
+
+struct expert_route expert_route_slots(struct expert_plan *plan)
+{
+    struct expert_route route = by_slot(plan);
+    if (plan->rounds > 1) {
+        int64_t row = 0;
+        for (int to = 0; to < plan->ep->size; to++) {
+            for (int64_t i = 0; i < plan->send_rows[to]; i++) {
+                plan->host_pick[row++] = (int32_t)(plan->send_begin[to] + i);
+            }
+        }
+        plan->ops->upload(plan->device, plan->pick, plan->host_pick,
+                          (size_t)row * sizeof *plan->pick);
+        route.pick = plan->pick;
+    }
+    return route;
+}
+
+/* ---- there and back ---- */
+
+void expert_exchange(struct expert_plan *plan, const struct expert_route *route, void *arrived,
+                     const void *sending, int64_t row_bytes)
+{
+    comm_device_all_to_all(plan->ep, arrived, route->recv_rows, sending, route->send_rows,
+                           (size_t)row_bytes);
+}
+
+static int64_t row_bytes(struct tensor x)
+{
+    return x.dim[1] * (int64_t)dtype_bytes(x.dtype);
+}
+
+void expert_dispatch(struct expert_plan *plan, const struct expert_route *route, struct tensor rows,
+                     struct tensor x, void *buffer)
+{
+    char *arrived = buffer, *sending = arrived + plan->bound * row_bytes(x);
+    assert(rows.dim[0] == plan->received);
+    if (route->pick != NULL) {
+        plan->ops->gather_rows(plan->device, tensor_2d(sending, x.dtype, route->sent, x.dim[1]), x,
+                               route->pick);
+    }
+    expert_exchange(plan, route, arrived, route->pick != NULL ? sending : x.data, row_bytes(x));
+    plan->ops->gather_rows(plan->device, rows,
+                           tensor_2d(arrived, x.dtype, route->arrived, x.dim[1]), route->place);
+}
+
+/* The rows of one round among several back into their runs of the send order. */
+static void copy_runs(const struct expert_plan *plan, char *sent, const char *packed, int64_t row)
 {
     for (int to = 0; to < plan->ep->size; to++) {
-        const size_t bytes = (size_t)plan->send_rows[to] * row;
-        char *run = sent + (size_t)plan->send_begin[to] * row;
-        plan->ops->copy(plan->device, pack ? packed : run, pack ? run : packed, bytes);
+        const size_t bytes = (size_t)(plan->send_rows[to] * row);
+        plan->ops->copy(plan->device, sent + plan->send_begin[to] * row, packed, bytes);
         packed += bytes;
     }
 }
 
-/* x[n[i]], i < rows, at `out`. */
-static void gather(const struct expert_plan *plan, char *out, int64_t rows, struct tensor x,
-                   const int32_t *n)
-{
-    plan->ops->gather_rows(plan->device, tensor_2d(out, x.dtype, rows, x.dim[1]), x, n);
-}
-
-/* Each token once to each rank, and fan from where its slots want it. */
-static void exchange_tokens(struct expert_plan *plan, char *arrived, char *packed, struct tensor x)
-{
-    const int ranks = plan->ep->size;
-    const size_t row = (size_t)x.dim[1] * dtype_bytes(x.dtype);
-    const int64_t *begin = plan->device_taken + plan->experts;
-    int32_t *place = (int32_t *)(void *)arrived; /* before the rows arrive there */
-    int64_t rows = 0;
-    assert(row >= sizeof *place);
-    comm_device_all_to_all(plan->ep, place, plan->recv_rows, plan->place, plan->send_rows,
-                           sizeof *place);
-    plan->ops->expert_fan_out(plan->device, plan->fan, plan->ungroup, place, begin,
-                              begin + ranks + 1, ranks, plan->received);
-    for (int to = 0; to < ranks; to++) {
-        rows += plan->send_tokens[to];
-    }
-    gather(plan, packed, rows, x, plan->unique_token);
-    comm_device_all_to_all(plan->ep, arrived, plan->recv_tokens, packed, plan->send_tokens, row);
-}
-
-void expert_dispatch_tokens(struct expert_plan *plan, struct tensor rows, struct tensor x,
-                            void *buffer)
-{
-    const size_t row = (size_t)x.dim[1] * dtype_bytes(x.dtype);
-    char *arrived = buffer, *packed = arrived + (size_t)plan->bound * row, *next = packed;
-    int64_t there = plan->received;
-    assert(rows.dim[0] == plan->received);
-    if (plan->once) {
-        exchange_tokens(plan, arrived, packed, x);
-        there = plan->taken[plan->experts + 2 * plan->ep->size + 1]; /* tokens of all sources */
-    } else if (plan->rounds == 1) {
-        gather(plan, packed, plan->sent, x, plan->token);
-    } else {
-        for (int to = 0; to < plan->ep->size; to++) {
-            gather(plan, next, plan->send_rows[to], x, plan->token + plan->send_begin[to]);
-            next += (size_t)plan->send_rows[to] * row;
-        }
-    }
-    if (!plan->once) {
-        comm_device_all_to_all(plan->ep, arrived, plan->recv_rows, packed, plan->send_rows, row);
-    }
-    plan->ops->gather_rows(plan->device, rows, tensor_2d(arrived, x.dtype, there, x.dim[1]),
-                           plan->once ? plan->fan : plan->regroup);
-}
-
-void expert_dispatch(struct expert_plan *plan, struct tensor rows, struct tensor x, void *buffer)
-{
-    const size_t row = (size_t)x.dim[1] * dtype_bytes(x.dtype);
-    char *arrived = buffer, *packed = arrived + (size_t)plan->bound * row;
-    assert(rows.dim[0] == plan->received && x.dim[0] == plan->sent);
-    if (plan->rounds > 1) {
-        copy_runs(plan, packed, x.data, row, true);
-    }
-    comm_device_all_to_all(plan->ep, arrived, plan->recv_rows, plan->rounds > 1 ? packed : x.data,
-                           plan->send_rows, row);
-    plan->ops->gather_rows(plan->device, rows,
-                           tensor_2d(arrived, x.dtype, plan->received, x.dim[1]), plan->regroup);
-}
-
 void expert_combine(struct expert_plan *plan, struct tensor x, struct tensor rows, void *buffer)
 {
-    const size_t row = (size_t)x.dim[1] * dtype_bytes(x.dtype);
-    char *leaving = buffer, *packed = leaving + (size_t)plan->bound * row;
+    char *leaving = buffer, *packed = leaving + plan->bound * row_bytes(x);
     assert(rows.dim[0] == plan->received && x.dim[0] == plan->sent);
     plan->ops->gather_rows(plan->device, tensor_2d(leaving, x.dtype, plan->received, x.dim[1]),
                            rows, plan->ungroup);
     comm_device_all_to_all(plan->ep, plan->rounds > 1 ? packed : x.data, plan->send_rows, leaving,
-                           plan->recv_rows, row);
+                           plan->recv_rows, (size_t)row_bytes(x));
     if (plan->rounds > 1) {
-        copy_runs(plan, packed, x.data, row, false);
+        copy_runs(plan, x.data, packed, row_bytes(x));
     }
 }

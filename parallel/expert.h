@@ -50,11 +50,14 @@ struct expert_plan {
                          of row i of (expert, source, token) order; NULL where ep is 1 */
     int32_t *ungroup; /* [bound] device: its inverse */
     int64_t *send_tokens, *recv_tokens; /* [ep] owned: rows that travel where `once` */
-    /* scratch of expert_plan_make, expert_plan_round and expert_dispatch_tokens */
+    /* scratch of expert_plan_make, expert_plan_round and the routes */
     int64_t *unique_begin; /* [ep+1] device, behind `sorted`: expert_unique's */
     int32_t *unique_token; /* [slots] device */
-    int32_t *place;        /* [slots] device */
+    int32_t *place;        /* [slots] device: row of its message that each sent slot wants */
+    int32_t *arrived;      /* [bound] device: the same of the slots that arrived */
     int32_t *fan;          /* [bound] device: expert_fan_out's */
+    int32_t *pick;         /* [slots] device: of a round among several */
+    int32_t *host_pick;    /* [slots] owned */
     int64_t *bounds;       /* [E+1 + ep+1] owned: `sorted` and unique_begin on the host */
     int64_t *taken;        /* [local_experts, ep] owned: rows of this round, by expert and source;
                               then [ep+1] where each source's rows begin, [ep+1] its tokens */
@@ -80,13 +83,31 @@ void expert_plan_expect(struct expert_plan *plan, int64_t slots);
 /* Local. Fills the fields of round `round`. */
 void expert_plan_round(struct expert_plan *plan, int64_t round);
 
-/* Collective over ep, of more than one rank. rows [received, C] in (expert, source, token) order <-
- * this rank's tokens x[N, C]. `buffer` has room for bound + slots rows; a row for an int32. The way
- * there of activations. */
-void expert_dispatch_tokens(struct expert_plan *plan, struct tensor rows, struct tensor x,
-                            void *buffer);
-/* The same from x[sent, C] in send order: the way there of output gradients. */
-void expert_dispatch(struct expert_plan *plan, struct tensor rows, struct tensor x, void *buffer);
+/* How rows travel to their experts: the caller gathers them for the messages, expert_exchange
+ * carries them, the caller puts what arrived into expert order; on both sides it may convert on the
+ * way (FP8). */
+struct expert_route {
+    const int32_t *pick;  /* [sent] device: row of x each travelling row is, NULL: in order */
+    int64_t sent;         /* <= slots */
+    const int32_t *place; /* [received] device: arrived row of each row in (expert, source, token)
+                             order */
+    int64_t arrived;      /* <= bound */
+    const int64_t *send_rows, *recv_rows; /* [ep] borrowed: of each message */
+};
+
+/* Routes of the round, valid until the next expert_plan_round; of ep of more than one rank.
+ * tokens: activations, x[N, C] this rank's tokens. Collective over ep.
+ * slots: output gradients, x[sent, C] in send order. Local. */
+struct expert_route expert_route_tokens(struct expert_plan *plan);
+struct expert_route expert_route_slots(struct expert_plan *plan);
+/* Collective over ep. arrived[route->arrived] <- sending[route->sent], rows of row_bytes. */
+void expert_exchange(struct expert_plan *plan, const struct expert_route *route, void *arrived,
+                     const void *sending, int64_t row_bytes);
+
+/* Collective over ep. rows[received, C] <- x along `route`, as it is. `buffer` has room for bound +
+ * slots rows. */
+void expert_dispatch(struct expert_plan *plan, const struct expert_route *route, struct tensor rows,
+                     struct tensor x, void *buffer);
 /* Collective over ep. The way back: x[sent, C] in send order, this round's rows of it, <-
  * rows[received, C]. */
 void expert_combine(struct expert_plan *plan, struct tensor x, struct tensor rows, void *buffer);

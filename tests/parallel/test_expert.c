@@ -145,7 +145,8 @@ static void check_round(struct comm *world, struct expert_plan *plan, struct ten
     if (plan->ep->size == 1) { /* send order is expert order */
         memcpy(rows.data, x.data, tensor_bytes(&rows));
     } else {
-        expert_dispatch(plan, rows, x, buffer);
+        const struct expert_route route = expert_route_slots(plan);
+        expert_dispatch(plan, &route, rows, x, buffer);
     }
     for (int64_t e = 0; e < local; e++) {
         for (int64_t i = plan->offset[e]; i < plan->offset[e + 1]; i++, ++*next) {
@@ -230,7 +231,8 @@ static void check_tokens(struct comm *world, struct expert_plan *plan, struct te
                          int64_t *next, void *buffer)
 {
     struct tensor rows = make(world, x.dtype, plan->received);
-    expert_dispatch_tokens(plan, rows, x, buffer);
+    const struct expert_route route = expert_route_tokens(plan);
+    expert_dispatch(plan, &route, rows, x, buffer);
     for (int64_t i = 0; i < plan->received; i++, ++*next) {
         CHECK(world, *next < arrivals->count);
         CHECK_EQUAL(world, get(&rows, i, 0), arrivals->source[*next]);

@@ -145,7 +145,8 @@ static void experts_up(struct moe *moe, struct moe_state *state, const struct mo
     if (alone(state)) {
         moe->ops->gather_rows(moe->device, input, x, state->plan.token);
     } else {
-        expert_dispatch_tokens(&state->plan, input, x, moe->scratch.buffer);
+        const struct expert_route route = expert_route_tokens(&state->plan);
+        expert_dispatch(&state->plan, &route, input, x, moe->scratch.buffer);
     }
     struct tensor gate_up = act_rows(moe, state->gate_up, state->plan.received, 2 * inner);
     moe->ops->grouped_forward(moe->device, gate_up, input, weights->experts, moe->expert_stride,
@@ -200,7 +201,8 @@ static void experts_backward(struct moe *moe, struct moe_state *state,
     struct tensor hidden = act_rows(moe, moe->scratch.hidden, rows, inner);
     struct tensor dhidden = act_rows(moe, moe->scratch.dhidden, rows, inner);
     if (!alone(state)) {
-        expert_dispatch(&state->plan, drows, dsent, moe->scratch.buffer);
+        const struct expert_route route = expert_route_slots(&state->plan);
+        expert_dispatch(&state->plan, &route, drows, dsent, moe->scratch.buffer);
     }
     ops->swiglu_forward(moe->device, hidden, gate_up);
     ops->grouped_backward_weight(moe->device, dup + moe->down_offset, stride, drows, hidden, offset,
