@@ -328,11 +328,16 @@ struct expert_route expert_route_slots(struct expert_plan *plan)
 
 /* ---- there and back ---- */
 
-void expert_exchange(struct expert_plan *plan, const struct expert_route *route, void *arrived,
-                     const void *sending, int64_t row_bytes)
+void expert_exchange_start(struct expert_plan *plan, const struct expert_route *route,
+                           void *arrived, const void *sending, int64_t row_bytes)
 {
-    comm_device_all_to_all(plan->ep, arrived, route->recv_rows, sending, route->send_rows,
-                           (size_t)row_bytes);
+    comm_device_all_to_all_start(plan->ep, arrived, route->recv_rows, sending, route->send_rows,
+                                 (size_t)row_bytes);
+}
+
+void expert_exchange_finish(struct expert_plan *plan)
+{
+    comm_device_finish(plan->ep);
 }
 
 static int64_t row_bytes(struct tensor x)
@@ -340,18 +345,26 @@ static int64_t row_bytes(struct tensor x)
     return x.dim[1] * (int64_t)dtype_bytes(x.dtype);
 }
 
-void expert_dispatch(struct expert_plan *plan, const struct expert_route *route, struct tensor rows,
-                     struct tensor x, void *buffer)
+void expert_dispatch_start(struct expert_plan *plan, const struct expert_route *route,
+                           struct tensor x, void *buffer)
 {
     char *arrived = buffer, *sending = arrived + plan->bound * row_bytes(x);
-    assert(rows.dim[0] == plan->received);
     if (route->pick != NULL) {
         plan->ops->gather_rows(plan->device, tensor_2d(sending, x.dtype, route->sent, x.dim[1]), x,
                                route->pick);
     }
-    expert_exchange(plan, route, arrived, route->pick != NULL ? sending : x.data, row_bytes(x));
+    expert_exchange_start(plan, route, arrived, route->pick != NULL ? sending : x.data,
+                          row_bytes(x));
+}
+
+void expert_dispatch_finish(struct expert_plan *plan, const struct expert_route *route,
+                            struct tensor rows, void *buffer)
+{
+    assert(rows.dim[0] == plan->received);
+    expert_exchange_finish(plan);
     plan->ops->gather_rows(plan->device, rows,
-                           tensor_2d(arrived, x.dtype, route->arrived, x.dim[1]), route->place);
+                           tensor_2d(buffer, rows.dtype, route->arrived, rows.dim[1]),
+                           route->place);
 }
 
 /* The rows of one round among several back into their runs of the send order. */
@@ -364,15 +377,21 @@ static void copy_runs(const struct expert_plan *plan, char *sent, const char *pa
     }
 }
 
-void expert_combine(struct expert_plan *plan, struct tensor x, struct tensor rows, void *buffer)
+void expert_combine_start(struct expert_plan *plan, struct tensor x, struct tensor rows,
+                          void *buffer)
 {
     char *leaving = buffer, *packed = leaving + plan->bound * row_bytes(x);
     assert(rows.dim[0] == plan->received && x.dim[0] == plan->sent);
     plan->ops->gather_rows(plan->device, tensor_2d(leaving, x.dtype, plan->received, x.dim[1]),
                            rows, plan->ungroup);
-    comm_device_all_to_all(plan->ep, plan->rounds > 1 ? packed : x.data, plan->send_rows, leaving,
-                           plan->recv_rows, (size_t)row_bytes(x));
+    comm_device_all_to_all_start(plan->ep, plan->rounds > 1 ? packed : x.data, plan->send_rows,
+                                 leaving, plan->recv_rows, (size_t)row_bytes(x));
+}
+
+void expert_combine_finish(struct expert_plan *plan, struct tensor x, void *buffer)
+{
+    expert_exchange_finish(plan);
     if (plan->rounds > 1) {
-        copy_runs(plan, x.data, packed, row_bytes(x));
+        copy_runs(plan, x.data, (char *)buffer + plan->bound * row_bytes(x), row_bytes(x));
     }
 }

@@ -100,16 +100,24 @@ struct expert_route {
  * slots: output gradients, x[sent, C] in send order. Local. */
 struct expert_route expert_route_tokens(struct expert_plan *plan);
 struct expert_route expert_route_slots(struct expert_plan *plan);
-/* Collective over ep. arrived[route->arrived] <- sending[route->sent], rows of row_bytes. */
-void expert_exchange(struct expert_plan *plan, const struct expert_route *route, void *arrived,
-                     const void *sending, int64_t row_bytes);
+/* What travels does so between a start and its finish, beside what is called between them: that
+ * may neither touch the memory named here nor communicate (comm_device_finish). One at a time.
+ *
+ * Collective over ep. arrived[route->arrived] <- sending[route->sent], rows of row_bytes. */
+void expert_exchange_start(struct expert_plan *plan, const struct expert_route *route,
+                           void *arrived, const void *sending, int64_t row_bytes);
+void expert_exchange_finish(struct expert_plan *plan);
 
 /* Collective over ep. rows[received, C] <- x along `route`, as it is. `buffer` has room for bound +
  * slots rows. */
-void expert_dispatch(struct expert_plan *plan, const struct expert_route *route, struct tensor rows,
-                     struct tensor x, void *buffer);
+void expert_dispatch_start(struct expert_plan *plan, const struct expert_route *route,
+                           struct tensor x, void *buffer);
+void expert_dispatch_finish(struct expert_plan *plan, const struct expert_route *route,
+                            struct tensor rows, void *buffer);
 /* Collective over ep. The way back: x[sent, C] in send order, this round's rows of it, <-
- * rows[received, C]. */
-void expert_combine(struct expert_plan *plan, struct tensor x, struct tensor rows, void *buffer);
+ * rows[received, C]; `rows` is free after start. */
+void expert_combine_start(struct expert_plan *plan, struct tensor x, struct tensor rows,
+                          void *buffer);
+void expert_combine_finish(struct expert_plan *plan, struct tensor x, void *buffer);
 
 #endif

@@ -146,7 +146,8 @@ static void check_round(struct comm *world, struct expert_plan *plan, struct ten
         memcpy(rows.data, x.data, tensor_bytes(&rows));
     } else {
         const struct expert_route route = expert_route_slots(plan);
-        expert_dispatch(plan, &route, rows, x, buffer);
+        expert_dispatch_start(plan, &route, x, buffer);
+        expert_dispatch_finish(plan, &route, rows, buffer);
     }
     for (int64_t e = 0; e < local; e++) {
         for (int64_t i = plan->offset[e]; i < plan->offset[e + 1]; i++, ++*next) {
@@ -167,7 +168,8 @@ static void check_round(struct comm *world, struct expert_plan *plan, struct ten
     if (plan->ep->size == 1) {
         memcpy(y.data, rows.data, tensor_bytes(&rows));
     } else {
-        expert_combine(plan, y, rows, buffer);
+        expert_combine_start(plan, y, rows, buffer);
+        expert_combine_finish(plan, y, buffer);
     }
     for (int64_t i = 0; i < plan->sent; i++) {
         changed += get(&y, i, 0) != -1;
@@ -232,7 +234,8 @@ static void check_tokens(struct comm *world, struct expert_plan *plan, struct te
 {
     struct tensor rows = make(world, x.dtype, plan->received);
     const struct expert_route route = expert_route_tokens(plan);
-    expert_dispatch(plan, &route, rows, x, buffer);
+    expert_dispatch_start(plan, &route, x, buffer);
+    expert_dispatch_finish(plan, &route, rows, buffer);
     for (int64_t i = 0; i < plan->received; i++, ++*next) {
         CHECK(world, *next < arrivals->count);
         CHECK_EQUAL(world, get(&rows, i, 0), arrivals->source[*next]);

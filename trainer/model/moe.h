@@ -11,7 +11,8 @@
  * statistics), K choices, C hidden, F width, S = N*K slots, R = moe->bound received rows. */
 struct moe_state {
     struct expert_plan plan;
-    int32_t *expert; /* [N,K] chosen experts */
+    struct expert_route route; /* of the rows under way to their experts */
+    int32_t *expert;           /* [N,K] chosen experts */
     int32_t *routed; /* [N,K] the same, -1 where capacity dropped the slot; NULL: none can */
     float *weight;   /* [N,K] */
     float *score;    /* [N,E] */
@@ -72,13 +73,19 @@ bool moe_waits(const struct moe *moe, const struct moe_state *state, bool traini
  * one that a device repeats by itself. */
 void moe_expect(const struct moe *moe, struct moe_state *state, int64_t tokens, int64_t sequence);
 
-/* y[n,C] = experts(x[n,C]). Collective over ep. training: capacity applies. */
-void moe_forward(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                 struct tensor y, struct tensor x, int64_t sequence, bool training);
-/* dx overwrites; gradients add. aux [sequences, E], z_scale: see router_backward. `x` is forward's.
- * Collective over ep. */
-void moe_backward(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                  const struct moe_weights *grads, struct tensor dx, struct tensor dy,
-                  struct tensor x, int64_t sequence, const float *aux, float z_scale);
+/* Both passes in two halves: while rows travel between ranks, the device has time for what the
+ * caller puts between start and finish (the shared experts); that may not use moe->scratch.
+ *
+ * y[n,C] = experts(x[n,C]). Collective over ep. training: capacity applies. */
+void moe_forward_start(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                       struct tensor x, int64_t sequence, bool training);
+void moe_forward_finish(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                        struct tensor y, struct tensor x);
+/* dx overwrites; gradients add. aux [sequences, E], z_scale: see router_backward. `x` is forward's,
+ * dy stays as it is until finish. Collective over ep. */
+void moe_backward_start(struct moe *moe, struct moe_state *state, struct tensor dy);
+void moe_backward_finish(struct moe *moe, struct moe_state *state,
+                         const struct moe_weights *weights, const struct moe_weights *grads,
+                         struct tensor dx, struct tensor x, const float *aux, float z_scale);
 
 #endif
