@@ -78,7 +78,7 @@ void moe_scratch_layout(struct moe *moe, struct arena *arena)
     scratch->rows = arena_alloc(arena, received * row);
     scratch->hidden = arena_alloc(arena, inner);
     scratch->dhidden = arena_alloc(arena, inner);
-    scratch->buffer = arena_alloc(arena, (received + slots) * row);
+    scratch->buffer = arena_alloc(arena, (received + (size_t)moe->sending) * row);
 }
 
 /* Slots that travel: those beyond the capacity of an expert, or of V2's group of experts, do not.
@@ -104,6 +104,9 @@ static bool alone(const struct moe_state *state)
 
 bool moe_waits(const struct moe *moe, const struct moe_state *state, bool training)
 {
+    if (moe->config->router.dispatch == CONFIG_PADDED) {
+        return !comm_device_recordable(state->plan.ep);
+    }
     return !alone(state) || (training && moe->config->router.capacity_factor > 0);
 }
 
@@ -117,7 +120,8 @@ static void route(struct moe *moe, struct moe_state *state, const struct moe_wei
                   struct tensor x, int64_t sequence, bool training)
 {
     const struct router_shape shape = moe_router_shape(moe, x.dim[0], sequence);
-    const bool drops = training && moe->config->router.capacity_factor > 0;
+    const bool drops = training && moe->config->router.capacity_factor > 0,
+               exact = moe->config->router.dispatch == CONFIG_EXACT;
     struct tensor logits = tensor_2d(state->logits, DTYPE_F32, shape.tokens, shape.experts);
     state->row_tokens = sequence;
     moe->ops->router_logits(moe->device, logits, x, weights->gate);
@@ -127,7 +131,7 @@ static void route(struct moe *moe, struct moe_state *state, const struct moe_wei
         moe->ops->router_even(moe->device, state->expert, state->weight, state->counts, shape);
     }
     expert_plan_make(&state->plan, kept_slots(moe, state, shape, drops), shape.tokens, shape.top_k,
-                     drops);
+                     drops && exact);
 }
 
 static struct tensor act_rows(const struct moe *moe, void *data, int64_t rows, int64_t cols)

@@ -8,7 +8,8 @@
 #include "trainer/model/layout.h"
 
 /* What forward leaves for backward, one per block with experts. N tokens in sequences (rows of
- * statistics), K choices, C hidden, F width, S = N*K slots, R = moe->bound received rows. */
+ * statistics), K choices, C hidden, F width, S = N*K slots, R = moe->bound received rows. With
+ * padded dispatch rows past those that are there are undefined, and nothing reads them. */
 struct moe_state {
     struct expert_plan plan;
     struct expert_route route; /* of the rows under way to their experts */
@@ -33,7 +34,7 @@ struct moe_scratch {
     void *rows;     /* [R,C] act */
     void *hidden;   /* [R,F] act */
     void *dhidden;  /* [R,F] act */
-    void *buffer;   /* [R+S,C] act: exchange */
+    void *buffer;   /* [R+M,C] act: exchange */
 };
 
 /* Everything a layer needs that does not change from call to call. */
@@ -47,6 +48,7 @@ struct moe {
     int64_t sequences; /* of a full micro-batch */
     int64_t local_experts;
     int64_t bound;                      /* R */
+    int64_t sending;                    /* M: rows that leave this rank at most; exact: S */
     int64_t expert_stride, down_offset; /* elements */
     struct moe_scratch scratch;
 };
@@ -66,8 +68,8 @@ void moe_scratch_layout(struct moe *moe, struct arena *arena);
 /* Sequences of `sequence` tokens: statistics are of each. */
 struct router_shape moe_router_shape(const struct moe *moe, int64_t tokens, int64_t sequence);
 
-/* Whether a forward waits for the counts of tokens: ranks exchange rows, or slots may be dropped.
- */
+/* Whether a forward waits for the counts of tokens, as exact dispatch does where ranks exchange
+ * rows or slots may be dropped; or for a wire that needs the host. */
 bool moe_waits(const struct moe *moe, const struct moe_state *state, bool training);
 /* Sets what the host knows of a forward of `tokens` tokens that does not wait, as that does: for
  * one that a device repeats by itself. */
