@@ -85,8 +85,9 @@ void pool_give(void *p, size_t bytes)
 
 /* ---- what EMU_COUNTS=1 prints at the end ---- */
 
-/* waits: of the host for the device. overtakes: kernels that ran before a message between ranks
- * that was enqueued earlier, as only kernels that no event orders behind it can. */
+/* waits: of the host for the device, from the first graph on: before it, sizes settle. overtakes:
+ * kernels that ran before a message between ranks that was enqueued earlier, as only kernels that
+ * no event orders behind it can. */
 static struct {
     int64_t waits, graphs, overtakes;
 } counts;
@@ -249,7 +250,7 @@ void stream_drain(bool (*done)(const void *argument), const void *argument, cons
         if (s.used && s.capture)
             emu_fail({"cudart", 0}, "%s while stream %d captures a graph", what, s.number);
     scheduler_seed_from_environment();
-    counts.waits++;
+    counts.waits += counts.graphs > 0;
     if (running)
         emu_fail({"cudart", 0}, "%s called from a host function of a stream", what);
     time_t since = time(nullptr);
