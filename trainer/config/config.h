@@ -18,6 +18,7 @@ enum config_comm { CONFIG_COMM_AUTO, CONFIG_COMM_SELF, CONFIG_COMM_MPI, CONFIG_C
 enum config_deterministic { CONFIG_DETERMINISTIC_OFF, CONFIG_DETERMINISTIC_RUN };
 enum config_family { CONFIG_MIXTRAL, CONFIG_DEEPSEEK_V2, CONFIG_DEEPSEEK_V3, CONFIG_FAMILIES };
 enum config_precision { CONFIG_FP32, CONFIG_BF16 };
+enum config_dispatch { CONFIG_EXACT, CONFIG_PADDED };
 enum config_recompute {
     CONFIG_RECOMPUTE_NONE,
     CONFIG_RECOMPUTE_NORMS, /* with latent attention its up-projections too */
@@ -124,6 +125,7 @@ struct config {
         double bias_update_until; /* fraction of run.steps after which the bias stays */
         int sequence_loss_counts; /* enum config_sequence_counts */
         double z_loss_coef, capacity_factor, buffer_factor;
+        int dispatch;        /* enum config_dispatch */
         bool force_balanced; /* not a config key: bench sets it */
     } router;
     struct {

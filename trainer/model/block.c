@@ -136,12 +136,19 @@ static void feed_forward(struct model *model, int64_t block, const struct block_
     struct block_state *state = &model->blocks[block];
     const struct tensor x = stream_of(model, state->norm2, call);
     const int64_t inner = mlp_width(model, block);
-    if (has_experts(model, block)) {
-        const struct moe_weights weights = moe_weights(model, block);
-        moe_forward(&model->moe, &state->moe, &weights, y, x, call->sequence, call->training);
+    const bool routed = has_experts(model, block);
+    const struct moe_weights weights = routed ? moe_weights(model, block) : (struct moe_weights){0};
+    if (routed) {
+        moe_forward_start(&model->moe, &state->moe, &weights, x, call->sequence, call->training);
+    }
+    if (inner > 0) { /* beside tokens on their way to their experts */
+        mlp_forward_up(model, block, inner, x);
+    }
+    if (routed) {
+        moe_forward_finish(&model->moe, &state->moe, &weights, y, x);
     }
     if (inner > 0) {
-        mlp_forward(model, block, inner, y, x, has_experts(model, block));
+        mlp_forward_down(model, block, inner, y, routed);
     }
 }
 
@@ -248,14 +255,21 @@ static void feed_forward_backward(struct model *model, int64_t block, const stru
     struct block_state *state = &model->blocks[block];
     const struct tensor x = stream_of(model, state->norm2, call);
     const int64_t inner = mlp_width(model, block);
-    if (has_experts(model, block)) {
+    const bool routed = has_experts(model, block);
+    if (routed) {
+        moe_backward_start(&model->moe, &state->moe, dy);
+    }
+    if (inner > 0) { /* beside gradients on their way to the experts */
+        mlp_backward_down(model, block, inner, dy, x);
+    }
+    if (routed) {
         const struct moe_weights weights = moe_weights(model, block),
                                  grads = moe_grads(model, block);
-        moe_backward(&model->moe, &state->moe, &weights, &grads, dx, dy, x, call->sequence,
-                     balance_gradient(model, block), z_scale);
+        moe_backward_finish(&model->moe, &state->moe, &weights, &grads, dx, x,
+                            balance_gradient(model, block), z_scale);
     }
     if (inner > 0) {
-        mlp_backward(model, block, inner, dx, dy, x, has_experts(model, block));
+        mlp_backward_up(model, block, inner, dx, routed);
     }
     if (model->arch.jitter > 0) {
         model->ops->jitter(model->device, dx, call->jitter_key + (uint64_t)block, 0,

@@ -38,36 +38,43 @@ static struct tensor down_weight(const struct model *model, int64_t block, int64
                         inner);
 }
 
-static void up(struct model *model, int64_t block, int64_t inner, struct tensor gate_up,
-               struct tensor x)
+static struct tensor gate_up_of(const struct model *model, int64_t block, int64_t inner,
+                                int64_t tokens)
 {
-    model->ops->linear_forward(model->device, gate_up, x, gate_up_weight(model, block, inner),
-                               false);
+    return model_act(model, model->blocks[block].mlp.gate_up, tokens, 2 * inner);
 }
 
-void mlp_forward(struct model *model, int64_t block, int64_t inner, struct tensor y,
-                 struct tensor x, bool add)
+static void up(struct model *model, int64_t block, int64_t inner, struct tensor x)
 {
-    const struct tensor gate_up =
-        model_act(model, model->blocks[block].mlp.gate_up, x.dim[0], 2 * inner);
-    const struct tensor hidden = model_act(model, model->mlp.hidden, x.dim[0], inner);
-    up(model, block, inner, gate_up, x);
-    model->ops->swiglu_forward(model->device, hidden, gate_up);
-    model->ops->linear_forward(model->device, y, hidden, down_weight(model, block, inner), add);
+    model->ops->linear_forward(model->device, gate_up_of(model, block, inner, x.dim[0]), x,
+                               gate_up_weight(model, block, inner), false);
 }
 
-void mlp_backward(struct model *model, int64_t block, int64_t inner, struct tensor dx,
-                  struct tensor dy, struct tensor x, bool add)
+void mlp_forward_up(struct model *model, int64_t block, int64_t inner, struct tensor x)
+{
+    up(model, block, inner, x);
+    model->ops->swiglu_forward(model->device, model_act(model, model->mlp.hidden, x.dim[0], inner),
+                               gate_up_of(model, block, inner, x.dim[0]));
+}
+
+void mlp_forward_down(struct model *model, int64_t block, int64_t inner, struct tensor y, bool add)
+{
+    model->ops->linear_forward(model->device, y,
+                               model_act(model, model->mlp.hidden, y.dim[0], inner),
+                               down_weight(model, block, inner), add);
+}
+
+void mlp_backward_down(struct model *model, int64_t block, int64_t inner, struct tensor dy,
+                       struct tensor x)
 {
     const struct ops *ops = model->ops;
     const struct block_offsets *at = &model->params.block[block];
     const int64_t width = model->arch.width;
-    const struct tensor gate_up =
-        model_act(model, model->blocks[block].mlp.gate_up, x.dim[0], 2 * inner);
+    const struct tensor gate_up = gate_up_of(model, block, inner, x.dim[0]);
     const struct tensor hidden = model_act(model, model->mlp.hidden, x.dim[0], inner),
                         dhidden = model_act(model, model->mlp.dhidden, x.dim[0], inner);
     if (model->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
-        up(model, block, inner, gate_up, x);
+        up(model, block, inner, x);
     }
     ops->swiglu_forward(model->device, hidden, gate_up);
     ops->linear_backward_weight(model->device,
@@ -76,6 +83,10 @@ void mlp_backward(struct model *model, int64_t block, int64_t inner, struct tens
     ops->swiglu_backward(model->device, gate_up, dhidden, gate_up);
     ops->linear_backward_weight(
         model->device, model_grad(model, PARAM_DENSE, at->gate_up, 2 * inner, width), gate_up, x);
-    ops->linear_backward_input(model->device, dx, gate_up, gate_up_weight(model, block, inner),
-                               add);
+}
+
+void mlp_backward_up(struct model *model, int64_t block, int64_t inner, struct tensor dx, bool add)
+{
+    model->ops->linear_backward_input(model->device, dx, gate_up_of(model, block, inner, dx.dim[0]),
+                                      gate_up_weight(model, block, inner), add);
 }

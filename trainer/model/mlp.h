@@ -27,11 +27,15 @@ void mlp_layout(const struct model *model, struct mlp_state *state, const struct
 void mlp_scratch_layout(const struct model *model, struct mlp_scratch *scratch,
                         struct arena *arena);
 
-/* y[n,C] = (add ? y : 0) + mlp(x[n,C]) with the weights of `block`, inner width F. */
-void mlp_forward(struct model *model, int64_t block, int64_t inner, struct tensor y,
-                 struct tensor x, bool add);
-/* dx = (add ? dx : 0) + gradient; gradients of the weights add. gate_up is overwritten. */
-void mlp_backward(struct model *model, int64_t block, int64_t inner, struct tensor dx,
-                  struct tensor dy, struct tensor x, bool add);
+/* With the weights of `block`, inner width F: y[n,C] = (add ? y : 0) + mlp(x[n,C]), up and then
+ * down. Both passes come in two parts, because shared experts do the first while rows travel to the
+ * routed ones, and add to what those made in the second. */
+void mlp_forward_up(struct model *model, int64_t block, int64_t inner, struct tensor x);
+void mlp_forward_down(struct model *model, int64_t block, int64_t inner, struct tensor y, bool add);
+/* Gradients of both weights add; gate_up becomes its gradient; then, of that, dx = (add ? dx : 0) +
+ * gradient. */
+void mlp_backward_down(struct model *model, int64_t block, int64_t inner, struct tensor dy,
+                       struct tensor x);
+void mlp_backward_up(struct model *model, int64_t block, int64_t inner, struct tensor dx, bool add);
 
 #endif

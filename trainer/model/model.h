@@ -32,6 +32,7 @@ struct model_group {
                                 where all is Muon's, whose momentum is moment1 */
     float *ema;              /* [zero.share] running average of master; NULL: none */
     float *reduced;          /* [zero.share] scratch of the reduction */
+    bool reducing;           /* between optimizer_reduce_start and optimizer_reduce */
     struct muon_plan muon;
 };
 
@@ -48,14 +49,15 @@ struct block_state {
 
 /* Sums over the micro-batch just done. */
 struct model_losses {
-    double loss; /* of -log p over counted labels */
-    double mtp;  /* the same of all modules of multi-token prediction */
-    double aux;  /* weighted balance and z-loss terms of this micro-batch */
+    double loss;  /* of -log p over counted labels */
+    double mtp;   /* the same of all modules of multi-token prediction */
+    double aux;   /* weighted balance and z-loss terms of this micro-batch */
+    int64_t kept; /* expert slots that were not dropped, summed over layers */
 };
 
 struct model_result {
-    int64_t dropped, slots; /* expert slots dropped / all, summed over layers */
-    int64_t extra_rounds;   /* dispatch rounds beyond the first, summed over layers */
+    int64_t slots;        /* of experts, dropped or not, summed over layers */
+    int64_t extra_rounds; /* dispatch rounds beyond the first, summed over layers */
 };
 
 /* Pointers to parameters, gradients, optimizer state, activations and scratch are device memory
@@ -117,6 +119,7 @@ struct model_scale {
     double unit;         /* 1 / micro-batches of the global batch */
     double mtp_weight;   /* of multi-token prediction */
     uint64_t jitter_key; /* router jitter: differs per step and micro-batch */
+    bool last;           /* of the step: gradients that are whole may start for other ranks */
 };
 
 /* Collective over ep. Forward of `count` sequences of `sequence` tokens (batch: host memory), then

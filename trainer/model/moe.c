@@ -78,7 +78,7 @@ void moe_scratch_layout(struct moe *moe, struct arena *arena)
     scratch->rows = arena_alloc(arena, received * row);
     scratch->hidden = arena_alloc(arena, inner);
     scratch->dhidden = arena_alloc(arena, inner);
-    scratch->buffer = arena_alloc(arena, (received + slots) * row);
+    scratch->buffer = arena_alloc(arena, (received + (size_t)moe->sending) * row);
 }
 
 /* Slots that travel: those beyond the capacity of an expert, or of V2's group of experts, do not.
@@ -104,6 +104,9 @@ static bool alone(const struct moe_state *state)
 
 bool moe_waits(const struct moe *moe, const struct moe_state *state, bool training)
 {
+    if (moe->config->router.dispatch == CONFIG_PADDED) {
+        return !comm_device_recordable(state->plan.ep);
+    }
     return !alone(state) || (training && moe->config->router.capacity_factor > 0);
 }
 
@@ -117,7 +120,8 @@ static void route(struct moe *moe, struct moe_state *state, const struct moe_wei
                   struct tensor x, int64_t sequence, bool training)
 {
     const struct router_shape shape = moe_router_shape(moe, x.dim[0], sequence);
-    const bool drops = training && moe->config->router.capacity_factor > 0;
+    const bool drops = training && moe->config->router.capacity_factor > 0,
+               exact = moe->config->router.dispatch == CONFIG_EXACT;
     struct tensor logits = tensor_2d(state->logits, DTYPE_F32, shape.tokens, shape.experts);
     state->row_tokens = sequence;
     moe->ops->router_logits(moe->device, logits, x, weights->gate);
@@ -127,7 +131,7 @@ static void route(struct moe *moe, struct moe_state *state, const struct moe_wei
         moe->ops->router_even(moe->device, state->expert, state->weight, state->counts, shape);
     }
     expert_plan_make(&state->plan, kept_slots(moe, state, shape, drops), shape.tokens, shape.top_k,
-                     drops);
+                     drops && exact);
 }
 
 static struct tensor act_rows(const struct moe *moe, void *data, int64_t rows, int64_t cols)
@@ -135,54 +139,102 @@ static struct tensor act_rows(const struct moe *moe, void *data, int64_t rows, i
     return tensor_2d(data, moe->act, rows, cols);
 }
 
-/* Round `round` of dispatch of x, leaving the rows in state->input and gate_up. */
-static void experts_up(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                       struct tensor x, int64_t round)
+/* ---- forward: tokens to their experts, their outputs back ---- */
+
+/* Round `round` of tokens leaves for its experts. */
+static void tokens_start(struct moe *moe, struct moe_state *state, struct tensor x, int64_t round)
 {
-    const int64_t width = moe->arch->width, inner = moe->arch->expert_width;
     expert_plan_round(&state->plan, round);
-    struct tensor input = act_rows(moe, state->input, state->plan.received, width);
+    if (!alone(state)) {
+        state->route = expert_route_tokens(&state->plan);
+        expert_dispatch_start(&state->plan, &state->route, x, moe->scratch.buffer);
+    }
+}
+
+/* It arrives as state->input. */
+static void tokens_finish(struct moe *moe, struct moe_state *state, struct tensor x)
+{
+    struct tensor input = act_rows(moe, state->input, state->plan.received, moe->arch->width);
     if (alone(state)) {
         moe->ops->gather_rows(moe->device, input, x, state->plan.token);
     } else {
-        expert_dispatch_tokens(&state->plan, input, x, moe->scratch.buffer);
+        expert_dispatch_finish(&state->plan, &state->route, input, moe->scratch.buffer);
     }
-    struct tensor gate_up = act_rows(moe, state->gate_up, state->plan.received, 2 * inner);
-    moe->ops->grouped_forward(moe->device, gate_up, input, weights->experts, moe->expert_stride,
-                              state->plan.offset, moe->local_experts);
 }
 
+/* state->gate_up <- state->input. */
+static void experts_up(struct moe *moe, struct moe_state *state, const struct moe_weights *weights)
+{
+    const int64_t received = state->plan.received;
+    moe->ops->grouped_forward(
+        moe->device, act_rows(moe, state->gate_up, received, 2 * moe->arch->expert_width),
+        act_rows(moe, state->input, received, moe->arch->width), weights->experts,
+        moe->expert_stride, state->plan.offset, moe->local_experts);
+}
+
+/* rows <- state->gate_up. */
 static void experts_down(struct moe *moe, struct moe_state *state,
-                         const struct moe_weights *weights, struct tensor output)
+                         const struct moe_weights *weights, struct tensor rows)
 {
     const int64_t inner = moe->arch->expert_width, received = state->plan.received;
     struct tensor hidden = act_rows(moe, moe->scratch.hidden, received, inner);
     moe->ops->swiglu_forward(moe->device, hidden,
                              act_rows(moe, state->gate_up, received, 2 * inner));
-    struct tensor rows =
-        alone(state) ? output : act_rows(moe, moe->scratch.rows, received, output.dim[1]);
     const char *down = weights->experts + (size_t)moe->down_offset * dtype_bytes(moe->act);
     moe->ops->grouped_forward(moe->device, rows, hidden, down, moe->expert_stride,
                               state->plan.offset, moe->local_experts);
-    if (!alone(state)) {
-        expert_combine(&state->plan, output, rows, moe->scratch.buffer);
-    }
 }
 
-void moe_forward(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                 struct tensor y, struct tensor x, int64_t sequence, bool training)
+/* Where the experts' side of `sent` (outputs or gradients in send order) stands. */
+static struct tensor expert_side(const struct moe *moe, const struct moe_state *state,
+                                 struct tensor sent)
+{
+    return alone(state) ? sent
+                        : act_rows(moe, moe->scratch.rows, state->plan.received, sent.dim[1]);
+}
+
+void moe_forward_start(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                       struct tensor x, int64_t sequence, bool training)
 {
     route(moe, state, weights, x, sequence, training);
+    tokens_start(moe, state, x, 0);
+}
+
+void moe_forward_finish(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                        struct tensor y, struct tensor x)
+{
     struct tensor output = act_rows(moe, state->output, state->plan.sent, x.dim[1]);
     for (int64_t round = 0; round < state->plan.rounds; round++) {
-        experts_up(moe, state, weights, x, round);
-        experts_down(moe, state, weights, output);
+        if (round > 0) {
+            tokens_start(moe, state, x, round);
+        }
+        tokens_finish(moe, state, x);
+        struct tensor rows = expert_side(moe, state, output);
+        experts_up(moe, state, weights);
+        experts_down(moe, state, weights, rows);
+        if (!alone(state)) {
+            expert_combine_start(&state->plan, output, rows, moe->scratch.buffer);
+            expert_combine_finish(&state->plan, output, moe->scratch.buffer);
+        }
     }
     moe->ops->combine_rows(moe->device, y, output, state->plan.slot_row, state->weight,
                            moe->arch->top_k);
 }
 
-/* One round: dsent (gradients of outputs, send order) becomes gradients of inputs, in place. */
+/* ---- backward: gradients of outputs to the experts, those of inputs back ---- */
+
+/* Gradients of outputs leave for the experts; with several rounds, those of the round in the plan.
+ */
+static void gradients_start(struct moe *moe, struct moe_state *state, struct tensor dsent)
+{
+    if (!alone(state)) {
+        state->route = expert_route_slots(&state->plan);
+        expert_dispatch_start(&state->plan, &state->route, dsent, moe->scratch.buffer);
+    }
+}
+
+/* One round: drows, gradients of outputs on their way here, become gradients of inputs on their way
+ * back, beside which those of the up weights are made. */
 static void experts_backward(struct moe *moe, struct moe_state *state,
                              const struct moe_weights *weights, const struct moe_weights *grads,
                              struct tensor dsent)
@@ -194,54 +246,67 @@ static void experts_backward(struct moe *moe, struct moe_state *state,
     const int64_t *offset = state->plan.offset;
     const char *down = weights->experts + (size_t)moe->down_offset * dtype_bytes(moe->act);
     float *dup = (float *)(void *)grads->experts;
-    struct tensor drows = alone(state) ? dsent : act_rows(moe, moe->scratch.rows, rows, width);
+    struct tensor drows = expert_side(moe, state, dsent);
     struct tensor input = act_rows(moe, state->input, rows, width);
     struct tensor gate_up = act_rows(moe, state->gate_up, rows, 2 * inner);
     struct tensor hidden = act_rows(moe, moe->scratch.hidden, rows, inner);
     struct tensor dhidden = act_rows(moe, moe->scratch.dhidden, rows, inner);
-    if (!alone(state)) {
-        expert_dispatch(&state->plan, drows, dsent, moe->scratch.buffer);
-    }
     ops->swiglu_forward(moe->device, hidden, gate_up);
+    if (!alone(state)) {
+        expert_dispatch_finish(&state->plan, &state->route, drows, moe->scratch.buffer);
+    }
     ops->grouped_backward_weight(moe->device, dup + moe->down_offset, stride, drows, hidden, offset,
                                  local);
     ops->grouped_backward_input(moe->device, dhidden, drows, down, stride, offset, local);
     ops->swiglu_backward(moe->device, gate_up, dhidden, gate_up);
-    ops->grouped_backward_weight(moe->device, dup, stride, gate_up, input, offset, local);
     ops->grouped_backward_input(moe->device, drows, gate_up, weights->experts, stride, offset,
                                 local);
     if (!alone(state)) {
-        expert_combine(&state->plan, dsent, drows, moe->scratch.buffer);
+        expert_combine_start(&state->plan, dsent, drows, moe->scratch.buffer);
+    }
+    ops->grouped_backward_weight(moe->device, dup, stride, gate_up, input, offset, local);
+    if (!alone(state)) {
+        expert_combine_finish(&state->plan, dsent, moe->scratch.buffer);
     }
 }
 
-/* Several rounds overwrote each other's rows, and recompute keeps no gate_up: make them again. */
-static void restore_round(struct moe *moe, struct moe_state *state,
-                          const struct moe_weights *weights, struct tensor x, int64_t round)
+void moe_backward_start(struct moe *moe, struct moe_state *state, struct tensor dy)
 {
-    const int64_t received = state->plan.received;
-    if (state->plan.rounds > 1) {
-        experts_up(moe, state, weights, x, round);
-    } else if (moe->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
-        moe->ops->grouped_forward(
-            moe->device, act_rows(moe, state->gate_up, received, 2 * moe->arch->expert_width),
-            act_rows(moe, state->input, received, moe->arch->width), weights->experts,
-            moe->expert_stride, state->plan.offset, moe->local_experts);
+    const int64_t sent = state->plan.sent, width = dy.dim[1];
+    struct tensor dsent = act_rows(moe, moe->scratch.send, sent, width);
+    moe->ops->combine_rows_backward(moe->device, dsent, moe->scratch.dweight, dy,
+                                    act_rows(moe, state->output, sent, width), state->plan.slot_row,
+                                    state->weight, moe->arch->top_k);
+    if (state->plan.rounds == 1) {
+        gradients_start(moe, state, dsent);
     }
 }
 
-void moe_backward(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                  const struct moe_weights *grads, struct tensor dx, struct tensor dy,
-                  struct tensor x, int64_t sequence, const float *aux, float z_scale)
+/* Several rounds overwrote each other's rows: made again, and then the gradients leave. With one,
+ * they are under way, while what recompute did not keep is made again. */
+static void restore_round(struct moe *moe, struct moe_state *state,
+                          const struct moe_weights *weights, struct tensor dsent, struct tensor x,
+                          int64_t round)
+{
+    if (state->plan.rounds > 1) {
+        tokens_start(moe, state, x, round);
+        tokens_finish(moe, state, x);
+        gradients_start(moe, state, dsent);
+    }
+    if (state->plan.rounds > 1 || moe->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
+        experts_up(moe, state, weights);
+    }
+}
+
+void moe_backward_finish(struct moe *moe, struct moe_state *state,
+                         const struct moe_weights *weights, const struct moe_weights *grads,
+                         struct tensor dx, struct tensor x, const float *aux, float z_scale)
 {
     const struct ops *ops = moe->ops;
-    const struct router_shape shape = moe_router_shape(moe, x.dim[0], sequence);
+    const struct router_shape shape = moe_router_shape(moe, x.dim[0], state->row_tokens);
     struct tensor dsent = act_rows(moe, moe->scratch.send, state->plan.sent, x.dim[1]);
-    ops->combine_rows_backward(moe->device, dsent, moe->scratch.dweight, dy,
-                               act_rows(moe, state->output, state->plan.sent, x.dim[1]),
-                               state->plan.slot_row, state->weight, shape.top_k);
     for (int64_t round = 0; round < state->plan.rounds; round++) {
-        restore_round(moe, state, weights, x, round);
+        restore_round(moe, state, weights, dsent, x, round);
         experts_backward(moe, state, weights, grads, dsent);
     }
     ops->combine_rows(moe->device, dx, dsent, state->plan.slot_row, NULL, shape.top_k);

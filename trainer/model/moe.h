@@ -8,10 +8,12 @@
 #include "trainer/model/layout.h"
 
 /* What forward leaves for backward, one per block with experts. N tokens in sequences (rows of
- * statistics), K choices, C hidden, F width, S = N*K slots, R = moe->bound received rows. */
+ * statistics), K choices, C hidden, F width, S = N*K slots, R = moe->bound received rows. With
+ * padded dispatch rows past those that are there are undefined, and nothing reads them. */
 struct moe_state {
     struct expert_plan plan;
-    int32_t *expert; /* [N,K] chosen experts */
+    struct expert_route route; /* of the rows under way to their experts */
+    int32_t *expert;           /* [N,K] chosen experts */
     int32_t *routed; /* [N,K] the same, -1 where capacity dropped the slot; NULL: none can */
     float *weight;   /* [N,K] */
     float *score;    /* [N,E] */
@@ -32,7 +34,7 @@ struct moe_scratch {
     void *rows;     /* [R,C] act */
     void *hidden;   /* [R,F] act */
     void *dhidden;  /* [R,F] act */
-    void *buffer;   /* [R+S,C] act: exchange */
+    void *buffer;   /* [R+M,C] act: exchange */
 };
 
 /* Everything a layer needs that does not change from call to call. */
@@ -46,6 +48,7 @@ struct moe {
     int64_t sequences; /* of a full micro-batch */
     int64_t local_experts;
     int64_t bound;                      /* R */
+    int64_t sending;                    /* M: rows that leave this rank at most; exact: S */
     int64_t expert_stride, down_offset; /* elements */
     struct moe_scratch scratch;
 };
@@ -65,20 +68,26 @@ void moe_scratch_layout(struct moe *moe, struct arena *arena);
 /* Sequences of `sequence` tokens: statistics are of each. */
 struct router_shape moe_router_shape(const struct moe *moe, int64_t tokens, int64_t sequence);
 
-/* Whether a forward waits for the counts of tokens: ranks exchange rows, or slots may be dropped.
- */
+/* Whether a forward waits for the counts of tokens, as exact dispatch does where ranks exchange
+ * rows or slots may be dropped; or for a wire that needs the host. */
 bool moe_waits(const struct moe *moe, const struct moe_state *state, bool training);
 /* Sets what the host knows of a forward of `tokens` tokens that does not wait, as that does: for
  * one that a device repeats by itself. */
 void moe_expect(const struct moe *moe, struct moe_state *state, int64_t tokens, int64_t sequence);
 
-/* y[n,C] = experts(x[n,C]). Collective over ep. training: capacity applies. */
-void moe_forward(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                 struct tensor y, struct tensor x, int64_t sequence, bool training);
-/* dx overwrites; gradients add. aux [sequences, E], z_scale: see router_backward. `x` is forward's.
- * Collective over ep. */
-void moe_backward(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                  const struct moe_weights *grads, struct tensor dx, struct tensor dy,
-                  struct tensor x, int64_t sequence, const float *aux, float z_scale);
+/* Both passes in two halves: while rows travel between ranks, the device has time for what the
+ * caller puts between start and finish (the shared experts); that may not use moe->scratch.
+ *
+ * y[n,C] = experts(x[n,C]). Collective over ep. training: capacity applies. */
+void moe_forward_start(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                       struct tensor x, int64_t sequence, bool training);
+void moe_forward_finish(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                        struct tensor y, struct tensor x);
+/* dx overwrites; gradients add. aux [sequences, E], z_scale: see router_backward. `x` is forward's,
+ * dy stays as it is until finish. Collective over ep. */
+void moe_backward_start(struct moe *moe, struct moe_state *state, struct tensor dy);
+void moe_backward_finish(struct moe *moe, struct moe_state *state,
+                         const struct moe_weights *weights, const struct moe_weights *grads,
+                         struct tensor dx, struct tensor x, const float *aux, float z_scale);
 
 #endif
