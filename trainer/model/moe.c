@@ -59,10 +59,15 @@ void moe_state_layout(struct moe_state *state, const struct moe *moe,
     if (!layout->lending) {
         expert_plan_layout(&state->plan, layout->arena);
     }
-    state->input = layout_buffer(layout, MEMORY_REST, lender->input, received * row);
+    if (layout->act) {
+        state->input = layout_buffer(layout, MEMORY_REST, lender->input, received * row);
+    }
+    if (layout->fp8) {
+        state->input_codes =
+            layout_codes(layout, MEMORY_REST, lender->input_codes, moe->bound, arch->width);
+    }
     state->output = layout_buffer(layout, MEMORY_REST, lender->output, slots * row);
-    state->gate_up = layout_buffer(layout, MEMORY_INNER, lender->gate_up,
-                                   received * 2 * (size_t)arch->expert_width * act);
+    mlp_layout(&state->mlp, &lender->mlp, moe->bound, arch->expert_width, moe->act, layout);
 }
 
 void moe_scratch_layout(struct moe *moe, struct arena *arena)
@@ -70,15 +75,15 @@ void moe_scratch_layout(struct moe *moe, struct arena *arena)
     const struct architecture *arch = moe->arch;
     const size_t act = dtype_bytes(moe->act), row = (size_t)arch->width * act,
                  slots = (size_t)(moe->tokens * arch->top_k), received = (size_t)moe->bound;
-    const size_t inner = received * (size_t)arch->expert_width * act;
     struct moe_scratch *scratch = &moe->scratch;
     scratch->dlogits = arena_alloc(arena, (size_t)(moe->tokens * arch->experts) * sizeof(float));
     scratch->dweight = arena_alloc(arena, slots * sizeof(float));
     scratch->send = arena_alloc(arena, slots * row);
     scratch->rows = arena_alloc(arena, received * row);
-    scratch->hidden = arena_alloc(arena, inner);
-    scratch->dhidden = arena_alloc(arena, inner);
     scratch->buffer = arena_alloc(arena, (received + slots) * row);
+    if (moe->linears->training && moe->linears->first < moe->linears->end) {
+        scratch->packed = arena_alloc(arena, slots * (size_t)fp8_packed_bytes(arch->width));
+    }
 }
 
 /* Slots that travel: those beyond the capacity of an expert, or of V2's group of experts, do not.
@@ -135,38 +140,111 @@ static struct tensor act_rows(const struct moe *moe, void *data, int64_t rows, i
     return tensor_2d(data, moe->act, rows, cols);
 }
 
-/* Round `round` of dispatch of x, leaving the rows in state->input and gate_up. */
-static void experts_up(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                       struct tensor x, int64_t round)
+static bool in_fp8(const struct moe_weights *weights)
 {
-    const int64_t width = moe->arch->width, inner = moe->arch->expert_width;
-    expert_plan_round(&state->plan, round);
-    struct tensor input = act_rows(moe, state->input, state->plan.received, width);
-    if (alone(state)) {
-        moe->ops->gather_rows(moe->device, input, x, state->plan.token);
-    } else {
-        const struct expert_route route = expert_route_tokens(&state->plan);
-        expert_dispatch(&state->plan, &route, input, x, moe->scratch.buffer);
-    }
-    struct tensor gate_up = act_rows(moe, state->gate_up, state->plan.received, 2 * inner);
-    moe->ops->grouped_forward(moe->device, gate_up, input, weights->experts, moe->expert_stride,
-                              state->plan.offset, moe->local_experts);
+    return weights->up->w.code != NULL;
 }
 
-static void experts_down(struct moe *moe, struct moe_state *state,
-                         const struct moe_weights *weights, struct tensor output)
+static struct mlp experts_of(const struct moe *moe, struct moe_state *state,
+                             const struct moe_weights *weights)
 {
-    const int64_t inner = moe->arch->expert_width, received = state->plan.received;
-    struct tensor hidden = act_rows(moe, moe->scratch.hidden, received, inner);
-    moe->ops->swiglu_forward(moe->device, hidden,
-                             act_rows(moe, state->gate_up, received, 2 * inner));
-    struct tensor rows =
-        alone(state) ? output : act_rows(moe, moe->scratch.rows, received, output.dim[1]);
-    const char *down = weights->experts + (size_t)moe->down_offset * dtype_bytes(moe->act);
-    moe->ops->grouped_forward(moe->device, rows, hidden, down, moe->expert_stride,
-                              state->plan.offset, moe->local_experts);
+    return (struct mlp){.linears = moe->linears,
+                        .scratch = moe->mlp,
+                        .state = &state->mlp,
+                        .up = weights->up,
+                        .down = weights->down,
+                        .offset = state->plan.offset};
+}
+
+/* The rows of this round in expert order, as the experts read them. */
+static struct operand input_of(const struct moe *moe, const struct moe_state *state,
+                               const struct moe_weights *weights)
+{
+    const int64_t rows = state->plan.received, width = moe->arch->width;
+    if (in_fp8(weights)) {
+        return (struct operand){.q = fp8_view(state->input_codes, rows, width)};
+    }
+    return (struct operand){.act = act_rows(moe, state->input, rows, width)};
+}
+
+/* --- FP8 on the way: codes and scales travel, experts read what arrives as it is --- */
+
+/* q <- packed rows along `route`. sending: of route->sent rows. */
+static void exchange_packed(struct moe *moe, struct moe_state *state,
+                            const struct expert_route *route, struct fp8_rows q,
+                            const uint8_t *sending)
+{
+    expert_exchange(&state->plan, route, moe->scratch.buffer, sending, fp8_packed_bytes(q.cols));
+    moe->ops->fp8->unpack(moe->device, q, moe->scratch.buffer, route->place);
+}
+
+/* Room for rows that are sent, behind that for those which arrive. */
+static uint8_t *sending_room(const struct moe *moe)
+{
+    return (uint8_t *)moe->scratch.buffer + moe->bound * fp8_packed_bytes(moe->arch->width);
+}
+
+static void dispatch_codes(struct moe *moe, struct moe_state *state, struct fp8_rows q,
+                           struct tensor x)
+{
+    const struct fp8_how how = linears_how(moe->linears, LINEAR_ACTIVATIONS);
+    const struct fp8_rows none = {0};
+    if (alone(state)) {
+        moe->ops->fp8->quantize(moe->device, q, none, x, state->plan.token, q.rows, NULL, 1, &how);
+        return;
+    }
+    const struct expert_route route = expert_route_tokens(&state->plan);
+    moe->ops->fp8->pack(moe->device, sending_room(moe), x, route.pick, route.sent, &how);
+    exchange_packed(moe, state, &route, q, sending_room(moe));
+}
+
+/* Gradients of outputs, packed in send order, become codes in expert order. */
+static void dispatch_gradients(struct moe *moe, struct moe_state *state, struct fp8_rows q)
+{
+    const struct expert_route route = expert_route_slots(&state->plan);
+    const int64_t halves = fp8_packed_bytes(q.cols) / 2; /* moved as if of two bytes each */
+    const uint8_t *sending = moe->scratch.packed;
+    if (route.pick != NULL) {
+        moe->ops->gather_rows(
+            moe->device, tensor_2d(sending_room(moe), DTYPE_BF16, route.sent, halves),
+            tensor_2d(moe->scratch.packed, DTYPE_BF16, state->plan.sent, halves), route.pick);
+        sending = sending_room(moe);
+    }
+    exchange_packed(moe, state, &route, q, sending);
+}
+
+/* --- one round --- */
+
+/* Round `round` of dispatch of x. */
+static struct operand bring(struct moe *moe, struct moe_state *state,
+                            const struct moe_weights *weights, struct tensor x, int64_t round)
+{
+    expert_plan_round(&state->plan, round);
+    const struct operand input = input_of(moe, state, weights);
+    if (in_fp8(weights)) {
+        dispatch_codes(moe, state, input.q, x);
+    } else if (alone(state)) {
+        moe->ops->gather_rows(moe->device, input.act, x, state->plan.token);
+    } else {
+        const struct expert_route route = expert_route_tokens(&state->plan);
+        expert_dispatch(&state->plan, &route, input.act, x, moe->scratch.buffer);
+    }
+    return input;
+}
+
+/* Rows of `width` that this round's experts write: those of `sent` where nothing travels. */
+static struct tensor rows_of(const struct moe *moe, const struct moe_state *state,
+                             struct tensor sent)
+{
+    return alone(state) ? sent
+                        : act_rows(moe, moe->scratch.rows, state->plan.received, sent.dim[1]);
+}
+
+static void take_back(struct moe *moe, struct moe_state *state, struct tensor sent,
+                      struct tensor rows)
+{
     if (!alone(state)) {
-        expert_combine(&state->plan, output, rows, moe->scratch.buffer);
+        expert_combine(&state->plan, sent, rows, moe->scratch.buffer);
     }
 }
 
@@ -176,80 +254,101 @@ void moe_forward(struct moe *moe, struct moe_state *state, const struct moe_weig
     route(moe, state, weights, x, sequence, training);
     struct tensor output = act_rows(moe, state->output, state->plan.sent, x.dim[1]);
     for (int64_t round = 0; round < state->plan.rounds; round++) {
-        experts_up(moe, state, weights, x, round);
-        experts_down(moe, state, weights, output);
+        const struct operand input = bring(moe, state, weights, x, round);
+        const struct mlp experts = experts_of(moe, state, weights);
+        const struct tensor rows = rows_of(moe, state, output);
+        mlp_forward(&experts, rows, &input, false, training);
+        take_back(moe, state, output, rows);
     }
     moe->ops->combine_rows(moe->device, y, output, state->plan.slot_row, state->weight,
                            moe->arch->top_k);
 }
 
-/* One round: dsent (gradients of outputs, send order) becomes gradients of inputs, in place. */
-static void experts_backward(struct moe *moe, struct moe_state *state,
-                             const struct moe_weights *weights, const struct moe_weights *grads,
-                             struct tensor dsent)
+/* Gradients of this round's outputs: in FP8 made by combine_backward, else in dsent. */
+static struct operand gradients_of(struct moe *moe, struct moe_state *state,
+                                   const struct moe_weights *weights, struct tensor dsent)
 {
-    const struct ops *ops = moe->ops;
-    const int64_t width = dsent.dim[1], inner = moe->arch->expert_width;
-    const int64_t rows = state->plan.received, local = moe->local_experts,
-                  stride = moe->expert_stride;
-    const int64_t *offset = state->plan.offset;
-    const char *down = weights->experts + (size_t)moe->down_offset * dtype_bytes(moe->act);
-    float *dup = (float *)(void *)grads->experts;
-    struct tensor drows = alone(state) ? dsent : act_rows(moe, moe->scratch.rows, rows, width);
-    struct tensor input = act_rows(moe, state->input, rows, width);
-    struct tensor gate_up = act_rows(moe, state->gate_up, rows, 2 * inner);
-    struct tensor hidden = act_rows(moe, moe->scratch.hidden, rows, inner);
-    struct tensor dhidden = act_rows(moe, moe->scratch.dhidden, rows, inner);
+    struct operand dy = {0};
+    if (in_fp8(weights)) {
+        dy.q = fp8_view(moe->linears->scratch.dy, state->plan.received, dsent.dim[1]);
+        if (!alone(state)) {
+            dispatch_gradients(moe, state, dy.q);
+        }
+        return dy;
+    }
+    dy.act = rows_of(moe, state, dsent);
     if (!alone(state)) {
         const struct expert_route route = expert_route_slots(&state->plan);
-        expert_dispatch(&state->plan, &route, drows, dsent, moe->scratch.buffer);
+        expert_dispatch(&state->plan, &route, dy.act, dsent, moe->scratch.buffer);
     }
-    ops->swiglu_forward(moe->device, hidden, gate_up);
-    ops->grouped_backward_weight(moe->device, dup + moe->down_offset, stride, drows, hidden, offset,
-                                 local);
-    ops->grouped_backward_input(moe->device, dhidden, drows, down, stride, offset, local);
-    ops->swiglu_backward(moe->device, gate_up, dhidden, gate_up);
-    ops->grouped_backward_weight(moe->device, dup, stride, gate_up, input, offset, local);
-    ops->grouped_backward_input(moe->device, drows, gate_up, weights->experts, stride, offset,
-                                local);
-    if (!alone(state)) {
-        expert_combine(&state->plan, dsent, drows, moe->scratch.buffer);
-    }
+    return dy;
 }
 
-/* Several rounds overwrote each other's rows, and recompute keeps no gate_up: make them again. */
+/* Several rounds overwrote each other's rows, and recompute keeps no gate and up: make them again.
+ */
 static void restore_round(struct moe *moe, struct moe_state *state,
                           const struct moe_weights *weights, struct tensor x, int64_t round)
 {
-    const int64_t received = state->plan.received;
-    if (state->plan.rounds > 1) {
-        experts_up(moe, state, weights, x, round);
-    } else if (moe->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
-        moe->ops->grouped_forward(
-            moe->device, act_rows(moe, state->gate_up, received, 2 * moe->arch->expert_width),
-            act_rows(moe, state->input, received, moe->arch->width), weights->experts,
-            moe->expert_stride, state->plan.offset, moe->local_experts);
+    const bool several = state->plan.rounds > 1;
+    const struct mlp experts = experts_of(moe, state, weights);
+    moe->linears->again = true;
+    const struct operand input =
+        several ? bring(moe, state, weights, x, round) : input_of(moe, state, weights);
+    moe->linears->again = false;
+    if (several || moe->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
+        mlp_restore(&experts, &input);
     }
 }
 
+/* One round: dsent becomes gradients of inputs, in send order. */
+static void experts_backward(struct moe *moe, struct moe_state *state,
+                             const struct moe_weights *weights, struct tensor dsent)
+{
+    const struct mlp experts = experts_of(moe, state, weights);
+    const struct operand input = input_of(moe, state, weights),
+                         dy = gradients_of(moe, state, weights, dsent);
+    const struct tensor drows = rows_of(moe, state, dsent);
+    mlp_backward(&experts, drows, dy, &input, false);
+    take_back(moe, state, dsent, drows);
+}
+
+/* Gradients of the weights, and of outputs: in send order, or in FP8 as codes (of one rank, whose
+ * send order is expert order) or packed to travel. */
+static void combine_backward(struct moe *moe, struct moe_state *state,
+                             const struct moe_weights *weights, struct tensor dsent,
+                             struct tensor dy)
+{
+    const struct ops *ops = moe->ops;
+    const struct tensor output = act_rows(moe, state->output, state->plan.sent, dy.dim[1]);
+    const struct fp8_how how = linears_how(moe->linears, LINEAR_GRADIENTS);
+    struct fp8_rows q = fp8_view(moe->linears->scratch.dy, state->plan.sent, dy.dim[1]);
+    if (!in_fp8(weights)) {
+        ops->combine_rows_backward(moe->device, dsent, moe->scratch.dweight, dy, output,
+                                   state->plan.slot_row, state->weight, moe->arch->top_k);
+        return;
+    }
+    q.code = alone(state) ? q.code : NULL;
+    ops->fp8->combine_rows_backward(moe->device, q, moe->scratch.packed, moe->scratch.dweight, dy,
+                                    output, state->plan.slot_row, state->weight, moe->arch->top_k,
+                                    &how);
+}
+
 void moe_backward(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                  const struct moe_weights *grads, struct tensor dx, struct tensor dy,
-                  struct tensor x, int64_t sequence, const float *aux, float z_scale)
+                  struct tensor dx, struct tensor dy, struct tensor x, int64_t sequence,
+                  const float *aux, float z_scale)
 {
     const struct ops *ops = moe->ops;
     const struct router_shape shape = moe_router_shape(moe, x.dim[0], sequence);
-    struct tensor dsent = act_rows(moe, moe->scratch.send, state->plan.sent, x.dim[1]);
-    ops->combine_rows_backward(moe->device, dsent, moe->scratch.dweight, dy,
-                               act_rows(moe, state->output, state->plan.sent, x.dim[1]),
-                               state->plan.slot_row, state->weight, shape.top_k);
+    const struct tensor dsent = act_rows(moe, moe->scratch.send, state->plan.sent, x.dim[1]);
+    combine_backward(moe, state, weights, dsent, dy);
     for (int64_t round = 0; round < state->plan.rounds; round++) {
         restore_round(moe, state, weights, x, round);
-        experts_backward(moe, state, weights, grads, dsent);
+        experts_backward(moe, state, weights, dsent);
     }
     ops->combine_rows(moe->device, dx, dsent, state->plan.slot_row, NULL, shape.top_k);
     ops->router_backward(moe->device, moe->scratch.dlogits, moe->scratch.dweight, state->expert,
                          state->weight, state->score, state->logits, state->lse, aux, z_scale,
                          shape);
     struct tensor dlogits = tensor_2d(moe->scratch.dlogits, DTYPE_F32, shape.tokens, shape.experts);
-    ops->router_logits_backward(moe->device, dx, grads->gate, dlogits, x, weights->gate);
+    ops->router_logits_backward(moe->device, dx, weights->dgate, dlogits, x, weights->gate);
 }
