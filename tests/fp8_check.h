@@ -1,6 +1,6 @@
 /* fp8_check: what the tests of FP8 ops share: rows of codes between guard bytes, and a quantiser
- * that has nothing in common with the device's: a code is found by looking at every value E4M3 has,
- * a scale by trying powers of two, all in double.
+ * that has nothing in common with the device's: a code is found among the values E4M3
+ * has, a scale by trying powers of two, all in double.
  */
 #ifndef TESTS_FP8_CHECK_H
 #define TESTS_FP8_CHECK_H
@@ -21,21 +21,31 @@ static inline double e4m3_value(uint8_t code)
     return (code & 0x80) != 0 ? -magnitude : magnitude;
 }
 
-/* The nearest value's code, of two that are as near the even one. */
-static inline uint8_t e4m3_nearest(double y)
+/* The same, [256]. */
+static inline const double *e4m3_values(void)
 {
-    static double value[0x7f];
-    const double magnitude = fabs(y);
-    double least = magnitude; /* from 0 */
-    int best = 0;
-    for (int code = 1; code < 0x7f; code++) {
-        value[code] = value[code] > 0 ? value[code] : e4m3_value((uint8_t)code);
-        const double distance = fabs(magnitude - value[code]);
-        if (distance < least || (distance == least && code % 2 == 0)) {
-            best = code;
-            least = distance;
+    static double value[256];
+    if (value[0x7e] == 0) {
+        for (int code = 0; code < 256; code++) {
+            value[code] = e4m3_value((uint8_t)code);
         }
     }
+    return value;
+}
+
+/* The nearest value's code, of two that are as near the even one: values rise with their codes, so
+ * it is one of the two that y lies between. */
+static inline uint8_t e4m3_nearest(double y)
+{
+    const double magnitude = fabs(y), *value = e4m3_values();
+    int low = 0, high = 0x7e;
+    while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        low = value[middle] <= magnitude ? middle : low;
+        high = value[middle] <= magnitude ? high : middle;
+    }
+    const double below = magnitude - value[low], above = value[high] - magnitude;
+    const int best = below < above || (below == above && low % 2 == 0) ? low : high;
     return (uint8_t)(best | (signbit(y) ? 0x80 : 0));
 }
 

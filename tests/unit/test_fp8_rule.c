@@ -38,6 +38,21 @@ static void test_scales(void **state)
 
 /* --- codes --- */
 
+/* The reference itself: no value of E4M3 is nearer, or as near and even. */
+static void test_reference(void **state)
+{
+    (void)state;
+    for (uint32_t bits = 0; bits < 0x7f80; bits++) {
+        const double y = (double)float_of(bits << 16);
+        const uint8_t found = e4m3_nearest(y);
+        const double distance = fabs(y - e4m3_value(found));
+        for (int code = 0; code < 0x7f; code++) {
+            const double other = fabs(y - e4m3_value((uint8_t)code));
+            assert_true(other > distance || code == found || (other == distance && found % 2 == 0));
+        }
+    }
+}
+
 struct sweep {
     double amax;
     bool power_of_two;
@@ -233,9 +248,9 @@ static void test_e5m6_rows(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_scales),    cmocka_unit_test(test_codes),
-        cmocka_unit_test(test_decode),    cmocka_unit_test(test_e5m6_codes),
-        cmocka_unit_test(test_e5m6_rows),
+        cmocka_unit_test(test_reference),  cmocka_unit_test(test_scales),
+        cmocka_unit_test(test_codes),      cmocka_unit_test(test_decode),
+        cmocka_unit_test(test_e5m6_codes), cmocka_unit_test(test_e5m6_rows),
     };
     return cmocka_run_group_tests(tests, check_open, check_close_devices);
 }
