@@ -81,6 +81,15 @@ struct dispatch_shape {
     int64_t slots, top_k, experts, ranks;
 };
 
+/* Messages of a fixed size between the ranks that share experts: a capacity of rows for each pair
+ * of ranks, with the counts of those that are real inside. P = pair_slots, U = pair_tokens, local =
+ * experts / ranks. */
+struct padded_shape {
+    int64_t slots, experts, ranks; /* of dispatch_shape */
+    int64_t pair_slots;            /* slots that a rank may have for the experts of one rank */
+    int64_t pair_tokens;           /* tokens of these, <= pair_slots */
+};
+
 /* Integer statistics of a router, all rows; NULL: not wanted. */
 struct router_counts {
     int64_t *routed; /* [rows, E] tokens that chose an expert */
@@ -289,6 +298,22 @@ struct ops {
     void (*expert_fan_out)(struct device *, int32_t *fan, const int32_t *ungroup,
                            const int32_t *place, const int64_t *arrived, const int64_t *unique,
                            int64_t ranks, int64_t rows);
+    /* The sending side of padded messages, from what expert_sort (offset) and expert_unique (begin,
+     * unique_token, place) left. Row of a message: (destination, place in it).
+     * message[ranks, local+P]: rows for each of the destination's experts, then `place` of its
+     * rows, 0 past the last. token[ranks*U]: the token of each row of tokens, -1: none.
+     * row[ranks*P]: the row of expert_sort of each row of slots, -1: none. back[slots]: its
+     * inverse, -1 past the last. Bytes per row of slots: 20, bound by latency. */
+    void (*expert_pad)(struct device *, int32_t *message, int32_t *token, int32_t *row,
+                       int32_t *back, const int64_t *offset, const int64_t *begin,
+                       const int32_t *unique_token, const int32_t *place,
+                       const struct padded_shape *shape);
+    /* The receiving side: message[ranks, local+P], one of each source; all three maps [ranks*P].
+     * Rows in (expert, source, row of the source) order, whose boundaries are offset[local+1]:
+     * regroup[i] = arrived row of slots of row i, ungroup its inverse, fan[i] = arrived row of
+     * tokens. -1 where there is none. Bytes per row: 28, bound by latency. */
+    void (*expert_unpad)(struct device *, int32_t *regroup, int32_t *ungroup, int32_t *fan,
+                         int64_t *offset, const int32_t *message, const struct padded_shape *shape);
     /* kept[slots] = expert, -1 where a group of E / groups experts has more than `capacity` slots:
      * of each group the slots of largest weight stay (ties: the earlier slot). groups = E:
      * GShard/Switch capacity; else DeepSeek-V2's, of a device's experts (its section 2.2.4). */

@@ -113,8 +113,24 @@ void comm_device_all_to_all(struct comm *comm, void *recv, const int64_t *recv_r
 /* The same, rows_per_peer rows to and from every rank: no counts on the host, so nothing waits for
  * them, and a CUDA graph can hold it (nccl, which wants the same call once outside of a capture
  * first: it opens connections then). Rows padded to a capacity travel so, and the counts
- * that say how many of them are real: int64 [size * k] as k rows of 8 bytes. */
+ * that say how many of them are real. */
 void comm_device_all_to_all_fixed(struct comm *comm, void *recv, const void *send,
                                   int64_t rows_per_peer, size_t row_bytes);
+
+/* The same in two halves: start comes after what was enqueued on the compute stream before it, what
+ * is enqueued after finish comes after everything the group has started. What is enqueued between
+ * them may run beside the operation (nccl; the other wires are done when start returns), and leaves
+ * `recv`, `send`, `out` and `in` alone. Between them no other group of this rank starts anything,
+ * so that two communicators never wait for each other. */
+void comm_device_all_to_all_start(struct comm *comm, void *recv, const int64_t *recv_rows,
+                                  const void *send, const int64_t *send_rows, size_t row_bytes);
+void comm_device_all_to_all_fixed_start(struct comm *comm, void *recv, const void *send,
+                                        int64_t rows_per_peer, size_t row_bytes);
+void comm_device_reduce_scatter_start(struct comm *comm, float *out, const float *in,
+                                      int64_t count);
+void comm_device_finish(struct comm *comm);
+/* Local. Whether the wire needs nothing of the host while an operation runs, so that a device can
+ * record it (graph_begin, kernels/ops.h). */
+bool comm_device_recordable(const struct comm *comm);
 
 #endif

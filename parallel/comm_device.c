@@ -24,6 +24,7 @@ static void direct_detach(struct comm *comm)
 }
 
 static const struct comm_wire direct = {.name = "direct",
+                                        .recordable = true,
                                         .all_reduce = comm_all_reduce,
                                         .reduce_scatter = comm_reduce_scatter,
                                         .all_gather = comm_all_gather,
@@ -94,27 +95,61 @@ void comm_device_all_reduce(struct comm *comm, void *data, int64_t count, enum d
 {
     assert(dtype == DTYPE_F32 || dtype == DTYPE_F64 || dtype == DTYPE_I64);
     wire(comm)->all_reduce(comm, data, count, dtype, op);
+    comm_device_finish(comm);
 }
 
 void comm_device_reduce_scatter(struct comm *comm, float *out, const float *in, int64_t count)
 {
-    wire(comm)->reduce_scatter(comm, out, in, count);
+    comm_device_reduce_scatter_start(comm, out, in, count);
+    comm_device_finish(comm);
 }
 
 void comm_device_all_gather(struct comm *comm, void *out, const void *in, size_t bytes)
 {
     wire(comm)->all_gather(comm, out, in, bytes);
+    comm_device_finish(comm);
 }
 
 void comm_device_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows,
                             const void *send, const int64_t *send_rows, size_t row_bytes)
 {
-    assert(recv_rows[comm->rank] == send_rows[comm->rank]);
-    wire(comm)->all_to_all(comm, recv, recv_rows, send, send_rows, row_bytes);
+    comm_device_all_to_all_start(comm, recv, recv_rows, send, send_rows, row_bytes);
+    comm_device_finish(comm);
 }
 
 void comm_device_all_to_all_fixed(struct comm *comm, void *recv, const void *send,
                                   int64_t rows_per_peer, size_t row_bytes)
 {
+    comm_device_all_to_all_fixed_start(comm, recv, send, rows_per_peer, row_bytes);
+    comm_device_finish(comm);
+}
+
+void comm_device_reduce_scatter_start(struct comm *comm, float *out, const float *in, int64_t count)
+{
+    wire(comm)->reduce_scatter(comm, out, in, count);
+}
+
+void comm_device_all_to_all_start(struct comm *comm, void *recv, const int64_t *recv_rows,
+                                  const void *send, const int64_t *send_rows, size_t row_bytes)
+{
+    assert(recv_rows[comm->rank] == send_rows[comm->rank]);
+    wire(comm)->all_to_all(comm, recv, recv_rows, send, send_rows, row_bytes);
+}
+
+void comm_device_all_to_all_fixed_start(struct comm *comm, void *recv, const void *send,
+                                        int64_t rows_per_peer, size_t row_bytes)
+{
     wire(comm)->all_to_all_fixed(comm, recv, send, rows_per_peer, row_bytes);
+}
+
+void comm_device_finish(struct comm *comm)
+{
+    if (wire(comm)->finish != NULL) {
+        wire(comm)->finish(comm);
+    }
+}
+
+bool comm_device_recordable(const struct comm *comm)
+{
+    return wire(comm)->recordable;
 }

@@ -42,6 +42,7 @@ static void detach(struct comm *comm)
 }
 
 static const struct comm_wire local_wire = {.name = "local",
+                                            .recordable = true,
                                             .all_reduce = all_reduce,
                                             .reduce_scatter = reduce_scatter,
                                             .all_gather = copy,

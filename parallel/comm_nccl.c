@@ -1,10 +1,11 @@
 /* nccl: device memory by NCCL, one communicator per group.
  *
  * An operation runs on a high-priority stream of the group; events order it after what the compute
- * stream holds and before what comes next there, the host waits for nothing. Communicators are
- * non-blocking: a call that NCCL is still working on (the first message to a peer opens a
- * connection) is polled, with a limit. Every rank issues operations in the same order, and a rank's
- * groups take turns by way of its one compute stream: two communicators never wait for each other.
+ * stream holds when it starts and before what comes there after finish, the host waits for nothing.
+ * Communicators are non-blocking: a call that NCCL is still working on (the first message to a peer
+ * opens a connection) is polled, with a limit. Every rank issues operations in the same order, and
+ * a rank's groups take turns by way of its one compute stream: two communicators never wait for
+ * each other.
  *
  * Sums: NCCL picks algorithm and protocol from its cost table by message size, ranks and topology,
  * not by measuring, and each adds in one order. So runs on the same machines repeat; other machines
@@ -72,6 +73,7 @@ struct group {
     ncclComm_t comm;
     cudaStream_t compute, stream; /* borrowed; owned */
     cudaEvent_t ready, end;       /* owned: compute has come here; unfollowed operation done */
+    cudaEvent_t started;          /* end of the last operation, until finish; borrowed; or NULL */
     int device, hang_seconds;
     int rank, size, world_rank;
     char label[160];  /* name and members, for messages */
@@ -296,7 +298,17 @@ static void end(struct group *g, ncclResult_t result)
                                                           .issued = seconds()};
     }
     pthread_mutex_unlock(&g->mutex);
-    cuda(g, cudaStreamWaitEvent(g->compute, done, 0), "cudaStreamWaitEvent");
+    g->started = done;
+}
+
+/* The compute stream waits for what was started last, and so for all before it. */
+static void finish(struct comm *comm)
+{
+    struct group *g = comm->wire_impl;
+    if (g->started != NULL) {
+        cuda(g, cudaStreamWaitEvent(g->compute, g->started, 0), "cudaStreamWaitEvent");
+        g->started = NULL;
+    }
 }
 
 static void all_reduce(struct comm *comm, void *data, int64_t count, enum dtype dtype,
@@ -541,11 +553,13 @@ static void detach(struct comm *comm)
 }
 
 static const struct comm_wire nccl_wire = {.name = "nccl",
+                                           .recordable = true,
                                            .all_reduce = all_reduce,
                                            .reduce_scatter = reduce_scatter,
                                            .all_gather = all_gather,
                                            .all_to_all = all_to_all,
                                            .all_to_all_fixed = all_to_all_fixed,
+                                           .finish = finish,
                                            .detach = detach};
 
 enum status comm_nccl_attach(struct comm *comm, int hang_seconds)

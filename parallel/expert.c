@@ -10,21 +10,37 @@ static size_t taken_count(const struct expert_plan *plan)
     return (size_t)(plan->experts + 2 * (plan->ep->size + 1)); /* E = local_experts * ep */
 }
 
-enum status expert_plan_init(struct expert_plan *plan, struct comm *ep, struct device *device,
-                             const struct ops *ops, int64_t slots, int64_t experts,
-                             double buffer_factor)
+/* Rows that one rank may receive, and send. */
+static void set_rooms(struct expert_plan *plan, const struct expert_sizes *sizes)
 {
-    const int64_t most = slots * ep->size, wanted = (int64_t)ceil(buffer_factor * (double)slots);
+    const int64_t ranks = plan->ep->size, most = plan->slots * ranks;
+    const int64_t wanted = (int64_t)ceil(sizes->buffer_factor * (double)plan->slots);
+    const int64_t choices = sizes->top_k < plan->local_experts ? sizes->top_k : plan->local_experts;
+    plan->bound = plan->sending = plan->slots;
+    if (ranks > 1 && sizes->padded) {
+        plan->padded = true;
+        plan->pad = (struct padded_shape){.experts = sizes->experts,
+                                          .ranks = ranks,
+                                          .pair_slots = sizes->tokens * choices,
+                                          .pair_tokens = sizes->tokens};
+        plan->bound = plan->sending = ranks * plan->pad.pair_slots;
+    } else if (ranks > 1) {
+        plan->bound = wanted < most ? wanted : most;
+    }
+}
+
+enum status expert_plan_init(struct expert_plan *plan, struct comm *ep, struct device *device,
+                             const struct ops *ops, const struct expert_sizes *sizes)
+{
     const size_t ranks = (size_t)ep->size;
+    const int64_t slots = sizes->tokens * sizes->top_k, experts = sizes->experts;
     *plan = (struct expert_plan){.ep = ep,
                                  .device = device,
                                  .ops = ops,
                                  .slots = slots,
                                  .experts = experts,
-                                 .local_experts = experts / ep->size,
-                                 .bound = ep->size == 1   ? slots
-                                          : wanted < most ? wanted
-                                                          : most};
+                                 .local_experts = experts / ep->size};
+    set_rooms(plan, sizes);
     plan->counts = calloc(ranks * ((size_t)experts + ranks), sizeof *plan->counts);
     plan->send_rows = calloc(ranks, sizeof *plan->send_rows);
     plan->recv_rows = calloc(ranks, sizeof *plan->recv_rows);
@@ -43,6 +59,17 @@ enum status expert_plan_init(struct expert_plan *plan, struct comm *ep, struct d
                               (long long)slots);
 }
 
+static void padded_layout(struct expert_plan *plan, struct arena *arena)
+{
+    const size_t ranks = (size_t)plan->ep->size, slots = (size_t)plan->pad.pair_slots,
+                 tokens = (size_t)plan->pad.pair_tokens, line = (size_t)plan->local_experts + slots;
+    plan->leaving = arena_alloc(arena, ranks * line * sizeof *plan->leaving);
+    plan->arriving = arena_alloc(arena, ranks * line * sizeof *plan->arriving);
+    plan->pad_token = arena_alloc(arena, ranks * tokens * sizeof *plan->pad_token);
+    plan->pad_row = arena_alloc(arena, ranks * slots * sizeof *plan->pad_row);
+    plan->back = arena_alloc(arena, (size_t)plan->slots * sizeof *plan->back);
+}
+
 void expert_plan_layout(struct expert_plan *plan, struct arena *arena)
 {
     const size_t slots = (size_t)plan->slots, bound = (size_t)plan->bound,
@@ -58,12 +85,16 @@ void expert_plan_layout(struct expert_plan *plan, struct arena *arena)
     plan->unique_begin = plan->sorted == NULL ? NULL : plan->sorted + experts + 1;
     plan->unique_token = arena_alloc(arena, slots * sizeof *plan->unique_token);
     plan->place = arena_alloc(arena, slots * sizeof *plan->place);
-    plan->arrived = arena_alloc(arena, bound * sizeof *plan->arrived);
     plan->fan = arena_alloc(arena, bound * sizeof *plan->fan);
-    plan->pick = arena_alloc(arena, slots * sizeof *plan->pick);
     plan->offset = arena_alloc(arena, (local + 1) * sizeof *plan->offset);
     plan->regroup = arena_alloc(arena, bound * sizeof *plan->regroup);
     plan->ungroup = arena_alloc(arena, bound * sizeof *plan->ungroup);
+    if (plan->padded) {
+        padded_layout(plan, arena);
+        return;
+    }
+    plan->arrived = arena_alloc(arena, bound * sizeof *plan->arrived);
+    plan->pick = arena_alloc(arena, slots * sizeof *plan->pick);
     plan->device_taken = arena_alloc(arena, taken_count(plan) * sizeof *plan->device_taken);
 }
 
@@ -102,7 +133,8 @@ static int64_t rows_to(const struct expert_plan *plan, int to)
 void expert_plan_expect(struct expert_plan *plan, int64_t slots)
 {
     plan->rounds = 1;
-    plan->sent = plan->received = slots;
+    plan->sent = slots;
+    plan->received = plan->padded ? plan->bound : slots;
 }
 
 /* Sorts the slots; where ranks exchange rows, finds each one's tokens too. Then bounds. */
@@ -137,6 +169,20 @@ static void count_own(struct expert_plan *plan)
     }
 }
 
+/* Counts and places to their experts' ranks, and from what arrives the maps of both directions. */
+static void exchange_counts(struct expert_plan *plan, int64_t slots)
+{
+    struct padded_shape shape = plan->pad;
+    shape.slots = slots;
+    plan->ops->expert_pad(plan->device, plan->leaving, plan->pad_token, plan->pad_row, plan->back,
+                          plan->sorted, plan->unique_begin, plan->unique_token, plan->place,
+                          &shape);
+    comm_device_all_to_all_fixed(plan->ep, plan->arriving, plan->leaving,
+                                 plan->local_experts + shape.pair_slots, sizeof *plan->leaving);
+    plan->ops->expert_unpad(plan->device, plan->regroup, plan->ungroup, plan->fan, plan->offset,
+                            plan->arriving, &shape);
+}
+
 void expert_plan_make(struct expert_plan *plan, const int32_t *expert, int64_t tokens,
                       int64_t top_k, bool drops)
 {
@@ -146,8 +192,11 @@ void expert_plan_make(struct expert_plan *plan, const int32_t *expert, int64_t t
     assert(slots <= plan->slots);
     sort_slots(plan, expert, slots, top_k);
     expert_plan_expect(plan, slots);
-    plan->once = false;
-    if (ranks == 1 && !drops) {
+    plan->once = plan->padded;
+    if (plan->padded) {
+        exchange_counts(plan, slots);
+    }
+    if (plan->padded || (ranks == 1 && !drops)) {
         return;
     }
     count_own(plan);
@@ -239,6 +288,8 @@ void expert_plan_round(struct expert_plan *plan, int64_t round)
     assert(round < plan->rounds);
     if (ranks == 1) {
         plan->received = plan->sent;
+    }
+    if (ranks == 1 || plan->padded) {
         return;
     }
     for (int to = 0; to < ranks; to++) {
@@ -261,6 +312,15 @@ static int64_t sum(const int64_t *rows, int count)
         all += rows[i];
     }
     return all;
+}
+
+/* A route of padded messages of pair_rows rows. */
+static struct expert_route padded(const struct expert_plan *plan, const int32_t *pick,
+                                  const int32_t *place, int64_t pair_rows)
+{
+    const int64_t rows = plan->ep->size * pair_rows;
+    return (struct expert_route){
+        .pick = pick, .sent = rows, .place = place, .arrived = rows, .pair_rows = pair_rows};
 }
 
 /* The route of slots, each with its own row; pick NULL. */
@@ -292,6 +352,9 @@ static struct expert_route once(struct expert_plan *plan)
 
 struct expert_route expert_route_tokens(struct expert_plan *plan)
 {
+    if (plan->padded) {
+        return padded(plan, plan->pad_token, plan->fan, plan->pad.pair_tokens);
+    }
     if (plan->once) {
         return once(plan);
     }
@@ -311,6 +374,9 @@ struct expert_route expert_route_tokens(struct expert_plan *plan)
 
 struct expert_route expert_route_slots(struct expert_plan *plan)
 {
+    if (plan->padded) {
+        return padded(plan, plan->pad_row, plan->regroup, plan->pad.pair_slots);
+    }
     struct expert_route route = by_slot(plan);
     if (plan->rounds > 1) {
         int64_t row = 0;
@@ -328,11 +394,21 @@ struct expert_route expert_route_slots(struct expert_plan *plan)
 
 /* ---- there and back ---- */
 
-void expert_exchange(struct expert_plan *plan, const struct expert_route *route, void *arrived,
-                     const void *sending, int64_t row_bytes)
+void expert_exchange_start(struct expert_plan *plan, const struct expert_route *route,
+                           void *arrived, const void *sending, int64_t row_bytes)
 {
-    comm_device_all_to_all(plan->ep, arrived, route->recv_rows, sending, route->send_rows,
-                           (size_t)row_bytes);
+    if (plan->padded) {
+        comm_device_all_to_all_fixed_start(plan->ep, arrived, sending, route->pair_rows,
+                                           (size_t)row_bytes);
+    } else {
+        comm_device_all_to_all_start(plan->ep, arrived, route->recv_rows, sending, route->send_rows,
+                                     (size_t)row_bytes);
+    }
+}
+
+void expert_exchange_finish(struct expert_plan *plan)
+{
+    comm_device_finish(plan->ep);
 }
 
 static int64_t row_bytes(struct tensor x)
@@ -340,18 +416,26 @@ static int64_t row_bytes(struct tensor x)
     return x.dim[1] * (int64_t)dtype_bytes(x.dtype);
 }
 
-void expert_dispatch(struct expert_plan *plan, const struct expert_route *route, struct tensor rows,
-                     struct tensor x, void *buffer)
+void expert_dispatch_start(struct expert_plan *plan, const struct expert_route *route,
+                           struct tensor x, void *buffer)
 {
     char *arrived = buffer, *sending = arrived + plan->bound * row_bytes(x);
-    assert(rows.dim[0] == plan->received);
     if (route->pick != NULL) {
         plan->ops->gather_rows(plan->device, tensor_2d(sending, x.dtype, route->sent, x.dim[1]), x,
                                route->pick);
     }
-    expert_exchange(plan, route, arrived, route->pick != NULL ? sending : x.data, row_bytes(x));
+    expert_exchange_start(plan, route, arrived, route->pick != NULL ? sending : x.data,
+                          row_bytes(x));
+}
+
+void expert_dispatch_finish(struct expert_plan *plan, const struct expert_route *route,
+                            struct tensor rows, void *buffer)
+{
+    assert(rows.dim[0] == plan->received);
+    expert_exchange_finish(plan);
     plan->ops->gather_rows(plan->device, rows,
-                           tensor_2d(arrived, x.dtype, route->arrived, x.dim[1]), route->place);
+                           tensor_2d(buffer, rows.dtype, route->arrived, rows.dim[1]),
+                           route->place);
 }
 
 /* The rows of one round among several back into their runs of the send order. */
@@ -364,15 +448,37 @@ static void copy_runs(const struct expert_plan *plan, char *sent, const char *pa
     }
 }
 
-void expert_combine(struct expert_plan *plan, struct tensor x, struct tensor rows, void *buffer)
+/* Whether combined rows arrive apart from where they belong. */
+static bool lands_apart(const struct expert_plan *plan)
 {
-    char *leaving = buffer, *packed = leaving + plan->bound * row_bytes(x);
+    return plan->padded || plan->rounds > 1;
+}
+
+void expert_combine_start(struct expert_plan *plan, struct tensor x, struct tensor rows,
+                          void *buffer)
+{
+    char *leaving = buffer, *landing = leaving + plan->bound * row_bytes(x);
+    const size_t row = (size_t)row_bytes(x);
+    void *back = lands_apart(plan) ? landing : x.data;
     assert(rows.dim[0] == plan->received && x.dim[0] == plan->sent);
     plan->ops->gather_rows(plan->device, tensor_2d(leaving, x.dtype, plan->received, x.dim[1]),
                            rows, plan->ungroup);
-    comm_device_all_to_all(plan->ep, plan->rounds > 1 ? packed : x.data, plan->send_rows, leaving,
-                           plan->recv_rows, (size_t)row_bytes(x));
-    if (plan->rounds > 1) {
-        copy_runs(plan, x.data, packed, row_bytes(x));
+    if (plan->padded) {
+        comm_device_all_to_all_fixed_start(plan->ep, back, leaving, plan->pad.pair_slots, row);
+    } else {
+        comm_device_all_to_all_start(plan->ep, back, plan->send_rows, leaving, plan->recv_rows,
+                                     row);
+    }
+}
+
+void expert_combine_finish(struct expert_plan *plan, struct tensor x, void *buffer)
+{
+    char *landing = (char *)buffer + plan->bound * row_bytes(x);
+    expert_exchange_finish(plan);
+    if (plan->padded) {
+        plan->ops->gather_rows(plan->device, x,
+                               tensor_2d(landing, x.dtype, plan->sending, x.dim[1]), plan->back);
+    } else if (plan->rounds > 1) {
+        copy_runs(plan, x.data, landing, row_bytes(x));
     }
 }

@@ -2,17 +2,26 @@
  * back.
  *
  * Every rank holds N*K slots (token n, choice k). A slot's row goes to the rank of its expert;
- * there, rows stand in (expert, source rank, token) order. The receive buffer has a hard bound of
- * `bound` rows: when a destination's rows exceed it, they travel in several rounds, round r
- * carrying rows [r*bound, (r+1)*bound) of that destination's order. All ranks compute the same
- * rounds from the all-gathered counts, so imbalance costs time, never memory, never tokens.
+ * there, rows stand in (expert, source rank, token) order. Tokens travel once to each rank, however
+ * many of their experts live there, and one number per slot (int32) says which row of the message
+ * it wants; the receiver fans the rows out. Expert outputs and gradients always travel by slot:
+ * sums over a token's slots are made on its own rank, in slot order. Two ways to send them; the
+ * experts see the same bytes:
  *
- * Tokens travel once to each rank (plan->once), however many of their experts live there: one
- * packed message per pair of ranks, and before it one number per slot (int32) that says which row
- * of the message it wants; the receiver fans the rows out. Where that saves nothing (no token of
- * any rank has two experts on one rank), or there are several rounds, each slot's row travels.
- * Either way the experts see the same bytes. Expert outputs and gradients always travel by slot:
- * sums over a token's slots are made on its own rank, in slot order.
+ * exact: one message per pair of ranks with the rows there are. The host learns the counts of all
+ * ranks, for which it waits. The receive buffer has a hard bound of `bound` rows: when a
+ * destination's rows exceed it, they travel in several rounds, round r carrying rows [r*bound,
+ * (r+1)*bound) of that destination's order. All ranks compute the same rounds from the all-gathered
+ * counts, so imbalance costs time, never memory, never tokens. Where tokens sent once save nothing
+ * (no token of any rank has two experts on one rank), or there are several rounds, each slot's row
+ * travels.
+ *
+ * padded: messages of a fixed size, as large as the worst case needs: N tokens to a rank, N *
+ * min(K, local experts) slots back. The counts travel in front of the numbers and stay on the
+ * device, as all that follows from them does: the host waits for nothing, and a device can record
+ * the layer (graph_begin, kernels/ops.h). Nothing overflows; memory and traffic are ep * min(K,
+ * local) / K times what balanced routing needs. Counts on the host (sent, received) are upper
+ * bounds; maps are -1 past what is there.
  */
 #ifndef PARALLEL_EXPERT_H
 #define PARALLEL_EXPERT_H
@@ -20,6 +29,12 @@
 #include "kernels/base/arena.h"
 #include "kernels/ops.h"
 #include "parallel/comm.h"
+
+struct expert_sizes {
+    int64_t tokens, top_k, experts; /* N, K of the largest call; of all ranks together */
+    bool padded;
+    double buffer_factor; /* exact: bound / (N*K) */
+};
 
 struct expert_plan {
     /* set by init */
@@ -30,9 +45,13 @@ struct expert_plan {
     int64_t experts;       /* E, all ranks together */
     int64_t local_experts; /* E / ep */
     int64_t bound;         /* receive rows per round */
+    int64_t sending;       /* rows that a message to all ranks may hold */
+    bool padded;           /* and ep has more than one rank */
+    struct padded_shape pad;
     /* set by expert_plan_make, for the current layer and micro-batch */
     int64_t rounds;    /* >= 1, the same on every rank of ep */
-    int64_t sent;      /* rows sent = slots - dropped; send order is (expert, token) */
+    int64_t sent;      /* rows sent = slots - dropped; send order is (expert, token). Where the host
+                          does not wait: slots, the upper bound */
     int32_t *token;    /* [slots] device: token of each row to be sent, -1 past the last */
     int32_t *slot_row; /* [slots] device: row, in send order, of each slot, -1 when dropped */
     int64_t *sorted;   /* [E+1] device: expert boundaries in send order */
@@ -43,7 +62,7 @@ struct expert_plan {
     int64_t *send_rows, *recv_rows; /* [ep] owned: rows to / from each rank this round */
     int64_t *send_begin; /* [ep] owned: first row, in send order, of each destination's rows this
                             round */
-    int64_t received;    /* rows received this round */
+    int64_t received;    /* rows received this round; padded: bound */
     int64_t *offset;     /* [local_experts + 1] device: expert boundaries among the received rows;
                             `sorted` where ep is 1 */
     int32_t *regroup; /* [bound] device: regroup[i] = arrival position (source, expert, token order)
@@ -62,19 +81,25 @@ struct expert_plan {
     int64_t *taken;        /* [local_experts, ep] owned: rows of this round, by expert and source;
                               then [ep+1] where each source's rows begin, [ep+1] its tokens */
     int64_t *device_taken; /* the same, device */
+    /* padded, device: expert_pad's and expert_unpad's */
+    int32_t *leaving, *arriving; /* [ep, local_experts + P] messages of counts and places */
+    int32_t *pad_token;          /* [ep * U] */
+    int32_t *pad_row;            /* [ep * P] */
+    int32_t *back;               /* [slots] */
 };
 
-/* bound = min(ceil(buffer_factor * slots), slots * ep), and slots when ep is 1. */
+/* bound: slots when ep is 1; exact: min(ceil(buffer_factor * slots), slots * ep); padded: ep * N *
+ * min(K, local experts). */
 enum status expert_plan_init(struct expert_plan *plan, struct comm *ep, struct device *device,
-                             const struct ops *ops, int64_t slots, int64_t experts,
-                             double buffer_factor) __attribute__((warn_unused_result));
+                             const struct ops *ops, const struct expert_sizes *sizes)
+    __attribute__((warn_unused_result));
 /* What is device memory. Measures, then hands out (arena twice). */
 void expert_plan_layout(struct expert_plan *plan, struct arena *arena);
 void expert_plan_free(struct expert_plan *plan); /* what init made */
 
-/* Collective over ep. expert int32 [tokens*top_k], device (< 0: dropped slot); tokens*top_k <=
- * slots. Where ranks exchange rows, or slots may be dropped (`drops`), the host waits for the
- * counts; else it does not. */
+/* Collective over ep. expert int32 [tokens*top_k], device (< 0: dropped slot), those of a token
+ * different ones; tokens*top_k <= slots. exact: where ranks exchange rows, or slots may be dropped
+ * (`drops`), the host waits for the counts; else it does not. */
 void expert_plan_make(struct expert_plan *plan, const int32_t *expert, int64_t tokens,
                       int64_t top_k, bool drops);
 /* Local. What expert_plan_make and _round of `slots` slots set on the host where they do not wait.
@@ -88,11 +113,12 @@ void expert_plan_round(struct expert_plan *plan, int64_t round);
  * way (FP8). */
 struct expert_route {
     const int32_t *pick;  /* [sent] device: row of x each travelling row is, NULL: in order */
-    int64_t sent;         /* <= slots */
+    int64_t sent;         /* <= plan->sending */
     const int32_t *place; /* [received] device: arrived row of each row in (expert, source, token)
                              order */
     int64_t arrived;      /* <= bound */
-    const int64_t *send_rows, *recv_rows; /* [ep] borrowed: of each message */
+    const int64_t *send_rows, *recv_rows; /* [ep] borrowed: of each message; padded: NULL */
+    int64_t pair_rows;                    /* padded: of every message */
 };
 
 /* Routes of the round, valid until the next expert_plan_round; of ep of more than one rank.
@@ -100,16 +126,24 @@ struct expert_route {
  * slots: output gradients, x[sent, C] in send order. Local. */
 struct expert_route expert_route_tokens(struct expert_plan *plan);
 struct expert_route expert_route_slots(struct expert_plan *plan);
-/* Collective over ep. arrived[route->arrived] <- sending[route->sent], rows of row_bytes. */
-void expert_exchange(struct expert_plan *plan, const struct expert_route *route, void *arrived,
-                     const void *sending, int64_t row_bytes);
+/* What travels does so between a start and its finish, beside what is called between them: that
+ * may neither touch the memory named here nor communicate (comm_device_finish). One at a time.
+ *
+ * Collective over ep. arrived[route->arrived] <- sending[route->sent], rows of row_bytes. */
+void expert_exchange_start(struct expert_plan *plan, const struct expert_route *route,
+                           void *arrived, const void *sending, int64_t row_bytes);
+void expert_exchange_finish(struct expert_plan *plan);
 
 /* Collective over ep. rows[received, C] <- x along `route`, as it is. `buffer` has room for bound +
- * slots rows. */
-void expert_dispatch(struct expert_plan *plan, const struct expert_route *route, struct tensor rows,
-                     struct tensor x, void *buffer);
+ * sending rows. */
+void expert_dispatch_start(struct expert_plan *plan, const struct expert_route *route,
+                           struct tensor x, void *buffer);
+void expert_dispatch_finish(struct expert_plan *plan, const struct expert_route *route,
+                            struct tensor rows, void *buffer);
 /* Collective over ep. The way back: x[sent, C] in send order, this round's rows of it, <-
- * rows[received, C]. */
-void expert_combine(struct expert_plan *plan, struct tensor x, struct tensor rows, void *buffer);
+ * rows[received, C]; `rows` is free after start. */
+void expert_combine_start(struct expert_plan *plan, struct tensor x, struct tensor rows,
+                          void *buffer);
+void expert_combine_finish(struct expert_plan *plan, struct tensor x, void *buffer);
 
 #endif

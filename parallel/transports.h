@@ -8,9 +8,11 @@
 void comm_self_open(struct comm *world);
 enum status comm_mpi_open(struct comm *world) __attribute__((warn_unused_result));
 
-/* How device memory travels; meanings in comm.h. */
+/* How device memory travels; meanings in comm.h. Operations are started; finish orders what comes
+ * next after them; NULL: they are done when they return. */
 struct comm_wire {
     const char *name;
+    bool recordable;
     void (*all_reduce)(struct comm *, void *data, int64_t count, enum dtype, enum reduce);
     void (*reduce_scatter)(struct comm *, float *out, const float *in, int64_t count);
     void (*all_gather)(struct comm *, void *out, const void *in, size_t bytes);
@@ -18,6 +20,7 @@ struct comm_wire {
                        const int64_t *send_rows, size_t row_bytes);
     void (*all_to_all_fixed)(struct comm *, void *recv, const void *send, int64_t rows_per_peer,
                              size_t row_bytes);
+    void (*finish)(struct comm *); /* local */
     void (*detach)(struct comm *); /* collective */
 };
 

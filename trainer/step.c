@@ -125,6 +125,7 @@ static struct model_losses sum_units(struct stepper *stepper)
         sum.loss += one->loss;
         sum.mtp += one->mtp;
         sum.aux += one->aux;
+        sum.kept += one->kept;
     }
     return sum;
 }
@@ -232,7 +233,7 @@ static void forward_backward(struct stepper *stepper, int64_t step, int64_t labe
     struct model *model = stepper->model;
     const struct config *config = model->config;
     const struct comm *dp = &model->mesh->dp;
-    int64_t counters[3] = {0}; /* dropped, slots, extra rounds */
+    int64_t counters[2] = {0}; /* slots, extra rounds */
     for (int64_t i = 0; i < stepper->own; i++) {
         const uint64_t unit = (uint64_t)(i * dp->size + dp->rank);
         const uint64_t number = (uint64_t)step * (uint64_t)stepper->most_units + unit;
@@ -244,19 +245,19 @@ static void forward_backward(struct stepper *stepper, int64_t step, int64_t labe
         model_run(model, &stepper->batches[i], config->train.micro_batch,
                   config->train.sequence_length, &scale);
         model->ops->copy(model->device, &stepper->losses[i], model->losses, sizeof *model->losses);
-        counters[0] += model->result.dropped;
-        counters[1] += model->result.slots;
-        counters[2] += model->result.extra_rounds;
+        counters[0] += model->result.slots;
+        counters[1] += model->result.extra_rounds;
     }
     const struct model_losses sums = sum_units(stepper);
-    comm_all_reduce((struct comm *)dp, counters, 3, DTYPE_I64, REDUCE_SUM);
+    comm_all_reduce((struct comm *)dp, counters, 2, DTYPE_I64, REDUCE_SUM);
     const double counted = labels > 0 ? (double)labels : 1.0;
     const int64_t depth = model->arch.mtp_depth;
     result->loss = sums.loss / counted;
     result->aux_loss = sums.aux / (double)stepper->units;
     result->mtp_loss = depth > 0 ? sums.mtp / counted / (double)depth : (double)NAN;
-    result->dropped_fraction = counters[1] > 0 ? (double)counters[0] / (double)counters[1] : 0;
-    result->extra_rounds = counters[2];
+    result->dropped_fraction =
+        counters[0] > 0 ? (double)(counters[0] - sums.kept) / (double)counters[0] : 0;
+    result->extra_rounds = counters[1];
 }
 
 enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position,

@@ -110,6 +110,11 @@ void cpu_expert_unique(struct device *, int64_t *begin, int32_t *token, int32_t 
                        const int32_t *expert, const int32_t *slot_row, struct dispatch_shape shape);
 void cpu_expert_fan_out(struct device *, int32_t *fan, const int32_t *ungroup, const int32_t *place,
                         const int64_t *arrived, const int64_t *unique, int64_t ranks, int64_t rows);
+void cpu_expert_pad(struct device *, int32_t *message, int32_t *token, int32_t *row, int32_t *back,
+                    const int64_t *offset, const int64_t *begin, const int32_t *unique_token,
+                    const int32_t *place, const struct padded_shape *shape);
+void cpu_expert_unpad(struct device *, int32_t *regroup, int32_t *ungroup, int32_t *fan,
+                      int64_t *offset, const int32_t *message, const struct padded_shape *shape);
 void cpu_expert_drop(struct device *, int32_t *kept, const int32_t *expert, const float *weight,
                      int64_t slots, int64_t experts, int64_t groups, int64_t capacity);
 void cpu_gather_rows(struct device *, struct tensor y, struct tensor x, const int32_t *row);

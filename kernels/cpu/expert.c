@@ -117,6 +117,64 @@ void cpu_expert_fan_out(struct device *device, int32_t *fan, const int32_t *ungr
     (void)rows;
 }
 
+void cpu_expert_pad(struct device *device, int32_t *message, int32_t *token, int32_t *row,
+                    int32_t *back, const int64_t *offset, const int64_t *begin,
+                    const int32_t *unique_token, const int32_t *place,
+                    const struct padded_shape *shape)
+{
+    const int64_t local = shape->experts / shape->ranks;
+    (void)device;
+    for (int64_t to = 0; to < shape->ranks; to++) {
+        const int64_t *bounds = offset + to * local;
+        const int64_t rows = bounds[local] - bounds[0], tokens = begin[to + 1] - begin[to];
+        assert(rows <= shape->pair_slots && tokens <= shape->pair_tokens);
+        for (int64_t e = 0; e < local; e++) {
+            *message++ = (int32_t)(bounds[e + 1] - bounds[e]);
+        }
+        for (int64_t i = 0; i < shape->pair_slots; i++) {
+            *message++ = i < rows ? place[bounds[0] + i] : 0;
+            *row++ = i < rows ? (int32_t)(bounds[0] + i) : -1;
+        }
+        for (int64_t i = 0; i < shape->pair_tokens; i++) {
+            *token++ = i < tokens ? unique_token[begin[to] + i] : -1;
+        }
+        for (int64_t i = 0; i < rows; i++) {
+            *back++ = (int32_t)(to * shape->pair_slots + i);
+        }
+    }
+    for (int64_t i = offset[shape->experts]; i < shape->slots; i++) {
+        *back++ = -1;
+    }
+}
+
+void cpu_expert_unpad(struct device *device, int32_t *regroup, int32_t *ungroup, int32_t *fan,
+                      int64_t *offset, const int32_t *message, const struct padded_shape *shape)
+{
+    const int64_t local = shape->experts / shape->ranks, most = shape->ranks * shape->pair_slots,
+                  line = local + shape->pair_slots;
+    int64_t *taken = cpu_scratch(device, CPU_SLOT_OTHER, (size_t)shape->ranks * sizeof *taken);
+    int64_t i = 0;
+    memset(taken, 0, (size_t)shape->ranks * sizeof *taken);
+    memset(ungroup, -1, (size_t)most * sizeof *ungroup);
+    for (int64_t e = 0; e < local; e++) {
+        offset[e] = i;
+        for (int64_t from = 0; from < shape->ranks; from++) {
+            const int32_t *count = message + from * line, *place = count + local;
+            for (int64_t j = 0; j < count[e]; j++, i++) {
+                const int64_t at = taken[from]++;
+                assert(at < shape->pair_slots && place[at] >= 0 && place[at] < shape->pair_tokens);
+                regroup[i] = (int32_t)(from * shape->pair_slots + at);
+                ungroup[regroup[i]] = (int32_t)i;
+                fan[i] = (int32_t)(from * shape->pair_tokens + place[at]);
+            }
+        }
+    }
+    offset[local] = i;
+    for (; i < most; i++) {
+        regroup[i] = fan[i] = -1;
+    }
+}
+
 struct ranked {
     float weight;
     int64_t slot;

@@ -107,6 +107,13 @@ void cuda_expert_unique(void *stream, int64_t *begin, int32_t *token, int32_t *p
 void cuda_expert_fan_out(void *stream, int32_t *fan, const int32_t *ungroup, const int32_t *place,
                          const int64_t *arrived, const int64_t *unique, int64_t ranks,
                          int64_t rows);
+void cuda_expert_pad(void *stream, int32_t *message, int32_t *token, int32_t *row, int32_t *back,
+                     const int64_t *offset, const int64_t *begin, const int32_t *unique_token,
+                     const int32_t *place, struct padded_shape shape);
+size_t cuda_expert_unpad_scratch(struct padded_shape shape); /* bytes */
+void cuda_expert_unpad(void *stream, int32_t *regroup, int32_t *ungroup, int32_t *fan,
+                       int64_t *offset, const int32_t *message, struct padded_shape shape,
+                       void *scratch);
 void cuda_expert_drop(void *stream, int32_t *kept, const int32_t *expert, const float *weight,
                       int64_t slots, int64_t experts, int64_t groups, int64_t capacity);
 

@@ -331,6 +331,160 @@ void cuda_expert_fan_out(void *stream, int32_t *fan, const int32_t *ungroup, con
     }
 }
 
+/* ---- padded messages: a capacity of rows for each pair of ranks ---- */
+
+/* The destination of a row of expert_sort: the last whose experts' rows begin at or before it. */
+DEVICE int64_t destination_of(const int64_t *__restrict__ offset, int64_t row, int64_t local,
+                              int64_t ranks)
+{
+    int64_t low = 0, high = ranks;
+    while (high - low > 1) {
+        const int64_t middle = (low + high) / 2;
+        if (offset[middle * local] <= row) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+/* One thread for each row of slots, row of tokens, sorted row and expert. Bytes per row of slots:
+ * 4 in, 16 out. Bound by latency. */
+__global__ void __launch_bounds__(FLAT_THREADS)
+    pad_kernel(int32_t *message, int32_t *token, int32_t *row, int32_t *back,
+               const int64_t *__restrict__ offset, const int64_t *__restrict__ begin,
+               const int32_t *__restrict__ unique_token, const int32_t *__restrict__ place,
+               struct padded_shape shape)
+{
+    const int64_t i = (int64_t)blockIdx.x * FLAT_THREADS + threadIdx.x;
+    const int64_t local = shape.experts / shape.ranks, line = local + shape.pair_slots;
+    if (i < shape.experts) {
+        message[i / local * line + i % local] = (int32_t)(offset[i + 1] - offset[i]);
+    }
+    if (i < shape.ranks * shape.pair_slots) {
+        const int64_t to = i / shape.pair_slots, at = i % shape.pair_slots;
+        const int64_t first = offset[to * local], rows = offset[(to + 1) * local] - first;
+        if (rows > shape.pair_slots) {
+            __trap();
+        }
+        message[to * line + local + at] = at < rows ? place[first + at] : 0;
+        row[i] = at < rows ? (int32_t)(first + at) : -1;
+    }
+    if (i < shape.ranks * shape.pair_tokens) {
+        const int64_t to = i / shape.pair_tokens, at = i % shape.pair_tokens;
+        const int64_t tokens = begin[to + 1] - begin[to];
+        if (tokens > shape.pair_tokens) {
+            __trap();
+        }
+        token[i] = at < tokens ? unique_token[begin[to] + at] : -1;
+    }
+    if (i < shape.slots) {
+        const bool there = i < offset[shape.experts];
+        const int64_t to = destination_of(offset, i, local, shape.ranks);
+        back[i] = there ? (int32_t)(to * shape.pair_slots + i - offset[to * local]) : -1;
+    }
+}
+
+void cuda_expert_pad(void *stream, int32_t *message, int32_t *token, int32_t *row, int32_t *back,
+                     const int64_t *offset, const int64_t *begin, const int32_t *unique_token,
+                     const int32_t *place, struct padded_shape shape)
+{
+    const int64_t rows = shape.ranks * shape.pair_slots;
+    int64_t threads = rows > shape.slots ? rows : shape.slots;
+    threads = threads > shape.experts ? threads : shape.experts;
+    assert(shape.experts % shape.ranks == 0 && shape.pair_tokens <= shape.pair_slots);
+    LAUNCH(pad_kernel, flat_blocks(threads, 1), FLAT_THREADS, 0, (cudaStream_t)stream, message,
+           token, row, back, offset, begin, unique_token, place, shape);
+}
+
+/* -1 everywhere. Bytes per row: 12 out. Bound by latency. */
+__global__ void __launch_bounds__(FLAT_THREADS)
+    unpad_clear_kernel(int32_t *regroup, int32_t *ungroup, int32_t *fan, int64_t rows)
+{
+    const int64_t i = (int64_t)blockIdx.x * FLAT_THREADS + threadIdx.x;
+    if (i < rows) {
+        regroup[i] = ungroup[i] = fan[i] = -1;
+    }
+}
+
+/* first[i], i = expert * ranks + source: where the block begins in expert order; then, from
+ * local * ranks on, where it begins in the source's message. One block. Bound by latency. */
+__global__ void __launch_bounds__(SCAN_THREADS)
+    unpad_scan_kernel(int64_t *first, int64_t *offset, const int32_t *__restrict__ message,
+                      struct padded_shape shape)
+{
+    SMEM(int64_t, part, [32]);
+    const int64_t ranks = shape.ranks, count = shape.experts, local = count / ranks;
+    const int64_t line = local + shape.pair_slots;
+    int64_t row = 0, total;
+    for (int64_t from = 0; from < count; from += SCAN_THREADS) {
+        const int64_t i = from + threadIdx.x;
+        const int64_t own = i < count ? message[i % ranks * line + i / ranks] : 0;
+        const int64_t before = block_scan(own, part, &total);
+        if (i < count) {
+            first[i] = row + before;
+            if (i % ranks == 0) {
+                offset[i / ranks] = row + before;
+            }
+        }
+        row += total;
+    }
+    for (int64_t source = threadIdx.x; source < ranks; source += SCAN_THREADS) {
+        int64_t at = 0;
+        for (int64_t e = 0; e < local; e++) {
+            first[count + e * ranks + source] = at;
+            at += message[source * line + e];
+        }
+        if (at > shape.pair_slots) {
+            __trap();
+        }
+    }
+    if (threadIdx.x == 0) {
+        offset[local] = row;
+    }
+}
+
+/* One block of threads per block of rows. Bytes per row: 4 in, 12 out. Bound by latency. */
+__global__ void __launch_bounds__(FLAT_THREADS)
+    unpad_kernel(int32_t *regroup, int32_t *ungroup, int32_t *fan,
+                 const int64_t *__restrict__ first, const int32_t *__restrict__ message,
+                 struct padded_shape shape)
+{
+    const int64_t e = blockIdx.x / shape.ranks, source = blockIdx.x % shape.ranks;
+    const int64_t local = shape.experts / shape.ranks;
+    const int32_t *line = message + source * (local + shape.pair_slots);
+    const int64_t row = first[blockIdx.x], at = first[gridDim.x + blockIdx.x];
+    for (int64_t j = threadIdx.x; j < line[e]; j += FLAT_THREADS) {
+        const int32_t place = line[local + at + j];
+        if (place < 0 || place >= shape.pair_tokens) {
+            __trap();
+        }
+        regroup[row + j] = (int32_t)(source * shape.pair_slots + at + j);
+        ungroup[source * shape.pair_slots + at + j] = (int32_t)(row + j);
+        fan[row + j] = (int32_t)(source * shape.pair_tokens + place);
+    }
+}
+
+size_t cuda_expert_unpad_scratch(struct padded_shape shape)
+{
+    return 2 * (size_t)shape.experts * sizeof(int64_t);
+}
+
+void cuda_expert_unpad(void *stream, int32_t *regroup, int32_t *ungroup, int32_t *fan,
+                       int64_t *offset, const int32_t *message, struct padded_shape shape,
+                       void *scratch)
+{
+    const cudaStream_t queue = (cudaStream_t)stream;
+    const int64_t rows = shape.ranks * shape.pair_slots;
+    int64_t *first = (int64_t *)scratch;
+    LAUNCH(unpad_clear_kernel, flat_blocks(rows, 1), FLAT_THREADS, 0, queue, regroup, ungroup, fan,
+           rows);
+    LAUNCH(unpad_scan_kernel, 1, SCAN_THREADS, 0, queue, first, offset, message, shape);
+    LAUNCH(unpad_kernel, (unsigned)shape.experts, FLAT_THREADS, 0, queue, regroup, ungroup, fan,
+           first, message, shape);
+}
+
 /* ---- drop: one block per group ---- */
 
 /* Larger weights have larger keys; -0 and 0 the same. */

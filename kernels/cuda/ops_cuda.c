@@ -163,6 +163,26 @@ static void expert_fan_out(struct device *device, int32_t *fan, const int32_t *u
     cuda_end(self);
 }
 
+static void expert_pad(struct device *device, int32_t *message, int32_t *token, int32_t *row,
+                       int32_t *back, const int64_t *offset, const int64_t *begin,
+                       const int32_t *unique_token, const int32_t *place,
+                       const struct padded_shape *shape)
+{
+    struct cuda_device *self = cuda_begin(device, "expert_pad");
+    cuda_expert_pad(self->stream, message, token, row, back, offset, begin, unique_token, place,
+                    *shape);
+    cuda_end(self);
+}
+
+static void expert_unpad(struct device *device, int32_t *regroup, int32_t *ungroup, int32_t *fan,
+                         int64_t *offset, const int32_t *message, const struct padded_shape *shape)
+{
+    struct cuda_device *self = cuda_begin(device, "expert_unpad");
+    void *scratch = cuda_scratch(self, CUDA_SLOT_OP, cuda_expert_unpad_scratch(*shape));
+    cuda_expert_unpad(self->stream, regroup, ungroup, fan, offset, message, *shape, scratch);
+    cuda_end(self);
+}
+
 static void expert_drop(struct device *device, int32_t *kept, const int32_t *expert,
                         const float *weight, int64_t slots, int64_t experts, int64_t groups,
                         int64_t capacity)
@@ -381,6 +401,8 @@ const struct ops cuda_ops = {
     .expert_regroup = expert_regroup,
     .expert_unique = expert_unique,
     .expert_fan_out = expert_fan_out,
+    .expert_pad = expert_pad,
+    .expert_unpad = expert_unpad,
     .expert_drop = expert_drop,
     .gather_rows = gather_rows,
     .scatter_rows = scatter_rows,

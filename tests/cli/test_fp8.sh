@@ -60,6 +60,8 @@ layouts() {
     same_first crowded rounds "extra rounds"
     [ "$(of rounds extra_rounds 1)" -gt 0 ] || fail "$family: no extra rounds"
     close_to 3e-2 "$(of crowded grad_norm 1)" "$(of rounds grad_norm 1)" "$family: norm with extra rounds"
+    fp8 2,2 padded router.dispatch=padded
+    same_bits at-2,2 padded "padded dispatch"
     fp8 1,1 capacity-1 router.capacity_factor=1
     fp8 2,2 capacity-2 router.capacity_factor=1
     same_first capacity-1 capacity-2 "dropping"

@@ -151,6 +151,66 @@ static bool fan_out(int64_t ranks, int most)
     return c.finish();
 }
 
+/* ---- padded messages ---- */
+
+static bool pad(const struct sort_case &k, int64_t ranks, int64_t spare)
+{
+    const int64_t slots = k.tokens * k.top_k, local = k.experts / ranks;
+    const int64_t most = k.tokens * (k.top_k < local ? k.top_k : local) + spare;
+    const struct padded_shape shape = {slots, k.experts, ranks, most, k.tokens + spare};
+    ops_case c(cpu_device(), DTYPE_F32, SHIFT_NONE, "expert_pad N=%d K=%d E=%d ranks=%d",
+               (int)k.tokens, (int)k.top_k, (int)k.experts, (int)ranks);
+    const uint64_t key = rng_key(17, "expert");
+    operand &expert = c.fill("expert", DTYPE_I32, slots, 1, [=](int64_t i) {
+        const bool drop = rng_uniform(key + 1, (uint64_t)i) * 100 < k.dropped;
+        const int64_t first =
+            (int64_t)(rng_uniform(key, (uint64_t)(i / k.top_k)) * (double)k.experts);
+        return drop ? -1 : (double)((first + i % k.top_k) % k.experts);
+    });
+    operand &offset = c.poison("offset", DTYPE_I64, k.experts + 1, 1);
+    operand &sorted_token = c.poison("sorted token", DTYPE_I32, slots, 1);
+    operand &slot_row = c.poison("slot_row", DTYPE_I32, slots, 1);
+    operand &begin = c.poison("begin", DTYPE_I64, ranks + 1, 1);
+    operand &unique_token = c.poison("unique token", DTYPE_I32, slots, 1);
+    operand &place = c.poison("place", DTYPE_I32, slots, 1);
+    c.ops->expert_sort(c.device, offset.on_cpu<int64_t>(), sorted_token.on_cpu<int32_t>(),
+                       slot_row.on_cpu<int32_t>(), expert.on_cpu<int32_t>(), slots, k.top_k,
+                       k.experts);
+    c.ops->expert_unique(c.device, begin.on_cpu<int64_t>(), unique_token.on_cpu<int32_t>(),
+                         place.on_cpu<int32_t>(), expert.on_cpu<int32_t>(),
+                         slot_row.on_cpu<int32_t>(), {slots, k.top_k, k.experts, ranks});
+    operand &message = c.poison("message", DTYPE_I32, ranks, local + most);
+    operand &token = c.poison("token", DTYPE_I32, ranks, shape.pair_tokens);
+    operand &row = c.poison("row", DTYPE_I32, ranks, most);
+    operand &back = c.poison("back", DTYPE_I32, slots, 1);
+    operand &regroup = c.poison("regroup", DTYPE_I32, ranks, most);
+    operand &ungroup = c.poison("ungroup", DTYPE_I32, ranks, most);
+    operand &fan = c.poison("fan", DTYPE_I32, ranks, most);
+    operand &there = c.poison("offset there", DTYPE_I64, local + 1, 1);
+    scratch work(cuda_expert_unpad_scratch(shape));
+    c.upload();
+    c.ops->expert_pad(c.device, message.on_cpu<int32_t>(), token.on_cpu<int32_t>(),
+                      row.on_cpu<int32_t>(), back.on_cpu<int32_t>(), offset.on_cpu<int64_t>(),
+                      begin.on_cpu<int64_t>(), unique_token.on_cpu<int32_t>(),
+                      place.on_cpu<int32_t>(), &shape);
+    cuda_expert_pad(nullptr, message.on_cuda<int32_t>(), token.on_cuda<int32_t>(),
+                    row.on_cuda<int32_t>(), back.on_cuda<int32_t>(), offset.on_cuda<int64_t>(),
+                    begin.on_cuda<int64_t>(), unique_token.on_cuda<int32_t>(),
+                    place.on_cuda<int32_t>(), shape);
+    /* As if each source had sent what this one sends to rank `source`: any counts will do. */
+    c.ops->expert_unpad(c.device, regroup.on_cpu<int32_t>(), ungroup.on_cpu<int32_t>(),
+                        fan.on_cpu<int32_t>(), there.on_cpu<int64_t>(), message.on_cpu<int32_t>(),
+                        &shape);
+    cuda_expert_unpad(nullptr, regroup.on_cuda<int32_t>(), ungroup.on_cuda<int32_t>(),
+                      fan.on_cuda<int32_t>(), there.on_cuda<int64_t>(), message.on_cuda<int32_t>(),
+                      shape, work.data);
+    c.download();
+    for (operand *o : {&message, &token, &row, &back, &regroup, &ungroup, &fan, &there}) {
+        c.exact(*o);
+    }
+    return c.finish();
+}
+
 /* ---- drop ---- */
 
 /* levels: how many different weights there are, a few: many ties; the largest: none. */
@@ -288,6 +348,9 @@ static bool test()
     right = regroup(1, 1, 5) & regroup(3, 2, 7) & regroup(64, 9, 9) & regroup(2, 8, 600) & right;
     right = unique({0, 2, 4, 0}, 2) & unique({7, 2, 3, 30}, 3) & unique({64, 6, 64, 10}, 8) &
             unique({40, 3, 6, 100}, 1) & unique({129, 4, 8, 5}, 2) & right;
+    right = pad({1, 1, 1, 0}, 1, 0) & pad({7, 2, 6, 30}, 3, 1) & pad({64, 6, 64, 10}, 8, 0) & right;
+    right =
+        pad({40, 3, 6, 100}, 2, 3) & pad({129, 4, 8, 5}, 2, 0) & pad({3, 2, 600, 0}, 2, 0) & right;
     right = fan_out(1, 9) & fan_out(2, 300) & fan_out(9, 70) & right;
     right = drop(0, 4, 2, 3, 4) & drop(8, 4, 4, 0, 2) & drop(700, 6, 6, 50, 4) & right;
     right =

@@ -7,6 +7,7 @@
 #include "parallel/ranks.h"
 
 enum { MOST_RANKS = 4, MOST_SLOTS = 120, COLUMNS = 3 };
+enum { PADDED = -1 }; /* in place of a buffer factor */
 
 enum pattern { SPREAD, DROPPED, ONE_EXPERT, OWN_EXPERTS, FIRST_EMPTY, ALL_EMPTY, ALL_DROPPED };
 enum { PATTERNS = ALL_DROPPED + 1 };
@@ -111,12 +112,26 @@ static void check_send_order(struct comm *world, const struct expert_plan *plan,
             send_slot[row] = (int32_t)slot;
         }
     }
-    CHECK_EQUAL(world, plan->sent, kept);
-    for (int64_t row = 1; row < plan->sent; row++) {
+    CHECK_EQUAL(world, plan->sorted[layout->experts], kept);
+    CHECK_EQUAL(world, plan->sent, plan->padded ? layout->tokens[me] * layout->top_k : kept);
+    for (int64_t row = kept; row < plan->sent; row++) {
+        CHECK_EQUAL(world, plan->token[row], -1);
+    }
+    for (int64_t row = 1; row < kept; row++) {
         const int32_t a = send_slot[row - 1], b = send_slot[row];
         const int32_t ea = layout->expert[me][a], eb = layout->expert[me][b];
         CHECK(world, ea < eb || (ea == eb && a < b));
     }
+}
+
+/* Slots of a rank that are not dropped. */
+static int64_t kept_slots(const struct layout *layout, int rank)
+{
+    int64_t kept = 0;
+    for (int64_t slot = 0; slot < layout->tokens[rank] * layout->top_k; slot++) {
+        kept += layout->expert[rank][slot] >= 0;
+    }
+    return kept;
 }
 
 static int64_t expected_rounds(const struct layout *layout, int64_t bound)
@@ -139,14 +154,16 @@ static void check_round(struct comm *world, struct expert_plan *plan, struct ten
 {
     const int64_t local = plan->local_experts, first = plan->ep->rank * local;
     int64_t leaving = 0, changed = 0;
+    const int64_t real = plan->offset[local], kept = plan->sorted[plan->experts];
     CHECK(world, plan->received <= plan->bound);
-    CHECK_EQUAL(world, plan->offset[local], plan->received);
+    CHECK_EQUAL(world, plan->received, plan->padded ? plan->bound : real);
     struct tensor rows = make(world, x.dtype, plan->received);
     if (plan->ep->size == 1) { /* send order is expert order */
         memcpy(rows.data, x.data, tensor_bytes(&rows));
     } else {
         const struct expert_route route = expert_route_slots(plan);
-        expert_dispatch(plan, &route, rows, x, buffer);
+        expert_dispatch_start(plan, &route, x, buffer);
+        expert_dispatch_finish(plan, &route, rows, buffer);
     }
     for (int64_t e = 0; e < local; e++) {
         for (int64_t i = plan->offset[e]; i < plan->offset[e + 1]; i++, ++*next) {
@@ -159,17 +176,19 @@ static void check_round(struct comm *world, struct expert_plan *plan, struct ten
         }
     }
     for (int r = 0; r < plan->ep->size; r++) {
-        leaving += plan->ep->size == 1 ? plan->sent : plan->send_rows[r];
+        leaving += plan->ep->size == 1 || plan->padded ? 0 : plan->send_rows[r];
     }
-    for (int64_t i = 0; i < plan->sent; i++) {
+    leaving = plan->ep->size == 1 || plan->padded ? kept : leaving;
+    for (int64_t i = 0; i < kept; i++) {
         put(&y, i, 0, -1);
     }
     if (plan->ep->size == 1) {
         memcpy(y.data, rows.data, tensor_bytes(&rows));
     } else {
-        expert_combine(plan, y, rows, buffer);
+        expert_combine_start(plan, y, rows, buffer);
+        expert_combine_finish(plan, y, buffer);
     }
-    for (int64_t i = 0; i < plan->sent; i++) {
+    for (int64_t i = 0; i < kept; i++) {
         changed += get(&y, i, 0) != -1;
     }
     CHECK_EQUAL(world, changed, leaving);
@@ -221,7 +240,7 @@ static bool expect_once(const struct layout *layout, const struct expert_plan *p
             slots += layout->expert[from][slot] >= 0;
         }
     }
-    return layout->ep > 1 && plan->rounds == 1 && pairs < slots;
+    return layout->ep > 1 && (plan->padded || (plan->rounds == 1 && pairs < slots));
 }
 
 /* One round of tokens: what arrives continues at arrivals[*next]. x [tokens] says source and token.
@@ -232,8 +251,9 @@ static void check_tokens(struct comm *world, struct expert_plan *plan, struct te
 {
     struct tensor rows = make(world, x.dtype, plan->received);
     const struct expert_route route = expert_route_tokens(plan);
-    expert_dispatch(plan, &route, rows, x, buffer);
-    for (int64_t i = 0; i < plan->received; i++, ++*next) {
+    expert_dispatch_start(plan, &route, x, buffer);
+    expert_dispatch_finish(plan, &route, rows, buffer);
+    for (int64_t i = 0; i < plan->offset[plan->local_experts]; i++, ++*next) {
         CHECK(world, *next < arrivals->count);
         CHECK_EQUAL(world, get(&rows, i, 0), arrivals->source[*next]);
         CHECK_EQUAL(world, get(&rows, i, 1), arrivals->slot[*next] / layout->top_k);
@@ -268,8 +288,12 @@ static void check_token_dispatch(struct comm *world, struct expert_plan *plan,
     plan->ep->table = travel.real;
     CHECK_EQUAL(world, next, arrivals->count);
     CHECK_EQUAL(world, plan->once, expect_once(layout, plan));
-    CHECK_EQUAL(world, travel.rows, plan->once ? tokens_leaving(layout, me) : plan->sent);
-    CHECK_EQUAL(world, travel.numbers, plan->once ? plan->sent : 0);
+    if (plan->padded) {
+        CHECK_EQUAL(world, travel.rows, layout->ep * (layout->slots / layout->top_k));
+    } else {
+        CHECK_EQUAL(world, travel.rows, plan->once ? tokens_leaving(layout, me) : plan->sent);
+        CHECK_EQUAL(world, travel.numbers, plan->once ? plan->sent : 0);
+    }
     free(x.data);
 }
 
@@ -288,7 +312,12 @@ static void open_plan(struct comm *world, struct expert_plan *plan, struct arena
     const struct ops *ops = device_ops(device);
     *arena = (struct arena){.source = {device, ops->memory_alloc, ops->memory_free}};
     CHECK_EQUAL(world,
-                expert_plan_init(plan, ep, device, ops, layout->slots, layout->experts, factor),
+                expert_plan_init(plan, ep, device, ops,
+                                 &(struct expert_sizes){.tokens = layout->slots / layout->top_k,
+                                                        .top_k = layout->top_k,
+                                                        .experts = layout->experts,
+                                                        .padded = factor == PADDED,
+                                                        .buffer_factor = factor}),
                 STATUS_OK);
     expert_plan_layout(plan, arena);
     CHECK_EQUAL(world, arena_reserve(arena, "the plan"), STATUS_OK);
@@ -305,14 +334,16 @@ static void check_plan(struct comm *world, struct comm *ep, struct device *devic
     const int me = ep->rank;
     int64_t next = 0;
     open_plan(world, &plan, &arena, ep, device, layout, factor);
+    const int64_t kept = kept_slots(layout, me);
+    CHECK_EQUAL(world, plan.padded, factor == PADDED && ep->size > 1);
     CHECK(world, plan.bound >= layout->slots && plan.bound <= layout->slots * ep->size);
-    expert_plan_make(&plan, layout->expert[me], layout->tokens[me], layout->top_k, true);
+    expert_plan_make(&plan, layout->expert[me], layout->tokens[me], layout->top_k, !plan.padded);
     CHECK_EQUAL(world, plan.rounds, expected_rounds(layout, plan.bound));
     check_send_order(world, &plan, layout, send_slot);
     struct tensor x = make(world, dtype, plan.sent), y = make(world, dtype, plan.sent),
                   all = make(world, dtype, plan.sent);
-    void *buffer = make(world, dtype, plan.bound + plan.slots).data;
-    for (int64_t i = 0; i < plan.sent; i++) {
+    void *buffer = make(world, dtype, plan.bound + plan.sending).data;
+    for (int64_t i = 0; i < kept; i++) {
         put(&x, i, 0, me);
         put(&x, i, 1, send_slot[i]);
         put(&x, i, 2, 7);
@@ -324,14 +355,14 @@ static void check_plan(struct comm *world, struct comm *ep, struct device *devic
     for (int64_t round = 0; round < plan.rounds; round++) {
         expert_plan_round(&plan, round);
         check_round(world, &plan, x, y, &arrivals, &next, buffer);
-        for (int64_t i = 0; i < plan.sent; i++) { /* gathers what each round brought back */
+        for (int64_t i = 0; i < kept; i++) { /* gathers what each round brought back */
             for (int64_t c = 0; c < COLUMNS && get(&y, i, 0) != -1; c++) {
                 put(&all, i, c, get(&y, i, c));
             }
         }
     }
     CHECK_EQUAL(world, next, arrivals.count);
-    for (int64_t i = 0; i < plan.sent; i++) {
+    for (int64_t i = 0; i < kept; i++) {
         CHECK_EQUAL(world, get(&all, i, 0), me);
         CHECK_EQUAL(world, get(&all, i, 1), send_slot[i]);
         CHECK_EQUAL(world, get(&all, i, 2), layout->expert[me][send_slot[i]] + 100);
@@ -347,7 +378,7 @@ static void check_plan(struct comm *world, struct comm *ep, struct device *devic
 
 static void test_there_and_back(struct comm *world)
 {
-    static const double factors[] = {1, 1.3, 2, 1000};
+    static const double factors[] = {1, 1.3, 2, 1000, PADDED};
     static struct layout layout;
     struct device *device = open_device(world);
     for (int ep = 1; ep <= world->size; ep++) {
@@ -359,7 +390,7 @@ static void test_there_and_back(struct comm *world)
         for (int pattern = 0; pattern < PATTERNS; pattern++) {
             for (int64_t k = 1; k <= 3; k++) {
                 lay_out(&layout, (enum pattern)pattern, ep, 2 * k * ep, k);
-                for (int f = 0; f < 4; f++) {
+                for (int f = 0; f < 5; f++) {
                     check_plan(world, &mesh.ep, device, &layout, factors[f],
                                (f + k) % 2 == 0 ? DTYPE_F32 : DTYPE_BF16);
                 }

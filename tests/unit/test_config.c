@@ -294,6 +294,8 @@ static void test_relations(void **state)
          {"train.sequence_length 32 is more than model.max_position_embeddings 31"}},
         {{"schedule.decay_end=0.9"}, {"schedule.decay_end: only schedule.kind wsd has it"}},
         {{"optimizer.momentum=0.9"}, {"optimizer.momentum: only optimizer.name muon has it"}},
+        {{"router.dispatch=padded", "router.buffer_factor=3"},
+         {"router.buffer_factor: router.dispatch padded has no use for it"}},
         {{"schedule.warmup_steps=301"}, {"schedule.warmup_steps 301 is more than run.steps 300"}},
         {{"schedule.warmup_steps=11", "run.steps=10"}, {"11 is more than run.steps 10"}},
         {{"train.micro_batch=3", "parallel.ep=3"},

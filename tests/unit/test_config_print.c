@@ -207,6 +207,7 @@ static const char *const latent_values[] = {
     "model.rope_scaling.mscale=0.707",
     "model.rope_scaling.mscale_all_dim=0.5",
     "model.rope_scaling.attention_factor=1.25",
+    "router.dispatch=padded",
     "router.device_loss_coef=0.05",
     "router.communication_loss_coef=0.02",
     "router.bias_update_speed=0.001",

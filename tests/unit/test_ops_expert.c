@@ -185,6 +185,161 @@ static void run_fan_out(struct check *c, const void *args)
     assert_memory_equal(fan, expected, sizeof fan);
 }
 
+/* --- padded messages --- */
+
+struct pad {
+    struct sort of;
+    int64_t ranks, spare; /* rows more than a pair can need */
+};
+static const struct pad pads[] = {{{1, 1, 1, 0}, 1, 0},    {{7, 2, 6, 30}, 3, 0},
+                                  {{60, 6, 64, 10}, 8, 2}, {{50, 4, 8, 0}, 1, 0},
+                                  {{40, 3, 6, 100}, 2, 1}, {{65, 8, 256, 0}, 4, 0},
+                                  {{100, 1, 8, 20}, 4, 5}, {{100, 8, 8, 0}, 2, 0}};
+
+/* All ranks' messages, from all ranks' slots: expert[ranks][slots]. */
+struct padded {
+    const struct pad *pad;
+    struct padded_shape shape;
+    int64_t slots, local;
+    int32_t *expert, *token, *row, *back;     /* of all ranks */
+    int32_t *sent, *message;                  /* [ranks, ranks, local+P] of all; [ranks, local+P] */
+    int32_t *slot_row, *sorted_token, *place; /* of one rank */
+    int32_t *unique_token;
+    int64_t *offset, *begin;
+};
+
+static void *ints(struct check *c, const char *name, int64_t count)
+{
+    int32_t *data = check_tensor(c, name, DTYPE_I32, count, 1).data;
+    for (int64_t i = 0; i < count; i++) {
+        data[i] = -7;
+    }
+    return data;
+}
+
+static void pad_init(struct check *c, struct padded *p, const struct pad *pad)
+{
+    const struct sort *s = &pad->of;
+    const int64_t local = s->experts / pad->ranks, slots = s->tokens * s->top_k,
+                  most = s->tokens * (s->top_k < local ? s->top_k : local) + pad->spare;
+    const int64_t ranks = pad->ranks, line = local + most;
+    *p = (struct padded){.pad = pad,
+                         .shape = {.slots = slots,
+                                   .experts = s->experts,
+                                   .ranks = ranks,
+                                   .pair_slots = most,
+                                   .pair_tokens = s->tokens + pad->spare},
+                         .slots = slots,
+                         .local = local,
+                         .expert = ints(c, "expert", ranks * slots),
+                         .token = ints(c, "token", ranks * ranks * (s->tokens + pad->spare)),
+                         .row = ints(c, "row", ranks * ranks * most),
+                         .back = ints(c, "back", ranks * slots),
+                         .sent = ints(c, "sent", ranks * ranks * line),
+                         .message = ints(c, "message", ranks * line),
+                         .slot_row = ints(c, "slot_row", slots),
+                         .sorted_token = ints(c, "sorted token", slots),
+                         .place = ints(c, "place", slots),
+                         .unique_token = ints(c, "unique token", slots),
+                         .offset = check_tensor(c, "offset", DTYPE_I64, s->experts + 1, 1).data,
+                         .begin = check_tensor(c, "begin", DTYPE_I64, ranks + 1, 1).data};
+    /* Experts of a token are different ones: what bounds the rows of a pair. */
+    for (int64_t i = 0; i < ranks * slots; i++) {
+        const int64_t first = draw(c->seed, i / s->top_k, s->experts);
+        p->expert[i] = draw(c->seed + 1, i, 100) < s->dropped
+                           ? -1
+                           : (int32_t)((first + i % s->top_k) % s->experts);
+    }
+}
+
+static void pad_rank(struct check *c, struct padded *p, int64_t rank)
+{
+    const struct sort *s = &p->pad->of;
+    const int64_t ranks = p->shape.ranks;
+    const int32_t *expert = p->expert + rank * p->slots;
+    c->ops->expert_sort(c->device, p->offset, p->sorted_token, p->slot_row, expert, p->slots,
+                        s->top_k, s->experts);
+    c->ops->expert_unique(
+        c->device, p->begin, p->unique_token, p->place, expert, p->slot_row,
+        (struct dispatch_shape){
+            .slots = p->slots, .top_k = s->top_k, .experts = s->experts, .ranks = ranks});
+    c->ops->expert_pad(c->device, p->sent + rank * ranks * (p->local + p->shape.pair_slots),
+                       p->token + rank * ranks * p->shape.pair_tokens,
+                       p->row + rank * ranks * p->shape.pair_slots, p->back + rank * p->slots,
+                       p->offset, p->begin, p->unique_token, p->place, &p->shape);
+}
+
+/* What rank `me` receives: rows in (expert, source, slot) order, each found by both routes, and the
+ * way back. */
+static void check_pad(struct check *c, struct padded *p, int64_t me)
+{
+    const int64_t ranks = p->shape.ranks, most = p->shape.pair_slots, line = p->local + most,
+                  top_k = p->pad->of.top_k;
+    int64_t *offset = check_tensor(c, "offset there", DTYPE_I64, p->local + 1, 1).data;
+    int32_t *regroup = ints(c, "regroup", ranks * most),
+            *ungroup = ints(c, "ungroup", ranks * most), *fan = ints(c, "fan", ranks * most);
+    int64_t row = 0, real = 0;
+    for (int64_t from = 0; from < ranks; from++) {
+        memcpy(p->message + from * line, p->sent + (from * ranks + me) * line,
+               (size_t)line * sizeof *p->message);
+    }
+    c->ops->expert_unpad(c->device, regroup, ungroup, fan, offset, p->message, &p->shape);
+    for (int64_t e = 0; e < p->local; e++) {
+        assert_int_equal(offset[e], row);
+        for (int64_t from = 0; from < ranks; from++) {
+            for (int64_t slot = 0; slot < p->slots; slot++) {
+                if (p->expert[from * p->slots + slot] != me * p->local + e) {
+                    continue;
+                }
+                const int64_t at = regroup[row] % most, tokens = p->shape.pair_tokens,
+                              sorted = p->row[(from * ranks + me) * most + at];
+                assert_int_equal(regroup[row] / most, from);
+                assert_int_equal(ungroup[regroup[row]], row);
+                assert_int_equal(fan[row] / tokens, from);
+                assert_int_equal(p->token[(from * ranks + me) * tokens + fan[row] % tokens],
+                                 slot / top_k);
+                assert_int_equal(p->back[from * p->slots + sorted], me * most + at);
+                row++;
+            }
+        }
+    }
+    assert_int_equal(offset[p->local], row);
+    for (int64_t i = 0; i < ranks * most; i++) {
+        real += ungroup[i] >= 0;
+        assert_true(i < row || (regroup[i] == -1 && fan[i] == -1));
+    }
+    assert_int_equal(real, row);
+}
+
+static void run_pad(struct check *c, const void *args)
+{
+    const struct pad *pad = args;
+    struct padded p;
+    check_name(c, "expert_pad N=%lld K=%lld E=%lld ranks=%lld", (long long)pad->of.tokens,
+               (long long)pad->of.top_k, (long long)pad->of.experts, (long long)pad->ranks);
+    pad_init(c, &p, pad);
+    for (int64_t rank = 0; rank < pad->ranks; rank++) {
+        int64_t kept = 0;
+        pad_rank(c, &p, rank);
+        for (int64_t i = 0; i < p.slots; i++) {
+            kept += p.expert[rank * p.slots + i] >= 0;
+        }
+        for (int64_t i = 0; i < p.slots; i++) {
+            assert_int_equal(p.back[rank * p.slots + i] >= 0, i < kept);
+        }
+    }
+    for (int64_t rank = 0; rank < pad->ranks; rank++) {
+        check_pad(c, &p, rank);
+    }
+}
+
+static void test_pad(void **state)
+{
+    for (size_t i = 0; i < sizeof pads / sizeof pads[0]; i++) {
+        check_run(*state, run_pad, &pads[i], 0);
+    }
+}
+
 /* --- capacity --- */
 
 static void expect_drop(struct check *c, const int32_t *expert, const float *weight, int64_t slots,
@@ -312,8 +467,8 @@ static void test_unique(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_sort), cmocka_unit_test(test_regroup),
-                                       cmocka_unit_test(test_unique), cmocka_unit_test(test_drop),
-                                       cmocka_unit_test(test_even)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_sort), cmocka_unit_test(test_regroup), cmocka_unit_test(test_unique),
+        cmocka_unit_test(test_pad),  cmocka_unit_test(test_drop),    cmocka_unit_test(test_even)};
     return cmocka_run_group_tests(tests, check_open, check_close_devices);
 }

@@ -16,6 +16,7 @@ static const char *const family_names[] = {"mixtral", "deepseek_v2", "deepseek_v
 static const char *const precision_names[] = {"fp32", "bf16", "fp8", NULL};
 static const char *const scales_names[] = {"power_of_two", "amax", NULL};
 static const char *const accumulate_names[] = {"device", "promoted", "unpromoted", NULL};
+static const char *const dispatch_names[] = {"exact", "padded", NULL};
 static const char *const recompute_names[] = {"none", "norms", "experts", "block", NULL};
 static const char *const scoring_names[] = {"softmax", "sigmoid", NULL};
 static const char *const topk_names[] = {"auto", "greedy", "group_limited_greedy", "noaux_tc",
@@ -236,7 +237,9 @@ const struct field config_fields[] = {
     REAL("router.capacity_factor", router.capacity_factor, 0, 1000, "0",
          "slots of an expert (V2: of a group) per micro-batch / fair share; 0: dropless"),
     REAL("router.buffer_factor", router.buffer_factor, 1, 1000, "2",
-         "receive buffer / fair share; more rows travel in extra rounds"),
+         "exact: receive buffer / fair share; more rows travel in extra rounds"),
+    ENUM("router.dispatch", router.dispatch, "exact", dispatch_names, NULL,
+         "padded: messages of the worst case's size, the host waits for no counts"),
     INT("parallel.ep", parallel.ep, 1, 65536, "1", "ranks that share one set of experts"),
     INT("parallel.zero", parallel.zero, 1, 1, "1", "1: optimizer state sharded over replicas"),
     TEXT("data.train", data.train, "null", "token file to train on; train needs it"),

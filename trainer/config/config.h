@@ -19,6 +19,7 @@ enum config_deterministic { CONFIG_DETERMINISTIC_OFF, CONFIG_DETERMINISTIC_RUN }
 enum config_family { CONFIG_MIXTRAL, CONFIG_DEEPSEEK_V2, CONFIG_DEEPSEEK_V3, CONFIG_FAMILIES };
 enum config_precision { CONFIG_FP32, CONFIG_BF16, CONFIG_FP8 };
 enum config_scales { CONFIG_SCALES_POWER_OF_TWO, CONFIG_SCALES_AMAX };
+enum config_dispatch { CONFIG_EXACT, CONFIG_PADDED };
 enum config_recompute {
     CONFIG_RECOMPUTE_NONE,
     CONFIG_RECOMPUTE_NORMS, /* with latent attention its up-projections too */
@@ -130,6 +131,7 @@ struct config {
         double bias_update_until; /* fraction of run.steps after which the bias stays */
         int sequence_loss_counts; /* enum config_sequence_counts */
         double z_loss_coef, capacity_factor, buffer_factor;
+        int dispatch;        /* enum config_dispatch */
         bool force_balanced; /* not a config key: bench sets it */
     } router;
     struct {

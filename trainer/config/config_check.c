@@ -340,6 +340,10 @@ static void check_unused(const struct config *config, struct config_errors *erro
             config_error(errors, "%s: only train.precision fp8 has it", fp8[i]);
         }
     }
+    if (config->router.dispatch == CONFIG_PADDED && !is_default(config, "router.buffer_factor")) {
+        config_error(errors, "router.buffer_factor: router.dispatch padded has no use for it: its "
+                             "buffers hold the worst case");
+    }
     if (config->optimizer.name != CONFIG_MUON && !is_default(config, "optimizer.momentum")) {
         config_error(errors, "optimizer.momentum: only optimizer.name muon has it");
     }

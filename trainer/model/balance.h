@@ -38,7 +38,7 @@ void balance_layout(const struct model *model, struct balance *balance, struct a
  * module k of multi-token prediction saw k tokens fewer. */
 void balance_losses(struct model *model, double *loss, int64_t count, int64_t sequence,
                     double unit);
-/* Of block `block`, for moe_backward. */
+/* Of block `block`, for moe_backward_finish. */
 const float *balance_gradient(const struct model *model, int64_t block);
 
 /* b_i += speed * sign(mean(c) - c_i), c the tokens of the whole global batch (load [moe blocks, E],

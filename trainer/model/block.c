@@ -207,13 +207,21 @@ static void feed_forward(struct model *model, int64_t block, const struct block_
 {
     struct block_state *state = &model->blocks[block];
     const struct operand x = norm2_of(model, block, call);
-    if (has_experts(model, block)) {
-        const struct moe_weights weights = moe_weights(model, block);
-        moe_forward(&model->moe, &state->moe, &weights, y, x.act, call->sequence, call->training);
+    const bool routed = has_experts(model, block), visited = mlp_width(model, block) > 0;
+    const struct moe_weights weights = routed ? moe_weights(model, block) : (struct moe_weights){0};
+    const struct mlp mlp = mlp_of(model, block);
+    if (routed) {
+        moe_forward_start(&model->moe, &state->moe, &weights, x.act, call->sequence,
+                          call->training);
     }
-    if (mlp_width(model, block) > 0) {
-        const struct mlp mlp = mlp_of(model, block);
-        mlp_forward(&mlp, y, &x, has_experts(model, block), call->training);
+    if (visited) { /* beside tokens on their way to their experts */
+        mlp_forward_up(&mlp, &x, call->training);
+    }
+    if (routed) {
+        moe_forward_finish(&model->moe, &state->moe, &weights, y, x.act, call->training);
+    }
+    if (visited) {
+        mlp_forward_down(&mlp, y, routed);
     }
 }
 
@@ -317,17 +325,26 @@ static void feed_forward_backward(struct model *model, int64_t block, const stru
 {
     struct block_state *state = &model->blocks[block];
     const struct operand x = norm2_of(model, block, call);
-    if (has_experts(model, block)) {
-        const struct moe_weights weights = moe_weights(model, block);
-        moe_backward(&model->moe, &state->moe, &weights, dx, dy, x.act, call->sequence,
-                     balance_gradient(model, block), z_scale);
+    const bool routed = has_experts(model, block), visited = mlp_width(model, block) > 0;
+    const struct moe_weights weights = routed ? moe_weights(model, block) : (struct moe_weights){0};
+    const struct mlp mlp = mlp_of(model, block);
+    if (routed) {
+        moe_backward_start(&model->moe, &state->moe, &weights, dy);
     }
-    if (mlp_width(model, block) > 0) {
-        const struct mlp mlp = mlp_of(model, block);
+    if (visited) { /* beside gradients on their way to the experts */
         if (model->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
             mlp_restore(&mlp, &x);
         }
-        mlp_backward(&mlp, dx, (struct operand){.act = dy}, &x, has_experts(model, block));
+        mlp_backward_prepare(&mlp, dy.dim[0]);
+        mlp_backward_down(&mlp, (struct operand){.act = dy});
+        mlp_backward_up_weight(&mlp, &x);
+    }
+    if (routed) {
+        moe_backward_finish(&model->moe, &state->moe, &weights, dx, x.act,
+                            balance_gradient(model, block), z_scale);
+    }
+    if (visited) {
+        mlp_backward_up(&mlp, dx, routed);
     }
     if (model->arch.jitter > 0) {
         model->ops->jitter(model->device, dx, call->jitter_key + (uint64_t)block, 0,

@@ -172,10 +172,12 @@ static void scratch_layout(struct linears *linears, const struct model *model, s
         if (linear->out == 0) {
             continue;
         }
-        if (!is_inside(name)) { /* attention's output, what SwiGLU makes */
+        if (name == LINEAR_O) {
             make_room(&x, rows, linear->in);
         }
-        make_room(&dy, rows, linear->out);
+        if (!is_inside(name)) {
+            make_room(&dy, rows, linear->out);
+        }
         make_room(is_inside(name) ? &d_turned : &dy_turned, linear->out, columns);
         make_room(&x_turned, linear->in, columns);
     }

@@ -20,16 +20,26 @@ int64_t mlp_widest(const struct architecture *arch)
     return dense > arch->shared_width ? dense : arch->shared_width;
 }
 
-void mlp_scratch_layout(const struct model *model, struct mlp_scratch *scratch, struct arena *arena)
+static struct fp8_buffer codes(struct arena *arena, int64_t rows, int64_t cols)
 {
-    const struct linears *linears = &model->linears;
-    const int64_t dense = model->batch * model->sequence * mlp_widest(&model->arch),
-                  experts = model->moe.bound * model->arch.expert_width;
-    const size_t bytes = (size_t)(dense > experts ? dense : experts) * dtype_bytes(model->act);
+    return (struct fp8_buffer){.code = arena_alloc(arena, (size_t)(rows * cols)),
+                               .scale = arena_alloc(arena, fp8_scale_bytes(rows, cols))};
+}
+
+void mlp_scratch_layout(struct mlp_scratch *scratch, const struct linears *linears, int64_t rows,
+                        int64_t inner, struct arena *arena)
+{
+    const size_t bytes = (size_t)(rows * inner) * dtype_bytes(linears->act);
     const int64_t fp8 = linears->end - linears->first;
-    scratch->gate_up = arena_alloc(arena, fp8 > 0 ? 2 * bytes : 0);
+    if (fp8 > 0) {
+        scratch->gate_up = arena_alloc(arena, 2 * bytes);
+        scratch->hidden_codes = codes(arena, rows, inner);
+    }
+    if (fp8 > 0 && linears->training) {
+        scratch->d_codes = codes(arena, rows, 2 * inner);
+    }
     scratch->hidden = arena_alloc(arena, fp8 < linears->blocks ? bytes : 0);
-    scratch->dhidden = arena_alloc(arena, model->training ? bytes : 0);
+    scratch->dhidden = arena_alloc(arena, linears->training ? bytes : 0);
 }
 
 static bool in_fp8(const struct mlp *mlp)
@@ -56,24 +66,47 @@ static struct tensor up(const struct mlp *mlp, const struct operand *x)
     return gate_up;
 }
 
-void mlp_forward(const struct mlp *mlp, struct tensor y, const struct operand *x, bool add,
-                 bool keep)
+/* hidden, as down reads it. */
+static struct operand hidden_of(const struct mlp *mlp, int64_t rows)
+{
+    if (in_fp8(mlp)) {
+        return (struct operand){.q = fp8_view(mlp->scratch->hidden_codes, rows, mlp->down->in)};
+    }
+    return (struct operand){.act = rows_2d(mlp, mlp->scratch->hidden, rows, mlp->down->in)};
+}
+
+/* The gradient of gate and up: in FP8 its codes, else in place of what they were. */
+static struct operand gradient_of(const struct mlp *mlp, int64_t rows)
+{
+    const int64_t width = mlp->up->out, groups = mlp->up->matrices;
+    if (in_fp8(mlp)) {
+        return (struct operand){
+            .q = fp8_view(mlp->scratch->d_codes, rows, width),
+            .t = fp8_turned(mlp->linears->scratch.d_turned, rows, width, groups)};
+    }
+    return (struct operand){.act = rows_2d(mlp, mlp->state->gate_up, rows, width)};
+}
+
+void mlp_forward_up(const struct mlp *mlp, const struct operand *x, bool keep)
 {
     const struct linears *linears = mlp->linears;
-    const int64_t rows = rows_of(x), inner = mlp->down->in;
     const struct tensor gate_up = up(mlp, x);
-    struct operand hidden = {0};
+    const struct operand hidden = hidden_of(mlp, gate_up.dim[0]);
     if (in_fp8(mlp)) {
         const struct fp8_how how = linears_how(linears, LINEAR_ACTIVATIONS);
-        const struct fp8_rows none = {0}, kept = fp8_view(mlp->state->kept, rows, 2 * inner);
-        hidden.q = fp8_view(linears->scratch.x, rows, inner);
+        const struct fp8_rows none = {0},
+                              kept = fp8_view(mlp->state->kept, gate_up.dim[0], gate_up.dim[1]);
         linears->ops->fp8->swiglu_forward(linears->device, hidden.q, keep ? kept : none, gate_up,
                                           &how);
     } else {
-        hidden.act = rows_2d(mlp, mlp->scratch->hidden, rows, inner);
         linears->ops->swiglu_forward(linears->device, hidden.act, gate_up);
     }
-    linear_forward(linears, mlp->down, y, &hidden, mlp->offset, add);
+}
+
+void mlp_forward_down(const struct mlp *mlp, struct tensor y, bool add)
+{
+    const struct operand hidden = hidden_of(mlp, y.dim[0]);
+    linear_forward(mlp->linears, mlp->down, y, &hidden, mlp->offset, add);
 }
 
 void mlp_restore(const struct mlp *mlp, const struct operand *x)
@@ -89,48 +122,46 @@ void mlp_restore(const struct mlp *mlp, const struct operand *x)
     }
 }
 
-/* From dhidden: gradients of gate and up, and the hidden values again as down's weight gradient
- * reads them. */
-static struct operand inside_backward(const struct mlp *mlp, struct operand *hidden,
-                                      struct tensor dhidden)
+void mlp_backward_prepare(const struct mlp *mlp, int64_t rows)
 {
-    const struct linears *linears = mlp->linears;
-    const int64_t rows = dhidden.dim[0], inner = dhidden.dim[1], groups = mlp->up->matrices;
-    struct operand d = {0};
     if (!in_fp8(mlp)) {
-        d.act = rows_2d(mlp, mlp->state->gate_up, rows, 2 * inner);
-        linears->ops->swiglu_backward(linears->device, d.act, dhidden, d.act);
-        return d;
+        mlp->linears->ops->swiglu_forward(mlp->linears->device, hidden_of(mlp, rows).act,
+                                          gradient_of(mlp, rows).act);
     }
-    const struct fp8_how how = linears_how(linears, LINEAR_GRADIENTS);
-    const struct tensor none = {0};
-    d.q = fp8_view(linears->scratch.dy, rows, 2 * inner);
-    d.t = fp8_turned(linears->scratch.d_turned, rows, 2 * inner, groups);
-    hidden->t = fp8_turned(linears->scratch.x_turned, rows, inner, groups);
-    linears->ops->fp8->swiglu_backward(linears->device, d.q, d.t, hidden->t, dhidden, none,
-                                       fp8_view(mlp->state->kept, rows, 2 * inner), mlp->offset,
-                                       groups, &how);
-    return d;
 }
 
-void mlp_backward(const struct mlp *mlp, struct tensor dx, struct operand dy,
-                  const struct operand *x, bool add)
+void mlp_backward_down(const struct mlp *mlp, struct operand dy)
 {
     const struct linears *linears = mlp->linears;
-    const int64_t rows = rows_of(x), inner = mlp->down->in;
-    const struct tensor dhidden = rows_2d(mlp, mlp->scratch->dhidden, rows, inner);
-    struct operand hidden = {0}, input = *x;
-    if (!in_fp8(mlp)) {
-        hidden.act = rows_2d(mlp, mlp->scratch->hidden, rows, inner);
-        linears->ops->swiglu_forward(linears->device, hidden.act,
-                                     rows_2d(mlp, mlp->state->gate_up, rows, 2 * inner));
-    }
+    const int64_t rows = rows_of(&dy), inner = mlp->down->in, groups = mlp->up->matrices;
+    const struct tensor dhidden = rows_2d(mlp, mlp->scratch->dhidden, rows, inner), none = {0};
+    const struct operand d = gradient_of(mlp, rows);
+    struct operand hidden = hidden_of(mlp, rows);
     linear_ready(linears, mlp->down, &dy, mlp->offset);
     linear_backward_input(linears, mlp->down, dhidden, &dy, mlp->offset, false);
-    const struct operand d = inside_backward(mlp, &hidden, dhidden); /* dy->q is gone */
+    if (in_fp8(mlp)) {
+        const struct fp8_how how = linears_how(linears, LINEAR_GRADIENTS);
+        hidden.t = fp8_turned(linears->scratch.x_turned, rows, inner, groups);
+        linears->ops->fp8->swiglu_backward(linears->device, d.q, d.t, hidden.t, dhidden, none,
+                                           fp8_view(mlp->state->kept, rows, 2 * inner), mlp->offset,
+                                           groups, &how);
+    } else {
+        linears->ops->swiglu_backward(linears->device, d.act, dhidden, d.act);
+    }
     linear_backward_weight(linears, mlp->down, &dy, &hidden, mlp->offset, rows);
-    input.t.code = NULL; /* hidden had its place */
-    linear_turn(linears, mlp->up, &input, mlp->offset);
-    linear_backward_weight(linears, mlp->up, &d, &input, mlp->offset, rows);
-    linear_backward_input(linears, mlp->up, dx, &d, mlp->offset, add);
+}
+
+void mlp_backward_up(const struct mlp *mlp, struct tensor dx, bool add)
+{
+    const struct operand d = gradient_of(mlp, dx.dim[0]);
+    linear_backward_input(mlp->linears, mlp->up, dx, &d, mlp->offset, add);
+}
+
+void mlp_backward_up_weight(const struct mlp *mlp, const struct operand *x)
+{
+    const int64_t rows = rows_of(x);
+    const struct operand d = gradient_of(mlp, rows);
+    struct operand input = *x;
+    linear_turn(mlp->linears, mlp->up, &input, mlp->offset);
+    linear_backward_weight(mlp->linears, mlp->up, &d, &input, mlp->offset, rows);
 }

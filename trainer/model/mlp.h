@@ -17,10 +17,12 @@ struct mlp_state {
     struct fp8_buffer kept; /* its codes, in FP8 when training */
 };
 
-/* Buffers of one call, shared by all; as large as the largest. */
+/* Buffers of one call, shared by all of a kind: by dense MLPs and shared experts, whose two parts
+ * stand around a call of the routed experts; and by those. As large as the largest. */
 struct mlp_scratch {
     void *gate_up;          /* [R,2F] act; where there is FP8 */
     void *hidden, *dhidden; /* [R,F] act; hidden: where there are blocks without FP8 */
+    struct fp8_buffer hidden_codes, d_codes; /* in FP8 of hidden, and of the gradient of gate_up */
 };
 
 /* One MLP, or one for each group of rows. */
@@ -37,17 +39,26 @@ int64_t mlp_widest(const struct architecture *arch);
 
 void mlp_layout(struct mlp_state *state, const struct mlp_state *lender, int64_t rows,
                 int64_t inner, enum dtype act, const struct layout *layout);
-void mlp_scratch_layout(const struct model *model, struct mlp_scratch *scratch,
-                        struct arena *arena);
+/* For calls of up to `rows` rows and inner width `inner`. */
+void mlp_scratch_layout(struct mlp_scratch *scratch, const struct linears *linears, int64_t rows,
+                        int64_t inner, struct arena *arena);
 
-/* y[R,C] = (add ? y : 0) + mlp(x[R,C]); `keep`: mlp_backward will follow. */
-void mlp_forward(const struct mlp *mlp, struct tensor y, const struct operand *x, bool add,
-                 bool keep);
-/* What mlp_backward reads, made from x again. */
+/* Both passes come in parts, between which rows may travel (moe.h).
+ *
+ * hidden from x[R,C]; `keep`: backward will follow. Then y[R,C] = (add ? y : 0) + down hidden. */
+void mlp_forward_up(const struct mlp *mlp, const struct operand *x, bool keep);
+void mlp_forward_down(const struct mlp *mlp, struct tensor y, bool add);
+
+/* What backward reads, made from x again. */
 void mlp_restore(const struct mlp *mlp, const struct operand *x);
-/* dx = (add ? dx : 0) + gradient; gradients of the weights add. In FP8 dy may come as codes, in the
- * scratch of linears. What the state kept is overwritten. */
-void mlp_backward(const struct mlp *mlp, struct tensor dx, struct operand dy,
-                  const struct operand *x, bool add);
+/* What can be done of backward of so many rows before their gradient is there. */
+void mlp_backward_prepare(const struct mlp *mlp, int64_t rows);
+/* Then: the gradient of the down weights adds, that of gate and up is made and takes the place of
+ * what the state kept. dy: a tensor or, in FP8, codes. */
+void mlp_backward_down(const struct mlp *mlp, struct operand dy);
+/* Of that, in any order: dx[R,C] = (add ? dx : 0) + gradient; the gradient of the up weights adds.
+ */
+void mlp_backward_up(const struct mlp *mlp, struct tensor dx, bool add);
+void mlp_backward_up_weight(const struct mlp *mlp, const struct operand *x);
 
 #endif

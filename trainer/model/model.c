@@ -42,7 +42,7 @@ static void activation_layout(struct model *model)
     attention_scratch_layout(model, &model->attention, arena);
     block_layout(model, arena);
     moe_scratch_layout(&model->moe, arena);
-    mlp_scratch_layout(model, &model->mlp, arena);
+    mlp_scratch_layout(&model->mlp, &model->linears, n, mlp_widest(arch), arena);
     mtp_layout(model, arena);
     balance_layout(model, &model->balance, arena);
     for (size_t i = 0; i < sizeof streams / sizeof streams[0]; i++) {
@@ -108,7 +108,6 @@ static enum status init_experts(struct model *model, const struct mesh *mesh)
                               .config = model->config,
                               .arch = arch,
                               .linears = &model->linears,
-                              .mlp = &model->mlp,
                               .act = model->act,
                               .tokens = tokens,
                               .sequences = model->batch,
@@ -117,11 +116,16 @@ static enum status init_experts(struct model *model, const struct mesh *mesh)
     if (model->blocks == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for %lld layers", (long long)blocks);
     }
+    const struct expert_sizes sizes = {.tokens = tokens,
+                                       .top_k = arch->top_k,
+                                       .experts = arch->experts,
+                                       .padded = model->config->router.dispatch == CONFIG_PADDED,
+                                       .buffer_factor = model->config->router.buffer_factor};
     for (int64_t b = arch->dense_layers; b < blocks; b++) {
-        TRY(expert_plan_init(&model->blocks[b].moe.plan, (struct comm *)&mesh->ep, model->device,
-                             model->ops, tokens * arch->top_k, arch->experts,
-                             model->config->router.buffer_factor));
-        model->moe.bound = model->blocks[b].moe.plan.bound;
+        struct expert_plan *plan = &model->blocks[b].moe.plan;
+        TRY(expert_plan_init(plan, (struct comm *)&mesh->ep, model->device, model->ops, &sizes));
+        model->moe.bound = plan->bound;
+        model->moe.sending = plan->sending;
     }
     return STATUS_OK;
 }
@@ -257,12 +261,13 @@ void model_count_block(struct model *model, int64_t block, int64_t tokens)
     const struct moe_state *state = &model->blocks[block].moe;
     const int64_t experts = model->arch.experts, rows = tokens / state->row_tokens;
     const int64_t slots = tokens * model->arch.top_k;
-    model->result.dropped += slots - state->plan.sent;
     model->result.slots += slots;
     model->result.extra_rounds += state->plan.rounds - 1;
     model->ops->router_count(model->device,
                              model->load + (block - model->arch.dense_layers) * experts,
                              state->counts.routed, rows, experts);
+    model->ops->router_count(model->device, &model->losses->kept, state->plan.sorted + experts, 1,
+                             1);
 }
 
 static void forward(struct model *model, const struct block_call *call)

@@ -52,14 +52,15 @@ struct block_state {
 
 /* Sums over the micro-batch just done. */
 struct model_losses {
-    double loss; /* of -log p over counted labels */
-    double mtp;  /* the same of all modules of multi-token prediction */
-    double aux;  /* weighted balance and z-loss terms of this micro-batch */
+    double loss;  /* of -log p over counted labels */
+    double mtp;   /* the same of all modules of multi-token prediction */
+    double aux;   /* weighted balance and z-loss terms of this micro-batch */
+    int64_t kept; /* expert slots that were not dropped, summed over layers */
 };
 
 struct model_result {
-    int64_t dropped, slots; /* expert slots dropped / all, summed over layers */
-    int64_t extra_rounds;   /* dispatch rounds beyond the first, summed over layers */
+    int64_t slots;        /* of experts, dropped or not, summed over layers */
+    int64_t extra_rounds; /* dispatch rounds beyond the first, summed over layers */
 };
 
 /* Pointers to parameters, gradients, optimizer state, activations and scratch are device memory

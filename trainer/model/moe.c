@@ -75,14 +75,21 @@ void moe_scratch_layout(struct moe *moe, struct arena *arena)
     const struct architecture *arch = moe->arch;
     const size_t act = dtype_bytes(moe->act), row = (size_t)arch->width * act,
                  slots = (size_t)(moe->tokens * arch->top_k), received = (size_t)moe->bound;
+    const int64_t codes = moe->tokens * arch->top_k * arch->width;
     struct moe_scratch *scratch = &moe->scratch;
     scratch->dlogits = arena_alloc(arena, (size_t)(moe->tokens * arch->experts) * sizeof(float));
     scratch->dweight = arena_alloc(arena, slots * sizeof(float));
     scratch->send = arena_alloc(arena, slots * row);
     scratch->rows = arena_alloc(arena, received * row);
-    scratch->buffer = arena_alloc(arena, (received + slots) * row);
+    scratch->buffer = arena_alloc(arena, (received + (size_t)moe->sending) * row);
+    mlp_scratch_layout(&scratch->mlp, moe->linears, moe->bound, arch->expert_width, arena);
     if (moe->linears->training && moe->linears->first < moe->linears->end) {
-        scratch->packed = arena_alloc(arena, slots * (size_t)fp8_packed_bytes(arch->width));
+        const bool travels = moe->local_experts < arch->experts;
+        scratch->packed =
+            arena_alloc(arena, travels ? slots * (size_t)fp8_packed_bytes(arch->width) : 0);
+        scratch->send_codes.code = arena_alloc(arena, travels ? 0 : (size_t)codes);
+        scratch->send_codes.scale = arena_alloc(
+            arena, travels ? 0 : fp8_scale_bytes(moe->tokens * arch->top_k, arch->width));
     }
 }
 
@@ -109,6 +116,9 @@ static bool alone(const struct moe_state *state)
 
 bool moe_waits(const struct moe *moe, const struct moe_state *state, bool training)
 {
+    if (moe->config->router.dispatch == CONFIG_PADDED) {
+        return !comm_device_recordable(state->plan.ep);
+    }
     return !alone(state) || (training && moe->config->router.capacity_factor > 0);
 }
 
@@ -122,7 +132,8 @@ static void route(struct moe *moe, struct moe_state *state, const struct moe_wei
                   struct tensor x, int64_t sequence, bool training)
 {
     const struct router_shape shape = moe_router_shape(moe, x.dim[0], sequence);
-    const bool drops = training && moe->config->router.capacity_factor > 0;
+    const bool drops = training && moe->config->router.capacity_factor > 0,
+               exact = moe->config->router.dispatch == CONFIG_EXACT;
     struct tensor logits = tensor_2d(state->logits, DTYPE_F32, shape.tokens, shape.experts);
     state->row_tokens = sequence;
     moe->ops->router_logits(moe->device, logits, x, weights->gate);
@@ -132,7 +143,7 @@ static void route(struct moe *moe, struct moe_state *state, const struct moe_wei
         moe->ops->router_even(moe->device, state->expert, state->weight, state->counts, shape);
     }
     expert_plan_make(&state->plan, kept_slots(moe, state, shape, drops), shape.tokens, shape.top_k,
-                     drops);
+                     drops && exact);
 }
 
 static struct tensor act_rows(const struct moe *moe, void *data, int64_t rows, int64_t cols)
@@ -149,7 +160,7 @@ static struct mlp experts_of(const struct moe *moe, struct moe_state *state,
                              const struct moe_weights *weights)
 {
     return (struct mlp){.linears = moe->linears,
-                        .scratch = moe->mlp,
+                        .scratch = &moe->scratch.mlp,
                         .state = &state->mlp,
                         .up = weights->up,
                         .down = weights->down,
@@ -167,182 +178,232 @@ static struct operand input_of(const struct moe *moe, const struct moe_state *st
     return (struct operand){.act = act_rows(moe, state->input, rows, width)};
 }
 
-/* --- FP8 on the way: codes and scales travel, experts read what arrives as it is --- */
+/* ---- FP8 on the wire: rows travel as codes and scales, which the experts read as they are ---- */
 
-/* q <- packed rows along `route`. sending: of route->sent rows. */
-static void exchange_packed(struct moe *moe, struct moe_state *state,
-                            const struct expert_route *route, struct fp8_rows q,
-                            const uint8_t *sending)
-{
-    expert_exchange(&state->plan, route, moe->scratch.buffer, sending, fp8_packed_bytes(q.cols));
-    moe->ops->fp8->unpack(moe->device, q, moe->scratch.buffer, route->place);
-}
-
-/* Room for rows that are sent, behind that for those which arrive. */
-static uint8_t *sending_room(const struct moe *moe)
+/* Room for packed rows that leave, behind that for those which arrive. */
+static uint8_t *leaving(const struct moe *moe)
 {
     return (uint8_t *)moe->scratch.buffer + moe->bound * fp8_packed_bytes(moe->arch->width);
 }
 
-static void dispatch_codes(struct moe *moe, struct moe_state *state, struct fp8_rows q,
-                           struct tensor x)
+static void packed_start(struct moe *moe, struct moe_state *state, const uint8_t *sending)
+{
+    expert_exchange_start(&state->plan, &state->route, moe->scratch.buffer, sending,
+                          fp8_packed_bytes(moe->arch->width));
+}
+
+static void packed_finish(struct moe *moe, struct moe_state *state, struct fp8_rows q)
+{
+    expert_exchange_finish(&state->plan);
+    moe->ops->fp8->unpack(moe->device, q, moe->scratch.buffer, state->route.place);
+}
+
+static void pack_tokens(struct moe *moe, struct moe_state *state, struct tensor x)
 {
     const struct fp8_how how = linears_how(moe->linears, LINEAR_ACTIVATIONS);
-    const struct fp8_rows none = {0};
-    if (alone(state)) {
-        moe->ops->fp8->quantize(moe->device, q, none, x, state->plan.token, q.rows, NULL, 1, &how);
+    moe->ops->fp8->pack(moe->device, leaving(moe), x, state->route.pick, state->route.sent, &how);
+    packed_start(moe, state, leaving(moe));
+}
+
+/* Gradients are packed already, in send order. */
+static void pick_gradients(struct moe *moe, struct moe_state *state)
+{
+    const int64_t halves = fp8_packed_bytes(moe->arch->width) / 2; /* moved as if of two bytes */
+    const struct expert_route *route = &state->route;
+    if (route->pick == NULL) {
+        packed_start(moe, state, moe->scratch.packed);
         return;
     }
-    const struct expert_route route = expert_route_tokens(&state->plan);
-    moe->ops->fp8->pack(moe->device, sending_room(moe), x, route.pick, route.sent, &how);
-    exchange_packed(moe, state, &route, q, sending_room(moe));
+    moe->ops->gather_rows(moe->device, tensor_2d(leaving(moe), DTYPE_BF16, route->sent, halves),
+                          tensor_2d(moe->scratch.packed, DTYPE_BF16, state->plan.sent, halves),
+                          route->pick);
+    packed_start(moe, state, leaving(moe));
 }
 
-/* Gradients of outputs, packed in send order, become codes in expert order. */
-static void dispatch_gradients(struct moe *moe, struct moe_state *state, struct fp8_rows q)
-{
-    const struct expert_route route = expert_route_slots(&state->plan);
-    const int64_t halves = fp8_packed_bytes(q.cols) / 2; /* moved as if of two bytes each */
-    const uint8_t *sending = moe->scratch.packed;
-    if (route.pick != NULL) {
-        moe->ops->gather_rows(
-            moe->device, tensor_2d(sending_room(moe), DTYPE_BF16, route.sent, halves),
-            tensor_2d(moe->scratch.packed, DTYPE_BF16, state->plan.sent, halves), route.pick);
-        sending = sending_room(moe);
-    }
-    exchange_packed(moe, state, &route, q, sending);
-}
+/* ---- forward: tokens to their experts, their outputs back ---- */
 
-/* --- one round --- */
-
-/* Round `round` of dispatch of x. */
-static struct operand bring(struct moe *moe, struct moe_state *state,
-                            const struct moe_weights *weights, struct tensor x, int64_t round)
+/* Round `round` of tokens leaves for its experts. */
+static void tokens_start(struct moe *moe, struct moe_state *state,
+                         const struct moe_weights *weights, struct tensor x, int64_t round)
 {
     expert_plan_round(&state->plan, round);
-    const struct operand input = input_of(moe, state, weights);
+    if (alone(state)) {
+        return;
+    }
+    state->route = expert_route_tokens(&state->plan);
     if (in_fp8(weights)) {
-        dispatch_codes(moe, state, input.q, x);
+        pack_tokens(moe, state, x);
+    } else {
+        expert_dispatch_start(&state->plan, &state->route, x, moe->scratch.buffer);
+    }
+}
+
+/* It arrives. */
+static struct operand tokens_finish(struct moe *moe, struct moe_state *state,
+                                    const struct moe_weights *weights, struct tensor x)
+{
+    const struct fp8_how how = linears_how(moe->linears, LINEAR_ACTIVATIONS);
+    const struct operand input = input_of(moe, state, weights);
+    const struct fp8_rows none = {0};
+    if (in_fp8(weights) && alone(state)) {
+        moe->ops->fp8->quantize(moe->device, input.q, none, x, state->plan.token, input.q.rows,
+                                NULL, 1, &how);
+    } else if (in_fp8(weights)) {
+        packed_finish(moe, state, input.q);
     } else if (alone(state)) {
         moe->ops->gather_rows(moe->device, input.act, x, state->plan.token);
     } else {
-        const struct expert_route route = expert_route_tokens(&state->plan);
-        expert_dispatch(&state->plan, &route, input.act, x, moe->scratch.buffer);
+        expert_dispatch_finish(&state->plan, &state->route, input.act, moe->scratch.buffer);
     }
     return input;
 }
 
-/* Rows of `width` that this round's experts write: those of `sent` where nothing travels. */
-static struct tensor rows_of(const struct moe *moe, const struct moe_state *state,
-                             struct tensor sent)
+/* Where the experts' side of `sent` (outputs or gradients in send order) stands. */
+static struct tensor expert_side(const struct moe *moe, const struct moe_state *state,
+                                 struct tensor sent)
 {
     return alone(state) ? sent
                         : act_rows(moe, moe->scratch.rows, state->plan.received, sent.dim[1]);
 }
 
-static void take_back(struct moe *moe, struct moe_state *state, struct tensor sent,
-                      struct tensor rows)
-{
-    if (!alone(state)) {
-        expert_combine(&state->plan, sent, rows, moe->scratch.buffer);
-    }
-}
-
-void moe_forward(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                 struct tensor y, struct tensor x, int64_t sequence, bool training)
+void moe_forward_start(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                       struct tensor x, int64_t sequence, bool training)
 {
     route(moe, state, weights, x, sequence, training);
+    tokens_start(moe, state, weights, x, 0);
+}
+
+void moe_forward_finish(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                        struct tensor y, struct tensor x, bool training)
+{
     struct tensor output = act_rows(moe, state->output, state->plan.sent, x.dim[1]);
     for (int64_t round = 0; round < state->plan.rounds; round++) {
-        const struct operand input = bring(moe, state, weights, x, round);
+        if (round > 0) {
+            tokens_start(moe, state, weights, x, round);
+        }
+        const struct operand input = tokens_finish(moe, state, weights, x);
         const struct mlp experts = experts_of(moe, state, weights);
-        const struct tensor rows = rows_of(moe, state, output);
-        mlp_forward(&experts, rows, &input, false, training);
-        take_back(moe, state, output, rows);
+        struct tensor rows = expert_side(moe, state, output);
+        mlp_forward_up(&experts, &input, training);
+        mlp_forward_down(&experts, rows, false);
+        if (!alone(state)) {
+            expert_combine_start(&state->plan, output, rows, moe->scratch.buffer);
+            expert_combine_finish(&state->plan, output, moe->scratch.buffer);
+        }
     }
     moe->ops->combine_rows(moe->device, y, output, state->plan.slot_row, state->weight,
                            moe->arch->top_k);
 }
 
-/* Gradients of this round's outputs: in FP8 made by combine_backward, else in dsent. */
-static struct operand gradients_of(struct moe *moe, struct moe_state *state,
-                                   const struct moe_weights *weights, struct tensor dsent)
+/* ---- backward: gradients of outputs to the experts, those of inputs back ---- */
+
+/* Gradients of outputs leave for the experts; with several rounds, those of the round in the plan.
+ */
+static void gradients_start(struct moe *moe, struct moe_state *state,
+                            const struct moe_weights *weights, struct tensor dsent)
 {
-    struct operand dy = {0};
+    if (alone(state)) {
+        return;
+    }
+    state->route = expert_route_slots(&state->plan);
     if (in_fp8(weights)) {
-        dy.q = fp8_view(moe->linears->scratch.dy, state->plan.received, dsent.dim[1]);
-        if (!alone(state)) {
-            dispatch_gradients(moe, state, dy.q);
-        }
+        pick_gradients(moe, state);
+    } else {
+        expert_dispatch_start(&state->plan, &state->route, dsent, moe->scratch.buffer);
+    }
+}
+
+/* They arrive; drows: where, but in FP8. */
+static struct operand gradients_finish(struct moe *moe, struct moe_state *state,
+                                       const struct moe_weights *weights, struct tensor drows)
+{
+    const int64_t rows = state->plan.received, width = drows.dim[1];
+    if (in_fp8(weights) && alone(state)) {
+        return (struct operand){.q = fp8_view(moe->scratch.send_codes, rows, width)};
+    }
+    if (in_fp8(weights)) {
+        const struct operand dy = {.q = fp8_view(moe->linears->scratch.dy, rows, width)};
+        packed_finish(moe, state, dy.q);
         return dy;
     }
-    dy.act = rows_of(moe, state, dsent);
     if (!alone(state)) {
-        const struct expert_route route = expert_route_slots(&state->plan);
-        expert_dispatch(&state->plan, &route, dy.act, dsent, moe->scratch.buffer);
+        expert_dispatch_finish(&state->plan, &state->route, drows, moe->scratch.buffer);
     }
-    return dy;
+    return (struct operand){.act = drows};
 }
 
-/* Several rounds overwrote each other's rows, and recompute keeps no gate and up: make them again.
- */
-static void restore_round(struct moe *moe, struct moe_state *state,
-                          const struct moe_weights *weights, struct tensor x, int64_t round)
-{
-    const bool several = state->plan.rounds > 1;
-    const struct mlp experts = experts_of(moe, state, weights);
-    moe->linears->again = true;
-    const struct operand input =
-        several ? bring(moe, state, weights, x, round) : input_of(moe, state, weights);
-    moe->linears->again = false;
-    if (several || moe->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
-        mlp_restore(&experts, &input);
-    }
-}
-
-/* One round: dsent becomes gradients of inputs, in send order. */
+/* One round: gradients of outputs on their way here become gradients of inputs on their way back,
+ * beside which those of the up weights are made. */
 static void experts_backward(struct moe *moe, struct moe_state *state,
                              const struct moe_weights *weights, struct tensor dsent)
 {
     const struct mlp experts = experts_of(moe, state, weights);
-    const struct operand input = input_of(moe, state, weights),
-                         dy = gradients_of(moe, state, weights, dsent);
-    const struct tensor drows = rows_of(moe, state, dsent);
-    mlp_backward(&experts, drows, dy, &input, false);
-    take_back(moe, state, dsent, drows);
-}
-
-/* Gradients of the weights, and of outputs: in send order, or in FP8 as codes (of one rank, whose
- * send order is expert order) or packed to travel. */
-static void combine_backward(struct moe *moe, struct moe_state *state,
-                             const struct moe_weights *weights, struct tensor dsent,
-                             struct tensor dy)
-{
-    const struct ops *ops = moe->ops;
-    const struct tensor output = act_rows(moe, state->output, state->plan.sent, dy.dim[1]);
-    const struct fp8_how how = linears_how(moe->linears, LINEAR_GRADIENTS);
-    struct fp8_rows q = fp8_view(moe->linears->scratch.dy, state->plan.sent, dy.dim[1]);
-    if (!in_fp8(weights)) {
-        ops->combine_rows_backward(moe->device, dsent, moe->scratch.dweight, dy, output,
-                                   state->plan.slot_row, state->weight, moe->arch->top_k);
-        return;
+    const struct operand input = input_of(moe, state, weights);
+    struct tensor drows = expert_side(moe, state, dsent);
+    mlp_backward_prepare(&experts, state->plan.received);
+    mlp_backward_down(&experts, gradients_finish(moe, state, weights, drows));
+    mlp_backward_up(&experts, drows, false);
+    if (!alone(state)) {
+        expert_combine_start(&state->plan, dsent, drows, moe->scratch.buffer);
     }
-    q.code = alone(state) ? q.code : NULL;
-    ops->fp8->combine_rows_backward(moe->device, q, moe->scratch.packed, moe->scratch.dweight, dy,
-                                    output, state->plan.slot_row, state->weight, moe->arch->top_k,
-                                    &how);
+    mlp_backward_up_weight(&experts, &input);
+    if (!alone(state)) {
+        expert_combine_finish(&state->plan, dsent, moe->scratch.buffer);
+    }
 }
 
-void moe_backward(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                  struct tensor dx, struct tensor dy, struct tensor x, int64_t sequence,
-                  const float *aux, float z_scale)
+void moe_backward_start(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                        struct tensor dy)
+{
+    const int64_t sent = state->plan.sent, width = dy.dim[1], top_k = moe->arch->top_k;
+    struct tensor dsent = act_rows(moe, moe->scratch.send, sent, width);
+    const struct tensor output = act_rows(moe, state->output, sent, width);
+    if (in_fp8(weights)) {
+        const struct fp8_how how = linears_how(moe->linears, LINEAR_GRADIENTS);
+        struct fp8_rows q = fp8_view(moe->scratch.send_codes, sent, width);
+        q.code = alone(state) ? q.code : NULL;
+        moe->ops->fp8->combine_rows_backward(moe->device, q, moe->scratch.packed,
+                                             moe->scratch.dweight, dy, output, state->plan.slot_row,
+                                             state->weight, top_k, &how);
+    } else {
+        moe->ops->combine_rows_backward(moe->device, dsent, moe->scratch.dweight, dy, output,
+                                        state->plan.slot_row, state->weight, top_k);
+    }
+    if (state->plan.rounds == 1) {
+        gradients_start(moe, state, weights, dsent);
+    }
+}
+
+/* Several rounds overwrote each other's rows: made again, and then the gradients leave. With one,
+ * they are under way, while what recompute did not keep is made again. */
+static void restore_round(struct moe *moe, struct moe_state *state,
+                          const struct moe_weights *weights, struct tensor dsent, struct tensor x,
+                          int64_t round)
+{
+    const bool several = state->plan.rounds > 1;
+    if (several) {
+        moe->linears->again = true;
+        tokens_start(moe, state, weights, x, round);
+        tokens_finish(moe, state, weights, x);
+        moe->linears->again = false;
+        gradients_start(moe, state, weights, dsent);
+    }
+    if (several || moe->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
+        const struct mlp experts = experts_of(moe, state, weights);
+        const struct operand input = input_of(moe, state, weights);
+        mlp_restore(&experts, &input);
+    }
+}
+
+void moe_backward_finish(struct moe *moe, struct moe_state *state,
+                         const struct moe_weights *weights, struct tensor dx, struct tensor x,
+                         const float *aux, float z_scale)
 {
     const struct ops *ops = moe->ops;
-    const struct router_shape shape = moe_router_shape(moe, x.dim[0], sequence);
-    const struct tensor dsent = act_rows(moe, moe->scratch.send, state->plan.sent, x.dim[1]);
-    combine_backward(moe, state, weights, dsent, dy);
+    const struct router_shape shape = moe_router_shape(moe, x.dim[0], state->row_tokens);
+    struct tensor dsent = act_rows(moe, moe->scratch.send, state->plan.sent, x.dim[1]);
     for (int64_t round = 0; round < state->plan.rounds; round++) {
-        restore_round(moe, state, weights, x, round);
+        restore_round(moe, state, weights, dsent, x, round);
         experts_backward(moe, state, weights, dsent);
     }
     ops->combine_rows(moe->device, dx, dsent, state->plan.slot_row, NULL, shape.top_k);

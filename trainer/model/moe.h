@@ -5,14 +5,15 @@
 #include "kernels/device.h"
 #include "parallel/expert.h"
 #include "trainer/model/architecture.h"
-#include "trainer/model/layout.h"
 #include "trainer/model/mlp.h"
 
 /* What forward leaves for backward, one per block with experts. N tokens in sequences (rows of
- * statistics), K choices, C hidden, F width, S = N*K slots, R = moe->bound received rows. */
+ * statistics), K choices, C hidden, F width, S = N*K slots, R = moe->bound received rows. With
+ * padded dispatch rows past those that are there are undefined, and nothing reads them. */
 struct moe_state {
     struct expert_plan plan;
-    int32_t *expert; /* [N,K] chosen experts */
+    struct expert_route route; /* of the rows under way to their experts */
+    int32_t *expert;           /* [N,K] chosen experts */
     int32_t *routed; /* [N,K] the same, -1 where capacity dropped the slot; NULL: none can */
     float *weight;   /* [N,K] */
     float *score;    /* [N,E] */
@@ -28,12 +29,16 @@ struct moe_state {
 
 /* Buffers that live within one call, shared by all blocks. */
 struct moe_scratch {
-    float *dlogits;  /* [N,E] */
-    float *dweight;  /* [N,K] */
-    void *send;      /* [S,C] act */
-    void *rows;      /* [R,C] act */
-    void *buffer;    /* [R+S,C] act: exchange */
-    uint8_t *packed; /* [S, fp8_packed_bytes(C)]: gradients of outputs on their way, in FP8 */
+    float *dlogits;         /* [N,E] */
+    float *dweight;         /* [N,K] */
+    void *send;             /* [S,C] act */
+    void *rows;             /* [R,C] act */
+    void *buffer;           /* [R+M,C] act: exchange */
+    struct mlp_scratch mlp; /* of R rows */
+    /* gradients of outputs in send order, in FP8: as codes, where that is expert order (ep 1); else
+     * packed to travel, [S, fp8_packed_bytes(C)] */
+    struct fp8_buffer send_codes;
+    uint8_t *packed;
 };
 
 /* Everything a layer needs that does not change from call to call. */
@@ -43,12 +48,12 @@ struct moe {
     const struct config *config;     /* borrowed */
     const struct architecture *arch; /* borrowed */
     struct linears *linears;         /* borrowed */
-    const struct mlp_scratch *mlp;   /* borrowed */
     enum dtype act;
     int64_t tokens;    /* N of a full micro-batch */
     int64_t sequences; /* of a full micro-batch */
     int64_t local_experts;
-    int64_t bound; /* R */
+    int64_t bound;   /* R */
+    int64_t sending; /* M: rows that leave this rank at most; exact: S */
     struct moe_scratch scratch;
 };
 
@@ -67,20 +72,27 @@ void moe_scratch_layout(struct moe *moe, struct arena *arena);
 /* Sequences of `sequence` tokens: statistics are of each. */
 struct router_shape moe_router_shape(const struct moe *moe, int64_t tokens, int64_t sequence);
 
-/* Whether a forward waits for the counts of tokens: ranks exchange rows, or slots may be dropped.
- */
+/* Whether a forward waits for the counts of tokens, as exact dispatch does where ranks exchange
+ * rows or slots may be dropped; or for a wire that needs the host. */
 bool moe_waits(const struct moe *moe, const struct moe_state *state, bool training);
 /* Sets what the host knows of a forward of `tokens` tokens that does not wait, as that does: for
  * one that a device repeats by itself. */
 void moe_expect(const struct moe *moe, struct moe_state *state, int64_t tokens, int64_t sequence);
 
-/* y[n,C] = experts(x[n,C]). Collective over ep. training: capacity applies. */
-void moe_forward(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                 struct tensor y, struct tensor x, int64_t sequence, bool training);
-/* dx overwrites; gradients add. aux [sequences, E], z_scale: see router_backward. `x` is forward's.
- * Collective over ep. */
-void moe_backward(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                  struct tensor dx, struct tensor dy, struct tensor x, int64_t sequence,
-                  const float *aux, float z_scale);
+/* Both passes in two halves: while rows travel between ranks, the device has time for what the
+ * caller puts between start and finish (the shared experts); that may not use moe->scratch.
+ *
+ * y[n,C] = experts(x[n,C]). Collective over ep. training: capacity applies. */
+void moe_forward_start(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                       struct tensor x, int64_t sequence, bool training);
+void moe_forward_finish(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                        struct tensor y, struct tensor x, bool training);
+/* dx overwrites; gradients add. aux [sequences, E], z_scale: see router_backward. `x` is forward's,
+ * dy stays as it is until finish. Collective over ep. */
+void moe_backward_start(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                        struct tensor dy);
+void moe_backward_finish(struct moe *moe, struct moe_state *state,
+                         const struct moe_weights *weights, struct tensor dx, struct tensor x,
+                         const float *aux, float z_scale);
 
 #endif
