@@ -176,14 +176,11 @@ const struct field config_fields[] = {
     REAL("train.mtp_loss_weight_switch", train.mtp_loss_weight_switch, 0, 1, "null",
          "fraction of run.steps after which the late weight holds"),
     ENUM("fp8.scales", fp8.scales, "power_of_two", scales_names, NULL,
-         "of tiles of codes: powers of two, or the largest value / 448"),
+         "of tiles: powers of two, or the largest value / 448"),
     ENUM("fp8.accumulate", fp8.accumulate, "device", accumulate_names, NULL,
-         "how products are summed; others than device are models of Hopper's 14 bits, for "
-         "run.device "
-         "cpu: promoted to fp32 every 128 terms, or not"),
+         "sums of products; the others: models, on the CPU, of Hopper with and without promotion"),
     INT("fp8.first_bf16", fp8.first_bf16, 0, 1024, "0", "first layers that stay in bf16"),
-    INT("fp8.last_bf16", fp8.last_bf16, 0, 1024, "0",
-        "last layers that do, and then the modules of multi-token prediction too"),
+    INT("fp8.last_bf16", fp8.last_bf16, 0, 1024, "0", "last layers that do; then MTP's too"),
     ENUM("optimizer.name", optimizer.name, "adamw", optimizer_names, NULL,
          "muon: of matrices; embedding, head, router and norms keep adamw"),
     REAL("optimizer.lr", optimizer.lr, 0, 100, "1e-3", "peak learning rate"),
