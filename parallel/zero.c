@@ -18,11 +18,18 @@ void zero_init(struct zero *zero, struct comm *comm, int64_t padded_count)
         .comm = comm, .count = padded_count, .share = share, .first = comm->rank * share};
 }
 
-void zero_reduce_scatter(const struct zero *zero, struct device *device, const struct ops *ops,
-                         float *grads, float *scratch)
+void zero_reduce_start(const struct zero *zero, const float *grads, float *scratch)
 {
     if (zero->comm->size > 1) {
-        comm_device_reduce_scatter(zero->comm, scratch, grads, zero->share);
+        comm_device_reduce_scatter_start(zero->comm, scratch, grads, zero->share);
+    }
+}
+
+void zero_reduce_finish(const struct zero *zero, struct device *device, const struct ops *ops,
+                        float *grads, const float *scratch)
+{
+    if (zero->comm->size > 1) {
+        comm_device_finish(zero->comm);
         ops->copy(device, grads + zero->first, scratch, (size_t)zero->share * sizeof *grads);
     }
 }

@@ -19,9 +19,11 @@ void zero_init(struct zero *zero, struct comm *comm, int64_t padded_count);
 
 /* Collective over zero->comm. grads[count] holds this rank's gradient sums; afterwards grads[first
  * .. first+share) holds the sum over ranks. With one rank: nothing to do. `scratch` has room for
- * `share` floats. Memory of the device comm is attached to. */
-void zero_reduce_scatter(const struct zero *zero, struct device *device, const struct ops *ops,
-                         float *grads, float *scratch);
+ * `share` floats. Memory of the device comm is attached to. What is called between the halves may
+ * run beside the exchange (comm_device_finish). */
+void zero_reduce_start(const struct zero *zero, const float *grads, float *scratch);
+void zero_reduce_finish(const struct zero *zero, struct device *device, const struct ops *ops,
+                        float *grads, const float *scratch);
 /* Collective. params[count] of dtype: every rank's share goes to all, in place. */
 void zero_all_gather(const struct zero *zero, void *params, enum dtype dtype);
 

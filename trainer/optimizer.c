@@ -1,5 +1,6 @@
 #include "trainer/optimizer.h"
 
+#include <assert.h>
 #include <fnmatch.h>
 #include <math.h>
 #include <stdlib.h>
@@ -128,13 +129,34 @@ void optimizer_start_average(struct model *model)
     }
 }
 
+void optimizer_reduce_start(struct model *model, enum param_group g)
+{
+    struct model_group *group = &model->group[g];
+    assert(!group->reducing);
+    zero_reduce_start(&group->zero, group->grads, group->reduced);
+    group->reducing = true;
+}
+
+/* One group after the other; experts first, which may be under way. */
+static void reduce_groups(struct model *model)
+{
+    for (int g = PARAM_GROUPS - 1; g >= 0; g--) {
+        struct model_group *group = &model->group[g];
+        if (!group->reducing) {
+            optimizer_reduce_start(model, (enum param_group)g);
+        }
+        zero_reduce_finish(&group->zero, model->device, model->ops, group->grads, group->reduced);
+        group->reducing = false;
+    }
+}
+
 double optimizer_reduce(struct model *model)
 {
     double sum = 0;
+    reduce_groups(model);
     model->ops->zero(model->device, model->norm, sizeof *model->norm);
     for (int g = 0; g < PARAM_GROUPS; g++) {
         struct model_group *group = &model->group[g];
-        zero_reduce_scatter(&group->zero, model->device, model->ops, group->grads, group->reduced);
         for (int64_t i = 0; i < model->params.count; i++) {
             const struct param *param = &model->params.table[i];
             const struct param_piece piece =

@@ -29,6 +29,9 @@ void optimizer_start_average(struct model *model);
  * for tokens or experts (embedding, head, router gate). */
 bool optimizer_takes_muon(const struct param *param);
 
+/* Collective over the group's replicas. Its gradients are whole and start for the ranks that own
+ * them; optimizer_reduce finishes. Until then no other group of ranks exchanges device memory. */
+void optimizer_reduce_start(struct model *model, enum param_group group);
 /* Collective over the mesh. Sums gradients over the replicas; this rank's share of each group holds
  * the sum, 0 where frozen. Returns the global L2 norm, every parameter counted once (not finite
  * when any gradient is not). */

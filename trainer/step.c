@@ -241,7 +241,8 @@ static void forward_backward(struct stepper *stepper, int64_t step, int64_t labe
             .loss = labels > 0 ? model->unit / (double)labels : 0.0,
             .unit = model->unit / (double)stepper->units,
             .mtp_weight = mtp_weight(config, step),
-            .jitter_key = rng_subkey(rng_key(config->run.seed, "router_jitter"), number)};
+            .jitter_key = rng_subkey(rng_key(config->run.seed, "router_jitter"), number),
+            .last = i == stepper->own - 1};
         model_run(model, &stepper->batches[i], config->train.micro_batch,
                   config->train.sequence_length, &scale);
         model->ops->copy(model->device, &stepper->losses[i], model->losses, sizeof *model->losses);

@@ -89,6 +89,23 @@ capacity() {
     done
 }
 
+padded() {
+    local layout precision
+    echo "$family: padded dispatch: the same bits as exact in one round"
+    for precision in fp32 bf16; do
+        every_layout "exact-$precision" run.steps=4 train.precision=$precision router.buffer_factor=4
+        every_layout "padded-$precision" run.steps=4 train.precision=$precision router.dispatch=padded
+        for layout in $layouts; do
+            same_bits "$precision, padded at $layout" "$(dir_of "exact-$precision" "$layout")" \
+                "$(dir_of "padded-$precision" "$layout")"
+        done
+    done
+    every_layout padded-drops run.steps=3 router.capacity_factor=1 router.dispatch=padded
+    for layout in $layouts; do
+        same_bits "capacity, padded at $layout" "$(dir_of capacity "$layout")" "$(dir_of padded-drops "$layout")"
+    done
+}
+
 switches() {
     echo "$family: the rest of the model's switches, two layouts"
     every_layout switches run.steps=3 data.mask_documents=true router.z_loss_coef=1e-3 \
@@ -153,6 +170,9 @@ check_layouts() {
     curves
     rounds
     capacity
+    layouts="2,2 4,2"
+    [ "$full" != 1 ] || layouts="2,2 4,2 4,4"
+    padded
     layouts="1,1 4,2"
     switches "$@"
     recompute

@@ -90,8 +90,40 @@ curves() {
     for comm in $comms; do
         run_on 2 cuda "two-$comm" run.comm="$comm"
         same_curve cpu "two-$comm" "two ranks by $comm"
+        run_on 2 cuda "padded-$comm" run.comm="$comm" router.dispatch=padded
+        expect_same "$(metric "$work/$family-two-$comm" loss_hex)" "$(metric "$work/$family-padded-$comm" loss_hex)" \
+            "$family: losses of exact and padded dispatch by $comm"
     done
     [ "$full" -eq 0 ] || { run_on 4 cuda four; same_curve cpu four "four ranks"; }
+}
+
+# count_of WHAT LAYERS STEPS [key=value ...]: of two ranks together, as the emulator counts them.
+count_of() {
+    local what=$1 layers=$2 count=$3
+    shift 3
+    EMU_COUNTS=1 EMU_SEED=3 run_on 2 cuda counted run.comm=nccl "model.num_hidden_layers=$layers" "run.steps=$count" "$@" >&2
+    rm -rf "$work/$family-counted"
+    grep -o "[0-9]* $what" "$err" | awk '{sum += $1} END {print sum + 0}'
+}
+
+# per_step WHAT LAYERS [key=value ...]: what two steps more add, of both ranks: a step's of one, times 4.
+per_step() {
+    local what=$1 layers=$2
+    shift 2
+    echo $(($(count_of "$what" "$layers" 6 "$@") - $(count_of "$what" "$layers" 4 "$@")))
+}
+
+# Padded dispatch: graphs hold the experts, and the host waits at the end of a step only, however many layers
+# there are. Exact: it waits in each; and kernels run beside messages (shared experts, weight gradients).
+waits() {
+    local padded exact
+    padded=$(per_step waits 2 router.dispatch=padded)
+    exact=$(per_step waits 2)
+    expect_same "$padded" "$(per_step waits 3 router.dispatch=padded)" "$family: waits of 2 and 3 layers, padded"
+    [ "$padded" -lt "$exact" ] || fail "$family: $padded waits with padded dispatch, $exact with exact"
+    # 2 layers, both passes, 2 micro-batches a rank
+    expect_same "$(per_step graphs 2 router.dispatch=padded)" $((2 * 2 * 2 * 4)) "$family: graphs launched"
+    [ "$(count_of overtakes 2 4)" -gt 0 ] || fail "$family: no kernel ran beside a message"
 }
 
 # Saved by one device, gone on with by the other; the text that comes out.
@@ -135,6 +167,8 @@ for family in mixtral v2 v3; do
     curves
     case $family in
     mixtral)
+        waits
+        both dropped router.dispatch=padded router.capacity_factor=1.1
         both capacity router.capacity_factor=1.1 router.z_loss_coef=0.01
         both jitter model.router_jitter_noise=0.1 train.recompute=block
         ;;

@@ -220,6 +220,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsig
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
 {
+    stream_count_graph();
     stream_push(stream, "cudaGraphLaunch", graph_step, &exec, sizeof exec);
     return cudaSuccess;
 }

@@ -316,11 +316,11 @@ static ncclResult_t group_issue()
         f->captured = stream_capture(group[0].stream) != nullptr;
         if (f->captured) { /* it stays, as graphs do */
             captured *c = new captured{*f, nullptr};
-            stream_push(group[0].stream, "an NCCL operation", captured_step, &c, sizeof c);
+            stream_push(group[0].stream, STREAM_MESSAGE, captured_step, &c, sizeof c);
             delete f;
         } else {
             f->number = comm->issued++;
-            stream_push(group[0].stream, "an NCCL operation", flight_step, &f, sizeof f);
+            stream_push(group[0].stream, STREAM_MESSAGE, flight_step, &f, sizeof f);
         }
         if (progress(comm) != ncclSuccess)
             result = ncclInProgress;

@@ -5,6 +5,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -82,6 +83,28 @@ void pool_give(void *p, size_t bytes)
     pool[power] = u;
 }
 
+/* ---- what EMU_COUNTS=1 prints at the end ---- */
+
+/* waits: of the host for the device, from the first graph on: before it, sizes settle. overtakes:
+ * kernels that ran before a message between ranks that was enqueued earlier, as only kernels that
+ * no event orders behind it can. */
+static struct {
+    int64_t waits, graphs, overtakes;
+} counts;
+
+__attribute__((destructor)) static void print_counts()
+{
+    const char *wanted = getenv("EMU_COUNTS");
+    if (wanted && wanted[0] == '1')
+        fprintf(stderr, "emulator: %lld waits, %lld graphs, %lld overtakes\n",
+                (long long)counts.waits, (long long)counts.graphs, (long long)counts.overtakes);
+}
+
+void stream_count_graph()
+{
+    counts.graphs++;
+}
+
 /* ---- queues ---- */
 
 static struct CUstream_st *stream_get(cudaStream_t stream)
@@ -136,6 +159,16 @@ static void acquire_implicit(const struct CUstream_st *s)
             race_acquire(&other.race);
 }
 
+static bool launch_step(void *state);
+
+static void count_overtake(const struct CUstream_st *s)
+{
+    for (const struct CUstream_st &other : streams)
+        counts.overtakes += s->head->step == launch_step && other.used && other.head &&
+                            other.head->sequence < s->head->sequence &&
+                            strcmp(other.head->what, STREAM_MESSAGE) == 0;
+}
+
 static bool head_step(struct CUstream_st *s)
 {
     struct stream_op *op = s->head;
@@ -151,6 +184,7 @@ static bool head_step(struct CUstream_st *s)
     race_switch(&host);
     if (!done)
         return false;
+    count_overtake(s);
     s->head = op->next;
     if (!s->head)
         s->tail = nullptr;
@@ -216,6 +250,7 @@ void stream_drain(bool (*done)(const void *argument), const void *argument, cons
         if (s.used && s.capture)
             emu_fail({"cudart", 0}, "%s while stream %d captures a graph", what, s.number);
     scheduler_seed_from_environment();
+    counts.waits += counts.graphs > 0;
     if (running)
         emu_fail({"cudart", 0}, "%s called from a host function of a stream", what);
     time_t since = time(nullptr);

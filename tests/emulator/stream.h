@@ -18,6 +18,9 @@ void pool_give(void *p, size_t bytes);
 /* step(state) does the operation, on a copy of `state`. false: cannot go on yet, ask again. */
 void stream_push(cudaStream_t stream, const char *what, bool (*step)(void *state),
                  const void *state, size_t bytes);
+static const char *const STREAM_MESSAGE =
+    "an NCCL operation"; /* `what` of messages between ranks */
+void stream_count_graph();
 /* Operations of a capturing stream go to its graph instead (graph.cpp). NULL: it captures nothing.
  */
 struct graph_capture;

@@ -174,6 +174,44 @@ static void check_graph(struct comm *world, struct comm *group)
     free(expected);
 }
 
+/* Between start and finish the device's own operations go on: the last rank takes part only when
+ * the others have waited for a copy that they enqueued after their start. */
+static void check_beside(struct comm *world, struct comm *group)
+{
+    enum { N = 50 };
+    const struct rig rig = rig_of(world, group);
+    const bool late = group->rank == group->size - 1;
+    const size_t part = N * sizeof(float), all = part * (size_t)group->size;
+    float *x = ranks_memory(world, all), *expected = ranks_memory(world, all);
+    for (int i = 0; i < N * group->size; i++) {
+        x[i] = (float)(1000 * group->rank + i);
+        expected[i] = (float)(1000 * (i / N) + group->rank * N + i % N);
+    }
+    unsigned char *a = device_copy(&rig, x, all), *b = device_take(&rig, all),
+                  *c = device_take(&rig, all);
+    cudaEvent_t copied;
+    must(cudaEventCreateWithFlags(&copied, cudaEventDisableTiming));
+    if (late) {
+        comm_barrier(group);
+    }
+    comm_device_all_to_all_fixed_start(group, b, a, N, sizeof *x);
+    copy(&gpu, c, a, all);
+    must(cudaEventRecord(copied, gpu.stream));
+    if (!late) {
+        must(cudaEventSynchronize(copied));
+        comm_barrier(group);
+    }
+    comm_device_finish(group);
+    device_expect(&rig, "beside", b, expected, all);
+    device_expect(&rig, "beside", c, x, all);
+    must(cudaEventDestroy(copied));
+    device_give(&rig, a);
+    device_give(&rig, b);
+    device_give(&rig, c);
+    free(x);
+    free(expected);
+}
+
 static void check_group(struct comm *world, struct comm *group, const char *kind, const char *wire,
                         int64_t most)
 {
@@ -185,6 +223,7 @@ static void check_group(struct comm *world, struct comm *group, const char *kind
     check_device_functions(&rig, most);
     if (strcmp(comm_wire_name(group), "nccl") == 0) {
         check_graph(world, group);
+        check_beside(world, group);
     }
 }
 

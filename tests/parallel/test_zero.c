@@ -41,7 +41,8 @@ static void test_reduce_scatter(struct comm *world)
         for (int64_t i = 0; i < zero.count; i++) {
             grads[i] = gradient(world->rank, i);
         }
-        zero_reduce_scatter(&zero, device, device_ops(device), grads, scratch);
+        zero_reduce_start(&zero, grads, scratch);
+        zero_reduce_finish(&zero, device, device_ops(device), grads, scratch);
         for (int64_t i = zero.first; i < zero.first + zero.share; i++) {
             float sum = 0;
             for (int r = 0; r < world->size; r++) {

@@ -308,6 +308,9 @@ static void backward(struct model *model, const struct block_call *call,
         model_vector(model, model->params.final_norm, width));
     for (int64_t l = model->arch.layers - 1; l >= 0; l--) {
         block_backward(model, l, call, model_z_scale(model, n, scale));
+        if (l == model->arch.dense_layers && scale->last) { /* no layer below has experts */
+            optimizer_reduce_start(model, PARAM_EXPERT);
+        }
     }
     model->ops->embedding_backward(
         model->device,

@@ -33,6 +33,7 @@ struct model_group {
                                 where all is Muon's, whose momentum is moment1 */
     float *ema;              /* [zero.share] running average of master; NULL: none */
     float *reduced;          /* [zero.share] scratch of the reduction */
+    bool reducing;           /* between optimizer_reduce_start and optimizer_reduce */
     struct muon_plan muon;
 };
 
@@ -127,6 +128,7 @@ struct model_scale {
     double unit;         /* 1 / micro-batches of the global batch */
     double mtp_weight;   /* of multi-token prediction */
     uint64_t jitter_key; /* router jitter: differs per step and micro-batch */
+    bool last;           /* of the step: gradients that are whole may start for other ranks */
 };
 
 /* Collective over ep. Forward of `count` sequences of `sequence` tokens (batch: host memory), then
