@@ -170,6 +170,37 @@ int64_t metrics_memory(const struct device *device)
     return info->memory_bytes > 0 ? (int64_t)info->memory_used : (int64_t)usage.ru_maxrss * 1024;
 }
 
+/* ,"NAME":{"activations":A,"gradients":G,"weights":W} */
+static void print_kinds(FILE *out, const char *name, const double value[LINEAR_KINDS])
+{
+    static const char *const kinds[] = {[LINEAR_ACTIVATIONS] = "{\"activations\":",
+                                        [LINEAR_GRADIENTS] = ",\"gradients\":",
+                                        [LINEAR_WEIGHTS] = ",\"weights\":"};
+    fprintf(out, ",\"%s\":", name);
+    for (int k = 0; k < LINEAR_KINDS; k++) {
+        json_out_number(out, kinds[k], value[k], 6);
+    }
+    fputc('}', out);
+}
+
+/* Of runs in FP8: largest values, and the share of values that became 0 or were cut off. */
+static void print_fp8(FILE *out, const struct fp8_counters fp8[LINEAR_KINDS])
+{
+    double amax[LINEAR_KINDS], underflow[LINEAR_KINDS], saturated[LINEAR_KINDS];
+    if (fp8[LINEAR_WEIGHTS].values == 0) {
+        return;
+    }
+    for (int k = 0; k < LINEAR_KINDS; k++) {
+        const double values = (double)fp8[k].values;
+        amax[k] = (double)fp8_from_bits(fp8[k].amax);
+        underflow[k] = values > 0 ? (double)fp8[k].underflows / values : 0;
+        saturated[k] = values > 0 ? (double)fp8[k].saturated / values : 0;
+    }
+    print_kinds(out, "fp8_amax", amax);
+    print_kinds(out, "fp8_underflow", underflow);
+    print_kinds(out, "fp8_saturated", saturated);
+}
+
 enum status metrics_step(struct metrics *metrics, int64_t step, const struct step_result *result,
                          double valid_loss, const double *load, int64_t blocks)
 {
@@ -198,8 +229,10 @@ enum status metrics_step(struct metrics *metrics, int64_t step, const struct ste
         fprintf(out, "%s%.6g", l > 0 ? "," : "", load[l]);
         most = load[l] > most ? load[l] : most;
     }
+    fprintf(out, "]");
+    print_fp8(out, result->fp8);
     fprintf(out,
-            "],\"phase_ms\":{\"data\":%.4g,\"forward_backward\":%.6g,\"reduce\":%.6g,\"optimizer\":"
+            ",\"phase_ms\":{\"data\":%.4g,\"forward_backward\":%.6g,\"reduce\":%.6g,\"optimizer\":"
             "%.6g}}\n",
             result->phase_ms.data, result->phase_ms.forward_backward, result->phase_ms.reduce,
             result->phase_ms.optimizer);

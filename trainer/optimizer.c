@@ -171,7 +171,7 @@ double optimizer_reduce(struct model *model)
     }
     model->ops->download(model->device, &sum, model->norm, sizeof sum);
     comm_all_reduce(model->mesh->world, &sum, 1, DTYPE_F64, REDUCE_SUM);
-    return sqrt(sum);
+    return sqrt(sum) / model->unit; /* a power of two */
 }
 
 struct moments optimizer_moments(const struct model *model, const struct param *param,
@@ -234,7 +234,8 @@ void optimizer_step(struct model *model, double norm, double lr, int64_t step)
 {
     const struct config *config = model->config;
     const double clip = config->optimizer.clip_norm;
-    const double scale = clip > 0 ? fmin(1.0, clip / (norm + 1e-6)) : 1.0;
+    const double clipped = clip > 0 ? fmin(1.0, clip / (norm + 1e-6)) : 1.0,
+                 scale = clipped / model->unit;
     const struct adamw adamw = {.lr = (float)lr,
                                 .beta1 = (float)config->optimizer.beta1,
                                 .beta2 = (float)config->optimizer.beta2,
@@ -255,5 +256,6 @@ void optimizer_step(struct model *model, double norm, double lr, int64_t step)
         muon_step(model, (enum param_group)g, &muon, step);
         zero_all_gather(&model->group[g].zero, model->group[g].weights, model->act);
     }
+    linears_publish(&model->linears);
     average(model);
 }

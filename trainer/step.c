@@ -161,6 +161,72 @@ static double mtp_weight(const struct config *config, int64_t step)
     return late ? config->train.mtp_loss_weight_late : config->train.mtp_loss_weight;
 }
 
+/* The least power of two that is at least `labels`; without FP8 1. */
+static double gradient_unit(const struct model *model, int64_t labels)
+{
+    double unit = 1;
+    while (model->config->train.precision == CONFIG_FP8 && unit < (double)labels) {
+        unit *= 2;
+    }
+    return unit;
+}
+
+/* What became of numbers on their way to codes, on all ranks. */
+static void sum_counters(const struct model *model, struct fp8_counters *sum)
+{
+    enum { COUNTS = 4 };
+    int64_t counts[LINEAR_KINDS][COUNTS];
+    int32_t amax[LINEAR_KINDS];
+    struct comm *world = model->mesh->world;
+    if (model->linears.counters == NULL) {
+        return;
+    }
+    model->ops->download(model->device, sum, model->linears.counters, LINEAR_KINDS * sizeof *sum);
+    for (int k = 0; k < LINEAR_KINDS; k++) {
+        const uint64_t own[COUNTS] = {sum[k].values, sum[k].underflows, sum[k].saturated,
+                                      sum[k].bad_tiles};
+        for (int i = 0; i < COUNTS; i++) {
+            counts[k][i] = (int64_t)own[i];
+        }
+        amax[k] = (int32_t)sum[k].amax;
+    }
+    comm_all_reduce(world, counts, LINEAR_KINDS * COUNTS, DTYPE_I64, REDUCE_SUM);
+    comm_all_reduce(world, amax, LINEAR_KINDS, DTYPE_I32, REDUCE_MAX);
+    for (int k = 0; k < LINEAR_KINDS; k++) {
+        sum[k] = (struct fp8_counters){.values = (uint64_t)counts[k][0],
+                                       .underflows = (uint64_t)counts[k][1],
+                                       .saturated = (uint64_t)counts[k][2],
+                                       .bad_tiles = (uint64_t)counts[k][3],
+                                       .amax = (uint32_t)amax[k]};
+    }
+}
+
+/* Nothing is updated from what is not finite. */
+static enum status check_finite(int64_t step, const struct step_result *result)
+{
+    const struct fp8_counters *fp8 = result->fp8;
+    if (fp8[LINEAR_ACTIVATIONS].bad_tiles + fp8[LINEAR_GRADIENTS].bad_tiles +
+            fp8[LINEAR_WEIGHTS].bad_tiles >
+        0) {
+        return status_fail(
+            STATUS_DIVERGED,
+            "step %lld: loss %g, gradient norm %g: FP8 tiles with NaN or infinity: %llu of "
+            "activations, %llu of gradients, %llu of weights; weights left as they were; resume "
+            "from the last checkpoint with a lower optimizer.lr, or with train.precision bf16",
+            (long long)step, result->loss, result->grad_norm,
+            (unsigned long long)fp8[LINEAR_ACTIVATIONS].bad_tiles,
+            (unsigned long long)fp8[LINEAR_GRADIENTS].bad_tiles,
+            (unsigned long long)fp8[LINEAR_WEIGHTS].bad_tiles);
+    }
+    if (!isfinite(result->loss) || !isfinite(result->grad_norm)) {
+        return status_fail(STATUS_DIVERGED,
+                           "step %lld: loss %g, gradient norm %g: not finite, weights left as they "
+                           "were; resume from the last checkpoint with a lower optimizer.lr",
+                           (long long)step, result->loss, result->grad_norm);
+    }
+    return STATUS_OK;
+}
+
 static void forward_backward(struct stepper *stepper, int64_t step, int64_t labels,
                              struct step_result *result)
 {
@@ -172,8 +238,8 @@ static void forward_backward(struct stepper *stepper, int64_t step, int64_t labe
         const uint64_t unit = (uint64_t)(i * dp->size + dp->rank);
         const uint64_t number = (uint64_t)step * (uint64_t)stepper->most_units + unit;
         const struct model_scale scale = {
-            .loss = labels > 0 ? 1.0 / (double)labels : 0.0,
-            .unit = 1.0 / (double)stepper->units,
+            .loss = labels > 0 ? model->unit / (double)labels : 0.0,
+            .unit = model->unit / (double)stepper->units,
             .mtp_weight = mtp_weight(config, step),
             .jitter_key = rng_subkey(rng_key(config->run.seed, "router_jitter"), number),
             .last = i == stepper->own - 1};
@@ -210,17 +276,14 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     model_zero_grads(model);
     const int64_t labels = load_batches(stepper, position);
     const double loaded = step_clock();
+    model->unit = gradient_unit(model, labels);
     forward_backward(stepper, step, labels, result);
     const double computed = step_clock();
     result->grad_norm = optimizer_reduce(model);
     expert_load(stepper);
+    sum_counters(model, result->fp8);
     const double reduced = step_clock();
-    if (!isfinite(result->loss) || !isfinite(result->grad_norm)) {
-        return status_fail(STATUS_DIVERGED,
-                           "step %lld: loss %g, gradient norm %g: not finite, weights left as they "
-                           "were; resume from the last checkpoint with a lower optimizer.lr",
-                           (long long)step, result->loss, result->grad_norm);
-    }
+    TRY(check_finite(step, result));
     optimizer_step(model, result->grad_norm, result->lr, step);
     if (model->arch.has_bias && !is_late(config, step, config->router.bias_update_until)) {
         balance_update_bias(model, stepper->load, stepper->bias, model->arch.balance.bias_speed);

@@ -18,7 +18,9 @@ struct step_result {
                         labels / counted labels of the main model; NAN: there are none */
     double grad_norm, lr;
     double dropped_fraction;
-    int64_t extra_rounds; /* summed over ranks, layers, micro-batches */
+    int64_t extra_rounds;                  /* summed over ranks, layers, micro-batches */
+    struct fp8_counters fp8[LINEAR_KINDS]; /* all ranks together; values 0: no FP8. Gradients as
+                                              they are quantised: times model.unit */
     double step_ms;
     struct phase_ms phase_ms;
 };
@@ -52,8 +54,11 @@ enum status stepper_init(struct stepper *stepper, struct model *model, const str
 void stepper_free(struct stepper *stepper); /* accepts a zeroed one */
 
 /* Collective. Step `step` (from 1): the global batch at sample position `position` (its size is
- * schedule_batch), forward, backward, update. When the loss or the gradient norm is not finite
- * nothing is updated: STATUS_DIVERGED. */
+ * schedule_batch), forward, backward, update. When the loss or the gradient norm is not finite, or
+ * a tile of FP8 held what is not, nothing is updated: STATUS_DIVERGED. In FP8 the objective is
+ * multiplied by a power of two, at least the counted labels: gradients of single tokens are then
+ * about 1, far above the smallest value that codes tell from 0, and they are divided by it,
+ * exactly, where they are used. */
 enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position,
                          struct step_result *result) __attribute__((warn_unused_result));
 

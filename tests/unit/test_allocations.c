@@ -18,6 +18,7 @@ static const struct {
     {TINY_MIXTRAL, {NULL}},
     {TINY_MIXTRAL, {"train.precision=bf16", "router.capacity_factor=1", "optimizer.ema=0.9"}},
     {TINY_MIXTRAL, {"optimizer.name=muon", "router.z_loss_coef=0.01"}},
+    {TINY_MIXTRAL, {"train.precision=fp8", "model.intermediate_size=16", "optimizer.name=muon"}},
     {TINY_V2, {"router.capacity_factor=1"}},
     {TINY_V3, {"model.num_nextn_predict_layers=2", "router.bias_update_speed=0.001"}},
     {TINY_V3, {"train.precision=bf16", "optimizer.moments=bf16", "data.mask_documents=true"}},

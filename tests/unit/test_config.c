@@ -180,7 +180,6 @@ static void test_not_built(void **state)
 {
     (void)state;
     static const struct bad cases[] = {
-        {"train: {precision: fp8}\n", {"t.yaml:1:20", "'fp8' is not built"}},
         {"run: {verify: true}\n",
          {"t.yaml:1:7: key 'run.verify': not built in this version; it acts as false"}},
         {"run: {deterministic: layout}\n", {"'layout' is not built in this version"}},

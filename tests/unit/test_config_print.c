@@ -213,6 +213,13 @@ static const char *const latent_values[] = {
     "router.bias_update_speed=0.001",
 };
 
+/* Keys of a precision, whose widths the others do not have. */
+static const char *const fp8_values[] = {
+    "model.hidden_size=64",      "model.intermediate_size=96", "model.num_attention_heads=4",
+    "model.num_hidden_layers=3", "train.precision=fp8",        "fp8.scales=amax",
+    "fp8.accumulate=promoted",   "fp8.first_bf16=1",           "fp8.last_bf16=1",
+};
+
 /* Loads the base with a list of overrides, marks the keys that left their defaults, and reads the
  * printed config back. */
 static void expect_list_reads_back(const char *const *texts, int count, bool *moved)
@@ -246,6 +253,7 @@ static void test_print_reads_back(void **state)
     put("config.json", MIXTRAL);
     expect_list_reads_back(values, sizeof values / sizeof values[0], moved);
     expect_list_reads_back(latent_values, sizeof latent_values / sizeof latent_values[0], moved);
+    expect_list_reads_back(fp8_values, sizeof fp8_values / sizeof fp8_values[0], moved);
     for (int i = 0; i < config_field_count; i++) { /* the lists must keep up with the table */
         const struct field *field = &config_fields[i];
         const bool single = (field->kind == FIELD_ENUM && field->names[1] == NULL) ||

@@ -13,7 +13,9 @@ static const char *const device_names[] = {"cpu", "cuda", NULL};
 static const char *const comm_names[] = {"auto", "self", "mpi", "nccl", NULL};
 static const char *const deterministic_names[] = {"off", "run", NULL};
 static const char *const family_names[] = {"mixtral", "deepseek_v2", "deepseek_v3", NULL};
-static const char *const precision_names[] = {"fp32", "bf16", NULL};
+static const char *const precision_names[] = {"fp32", "bf16", "fp8", NULL};
+static const char *const scales_names[] = {"power_of_two", "amax", NULL};
+static const char *const accumulate_names[] = {"device", "promoted", "unpromoted", NULL};
 static const char *const dispatch_names[] = {"exact", "padded", NULL};
 static const char *const recompute_names[] = {"none", "norms", "experts", "block", NULL};
 static const char *const scoring_names[] = {"softmax", "sigmoid", NULL};
@@ -163,8 +165,8 @@ const struct field config_fields[] = {
         "sequences by which it grows at a time"),
     INT("train.batch_ramp.tokens", train.batch_ramp.tokens, 1, 9e15, "null",
         "tokens after which it is full grown; the smaller sizes share them evenly"),
-    ENUM("train.precision", train.precision, "bf16", precision_names, "fp8",
-         "of weights and activations; masters are fp32"),
+    ENUM("train.precision", train.precision, "bf16", precision_names, NULL,
+         "of weights and activations; masters are fp32; fp8: of linear layers, the rest is bf16"),
     ENUM("train.recompute", train.recompute, "none", recompute_names, NULL,
          "what backward computes again to save memory; norms: with MLA its up-projections too"),
     REAL("train.mtp_loss_weight", train.mtp_loss_weight, 0, 100, "0.3",
@@ -173,6 +175,12 @@ const struct field config_fields[] = {
          "its weight later in the run; null: the same"),
     REAL("train.mtp_loss_weight_switch", train.mtp_loss_weight_switch, 0, 1, "null",
          "fraction of run.steps after which the late weight holds"),
+    ENUM("fp8.scales", fp8.scales, "power_of_two", scales_names, NULL,
+         "of tiles: powers of two, or the largest value / 448"),
+    ENUM("fp8.accumulate", fp8.accumulate, "device", accumulate_names, NULL,
+         "sums of products; the others: models, on the CPU, of Hopper with and without promotion"),
+    INT("fp8.first_bf16", fp8.first_bf16, 0, 1024, "0", "first layers that stay in bf16"),
+    INT("fp8.last_bf16", fp8.last_bf16, 0, 1024, "0", "last layers that do; then MTP's too"),
     ENUM("optimizer.name", optimizer.name, "adamw", optimizer_names, NULL,
          "muon: of matrices; embedding, head, router and norms keep adamw"),
     REAL("optimizer.lr", optimizer.lr, 0, 100, "1e-3", "peak learning rate"),

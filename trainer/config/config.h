@@ -17,7 +17,8 @@ enum config_device { CONFIG_DEVICE_CPU, CONFIG_DEVICE_CUDA };
 enum config_comm { CONFIG_COMM_AUTO, CONFIG_COMM_SELF, CONFIG_COMM_MPI, CONFIG_COMM_NCCL };
 enum config_deterministic { CONFIG_DETERMINISTIC_OFF, CONFIG_DETERMINISTIC_RUN };
 enum config_family { CONFIG_MIXTRAL, CONFIG_DEEPSEEK_V2, CONFIG_DEEPSEEK_V3, CONFIG_FAMILIES };
-enum config_precision { CONFIG_FP32, CONFIG_BF16 };
+enum config_precision { CONFIG_FP32, CONFIG_BF16, CONFIG_FP8 };
+enum config_scales { CONFIG_SCALES_POWER_OF_TWO, CONFIG_SCALES_AMAX };
 enum config_dispatch { CONFIG_EXACT, CONFIG_PADDED };
 enum config_recompute {
     CONFIG_RECOMPUTE_NONE,
@@ -100,6 +101,11 @@ struct config {
          * (null): the same throughout */
         double mtp_loss_weight, mtp_loss_weight_late, mtp_loss_weight_switch;
     } train;
+    struct {
+        int scales;     /* enum config_scales */
+        int accumulate; /* enum fp8_accumulate of kernels/ops_fp8.h */
+        int64_t first_bf16, last_bf16;
+    } fp8; /* where train.precision is fp8 */
     struct {
         int name; /* enum config_optimizer */
         double lr, beta1, beta2, momentum, eps, weight_decay;

@@ -264,6 +264,65 @@ static void check_batches(const struct config *config, struct config_errors *err
     }
 }
 
+/* Widths that FP8 reads 16 bytes at a time: inputs of linear layers, and outputs, whose gradients
+ * are inputs of the way back. */
+static void check_fp8_widths(const struct config *config, struct config_errors *errors)
+{
+    enum { WIDTH = 16 };
+    const bool mixtral = config->model.family == CONFIG_MIXTRAL,
+               dense = !mixtral && config->model.first_k_dense_replace > 0;
+    const int64_t heads = config->model.num_attention_heads,
+                  kv = config->model.num_key_value_heads > 0 ? config->model.num_key_value_heads
+                                                             : heads,
+                  head = config->model.head_dim > 0 ? config->model.head_dim
+                                                    : config->model.hidden_size / heads,
+                  nope = config->model.qk_nope_head_dim, rope = config->model.qk_rope_head_dim,
+                  value = config->model.v_head_dim;
+    const struct {
+        const char *what;
+        int64_t width;
+    } widths[] = {
+        {"model.hidden_size", config->model.hidden_size},
+        {"model.intermediate_size", mixtral || dense ? config->model.intermediate_size : 0},
+        {"model.num_attention_heads x head_dim", mixtral ? heads * head : 0},
+        {"model.num_key_value_heads x head_dim", mixtral ? 2 * kv * head : 0},
+        {"model.moe_intermediate_size", mixtral ? 0 : config->model.moe_intermediate_size},
+        {"model.q_lora_rank", mixtral ? 0 : config->model.q_lora_rank},
+        {"model.kv_lora_rank", mixtral ? 0 : config->model.kv_lora_rank},
+        {"model.qk_rope_head_dim", mixtral ? 0 : rope},
+        {"model.num_attention_heads x (qk_nope_head_dim + qk_rope_head_dim)",
+         mixtral ? 0 : heads * (nope + rope)},
+        {"model.num_attention_heads x (qk_nope_head_dim + v_head_dim)",
+         mixtral ? 0 : heads * (nope + value)},
+        {"model.num_attention_heads x v_head_dim", mixtral ? 0 : heads * value},
+    };
+    for (size_t i = 0; i < sizeof widths / sizeof widths[0]; i++) {
+        if (widths[i].width % WIDTH != 0) {
+            config_error(errors, "%s = %lld: train.precision fp8 needs a multiple of %d",
+                         widths[i].what, (long long)widths[i].width, WIDTH);
+        }
+    }
+}
+
+static void check_fp8(const struct config *config, struct config_errors *errors)
+{
+    const int64_t layers = config->model.num_hidden_layers;
+    if (config->train.precision != CONFIG_FP8) {
+        return;
+    }
+    check_fp8_widths(config, errors);
+    if (config->fp8.first_bf16 + config->fp8.last_bf16 >= layers) {
+        config_error(errors,
+                     "fp8.first_bf16 %lld and fp8.last_bf16 %lld leave none of %lld layers in fp8: "
+                     "that is train.precision bf16",
+                     (long long)config->fp8.first_bf16, (long long)config->fp8.last_bf16,
+                     (long long)layers);
+    }
+    if (config->run.device == CONFIG_DEVICE_CUDA && !is_default(config, "fp8.accumulate")) {
+        config_error(errors, "fp8.accumulate: models of a GPU are for run.device cpu");
+    }
+}
+
 /* Keys that another key makes idle: away from their defaults they would promise something. */
 static void check_unused(const struct config *config, struct config_errors *errors)
 {
@@ -272,6 +331,13 @@ static void check_unused(const struct config *config, struct config_errors *erro
     for (size_t i = 0; i < sizeof wsd / sizeof wsd[0]; i++) {
         if (config->schedule.kind != CONFIG_WSD && !is_default(config, wsd[i])) {
             config_error(errors, "%s: only schedule.kind wsd has it", wsd[i]);
+        }
+    }
+    static const char *const fp8[] = {"fp8.scales", "fp8.accumulate", "fp8.first_bf16",
+                                      "fp8.last_bf16"};
+    for (size_t i = 0; i < sizeof fp8 / sizeof fp8[0]; i++) {
+        if (config->train.precision != CONFIG_FP8 && !is_default(config, fp8[i])) {
+            config_error(errors, "%s: only train.precision fp8 has it", fp8[i]);
         }
     }
     if (config->router.dispatch == CONFIG_PADDED && !is_default(config, "router.buffer_factor")) {
@@ -297,6 +363,7 @@ void config_check(const struct config *config, const bool *given, struct config_
         return; /* relations between missing values would only add noise */
     }
     check_model(config, errors);
+    check_fp8(config, errors);
     if (config->stored) {
         return;
     }

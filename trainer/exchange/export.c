@@ -8,6 +8,7 @@
 
 #include "checkpoints/safetensors.h"
 #include "kernels/base/folder.h"
+#include "kernels/base/fp8_rule.h"
 #include "kernels/base/small_float.h"
 #include "trainer/exchange/huggingface.h"
 #include "trainer/exchange/weights.h"
@@ -37,6 +38,7 @@ struct exporter {
     json_t *before; /* config.json of an import, owned; or NULL */
     struct weights weights;
     bool imported;
+    bool trained;                      /* in FP8: tiles become codes as they did then */
     struct safetensors_tensor *tensor; /* [count] owned: what is written */
     struct output *output;             /* [count] owned */
     int64_t count;
@@ -44,11 +46,20 @@ struct exporter {
     bool fp8;
     float *strip; /* owned: rows of 128 of a matrix */
     int64_t strip_room, strip_of, strip_index;
-    float *scales;     /* owned: of the matrix whose codes were made last, which come first */
+    float *scales;     /* owned: of the matrix whose codes were made last, which come first; behind
+                          them what values are multiplied by (of a run in FP8) */
     int64_t scales_of; /* index of these codes, -1: none */
 };
 
 /* --- contents --- */
+
+/* As the run saw them: from their bf16 copies. */
+static void round_strip(struct exporter *export, int64_t count)
+{
+    for (int64_t i = 0; i < count && export->trained; i++) {
+        export->strip[i] = bf16_to_float(bf16_from_float(export->strip[i]));
+    }
+}
 
 /* Rows [128 * index, ...) of a matrix, in f32, kept until another strip is asked for. */
 static enum status load_strip(struct exporter *export, int64_t tensor, int64_t index)
@@ -71,13 +82,15 @@ static enum status load_strip(struct exporter *export, int64_t tensor, int64_t i
     export->strip_of = -1;
     TRY(weights_read(&export->weights, output->stored, first * output->columns,
                      rows * output->columns, export->strip));
+    round_strip(export, rows * output->columns);
     export->strip_of = tensor;
     export->strip_index = index;
     return STATUS_OK;
 }
 
-/* amax / 448 of a block of the strip; a block of zeros has scale 1. */
-static float block_scale(const struct exporter *export, const struct output *output, int64_t block)
+/* Of a block of the strip. A run in FP8: its own; else amax / 448, and 1 of zeros. */
+static struct fp8_scale block_scale(const struct exporter *export, const struct output *output,
+                                    int64_t block)
 {
     const int64_t rows_left = output->rows - export->strip_index * BLOCK,
                   rows = rows_left < BLOCK ? rows_left : BLOCK, begin = block * BLOCK,
@@ -88,16 +101,21 @@ static float block_scale(const struct exporter *export, const struct output *out
             most = fmaxf(most, fabsf(export->strip[r * output->columns + c]));
         }
     }
+    if (export->trained) {
+        return fp8_scale_of(fp8_bits(most),
+                            export->config.fp8.scales == CONFIG_SCALES_POWER_OF_TWO);
+    }
     const float scale = most / MOST_E4M3;
-    return scale > 0 ? scale : 1.0F; /* of values below the smallest float too */
+    return (struct fp8_scale){.scale = scale > 0 ? scale : 1.0F}; /* below the smallest float too */
 }
 
 /* One row of codes of a block, from column `from` to `to` of row `row` of the strip. */
 static void make_codes(const struct exporter *export, const struct output *output, int64_t row,
-                       int64_t from, int64_t to, float scale, uint8_t *out)
+                       int64_t from, int64_t to, struct fp8_scale scale, uint8_t *out)
 {
     for (int64_t c = from; c < to; c++) {
-        out[c - from] = e4m3_from_float(export->strip[row * output->columns + c] / scale);
+        const float x = export->strip[row * output->columns + c];
+        out[c - from] = e4m3_from_float(export->trained ? x * scale.inverse : x / scale.scale);
     }
 }
 
@@ -109,7 +127,7 @@ static enum status begin_codes(struct exporter *export, int64_t tensor)
         return STATUS_OK;
     }
     free(export->scales);
-    export->scales = malloc((size_t)count * sizeof(float) + 1);
+    export->scales = malloc(2 * (size_t)count * sizeof(float) + 1);
     export->scales_of = export->scales != NULL ? tensor : -1;
     return export->scales != NULL ? STATUS_OK
                                   : status_fail(STATUS_RESOURCE, "out of memory for scales");
@@ -128,10 +146,13 @@ static enum status give_codes(struct exporter *export, int64_t tensor, int64_t f
                                  ? (row + 1) * output->columns
                                  : first + count;
         TRY(load_strip(export, tensor, strip));
-        float *scales = export->scales + strip * across;
+        float *scales = export->scales + strip * across,
+              *inverse = scales + weights_blocks(output->rows) * across;
         if (scaled != strip) {
             for (int64_t b = 0; b < across; b++) {
-                scales[b] = block_scale(export, output, b);
+                const struct fp8_scale scale = block_scale(export, output, b);
+                scales[b] = scale.scale;
+                inverse[b] = scale.inverse;
             }
             scaled = strip;
         }
@@ -140,7 +161,8 @@ static enum status give_codes(struct exporter *export, int64_t tensor, int64_t f
                           border = row * output->columns + (block + 1) * BLOCK,
                           end = border < stop ? border : stop;
             make_codes(export, output, row - strip * BLOCK, column, column + end - at,
-                       scales[block], out + (at - first));
+                       (struct fp8_scale){.scale = scales[block], .inverse = inverse[block]},
+                       out + (at - first));
             at = end;
         }
     }
@@ -158,7 +180,7 @@ static enum status give_scales(struct exporter *export, int64_t tensor, int64_t 
     }
     for (int64_t i = 0; i < count; i++) {
         TRY(load_strip(export, tensor, (first + i) / across));
-        out[i] = block_scale(export, output, (first + i) % across);
+        out[i] = block_scale(export, output, (first + i) % across).scale;
     }
     return STATUS_OK;
 }
@@ -397,6 +419,7 @@ static enum status open_checkpoint(struct exporter *export)
     TRY(read_state(export));
     TRY(weights_open(&export->weights, export->path));
     const struct manifest *contents = checkpoint_contents(export->weights.reader);
+    export->trained = export->config.train.precision == CONFIG_FP8;
     export->imported = !has_prefix(contents, "master/") && !has_prefix(contents, "moment1/");
     if (export->options->ema && !has_prefix(contents, "ema/")) {
         return status_fail(STATUS_MISMATCH,

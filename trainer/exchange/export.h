@@ -10,7 +10,9 @@
 #include "parallel/comm.h"
 
 /* KEEP: an import as it came, bit by bit; of a trained checkpoint bf16. FP8: blocks of 128 x 128
- * for the matrices that the FP8 releases have so, bf16 for the rest. */
+ * for the matrices that the FP8 releases have so, bf16 for the rest. Of a run in FP8 they are the
+ * codes and scales it computed with, where the matrices that it joins (q, k, v; gate and up) have
+ * multiples of 128 rows; of others scale is amax / 448 of the f32 weights. */
 enum export_dtype { EXPORT_KEEP, EXPORT_F32, EXPORT_BF16, EXPORT_FP8 };
 
 struct export_options {

@@ -29,14 +29,22 @@ void attention_layout(const struct model *model, struct attention_state *state,
 {
     const struct architecture *arch = &model->arch;
     const size_t n = (size_t)(model->batch * model->sequence), row = n * dtype_bytes(model->act);
+    const int64_t out = arch->heads * arch->v_dim;
     if (latent(model)) {
         latent_layout(model, state, lender, layout);
     } else {
         state->qkv =
             layout_buffer(layout, MEMORY_REST, lender->qkv, (size_t)fused_width(model) * row);
     }
-    state->attended = layout_buffer(layout, MEMORY_REST, lender->attended,
-                                    (size_t)(arch->heads * arch->v_dim) * row);
+    if (layout->fp8 && layout->training) {
+        state->attended_codes = layout_buffer(layout, MEMORY_REST, lender->attended_codes,
+                                              n * (size_t)fp8_e5m6_bytes(out));
+    }
+    if (layout->act) {
+        state->attended = layout_buffer(layout, MEMORY_REST, lender->attended, (size_t)out * row);
+    } else {
+        state->attended = model->attention.attended;
+    }
     state->lse =
         layout_buffer(layout, MEMORY_REST, lender->lse, n * (size_t)arch->heads * sizeof(float));
 }
@@ -52,6 +60,10 @@ void attention_scratch_layout(const struct model *model, struct attention_scratc
         scratch->dqkv = arena_alloc(arena, (size_t)fused_width(model) * row);
     }
     scratch->dattended = arena_alloc(arena, (size_t)(arch->heads * arch->v_dim) * row);
+    if (model->linears.first < model->linears.end) {
+        scratch->attended = arena_alloc(arena, (size_t)(arch->heads * arch->v_dim) * row);
+        scratch->c = arena_alloc(arena, (size_t)arch->kv_rank * row);
+    }
 }
 
 /* q, k, v, the rotary key: of the states or of their gradients. */
@@ -114,13 +126,12 @@ static struct rope_shape fused_rope(const struct model *model)
 }
 
 static void fused_forward(struct model *model, int64_t block, const struct block_call *call,
-                          struct tensor x)
+                          const struct operand *x)
 {
-    const int64_t row = fused_width(model);
-    struct tensor qkv = model_act(model, model->blocks[block].attention.qkv, x.dim[0], row);
-    model->ops->linear_forward(
-        model->device, qkv, x,
-        model_weight(model, PARAM_DENSE, model->params.block[block].qkv, row, x.dim[1]), false);
+    struct tensor qkv = model_act(model, model->blocks[block].attention.qkv,
+                                  call->count * call->sequence, fused_width(model));
+    linear_forward(&model->linears, linears_at(&model->linears, block, LINEAR_QKV), qkv, x, NULL,
+                   false);
     model->ops->rope(model->device, qkv, call->batch->positions, model->rope, fused_rope(model),
                      false);
 }
@@ -143,9 +154,9 @@ static void fill_cache(struct model *model, int64_t block, const struct block_ca
                   k = shared ? arch->kv_rank : arch->kv_heads * arch->qk_dim,
                   v = shared ? arch->rope_dim : arch->kv_heads * arch->v_dim;
     const int32_t *row = call->cache->row;
-    model->ops->scatter_rows(model->device, model_act(model, layer->k, rows, k),
-                             shared ? state->c : in.k, shared ? k : fused_width(model), row,
-                             call->sequence);
+    const void *c = linears_in_fp8(&model->linears, block) ? model->attention.c : state->c;
+    model->ops->scatter_rows(model->device, model_act(model, layer->k, rows, k), shared ? c : in.k,
+                             shared ? k : fused_width(model), row, call->sequence);
     model->ops->scatter_rows(model->device, model_act(model, layer->v, rows, v),
                              shared ? in.k_rope : in.v, shared ? v : fused_width(model), row,
                              call->sequence);
@@ -184,8 +195,36 @@ static void decode(struct model *model, int64_t block, const struct block_call *
     }
 }
 
-void attention_forward(struct model *model, int64_t block, const struct block_call *call,
-                       struct tensor x)
+/* What attention made, as the output's projection reads it. */
+static struct operand attended_of(const struct model *model, int64_t block,
+                                  const struct block_call *call)
+{
+    const struct attention_state *state = &model->blocks[block].attention;
+    return (struct operand){.act = model_act(model, state->attended, call->count * call->sequence,
+                                             model->arch.heads * model->arch.v_dim)};
+}
+
+/* y = attended w^T; in FP8 what backward will read is kept. */
+static void project(struct model *model, int64_t block, const struct block_call *call,
+                    struct tensor y)
+{
+    const struct linears *linears = &model->linears;
+    struct operand x = attended_of(model, block, call);
+    if (linears_in_fp8(linears, block)) {
+        const struct fp8_how how = linears_how(linears, LINEAR_ACTIVATIONS);
+        const struct fp8_rows none = {0};
+        x.q = fp8_view(linears->scratch.x, x.act.dim[0], x.act.dim[1]);
+        model->ops->fp8->quantize(model->device, x.q, none, x.act, NULL, x.q.rows, NULL, 1, &how);
+        if (call->training) {
+            model->ops->fp8->e5m6_pack(model->device, model->blocks[block].attention.attended_codes,
+                                       x.act);
+        }
+    }
+    linear_forward(linears, linears_at(linears, block, LINEAR_O), y, &x, NULL, false);
+}
+
+static void attend(struct model *model, int64_t block, const struct block_call *call,
+                   const struct operand *x)
 {
     struct attention_state *state = &model->blocks[block].attention;
     const struct attention_shape shape = shape_of(model, call);
@@ -202,6 +241,13 @@ void attention_forward(struct model *model, int64_t block, const struct block_ca
                                   in.v, &shape);
 }
 
+void attention_forward(struct model *model, int64_t block, const struct block_call *call,
+                       struct tensor y, const struct operand *x)
+{
+    attend(model, block, call, x);
+    project(model, block, call, y);
+}
+
 void attention_recompute(struct model *model, int64_t block, const struct block_call *call)
 {
     if (latent(model)) {
@@ -210,20 +256,32 @@ void attention_recompute(struct model *model, int64_t block, const struct block_
 }
 
 static void fused_backward(struct model *model, int64_t block, const struct block_call *call,
-                           struct tensor dx, struct tensor x)
+                           struct tensor dx, const struct operand *x)
 {
-    const int64_t row = fused_width(model), at = model->params.block[block].qkv;
-    struct tensor dqkv = model_act(model, model->attention.dqkv, x.dim[0], row);
+    struct tensor dqkv = model_act(model, model->attention.dqkv, dx.dim[0], fused_width(model));
     model->ops->rope(model->device, dqkv, call->batch->positions, model->rope, fused_rope(model),
                      true);
-    model->ops->linear_backward_weight(model->device,
-                                       model_grad(model, PARAM_DENSE, at, row, x.dim[1]), dqkv, x);
-    model->ops->linear_backward_input(model->device, dx, dqkv,
-                                      model_weight(model, PARAM_DENSE, at, row, x.dim[1]), false);
+    linear_backward(&model->linears, linears_at(&model->linears, block, LINEAR_QKV), dx, dqkv, x,
+                    false);
+}
+
+/* Scratch dattended from dy, the gradient behind the projection. */
+static void project_backward(struct model *model, int64_t block, const struct block_call *call,
+                             struct tensor dy)
+{
+    const struct linears *linears = &model->linears;
+    const struct operand x = attended_of(model, block, call);
+    if (linears_in_fp8(linears, block)) {
+        model->ops->fp8->e5m6_unpack(model->device, x.act,
+                                     model->blocks[block].attention.attended_codes);
+    }
+    linear_backward(linears, linears_at(linears, block, LINEAR_O),
+                    model_act(model, model->attention.dattended, x.act.dim[0], x.act.dim[1]), dy,
+                    &x, false);
 }
 
 void attention_backward(struct model *model, int64_t block, const struct block_call *call,
-                        struct tensor dx, struct tensor x)
+                        struct tensor dx, struct tensor dy, const struct operand *x)
 {
     struct attention_state *state = &model->blocks[block].attention;
     struct attention_scratch *scratch = &model->attention;
@@ -232,6 +290,7 @@ void attention_backward(struct model *model, int64_t block, const struct block_c
     const struct parts out = latent(model)
                                  ? latent_parts(model, scratch->dq, scratch->dkv, scratch->dk_rope)
                                  : fused_parts(model, scratch->dqkv);
+    project_backward(model, block, call, dy);
     model->ops->attention_backward(model->device, out.q, out.k, out.k_rope, out.v,
                                    scratch->dattended, state->attended, state->lse, in.q, in.k,
                                    in.k_rope, in.v, &shape);

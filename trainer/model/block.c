@@ -43,35 +43,67 @@ static int64_t mlp_width(const struct model *model, int64_t block)
     return has_experts(model, block) ? model->arch.shared_width : model->arch.dense_width;
 }
 
-/* What every kind of block has, own or lent. */
+/* What every kind of block has, own or lent. norm2: whether a router or bf16 reads the second norm;
+ * codes: whether an MLP in FP8 does. */
 static void common_layout(const struct model *model, struct block_state *state,
-                          const struct block_state *lender, const struct layout *layout)
+                          const struct block_state *lender, const struct layout *layout, bool norm2,
+                          bool codes)
 {
-    const size_t n = (size_t)(model->batch * model->sequence);
-    const size_t stream = n * (size_t)model->arch.width * dtype_bytes(model->act);
+    const int64_t n = model->batch * model->sequence, width = model->arch.width;
+    const size_t stream = (size_t)(n * width) * dtype_bytes(model->act),
+                 rstd = (size_t)n * sizeof(float);
     state->input = layout_buffer(layout, MEMORY_INPUT, lender->input, stream);
-    state->norm1 = layout_buffer(layout, MEMORY_NORM, lender->norm1, stream);
+    if (layout->act) {
+        state->norm1 = layout_buffer(layout, MEMORY_NORM, lender->norm1, stream);
+    }
+    if (layout->fp8) {
+        state->norm1_codes = layout_codes(layout, MEMORY_NORM, lender->norm1_codes, n, width);
+    }
     state->middle = layout_buffer(layout, MEMORY_REST, lender->middle, stream);
-    state->norm2 = layout_buffer(layout, MEMORY_NORM, lender->norm2, stream);
-    state->rstd1 = layout_buffer(layout, MEMORY_REST, lender->rstd1, n * sizeof(float));
-    state->rstd2 = layout_buffer(layout, MEMORY_REST, lender->rstd2, n * sizeof(float));
+    if (norm2) {
+        state->norm2 = layout_buffer(layout, MEMORY_NORM, lender->norm2, stream);
+    }
+    if (codes) {
+        state->norm2_codes = layout_codes(layout, MEMORY_NORM, lender->norm2_codes, n, width);
+    }
+    state->rstd1 = layout_buffer(layout, MEMORY_REST, lender->rstd1, rstd);
+    state->rstd2 = layout_buffer(layout, MEMORY_REST, lender->rstd2, rstd);
     attention_layout(model, &state->attention, &lender->attention, layout);
+}
+
+/* Whether the second norm is written in act: a router reads it, or a block without FP8. */
+static bool norm2_in_act(const struct model *model, int64_t block)
+{
+    return has_experts(model, block) || model->arch.jitter > 0 ||
+           !linears_in_fp8(&model->linears, block);
+}
+
+static bool norm2_in_codes(const struct model *model, int64_t block)
+{
+    return mlp_width(model, block) > 0 && linears_in_fp8(&model->linears, block);
 }
 
 void block_layout(struct model *model, struct arena *arena)
 {
     struct block_state *shared = &model->shared;
+    const struct linears *linears = &model->linears;
+    const int64_t n = model->batch * model->sequence, widest = mlp_widest(&model->arch);
     struct layout layout;
     layout_init(&layout, arena, model->training, model->config->train.recompute);
     layout.lending = true;
-    common_layout(model, shared, shared, &layout);
-    mlp_layout(model, &shared->mlp, &shared->mlp, mlp_widest(&model->arch), &layout);
+    layout.fp8 = linears->first < linears->end;
+    layout.act = linears->end - linears->first < linears->blocks;
+    common_layout(model, shared, shared, &layout, true, layout.fp8 && widest > 0);
+    mlp_layout(&shared->mlp, &shared->mlp, n, widest, model->act, &layout);
     moe_state_layout(&shared->moe, &model->moe, &shared->moe, &layout);
     layout.lending = false;
     for (int64_t b = 0; b < architecture_blocks(&model->arch); b++) {
         struct block_state *state = &model->blocks[b];
-        common_layout(model, state, shared, &layout);
-        mlp_layout(model, &state->mlp, &shared->mlp, mlp_width(model, b), &layout);
+        layout.fp8 = linears_in_fp8(linears, b);
+        layout.act = !layout.fp8;
+        common_layout(model, state, shared, &layout, norm2_in_act(model, b),
+                      norm2_in_codes(model, b));
+        mlp_layout(&state->mlp, &shared->mlp, n, mlp_width(model, b), model->act, &layout);
         if (has_experts(model, b)) {
             moe_state_layout(&state->moe, &model->moe, &shared->moe, &layout);
         }
@@ -82,19 +114,23 @@ static struct moe_weights moe_weights(const struct model *model, int64_t block)
 {
     const struct block_offsets *at = &model->params.block[block];
     const struct architecture *arch = &model->arch;
+    const int64_t experts = arch->experts, width = arch->width;
     return (struct moe_weights){
-        .gate = model_weight(model, PARAM_DENSE, at->gate, arch->experts, arch->width),
-        .bias = arch->has_bias ? model->router_bias + (block - arch->dense_layers) * arch->experts
-                               : NULL,
-        .experts = model_weight(model, PARAM_EXPERT, at->experts, 1, 1).data};
+        .gate = model_weight(model, PARAM_DENSE, at->gate, experts, width),
+        .dgate = model->training ? model_grad(model, PARAM_DENSE, at->gate, experts, width)
+                                 : (struct tensor){0},
+        .bias = arch->has_bias ? model->router_bias + (block - arch->dense_layers) * experts : NULL,
+        .up = linears_at(&model->linears, block, LINEAR_EXPERTS_UP),
+        .down = linears_at(&model->linears, block, LINEAR_EXPERTS_DOWN)};
 }
 
-static struct moe_weights moe_grads(const struct model *model, int64_t block)
+static struct mlp mlp_of(const struct model *model, int64_t block)
 {
-    const struct block_offsets *at = &model->params.block[block];
-    return (struct moe_weights){
-        .gate = model_grad(model, PARAM_DENSE, at->gate, model->arch.experts, model->arch.width),
-        .experts = model_grad(model, PARAM_EXPERT, at->experts, 1, 1).data};
+    return (struct mlp){.linears = &model->linears,
+                        .scratch = &model->mlp,
+                        .state = &model->blocks[block].mlp,
+                        .up = linears_at(&model->linears, block, LINEAR_UP),
+                        .down = linears_at(&model->linears, block, LINEAR_DOWN)};
 }
 
 static struct tensor stream_of(const struct model *model, void *data, const struct block_call *call)
@@ -102,19 +138,56 @@ static struct tensor stream_of(const struct model *model, void *data, const stru
     return model_act(model, data, call->count * call->sequence, model->arch.width);
 }
 
+/* The norms of this call, as those that follow read them. */
+static struct operand norm1_of(const struct model *model, int64_t block,
+                               const struct block_call *call)
+{
+    const struct block_state *state = &model->blocks[block];
+    if (linears_in_fp8(&model->linears, block)) {
+        return (struct operand){
+            .q = fp8_view(state->norm1_codes, call->count * call->sequence, model->arch.width)};
+    }
+    return (struct operand){.act = stream_of(model, state->norm1, call)};
+}
+
+static struct operand norm2_of(const struct model *model, int64_t block,
+                               const struct block_call *call)
+{
+    const struct block_state *state = &model->blocks[block];
+    struct operand x = {.act = stream_of(model, state->norm2, call)};
+    if (norm2_in_codes(model, block)) {
+        x.q = fp8_view(state->norm2_codes, x.act.dim[0], x.act.dim[1]);
+    }
+    return x;
+}
+
+/* Router jitter on the second norm, and the codes of what comes out. */
+static void jitter(struct model *model, int64_t block, const struct block_call *call,
+                   const struct operand *x)
+{
+    const struct fp8_how how = linears_how(&model->linears, LINEAR_ACTIVATIONS);
+    const struct fp8_rows none = {0};
+    model->ops->jitter(model->device, x->act, call->jitter_key + (uint64_t)block, 0,
+                       model->arch.jitter);
+    if (x->q.code != NULL) {
+        model->ops->fp8->quantize(model->device, x->q, none, x->act, NULL, x->q.rows, NULL, 1,
+                                  &how);
+    }
+}
+
 /* The second norm, with the residual sum before it where delta has data. */
 static void second_norm(struct model *model, int64_t block, const struct block_call *call,
                         struct tensor x, struct tensor delta)
 {
     struct block_state *state = &model->blocks[block];
-    const struct tensor norm2 = stream_of(model, state->norm2, call);
-    model->ops->norm_forward(
-        model->device, norm2, stream_of(model, state->middle, call), state->rstd2, x, delta,
-        model_vector(model, model->params.block[block].post_norm, model->arch.width),
-        model->arch.norm_eps);
-    if (call->training && model->arch.jitter > 0) {
-        model->ops->jitter(model->device, norm2, call->jitter_key + (uint64_t)block, 0,
-                           model->arch.jitter);
+    const struct operand y = norm2_of(model, block, call);
+    const bool jitters = call->training && model->arch.jitter > 0;
+    const struct operand first = {.act = y.act, .q = jitters ? (struct fp8_rows){0} : y.q};
+    linear_norm(&model->linears, &first, stream_of(model, state->middle, call), state->rstd2, x,
+                delta, model_vector(model, model->params.block[block].post_norm, model->arch.width),
+                model->arch.norm_eps);
+    if (jitters) {
+        jitter(model, block, call, &y);
     }
 }
 
@@ -122,11 +195,10 @@ static void first_norm(struct model *model, int64_t block, const struct block_ca
                        struct tensor x, struct tensor delta)
 {
     struct block_state *state = &model->blocks[block];
-    model->ops->norm_forward(
-        model->device, stream_of(model, state->norm1, call), stream_of(model, state->input, call),
-        state->rstd1, x, delta,
-        model_vector(model, model->params.block[block].input_norm, model->arch.width),
-        model->arch.norm_eps);
+    const struct operand y = norm1_of(model, block, call);
+    linear_norm(&model->linears, &y, stream_of(model, state->input, call), state->rstd1, x, delta,
+                model_vector(model, model->params.block[block].input_norm, model->arch.width),
+                model->arch.norm_eps);
 }
 
 /* y = feed-forward of the second norm. */
@@ -134,21 +206,22 @@ static void feed_forward(struct model *model, int64_t block, const struct block_
                          struct tensor y)
 {
     struct block_state *state = &model->blocks[block];
-    const struct tensor x = stream_of(model, state->norm2, call);
-    const int64_t inner = mlp_width(model, block);
-    const bool routed = has_experts(model, block);
+    const struct operand x = norm2_of(model, block, call);
+    const bool routed = has_experts(model, block), visited = mlp_width(model, block) > 0;
     const struct moe_weights weights = routed ? moe_weights(model, block) : (struct moe_weights){0};
+    const struct mlp mlp = mlp_of(model, block);
     if (routed) {
-        moe_forward_start(&model->moe, &state->moe, &weights, x, call->sequence, call->training);
+        moe_forward_start(&model->moe, &state->moe, &weights, x.act, call->sequence,
+                          call->training);
     }
-    if (inner > 0) { /* beside tokens on their way to their experts */
-        mlp_forward_up(model, block, inner, x);
+    if (visited) { /* beside tokens on their way to their experts */
+        mlp_forward_up(&mlp, &x, call->training);
     }
     if (routed) {
-        moe_forward_finish(&model->moe, &state->moe, &weights, y, x);
+        moe_forward_finish(&model->moe, &state->moe, &weights, y, x.act, call->training);
     }
-    if (inner > 0) {
-        mlp_forward_down(model, block, inner, y, routed);
+    if (visited) {
+        mlp_forward_down(&mlp, y, routed);
     }
 }
 
@@ -157,14 +230,10 @@ static void attend(struct model *model, int64_t block, const struct block_call *
                    struct tensor x, struct tensor delta)
 {
     struct block_state *state = &model->blocks[block];
-    const int64_t out = model->arch.heads * model->arch.v_dim;
     const struct tensor projected = stream_of(model, model->delta, call);
+    const struct operand norm1 = norm1_of(model, block, call);
     first_norm(model, block, call, x, delta);
-    attention_forward(model, block, call, stream_of(model, state->norm1, call));
-    model->ops->linear_forward(
-        model->device, projected, model_act(model, state->attention.attended, x.dim[0], out),
-        model_weight(model, PARAM_DENSE, model->params.block[block].o_proj, model->arch.width, out),
-        false);
+    attention_forward(model, block, call, projected, &norm1);
     second_norm(model, block, call, stream_of(model, state->input, call), projected);
 }
 
@@ -239,6 +308,7 @@ static void recompute(struct model *model, int64_t block, const struct block_cal
 {
     struct block_state *state = &model->blocks[block];
     const struct tensor none = {0}, input = stream_of(model, state->input, call);
+    model->linears.again = true;
     if (model->config->train.recompute == CONFIG_RECOMPUTE_BLOCK) {
         attend(model, block, call, input, none);
         feed_forward(model, block, call, stream_of(model, model->delta, call));
@@ -247,50 +317,39 @@ static void recompute(struct model *model, int64_t block, const struct block_cal
         attention_recompute(model, block, call);
         second_norm(model, block, call, stream_of(model, state->middle, call), none);
     }
+    model->linears.again = false;
 }
 
 static void feed_forward_backward(struct model *model, int64_t block, const struct block_call *call,
                                   struct tensor dx, struct tensor dy, float z_scale)
 {
     struct block_state *state = &model->blocks[block];
-    const struct tensor x = stream_of(model, state->norm2, call);
-    const int64_t inner = mlp_width(model, block);
-    const bool routed = has_experts(model, block);
+    const struct operand x = norm2_of(model, block, call);
+    const bool routed = has_experts(model, block), visited = mlp_width(model, block) > 0;
+    const struct moe_weights weights = routed ? moe_weights(model, block) : (struct moe_weights){0};
+    const struct mlp mlp = mlp_of(model, block);
     if (routed) {
-        moe_backward_start(&model->moe, &state->moe, dy);
+        moe_backward_start(&model->moe, &state->moe, &weights, dy);
     }
-    if (inner > 0) { /* beside gradients on their way to the experts */
-        mlp_backward_down(model, block, inner, dy, x);
+    if (visited) { /* beside gradients on their way to the experts */
+        if (model->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
+            mlp_restore(&mlp, &x);
+        }
+        mlp_backward_prepare(&mlp, dy.dim[0]);
+        mlp_backward_down(&mlp, (struct operand){.act = dy});
+        mlp_backward_up_weight(&mlp, &x);
     }
     if (routed) {
-        const struct moe_weights weights = moe_weights(model, block),
-                                 grads = moe_grads(model, block);
-        moe_backward_finish(&model->moe, &state->moe, &weights, &grads, dx, x,
+        moe_backward_finish(&model->moe, &state->moe, &weights, dx, x.act,
                             balance_gradient(model, block), z_scale);
     }
-    if (inner > 0) {
-        mlp_backward_up(model, block, inner, dx, routed);
+    if (visited) {
+        mlp_backward_up(&mlp, dx, routed);
     }
     if (model->arch.jitter > 0) {
         model->ops->jitter(model->device, dx, call->jitter_key + (uint64_t)block, 0,
                            model->arch.jitter);
     }
-}
-
-/* dx of the attention half from the gradient of the stream. */
-static void project_backward(struct model *model, int64_t block, const struct block_call *call,
-                             struct tensor dx, struct tensor dy)
-{
-    struct block_state *state = &model->blocks[block];
-    const int64_t out = model->arch.heads * model->arch.v_dim, width = model->arch.width,
-                  at = model->params.block[block].o_proj;
-    model->ops->linear_backward_weight(model->device,
-                                       model_grad(model, PARAM_DENSE, at, width, out), dy,
-                                       model_act(model, state->attention.attended, dy.dim[0], out));
-    model->ops->linear_backward_input(model->device,
-                                      model_act(model, model->attention.dattended, dy.dim[0], out),
-                                      dy, model_weight(model, PARAM_DENSE, at, width, out), false);
-    attention_backward(model, block, call, dx, stream_of(model, state->norm1, call));
 }
 
 static void norm_backward(struct model *model, struct tensor dstream, struct tensor dnorm,
@@ -320,7 +379,8 @@ static void backward_attention(const struct recorded *a)
                         dnorm = stream_of(model, model->dnorm, a->call);
     norm_backward(model, dstream, dnorm, stream_of(model, state->middle, a->call), state->rstd2,
                   at->post_norm);
-    project_backward(model, a->block, a->call, dnorm, dstream);
+    const struct operand norm1 = norm1_of(model, a->block, a->call);
+    attention_backward(model, a->block, a->call, dnorm, dstream, &norm1);
     norm_backward(model, dstream, dnorm, stream_of(model, state->input, a->call), state->rstd1,
                   at->input_norm);
 }

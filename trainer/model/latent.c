@@ -29,12 +29,22 @@ void latent_layout(const struct model *model, struct attention_state *state,
     if (w.q_rank > 0) {
         const size_t bytes = (size_t)w.q_rank * row;
         state->q_a = layout_buffer(layout, MEMORY_REST, lender->q_a, bytes);
-        state->q_c = layout_buffer(layout, MEMORY_NORM, lender->q_c, bytes);
+        if (layout->act) {
+            state->q_c = layout_buffer(layout, MEMORY_NORM, lender->q_c, bytes);
+        }
+        if (layout->fp8) {
+            state->q_c_codes = layout_codes(layout, MEMORY_NORM, lender->q_c_codes, w.n, w.q_rank);
+        }
         state->rstd_q = layout_buffer(layout, MEMORY_REST, lender->rstd_q, n * sizeof(float));
     }
     state->q = layout_buffer(layout, query, lender->q, (size_t)w.query * row);
     state->c_a = layout_buffer(layout, MEMORY_REST, lender->c_a, (size_t)w.kv_rank * row);
-    state->c = layout_buffer(layout, MEMORY_NORM, lender->c, (size_t)w.kv_rank * row);
+    if (layout->act) {
+        state->c = layout_buffer(layout, MEMORY_NORM, lender->c, (size_t)w.kv_rank * row);
+    }
+    if (layout->fp8) {
+        state->c_codes = layout_codes(layout, MEMORY_NORM, lender->c_codes, w.n, w.kv_rank);
+    }
     state->rstd_c = layout_buffer(layout, MEMORY_REST, lender->rstd_c, n * sizeof(float));
     state->kv = layout_buffer(layout, MEMORY_NORM, lender->kv, (size_t)w.latent * row);
     state->k_rope = layout_buffer(layout, MEMORY_REST, lender->k_rope, (size_t)w.rope * row);
@@ -75,79 +85,109 @@ static struct rope_shape key_rope(const struct model *model)
                                .interleaved = model->arch.rope_interleaved};
 }
 
-static void norm(struct model *model, void *y, float *rstd, void *x, int64_t weight, int64_t rows,
-                 int64_t width)
+/* y = x w^T of one of the projections. */
+static void up(struct model *model, int64_t block, enum linear_name name, void *y, int64_t tokens,
+               const struct operand *x)
 {
-    model->ops->norm_forward(model->device, model_act(model, y, rows, width), (struct tensor){0},
-                             rstd, model_act(model, x, rows, width), (struct tensor){0},
-                             model_vector(model, weight, width), LATENT_EPS);
+    const struct linear *linear = linears_at(&model->linears, block, name);
+    linear_forward(&model->linears, linear, model_act(model, y, tokens, linear->out), x, NULL,
+                   false);
 }
 
-static void up(struct model *model, void *y, void *x, int64_t weight, int64_t rows, int64_t out,
-               int64_t in)
+static void norm(struct model *model, const struct operand *y, float *rstd, struct tensor x,
+                 int64_t weight)
 {
-    model->ops->linear_forward(model->device, model_act(model, y, rows, out),
-                               model_act(model, x, rows, in),
-                               model_weight(model, PARAM_DENSE, weight, out, in), false);
+    const struct tensor none = {0};
+    linear_norm(&model->linears, y, none, rstd, x, none, model_vector(model, weight, x.dim[1]),
+                LATENT_EPS);
 }
 
-/* q from x or from the normed compressed query, rotated. */
-static void queries(struct model *model, int64_t block, const struct block_call *call, void *x,
-                    int64_t in)
+/* The normed compressed query, as q_b reads it. */
+static struct operand query_input(const struct model *model, int64_t block, const struct widths *w)
+{
+    const struct attention_state *state = &model->blocks[block].attention;
+    if (linears_in_fp8(&model->linears, block)) {
+        return (struct operand){.q = fp8_view(state->q_c_codes, w->n, w->q_rank)};
+    }
+    return (struct operand){.act = model_act(model, state->q_c, w->n, w->q_rank)};
+}
+
+/* The normed latent, as kv_b reads it; `cached`: in act too. */
+static struct operand latent_input(const struct model *model, int64_t block, const struct widths *w,
+                                   bool cached)
+{
+    const struct attention_state *state = &model->blocks[block].attention;
+    struct operand c = {0};
+    if (linears_in_fp8(&model->linears, block)) {
+        c.q = fp8_view(state->c_codes, w->n, w->kv_rank);
+        c.act = model_act(model, cached ? model->attention.c : NULL, w->n, w->kv_rank);
+    } else {
+        c.act = model_act(model, state->c, w->n, w->kv_rank);
+    }
+    return c;
+}
+
+/* q from x, or from the compressed query, normed; rotated. */
+static void queries(struct model *model, int64_t block, const struct block_call *call,
+                    const struct operand *x)
 {
     struct attention_state *state = &model->blocks[block].attention;
     const struct widths w = widths(model, call->count * call->sequence);
-    up(model, state->q, x, model->params.block[block].q_b, w.n, w.query, in);
+    if (w.q_rank > 0) {
+        const struct operand q_c = query_input(model, block, &w);
+        norm(model, &q_c, state->rstd_q, model_act(model, state->q_a, w.n, w.q_rank),
+             model->params.block[block].q_a_norm);
+        up(model, block, LINEAR_Q_B, state->q, w.n, &q_c);
+    } else {
+        up(model, block, LINEAR_Q_B, state->q, w.n, x);
+    }
     model->ops->rope(model->device, model_act(model, state->q, w.n, w.query),
                      call->batch->positions, model->rope, query_rope(model), false);
 }
 
-void latent_forward(struct model *model, int64_t block, const struct block_call *call,
-                    struct tensor x)
+static void keys(struct model *model, int64_t block, const struct block_call *call)
 {
     struct attention_state *state = &model->blocks[block].attention;
-    const struct block_offsets *at = &model->params.block[block];
     const struct widths w = widths(model, call->count * call->sequence);
-    const int64_t width = x.dim[1];
-    if (w.q_rank > 0) {
-        up(model, state->q_a, x.data, at->q_a, w.n, w.q_rank, width);
-        norm(model, state->q_c, state->rstd_q, state->q_a, at->q_a_norm, w.n, w.q_rank);
-        queries(model, block, call, state->q_c, w.q_rank);
-    } else {
-        queries(model, block, call, x.data, width);
+    const struct operand c = latent_input(model, block, &w, call->cache != NULL);
+    norm(model, &c, state->rstd_c, model_act(model, state->c_a, w.n, w.kv_rank),
+         model->params.block[block].kv_a_norm);
+    if (call->lengths == NULL) { /* else attention is absorbed: no head's keys, no values */
+        up(model, block, LINEAR_KV_B, state->kv, w.n, &c);
     }
-    up(model, state->c_a, x.data, at->kv_a, w.n, w.kv_rank, width);
-    up(model, state->k_rope, x.data, at->kv_a + w.kv_rank * width, w.n, w.rope, width);
+}
+
+void latent_forward(struct model *model, int64_t block, const struct block_call *call,
+                    const struct operand *x)
+{
+    struct attention_state *state = &model->blocks[block].attention;
+    const struct widths w = widths(model, call->count * call->sequence);
+    if (w.q_rank > 0) {
+        up(model, block, LINEAR_Q_A, state->q_a, w.n, x);
+    }
+    queries(model, block, call, x);
+    up(model, block, LINEAR_KV_A, state->c_a, w.n, x);
+    up(model, block, LINEAR_K_ROPE, state->k_rope, w.n, x);
     model->ops->rope(model->device, model_act(model, state->k_rope, w.n, w.rope),
                      call->batch->positions, model->rope, key_rope(model), false);
-    norm(model, state->c, state->rstd_c, state->c_a, at->kv_a_norm, w.n, w.kv_rank);
-    if (call->lengths == NULL) { /* else attention is absorbed: no head's keys, no values */
-        up(model, state->kv, state->c, at->kv_b, w.n, w.latent, w.kv_rank);
-    }
+    keys(model, block, call);
 }
 
 void latent_recompute(struct model *model, int64_t block, const struct block_call *call)
 {
-    struct attention_state *state = &model->blocks[block].attention;
-    const struct block_offsets *at = &model->params.block[block];
-    const struct widths w = widths(model, call->count * call->sequence);
-    if (w.q_rank > 0) {
-        norm(model, state->q_c, state->rstd_q, state->q_a, at->q_a_norm, w.n, w.q_rank);
-        queries(model, block, call, state->q_c, w.q_rank);
+    if (model->arch.q_rank > 0) {
+        queries(model, block, call, NULL);
     }
-    norm(model, state->c, state->rstd_c, state->c_a, at->kv_a_norm, w.n, w.kv_rank);
-    up(model, state->kv, state->c, at->kv_b, w.n, w.latent, w.kv_rank);
+    keys(model, block, call);
 }
 
-/* A projection y = x w^T: dw adds; dx overwrites or adds. */
-static void down(struct model *model, void *dy, int64_t weight, int64_t out, struct tensor dx,
-                 struct tensor x, bool add)
+/* Back through a projection y = x w^T: dx overwrites or adds. */
+static void down(struct model *model, int64_t block, enum linear_name name, struct tensor dx,
+                 void *dy, const struct operand *x, bool add)
 {
-    const struct tensor grad = model_act(model, dy, x.dim[0], out);
-    model->ops->linear_backward_weight(
-        model->device, model_grad(model, PARAM_DENSE, weight, out, x.dim[1]), grad, x);
-    model->ops->linear_backward_input(model->device, dx, grad,
-                                      model_weight(model, PARAM_DENSE, weight, out, x.dim[1]), add);
+    const struct linear *linear = linears_at(&model->linears, block, name);
+    linear_backward(&model->linears, linear, dx, model_act(model, dy, dx.dim[0], linear->out), x,
+                    add);
 }
 
 /* dx overwrites (the op adds: it starts from zeros). */
@@ -159,50 +199,50 @@ static void norm_down(struct model *model, struct tensor dx, struct tensor dy, s
                               rstd, model_vector(model, weight, x.dim[1]));
 }
 
-static void keys_backward(struct model *model, int64_t block, const struct widths *w,
-                          struct tensor dx, struct tensor x)
+/* To the latent before its norm. */
+static void keys_backward(struct model *model, int64_t block, const struct widths *w)
 {
     struct attention_state *state = &model->blocks[block].attention;
     struct attention_scratch *scratch = &model->attention;
-    const struct block_offsets *at = &model->params.block[block];
     const struct tensor dc = model_act(model, scratch->dc, w->n, w->kv_rank),
                         dc_a = model_act(model, scratch->dc_a, w->n, w->kv_rank);
-    down(model, scratch->dkv, at->kv_b, w->latent, dc, model_act(model, state->c, w->n, w->kv_rank),
-         false);
+    const struct operand c = latent_input(model, block, w, false);
+    down(model, block, LINEAR_KV_B, dc, scratch->dkv, &c, false);
     norm_down(model, dc_a, dc, model_act(model, state->c_a, w->n, w->kv_rank), state->rstd_c,
-              at->kv_a_norm);
-    down(model, scratch->dc_a, at->kv_a, w->kv_rank, dx, x, true);
-    down(model, scratch->dk_rope, at->kv_a + w->kv_rank * x.dim[1], w->rope, dx, x, true);
+              model->params.block[block].kv_a_norm);
 }
 
-static void queries_backward(struct model *model, int64_t block, const struct widths *w,
-                             struct tensor dx, struct tensor x)
+/* To the compressed query before its norm. */
+static void queries_backward(struct model *model, int64_t block, const struct widths *w)
 {
     struct attention_state *state = &model->blocks[block].attention;
     struct attention_scratch *scratch = &model->attention;
-    const struct block_offsets *at = &model->params.block[block];
-    if (w->q_rank == 0) {
-        down(model, scratch->dq, at->q_b, w->query, dx, x, false);
-        return;
-    }
     const struct tensor dq_c = model_act(model, scratch->dq_c, w->n, w->q_rank),
                         dq_a = model_act(model, scratch->dq_a, w->n, w->q_rank);
-    down(model, scratch->dq, at->q_b, w->query, dq_c, model_act(model, state->q_c, w->n, w->q_rank),
-         false);
+    const struct operand q_c = query_input(model, block, w);
+    down(model, block, LINEAR_Q_B, dq_c, scratch->dq, &q_c, false);
     norm_down(model, dq_a, dq_c, model_act(model, state->q_a, w->n, w->q_rank), state->rstd_q,
-              at->q_a_norm);
-    down(model, scratch->dq_a, at->q_a, w->q_rank, dx, x, false);
+              model->params.block[block].q_a_norm);
 }
 
 void latent_backward(struct model *model, int64_t block, const struct block_call *call,
-                     struct tensor dx, struct tensor x)
+                     struct tensor dx, const struct operand *x)
 {
     struct attention_scratch *scratch = &model->attention;
     const struct widths w = widths(model, call->count * call->sequence);
+    const bool compressed = w.q_rank > 0;
+    struct operand input = *x;
     model->ops->rope(model->device, model_act(model, scratch->dq, w.n, w.query),
                      call->batch->positions, model->rope, query_rope(model), true);
     model->ops->rope(model->device, model_act(model, scratch->dk_rope, w.n, w.rope),
                      call->batch->positions, model->rope, key_rope(model), true);
-    queries_backward(model, block, &w, dx, x);
-    keys_backward(model, block, &w, dx, x);
+    if (compressed) {
+        queries_backward(model, block, &w);
+    }
+    keys_backward(model, block, &w);
+    linear_turn(&model->linears, linears_at(&model->linears, block, LINEAR_KV_A), &input, NULL);
+    down(model, block, compressed ? LINEAR_Q_A : LINEAR_Q_B, dx,
+         compressed ? scratch->dq_a : scratch->dq, &input, false);
+    down(model, block, LINEAR_KV_A, dx, scratch->dc_a, &input, true);
+    down(model, block, LINEAR_K_ROPE, dx, scratch->dk_rope, &input, true);
 }

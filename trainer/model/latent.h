@@ -15,11 +15,11 @@ void latent_scratch_layout(const struct model *model, struct attention_scratch *
                            struct arena *arena);
 
 void latent_forward(struct model *model, int64_t block, const struct block_call *call,
-                    struct tensor x);
+                    const struct operand *x);
 /* The norms and what is projected up from them, again. */
 void latent_recompute(struct model *model, int64_t block, const struct block_call *call);
 /* From scratch dq, dkv, dk_rope to dx (overwrites) and the gradients of the projections (add). */
 void latent_backward(struct model *model, int64_t block, const struct block_call *call,
-                     struct tensor dx, struct tensor x);
+                     struct tensor dx, const struct operand *x);
 
 #endif

@@ -7,6 +7,7 @@
 #define TRAINER_LAYOUT_H
 
 #include "kernels/base/arena.h"
+#include "kernels/ops_fp8.h"
 #include "trainer/config/config.h"
 
 enum memory_class {
@@ -22,11 +23,26 @@ struct layout {
     struct arena *arena; /* borrowed */
     bool lent[MEMORY_CLASSES];
     bool lending; /* this is the state that lends */
+    bool training;
+    bool act, fp8; /* which kinds of block this state is of: one, or, lending, both */
+};
+
+/* Room for codes and scales of rows of FP8: fp8_view, fp8_turned (linear.h) look at it. */
+struct fp8_buffer {
+    uint8_t *code;
+    float *scale;
 };
 
 void layout_init(struct layout *layout, struct arena *arena, bool training, int recompute);
 
 /* The next buffer of a state: its own, or `lent`, that of the lending state. */
 void *layout_buffer(const struct layout *layout, enum memory_class kind, void *lent, size_t bytes);
+/* The same for the codes of rows x cols values. */
+struct fp8_buffer layout_codes(const struct layout *layout, enum memory_class kind,
+                               struct fp8_buffer lent, int64_t rows, int64_t cols);
+
+/* Scales from one tile of columns to the next, of so many rows: struct fp8_rows. */
+int64_t fp8_pitch(int64_t rows);
+size_t fp8_scale_bytes(int64_t rows, int64_t cols);
 
 #endif

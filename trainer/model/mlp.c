@@ -2,13 +2,15 @@
 
 #include "trainer/model/block.h"
 
-void mlp_layout(const struct model *model, struct mlp_state *state, const struct mlp_state *lender,
-                int64_t inner, const struct layout *layout)
+void mlp_layout(struct mlp_state *state, const struct mlp_state *lender, int64_t rows,
+                int64_t inner, enum dtype act, const struct layout *layout)
 {
-    const size_t row = (size_t)(model->batch * model->sequence) * dtype_bytes(model->act);
-    if (inner > 0) {
-        state->gate_up =
-            layout_buffer(layout, MEMORY_INNER, lender->gate_up, 2 * (size_t)inner * row);
+    if (layout->act) {
+        state->gate_up = layout_buffer(layout, MEMORY_INNER, lender->gate_up,
+                                       (size_t)(rows * 2 * inner) * dtype_bytes(act));
+    }
+    if (layout->fp8 && layout->training) {
+        state->kept = layout_codes(layout, MEMORY_INNER, lender->kept, rows, 2 * inner);
     }
 }
 
@@ -18,75 +20,148 @@ int64_t mlp_widest(const struct architecture *arch)
     return dense > arch->shared_width ? dense : arch->shared_width;
 }
 
-void mlp_scratch_layout(const struct model *model, struct mlp_scratch *scratch, struct arena *arena)
+static struct fp8_buffer codes(struct arena *arena, int64_t rows, int64_t cols)
 {
-    const size_t bytes = (size_t)(model->batch * model->sequence * mlp_widest(&model->arch)) *
-                         dtype_bytes(model->act);
-    scratch->hidden = arena_alloc(arena, bytes);
-    scratch->dhidden = arena_alloc(arena, model->training ? bytes : 0);
+    return (struct fp8_buffer){.code = arena_alloc(arena, (size_t)(rows * cols)),
+                               .scale = arena_alloc(arena, fp8_scale_bytes(rows, cols))};
 }
 
-static struct tensor gate_up_weight(const struct model *model, int64_t block, int64_t inner)
+void mlp_scratch_layout(struct mlp_scratch *scratch, const struct linears *linears, int64_t rows,
+                        int64_t inner, struct arena *arena)
 {
-    return model_weight(model, PARAM_DENSE, model->params.block[block].gate_up, 2 * inner,
-                        model->arch.width);
-}
-
-static struct tensor down_weight(const struct model *model, int64_t block, int64_t inner)
-{
-    return model_weight(model, PARAM_DENSE, model->params.block[block].down, model->arch.width,
-                        inner);
-}
-
-static struct tensor gate_up_of(const struct model *model, int64_t block, int64_t inner,
-                                int64_t tokens)
-{
-    return model_act(model, model->blocks[block].mlp.gate_up, tokens, 2 * inner);
-}
-
-static void up(struct model *model, int64_t block, int64_t inner, struct tensor x)
-{
-    model->ops->linear_forward(model->device, gate_up_of(model, block, inner, x.dim[0]), x,
-                               gate_up_weight(model, block, inner), false);
-}
-
-void mlp_forward_up(struct model *model, int64_t block, int64_t inner, struct tensor x)
-{
-    up(model, block, inner, x);
-    model->ops->swiglu_forward(model->device, model_act(model, model->mlp.hidden, x.dim[0], inner),
-                               gate_up_of(model, block, inner, x.dim[0]));
-}
-
-void mlp_forward_down(struct model *model, int64_t block, int64_t inner, struct tensor y, bool add)
-{
-    model->ops->linear_forward(model->device, y,
-                               model_act(model, model->mlp.hidden, y.dim[0], inner),
-                               down_weight(model, block, inner), add);
-}
-
-void mlp_backward_down(struct model *model, int64_t block, int64_t inner, struct tensor dy,
-                       struct tensor x)
-{
-    const struct ops *ops = model->ops;
-    const struct block_offsets *at = &model->params.block[block];
-    const int64_t width = model->arch.width;
-    const struct tensor gate_up = gate_up_of(model, block, inner, x.dim[0]);
-    const struct tensor hidden = model_act(model, model->mlp.hidden, x.dim[0], inner),
-                        dhidden = model_act(model, model->mlp.dhidden, x.dim[0], inner);
-    if (model->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
-        up(model, block, inner, x);
+    const size_t bytes = (size_t)(rows * inner) * dtype_bytes(linears->act);
+    const int64_t fp8 = linears->end - linears->first;
+    if (fp8 > 0) {
+        scratch->gate_up = arena_alloc(arena, 2 * bytes);
+        scratch->hidden_codes = codes(arena, rows, inner);
     }
-    ops->swiglu_forward(model->device, hidden, gate_up);
-    ops->linear_backward_weight(model->device,
-                                model_grad(model, PARAM_DENSE, at->down, width, inner), dy, hidden);
-    ops->linear_backward_input(model->device, dhidden, dy, down_weight(model, block, inner), false);
-    ops->swiglu_backward(model->device, gate_up, dhidden, gate_up);
-    ops->linear_backward_weight(
-        model->device, model_grad(model, PARAM_DENSE, at->gate_up, 2 * inner, width), gate_up, x);
+    if (fp8 > 0 && linears->training) {
+        scratch->d_codes = codes(arena, rows, 2 * inner);
+    }
+    scratch->hidden = arena_alloc(arena, fp8 < linears->blocks ? bytes : 0);
+    scratch->dhidden = arena_alloc(arena, linears->training ? bytes : 0);
 }
 
-void mlp_backward_up(struct model *model, int64_t block, int64_t inner, struct tensor dx, bool add)
+static bool in_fp8(const struct mlp *mlp)
 {
-    model->ops->linear_backward_input(model->device, dx, gate_up_of(model, block, inner, dx.dim[0]),
-                                      gate_up_weight(model, block, inner), add);
+    return mlp->up->w.code != NULL;
+}
+
+static int64_t rows_of(const struct operand *x)
+{
+    return x->q.code != NULL ? x->q.rows : x->act.dim[0];
+}
+
+static struct tensor rows_2d(const struct mlp *mlp, void *data, int64_t rows, int64_t cols)
+{
+    return tensor_2d(data, mlp->linears->act, rows, cols);
+}
+
+/* Gate and up of x, in act. */
+static struct tensor up(const struct mlp *mlp, const struct operand *x)
+{
+    void *data = in_fp8(mlp) ? mlp->scratch->gate_up : mlp->state->gate_up;
+    const struct tensor gate_up = rows_2d(mlp, data, rows_of(x), mlp->up->out);
+    linear_forward(mlp->linears, mlp->up, gate_up, x, mlp->offset, false);
+    return gate_up;
+}
+
+/* hidden, as down reads it. */
+static struct operand hidden_of(const struct mlp *mlp, int64_t rows)
+{
+    if (in_fp8(mlp)) {
+        return (struct operand){.q = fp8_view(mlp->scratch->hidden_codes, rows, mlp->down->in)};
+    }
+    return (struct operand){.act = rows_2d(mlp, mlp->scratch->hidden, rows, mlp->down->in)};
+}
+
+/* The gradient of gate and up: in FP8 its codes, else in place of what they were. */
+static struct operand gradient_of(const struct mlp *mlp, int64_t rows)
+{
+    const int64_t width = mlp->up->out, groups = mlp->up->matrices;
+    if (in_fp8(mlp)) {
+        return (struct operand){
+            .q = fp8_view(mlp->scratch->d_codes, rows, width),
+            .t = fp8_turned(mlp->linears->scratch.d_turned, rows, width, groups)};
+    }
+    return (struct operand){.act = rows_2d(mlp, mlp->state->gate_up, rows, width)};
+}
+
+void mlp_forward_up(const struct mlp *mlp, const struct operand *x, bool keep)
+{
+    const struct linears *linears = mlp->linears;
+    const struct tensor gate_up = up(mlp, x);
+    const struct operand hidden = hidden_of(mlp, gate_up.dim[0]);
+    if (in_fp8(mlp)) {
+        const struct fp8_how how = linears_how(linears, LINEAR_ACTIVATIONS);
+        const struct fp8_rows none = {0},
+                              kept = fp8_view(mlp->state->kept, gate_up.dim[0], gate_up.dim[1]);
+        linears->ops->fp8->swiglu_forward(linears->device, hidden.q, keep ? kept : none, gate_up,
+                                          &how);
+    } else {
+        linears->ops->swiglu_forward(linears->device, hidden.act, gate_up);
+    }
+}
+
+void mlp_forward_down(const struct mlp *mlp, struct tensor y, bool add)
+{
+    const struct operand hidden = hidden_of(mlp, y.dim[0]);
+    linear_forward(mlp->linears, mlp->down, y, &hidden, mlp->offset, add);
+}
+
+void mlp_restore(const struct mlp *mlp, const struct operand *x)
+{
+    const struct linears *linears = mlp->linears;
+    const struct tensor gate_up = up(mlp, x);
+    if (in_fp8(mlp)) {
+        const struct fp8_how how = linears_how_silent(linears);
+        const struct fp8_rows none = {0},
+                              kept = fp8_view(mlp->state->kept, gate_up.dim[0], gate_up.dim[1]);
+        linears->ops->fp8->quantize(linears->device, kept, none, gate_up, NULL, kept.rows, NULL, 1,
+                                    &how);
+    }
+}
+
+void mlp_backward_prepare(const struct mlp *mlp, int64_t rows)
+{
+    if (!in_fp8(mlp)) {
+        mlp->linears->ops->swiglu_forward(mlp->linears->device, hidden_of(mlp, rows).act,
+                                          gradient_of(mlp, rows).act);
+    }
+}
+
+void mlp_backward_down(const struct mlp *mlp, struct operand dy)
+{
+    const struct linears *linears = mlp->linears;
+    const int64_t rows = rows_of(&dy), inner = mlp->down->in, groups = mlp->up->matrices;
+    const struct tensor dhidden = rows_2d(mlp, mlp->scratch->dhidden, rows, inner), none = {0};
+    const struct operand d = gradient_of(mlp, rows);
+    struct operand hidden = hidden_of(mlp, rows);
+    linear_ready(linears, mlp->down, &dy, mlp->offset);
+    linear_backward_input(linears, mlp->down, dhidden, &dy, mlp->offset, false);
+    if (in_fp8(mlp)) {
+        const struct fp8_how how = linears_how(linears, LINEAR_GRADIENTS);
+        hidden.t = fp8_turned(linears->scratch.x_turned, rows, inner, groups);
+        linears->ops->fp8->swiglu_backward(linears->device, d.q, d.t, hidden.t, dhidden, none,
+                                           fp8_view(mlp->state->kept, rows, 2 * inner), mlp->offset,
+                                           groups, &how);
+    } else {
+        linears->ops->swiglu_backward(linears->device, d.act, dhidden, d.act);
+    }
+    linear_backward_weight(linears, mlp->down, &dy, &hidden, mlp->offset, rows);
+}
+
+void mlp_backward_up(const struct mlp *mlp, struct tensor dx, bool add)
+{
+    const struct operand d = gradient_of(mlp, dx.dim[0]);
+    linear_backward_input(mlp->linears, mlp->up, dx, &d, mlp->offset, add);
+}
+
+void mlp_backward_up_weight(const struct mlp *mlp, const struct operand *x)
+{
+    const int64_t rows = rows_of(x);
+    const struct operand d = gradient_of(mlp, rows);
+    struct operand input = *x;
+    linear_turn(mlp->linears, mlp->up, &input, mlp->offset);
+    linear_backward_weight(mlp->linears, mlp->up, &d, &input, mlp->offset, rows);
 }

@@ -27,6 +27,7 @@ static void group_layout(struct model *model)
     if (model->training) {
         optimizer_layout(model);
     }
+    linears_layout(&model->linears, model, &model->arena_params, &model->arena_activations);
 }
 
 static void activation_layout(struct model *model)
@@ -38,10 +39,10 @@ static void activation_layout(struct model *model)
     const size_t stream = (size_t)(n * arch->width) * dtype_bytes(model->act);
     void **streams[] = {&model->stream, &model->delta, &model->dstream,
                         &model->dwork,  &model->dnorm, &model->final_norm};
+    attention_scratch_layout(model, &model->attention, arena);
     block_layout(model, arena);
     moe_scratch_layout(&model->moe, arena);
-    attention_scratch_layout(model, &model->attention, arena);
-    mlp_scratch_layout(model, &model->mlp, arena);
+    mlp_scratch_layout(&model->mlp, &model->linears, n, mlp_widest(arch), arena);
     mtp_layout(model, arena);
     balance_layout(model, &model->balance, arena);
     for (size_t i = 0; i < sizeof streams / sizeof streams[0]; i++) {
@@ -106,12 +107,11 @@ static enum status init_experts(struct model *model, const struct mesh *mesh)
                               .ops = model->ops,
                               .config = model->config,
                               .arch = arch,
+                              .linears = &model->linears,
                               .act = model->act,
                               .tokens = tokens,
                               .sequences = model->batch,
-                              .local_experts = arch->experts / mesh->ep.size,
-                              .expert_stride = model->params.expert_stride,
-                              .down_offset = model->params.down_offset};
+                              .local_experts = arch->experts / mesh->ep.size};
     model->blocks = calloc((size_t)blocks, sizeof *model->blocks);
     if (model->blocks == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for %lld layers", (long long)blocks);
@@ -156,11 +156,13 @@ enum status model_init(struct model *model, const struct config *config, const s
         .act = config->train.precision == CONFIG_FP32 ? DTYPE_F32 : DTYPE_BF16,
         .moments = config->optimizer.moments == CONFIG_MOMENTS_FP32 ? DTYPE_F32 : DTYPE_BF16,
         .training = training,
+        .unit = 1,
         .batch = batch,
         .sequence = sequence};
     architecture_init(&model->arch, config);
     model->arch.mtp_depth = training ? model->arch.mtp_depth : 0;
     TRY(init_groups(model, mesh));
+    TRY(linears_init(&model->linears, model));
     if (training) {
         TRY(optimizer_init(model));
     }
@@ -178,6 +180,7 @@ void model_free(struct model *model)
     free(model->blocks);
     mtp_free(model);
     optimizer_free(model);
+    linears_free(&model->linears);
     params_free(&model->params);
     arena_free(&model->arena_params);
     arena_free(&model->arena_grads);
@@ -198,6 +201,7 @@ void model_publish(struct model *model)
         }
         zero_all_gather(&group->zero, group->weights, model->act);
     }
+    linears_publish(&model->linears);
 }
 
 void model_initialize(struct model *model)
@@ -232,6 +236,7 @@ void model_zero_grads(struct model *model)
                          (size_t)model->group[g].zero.count * sizeof(float));
     }
     model->ops->zero(model->device, model->load, (size_t)loads * sizeof(int64_t));
+    linears_count_anew(&model->linears);
 }
 
 static struct tensor stream(const struct model *model, void *data, int64_t tokens)

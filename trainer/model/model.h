@@ -16,6 +16,7 @@
 #include "trainer/config/config.h"
 #include "trainer/model/attention.h"
 #include "trainer/model/balance.h"
+#include "trainer/model/linear.h"
 #include "trainer/model/mlp.h"
 #include "trainer/model/moe.h"
 #include "trainer/model/mtp.h"
@@ -38,10 +39,13 @@ struct model_group {
 
 /* What forward of one block leaves for its backward. */
 struct block_state {
-    void *input;          /* [N,C] act: residual stream entering the block */
-    void *norm1;          /* [N,C] act */
-    void *middle, *norm2; /* [N,C] act: residual stream after attention, and its norm */
-    float *rstd1, *rstd2; /* [N] */
+    void *input; /* [N,C] act: residual stream entering the block */
+    void *norm1; /* [N,C] act; in FP8: */
+    struct fp8_buffer norm1_codes;
+    void *middle, *norm2; /* [N,C] act: residual stream after attention, and its norm; norm2: where
+                             a router or bf16 reads it */
+    struct fp8_buffer norm2_codes; /* in FP8, where a dense MLP or shared experts read it */
+    float *rstd1, *rstd2;          /* [N] */
     struct attention_state attention;
     struct mlp_state mlp; /* of a dense layer, or of the shared experts */
     struct moe_state moe; /* where the block has experts */
@@ -72,6 +76,9 @@ struct model {
     bool training;               /* has gradients and optimizer state */
     struct params params;
     struct model_group group[PARAM_GROUPS];
+    struct linears linears;
+    double unit;                /* what gradients are counted in: the true ones times this power of
+                                   two. 1 but in FP8 (stepper_step) */
     float *muon_scratch;        /* for the largest matrix this rank orthogonalises */
     struct adamw_piece *pieces; /* [params] owned, host: of the step that runs */
     double *norm;               /* [1] */
@@ -109,11 +116,13 @@ void model_free(struct model *model); /* accepts a zeroed one */
 /* Collective. Fresh weights: normal(0, initializer_range) keyed by (seed, parameter name, element),
  * norms 1. */
 void model_initialize(struct model *model);
-/* Collective. Device form of the weights from the f32 masters, gathered over the replicas. */
+/* Collective. Device form of the weights from the f32 masters, gathered over the replicas; codes of
+ * those in FP8. */
 void model_publish(struct model *model);
 
 void model_zero_grads(struct model *model);
 
+/* With both times a power of two, gradients are so too (model.unit). */
 struct model_scale {
     double loss;         /* 1 / counted labels of the global batch */
     double unit;         /* 1 / micro-batches of the global batch */

@@ -59,10 +59,15 @@ void moe_state_layout(struct moe_state *state, const struct moe *moe,
     if (!layout->lending) {
         expert_plan_layout(&state->plan, layout->arena);
     }
-    state->input = layout_buffer(layout, MEMORY_REST, lender->input, received * row);
+    if (layout->act) {
+        state->input = layout_buffer(layout, MEMORY_REST, lender->input, received * row);
+    }
+    if (layout->fp8) {
+        state->input_codes =
+            layout_codes(layout, MEMORY_REST, lender->input_codes, moe->bound, arch->width);
+    }
     state->output = layout_buffer(layout, MEMORY_REST, lender->output, slots * row);
-    state->gate_up = layout_buffer(layout, MEMORY_INNER, lender->gate_up,
-                                   received * 2 * (size_t)arch->expert_width * act);
+    mlp_layout(&state->mlp, &lender->mlp, moe->bound, arch->expert_width, moe->act, layout);
 }
 
 void moe_scratch_layout(struct moe *moe, struct arena *arena)
@@ -70,15 +75,22 @@ void moe_scratch_layout(struct moe *moe, struct arena *arena)
     const struct architecture *arch = moe->arch;
     const size_t act = dtype_bytes(moe->act), row = (size_t)arch->width * act,
                  slots = (size_t)(moe->tokens * arch->top_k), received = (size_t)moe->bound;
-    const size_t inner = received * (size_t)arch->expert_width * act;
+    const int64_t codes = moe->tokens * arch->top_k * arch->width;
     struct moe_scratch *scratch = &moe->scratch;
     scratch->dlogits = arena_alloc(arena, (size_t)(moe->tokens * arch->experts) * sizeof(float));
     scratch->dweight = arena_alloc(arena, slots * sizeof(float));
     scratch->send = arena_alloc(arena, slots * row);
     scratch->rows = arena_alloc(arena, received * row);
-    scratch->hidden = arena_alloc(arena, inner);
-    scratch->dhidden = arena_alloc(arena, inner);
     scratch->buffer = arena_alloc(arena, (received + (size_t)moe->sending) * row);
+    mlp_scratch_layout(&scratch->mlp, moe->linears, moe->bound, arch->expert_width, arena);
+    if (moe->linears->training && moe->linears->first < moe->linears->end) {
+        const bool travels = moe->local_experts < arch->experts;
+        scratch->packed =
+            arena_alloc(arena, travels ? slots * (size_t)fp8_packed_bytes(arch->width) : 0);
+        scratch->send_codes.code = arena_alloc(arena, travels ? 0 : (size_t)codes);
+        scratch->send_codes.scale = arena_alloc(
+            arena, travels ? 0 : fp8_scale_bytes(moe->tokens * arch->top_k, arch->width));
+    }
 }
 
 /* Slots that travel: those beyond the capacity of an expert, or of V2's group of experts, do not.
@@ -139,50 +151,111 @@ static struct tensor act_rows(const struct moe *moe, void *data, int64_t rows, i
     return tensor_2d(data, moe->act, rows, cols);
 }
 
+static bool in_fp8(const struct moe_weights *weights)
+{
+    return weights->up->w.code != NULL;
+}
+
+static struct mlp experts_of(const struct moe *moe, struct moe_state *state,
+                             const struct moe_weights *weights)
+{
+    return (struct mlp){.linears = moe->linears,
+                        .scratch = &moe->scratch.mlp,
+                        .state = &state->mlp,
+                        .up = weights->up,
+                        .down = weights->down,
+                        .offset = state->plan.offset};
+}
+
+/* The rows of this round in expert order, as the experts read them. */
+static struct operand input_of(const struct moe *moe, const struct moe_state *state,
+                               const struct moe_weights *weights)
+{
+    const int64_t rows = state->plan.received, width = moe->arch->width;
+    if (in_fp8(weights)) {
+        return (struct operand){.q = fp8_view(state->input_codes, rows, width)};
+    }
+    return (struct operand){.act = act_rows(moe, state->input, rows, width)};
+}
+
+/* ---- FP8 on the wire: rows travel as codes and scales, which the experts read as they are ---- */
+
+/* Room for packed rows that leave, behind that for those which arrive. */
+static uint8_t *leaving(const struct moe *moe)
+{
+    return (uint8_t *)moe->scratch.buffer + moe->bound * fp8_packed_bytes(moe->arch->width);
+}
+
+static void packed_start(struct moe *moe, struct moe_state *state, const uint8_t *sending)
+{
+    expert_exchange_start(&state->plan, &state->route, moe->scratch.buffer, sending,
+                          fp8_packed_bytes(moe->arch->width));
+}
+
+static void packed_finish(struct moe *moe, struct moe_state *state, struct fp8_rows q)
+{
+    expert_exchange_finish(&state->plan);
+    moe->ops->fp8->unpack(moe->device, q, moe->scratch.buffer, state->route.place);
+}
+
+static void pack_tokens(struct moe *moe, struct moe_state *state, struct tensor x)
+{
+    const struct fp8_how how = linears_how(moe->linears, LINEAR_ACTIVATIONS);
+    moe->ops->fp8->pack(moe->device, leaving(moe), x, state->route.pick, state->route.sent, &how);
+    packed_start(moe, state, leaving(moe));
+}
+
+/* Gradients are packed already, in send order. */
+static void pick_gradients(struct moe *moe, struct moe_state *state)
+{
+    const int64_t halves = fp8_packed_bytes(moe->arch->width) / 2; /* moved as if of two bytes */
+    const struct expert_route *route = &state->route;
+    if (route->pick == NULL) {
+        packed_start(moe, state, moe->scratch.packed);
+        return;
+    }
+    moe->ops->gather_rows(moe->device, tensor_2d(leaving(moe), DTYPE_BF16, route->sent, halves),
+                          tensor_2d(moe->scratch.packed, DTYPE_BF16, state->plan.sent, halves),
+                          route->pick);
+    packed_start(moe, state, leaving(moe));
+}
+
 /* ---- forward: tokens to their experts, their outputs back ---- */
 
 /* Round `round` of tokens leaves for its experts. */
-static void tokens_start(struct moe *moe, struct moe_state *state, struct tensor x, int64_t round)
+static void tokens_start(struct moe *moe, struct moe_state *state,
+                         const struct moe_weights *weights, struct tensor x, int64_t round)
 {
     expert_plan_round(&state->plan, round);
-    if (!alone(state)) {
-        state->route = expert_route_tokens(&state->plan);
+    if (alone(state)) {
+        return;
+    }
+    state->route = expert_route_tokens(&state->plan);
+    if (in_fp8(weights)) {
+        pack_tokens(moe, state, x);
+    } else {
         expert_dispatch_start(&state->plan, &state->route, x, moe->scratch.buffer);
     }
 }
 
-/* It arrives as state->input. */
-static void tokens_finish(struct moe *moe, struct moe_state *state, struct tensor x)
+/* It arrives. */
+static struct operand tokens_finish(struct moe *moe, struct moe_state *state,
+                                    const struct moe_weights *weights, struct tensor x)
 {
-    struct tensor input = act_rows(moe, state->input, state->plan.received, moe->arch->width);
-    if (alone(state)) {
-        moe->ops->gather_rows(moe->device, input, x, state->plan.token);
+    const struct fp8_how how = linears_how(moe->linears, LINEAR_ACTIVATIONS);
+    const struct operand input = input_of(moe, state, weights);
+    const struct fp8_rows none = {0};
+    if (in_fp8(weights) && alone(state)) {
+        moe->ops->fp8->quantize(moe->device, input.q, none, x, state->plan.token, input.q.rows,
+                                NULL, 1, &how);
+    } else if (in_fp8(weights)) {
+        packed_finish(moe, state, input.q);
+    } else if (alone(state)) {
+        moe->ops->gather_rows(moe->device, input.act, x, state->plan.token);
     } else {
-        expert_dispatch_finish(&state->plan, &state->route, input, moe->scratch.buffer);
+        expert_dispatch_finish(&state->plan, &state->route, input.act, moe->scratch.buffer);
     }
-}
-
-/* state->gate_up <- state->input. */
-static void experts_up(struct moe *moe, struct moe_state *state, const struct moe_weights *weights)
-{
-    const int64_t received = state->plan.received;
-    moe->ops->grouped_forward(
-        moe->device, act_rows(moe, state->gate_up, received, 2 * moe->arch->expert_width),
-        act_rows(moe, state->input, received, moe->arch->width), weights->experts,
-        moe->expert_stride, state->plan.offset, moe->local_experts);
-}
-
-/* rows <- state->gate_up. */
-static void experts_down(struct moe *moe, struct moe_state *state,
-                         const struct moe_weights *weights, struct tensor rows)
-{
-    const int64_t inner = moe->arch->expert_width, received = state->plan.received;
-    struct tensor hidden = act_rows(moe, moe->scratch.hidden, received, inner);
-    moe->ops->swiglu_forward(moe->device, hidden,
-                             act_rows(moe, state->gate_up, received, 2 * inner));
-    const char *down = weights->experts + (size_t)moe->down_offset * dtype_bytes(moe->act);
-    moe->ops->grouped_forward(moe->device, rows, hidden, down, moe->expert_stride,
-                              state->plan.offset, moe->local_experts);
+    return input;
 }
 
 /* Where the experts' side of `sent` (outputs or gradients in send order) stands. */
@@ -197,21 +270,22 @@ void moe_forward_start(struct moe *moe, struct moe_state *state, const struct mo
                        struct tensor x, int64_t sequence, bool training)
 {
     route(moe, state, weights, x, sequence, training);
-    tokens_start(moe, state, x, 0);
+    tokens_start(moe, state, weights, x, 0);
 }
 
 void moe_forward_finish(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                        struct tensor y, struct tensor x)
+                        struct tensor y, struct tensor x, bool training)
 {
     struct tensor output = act_rows(moe, state->output, state->plan.sent, x.dim[1]);
     for (int64_t round = 0; round < state->plan.rounds; round++) {
         if (round > 0) {
-            tokens_start(moe, state, x, round);
+            tokens_start(moe, state, weights, x, round);
         }
-        tokens_finish(moe, state, x);
+        const struct operand input = tokens_finish(moe, state, weights, x);
+        const struct mlp experts = experts_of(moe, state, weights);
         struct tensor rows = expert_side(moe, state, output);
-        experts_up(moe, state, weights);
-        experts_down(moe, state, weights, rows);
+        mlp_forward_up(&experts, &input, training);
+        mlp_forward_down(&experts, rows, false);
         if (!alone(state)) {
             expert_combine_start(&state->plan, output, rows, moe->scratch.buffer);
             expert_combine_finish(&state->plan, output, moe->scratch.buffer);
@@ -225,60 +299,78 @@ void moe_forward_finish(struct moe *moe, struct moe_state *state, const struct m
 
 /* Gradients of outputs leave for the experts; with several rounds, those of the round in the plan.
  */
-static void gradients_start(struct moe *moe, struct moe_state *state, struct tensor dsent)
+static void gradients_start(struct moe *moe, struct moe_state *state,
+                            const struct moe_weights *weights, struct tensor dsent)
 {
-    if (!alone(state)) {
-        state->route = expert_route_slots(&state->plan);
+    if (alone(state)) {
+        return;
+    }
+    state->route = expert_route_slots(&state->plan);
+    if (in_fp8(weights)) {
+        pick_gradients(moe, state);
+    } else {
         expert_dispatch_start(&state->plan, &state->route, dsent, moe->scratch.buffer);
     }
 }
 
-/* One round: drows, gradients of outputs on their way here, become gradients of inputs on their way
- * back, beside which those of the up weights are made. */
-static void experts_backward(struct moe *moe, struct moe_state *state,
-                             const struct moe_weights *weights, const struct moe_weights *grads,
-                             struct tensor dsent)
+/* They arrive; drows: where, but in FP8. */
+static struct operand gradients_finish(struct moe *moe, struct moe_state *state,
+                                       const struct moe_weights *weights, struct tensor drows)
 {
-    const struct ops *ops = moe->ops;
-    const int64_t width = dsent.dim[1], inner = moe->arch->expert_width;
-    const int64_t rows = state->plan.received, local = moe->local_experts,
-                  stride = moe->expert_stride;
-    const int64_t *offset = state->plan.offset;
-    const char *down = weights->experts + (size_t)moe->down_offset * dtype_bytes(moe->act);
-    float *dup = (float *)(void *)grads->experts;
-    struct tensor drows = expert_side(moe, state, dsent);
-    struct tensor input = act_rows(moe, state->input, rows, width);
-    struct tensor gate_up = act_rows(moe, state->gate_up, rows, 2 * inner);
-    struct tensor hidden = act_rows(moe, moe->scratch.hidden, rows, inner);
-    struct tensor dhidden = act_rows(moe, moe->scratch.dhidden, rows, inner);
-    ops->swiglu_forward(moe->device, hidden, gate_up);
+    const int64_t rows = state->plan.received, width = drows.dim[1];
+    if (in_fp8(weights) && alone(state)) {
+        return (struct operand){.q = fp8_view(moe->scratch.send_codes, rows, width)};
+    }
+    if (in_fp8(weights)) {
+        const struct operand dy = {.q = fp8_view(moe->linears->scratch.dy, rows, width)};
+        packed_finish(moe, state, dy.q);
+        return dy;
+    }
     if (!alone(state)) {
         expert_dispatch_finish(&state->plan, &state->route, drows, moe->scratch.buffer);
     }
-    ops->grouped_backward_weight(moe->device, dup + moe->down_offset, stride, drows, hidden, offset,
-                                 local);
-    ops->grouped_backward_input(moe->device, dhidden, drows, down, stride, offset, local);
-    ops->swiglu_backward(moe->device, gate_up, dhidden, gate_up);
-    ops->grouped_backward_input(moe->device, drows, gate_up, weights->experts, stride, offset,
-                                local);
+    return (struct operand){.act = drows};
+}
+
+/* One round: gradients of outputs on their way here become gradients of inputs on their way back,
+ * beside which those of the up weights are made. */
+static void experts_backward(struct moe *moe, struct moe_state *state,
+                             const struct moe_weights *weights, struct tensor dsent)
+{
+    const struct mlp experts = experts_of(moe, state, weights);
+    const struct operand input = input_of(moe, state, weights);
+    struct tensor drows = expert_side(moe, state, dsent);
+    mlp_backward_prepare(&experts, state->plan.received);
+    mlp_backward_down(&experts, gradients_finish(moe, state, weights, drows));
+    mlp_backward_up(&experts, drows, false);
     if (!alone(state)) {
         expert_combine_start(&state->plan, dsent, drows, moe->scratch.buffer);
     }
-    ops->grouped_backward_weight(moe->device, dup, stride, gate_up, input, offset, local);
+    mlp_backward_up_weight(&experts, &input);
     if (!alone(state)) {
         expert_combine_finish(&state->plan, dsent, moe->scratch.buffer);
     }
 }
 
-void moe_backward_start(struct moe *moe, struct moe_state *state, struct tensor dy)
+void moe_backward_start(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                        struct tensor dy)
 {
-    const int64_t sent = state->plan.sent, width = dy.dim[1];
+    const int64_t sent = state->plan.sent, width = dy.dim[1], top_k = moe->arch->top_k;
     struct tensor dsent = act_rows(moe, moe->scratch.send, sent, width);
-    moe->ops->combine_rows_backward(moe->device, dsent, moe->scratch.dweight, dy,
-                                    act_rows(moe, state->output, sent, width), state->plan.slot_row,
-                                    state->weight, moe->arch->top_k);
+    const struct tensor output = act_rows(moe, state->output, sent, width);
+    if (in_fp8(weights)) {
+        const struct fp8_how how = linears_how(moe->linears, LINEAR_GRADIENTS);
+        struct fp8_rows q = fp8_view(moe->scratch.send_codes, sent, width);
+        q.code = alone(state) ? q.code : NULL;
+        moe->ops->fp8->combine_rows_backward(moe->device, q, moe->scratch.packed,
+                                             moe->scratch.dweight, dy, output, state->plan.slot_row,
+                                             state->weight, top_k, &how);
+    } else {
+        moe->ops->combine_rows_backward(moe->device, dsent, moe->scratch.dweight, dy, output,
+                                        state->plan.slot_row, state->weight, top_k);
+    }
     if (state->plan.rounds == 1) {
-        gradients_start(moe, state, dsent);
+        gradients_start(moe, state, weights, dsent);
     }
 }
 
@@ -288,31 +380,36 @@ static void restore_round(struct moe *moe, struct moe_state *state,
                           const struct moe_weights *weights, struct tensor dsent, struct tensor x,
                           int64_t round)
 {
-    if (state->plan.rounds > 1) {
-        tokens_start(moe, state, x, round);
-        tokens_finish(moe, state, x);
-        gradients_start(moe, state, dsent);
+    const bool several = state->plan.rounds > 1;
+    if (several) {
+        moe->linears->again = true;
+        tokens_start(moe, state, weights, x, round);
+        tokens_finish(moe, state, weights, x);
+        moe->linears->again = false;
+        gradients_start(moe, state, weights, dsent);
     }
-    if (state->plan.rounds > 1 || moe->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
-        experts_up(moe, state, weights);
+    if (several || moe->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
+        const struct mlp experts = experts_of(moe, state, weights);
+        const struct operand input = input_of(moe, state, weights);
+        mlp_restore(&experts, &input);
     }
 }
 
 void moe_backward_finish(struct moe *moe, struct moe_state *state,
-                         const struct moe_weights *weights, const struct moe_weights *grads,
-                         struct tensor dx, struct tensor x, const float *aux, float z_scale)
+                         const struct moe_weights *weights, struct tensor dx, struct tensor x,
+                         const float *aux, float z_scale)
 {
     const struct ops *ops = moe->ops;
     const struct router_shape shape = moe_router_shape(moe, x.dim[0], state->row_tokens);
     struct tensor dsent = act_rows(moe, moe->scratch.send, state->plan.sent, x.dim[1]);
     for (int64_t round = 0; round < state->plan.rounds; round++) {
         restore_round(moe, state, weights, dsent, x, round);
-        experts_backward(moe, state, weights, grads, dsent);
+        experts_backward(moe, state, weights, dsent);
     }
     ops->combine_rows(moe->device, dx, dsent, state->plan.slot_row, NULL, shape.top_k);
     ops->router_backward(moe->device, moe->scratch.dlogits, moe->scratch.dweight, state->expert,
                          state->weight, state->score, state->logits, state->lse, aux, z_scale,
                          shape);
     struct tensor dlogits = tensor_2d(moe->scratch.dlogits, DTYPE_F32, shape.tokens, shape.experts);
-    ops->router_logits_backward(moe->device, dx, grads->gate, dlogits, x, weights->gate);
+    ops->router_logits_backward(moe->device, dx, weights->dgate, dlogits, x, weights->gate);
 }

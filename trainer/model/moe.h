@@ -5,7 +5,7 @@
 #include "kernels/device.h"
 #include "parallel/expert.h"
 #include "trainer/model/architecture.h"
-#include "trainer/model/layout.h"
+#include "trainer/model/mlp.h"
 
 /* What forward leaves for backward, one per block with experts. N tokens in sequences (rows of
  * statistics), K choices, C hidden, F width, S = N*K slots, R = moe->bound received rows. With
@@ -21,20 +21,24 @@ struct moe_state {
     float *lse;      /* [N] of the logits; NULL where nothing asks for it */
     struct router_counts counts; /* of the sequences of this micro-batch, before dropping */
     int64_t row_tokens;          /* tokens of a sequence of the last call */
-    void *input;                 /* [R,C] act: received rows */
-    void *gate_up;               /* [R,2F] act */
-    void *output;                /* [S,C] act: expert outputs of this rank's slots, in send order */
+    void *input;                 /* [R,C] act: received rows; in FP8: */
+    struct fp8_buffer input_codes;
+    struct mlp_state mlp; /* of R rows */
+    void *output;         /* [S,C] act: expert outputs of this rank's slots, in send order */
 };
 
 /* Buffers that live within one call, shared by all blocks. */
 struct moe_scratch {
-    float *dlogits; /* [N,E] */
-    float *dweight; /* [N,K] */
-    void *send;     /* [S,C] act */
-    void *rows;     /* [R,C] act */
-    void *hidden;   /* [R,F] act */
-    void *dhidden;  /* [R,F] act */
-    void *buffer;   /* [R+M,C] act: exchange */
+    float *dlogits;         /* [N,E] */
+    float *dweight;         /* [N,K] */
+    void *send;             /* [S,C] act */
+    void *rows;             /* [R,C] act */
+    void *buffer;           /* [R+M,C] act: exchange */
+    struct mlp_scratch mlp; /* of R rows */
+    /* gradients of outputs in send order, in FP8: as codes, where that is expert order (ep 1); else
+     * packed to travel, [S, fp8_packed_bytes(C)] */
+    struct fp8_buffer send_codes;
+    uint8_t *packed;
 };
 
 /* Everything a layer needs that does not change from call to call. */
@@ -43,21 +47,21 @@ struct moe {
     const struct ops *ops;           /* borrowed */
     const struct config *config;     /* borrowed */
     const struct architecture *arch; /* borrowed */
+    struct linears *linears;         /* borrowed */
     enum dtype act;
     int64_t tokens;    /* N of a full micro-batch */
     int64_t sequences; /* of a full micro-batch */
     int64_t local_experts;
-    int64_t bound;                      /* R */
-    int64_t sending;                    /* M: rows that leave this rank at most; exact: S */
-    int64_t expert_stride, down_offset; /* elements */
+    int64_t bound;   /* R */
+    int64_t sending; /* M: rows that leave this rank at most; exact: S */
     struct moe_scratch scratch;
 };
 
-/* Weights or gradients of one layer. */
+/* Weights of one layer, and where their gradients add up. */
 struct moe_weights {
-    struct tensor gate; /* [E,C] */
-    const float *bias;  /* [E] added for the choice of experts, or NULL; no gradient */
-    char *experts;      /* first local expert */
+    struct tensor gate, dgate;      /* [E,C] */
+    const float *bias;              /* [E] added for the choice of experts, or NULL; no gradient */
+    const struct linear *up, *down; /* of this rank's experts */
 };
 
 /* Measures, then hands out (arena twice). */
@@ -82,12 +86,13 @@ void moe_expect(const struct moe *moe, struct moe_state *state, int64_t tokens, 
 void moe_forward_start(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
                        struct tensor x, int64_t sequence, bool training);
 void moe_forward_finish(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                        struct tensor y, struct tensor x);
+                        struct tensor y, struct tensor x, bool training);
 /* dx overwrites; gradients add. aux [sequences, E], z_scale: see router_backward. `x` is forward's,
  * dy stays as it is until finish. Collective over ep. */
-void moe_backward_start(struct moe *moe, struct moe_state *state, struct tensor dy);
+void moe_backward_start(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
+                        struct tensor dy);
 void moe_backward_finish(struct moe *moe, struct moe_state *state,
-                         const struct moe_weights *weights, const struct moe_weights *grads,
-                         struct tensor dx, struct tensor x, const float *aux, float z_scale);
+                         const struct moe_weights *weights, struct tensor dx, struct tensor x,
+                         const float *aux, float z_scale);
 
 #endif
