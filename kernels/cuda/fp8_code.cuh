@@ -216,4 +216,52 @@ static inline struct fp8_sink fp8_sink_packed(uint8_t *packed, int64_t cols)
             (int)((bytes - cols) / 4 - fp8_tiles(cols))};
 }
 
+/* ---- eight numbers: a tile of a row is 16 lanes, for kernels whose sums want it so ---- */
+
+enum { FP8_EIGHT = 8, FP8_EIGHT_LANES = 16 };
+
+/* Quantises columns [column, column + 8) of row r, its numbers bf16's already; writes codes, scale
+ * and, at the row's end, the rest of a packed row, where `there`. All lanes of the warp call it. */
+DEVICE void fp8_eight_tile(const struct fp8_sink &q, const float (&x)[FP8_EIGHT], int64_t r,
+                           int64_t column, bool there, bool power_of_two, bool counted,
+                           struct fp8_counts &own)
+{
+    uint32_t most = 0;
+#pragma unroll
+    for (int j = 0; j < FP8_EIGHT; j++) {
+        most = max(most, fp8_bits(x[j]));
+    }
+#pragma unroll
+    for (int bits = 1; bits < FP8_EIGHT_LANES; bits *= 2) {
+        most = max(most, __shfl_xor_sync(0xffffffffu, most, bits));
+    }
+    const struct fp8_scale s = fp8_tile_scale(most, power_of_two);
+    float y[FP8_EIGHT];
+#pragma unroll
+    for (int j = 0; j < FP8_EIGHT; j++) {
+        y[j] = __fmul_rn(x[j], s.inverse);
+    }
+    const uint2 word = make_uint2(encode4(y[0], y[1], y[2], y[3]), encode4(y[4], y[5], y[6], y[7]));
+    if (there) {
+        *(uint2 *)(q.code + r * q.code_row + column) = word;
+    }
+    if (there && threadIdx.x % FP8_EIGHT_LANES == 0) {
+        const int64_t tile = column / FP8_TILE;
+        float *to = q.scale + r * q.scale_row + tile * q.scale_tile;
+        *to = s.scale;
+        for (int i = 1; (tile + 1) * FP8_TILE >= q.cols && i <= q.rest; i++) {
+            to[i] = 0; /* packed: scale_tile is 1 */
+        }
+        fp8_count_tile(own, most);
+    }
+    if (counted && there && !fp8_is_bad(most)) {
+        own.underflows -= fp8_nonzero(word.x) + fp8_nonzero(word.y);
+#pragma unroll
+        for (int j = 0; j < FP8_EIGHT; j++) {
+            own.underflows += fp8_bits(x[j]) != 0;
+            own.saturated += !power_of_two && fp8_is_saturated(y[j]);
+        }
+    }
+}
+
 #endif

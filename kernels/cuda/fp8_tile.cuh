@@ -262,16 +262,16 @@ DEVICE void fp8_column_store(uint8_t *to, int64_t rows, int64_t cols,
 }
 
 /* Tokens [128 tile, 128 tile + 128) of t, `count` of them there, of columns `first` (the block's)
- * and on. All threads of the block; may be called again at once. */
+ * and on. `code`: shared memory that no thread of the block uses any more, and another call's is
+ * other memory. All threads of the block. */
 template <class H>
-DEVICE void fp8_column_tiles(const struct fp8_rows &t, const H (&x)[FP8_HOLD], int64_t tile,
-                             int count, int64_t first, bool power_of_two, bool counted,
-                             struct fp8_counts &own)
+DEVICE void fp8_column_tiles(const struct fp8_rows &t, const H (&x)[FP8_HOLD],
+                             uint4 (*code)[FP8_TILE / 16], int64_t tile, int count, int64_t first,
+                             bool power_of_two, bool counted, struct fp8_counts &own)
 {
-    SMEM(uint4, part, [FP8_WARPS][FP8_TILE / 4]);
     SMEM(float4, inverse, [FP8_TILE / 4]);
-    SMEM(uint4, code, [FP8_TILE][FP8_TILE / 16]);
     const int thread = (int)threadIdx.x, warp = thread / 32;
+    uint4(*part)[FP8_TILE / 4] = (uint4(*)[FP8_TILE / 4]) code; /* of each warp, at first */
     part[warp][fp8_most_column() / 4] = fp8_column_most(x);
     __syncthreads();
     if (thread < FP8_TILE) {
@@ -338,9 +338,10 @@ __global__ void __launch_bounds__(FP8_THREADS, FP8_BLOCKS)
                       job.power_of_two, counted, own);
     }
     if constexpr (T) {
+        SMEM(uint4, code, [FP8_TILE][FP8_TILE / 16]);
         if (place.grouped) {
-            fp8_column_tiles(job.t, x, tile, place.count, first, job.power_of_two, counted && !Q,
-                             own);
+            fp8_column_tiles(job.t, x, code, tile, place.count, first, job.power_of_two,
+                             counted && !Q, own);
         }
     }
     if (counted) {

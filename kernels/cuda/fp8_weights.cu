@@ -35,7 +35,7 @@ DEVICE uint32_t block_most(const struct fp8_bf16s (&x)[FP8_HOLD])
 /* A block per tile of 128 x 128. Bytes per weight: 2 read, 1 written, 1 more for the transpose.
  * FLOPs: about 10, of integers mostly. Bound by memory. */
 __global__ void __launch_bounds__(FP8_THREADS, FP8_BLOCKS)
-    weights_kernel(const struct weights_job job)
+    fp8_weights_kernel(const struct weights_job job)
 {
     SMEM(float4, inverse, [FP8_TILE / 4]);
     SMEM(uint4, code, [FP8_TILE][FP8_TILE / 16]);
@@ -92,7 +92,7 @@ void cuda_fp8_quantize_weights(void *stream, struct fp8_weights w, struct fp8_we
                                  w.rows % FP8_PART == 0 && aligned(t.code)));
     assert(tiles <= 65535 && w.matrices <= 65535);
     if (w.matrices > 0 && w.rows > 0 && w.cols > 0) {
-        LAUNCH(weights_kernel,
+        LAUNCH(fp8_weights_kernel,
                dim3((unsigned)fp8_tiles(w.cols), (unsigned)tiles, (unsigned)w.matrices),
                FP8_THREADS, 0, (cudaStream_t)stream,
                weights_job{w, t, (const bf16 *)src, stride, how->power_of_two, how->counters});
