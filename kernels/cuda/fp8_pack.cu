@@ -73,11 +73,11 @@ enum { E5M6_WORDS = 6, E5M6_ROWS = FP8_THREADS / 8 };
 DEVICE void e5m6_join(uint32_t (&word)[E5M6_WORDS], const uint32_t (&code)[FP8_PART])
 {
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const uint32_t *c = code + 8 * half;
-        word[3 * half] = c[0] | c[1] << 12 | c[2] << 24;
-        word[3 * half + 1] = c[2] >> 8 | c[3] << 4 | c[4] << 16 | c[5] << 28;
-        word[3 * half + 2] = c[5] >> 4 | c[6] << 8 | c[7] << 20;
+    for (int side = 0; side < 2; side++) {
+        const uint32_t *c = code + 8 * side;
+        word[3 * side] = c[0] | c[1] << 12 | c[2] << 24;
+        word[3 * side + 1] = c[2] >> 8 | c[3] << 4 | c[4] << 16 | c[5] << 28;
+        word[3 * side + 2] = c[5] >> 4 | c[6] << 8 | c[7] << 20;
     }
 }
 
@@ -156,13 +156,13 @@ __global__ void __launch_bounds__(FP8_THREADS)
     const uint32_t word[E5M6_WORDS] = {a.x, a.y, b.x, b.y, c.x, c.y};
     const float scale = __ldg((const float *)(line + cols / 2 * 3) + tile);
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
+    for (int side = 0; side < 2; side++) {
         float y[8];
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            y[i] = __fmul_rn(e5m6_to_float(e5m6_code(word, 8 * half + i)), scale);
+            y[i] = __fmul_rn(e5m6_to_float(e5m6_code(word, 8 * side + i)), scale);
         }
-        store(x + r * cols + column + 8 * half, y);
+        store(x + r * cols + column + 8 * side, y);
     }
 }
 
