@@ -7,6 +7,10 @@
 
 #include "kernels/cuda/cuda_ops_fp8.h"
 
+extern "C" {
+#include "kernels/base/small_float.h"
+}
+
 /* Codes with their scales on both sides. */
 struct fp8_operand {
     operand &code, &scale;
