@@ -115,20 +115,12 @@ DEVICE float fp8_value(const struct fp8_codes &x, int c)
     return __fmul_rn(c % 2 == 0 ? a : b, x.scale);
 }
 
-DEVICE uint32_t fp8_nonzero(const struct fp8_bf16s &x)
+template <class H> DEVICE void fp8_values(float (&value)[FP8_PART], const H &x)
 {
-    uint32_t count = 0;
 #pragma unroll
-    for (int i = 0; i < FP8_PART / 2; i++) {
-        count += (uint32_t)__popc(((x.pair[i] & 0x7fff7fffu) + 0x7fff7fffu) & 0x80008000u);
+    for (int c = 0; c < FP8_PART; c++) {
+        value[c] = fp8_value(x, c);
     }
-    return count;
-}
-
-DEVICE uint32_t fp8_nonzero(const struct fp8_codes &x)
-{
-    return fp8_nonzero(x.word[0]) + fp8_nonzero(x.word[1]) + fp8_nonzero(x.word[2]) +
-           fp8_nonzero(x.word[3]);
 }
 
 /* ---- counters ---- */

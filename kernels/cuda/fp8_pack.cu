@@ -119,13 +119,15 @@ __global__ void __launch_bounds__(FP8_THREADS)
     if (there) {
         fp8_load(own, x + r * cols + column);
     }
-    const uint32_t most = fp8_row_most(own);
+    float y[FP8_PART];
+    fp8_values(y, own);
+    const uint32_t most = fp8_row_most(y);
     const bool bad = fp8_is_bad(most);
     const struct fp8_scale s = e5m6_scale_of(bad ? 0 : most);
     uint32_t code[FP8_PART], word[E5M6_WORDS];
 #pragma unroll
     for (int c = 0; c < FP8_PART; c++) {
-        code[c] = bad ? 0 : e5m6_from_float(__fmul_rn(fp8_value(own, c), s.inverse));
+        code[c] = bad ? 0 : e5m6_from_float(__fmul_rn(y[c], s.inverse));
     }
     e5m6_join(word, code);
     uint8_t *line = packed + r * bytes;

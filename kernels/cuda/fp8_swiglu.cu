@@ -11,8 +11,7 @@ struct swiglu_job {
 /* A block: 128 rows of 128 columns of h, and the same of gate and of up. Bytes per number of h: 4
  * read, 1 and 2 written, 12 per tile of 128. FLOPs: about 40, of integers mostly, and an exp. Bound
  * by memory. */
-__global__ void __launch_bounds__(FP8_THREADS, FP8_BLOCKS)
-    fp8_swiglu_kernel(const struct swiglu_job job)
+__global__ void __launch_bounds__(FP8_THREADS, 2) fp8_swiglu_kernel(const struct swiglu_job job)
 {
     const int64_t width = job.h.cols, column = (int64_t)blockIdx.x * FP8_TILE + fp8_own_column();
     const int64_t row = (int64_t)blockIdx.y * FP8_TILE + fp8_own_row(), left = job.rows - row;

@@ -19,14 +19,6 @@
 
 enum { FP8_THREADS = 256, FP8_WARPS = FP8_THREADS / 32, FP8_HOLD = 4 /* rows of a thread */ };
 
-/* Blocks an SM is to have at a time, which says how many registers there are; converting by integer
- * arithmetic takes more. */
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 890
-#define FP8_BLOCKS 2
-#else
-#define FP8_BLOCKS 3
-#endif
-
 /* ---- which rows ---- */
 
 struct fp8_place {
@@ -95,55 +87,57 @@ DEVICE int fp8_own_column()
 /* ---- along rows ---- */
 
 /* The largest bits of a row's 8 lanes: every lane gets it. */
-template <class H> DEVICE uint32_t fp8_row_most(const H &x)
+DEVICE uint32_t fp8_row_most(const float (&x)[FP8_PART])
 {
-    uint32_t most = 0;
+    float most = fabsf(x[0]);
 #pragma unroll
-    for (int c = 0; c < FP8_PART; c++) {
-        most = max(most, fp8_bits(fp8_value(x, c)));
+    for (int c = 1; c < FP8_PART; c++) {
+        most = max_nan(most, fabsf(x[c]));
     }
 #pragma unroll
     for (int bits = 1; bits < 8; bits *= 2) {
-        most = max(most, __shfl_xor_sync(0xffffffffu, most, bits));
+        most = max_nan(most, __shfl_xor_sync(0xffffffffu, most, bits));
     }
-    return most;
+    return fp8_bits(most);
 }
 
 /* Sixteen codes to `to` (NULL: nowhere), counted where it is there and the tile is not bad. */
-template <class H>
-DEVICE void fp8_row_codes(uint8_t *to, const H &x, float inverse, bool power_of_two, bool counted,
+DEVICE void fp8_row_codes(uint8_t *to, const float (&x)[FP8_PART], float inverse, bool counted,
                           struct fp8_counts &own)
 {
-    uint32_t word[FP8_PART / 4], over = 0;
+    uint32_t word[FP8_PART / 4];
 #pragma unroll
     for (int i = 0; i < FP8_PART / 4; i++) {
-        float y[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            y[j] = __fmul_rn(fp8_value(x, 4 * i + j), inverse);
-            over += counted && !power_of_two && fp8_is_saturated(y[j]);
-        }
-        word[i] = encode4(y[0], y[1], y[2], y[3]);
+        word[i] = encode4(__fmul_rn(x[4 * i], inverse), __fmul_rn(x[4 * i + 1], inverse),
+                          __fmul_rn(x[4 * i + 2], inverse), __fmul_rn(x[4 * i + 3], inverse));
     }
     if (to != nullptr) {
         *(uint4 *)to = make_uint4(word[0], word[1], word[2], word[3]);
     }
     if (counted && to != nullptr && inverse == inverse) {
-        own.saturated += over;
-        own.underflows += fp8_nonzero(x) - fp8_nonzero(word[0]) - fp8_nonzero(word[1]) -
-                          fp8_nonzero(word[2]) - fp8_nonzero(word[3]);
+#pragma unroll
+        for (int c = 0; c < FP8_PART; c++) {
+            own.underflows += x[c] != 0;
+            own.saturated += fp8_is_saturated(__fmul_rn(x[c], inverse));
+        }
+#pragma unroll
+        for (int i = 0; i < FP8_PART / 4; i++) {
+            own.underflows -= fp8_nonzero(word[i]);
+        }
     }
 }
 
 /* Quantises row r of 8 lanes; writes it where `there` and the lane has columns. The scale. */
 template <class H>
-DEVICE float fp8_row_tile(const struct fp8_sink &q, const H &x, int64_t r, int64_t column,
+DEVICE float fp8_row_tile(const struct fp8_sink &q, const H &held, int64_t r, int64_t column,
                           bool there, bool power_of_two, bool counted, struct fp8_counts &own)
 {
+    float x[FP8_PART];
+    fp8_values(x, held);
     const uint32_t most = fp8_row_most(x);
     const struct fp8_scale s = fp8_tile_scale(most, power_of_two);
     uint8_t *to = there && column < q.cols ? q.code + r * q.code_row + column : nullptr;
-    fp8_row_codes(to, x, s.inverse, power_of_two, counted, own);
+    fp8_row_codes(to, x, s.inverse, counted, own);
     if (counted && there && threadIdx.x % 8 == 0) {
         fp8_count_tile(own, most);
     }
@@ -183,16 +177,17 @@ DEVICE void fp8_row_tiles(const struct fp8_sink &q, const H (&x)[FP8_HOLD], int6
 
 /* The largest of 4 columns of 16 rows: the lane's part of its warp's 128. Which: fp8_most_column.
  */
-template <class H> DEVICE uint4 fp8_column_most(const H (&x)[FP8_HOLD])
+DEVICE uint4 fp8_column_most(const float (&x)[FP8_HOLD][FP8_PART])
 {
     uint32_t most[FP8_PART];
 #pragma unroll
     for (int c = 0; c < FP8_PART; c++) {
-        most[c] = fp8_bits(fp8_value(x[0], c));
+        float own = fabsf(x[0][c]);
 #pragma unroll
         for (int j = 1; j < FP8_HOLD; j++) {
-            most[c] = max(most[c], fp8_bits(fp8_value(x[j], c)));
+            own = max_nan(own, fabsf(x[j][c]));
         }
+        most[c] = fp8_bits(own);
     }
     const bool upper = threadIdx.x & 16u, second = threadIdx.x & 8u;
 #pragma unroll
@@ -214,9 +209,8 @@ DEVICE int fp8_most_column()
 }
 
 /* Writes the words of the thread's columns: 4 tokens each, of which `mask` has those there are. */
-template <class H>
-DEVICE void fp8_column_words(uint32_t *code, const float4 *inverse, const H (&x)[FP8_HOLD],
-                             uint32_t mask, bool power_of_two, bool counted, struct fp8_counts &own)
+DEVICE void fp8_column_words(uint32_t *code, const float4 *inverse,
+                             const float (&x)[FP8_HOLD][FP8_PART], uint32_t mask)
 {
     const int group = threadIdx.x % 8, warp = threadIdx.x / 32;
     const int at = ((warp ^ group) << 2) + (int)(threadIdx.x / 8 % 4);
@@ -227,20 +221,28 @@ DEVICE void fp8_column_words(uint32_t *code, const float4 *inverse, const H (&x)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const int c = 4 * quad + i;
-            float y[FP8_HOLD];
+            code[(FP8_PART * group + c) * 32 + at] =
+                mask & encode4(__fmul_rn(x[0][c], factor[i]), __fmul_rn(x[1][c], factor[i]),
+                               __fmul_rn(x[2][c], factor[i]), __fmul_rn(x[3][c], factor[i]));
+        }
+    }
+}
+
+/* What those words were made of; the tiles themselves are counted elsewhere. */
+DEVICE void fp8_column_count(const uint32_t *code, const float4 *inverse,
+                             const float (&x)[FP8_HOLD][FP8_PART], struct fp8_counts &own)
+{
+    const int group = threadIdx.x % 8, warp = threadIdx.x / 32;
+    const int at = ((warp ^ group) << 2) + (int)(threadIdx.x / 8 % 4);
+#pragma unroll
+    for (int c = 0; c < FP8_PART; c++) {
+        const float factor = ((const float *)inverse)[FP8_PART * group + c];
+        if (factor == factor) {
+            own.underflows -= fp8_nonzero(code[(FP8_PART * group + c) * 32 + at]);
 #pragma unroll
             for (int j = 0; j < FP8_HOLD; j++) {
-                y[j] = __fmul_rn(fp8_value(x[j], c), factor[i]);
-            }
-            const uint32_t word = encode4(y[0], y[1], y[2], y[3]) & mask;
-            code[(FP8_PART * group + c) * 32 + at] = word;
-            if (counted && factor[i] == factor[i]) {
-                own.underflows -= fp8_nonzero(word);
-#pragma unroll
-                for (int j = 0; j < FP8_HOLD; j++) {
-                    own.underflows += fp8_bits(fp8_value(x[j], c)) != 0;
-                    own.saturated += !power_of_two && fp8_is_saturated(y[j]);
-                }
+                own.underflows += x[j][c] != 0;
+                own.saturated += fp8_is_saturated(__fmul_rn(x[j][c], factor));
             }
         }
     }
@@ -265,12 +267,17 @@ DEVICE void fp8_column_store(uint8_t *to, int64_t rows, int64_t cols,
  * and on. `code`: shared memory that no thread of the block uses any more, and another call's is
  * other memory. All threads of the block. */
 template <class H>
-DEVICE void fp8_column_tiles(const struct fp8_rows &t, const H (&x)[FP8_HOLD],
+DEVICE void fp8_column_tiles(const struct fp8_rows &t, const H (&held)[FP8_HOLD],
                              uint4 (*code)[FP8_TILE / 16], int64_t tile, int count, int64_t first,
                              bool power_of_two, bool counted, struct fp8_counts &own)
 {
     SMEM(float4, inverse, [FP8_TILE / 4]);
     const int thread = (int)threadIdx.x, warp = thread / 32;
+    float x[FP8_HOLD][FP8_PART];
+#pragma unroll
+    for (int j = 0; j < FP8_HOLD; j++) {
+        fp8_values(x[j], held[j]);
+    }
     uint4(*part)[FP8_TILE / 4] = (uint4(*)[FP8_TILE / 4]) code; /* of each warp, at first */
     part[warp][fp8_most_column() / 4] = fp8_column_most(x);
     __syncthreads();
@@ -292,7 +299,10 @@ DEVICE void fp8_column_tiles(const struct fp8_rows &t, const H (&x)[FP8_HOLD],
     __syncthreads();
     const int left = count - fp8_own_row();
     const uint32_t mask = left >= 4 ? 0xffffffffu : left <= 0 ? 0u : (1u << 8 * left) - 1u;
-    fp8_column_words((uint32_t *)code, inverse, x, mask, power_of_two, counted, own);
+    fp8_column_words((uint32_t *)code, inverse, x, mask);
+    if (counted) {
+        fp8_column_count((const uint32_t *)code, inverse, x, own);
+    }
     __syncthreads();
     fp8_column_store(t.code, t.rows, t.cols, code, first, tile * FP8_TILE);
 }
@@ -313,8 +323,7 @@ template <class S> struct fp8_job {
 /* Bytes per number: what S reads, and 1 written for q, 1 for t, where wanted. FLOPs: about 10, of
  * integers mostly. Bound by memory. */
 template <class S, bool Q, bool T>
-__global__ void __launch_bounds__(FP8_THREADS, FP8_BLOCKS)
-    fp8_tile_kernel(const struct fp8_job<S> job)
+__global__ void __launch_bounds__(FP8_THREADS, 2) fp8_tile_kernel(const struct fp8_job<S> job)
 {
     const int tile = (int)blockIdx.y;
     const struct fp8_place place = fp8_place_of(job.offset, job.groups, job.rows, tile);

@@ -9,18 +9,18 @@ struct weights_job {
 };
 
 /* The block's largest bits; every thread gets them. */
-DEVICE uint32_t block_most(const struct fp8_bf16s (&x)[FP8_HOLD])
+DEVICE uint32_t block_most(const float (&x)[FP8_HOLD][FP8_PART])
 {
     SMEM(uint32_t, part, [FP8_WARPS]);
-    uint32_t most = 0;
+    float own = 0;
 #pragma unroll
     for (int j = 0; j < FP8_HOLD; j++) {
 #pragma unroll
         for (int c = 0; c < FP8_PART; c++) {
-            most = max(most, fp8_bits(fp8_value(x[j], c)));
+            own = max_nan(own, fabsf(x[j][c]));
         }
     }
-    most = __reduce_max_sync(0xffffffffu, most);
+    uint32_t most = __reduce_max_sync(0xffffffffu, fp8_bits(own));
     if (threadIdx.x % 32 == 0) {
         part[threadIdx.x / 32] = most;
     }
@@ -34,8 +34,7 @@ DEVICE uint32_t block_most(const struct fp8_bf16s (&x)[FP8_HOLD])
 
 /* A block per tile of 128 x 128. Bytes per weight: 2 read, 1 written, 1 more for the transpose.
  * FLOPs: about 10, of integers mostly. Bound by memory. */
-__global__ void __launch_bounds__(FP8_THREADS, FP8_BLOCKS)
-    fp8_weights_kernel(const struct weights_job job)
+__global__ void __launch_bounds__(FP8_THREADS, 2) fp8_weights_kernel(const struct weights_job job)
 {
     SMEM(float4, inverse, [FP8_TILE / 4]);
     SMEM(uint4, code, [FP8_TILE][FP8_TILE / 16]);
@@ -43,14 +42,15 @@ __global__ void __launch_bounds__(FP8_THREADS, FP8_BLOCKS)
     const int64_t first = (int64_t)blockIdx.x * FP8_TILE, top = (int64_t)blockIdx.y * FP8_TILE;
     const int64_t column = first + fp8_own_column(), row = top + fp8_own_row();
     const bool counted = job.counters != nullptr;
-    struct fp8_counts own = {0, 0, 0, 0}, unused = own;
-    struct fp8_bf16s x[FP8_HOLD];
+    struct fp8_counts own = {0, 0, 0, 0};
+    float x[FP8_HOLD][FP8_PART];
 #pragma unroll
     for (int j = 0; j < FP8_HOLD; j++) {
-        x[j] = {};
+        struct fp8_bf16s held = {};
         if (column < cols && row + j < rows) {
-            fp8_load(x[j], job.src + m * job.stride + (row + j) * cols + column);
+            fp8_load(held, job.src + m * job.stride + (row + j) * cols + column);
         }
+        fp8_values(x[j], held);
     }
     const uint32_t most = block_most(x);
     const struct fp8_scale s = fp8_tile_scale(most, job.power_of_two);
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(FP8_THREADS, FP8_BLOCKS)
         uint8_t *to = column < cols && row + j < rows
                           ? job.w.code + (m * rows + row + j) * cols + column
                           : nullptr;
-        fp8_row_codes(to, x[j], s.inverse, job.power_of_two, counted, own);
+        fp8_row_codes(to, x[j], s.inverse, counted, own);
     }
     if (job.t.code != nullptr) {
         if (threadIdx.x < FP8_TILE / 4) {
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(FP8_THREADS, FP8_BLOCKS)
             job.t.scale[(m * gridDim.x + blockIdx.x) * gridDim.y + blockIdx.y] = s.scale;
         }
         __syncthreads();
-        fp8_column_words((uint32_t *)code, inverse, x, 0xffffffffu, true, false, unused);
+        fp8_column_words((uint32_t *)code, inverse, x, 0xffffffffu);
         __syncthreads();
         fp8_column_store(job.t.code + m * rows * cols, cols, rows, code, first, top);
     }

@@ -162,6 +162,12 @@ inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint3
     emu_mma_bf16(d, a, b, EMU_HERE);
 }
 
+/* ---- numbers ---- */
+inline float max_nan(float a, float b)
+{
+    return a != a || b != b ? NAN : a > b ? a : b;
+}
+
 /* ---- E4M3: by NVIDIA's own functions for the host ---- */
 inline uint32_t e4m3x2_from_floats(float low, float high)
 {

@@ -27,6 +27,15 @@ template <bool soft> __global__ void from_codes_kernel(uint32_t *bits)
     }
 }
 
+__global__ void max_nan_kernel(const float *x, float *most, unsigned count)
+{
+    const unsigned i = blockIdx.x * 256 + threadIdx.x;
+    if (i + 1 < count) {
+        most[i] = max_nan(x[i], x[i + 1]);
+        most[i] = most[i] == most[i] ? most[i] : -1.0f;
+    }
+}
+
 /* OCP's definition: 1.mmm 2^(e - 7), 0.mmm 2^-6 where e = 0; 0x7f is NaN. */
 static double magnitude(int code)
 {
@@ -100,4 +109,19 @@ void conformance_convert(struct conformance *c)
     conformance_exact(c, "e4m3x2_to_floats", to.get(), bits);
     LAUNCH(from_codes_kernel<true>, 1, 128, 0, nullptr, to.data);
     conformance_exact(c, "e4m3 to float by integers", to.get(), bits);
+
+    std::vector<float> most(x.size(), 0);
+    for (size_t i = 0; i + 1 < x.size(); i++) {
+        most[i] = x[i] != x[i] || x[i + 1] != x[i + 1] ? -1.0f
+                  : x[i] == 0 && x[i + 1] == 0         ? 0.0f
+                                                       : std::max(x[i], x[i + 1]);
+    }
+    device_vector<float> larger(std::vector<float>(x.size(), 0));
+    LAUNCH(max_nan_kernel, (unsigned)(x.size() + 255) / 256, 256, 0, nullptr, from.data,
+           larger.data, (unsigned)x.size());
+    std::vector<float> got = larger.get();
+    for (float &y : got) {
+        y += 0.0f; /* zeros of either sign */
+    }
+    conformance_exact(c, "max_nan", got, most);
 }
