@@ -125,6 +125,8 @@ static inline double check_get(const struct tensor *t, int64_t i)
         return (double)((const int64_t *)t->data)[i];
     case DTYPE_F64:
         return ((const double *)t->data)[i];
+    case DTYPE_U8:
+        return (double)((const uint8_t *)t->data)[i];
     default:
         return 0;
     }

@@ -127,14 +127,36 @@ CPU_CLONES static void encode_columns(uint8_t *restrict codes, const float *rest
     }
 }
 
-/* Only where the transposed codes are what is counted. */
-static void count_column(const uint8_t *codes, const float *tile, float inverse, int64_t rows,
-                         struct fp8_counters *tally)
+/* Numbers of each column that became 0, and that were too large. */
+CPU_CLONES static void count_columns(uint32_t *restrict under, uint32_t *restrict over,
+                                     const uint8_t *restrict codes, const float *restrict tile,
+                                     const float *restrict inverse, int64_t rows, int64_t cols)
 {
+    memset(under, 0, (size_t)cols * sizeof *under);
+    memset(over, 0, (size_t)cols * sizeof *over);
     for (int64_t r = 0; r < rows; r++) {
-        const float x = tile[r * FP8_TILE];
-        tally->underflows += fp8_bits(x) != 0 && (codes[r * FP8_TILE] & 0x7fU) == 0 ? 1U : 0U;
-        tally->saturated += fp8_bits(x * inverse) > fp8_bits(FP8_LARGEST) ? 1U : 0U;
+        for (int64_t c = 0; c < cols; c++) {
+            const float x = tile[r * FP8_TILE + c];
+            const int32_t scaled = (int32_t)fp8_bits(x * inverse[c]);
+            under[c] += fp8_bits(x) != 0 && (codes[r * FP8_TILE + c] & 0x7fU) == 0 ? 1U : 0U;
+            over[c] += scaled > (int32_t)fp8_bits(FP8_LARGEST) ? 1U : 0U;
+        }
+    }
+}
+
+/* Only where the transposed codes are what is counted. */
+static void tally_columns(struct fp8_counters *tally, const uint8_t *codes, const float *tile,
+                          const int32_t *most, const float *inverse, int64_t rows, int64_t cols)
+{
+    uint32_t under[FP8_TILE], over[FP8_TILE];
+    count_columns(under, over, codes, tile, inverse, rows, cols);
+    tally->values += (uint64_t)(rows * cols);
+    for (int64_t c = 0; c < cols; c++) {
+        const bool good = !fp8_is_bad((uint32_t)most[c]);
+        tally->bad_tiles += good ? 0U : 1U;
+        tally->underflows += good ? under[c] : 0U;
+        tally->saturated += good ? over[c] : 0U;
+        tally_amax(tally, good ? (uint32_t)most[c] : 0U);
     }
 }
 
@@ -153,18 +175,12 @@ void fp8_encode_columns(uint8_t *codes, float *scale, const float *tile, int64_t
         bad = bad || !good;
     }
     encode_columns(codes, tile, inverse, rows, cols);
-    for (int64_t c = 0; c < cols && (bad || tally != NULL); c++) {
-        const bool good = !fp8_is_bad((uint32_t)most[c]);
-        for (int64_t r = 0; r < rows && !good; r++) {
+    if (tally != NULL) {
+        tally_columns(tally, codes, tile, most, inverse, rows, cols);
+    }
+    for (int64_t c = 0; c < cols && bad; c++) {
+        for (int64_t r = 0; r < rows && fp8_is_bad((uint32_t)most[c]); r++) {
             codes[r * FP8_TILE + c] = FP8_NAN;
-        }
-        if (tally != NULL) {
-            tally->values += (uint64_t)rows;
-            tally->bad_tiles += good ? 0U : 1U;
-            tally_amax(tally, good ? (uint32_t)most[c] : 0);
-        }
-        if (tally != NULL && good) {
-            count_column(codes + c, tile + c, inverse[c], rows, tally);
         }
     }
 }

@@ -51,7 +51,7 @@ static void load_gate_up(float *out, const struct swiglu *s, int64_t row, int64_
     }
 }
 
-static void fill_swiglu(float *tile, const void *from, struct fp8_window w)
+CPU_CLONES static void fill_swiglu(float *tile, const void *from, struct fp8_window w)
 {
     const struct swiglu *s = from;
     float gate[FP8_TILE], up[FP8_TILE];
@@ -72,8 +72,8 @@ static void fill_gate_up(float *tile, const void *from, struct fp8_window w)
 }
 
 /* Columns [col, col + count) of the gradients of gate and up, all of one of the two. */
-static void gradient_part(float *out, const struct swiglu *s, int64_t row, int64_t col,
-                          int64_t count)
+CPU_CLONES static void gradient_part(float *out, const struct swiglu *s, int64_t row, int64_t col,
+                                     int64_t count)
 {
     const bool is_up = col >= s->width;
     const int64_t at = is_up ? col - s->width : col;

@@ -8,7 +8,7 @@
 /* A model of how Hopper's tensor cores sum products of E4M3 (DeepSeek-V3, arXiv 2412.19437, 3.3.2
  * and 3.5.2): the 32 products of one step and the sum so far are aligned to the largest of them,
  * cut off (towards zero) below 13 bits of fraction, and added exactly. The emulator of
- * tests/emulator/wgmma.cpp models the same.
+ * tests/emulator/wgmma.cpp models the same. Columns that the last tile lacks are zeros, and steps.
  *
  * Promoted: every 128 of k the register's sum is multiplied by the scales, added to an f32, and
  * starts from 0 again. Unpromoted: one register over all of k, which no tensor core could do with
@@ -50,7 +50,7 @@ CPU_CLONES static void run_step(float *restrict sum, const float *restrict a,
     }
 }
 
-/* x[k rounded up to STEP] = row r as numbers, or as bare codes where scales come later. */
+/* x[k rounded up to FP8_TILE] = row r as numbers, or as bare codes where scales come later. */
 static void decode_row(float *x, const struct fp8_operand *o, int64_t r, int64_t k, bool bare)
 {
     for (int64_t at = 0; at < k; at += FP8_TILE) {
@@ -59,7 +59,7 @@ static void decode_row(float *x, const struct fp8_operand *o, int64_t r, int64_t
         fp8_decode(x + at, o->code + r * o->row_bytes + at, bare ? 1.0F : *scale,
                    k - at < FP8_TILE ? k - at : FP8_TILE);
     }
-    for (int64_t at = k; at % STEP != 0; at++) {
+    for (int64_t at = k; at % FP8_TILE != 0; at++) {
         x[at] = 0.0F;
     }
 }
@@ -70,9 +70,9 @@ static void run_row(float *out, const struct fp8_product *p, const float *a, con
 {
     float sum[LANES] = {0};
     memset(out, 0, LANES * sizeof *out);
-    for (int64_t k = 0; k < p->k; k += STEP) {
+    for (int64_t k = 0; k < fp8_tiles(p->k) * FP8_TILE; k += STEP) {
         run_step(sum, a + k, panel + k * LANES);
-        if (!p->promoted || ((k + STEP) % FP8_TILE != 0 && k + STEP < p->k)) {
+        if (!p->promoted || (k + STEP) % FP8_TILE != 0) {
             continue;
         }
         const int64_t tile = k / FP8_TILE;
@@ -105,7 +105,7 @@ static void store(const struct fp8_product *p, int64_t r, int64_t n, const float
 /* Rows [m, m + CHUNK) of LANES columns from n on. a[k], panel[k, LANES]: scratch. */
 static void run_task(const struct fp8_product *p, int64_t m, int64_t n, float *a, float *panel)
 {
-    const int64_t deep = (p->k + STEP - 1) / STEP * STEP;
+    const int64_t deep = fp8_tiles(p->k) * FP8_TILE;
     float sum[LANES];
     memset(panel, 0, (size_t)(deep * LANES) * sizeof *panel);
     for (int64_t j = 0; j < LANES && n + j < p->n; j++) {
@@ -123,7 +123,7 @@ static void run_task(const struct fp8_product *p, int64_t m, int64_t n, float *a
 
 void fp8_hopper_run(struct device *device, const struct fp8_product *p)
 {
-    const int64_t deep = (p->k + STEP - 1) / STEP * STEP, panels = (p->n + LANES - 1) / LANES,
+    const int64_t deep = fp8_tiles(p->k) * FP8_TILE, panels = (p->n + LANES - 1) / LANES,
                   chunks = (p->m + CHUNK - 1) / CHUNK;
     const size_t room = (size_t)(deep * (LANES + 1)); /* floats of one thread */
     float *scratch =

@@ -9,7 +9,7 @@ struct gathered {
     const int32_t *row; /* NULL: in order */
 };
 
-static void fill_gathered(float *tile, const void *from, struct fp8_window w)
+CPU_CLONES static void fill_gathered(float *tile, const void *from, struct fp8_window w)
 {
     const struct gathered *g = from;
     for (int64_t r = 0; r < w.rows; r++) {
