@@ -36,11 +36,14 @@ int cuda_fp8_tiles(bool weight, int tile, struct cuda_fp8_tile *out);
 /* Predicted cycles of tile `tile`, and the tile with the least. */
 double cuda_fp8_tile_cycles(bool weight, int tile, const struct cuda_fp8_shape *shape);
 int cuda_fp8_tile_choice(bool weight, const struct cuda_fp8_shape *shape);
-/* cuda_fp8_linear and cuda_fp8_linear_weight by that tile, for tests and benchmarks. false: this
- * GPU has no such kernels. */
-bool cuda_fp8_linear_by(void *stream, int tile, struct tensor y, struct fp8_rows x,
+/* cuda_fp8_linear and cuda_fp8_linear_weight by that tile and at most so many blocks (0: one for
+ * each multiprocessor), for tests and benchmarks. false: this GPU has no such kernels. */
+struct cuda_fp8_by {
+    int tile, blocks;
+};
+bool cuda_fp8_linear_by(void *stream, struct cuda_fp8_by by, struct tensor y, struct fp8_rows x,
                         struct fp8_weights w, const int64_t *offset, bool add);
-bool cuda_fp8_linear_weight_by(void *stream, int tile, float *dw, int64_t stride,
+bool cuda_fp8_linear_weight_by(void *stream, struct cuda_fp8_by by, float *dw, int64_t stride,
                                struct fp8_rows dyt, struct fp8_rows xt, const int64_t *offset,
                                int64_t groups, int64_t tokens);
 

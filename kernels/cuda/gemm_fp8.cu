@@ -48,6 +48,9 @@ static struct gemm_fp8 weight(float *dw, int64_t stride, struct fp8_rows dyt, st
     return p;
 }
 
+/* What the launchers take. */
+static const struct cuda_fp8_by best = {-1, 0};
+
 /* A sum over nothing is written as 0, or adds nothing. */
 static bool empty(const struct gemm_fp8 &p)
 {
@@ -59,7 +62,7 @@ void cuda_fp8_linear(void *stream, struct tensor y, struct fp8_rows x, struct fp
                      const int64_t *offset, bool add)
 {
     const struct gemm_fp8 p = forward(y, x, w, offset, add);
-    if (!empty(p) && !gemm_fp8_sm90_launch((cudaStream_t)stream, GEMM_FORWARD, &p, -1)) {
+    if (!empty(p) && !gemm_fp8_sm90_launch((cudaStream_t)stream, GEMM_FORWARD, &p, best)) {
         gemm_fp8_mma_launch((cudaStream_t)stream, GEMM_FORWARD, &p);
     }
 }
@@ -69,22 +72,22 @@ void cuda_fp8_linear_weight(void *stream, float *dw, int64_t stride, struct fp8_
                             int64_t tokens)
 {
     const struct gemm_fp8 p = weight(dw, stride, dyt, xt, offset, groups, tokens);
-    if (!empty(p) && !gemm_fp8_sm90_launch((cudaStream_t)stream, GEMM_WEIGHT, &p, -1)) {
+    if (!empty(p) && !gemm_fp8_sm90_launch((cudaStream_t)stream, GEMM_WEIGHT, &p, best)) {
         gemm_fp8_mma_launch((cudaStream_t)stream, GEMM_WEIGHT, &p);
     }
 }
 
-bool cuda_fp8_linear_by(void *stream, int tile, struct tensor y, struct fp8_rows x,
+bool cuda_fp8_linear_by(void *stream, struct cuda_fp8_by by, struct tensor y, struct fp8_rows x,
                         struct fp8_weights w, const int64_t *offset, bool add)
 {
     const struct gemm_fp8 p = forward(y, x, w, offset, add);
-    return empty(p) || gemm_fp8_sm90_launch((cudaStream_t)stream, GEMM_FORWARD, &p, tile);
+    return empty(p) || gemm_fp8_sm90_launch((cudaStream_t)stream, GEMM_FORWARD, &p, by);
 }
 
-bool cuda_fp8_linear_weight_by(void *stream, int tile, float *dw, int64_t stride,
+bool cuda_fp8_linear_weight_by(void *stream, struct cuda_fp8_by by, float *dw, int64_t stride,
                                struct fp8_rows dyt, struct fp8_rows xt, const int64_t *offset,
                                int64_t groups, int64_t tokens)
 {
     const struct gemm_fp8 p = weight(dw, stride, dyt, xt, offset, groups, tokens);
-    return empty(p) || gemm_fp8_sm90_launch((cudaStream_t)stream, GEMM_WEIGHT, &p, tile);
+    return empty(p) || gemm_fp8_sm90_launch((cudaStream_t)stream, GEMM_WEIGHT, &p, by);
 }

@@ -28,9 +28,9 @@ struct gemm_fp8 {
 
 /* Enqueue a product; the caller has checked shapes and that nothing is empty. */
 void gemm_fp8_mma_launch(cudaStream_t stream, enum gemm_pass pass, const struct gemm_fp8 *p);
-/* tile: of Hopper's table, -1: the best. false: not for this GPU or these operands, nothing was
+/* by.tile -1: the best. false: not for this GPU or these operands, nothing was
  * enqueued; depends on neither m nor offset (WEIGHT: k nor offset). */
 bool gemm_fp8_sm90_launch(cudaStream_t stream, enum gemm_pass pass, const struct gemm_fp8 *p,
-                          int tile);
+                          struct cuda_fp8_by by);
 
 #endif

@@ -432,8 +432,7 @@ static bool encode_scales(CUtensorMap *map, const float *scale, int64_t rows, in
     return encode(map, m);
 }
 
-template <class L>
-static bool launch(cudaStream_t stream, const struct gemm_fp8 &p, int multiprocessors)
+template <class L> static bool launch(cudaStream_t stream, const struct gemm_fp8 &p, int blocks)
 {
     constexpr int BYTES = (int)sizeof(struct shared_tiles<L>);
     static_assert(BYTES <= SHARED, "");
@@ -441,7 +440,7 @@ static bool launch(cudaStream_t stream, const struct gemm_fp8 &p, int multiproce
     const int64_t tiles =
         row_tiles(&g, L::pass, L::TILE_M) * tiles_of(g.n, L::TILE_N) * (L::WEIGHT ? g.experts : 1);
     assert(tiles <= INT32_MAX);
-    const unsigned grid = (unsigned)(tiles < multiprocessors ? tiles : multiprocessors);
+    const unsigned grid = (unsigned)(tiles < blocks ? tiles : blocks);
     struct maps maps;
     const bool encoded =
         encode_codes(&maps.a, g.a, g.m, g.lda, 0, L::TILE_M) &&
@@ -457,7 +456,7 @@ static bool launch(cudaStream_t stream, const struct gemm_fp8 &p, int multiproce
 
 struct entry {
     struct cuda_fp8_tile tile;
-    bool (*launch)(cudaStream_t stream, const struct gemm_fp8 &p, int multiprocessors);
+    bool (*launch)(cudaStream_t stream, const struct gemm_fp8 &p, int blocks);
 };
 
 template <class L> static constexpr struct entry entry_of()
@@ -539,7 +538,7 @@ int cuda_fp8_tiles(bool weight, int tile, struct cuda_fp8_tile *out)
 }
 
 bool gemm_fp8_sm90_launch(cudaStream_t stream, enum gemm_pass pass, const struct gemm_fp8 *p,
-                          int tile)
+                          struct cuda_fp8_by by)
 {
     const bool weight = pass == GEMM_WEIGHT;
     const struct gemm &g = p->g;
@@ -558,7 +557,7 @@ bool gemm_fp8_sm90_launch(cudaStream_t stream, enum gemm_pass pass, const struct
     }
     const struct entry *entries;
     const int count = table(weight, &entries);
-    const int choice = tile >= 0 ? tile : cuda_fp8_tile_choice(weight, &shape);
+    const int choice = by.tile >= 0 ? by.tile : cuda_fp8_tile_choice(weight, &shape);
     assert(choice < count);
-    return entries[choice].launch(stream, own, shape.multiprocessors);
+    return entries[choice].launch(stream, own, by.blocks > 0 ? by.blocks : shape.multiprocessors);
 }
