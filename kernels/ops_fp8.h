@@ -8,7 +8,9 @@
  *
  * fp8_rule.h says how a tile becomes codes and a scale. A fused op gives bit for bit what the ops
  * it joins give: norm_forward is ops.norm_forward, rounded to bf16, then quantize, and so on. "act"
- * is bf16 here. The last tile of a row may be narrower; columns are a multiple of 16.
+ * is bf16 here. The last tile of a row may be narrower; columns are a multiple of 16. What a code
+ * stands for is code x scale in f32, nowhere rounded to bf16. Rows of index < 0 are zeros, and
+ * count as values; plain rows behind the last group are quantised like the others.
  *
  * Letters as in ops.h; g a group (expert) of rows of x, [offset[g], offset[g+1]).
  */
@@ -49,28 +51,29 @@ static inline int64_t fp8_tiles(int64_t count)
     return (count + FP8_TILE - 1) / FP8_TILE;
 }
 
-/* One row on the wire: cols codes, then the scales of its tiles; a multiple of 16 bytes. 7168 + 224
- * at DeepSeek-V3's width. */
+/* One row on the wire: cols codes, then the scales of its tiles, then zeros up to a multiple of 16
+ * bytes. 7168 + 224 at DeepSeek-V3's width. */
 static inline int64_t fp8_packed_bytes(int64_t cols)
 {
     return (cols + fp8_tiles(cols) * (int64_t)sizeof(float) + 15) / 16 * 16;
 }
 
 /* One row in E5M6: cols * 3/2 bytes of codes (two codes in three bytes, the first in the low 12
- * bits, little-endian), then the scales; a multiple of 16 bytes. */
+ * bits, little-endian), then the scales, then zeros up to a multiple of 16 bytes. */
 static inline int64_t fp8_e5m6_bytes(int64_t cols)
 {
     return (cols / 2 * 3 + fp8_tiles(cols) * (int64_t)sizeof(float) + 15) / 16 * 16;
 }
 
 /* What became of numbers on their way to codes; every op adds, in integers. Of an op that writes
- * both orientations the plain one is counted. */
+ * both orientations the plain one is counted, of swiglu_forward h and kept. Of the numbers of bad
+ * tiles neither underflows nor saturated. */
 struct fp8_counters {
     uint64_t values;     /* quantised */
     uint64_t underflows; /* of them not 0, but their code is */
-    uint64_t saturated; /* of them larger than 448 scales: 0 but for rounding of arbitrary scales */
-    uint64_t bad_tiles; /* with NaN or infinity */
-    uint32_t amax;      /* bits of the largest absolute value of tiles that are not bad */
+    uint64_t saturated;  /* of them |x inverse| > 448: rounding of arbitrary scales only */
+    uint64_t bad_tiles;  /* with NaN or infinity */
+    uint32_t amax;       /* bits of the largest absolute value of tiles that are not bad */
     uint32_t unused;
 };
 
@@ -128,7 +131,7 @@ struct fp8_ops {
                             struct fp8_rows kept, const int64_t *offset, int64_t groups,
                             const struct fp8_how *how);
     /* ops.combine_rows_backward whose dx, rows[R] of them, is quantised: as q, or, where q.code is
-     * NULL, packed. */
+     * NULL, packed. Rows of no slot are untouched. */
     void (*combine_rows_backward)(struct device *, struct fp8_rows q, uint8_t *packed,
                                   float *dweight, struct tensor dy, struct tensor x,
                                   const int32_t *slot_row, const float *weight, int64_t top_k,
@@ -146,7 +149,8 @@ struct fp8_ops {
                           struct fp8_rows xt, const int64_t *offset, int64_t groups, int64_t tokens,
                           const struct fp8_how *how);
 
-    /* x act to and from E5M6, packed [rows, fp8_e5m6_bytes(C)]. Bad tiles: NaN (their scale). */
+    /* x act to and from E5M6, packed [rows, fp8_e5m6_bytes(C)]. Bad tiles: codes 0, scale
+     * NaN (bits 0x7fc00000). */
     void (*e5m6_pack)(struct device *, uint8_t *packed, struct tensor x);
     void (*e5m6_unpack)(struct device *, struct tensor x, const uint8_t *packed);
 };

@@ -3,8 +3,9 @@
  *
  * The largest absolute value of a tile is found as the largest bit pattern without its sign, which
  * is exact in any order and sees NaN and infinity: fp8_is_bad. Value = code x scale; a code is the
- * E4M3 number nearest to x x inverse (ties to even, at most 448). Tiles of small values take the
- * scale of FP8_LEAST, so that zeros do not divide.
+ * E4M3 number nearest to x x inverse, a product rounded to f32 (ties to even, at most 448; what
+ * becomes 0 keeps its sign). Tiles of small values take the scale of FP8_LEAST, so that zeros do
+ * not divide.
  *
  * E5M6, 12 bits (sign, 5 of exponent with bias 15, 6 of mantissa; exponent 31 is not used): between
  * E4M3 and bfloat16, for tensors whose values are needed a second time by something more exact.

@@ -19,6 +19,7 @@ enum cpu_slot {
     CPU_SLOT_GEMM,  /* and their packed operands */
     CPU_SLOT_ATTENTION,
     CPU_SLOT_LOSS,
+    CPU_SLOT_FP8, /* operands of FP8 products as numbers */
     CPU_SLOT_OTHER,
     CPU_SLOTS
 };
@@ -144,5 +145,23 @@ void cpu_muon_orthogonalize(struct device *, struct tensor x, float *scratch);
 void cpu_muon_update(struct device *, float *param, void *out_bf16, const float *update,
                      int64_t count, struct muon args);
 void cpu_ema(struct device *, float *ema, const float *x, int64_t count, double decay);
+
+/* Pieces of ops that the FP8 ops share: the same compiled code gives the same bits. */
+enum { NORM_MAX_WIDTH = 32768, CPU_COMBINE_PART = 512 };
+struct norm_row {
+    struct tensor x, delta, sum; /* of norm_forward */
+    float eps;
+    enum dtype dtype; /* of y */
+};
+/* Row n: y[width] before it is rounded; row[width] scratch. Returns its rstd. */
+float cpu_norm_row(float *y, float *row, const struct norm_row *from, const float *w, int64_t n);
+void cpu_swiglu_forward_part(float *h, const float *gate, const float *up, int64_t count);
+void cpu_swiglu_backward_part(float *dgate, float *dup, const float *dh, const float *gate,
+                              const float *up, int64_t count);
+/* Of at most CPU_COMBINE_PART elements, a row's parts in ascending order. */
+float cpu_combine_backward_part(float *out, const float *dy, const float *x, float weight,
+                                int64_t count);
+
+extern const struct fp8_ops cpu_fp8_ops;
 
 #endif

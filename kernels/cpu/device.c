@@ -69,6 +69,7 @@ static const struct ops cpu_ops = {
     .muon_orthogonalize = cpu_muon_orthogonalize,
     .muon_update = cpu_muon_update,
     .ema = cpu_ema,
+    .fp8 = &cpu_fp8_ops,
 };
 
 /* Whether rows of products by oneDNN are the same bits whatever the number of rows, on a few shapes

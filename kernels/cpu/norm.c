@@ -4,7 +4,7 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/rows.h"
 
-enum { MAX_WIDTH = 32768, BLOCK = 64, LANES = 16 };
+enum { BLOCK = 64, LANES = 16 };
 
 /* Sum in a fixed tree: 16 running sums, then one after another. */
 CPU_CLONES static float dot(const float *a, const float *b, int64_t count)
@@ -37,29 +37,37 @@ CPU_CLONES static void normalize_row(float *y, const float *x, const float *w, f
     }
 }
 
+float cpu_norm_row(float *y, float *row, const struct norm_row *from, const float *w, int64_t n)
+{
+    const int64_t width = from->x.dim[1];
+    row_load(row, from->x.data, from->x.dtype, n * width, width);
+    if (from->delta.data != NULL) {
+        row_load(y, from->delta.data, from->delta.dtype, n * width, width);
+        for (int64_t i = 0; i < width; i++) {
+            row[i] += y[i];
+        }
+        row_round(row, from->x.dtype, width);
+        row_store(from->sum.data, from->sum.dtype, n * width, row, width);
+    }
+    const float rstd = 1.0F / sqrtf(dot(row, row, width) / (float)width + from->eps);
+    normalize_row(y, row, w, rstd, from->dtype, width);
+    return rstd;
+}
+
 void cpu_norm_forward(struct device *device, struct tensor y, struct tensor sum, float *rstd,
                       struct tensor x, struct tensor delta, struct tensor w, float eps)
 {
+    const struct norm_row from = {x, delta, sum, eps, y.dtype};
     const int64_t rows = x.dim[0], width = x.dim[1];
-    assert(width <= MAX_WIDTH && tensor_count(&w) == width && y.dim[0] == rows);
+    assert(width <= NORM_MAX_WIDTH && tensor_count(&w) == width && y.dim[0] == rows);
 #pragma omp parallel num_threads(device->threads)
     {
-        float row[MAX_WIDTH], other[MAX_WIDTH], weight[MAX_WIDTH];
+        float row[NORM_MAX_WIDTH], out[NORM_MAX_WIDTH], weight[NORM_MAX_WIDTH];
         row_load(weight, w.data, w.dtype, 0, width);
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < rows; n++) {
-            row_load(row, x.data, x.dtype, n * width, width);
-            if (delta.data != NULL) {
-                row_load(other, delta.data, delta.dtype, n * width, width);
-                for (int64_t i = 0; i < width; i++) {
-                    row[i] += other[i];
-                }
-                row_round(row, x.dtype, width);
-                row_store(sum.data, sum.dtype, n * width, row, width);
-            }
-            rstd[n] = 1.0F / sqrtf(dot(row, row, width) / (float)width + eps);
-            normalize_row(other, row, weight, rstd[n], y.dtype, width);
-            row_store(y.data, y.dtype, n * width, other, width);
+            rstd[n] = cpu_norm_row(out, row, &from, weight, n);
+            row_store(y.data, y.dtype, n * width, out, width);
         }
     }
 }
@@ -91,14 +99,15 @@ void cpu_norm_backward(struct device *device, struct tensor dx, struct tensor dw
     const int64_t rows = x.dim[0], width = x.dim[1], blocks = (rows + BLOCK - 1) / BLOCK;
     float *partial =
         cpu_scratch(device, CPU_SLOT_OTHER, (size_t)(blocks * width) * sizeof *partial);
-    assert(width <= MAX_WIDTH && dw.dtype == DTYPE_F32);
+    assert(width <= NORM_MAX_WIDTH && dw.dtype == DTYPE_F32);
     if (rows == 0) {
         return; /* there may be no scratch to clear yet */
     }
     memset(partial, 0, (size_t)(blocks * width) * sizeof *partial);
 #pragma omp parallel num_threads(device->threads)
     {
-        float gx[MAX_WIDTH], gy[MAX_WIDTH], in[MAX_WIDTH], g[MAX_WIDTH], weight[MAX_WIDTH];
+        float gx[NORM_MAX_WIDTH], gy[NORM_MAX_WIDTH], in[NORM_MAX_WIDTH], g[NORM_MAX_WIDTH],
+            weight[NORM_MAX_WIDTH];
         row_load(weight, w.data, w.dtype, 0, width);
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < blocks;

@@ -3,7 +3,7 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/rows.h"
 
-enum { PART = 512 };
+enum { PART = CPU_COMBINE_PART };
 
 void cpu_gather_rows(struct device *device, struct tensor y, struct tensor x, const int32_t *row)
 {
@@ -63,8 +63,8 @@ void cpu_combine_rows(struct device *device, struct tensor y, struct tensor x,
 }
 
 /* Returns <dy, x> of one part and leaves weight * dy in out. */
-CPU_CLONES static float backward_part(float *out, const float *dy, const float *x, float weight,
-                                      int64_t count)
+CPU_CLONES float cpu_combine_backward_part(float *out, const float *dy, const float *x,
+                                           float weight, int64_t count)
 {
     enum { LANES = 16 };
     float sum[LANES] = {0}, total = 0;
@@ -98,7 +98,7 @@ void cpu_combine_rows_backward(struct device *device, struct tensor dx, float *d
             const int64_t count = width - i < PART ? width - i : PART;
             row_load(grad, dy.data, dy.dtype, slot / top_k * width + i, count);
             row_load(in, x.data, x.dtype, slot_row[slot] * width + i, count);
-            sum += backward_part(out, grad, in, weight[slot], count);
+            sum += cpu_combine_backward_part(out, grad, in, weight[slot], count);
             row_store(dx.data, dx.dtype, slot_row[slot] * width + i, out, count);
         }
         dweight[slot] = sum;

@@ -6,7 +6,7 @@
 
 enum { PART = 512 };
 
-CPU_CLONES static void forward_part(float *h, const float *gate, const float *up, int64_t count)
+CPU_CLONES void cpu_swiglu_forward_part(float *h, const float *gate, const float *up, int64_t count)
 {
     for (int64_t i = 0; i < count; i++) {
         h[i] = gate[i] * fast_sigmoid(gate[i]) * up[i];
@@ -14,8 +14,8 @@ CPU_CLONES static void forward_part(float *h, const float *gate, const float *up
 }
 
 /* du = dh a s; da = dh u s (1 + a (1 - s)), a = gate, s = sigmoid(a). */
-CPU_CLONES static void backward_part(float *dgate, float *dup, const float *dh, const float *gate,
-                                     const float *up, int64_t count)
+CPU_CLONES void cpu_swiglu_backward_part(float *dgate, float *dup, const float *dh,
+                                         const float *gate, const float *up, int64_t count)
 {
     for (int64_t i = 0; i < count; i++) {
         const float s = fast_sigmoid(gate[i]);
@@ -35,7 +35,7 @@ void cpu_swiglu_forward(struct device *device, struct tensor h, struct tensor ga
             const int64_t count = width - i < PART ? width - i : PART;
             row_load(gate, gate_up.data, gate_up.dtype, r * 2 * width + i, count);
             row_load(up, gate_up.data, gate_up.dtype, r * 2 * width + width + i, count);
-            forward_part(out, gate, up, count);
+            cpu_swiglu_forward_part(out, gate, up, count);
             row_store(h.data, h.dtype, r * width + i, out, count);
         }
     }
@@ -54,7 +54,7 @@ void cpu_swiglu_backward(struct device *device, struct tensor dgate_up, struct t
             row_load(gate, gate_up.data, gate_up.dtype, at, count);
             row_load(up, gate_up.data, gate_up.dtype, at + width, count);
             row_load(grad, dh.data, dh.dtype, r * width + i, count);
-            backward_part(dgate, dup, grad, gate, up, count);
+            cpu_swiglu_backward_part(dgate, dup, grad, gate, up, count);
             row_store(dgate_up.data, dgate_up.dtype, at, dgate, count);
             row_store(dgate_up.data, dgate_up.dtype, at + width, dup, count);
         }
