@@ -3,6 +3,8 @@
 #ifndef EMULATOR_FP8_CASE_H
 #define EMULATOR_FP8_CASE_H
 
+#include <algorithm>
+
 #include "ops_case.h"
 
 #include "kernels/cuda/cuda_ops_fp8.h"
