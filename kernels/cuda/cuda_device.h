@@ -124,6 +124,9 @@ void cuda_op_cross_entropy(struct device *device, double *total, struct tensor d
                            struct tensor x, struct tensor w, const int32_t *labels,
                            float loss_scale);
 
+/* ops_fp8_cuda.c */
+extern const struct fp8_ops cuda_fp8_ops;
+
 /* ops_cuda.c */
 extern const struct ops cuda_ops;
 

@@ -90,16 +90,47 @@ struct gemm_tile {
     int64_t m, m_end, n, k, k_end;
 };
 
-/* Row tiles of experts [l * each, (l + 1) * each), l the lane. */
-DEVICE int64_t lane_tiles(const int64_t *__restrict__ offset, int experts, int tile)
+template <class I> DEVICE I expert_tiles(const int64_t *__restrict__ offset, int e, int tile)
 {
-    const int each = (experts + 31) / 32, first = min((int)threadIdx.x % 32 * each, experts);
-    const int last = min(first + each, experts);
-    int64_t own = 0;
-    for (int e = first; e < last; e++) {
-        own += (offset[e + 1] - offset[e] + tile - 1) / tile;
+    return ((I)(offset[e + 1] - offset[e]) + tile - 1) / tile;
+}
+
+/* Row tiles of every 32nd expert from the lane's on. I: a type that holds the numbers. */
+template <class I = int64_t>
+DEVICE I lane_tiles(const int64_t *__restrict__ offset, int experts, int tile)
+{
+    I own = 0;
+#pragma unroll 1 /* few registers: gemm_fp8_sm90's producer has not many */
+    for (int e = (int)threadIdx.x % 32; e < experts; e += 32) {
+        own += expert_tiles<I>(offset, e, tile);
     }
     return own;
+}
+
+/* The expert that owns row tile *index, which becomes the number of the tile among the expert's;
+ * every lane of the warp calls. -1: there are fewer tiles. */
+template <class I>
+DEVICE int find_owner(const int64_t *__restrict__ offset, int experts, I *index, int tile)
+{
+    const int lane = (int)threadIdx.x % 32;
+#pragma unroll 1
+    for (int e = lane; e - lane < experts; e += 32) {
+        const I own = e < experts ? expert_tiles<I>(offset, e, tile) : 0;
+        I sum = own; /* of the lanes up to this one */
+#pragma unroll
+        for (int step = 1; step < 32; step *= 2) {
+            const I other = __shfl_up_sync(0xffffffffu, sum, step);
+            sum += lane >= step ? other : 0;
+        }
+        const unsigned holders = __ballot_sync(0xffffffffu, *index < sum);
+        if (holders != 0) {
+            const int holder = __ffs((int)holders) - 1;
+            *index -= __shfl_sync(0xffffffffu, sum - own, holder);
+            return e - lane + holder;
+        }
+        *index -= __shfl_sync(0xffffffffu, sum, 31);
+    }
+    return -1;
 }
 
 /* The expert that owns row tile `index` and the tile's first row; every lane of the warp calls.
@@ -107,23 +138,9 @@ DEVICE int64_t lane_tiles(const int64_t *__restrict__ offset, int experts, int t
 DEVICE bool find_rows(struct gemm_tile *t, const int64_t *__restrict__ offset, int experts,
                       int64_t index, int tile)
 {
-    const int lane = (int)threadIdx.x % 32, each = (experts + 31) / 32;
-    const int64_t own = lane_tiles(offset, experts, tile);
-    int64_t sum = own;
-#pragma unroll
-    for (int step = 1; step < 32; step *= 2) {
-        const int64_t other = __shfl_up_sync(0xffffffffu, sum, step);
-        sum += lane >= step ? other : 0;
-    }
-    const unsigned holders = __ballot_sync(0xffffffffu, index < sum);
-    if (holders == 0) {
+    const int e = find_owner(offset, experts, &index, tile);
+    if (e < 0) {
         return false;
-    }
-    const int holder = __ffs((int)holders) - 1;
-    index -= __shfl_sync(0xffffffffu, sum - own, holder);
-    int e = holder * each;
-    for (int64_t tiles; index >= (tiles = (offset[e + 1] - offset[e] + tile - 1) / tile); e++) {
-        index -= tiles;
     }
     t->expert = e;
     t->m = offset[e] + index * tile;
@@ -133,11 +150,10 @@ DEVICE bool find_rows(struct gemm_tile *t, const int64_t *__restrict__ offset, i
 
 /* Which tile of C: eight row tiles side by side, then the next column tile, so that blocks that run
  * together share operands in L2. `row_tiles`: of the grid. */
-DEVICE void tile_order(int64_t index, int64_t row_tiles, int64_t column_tiles, int64_t *row,
-                       int64_t *column)
+template <class I> DEVICE void tile_order(I index, I row_tiles, I column_tiles, I *row, I *column)
 {
-    const int64_t band = index / (8 * column_tiles), rest = index % (8 * column_tiles);
-    const int64_t high = min(row_tiles - 8 * band, (int64_t)8);
+    const I band = index / (8 * column_tiles), rest = index % (8 * column_tiles);
+    const I high = min(row_tiles - 8 * band, (I)8);
     *row = 8 * band + rest % high;
     *column = rest / high;
 }
@@ -148,7 +164,7 @@ DEVICE bool find_tile(struct gemm_tile *t, const struct gemm &g, int tile_m, int
 {
     const int64_t columns = (g.n + tile_n - 1) / tile_n;
     int64_t row, column;
-    tile_order(blockIdx.x, gridDim.x / columns, columns, &row, &column);
+    tile_order<int64_t>(blockIdx.x, gridDim.x / columns, columns, &row, &column);
     t->expert = pass == GEMM_WEIGHT ? (int)blockIdx.z : 0;
     t->m = row * tile_m;
     t->m_end = g.m;

@@ -16,8 +16,7 @@
  * mostly from L2 (see tile_order); WEIGHT reads and writes C in f32. Bound: 989 TFLOP/s from some
  * 300 rows of an expert on.
  */
-#include "kernels/cuda/gemm.cuh"
-#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/gemm_hopper.cuh"
 
 enum {
     DEPTH = 64,
@@ -26,7 +25,6 @@ enum {
     CONSUMERS = 256,
     THREADS = 128 + CONSUMERS,
     BLOCK = 64 * DEPTH, /* elements of 64 rows of a tile: 8 KiB, 128 bytes a row or k */
-    STAGED = 32,        /* columns of C a warp stores at a time */
     GIVEN = 56,         /* registers of a producer's thread, and of a consumer's: */
     TAKEN = 224,        /* together what the block is launched with, 168 x 384 */
 };
@@ -38,20 +36,6 @@ template <int TILE_N> struct shared_tiles {
     alignas(1024) bf16 b[STAGES][TILE_N / 64 * BLOCK];
     alignas(16) float out[CONSUMERS / 32][16 * STAGED];
     uint64_t full[STAGES], empty[STAGES];
-};
-
-/* Where the ring stands: stages used so far, of all tiles. */
-struct ring {
-    uint32_t used;
-
-    __device__ __forceinline__ int stage() const
-    {
-        return (int)(used % STAGES);
-    }
-    __device__ __forceinline__ uint32_t parity() const
-    {
-        return used / STAGES & 1;
-    }
 };
 
 /* Calls body(tile) for each of the block's tiles; whole warps call. */
@@ -89,7 +73,7 @@ DEVICE void for_tiles(const struct gemm &g, F body)
 
 template <enum gemm_pass pass, int TILE_N>
 DEVICE void produce(struct shared_tiles<TILE_N> *s, const CUtensorMap *map_a,
-                    const CUtensorMap *map_b, const struct gemm_tile &t, struct ring *ring)
+                    const CUtensorMap *map_b, const struct gemm_tile &t, struct ring<STAGES> *ring)
 {
     for (int64_t k = t.k; k < t.k_end; k += DEPTH, ring->used++) {
         const int stage = ring->stage(), at = (int)k;
@@ -160,7 +144,7 @@ template <int TILE_N> DEVICE void release(struct shared_tiles<TILE_N> *s, int st
 
 template <enum gemm_pass pass, int TILE_N>
 DEVICE void consume(float (&sum)[TILE_N / 2], struct shared_tiles<TILE_N> *s,
-                    const struct gemm_tile &t, int group, struct ring *ring)
+                    const struct gemm_tile &t, int group, struct ring<STAGES> *ring)
 {
     int before = -1;
     for (int64_t k = t.k; k < t.k_end; k += DEPTH, ring->used++) {
@@ -181,85 +165,6 @@ DEVICE void consume(float (&sum)[TILE_N / 2], struct shared_tiles<TILE_N> *s,
     release(s, before);
 }
 
-/* A lane's share of a warp's 16 rows of STAGED columns of C: four columns of row l / 8 and of every
- * fourth below. Whole parts of four only (wide_c). */
-template <class T> struct strip {
-    T *c;         /* the first part */
-    int64_t down; /* from a part to the next */
-    int parts;    /* that are there */
-    float old[4][4];
-
-    __device__ __forceinline__ void fetch(bool add)
-    {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (add && i < parts) {
-                load(old[i], c + i * down);
-            }
-        }
-    }
-    /* from(row): where in shared memory the lane's four columns of its first row + `row` are. */
-    template <class F> __device__ __forceinline__ void put(bool add, F from)
-    {
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            float part[4];
-            load(part, from(4 * i));
-            if (i < parts) {
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    part[j] = add ? old[i][j] + part[j] : part[j];
-                }
-                store(c + i * down, part);
-            }
-        }
-    }
-};
-
-/* Accumulators lie scattered: 32 columns of the warp's 16 rows at a time are turned in shared
- * memory into parts of four columns, eight of them side by side in a row. Groups of 16 bytes are
- * swizzled so that neither side meets in a bank. What is added to is on its way meanwhile. */
-template <enum gemm_pass pass, int TILE_N, class T>
-DEVICE void store_tile(const struct gemm &g, const struct gemm_tile &t,
-                       const float (&sum)[TILE_N / 2], float *out, int64_t m)
-{
-    const int lane = (int)threadIdx.x % 32, row = lane / 8, column = lane % 8 * 4;
-    T *c = (T *)g.c + (pass == GEMM_WEIGHT ? t.expert * g.stride : 0) + (m + row) * g.ldc;
-    const int rows = (int)max((int64_t)0, min((t.m_end - m - row + 3) / 4, (int64_t)4));
-    auto from = [&](int below) {
-        const int at = row + below;
-        return out + at * STAGED + (column ^ at % 4 * 8);
-    };
-#pragma unroll
-    for (int first = 0; first < TILE_N; first += STAGED) {
-        const int64_t n = t.n + first + column;
-        struct strip<T> part = {
-            c + n, 4 * g.ldc, g.wide_c &&n < g.n ? rows : 0,
-            {
-            }
-        };
-        part.fetch(g.add);
-#pragma unroll
-        for (int i = 0; i < STAGED / 4; i++) { /* rows lane / 4 and, odd i, 8 below */
-            const int at = lane / 4 + i % 2 * 8, group = i / 2 * 2 + lane % 4 / 2;
-            const float pair[2] = {sum[first / 2 + 2 * i], sum[first / 2 + 2 * i + 1]};
-            store(out + at * STAGED + (group ^ at % 4 * 2) * 4 + lane % 2 * 2, pair);
-        }
-        __syncwarp();
-        if (g.wide_c) {
-            part.put(g.add, from);
-        } else {
-#pragma unroll 1
-            for (int i = 0; i < 16; i += 4) {
-                float four[4];
-                load(four, from(i));
-                store_c<pass>(g, t, m + row + i, n, four);
-            }
-        }
-        __syncwarp();
-    }
-}
-
 template <enum gemm_pass pass, int TILE_N>
 __global__ void __launch_bounds__(THREADS, 1)
     gemm_sm90_kernel(const __grid_constant__ CUtensorMap map_a,
@@ -272,7 +177,9 @@ __global__ void __launch_bounds__(THREADS, 1)
     SMEM_DYN(raw);
     struct shared_tiles<TILE_N> *s = (struct shared_tiles<TILE_N> *)raw;
     const int warp = (int)threadIdx.x / 32;
-    struct ring ring = {0};
+    struct ring<STAGES> ring = {
+        0
+    };
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
             mbarrier_init(&s->full[i], 1);
@@ -299,9 +206,9 @@ __global__ void __launch_bounds__(THREADS, 1)
         consume<pass, TILE_N>(sum, s, t, group, &ring);
         const int64_t m = t.m + 64 * group + warp % 4 * 16;
         if (pass == GEMM_WEIGHT || g.c_dtype == DTYPE_F32) {
-            store_tile<pass, TILE_N, float>(g, t, sum, s->out[warp - 4], m);
+            store_tile<pass, float>(g, t, sum, s->out[warp - 4], m, t.n);
         } else {
-            store_tile<pass, TILE_N, bf16>(g, t, sum, s->out[warp - 4], m);
+            store_tile<pass, bf16>(g, t, sum, s->out[warp - 4], m, t.n);
         }
     });
 #endif
@@ -309,42 +216,23 @@ __global__ void __launch_bounds__(THREADS, 1)
 
 /* ---- launch ---- */
 
-using encode_function = decltype(&cuTensorMapEncodeTiled);
-
-/* The driver's encoder: the library is not linked. nullptr: there is none. */
-static encode_function find_encoder()
-{
-    void *function = nullptr;
-    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
-    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
-                                                               12000, cudaEnableDefault, &found);
-    return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? (encode_function)function
-                                                                        : nullptr;
-}
-
 /* A matrix of `rows` rows, or `planes` of them, in boxes of 64 columns and box_rows rows. */
 static bool encode(CUtensorMap *map, const void *data, int rank, int64_t cols, int64_t rows,
                    int64_t ld, int64_t planes, int64_t plane, int box_rows)
 {
-    static const encode_function encoder = find_encoder();
-    const cuuint64_t dims[3] = {(cuuint64_t)cols, (cuuint64_t)rows, (cuuint64_t)planes};
-    const cuuint64_t strides[2] = {(cuuint64_t)ld * sizeof(bf16),
-                                   (cuuint64_t)(planes > 1 ? plane : rows * ld) * sizeof(bf16)};
-    const cuuint32_t box[3] = {64, (cuuint32_t)box_rows, 1}, steps[3] = {1, 1, 1};
-    return encoder != nullptr &&
-           encoder(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, (cuuint32_t)rank, (void *)(uintptr_t)data,
-                   dims, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                   CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                   CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
-static int attribute(enum cudaDeviceAttr which)
-{
-    int device = 0, value = 0;
-    return cudaGetDevice(&device) == cudaSuccess &&
-                   cudaDeviceGetAttribute(&value, which, device) == cudaSuccess
-               ? value
-               : 0;
+    const struct matrix_map m = {data,
+                                 CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                                 (int)sizeof(bf16),
+                                 rank,
+                                 cols,
+                                 rows,
+                                 ld,
+                                 planes,
+                                 plane,
+                                 64,
+                                 box_rows,
+                                 CU_TENSOR_MAP_SWIZZLE_128B};
+    return encode(map, m);
 }
 
 template <enum gemm_pass pass, int TILE_N>

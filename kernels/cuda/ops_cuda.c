@@ -425,4 +425,5 @@ const struct ops cuda_ops = {
     .muon_orthogonalize = muon_orthogonalize,
     .muon_update = muon_update,
     .ema = ema,
+    .fp8 = &cuda_fp8_ops,
 };

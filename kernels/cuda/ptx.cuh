@@ -4,7 +4,7 @@
  * The only file with inline assembly. Every wrapper is the whole idiom (mbarrier_wait is the loop),
  * so the emulator can model what it means; its half is tests/emulator/ptx_host.h. What needs
  * sm_90a: mbarrier_*, tma_*, wgmma_*, registers_*, stmatrix_*, elect_one. From sm_80 on: mma_*,
- * cp_async_*. ldmatrix_*, named_barrier_*: anywhere.
+ * cp_async_*, max_nan; from sm_89 on: e4m3x2_*. ldmatrix_*, named_barrier_*: anywhere.
  *
  * mbarrier: 8 bytes of shared memory. `parity` starts at 0 and flips each time the barrier
  * completes; mbarrier_wait(bar, p) returns once the phase of parity p has completed, so a consumer
@@ -264,6 +264,39 @@ PTX void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+
+/* ---- numbers ---- */
+
+/* The larger one; NaN where either is NaN. */
+PTX float max_nan(float a, float b)
+{
+    float most;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(most) : "f"(a), "f"(b));
+    return most;
+}
+
+/* ---- E4M3: two numbers, the first in the low bits ---- */
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 890
+/* To nearest even, at most 448; NaN becomes 0x7f. */
+PTX uint32_t e4m3x2_from_floats(float low, float high)
+{
+    uint16_t pair;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+PTX void e4m3x2_to_floats(float &low, float &high, uint32_t pair)
+{
+    asm("{\n.reg .b32 both;\n.reg .b16 first, second;\n"
+        "cvt.rn.f16x2.e4m3x2 both, %2;\n"
+        "mov.b32 {first, second}, both;\n"
+        "cvt.f32.f16 %0, first;\n"
+        "cvt.f32.f16 %1, second;\n}"
+        : "=f"(low), "=f"(high)
+        : "h"((uint16_t)pair));
+}
+#endif
 
 /* ---- wgmma ---- */
 

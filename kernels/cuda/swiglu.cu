@@ -1,4 +1,4 @@
-#include "kernels/cuda/rows.cuh"
+#include "kernels/cuda/swiglu.cuh"
 
 /* Bytes per element of h: gate and up in, h out. FLOPs: about 6 and an exp. Bound by memory. */
 template <class T, int V>
@@ -16,15 +16,14 @@ __global__ void __launch_bounds__(TILE_THREADS)
         load(up, in + width + i);
 #pragma unroll
         for (int j = 0; j < V; j++) {
-            gate[j] = gate[j] * sigmoid(gate[j]) * up[j];
+            gate[j] = swiglu(gate[j], up[j]);
         }
         store(h + n * width + i, gate);
     }
 }
 
-/* du = dh a s; da = dh u s (1 + a (1 - s)), a = gate, s = sigmoid(a). A thread reads its elements
- * before it writes them, so dgate_up may be gate_up. Bytes per element of h: dh, gate and up in,
- * two out. FLOPs: about 12 and an exp. Bound by memory. */
+/* A thread reads its elements before it writes them, so dgate_up may be gate_up. Bytes per element
+ * of h: dh, gate and up in, two out. FLOPs: about 12 and an exp. Bound by memory. */
 template <class T, int V>
 __global__ void __launch_bounds__(TILE_THREADS)
     swiglu_backward_kernel(T *dgate_up, const T *__restrict__ dh, const T *gate_up, int64_t rows,
@@ -42,9 +41,7 @@ __global__ void __launch_bounds__(TILE_THREADS)
         load(grad, dh + n * width + i);
 #pragma unroll
         for (int j = 0; j < V; j++) {
-            const float s = sigmoid(gate[j]), dup = grad[j] * gate[j] * s;
-            gate[j] = grad[j] * up[j] * s * (1.0F + gate[j] * (1.0F - s));
-            up[j] = dup;
+            swiglu_gradient(gate[j], up[j], grad[j]);
         }
         store(dgate_up + at, gate);
         store(dgate_up + at + width, up);

@@ -61,6 +61,8 @@ static inline double value_at(const struct tensor &t, const void *data, int64_t 
         return (double)((const int32_t *)data)[i];
     case DTYPE_I64:
         return (double)((const int64_t *)data)[i];
+    case DTYPE_U8:
+        return (double)((const uint8_t *)data)[i];
     default:
         return ((const double *)data)[i];
     }

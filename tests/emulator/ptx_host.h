@@ -162,6 +162,24 @@ inline void mma_m16n8k16_bf16(float (&d)[4], const uint32_t (&a)[4], const uint3
     emu_mma_bf16(d, a, b, EMU_HERE);
 }
 
+/* ---- numbers ---- */
+inline float max_nan(float a, float b)
+{
+    return a != a || b != b ? NAN : a > b ? a : b;
+}
+
+/* ---- E4M3: by NVIDIA's own functions for the host ---- */
+inline uint32_t e4m3x2_from_floats(float low, float high)
+{
+    return (uint32_t)__nv_cvt_float_to_fp8(low, __NV_SATFINITE, __NV_E4M3) |
+           (uint32_t)__nv_cvt_float_to_fp8(high, __NV_SATFINITE, __NV_E4M3) << 8;
+}
+inline void e4m3x2_to_floats(float &low, float &high, uint32_t pair)
+{
+    low = __half2float(__nv_cvt_fp8_to_halfraw((uint8_t)pair, __NV_E4M3));
+    high = __half2float(__nv_cvt_fp8_to_halfraw((uint8_t)(pair >> 8), __NV_E4M3));
+}
+
 /* ---- wgmma ---- */
 inline uint64_t wgmma_descriptor(const void *tile, uint32_t leading_bytes, uint32_t stride_bytes,
                                  enum wgmma_swizzle swizzle, EMU_AT)

@@ -1,11 +1,12 @@
-/* The CUDA device itself: its memory, uploads that outrun the copies, graphs, the choice of a GPU.
- */
+/* The CUDA device itself: its memory, uploads that outrun the copies, graphs, FP8 ops by its table,
+ * the choice of a GPU. */
 #include "check.h"
 
 #include <string.h>
 
 extern "C" {
 #include "kernels/device.h"
+#include "kernels/ops_fp8.h"
 }
 
 static struct device *device;
@@ -94,6 +95,57 @@ static bool graphs()
            expect(called == 4, "how often a graph's ops are called");
 }
 
+/* y += x w^T and dw += x^T x in FP8, from quantisation on, recorded: whole numbers, so exact. */
+static bool fp8_products()
+{
+    enum { RUNS = 4, R = 20, C = 32, O = 16, T = 128 };
+    struct memory {
+        alignas(16) uint16_t x[R * C], w[O * C], y[R * O];
+        alignas(16) float dw[C * C];
+        alignas(16) uint8_t q[R * C], t[C * T], w_code[O * C];
+        alignas(16) float q_scale[R], t_scale[C], w_scale[4];
+        alignas(16) struct fp8_counters counters;
+    };
+    static struct memory host; /* zeros */
+    for (int i = 0; i < R * C; i++)
+        host.x[i] = bf16_bits((float)(i * 5 % 7 - 3));
+    for (int i = 0; i < O * C; i++)
+        host.w[i] = bf16_bits((float)(i % 3 - 1));
+    struct memory *m = (struct memory *)ops->memory_alloc(device, sizeof *m);
+    ops->upload(device, m, &host, sizeof host);
+    const struct fp8_how how = {true, FP8_ACCUMULATE_DEVICE, &m->counters};
+    const struct fp8_rows q = {m->q, m->q_scale, R, C, R}, t = {m->t, m->t_scale, C, T, C};
+    const struct fp8_weights w = {m->w_code, m->w_scale, 1, O, C}, no_t = {};
+    for (int run = 0; run < RUNS; run++) {
+        if (ops->graph_begin(device, 3)) {
+            ops->fp8->quantize_weights(device, w, no_t, m->w, O * C, &how);
+            ops->fp8->quantize(device, q, t, tensor_2d(m->x, DTYPE_BF16, R, C), nullptr, R, nullptr,
+                               1, &how);
+            ops->fp8->linear(device, tensor_2d(m->y, DTYPE_BF16, R, O), q, w, nullptr, true, &how);
+            ops->fp8->linear_weight(device, m->dw, C * C, t, t, nullptr, 1, R, &how);
+            ops->graph_end(device);
+        }
+    }
+    static struct memory got;
+    ops->download(device, &got, m, sizeof got);
+    ops->memory_free(device, m, sizeof *m);
+    bool right = got.counters.values == RUNS * (R * C + O * C) && got.counters.underflows == 0;
+    for (int r = 0; r < R; r++)
+        for (int o = 0; o < O; o++) {
+            float sum = 0;
+            for (int c = 0; c < C; c++)
+                sum += bf16_value(host.x[r * C + c]) * bf16_value(host.w[o * C + c]);
+            right = right && bf16_value(got.y[r * O + o]) == RUNS * sum;
+        }
+    for (int i = 0; i < C * C; i++) {
+        float sum = 0;
+        for (int r = 0; r < R; r++)
+            sum += bf16_value(host.x[r * C + i / C]) * bf16_value(host.x[r * C + i % C]);
+        right = right && got.dw[i] == RUNS * sum;
+    }
+    return expect(right, "products in FP8 by graphs");
+}
+
 static bool choice()
 {
     struct device *third = nullptr;
@@ -115,7 +167,7 @@ static bool test()
     }
     ops = device_ops(device);
     bool right = expect(device_stream(device) != nullptr, "a stream");
-    right = uploads() & out_of_memory() & graphs() & right;
+    right = uploads() & out_of_memory() & graphs() & fp8_products() & right;
     device_close(device);
     return choice() && right;
 }

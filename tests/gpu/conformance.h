@@ -67,6 +67,7 @@ void conformance_exact(struct conformance *c, const std::string &name, const std
 /* The cases. */
 void conformance_barriers(struct conformance *c); /* ptx_barriers.cu */
 void conformance_copies(struct conformance *c);   /* ptx_copies.cu */
+void conformance_convert(struct conformance *c);  /* ptx_convert.cu */
 void conformance_matrix(struct conformance *c);   /* ptx_matrix.cu */
 void conformance_wgmma(struct conformance *c);    /* ptx_wgmma.cu */
 

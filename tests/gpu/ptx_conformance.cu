@@ -167,6 +167,7 @@ int main(int argc, char **argv)
         side_set_seed(order);
         c.results.clear();
         conformance_barriers(&c);
+        conformance_convert(&c);
         conformance_copies(&c);
         conformance_matrix(&c);
         conformance_wgmma(&c);
