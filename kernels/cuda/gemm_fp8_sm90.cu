@@ -118,6 +118,7 @@ template <class L>
 DEVICE void produce(struct shared_tiles<L> *s, const struct maps &maps, const struct work &w,
                     struct ring<L::STAGES> *ring)
 {
+#pragma unroll 1 /* registers */
     for (int tile = w.first; tile < w.first + w.steps; tile++, ring->used++) {
         const int stage = ring->stage();
         uint64_t *full = &s->full[stage];
