@@ -19,7 +19,8 @@ struct checkpoint_slice {
     int ndim;
     int64_t shape[4]; /* of the whole tensor */
     int64_t first, count;
-    void *data; /* borrowed: read by save, written by load; their own business with `read`, `write` */
+    void *
+        data; /* borrowed: read by save, written by load; their own business with `read`, `write` */
     /* Save only, or NULL: fills `to` with bytes [offset, offset + bytes) of the slice, so that what
      * is saved need not be in memory. Blocks come in rising order, each byte once. */
     enum status (*read)(const struct checkpoint_slice *slice, int64_t offset, void *to,

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "checkpoints/blocks.h"
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/manifest.h"
 #include "kernels/base/hash.h"
@@ -173,7 +174,7 @@ static enum status open_file(struct reader *reader, const char *path,
         return status_fail(STATUS_DATA, "%s: missing; the checkpoint is not whole, tensor %s", name,
                            wanted->slice->name);
     }
-    TRY(io_open_read(&reader->file, name));
+    TRY(io_open_read_direct(&reader->file, name));
     reader->open = wanted->file;
     return STATUS_OK;
 }
@@ -190,8 +191,7 @@ static enum status read_list(struct reader *reader, const char *path,
 
 static enum status reader_init(struct reader *reader)
 {
-    *reader =
-        (struct reader){.open = -1, .block = -1, .buffer = malloc((size_t)MANIFEST_BLOCK_BYTES)};
+    *reader = (struct reader){.open = -1, .block = -1, .buffer = blocks_buffer()};
     return reader->buffer != NULL ? STATUS_OK
                                   : status_fail(STATUS_RESOURCE, "out of memory for a block");
 }
