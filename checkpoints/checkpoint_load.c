@@ -116,9 +116,8 @@ static enum status load_block(struct reader *reader, int64_t block, const char *
         return STATUS_OK;
     }
     reader->block = -1;
-    const enum status status = io_pread(&reader->file, reader->buffer, bytes, begin);
-    if (status != STATUS_OK) {
-        return status_fail(status, "%s, tensor %s", status_message(), tensor);
+    if (io_pread(&reader->file, reader->buffer, bytes, begin) != STATUS_OK) {
+        return status_fail(STATUS_DATA, "%s, tensor %s", status_message(), tensor);
     }
     if (hash_bytes(reader->buffer, bytes) != reader->entry->block[block]) {
         return status_fail(STATUS_DATA, "%s: damaged in block %lld (bytes from %lld), tensor %s",
@@ -174,7 +173,9 @@ static enum status open_file(struct reader *reader, const char *path,
         return status_fail(STATUS_DATA, "%s: missing; the checkpoint is not whole, tensor %s", name,
                            wanted->slice->name);
     }
-    TRY(io_open_read_direct(&reader->file, name));
+    if (io_open_read_direct(&reader->file, name) != STATUS_OK) { /* as good as damaged */
+        return status_fail(STATUS_DATA, "%s, tensor %s", status_message(), wanted->slice->name);
+    }
     reader->open = wanted->file;
     return STATUS_OK;
 }
