@@ -90,8 +90,34 @@ enum status blocks_write_text(struct manifest *manifest, const char *path, const
     return status;
 }
 
-static enum status compare(struct io_file *file, const struct manifest_file *entry)
+/* What is done about damaged blocks: told; or, without `bad`, the first is an error. */
+struct check {
+    void (*bad)(void *, int64_t, int64_t);
+    void *context;
+};
+
+static enum status check_block(struct io_file *file, const struct manifest *manifest, int64_t index,
+                               int64_t block, char *buffer, const struct check *check)
 {
+    const struct manifest_file *entry = &manifest->file[index];
+    const size_t size = (size_t)block_size(entry->bytes, block);
+    const int64_t begin = block * MANIFEST_BLOCK_BYTES;
+    enum status status = io_pread(file, buffer, size, begin);
+    if (status == STATUS_OK && hash_bytes(buffer, size) != entry->block[block]) {
+        status = status_fail(STATUS_DATA, "%s: damaged in block %lld (bytes from %lld)", file->path,
+                             (long long)block, (long long)begin);
+    }
+    if (status != STATUS_OK && check->bad != NULL) {
+        check->bad(check->context, index, block);
+        return STATUS_OK;
+    }
+    return status;
+}
+
+static enum status compare(struct io_file *file, const struct manifest *manifest, int64_t index,
+                           const struct check *check)
+{
+    const struct manifest_file *entry = &manifest->file[index];
     int64_t bytes = 0;
     TRY(io_size(file, &bytes));
     if (bytes != entry->bytes) {
@@ -103,18 +129,14 @@ static enum status compare(struct io_file *file, const struct manifest_file *ent
                              ? STATUS_OK
                              : status_fail(STATUS_RESOURCE, "out of memory for reading a file");
     for (int64_t b = 0; b < manifest_blocks(bytes) && status == STATUS_OK; b++) {
-        const size_t size = (size_t)block_size(bytes, b);
-        status = io_pread(file, buffer, size, b * MANIFEST_BLOCK_BYTES);
-        if (status == STATUS_OK && hash_bytes(buffer, size) != entry->block[b]) {
-            status = status_fail(STATUS_DATA, "%s: damaged in block %lld (bytes from %lld)",
-                                 file->path, (long long)b, (long long)(b * MANIFEST_BLOCK_BYTES));
-        }
+        status = check_block(file, manifest, index, b, buffer, check);
     }
     free(buffer);
     return status;
 }
 
-enum status blocks_verify(const struct manifest *manifest, int64_t index, const char *path)
+static enum status verify(const struct manifest *manifest, int64_t index, const char *path,
+                          const struct check *check)
 {
     char full[MAX_PATH];
     struct io_file file;
@@ -123,6 +145,17 @@ enum status blocks_verify(const struct manifest *manifest, int64_t index, const 
         return status_fail(STATUS_DATA, "%s: missing; the checkpoint is not whole", full);
     }
     TRY(io_open_read_direct(&file, full));
-    const enum status status = compare(&file, &manifest->file[index]), closed = io_close(&file);
+    const enum status status = compare(&file, manifest, index, check), closed = io_close(&file);
     return status == STATUS_OK ? closed : status;
+}
+
+enum status blocks_verify(const struct manifest *manifest, int64_t index, const char *path)
+{
+    return verify(manifest, index, path, &(struct check){0});
+}
+
+enum status blocks_verify_all(const struct manifest *manifest, int64_t index, const char *path,
+                              void (*bad)(void *, int64_t, int64_t), void *context)
+{
+    return verify(manifest, index, path, &(struct check){.bad = bad, .context = context});
 }

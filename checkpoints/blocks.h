@@ -26,5 +26,10 @@ enum status blocks_write_text(struct manifest *manifest, const char *path, const
  * Errors: STATUS_DATA names file and block. */
 enum status blocks_verify(const struct manifest *manifest, int64_t file, const char *path)
     __attribute__((warn_unused_result));
+/* The same to the end of the file: `bad` is called for each damaged or unreadable block, which is
+ * no error here. */
+enum status blocks_verify_all(const struct manifest *manifest, int64_t file, const char *path,
+                              void (*bad)(void *context, int64_t file, int64_t block),
+                              void *context) __attribute__((warn_unused_result));
 
 #endif

@@ -474,6 +474,41 @@ enum status checkpoint_clean(const char *root)
     return io_list(root, &there, clean_one, (void *)(uintptr_t)root);
 }
 
+enum status checkpoint_remove(const char *root, int64_t step)
+{
+    char path[MAX_PATH];
+    TRY(step_path(path, root, step));
+    return io_exists(path)
+               ? discard(root, step)
+               : status_fail(STATUS_USAGE, "%s: no checkpoint of step %lld", root, (long long)step);
+}
+
+struct replaced {
+    const char *root;
+    int64_t count;
+};
+
+static enum status remove_replaced(void *context, const char *name)
+{
+    struct replaced *replaced = context;
+    char path[MAX_PATH];
+    if (strspn(name, "0123456789") < STEP_DIGITS || strstr(name, ".replaced-") == NULL) {
+        return STATUS_OK;
+    }
+    TRY(join(path, replaced->root, name));
+    replaced->count++;
+    return io_remove_tree(path);
+}
+
+enum status checkpoint_remove_replaced(const char *root, int64_t *count)
+{
+    struct replaced replaced = {.root = root};
+    bool there = false;
+    const enum status status = io_list(root, &there, remove_replaced, &replaced);
+    *count = replaced.count;
+    return status;
+}
+
 static enum status describe(const char *root, int64_t step, struct checkpoint_entry *entry)
 {
     char path[MAX_PATH];

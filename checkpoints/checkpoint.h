@@ -97,6 +97,13 @@ enum status checkpoint_read(struct checkpoint_reader *reader, const char *name, 
  * directory's lock. */
 enum status checkpoint_clean(const char *root) __attribute__((warn_unused_result));
 
+/* Local. Takes the checkpoint of `step` away: out of sight by one rename, then deleted, manifest
+ * first. Errors: STATUS_USAGE when there is none. */
+enum status checkpoint_remove(const char *root, int64_t step) __attribute__((warn_unused_result));
+/* Local. Deletes what saves moved aside (SSSSSSSS.replaced-N), *count folders. */
+enum status checkpoint_remove_replaced(const char *root, int64_t *count)
+    __attribute__((warn_unused_result));
+
 /* For `ckpt ls`. */
 struct checkpoint_entry {
     char *path; /* owned */

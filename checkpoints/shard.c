@@ -13,20 +13,29 @@ static int64_t slice_bytes(const struct checkpoint_slice *slice)
     return slice->count * (int64_t)dtype_bytes(slice->dtype);
 }
 
-/* Creates the dataset of a slice; returns the byte offset of its space in the file, -1 on error. */
-static int64_t create_dataset(hid_t file, const struct checkpoint_slice *slice)
+/* Creates the dataset of a slice, flat, or of a whole tensor; returns the byte offset of its space
+ * in the file, -1 on error. */
+static int64_t create_dataset(hid_t file, const struct checkpoint_slice *slice, bool whole)
 {
-    const hsize_t count = (hsize_t)slice->count;
-    const hid_t type = h5_type(slice->dtype), space = H5Screate_simple(1, &count, NULL);
+    hsize_t dims[4] = {(hsize_t)slice->count};
+    for (int i = 0; whole && i < slice->ndim; i++) {
+        dims[i] = (hsize_t)slice->shape[i];
+    }
+    const hid_t type = h5_type(slice->dtype),
+                space = H5Screate_simple(whole ? slice->ndim : 1, dims, NULL);
     const hid_t list = h5_dataset_list();
     h5_make_groups(file, slice->name);
     const hid_t set = H5Dcreate2(file, slice->name, type, space, H5P_DEFAULT, list, H5P_DEFAULT);
     haddr_t offset = HADDR_UNDEF;
     if (set >= 0) {
         h5_set_text(set, "dtype", dtype_name(slice->dtype));
+    }
+    if (set >= 0 && !whole) {
         h5_set_ints(set, "shape", slice->shape, slice->ndim);
         h5_set_ints(set, "first", &slice->first, 1);
         h5_set_ints(set, "count", &slice->count, 1);
+    }
+    if (set >= 0) {
         offset = H5Dget_offset(set);
         H5Dclose(set);
     }
@@ -36,18 +45,24 @@ static int64_t create_dataset(hid_t file, const struct checkpoint_slice *slice)
     return offset == HADDR_UNDEF ? -1 : (int64_t)offset;
 }
 
+/* What is written where. */
+struct target {
+    const char *path, *name; /* the folder, the file in it */
+    bool whole;              /* tensors in their shapes */
+};
+
 /* The file but for its payload; offsets[count] in bytes. */
-static enum status lay_out(struct h5_image *image, const char *name,
+static enum status lay_out(struct h5_image *image, const struct target *target,
                            const struct checkpoint_slice *slices, int64_t count, int64_t *offsets)
 {
     hid_t file = -1;
     TRY(h5_create(&file, image));
     bool good = true;
     for (int64_t i = 0; i < count && good; i++) {
-        offsets[i] = create_dataset(file, &slices[i]);
+        offsets[i] = create_dataset(file, &slices[i], target->whole);
         good = offsets[i] >= 0;
     }
-    return h5_finish(file, image, good, name);
+    return h5_finish(file, image, good, target->name);
 }
 
 /* Payload of a file in rising order of offset. */
@@ -141,32 +156,44 @@ static enum status add_pieces(struct manifest *manifest, const struct writing *w
     return STATUS_OK;
 }
 
-static enum status write_shard(struct manifest *manifest, struct writing *writing, const char *path,
-                               const char *name, const struct checkpoint_slice *slices)
+static enum status write_shard(struct manifest *manifest, struct writing *writing,
+                               const struct target *target, const struct checkpoint_slice *slices)
 {
-    TRY(lay_out(&writing->image, name, slices, writing->count, writing->offset));
+    TRY(lay_out(&writing->image, target, slices, writing->count, writing->offset));
     for (int64_t i = 0; i < writing->count; i++) {
         struct payload *payload = &writing->payload[i];
         *payload = (struct payload){.slice = &slices[i], .offset = writing->offset[i]};
         tensor_hash_start(&payload->hash, slices[i].first, dtype_bytes(slices[i].dtype));
     }
     qsort(writing->payload, (size_t)writing->count, sizeof *writing->payload, by_offset);
-    TRY(blocks_write(manifest, path, name, writing->image.bytes, fill, writing));
+    TRY(blocks_write(manifest, target->path, target->name, writing->image.bytes, fill, writing));
     return add_pieces(manifest, writing);
 }
 
-enum status shard_write(struct manifest *manifest, const char *path, const char *name,
-                        const struct checkpoint_slice *slices, int64_t count)
+static enum status write_target(struct manifest *manifest, const struct target *target,
+                                const struct checkpoint_slice *slices, int64_t count)
 {
     struct writing writing = {.offset = calloc((size_t)count + 1, sizeof *writing.offset),
                               .payload = calloc((size_t)count + 1, sizeof *writing.payload),
                               .count = count};
     const enum status status =
         writing.offset != NULL && writing.payload != NULL
-            ? write_shard(manifest, &writing, path, name, slices)
-            : status_fail(STATUS_RESOURCE, "%s/%s: out of memory", path, name);
+            ? write_shard(manifest, &writing, target, slices)
+            : status_fail(STATUS_RESOURCE, "%s/%s: out of memory", target->path, target->name);
     h5_image_free(&writing.image);
     free(writing.payload);
     free(writing.offset);
     return status;
+}
+
+enum status shard_write(struct manifest *manifest, const char *path, const char *name,
+                        const struct checkpoint_slice *slices, int64_t count)
+{
+    return write_target(manifest, &(struct target){.path = path, .name = name}, slices, count);
+}
+
+enum status shard_write_whole(struct manifest *manifest, const char *path, const char *name,
+                              const struct checkpoint_slice *slices, int64_t count)
+{
+    return write_target(manifest, &(struct target){path, name, true}, slices, count);
 }

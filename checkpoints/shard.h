@@ -16,4 +16,10 @@ enum status shard_write(struct manifest *manifest, const char *path, const char 
                         const struct checkpoint_slice *slices, int64_t count)
     __attribute__((warn_unused_result));
 
+/* Local. The same of whole tensors in their shapes, without the attributes of slices: a file that
+ * stands alone. */
+enum status shard_write_whole(struct manifest *manifest, const char *path, const char *name,
+                              const struct checkpoint_slice *slices, int64_t count)
+    __attribute__((warn_unused_result));
+
 #endif
