@@ -117,6 +117,19 @@ expect_same "$(ls -A "$run/checkpoints" | tr '\n' ' ')" "00000004 LATEST " "chec
 expect_rc 0 "$binary" ckpt rm "$run" 4 --force
 expect_same "$(ls -A "$run/checkpoints" | tr '\n' ' ')" "LATEST " "checkpoints after rm --force"
 
+echo "bench --checkpoint"
+expect_rc 0 ranks 2 "$binary" bench "$work/tiny.yaml" --checkpoint --steps 1 --json parallel.ep=2
+python3 - "$out" <<'PY' || fail "bench --checkpoint: $(cat "$out")"
+import json, sys
+figures = json.load(open(sys.argv[1]))
+rates = [figures[name + "_gb_per_s"] for name in ("raw_write", "save", "raw_read", "load")]
+sys.exit(not (all(rate > 0 for rate in rates) and figures["bytes"] > figures["loaded_bytes"] > 0))
+PY
+expect_error 64 "bench: --checkpoint takes" "$binary" bench "$work/tiny.yaml" --checkpoint --steps 101
+[ ! -e "$work/run.bench" ] || fail "bench --checkpoint leaves its folder"
+mkdir "$work/run.bench"
+expect_error 64 "is there already" "$binary" bench "$work/tiny.yaml" --checkpoint --steps 1
+
 echo "checkpoints of every kind that was ever written"
 while read -r name loss tensors; do
     expect_rc 0 "$binary" ckpt verify "$kept/$name" --deep
