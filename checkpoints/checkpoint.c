@@ -1,15 +1,15 @@
 #define _GNU_SOURCE
 #include "checkpoints/checkpoint.h"
 
-#include <dirent.h>
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "checkpoints/blocks.h"
 #include "checkpoints/manifest.h"
 #include "checkpoints/shard.h"
+#include "checkpoints/view.h"
 #include "kernels/base/folder.h"
 
 enum { MAX_PATH = 4096, STEP_DIGITS = 8 };
@@ -141,11 +141,12 @@ static enum status publish(struct save *save, const char *state)
     save->all.step = save->step;
     save->all.ranks = save->comm->size;
     TRY(manifest_seal(&save->all));
-    TRY(join(name, save->work, "state.json"));
-    TRY(io_write_file(name, state, strlen(state)));
-    TRY(shard_view(&save->all, save->work));
-    TRY(shard_add_file(&save->all, save->work, "state.json"));
-    TRY(shard_add_file(&save->all, save->work, "model.h5"));
+    const int64_t shards = save->all.files;
+    TRY(blocks_write_text(&save->all, save->work, "state.json", state));
+    TRY(view_write(&save->all, save->work));
+    for (int64_t i = shards; i < save->all.files; i++) {
+        TRY(blocks_verify(&save->all, i, save->work));
+    }
     char *text = manifest_print(&save->all);
     if (text == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for the checkpoint's manifest");
@@ -184,38 +185,47 @@ static int newest_first(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
+struct step_list {
+    int64_t *step; /* owned by the caller */
+    int64_t count, room;
+};
+
+static enum status add_step(void *context, const char *name)
+{
+    struct step_list *list = context;
+    if (!is_step(name)) {
+        return STATUS_OK;
+    }
+    if (list->count == list->room) {
+        const int64_t room = list->room > 0 ? 2 * list->room : 16;
+        int64_t *grown = realloc(list->step, (size_t)room * sizeof *grown);
+        if (grown == NULL) {
+            return status_fail(STATUS_RESOURCE, "out of memory for a list of checkpoints");
+        }
+        list->step = grown;
+        list->room = room;
+    }
+    list->step[list->count++] = strtoll(name, NULL, 10);
+    return STATUS_OK;
+}
+
 /* Step numbers of the folders under root, newest first; *steps owned by caller. No root: none. */
 static enum status list_steps(const char *root, int64_t **steps, int64_t *count)
 {
-    DIR *dir = opendir(root);
-    int64_t room = 0;
+    struct step_list list = {0};
+    bool there = false;
+    const enum status status = io_list(root, &there, add_step, &list);
     *steps = NULL;
     *count = 0;
-    if (dir == NULL) {
-        return errno == ENOENT ? STATUS_OK
-                               : status_fail(STATUS_IO, "%s: cannot read the folder: %s", root,
-                                             strerror(errno));
+    if (status != STATUS_OK) {
+        free(list.step);
+        return status;
     }
-    for (struct dirent *entry = readdir(dir); entry != NULL; entry = readdir(dir)) {
-        if (!is_step(entry->d_name)) {
-            continue;
-        }
-        if (*count == room) {
-            room = room > 0 ? 2 * room : 16;
-            int64_t *grown = realloc(*steps, (size_t)room * sizeof *grown);
-            if (grown == NULL) {
-                closedir(dir);
-                free(*steps);
-                return status_fail(STATUS_RESOURCE, "out of memory for a list of checkpoints");
-            }
-            *steps = grown;
-        }
-        (*steps)[(*count)++] = strtoll(entry->d_name, NULL, 10);
+    if (list.count > 0) {
+        qsort(list.step, (size_t)list.count, sizeof *list.step, newest_first);
     }
-    closedir(dir);
-    if (*count > 0) {
-        qsort(*steps, (size_t)*count, sizeof **steps, newest_first);
-    }
+    *steps = list.step;
+    *count = list.count;
     return STATUS_OK;
 }
 
@@ -283,7 +293,7 @@ static enum status run_save(struct save *save, const char *state,
     TRY(comm_agree(comm, write_own(save, slices, count), NULL));
     TRY(comm_agree(comm, gather_manifest(save), NULL));
     /* What does not read back whole never gets a checkpoint's name, nor do older ones go for it. */
-    TRY(comm_agree(comm, shard_verify(&save->own, 0, save->work), NULL));
+    TRY(comm_agree(comm, blocks_verify(&save->own, 0, save->work), NULL));
     TRY(comm_agree(comm, comm->rank == 0 ? publish(save, state) : STATUS_OK, NULL));
     enum status status = STATUS_OK;
     if (comm->rank == 0 && keep > 0) {
@@ -437,7 +447,7 @@ enum status checkpoint_state(const char *path, char **state)
     enum status status = status_fail(STATUS_DATA, "%s: the manifest names no state.json", path);
     for (int64_t i = 0; i < manifest.files; i++) {
         if (strcmp(manifest.file[i].name, "state.json") == 0) {
-            status = shard_verify(&manifest, i, path);
+            status = blocks_verify(&manifest, i, path);
         }
     }
     manifest_free(&manifest);
@@ -446,23 +456,56 @@ enum status checkpoint_state(const char *path, char **state)
     return io_read_file(name, state, &bytes, MOST_STATE);
 }
 
-enum status checkpoint_clean(const char *root)
+static enum status clean_one(void *context, const char *name)
 {
-    DIR *dir = opendir(root);
-    enum status status = STATUS_OK;
-    if (dir == NULL) {
+    const char *root = context;
+    char path[MAX_PATH];
+    if (strncmp(name, ".tmp-", 5) != 0 && strncmp(name, ".trash-", 7) != 0 &&
+        strcmp(name, "LATEST.tmp") != 0) {
         return STATUS_OK;
     }
-    for (struct dirent *entry = readdir(dir); entry != NULL && status == STATUS_OK;
-         entry = readdir(dir)) {
-        if (strncmp(entry->d_name, ".tmp-", 5) == 0 || strncmp(entry->d_name, ".trash-", 7) == 0 ||
-            strcmp(entry->d_name, "LATEST.tmp") == 0) {
-            char path[MAX_PATH];
-            status = join(path, root, entry->d_name);
-            status = status == STATUS_OK ? io_remove_tree(path) : status;
-        }
+    TRY(join(path, root, name));
+    return io_remove_tree(path);
+}
+
+enum status checkpoint_clean(const char *root)
+{
+    bool there = false;
+    return io_list(root, &there, clean_one, (void *)(uintptr_t)root);
+}
+
+enum status checkpoint_remove(const char *root, int64_t step)
+{
+    char path[MAX_PATH];
+    TRY(step_path(path, root, step));
+    return io_exists(path)
+               ? discard(root, step)
+               : status_fail(STATUS_USAGE, "%s: no checkpoint of step %lld", root, (long long)step);
+}
+
+struct replaced {
+    const char *root;
+    int64_t count;
+};
+
+static enum status remove_replaced(void *context, const char *name)
+{
+    struct replaced *replaced = context;
+    char path[MAX_PATH];
+    if (strspn(name, "0123456789") < STEP_DIGITS || strstr(name, ".replaced-") == NULL) {
+        return STATUS_OK;
     }
-    closedir(dir);
+    TRY(join(path, replaced->root, name));
+    replaced->count++;
+    return io_remove_tree(path);
+}
+
+enum status checkpoint_remove_replaced(const char *root, int64_t *count)
+{
+    struct replaced replaced = {.root = root};
+    bool there = false;
+    const enum status status = io_list(root, &there, remove_replaced, &replaced);
+    *count = replaced.count;
     return status;
 }
 

@@ -19,7 +19,8 @@ struct checkpoint_slice {
     int ndim;
     int64_t shape[4]; /* of the whole tensor */
     int64_t first, count;
-    void *data; /* borrowed: read by save, written by load; their own business with `read`, `write` */
+    void *
+        data; /* borrowed: read by save, written by load; their own business with `read`, `write` */
     /* Save only, or NULL: fills `to` with bytes [offset, offset + bytes) of the slice, so that what
      * is saved need not be in memory. Blocks come in rising order, each byte once. */
     enum status (*read)(const struct checkpoint_slice *slice, int64_t offset, void *to,
@@ -95,6 +96,13 @@ enum status checkpoint_read(struct checkpoint_reader *reader, const char *name, 
 /* Local. Removes what dead runs left half-made (.tmp-*, .trash-*, LATEST.tmp); call under the run
  * directory's lock. */
 enum status checkpoint_clean(const char *root) __attribute__((warn_unused_result));
+
+/* Local. Takes the checkpoint of `step` away: out of sight by one rename, then deleted, manifest
+ * first. Errors: STATUS_USAGE when there is none. */
+enum status checkpoint_remove(const char *root, int64_t step) __attribute__((warn_unused_result));
+/* Local. Deletes what saves moved aside (SSSSSSSS.replaced-N), *count folders. */
+enum status checkpoint_remove_replaced(const char *root, int64_t *count)
+    __attribute__((warn_unused_result));
 
 /* For `ckpt ls`. */
 struct checkpoint_entry {

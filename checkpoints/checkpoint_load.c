@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "checkpoints/blocks.h"
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/manifest.h"
 #include "kernels/base/hash.h"
@@ -115,9 +116,8 @@ static enum status load_block(struct reader *reader, int64_t block, const char *
         return STATUS_OK;
     }
     reader->block = -1;
-    const enum status status = io_pread(&reader->file, reader->buffer, bytes, begin);
-    if (status != STATUS_OK) {
-        return status_fail(status, "%s, tensor %s", status_message(), tensor);
+    if (io_pread(&reader->file, reader->buffer, bytes, begin) != STATUS_OK) {
+        return status_fail(STATUS_DATA, "%s, tensor %s", status_message(), tensor);
     }
     if (hash_bytes(reader->buffer, bytes) != reader->entry->block[block]) {
         return status_fail(STATUS_DATA, "%s: damaged in block %lld (bytes from %lld), tensor %s",
@@ -173,7 +173,9 @@ static enum status open_file(struct reader *reader, const char *path,
         return status_fail(STATUS_DATA, "%s: missing; the checkpoint is not whole, tensor %s", name,
                            wanted->slice->name);
     }
-    TRY(io_open_read(&reader->file, name));
+    if (io_open_read_direct(&reader->file, name) != STATUS_OK) { /* as good as damaged */
+        return status_fail(STATUS_DATA, "%s, tensor %s", status_message(), wanted->slice->name);
+    }
     reader->open = wanted->file;
     return STATUS_OK;
 }
@@ -190,8 +192,7 @@ static enum status read_list(struct reader *reader, const char *path,
 
 static enum status reader_init(struct reader *reader)
 {
-    *reader =
-        (struct reader){.open = -1, .block = -1, .buffer = malloc((size_t)MANIFEST_BLOCK_BYTES)};
+    *reader = (struct reader){.open = -1, .block = -1, .buffer = blocks_buffer()};
     return reader->buffer != NULL ? STATUS_OK
                                   : status_fail(STATUS_RESOURCE, "out of memory for a block");
 }

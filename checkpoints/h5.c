@@ -5,18 +5,29 @@
 
 enum { ALIGN_FROM = 65536, ALIGN_TO = 4096, MAX_NAME = 256 };
 
-enum status h5_create(hid_t *file, const char *path)
+enum status h5_create(hid_t *file, struct h5_image *image)
 {
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
     const hid_t access = H5Pcreate(H5P_FILE_ACCESS), root = H5Pcreate(H5P_FILE_CREATE);
     H5Pset_libver_bounds(access, H5F_LIBVER_V110, H5F_LIBVER_V110);
     H5Pset_alignment(access, ALIGN_FROM, ALIGN_TO);
     H5Pset_obj_track_times(root, false);
-    *file = H5Fcreate(path, H5F_ACC_TRUNC, root, access);
+    const enum status status = h5_image_access(access, image);
+    *file = status == STATUS_OK ? H5Fcreate("image", H5F_ACC_TRUNC, root, access) : -1;
     H5Pclose(root);
     H5Pclose(access);
+    TRY(status);
     return *file >= 0 ? STATUS_OK
-                      : status_fail(STATUS_IO, "%s: HDF5 cannot create it: disk full?", path);
+                      : status_fail(STATUS_RESOURCE, "HDF5 cannot begin a file: out of memory?");
+}
+
+enum status h5_finish(hid_t file, const struct h5_image *image, bool good, const char *name)
+{
+    const bool closed = H5Fclose(file) >= 0;
+    return closed && good && !image->failed
+               ? STATUS_OK
+               : status_fail(STATUS_RESOURCE, "%s: HDF5 could not lay it out: out of memory?",
+                             name);
 }
 
 /* A 16-bit float; order matters: fields first, then the size that holds them. */

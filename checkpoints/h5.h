@@ -4,12 +4,17 @@
 
 #include <hdf5.h>
 
+#include "checkpoints/h5_image.h"
 #include "checkpoints/manifest.h"
 
-/* A new file in the form that a killed writer cannot leave half-readable (V110), large objects
- * aligned to 4096 bytes for direct I/O; no time stamps, so the same content is the same bytes.
- * Closed with H5Fclose. Errors: STATUS_IO. */
-enum status h5_create(hid_t *file, const char *path) __attribute__((warn_unused_result));
+/* A new file in `image` (zeroed before; checkpoints/h5_image.h), in the form that a killed writer
+ * cannot leave half-readable (V110), large objects aligned to 4096 bytes for direct I/O; no time
+ * stamps, so the same content is the same bytes. Closed with h5_finish. Errors: STATUS_RESOURCE. */
+enum status h5_create(hid_t *file, struct h5_image *image) __attribute__((warn_unused_result));
+/* Closes it; `good` false: something failed before. `name` stands in the message. Errors:
+ * STATUS_RESOURCE (memory is all that can fail). */
+enum status h5_finish(hid_t file, const struct h5_image *image, bool good, const char *name)
+    __attribute__((warn_unused_result));
 
 /* Stored type of a dtype; bf16 is a custom 16-bit float (8-bit exponent, 7-bit mantissa), e4m3 the
  * code as uint8. Close with H5Tclose. */

@@ -97,6 +97,8 @@ static enum status add_tensor(struct manifest *manifest, const struct manifest_t
     *tensor = *like;
     tensor->piece = NULL;
     tensor->pieces = 0;
+    tensor->hashed = false;
+    tensor->hash = 0;
     return STATUS_OK;
 }
 
@@ -124,6 +126,13 @@ enum status manifest_add_piece(struct manifest *manifest, const struct manifest_
     return STATUS_OK;
 }
 
+void manifest_add_hash(struct manifest *manifest, uint64_t hash)
+{
+    struct manifest_tensor *last = &manifest->tensor[manifest->tensors - 1];
+    last->hash += hash;
+    last->hashed = true;
+}
+
 enum status manifest_merge(struct manifest *manifest, const struct manifest *part)
 {
     const int64_t shift = manifest->files;
@@ -136,6 +145,9 @@ enum status manifest_merge(struct manifest *manifest, const struct manifest *par
             struct manifest_piece piece = part->tensor[i].piece[p];
             piece.file += shift;
             TRY(manifest_add_piece(manifest, &part->tensor[i], piece));
+        }
+        if (part->tensor[i].hashed) {
+            manifest_add_hash(manifest, part->tensor[i].hash);
         }
     }
     return STATUS_OK;
@@ -168,6 +180,8 @@ static enum status append_pieces(struct manifest_tensor *to, const struct manife
     memcpy(grown + to->pieces, from->piece, (size_t)from->pieces * sizeof *grown);
     to->piece = grown;
     to->pieces = (int64_t)count;
+    to->hash += from->hash;
+    to->hashed = to->hashed && from->hashed;
     return STATUS_OK;
 }
 
@@ -250,8 +264,14 @@ static json_t *print_tensor(const struct manifest_tensor *tensor)
                                                 (json_int_t)piece->first, (json_int_t)piece->count,
                                                 (json_int_t)piece->offset));
     }
-    return json_pack("{s:s, s:s, s:o, s:o}", "name", tensor->name, "dtype",
-                     dtype_name(tensor->dtype), "shape", shape, "pieces", pieces);
+    json_t *json = json_pack("{s:s, s:s, s:o, s:o}", "name", tensor->name, "dtype",
+                             dtype_name(tensor->dtype), "shape", shape, "pieces", pieces);
+    if (tensor->hashed) {
+        char hex[17];
+        hash_hex(hex, tensor->hash);
+        json_object_set_new(json, "hash", json_string(hex));
+    }
+    return json;
 }
 
 char *manifest_print(const struct manifest *manifest)
@@ -314,6 +334,15 @@ static bool get_int(const json_t *json, int64_t *value)
     return json_is_integer(json) && *value >= 0;
 }
 
+static bool parse_hash(uint64_t *hash, const json_t *json)
+{
+    const char *hex = json_string_value(json);
+    const bool good =
+        hex != NULL && strlen(hex) == 16 && strspn(hex, "0123456789abcdef") == strlen(hex);
+    *hash = good ? strtoull(hex, NULL, 16) : 0;
+    return good;
+}
+
 static enum status parse_file(struct manifest *manifest, const char *where, const json_t *json)
 {
     const char *name = json_string_value(json_object_get(json, "name"));
@@ -329,10 +358,7 @@ static enum status parse_file(struct manifest *manifest, const char *where, cons
         return no_memory();
     }
     for (int64_t b = 0; b < manifest_blocks(bytes); b++) {
-        const char *hex = json_string_value(json_array_get(blocks, (size_t)b));
-        good = good && hex != NULL && strlen(hex) == 16 &&
-               strspn(hex, "0123456789abcdef") == strlen(hex);
-        block[b] = good ? strtoull(hex, NULL, 16) : 0;
+        good = parse_hash(&block[b], json_array_get(blocks, (size_t)b)) && good;
     }
     const enum status status =
         good ? manifest_add_file(manifest, name, bytes, block) : damaged(where, "a file entry");
@@ -368,8 +394,10 @@ static enum status parse_tensor(struct manifest *manifest, const char *where, co
 {
     struct manifest_tensor tensor = {0};
     const char *name = json_string_value(json_object_get(json, "name"));
-    const json_t *pieces = json_object_get(json, "pieces");
-    if (name == NULL || strlen(name) >= sizeof tensor.name || json_array_size(pieces) == 0 ||
+    const json_t *pieces = json_object_get(json, "pieces"), *hash = json_object_get(json, "hash");
+    uint64_t sum = 0;
+    if (name == NULL || (hash != NULL && !parse_hash(&sum, hash)) ||
+        strlen(name) >= sizeof tensor.name || json_array_size(pieces) == 0 ||
         !parse_dtype(&tensor.dtype, json_string_value(json_object_get(json, "dtype"))) ||
         !parse_shape(&tensor, json_object_get(json, "shape"))) {
         return damaged(where, "a tensor entry");
@@ -388,6 +416,9 @@ static enum status parse_tensor(struct manifest *manifest, const char *where, co
             return damaged(where, "a piece lies outside its file");
         }
         TRY(manifest_add_piece(manifest, &tensor, piece));
+    }
+    if (hash != NULL) {
+        manifest_add_hash(manifest, sum);
     }
     return STATUS_OK;
 }

@@ -31,6 +31,8 @@ struct manifest_tensor {
     int64_t shape[4];
     struct manifest_piece *piece; /* [pieces] owned, by rising `first`, without gaps or overlaps */
     int64_t pieces;
+    bool hashed;   /* `hash` is known: checkpoints of the first days have none */
+    uint64_t hash; /* of its elements, however divided: checkpoints/tensor_hash.h */
 };
 
 struct manifest {
@@ -51,6 +53,8 @@ enum status manifest_add_file(struct manifest *manifest, const char *name, int64
  * contradict the pieces before. */
 enum status manifest_add_piece(struct manifest *manifest, const struct manifest_tensor *like,
                                struct manifest_piece piece) __attribute__((warn_unused_result));
+/* Adds to the hash of the tensor that the last piece belongs to. */
+void manifest_add_hash(struct manifest *manifest, uint64_t hash);
 /* Appends all of `part` (one rank's), its file indices shifted. */
 enum status manifest_merge(struct manifest *manifest, const struct manifest *part)
     __attribute__((warn_unused_result));

@@ -1,35 +1,41 @@
 #include "checkpoints/shard.h"
 
-#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "checkpoints/blocks.h"
 #include "checkpoints/h5.h"
-#include "kernels/base/hash.h"
-#include "kernels/base/io.h"
-
-enum { MAX_PATH = 4096 };
+#include "checkpoints/tensor_hash.h"
 
 static int64_t slice_bytes(const struct checkpoint_slice *slice)
 {
     return slice->count * (int64_t)dtype_bytes(slice->dtype);
 }
 
-/* Creates the dataset of a slice; returns the byte offset of its space in the file, -1 on error. */
-static int64_t create_dataset(hid_t file, const struct checkpoint_slice *slice)
+/* Creates the dataset of a slice, flat, or of a whole tensor; returns the byte offset of its space
+ * in the file, -1 on error. */
+static int64_t create_dataset(hid_t file, const struct checkpoint_slice *slice, bool whole)
 {
-    const hsize_t count = (hsize_t)slice->count;
-    const hid_t type = h5_type(slice->dtype), space = H5Screate_simple(1, &count, NULL);
+    hsize_t dims[4] = {(hsize_t)slice->count};
+    for (int i = 0; whole && i < slice->ndim; i++) {
+        dims[i] = (hsize_t)slice->shape[i];
+    }
+    const hid_t type = h5_type(slice->dtype),
+                space = H5Screate_simple(whole ? slice->ndim : 1, dims, NULL);
     const hid_t list = h5_dataset_list();
     h5_make_groups(file, slice->name);
     const hid_t set = H5Dcreate2(file, slice->name, type, space, H5P_DEFAULT, list, H5P_DEFAULT);
     haddr_t offset = HADDR_UNDEF;
     if (set >= 0) {
         h5_set_text(set, "dtype", dtype_name(slice->dtype));
+    }
+    if (set >= 0 && !whole) {
         h5_set_ints(set, "shape", slice->shape, slice->ndim);
         h5_set_ints(set, "first", &slice->first, 1);
         h5_set_ints(set, "count", &slice->count, 1);
+    }
+    if (set >= 0) {
         offset = H5Dget_offset(set);
         H5Dclose(set);
     }
@@ -39,26 +45,31 @@ static int64_t create_dataset(hid_t file, const struct checkpoint_slice *slice)
     return offset == HADDR_UNDEF ? -1 : (int64_t)offset;
 }
 
-/* The file with its metadata, payload still to come; offsets[count] in bytes. */
-static enum status lay_out(const char *path, const struct checkpoint_slice *slices, int64_t count,
-                           int64_t *offsets)
+/* What is written where. */
+struct target {
+    const char *path, *name; /* the folder, the file in it */
+    bool whole;              /* tensors in their shapes */
+};
+
+/* The file but for its payload; offsets[count] in bytes. */
+static enum status lay_out(struct h5_image *image, const struct target *target,
+                           const struct checkpoint_slice *slices, int64_t count, int64_t *offsets)
 {
     hid_t file = -1;
-    TRY(h5_create(&file, path));
+    TRY(h5_create(&file, image));
     bool good = true;
     for (int64_t i = 0; i < count && good; i++) {
-        offsets[i] = create_dataset(file, &slices[i]);
+        offsets[i] = create_dataset(file, &slices[i], target->whole);
         good = offsets[i] >= 0;
     }
-    good = H5Fclose(file) >= 0 && good;
-    return good ? STATUS_OK
-                : status_fail(STATUS_IO, "%s: HDF5 could not lay it out: disk full?", path);
+    return h5_finish(file, image, good, target->name);
 }
 
 /* Payload of a file in rising order of offset. */
 struct payload {
     const struct checkpoint_slice *slice;
     int64_t offset;
+    struct tensor_hash hash;
 };
 
 static int by_offset(const void *a, const void *b)
@@ -67,10 +78,13 @@ static int by_offset(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-static int64_t lesser(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
+/* A file on its way to the disk. */
+struct writing {
+    struct h5_image image;
+    struct payload *payload; /* [count] owned */
+    int64_t *offset;         /* [count] owned: of the slices, in their order */
+    int64_t count, next;     /* the first payload that is not all written */
+};
 
 /* Bytes [from, to) of a slice. */
 static enum status take(const struct checkpoint_slice *slice, int64_t from, int64_t to, char *out)
@@ -82,81 +96,53 @@ static enum status take(const struct checkpoint_slice *slice, int64_t from, int6
     return STATUS_OK;
 }
 
-/* Copies what of the payload falls into [begin, end) of the file to buffer; buffer NULL: counts
- * only. *next skips what is done. */
-static enum status overlay(char *buffer, int64_t begin, int64_t end, const struct payload *payload,
-                           int64_t count, int64_t *next, int64_t *covered)
+static int64_t payload_end(const struct payload *payload)
 {
-    *covered = 0;
-    while (*next < count && payload[*next].offset + slice_bytes(payload[*next].slice) <= begin) {
-        ++*next;
+    return payload->offset + slice_bytes(payload->slice);
+}
+
+/* A block: HDF5's own bytes where there are any, the payload over them. */
+static enum status fill(void *context, int64_t begin, void *to, size_t bytes)
+{
+    struct writing *writing = context;
+    const int64_t end = begin + (int64_t)bytes;
+    while (writing->next < writing->count &&
+           payload_end(&writing->payload[writing->next]) <= begin) {
+        writing->next++;
     }
-    for (int64_t i = *next; i < count && payload[i].offset < end; i++) {
-        const int64_t offset = payload[i].offset, from = offset > begin ? offset : begin;
-        const int64_t to = lesser(offset + slice_bytes(payload[i].slice), end);
-        if (buffer != NULL) {
-            TRY(take(payload[i].slice, from - offset, to - offset, buffer + (from - begin)));
+    const struct payload *first = &writing->payload[writing->next];
+    const bool covered =
+        writing->next < writing->count && first->offset <= begin && payload_end(first) >= end;
+    if (!covered) {
+        h5_image_read(&writing->image, begin, to, bytes);
+    }
+    for (int64_t i = writing->next; i < writing->count; i++) {
+        struct payload *payload = &writing->payload[i];
+        const int64_t offset = payload->offset, last = payload_end(payload);
+        const int64_t from = offset > begin ? offset : begin, until = last < end ? last : end;
+        if (offset >= end) {
+            break;
         }
-        *covered += to - from;
+        char *place = (char *)to + (from - begin);
+        TRY(take(payload->slice, from - offset, until - offset, place));
+        tensor_hash_add(&payload->hash, place, (size_t)(until - from));
     }
     return STATUS_OK;
 }
 
-/* One block: HDF5's own bytes where there are any, the payload over them. */
-static enum status fill_block(struct io_file *file, char *buffer, int64_t begin, int64_t size,
-                              const struct payload *payload, int64_t count, int64_t *next)
+static int by_slice(const void *a, const void *b)
 {
-    int64_t covered = 0;
-    TRY(overlay(NULL, begin, begin + size, payload, count, next, &covered));
-    if (covered < size) {
-        TRY(io_pread(file, buffer, (size_t)size, begin));
-    }
-    TRY(overlay(buffer, begin, begin + size, payload, count, next, &covered));
-    return covered > 0 ? io_pwrite(file, buffer, (size_t)size, begin) : STATUS_OK;
+    const struct checkpoint_slice *x = ((const struct payload *)a)->slice,
+                                  *y = ((const struct payload *)b)->slice;
+    return (x > y) - (x < y);
 }
 
-/* Writes the payload block by block, metadata of HDF5 between it kept, and hashes every block. */
-static enum status fill(struct io_file *file, int64_t bytes, const struct payload *payload,
-                        int64_t count, uint64_t *block)
+/* In the order of the slices, so that pieces of a tensor come together. */
+static enum status add_pieces(struct manifest *manifest, const struct writing *writing)
 {
-    char *buffer = malloc((size_t)MANIFEST_BLOCK_BYTES);
-    int64_t next = 0;
-    enum status status =
-        buffer != NULL ? STATUS_OK
-                       : status_fail(STATUS_RESOURCE, "out of memory for writing a checkpoint");
-    for (int64_t b = 0; b < manifest_blocks(bytes) && status == STATUS_OK; b++) {
-        const int64_t begin = b * MANIFEST_BLOCK_BYTES,
-                      size = lesser(MANIFEST_BLOCK_BYTES, bytes - begin);
-        status = fill_block(file, buffer, begin, size, payload, count, &next);
-        block[b] = status == STATUS_OK ? hash_bytes(buffer, (size_t)size) : 0;
-    }
-    free(buffer);
-    return status;
-}
-
-static enum status write_payload(const char *path, const struct payload *payload, int64_t count,
-                                 int64_t *bytes, uint64_t **block)
-{
-    struct io_file file;
-    *block = NULL;
-    TRY(io_open_write(&file, path));
-    enum status status = io_size(&file, bytes);
-    if (status == STATUS_OK) {
-        *block = calloc((size_t)manifest_blocks(*bytes) + 1, sizeof **block);
-        status = *block != NULL
-                     ? fill(&file, *bytes, payload, count, *block)
-                     : status_fail(STATUS_RESOURCE, "out of memory for writing a checkpoint");
-    }
-    status = status == STATUS_OK ? io_sync(&file) : status;
-    const enum status closed = io_close(&file);
-    return status == STATUS_OK ? closed : status;
-}
-
-static enum status add_pieces(struct manifest *manifest, const struct checkpoint_slice *slices,
-                              int64_t count, const int64_t *offsets)
-{
-    for (int64_t i = 0; i < count; i++) {
-        const struct checkpoint_slice *slice = &slices[i];
+    qsort(writing->payload, (size_t)writing->count, sizeof *writing->payload, by_slice);
+    for (int64_t i = 0; i < writing->count; i++) {
+        const struct checkpoint_slice *slice = writing->payload[i].slice;
         struct manifest_tensor like = {.dtype = slice->dtype, .ndim = slice->ndim};
         snprintf(like.name, sizeof like.name, "%s", slice->name);
         memcpy(like.shape, slice->shape, sizeof like.shape);
@@ -164,220 +150,50 @@ static enum status add_pieces(struct manifest *manifest, const struct checkpoint
                                (struct manifest_piece){.file = manifest->files - 1,
                                                        .first = slice->first,
                                                        .count = slice->count,
-                                                       .offset = offsets[i]}));
+                                                       .offset = writing->payload[i].offset}));
+        manifest_add_hash(manifest, writing->payload[i].hash.sum);
     }
     return STATUS_OK;
 }
 
-static enum status write_shard(struct manifest *manifest, const char *path, const char *name,
-                               const struct checkpoint_slice *slices, int64_t count,
-                               int64_t *offsets, struct payload *payload)
+static enum status write_shard(struct manifest *manifest, struct writing *writing,
+                               const struct target *target, const struct checkpoint_slice *slices)
 {
-    uint64_t *block = NULL;
-    int64_t bytes = 0;
-    TRY(lay_out(path, slices, count, offsets));
-    for (int64_t i = 0; i < count; i++) {
-        payload[i] = (struct payload){.slice = &slices[i], .offset = offsets[i]};
+    TRY(lay_out(&writing->image, target, slices, writing->count, writing->offset));
+    for (int64_t i = 0; i < writing->count; i++) {
+        struct payload *payload = &writing->payload[i];
+        *payload = (struct payload){.slice = &slices[i], .offset = writing->offset[i]};
+        tensor_hash_start(&payload->hash, slices[i].first, dtype_bytes(slices[i].dtype));
     }
-    qsort(payload, (size_t)count, sizeof *payload, by_offset);
-    enum status status = write_payload(path, payload, count, &bytes, &block);
-    if (status == STATUS_OK) {
-        status = manifest_add_file(manifest, name, bytes, block);
-    }
-    free(block);
-    return status == STATUS_OK ? add_pieces(manifest, slices, count, offsets) : status;
+    qsort(writing->payload, (size_t)writing->count, sizeof *writing->payload, by_offset);
+    TRY(blocks_write(manifest, target->path, target->name, writing->image.bytes, fill, writing));
+    return add_pieces(manifest, writing);
+}
+
+static enum status write_target(struct manifest *manifest, const struct target *target,
+                                const struct checkpoint_slice *slices, int64_t count)
+{
+    struct writing writing = {.offset = calloc((size_t)count + 1, sizeof *writing.offset),
+                              .payload = calloc((size_t)count + 1, sizeof *writing.payload),
+                              .count = count};
+    const enum status status =
+        writing.offset != NULL && writing.payload != NULL
+            ? write_shard(manifest, &writing, target, slices)
+            : status_fail(STATUS_RESOURCE, "%s/%s: out of memory", target->path, target->name);
+    h5_image_free(&writing.image);
+    free(writing.payload);
+    free(writing.offset);
+    return status;
 }
 
 enum status shard_write(struct manifest *manifest, const char *path, const char *name,
                         const struct checkpoint_slice *slices, int64_t count)
 {
-    char file[MAX_PATH];
-    int64_t *offsets = calloc((size_t)count + 1, sizeof *offsets);
-    struct payload *payload = calloc((size_t)count + 1, sizeof *payload);
-    enum status status = STATUS_OK;
-    if (offsets == NULL || payload == NULL ||
-        snprintf(file, sizeof file, "%s/%s", path, name) >= MAX_PATH) {
-        status = status_fail(STATUS_RESOURCE, "%s/%s: out of memory, or the path is too long", path,
-                             name);
-    } else {
-        status = write_shard(manifest, file, name, slices, count, offsets, payload);
-    }
-    free(payload);
-    free(offsets);
-    return status;
+    return write_target(manifest, &(struct target){.path = path, .name = name}, slices, count);
 }
 
-/* Calls with every block's hash in turn: stores it, or compares it. */
-static enum status hash_file(struct io_file *file, int64_t bytes, uint64_t *block)
+enum status shard_write_whole(struct manifest *manifest, const char *path, const char *name,
+                              const struct checkpoint_slice *slices, int64_t count)
 {
-    char *buffer = malloc((size_t)MANIFEST_BLOCK_BYTES);
-    enum status status = buffer != NULL
-                             ? STATUS_OK
-                             : status_fail(STATUS_RESOURCE, "out of memory for reading a file");
-    for (int64_t b = 0; b < manifest_blocks(bytes) && status == STATUS_OK; b++) {
-        const int64_t begin = b * MANIFEST_BLOCK_BYTES,
-                      size = lesser(MANIFEST_BLOCK_BYTES, bytes - begin);
-        status = io_pread(file, buffer, (size_t)size, begin);
-        block[b] = status == STATUS_OK ? hash_bytes(buffer, (size_t)size) : 0;
-    }
-    free(buffer);
-    return status;
-}
-
-/* Size and block hashes of path/name as it is on disk; *block owned by caller. */
-static enum status measure(const char *path, const char *name, int64_t *bytes, uint64_t **block)
-{
-    char full[MAX_PATH];
-    struct io_file file;
-    *block = NULL;
-    if (snprintf(full, sizeof full, "%s/%s", path, name) >= MAX_PATH) {
-        return status_fail(STATUS_IO, "path too long: %s/%s", path, name);
-    }
-    TRY(io_open_read(&file, full));
-    enum status status = io_size(&file, bytes);
-    if (status == STATUS_OK) {
-        *block = calloc((size_t)manifest_blocks(*bytes) + 1, sizeof **block);
-        status = *block != NULL ? hash_file(&file, *bytes, *block)
-                                : status_fail(STATUS_RESOURCE, "out of memory");
-    }
-    const enum status closed = io_close(&file);
-    return status == STATUS_OK ? closed : status;
-}
-
-enum status shard_add_file(struct manifest *manifest, const char *path, const char *name)
-{
-    int64_t bytes = 0;
-    uint64_t *block = NULL;
-    enum status status = measure(path, name, &bytes, &block);
-    status = status == STATUS_OK ? manifest_add_file(manifest, name, bytes, block) : status;
-    free(block);
-    return status;
-}
-
-enum status shard_verify(const struct manifest *manifest, int64_t index, const char *path)
-{
-    const struct manifest_file *file = &manifest->file[index];
-    int64_t bytes = 0;
-    uint64_t *block = NULL;
-    enum status status = measure(path, file->name, &bytes, &block);
-    if (status == STATUS_OK && bytes != file->bytes) {
-        status = status_fail(STATUS_DATA, "%s/%s: %lld bytes, the manifest says %lld", path,
-                             file->name, (long long)bytes, (long long)file->bytes);
-    }
-    for (int64_t b = 0; status == STATUS_OK && b < manifest_blocks(bytes); b++) {
-        if (block[b] != file->block[b]) {
-            status =
-                status_fail(STATUS_DATA, "%s/%s: damaged in block %lld (bytes from %lld)", path,
-                            file->name, (long long)b, (long long)(b * MANIFEST_BLOCK_BYTES));
-        }
-    }
-    free(block);
-    return status;
-}
-
-/* Box of a virtual dataset: `rows` rows from `row`, columns [column, column + columns). */
-struct box {
-    int64_t row, rows, column, columns;
-};
-
-/* A flat range of a matrix is at most three boxes: the rest of a row, whole rows, the start of a
- * row. */
-static int cut(struct box boxes[3], int64_t first, int64_t count, int64_t width)
-{
-    int used = 0;
-    while (count > 0) {
-        const int64_t column = first % width;
-        struct box box = {.row = first / width,
-                          .rows = 1,
-                          .column = column,
-                          .columns = lesser(width - column, count)};
-        if (column == 0 && count >= width) {
-            box.rows = count / width;
-        }
-        const int64_t taken = box.rows * box.columns;
-        assert(used < 3);
-        boxes[used++] = box;
-        first += taken;
-        count -= taken;
-    }
-    return used;
-}
-
-/* Maps one piece. A tensor of n dimensions is seen as [all but the last, last] and must be 1-D or
- * 2-D here. */
-static bool map_piece(hid_t list, hid_t whole, const struct manifest_tensor *tensor,
-                      const struct manifest_piece *piece, const char *file)
-{
-    struct box boxes[3];
-    const int64_t width = tensor->shape[tensor->ndim - 1];
-    const int count = cut(boxes, piece->first, piece->count,
-                          tensor->ndim == 1 ? piece->first + piece->count : width);
-    hsize_t begin = 0;
-    bool good = true;
-    for (int i = 0; i < count; i++) {
-        const struct box box = boxes[i];
-        const hsize_t start[2] = {(hsize_t)box.row, (hsize_t)box.column};
-        const hsize_t size[2] = {(hsize_t)box.rows, (hsize_t)box.columns};
-        const hsize_t elements = size[0] * size[1], all = (hsize_t)piece->count;
-        const int skip = tensor->ndim == 1;
-        const hid_t source = H5Screate_simple(1, &all, NULL);
-        H5Sselect_hyperslab(source, H5S_SELECT_SET, &begin, NULL, &elements, NULL);
-        H5Sselect_hyperslab(whole, H5S_SELECT_SET, start + skip, NULL, size + skip, NULL);
-        good = H5Pset_virtual(list, whole, file, tensor->name, source) >= 0 && good;
-        H5Sclose(source);
-        begin += elements;
-    }
-    return good;
-}
-
-static bool map_tensor(hid_t file, const struct manifest *manifest,
-                       const struct manifest_tensor *tensor)
-{
-    hsize_t dims[4];
-    for (int i = 0; i < tensor->ndim; i++) {
-        dims[i] = (hsize_t)tensor->shape[i];
-    }
-    const hid_t whole = H5Screate_simple(tensor->ndim, dims, NULL),
-                list = H5Pcreate(H5P_DATASET_CREATE);
-    H5Pset_obj_track_times(list, false);
-    bool good = true;
-    for (int64_t p = 0; p < tensor->pieces && good; p++) {
-        const struct manifest_piece *piece = &tensor->piece[p];
-        good = map_piece(list, whole, tensor, piece, manifest->file[piece->file].name);
-    }
-    H5Sselect_all(whole);
-    const hid_t type = h5_type(tensor->dtype);
-    h5_make_groups(file, tensor->name);
-    const hid_t set =
-        good ? H5Dcreate2(file, tensor->name, type, whole, H5P_DEFAULT, list, H5P_DEFAULT) : -1;
-    if (set >= 0) {
-        h5_set_text(set, "dtype", dtype_name(tensor->dtype));
-        H5Dclose(set);
-    }
-    H5Tclose(type);
-    H5Pclose(list);
-    H5Sclose(whole);
-    return set >= 0;
-}
-
-enum status shard_view(const struct manifest *manifest, const char *path)
-{
-    char name[MAX_PATH];
-    hid_t file = -1;
-    if (snprintf(name, sizeof name, "%s/model.h5", path) >= MAX_PATH) {
-        return status_fail(STATUS_IO, "path too long: %s", path);
-    }
-    TRY(h5_create(&file, name));
-    bool good = true;
-    for (int64_t i = 0; i < manifest->tensors && good; i++) {
-        good = map_tensor(file, manifest, &manifest->tensor[i]);
-    }
-    good = H5Fclose(file) >= 0 && good;
-    if (!good) {
-        return status_fail(STATUS_IO, "%s: HDF5 could not write it: disk full?", name);
-    }
-    struct io_file written;
-    TRY(io_open_write(&written, name));
-    const enum status status = io_sync(&written), closed = io_close(&written);
-    return status == STATUS_OK ? closed : status;
+    return write_target(manifest, &(struct target){path, name, true}, slices, count);
 }

@@ -11,6 +11,8 @@ static const struct {
 } kinds[] = {
     {"eio", IO_FAULT_EIO},
     {"enospc", IO_FAULT_ENOSPC},
+    {"edquot", IO_FAULT_EDQUOT},
+    {"eintr", IO_FAULT_EINTR},
     {"short", IO_FAULT_SHORT},
     {"kill-before", IO_FAULT_KILL_BEFORE},
     {"kill-torn", IO_FAULT_KILL_TORN},
@@ -44,8 +46,8 @@ static enum status parse(const char *text, struct request *request)
     }
     return status_fail(
         STATUS_USAGE,
-        "debug.fault: '%s' is not io:KIND:OPERATION with KIND eio, enospc, short, kill-before, "
-        "kill-torn or kill-after",
+        "debug.fault: '%s' is not io:KIND:OPERATION with KIND eio, enospc, edquot, eintr, short, "
+        "kill-before, kill-torn or kill-after",
         text);
 }
 

@@ -10,6 +10,7 @@
 #include "trainer/fault.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
+#include "trainer/resume.h"
 #include "trainer/run_dir.h"
 #include "trainer/sample.h"
 #include "trainer/schedule.h"
@@ -32,6 +33,7 @@ struct training {
     int64_t saved_step; /* of the last checkpoint known good, -1: none */
     double saved_clock;
     char checkpoints[MAX_PATH];
+    char resumed[RESUME_NOTE_BYTES]; /* what changed since the checkpoint */
     double first_loss, last_loss, valid_loss;
     int failed_saves; /* in a row */
 };
@@ -72,7 +74,12 @@ static enum status resume(struct training *t)
         if (path == NULL) {
             return STATUS_OK;
         }
-        const enum status status = state_load(&t->model, path, &t->at);
+        enum status status = state_load(&t->model, path, &t->at);
+        if (status == STATUS_OK) {
+            status = comm_agree(
+                t->world,
+                resume_settings(path, t->config, t->train.store.tokens, &t->at, t->resumed), NULL);
+        }
         if (status == STATUS_OK && main_rank(t)) {
             printf("resuming at step %lld from %s\n", (long long)t->at.step, path);
         }
@@ -146,6 +153,9 @@ static void describe(struct training *t)
     if (assumed != NULL && assumed[0] != '\0') {
         metrics_say(&t->metrics, "%s: not in it, and as transformers has them: %s",
                     t->config->model.hf_config, assumed);
+    }
+    if (t->resumed[0] != '\0') {
+        metrics_say(&t->metrics, "%s", t->resumed);
     }
     const struct mesh *mesh = &t->session->mesh;
     metrics_say(

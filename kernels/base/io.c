@@ -4,64 +4,16 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { MAX_PATH = 4096 };
-
-/* Armed by tests and debug.fault; otherwise every call passes through. */
-static struct {
-    enum io_fault fault;
-    int64_t operation, done;
-    bool sticky;
-} armed;
-
-void io_fault_arm(enum io_fault fault, int64_t operation, bool sticky)
-{
-    armed.fault = fault;
-    armed.operation = operation;
-    armed.sticky = sticky;
-    armed.done = 0;
-}
-
-int64_t io_operations(void)
-{
-    return armed.done;
-}
-
-/* Counts a modifying operation; returns the fault it meets. Kill-before happens here. */
-static enum io_fault meet_fault(void)
-{
-    armed.done++;
-    const bool hit =
-        armed.done == armed.operation || (armed.sticky && armed.done > armed.operation);
-    const enum io_fault fault = hit ? armed.fault : IO_FAULT_NONE;
-    if (fault == IO_FAULT_KILL_BEFORE) {
-        raise(SIGKILL);
-    }
-    if (fault == IO_FAULT_EIO || fault == IO_FAULT_ENOSPC) {
-        errno = fault == IO_FAULT_EIO ? EIO : ENOSPC;
-    }
-    return fault;
-}
-
-static bool fails(enum io_fault fault)
-{
-    return fault == IO_FAULT_EIO || fault == IO_FAULT_ENOSPC;
-}
-
-static void after(enum io_fault fault)
-{
-    if (fault == IO_FAULT_KILL_AFTER || fault == IO_FAULT_KILL_TORN) {
-        raise(SIGKILL);
-    }
-}
 
 static enum status failed(const char *path, const char *what)
 {
@@ -69,68 +21,125 @@ static enum status failed(const char *path, const char *what)
     return status_fail(STATUS_IO, "%s: cannot %s: %s%s", path, what, strerror(errno), hint);
 }
 
-static enum status open_file(struct io_file *file, const char *path, int flags, const char *what)
+/* O_DIRECT is not for every file system. */
+static int open_flags(struct io_file *file, const char *path, int flags, bool direct)
 {
-    const enum io_fault fault = (flags & O_ACCMODE) != O_RDONLY ? meet_fault() : IO_FAULT_NONE;
-    *file = (struct io_file){.fd = -1};
-    if (fails(fault)) {
+    const int fd = direct ? open(path, flags | O_CLOEXEC | O_DIRECT, 0644) : -1;
+    file->direct = fd >= 0;
+    return fd >= 0 || (direct && errno != EINVAL) ? fd : open(path, flags | O_CLOEXEC, 0644);
+}
+
+static enum status open_file(struct io_file *file, const char *path, int flags, bool direct,
+                             const char *what)
+{
+    const bool writes = (flags & O_ACCMODE) != O_RDONLY;
+    enum io_fault fault = writes ? io_meet() : io_meet_read();
+    *file = (struct io_file){.fd = -1, .writes = writes};
+    if (io_fails(fault, (flags & O_CREAT) != 0)) {
         return failed(path, what);
     }
-    file->fd = open(path, flags | O_CLOEXEC, 0644);
+    do {
+        file->fd = io_interrupted(&fault) ? -1 : open_flags(file, path, flags, direct);
+    } while (file->fd < 0 && errno == EINTR);
     if (file->fd < 0) {
         return failed(path, what);
     }
     file->path = strdup(path);
-    after(fault);
+    if (file->path == NULL) {
+        close(file->fd);
+        file->fd = -1;
+        return status_fail(STATUS_RESOURCE, "out of memory opening %s", path);
+    }
+    if (writes) {
+        const enum io_kind kind = (flags & O_TRUNC) != 0   ? IO_CREATE
+                                  : (flags & O_CREAT) != 0 ? IO_OPEN_OR_CREATE
+                                                           : IO_OPEN;
+        io_after(fault, &(struct io_event){.kind = kind, .path = path});
+    }
     return STATUS_OK;
 }
 
 enum status io_create(struct io_file *file, const char *path)
 {
-    return open_file(file, path, O_RDWR | O_CREAT | O_TRUNC, "create");
+    return open_file(file, path, O_RDWR | O_CREAT | O_TRUNC, false, "create");
+}
+
+enum status io_create_direct(struct io_file *file, const char *path)
+{
+    return open_file(file, path, O_RDWR | O_CREAT | O_TRUNC, true, "create");
 }
 
 enum status io_open_write(struct io_file *file, const char *path)
 {
-    return open_file(file, path, O_RDWR, "open for writing");
+    return open_file(file, path, O_RDWR, false, "open for writing");
 }
 
 enum status io_open_append(struct io_file *file, const char *path)
 {
-    return open_file(file, path, O_WRONLY | O_CREAT | O_APPEND, "open for appending");
+    return open_file(file, path, O_WRONLY | O_CREAT | O_APPEND, false, "open for appending");
 }
 
 enum status io_open_read(struct io_file *file, const char *path)
 {
-    return open_file(file, path, O_RDONLY, "open");
+    return open_file(file, path, O_RDONLY, false, "open");
+}
+
+enum status io_open_read_direct(struct io_file *file, const char *path)
+{
+    return open_file(file, path, O_RDONLY, true, "open");
+}
+
+/* A transfer that direct I/O would refuse switches it off for the file. */
+static void allow(struct io_file *file, const void *data, size_t bytes, int64_t offset)
+{
+    const uint64_t odd = (uint64_t)(uintptr_t)data | bytes | (uint64_t)offset;
+    if (file->direct && odd % IO_ALIGNMENT != 0) {
+        file->direct = fcntl(file->fd, F_SETFL, fcntl(file->fd, F_GETFL) & ~O_DIRECT) != 0;
+    }
 }
 
 /* offset < 0: at the file's own position. */
+static ssize_t write_piece(struct io_file *file, const void *data, size_t bytes, int64_t offset)
+{
+    allow(file, data, bytes, offset);
+    return offset < 0 ? write(file->fd, data, bytes) : pwrite(file->fd, data, bytes, offset);
+}
+
+/* Where the bytes of a write went. */
+static int64_t place_of(const struct io_file *file, size_t bytes, int64_t offset)
+{
+    return offset >= 0 || !io_observed() ? offset : lseek(file->fd, 0, SEEK_CUR) - (int64_t)bytes;
+}
+
 static enum status write_all(struct io_file *file, const void *data, size_t bytes, int64_t offset)
 {
-    const enum io_fault fault = meet_fault();
+    enum io_fault fault = io_meet();
     const char *from = data;
     size_t left = fault == IO_FAULT_KILL_TORN ? bytes / 2 : bytes;
     bool shorten = fault == IO_FAULT_SHORT && bytes > 1;
-    if (fails(fault)) {
+    if (io_fails(fault, true)) {
         return failed(file->path, "write");
     }
-    while (left > 0) {
+    for (int64_t at = offset; left > 0;) {
         const size_t piece = shorten ? left / 2 : left;
-        const ssize_t done =
-            offset < 0 ? write(file->fd, from, piece) : pwrite(file->fd, from, piece, offset);
-        shorten = false;
+        const ssize_t done = io_interrupted(&fault) ? -1 : write_piece(file, from, piece, at);
         if (done < 0 && errno == EINTR) {
             continue;
         }
         if (done <= 0) {
+            errno = done == 0 ? EIO : errno;
             return failed(file->path, "write");
         }
+        shorten = false;
         from += done;
         left -= (size_t)done;
-        offset += offset < 0 ? 0 : done;
+        at += offset < 0 ? 0 : done;
     }
-    after(fault);
+    io_after(fault, &(struct io_event){.kind = IO_WRITE,
+                                       .path = file->path,
+                                       .data = data,
+                                       .bytes = (int64_t)bytes,
+                                       .offset = place_of(file, bytes, offset)});
     return STATUS_OK;
 }
 
@@ -146,9 +155,16 @@ enum status io_pwrite(struct io_file *file, const void *data, size_t bytes, int6
 
 enum status io_pread(struct io_file *file, void *data, size_t bytes, int64_t offset)
 {
+    enum io_fault fault = io_meet_read();
     char *to = data;
+    bool shorten = fault == IO_FAULT_SHORT && bytes > 1;
+    if (io_fails(fault, false)) {
+        return failed(file->path, "read");
+    }
     while (bytes > 0) {
-        const ssize_t done = pread(file->fd, to, bytes, offset);
+        const size_t piece = shorten ? bytes / 2 : bytes;
+        allow(file, to, piece, offset);
+        const ssize_t done = io_interrupted(&fault) ? -1 : pread(file->fd, to, piece, offset);
         if (done < 0 && errno == EINTR) {
             continue;
         }
@@ -159,6 +175,7 @@ enum status io_pread(struct io_file *file, void *data, size_t bytes, int64_t off
             return status_fail(STATUS_DATA, "%s: ends at byte %lld, %zu bytes too early: truncated",
                                file->path, (long long)offset, bytes);
         }
+        shorten = false;
         to += done;
         bytes -= (size_t)done;
         offset += done;
@@ -169,7 +186,7 @@ enum status io_pread(struct io_file *file, void *data, size_t bytes, int64_t off
 enum status io_size(struct io_file *file, int64_t *bytes)
 {
     struct stat info;
-    if (fstat(file->fd, &info) != 0) {
+    if (io_fails(io_meet_read(), false) || fstat(file->fd, &info) != 0) {
         return failed(file->path, "stat");
     }
     *bytes = info.st_size;
@@ -178,33 +195,85 @@ enum status io_size(struct io_file *file, int64_t *bytes)
 
 enum status io_truncate(struct io_file *file, int64_t bytes)
 {
-    const enum io_fault fault = meet_fault();
-    if (fails(fault) || ftruncate(file->fd, bytes) != 0) {
+    enum io_fault fault = io_meet();
+    int result = io_fails(fault, true) ? -1 : 0;
+    while (result == 0 && (io_interrupted(&fault) || ftruncate(file->fd, bytes) != 0)) {
+        result = errno == EINTR ? 0 : -1;
+    }
+    if (result != 0) {
         return failed(file->path, "set the size");
     }
-    after(fault);
+    io_after(fault, &(struct io_event){.kind = IO_TRUNCATE, .path = file->path, .bytes = bytes});
     return STATUS_OK;
+}
+
+/* NOTE: only an interrupted fsync may be called again. After a failed one the kernel may have
+ * dropped the dirty pages and report success the next time. */
+static bool sync_fd(int fd, enum io_fault *fault)
+{
+    int result = -1;
+    do {
+        result = io_interrupted(fault) ? -1 : fsync(fd);
+    } while (result != 0 && errno == EINTR);
+    return result == 0;
 }
 
 enum status io_sync(struct io_file *file)
 {
-    const enum io_fault fault = meet_fault();
-    if (fails(fault) || fsync(file->fd) != 0) {
+    enum io_fault fault = io_meet();
+    if (io_fails(fault, true) || !sync_fd(file->fd, &fault)) {
         return failed(file->path, "sync");
     }
-    after(fault);
+    io_after(fault, &(struct io_event){.kind = IO_SYNC, .path = file->path});
     return STATUS_OK;
 }
 
+/* Whatever close says, the file is closed then: an interrupted close is done. */
 enum status io_close(struct io_file *file)
 {
     enum status status = STATUS_OK;
-    if (file->path != NULL && file->fd >= 0 && close(file->fd) != 0) {
-        status = failed(file->path, "close");
+    if (file->path != NULL && file->fd >= 0) {
+        const enum io_fault fault = file->writes ? io_meet() : IO_FAULT_NONE;
+        const bool closed = close(file->fd) == 0 || errno == EINTR;
+        if (io_fails(fault, true) || !closed) {
+            status = failed(file->path, "close");
+        } else if (file->writes) {
+            io_after(fault, &(struct io_event){.kind = IO_CLOSE, .path = file->path});
+        }
     }
     free(file->path);
     *file = (struct io_file){.fd = -1};
     return status;
+}
+
+/* The folder that holds `path`, which does not end in a slash. */
+static enum status sync_parent(const char *path)
+{
+    char parent[MAX_PATH] = ".";
+    const char *slash = strrchr(path, '/');
+    if (slash != NULL) {
+        snprintf(parent, sizeof parent, "%.*s", slash > path ? (int)(slash - path) : 1, path);
+    }
+    return io_sync_dir(parent);
+}
+
+static enum status make_one(const char *path)
+{
+    enum io_fault fault = io_meet();
+    int result = -1;
+    bool fails = io_fails(fault, true);
+    while (!fails && result != 0) {
+        result = io_interrupted(&fault) ? -1 : mkdir(path, 0755);
+        fails = result != 0 && errno != EINTR;
+    }
+    if (result != 0 && errno == EEXIST) {
+        return STATUS_OK; /* another process was first */
+    }
+    if (result != 0) {
+        return failed(path, "create the folder");
+    }
+    io_after(fault, &(struct io_event){.kind = IO_MAKE_DIR, .path = path});
+    return sync_parent(path);
 }
 
 enum status io_make_dir(const char *path)
@@ -215,102 +284,123 @@ enum status io_make_dir(const char *path)
         return status_fail(STATUS_IO, "path too long: %s", path);
     }
     for (size_t i = 1; i <= strlen(path); i++) {
-        if (path[i] != '/' && path[i] != '\0') {
+        if ((path[i] != '/' && path[i] != '\0') || path[i - 1] == '/') {
             continue;
         }
         snprintf(part, i + 1, "%s", path);
-        if (stat(part, &info) == 0) {
-            if (!S_ISDIR(info.st_mode)) {
-                errno = ENOTDIR;
-                return failed(part, "use as a folder");
-            }
-            continue;
+        if (stat(part, &info) != 0) {
+            TRY(make_one(part));
+        } else if (!S_ISDIR(info.st_mode)) {
+            errno = ENOTDIR;
+            return failed(part, "use as a folder");
         }
-        const enum io_fault fault = meet_fault();
-        if (fails(fault) || (mkdir(part, 0755) != 0 && errno != EEXIST)) {
-            return failed(part, "create the folder");
-        }
-        after(fault);
     }
     return STATUS_OK;
 }
 
 enum status io_sync_dir(const char *path)
 {
-    const enum io_fault fault = meet_fault();
-    const int fd = fails(fault) ? -1 : open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    enum io_fault fault = io_meet();
+    const int fd = io_fails(fault, true) ? -1 : open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) {
         return failed(path, "sync the folder");
     }
-    const int result = fsync(fd), error = errno;
+    const bool synced = sync_fd(fd, &fault);
+    const int error = errno;
     close(fd);
     errno = error;
-    if (result != 0) {
+    if (!synced) {
         return failed(path, "sync the folder");
     }
-    after(fault);
+    io_after(fault, &(struct io_event){.kind = IO_SYNC_DIR, .path = path});
     return STATUS_OK;
 }
 
 enum status io_rename(const char *from, const char *to)
 {
-    const enum io_fault fault = meet_fault();
-    if (fails(fault) || rename(from, to) != 0) {
+    enum io_fault fault = io_meet();
+    int result = -1;
+    bool fails = io_fails(fault, true);
+    while (!fails && result != 0) {
+        result = io_interrupted(&fault) ? -1 : rename(from, to);
+        fails = result != 0 && errno != EINTR;
+    }
+    if (result != 0) {
         return failed(from, "rename");
     }
-    after(fault);
+    io_after(fault, &(struct io_event){.kind = IO_RENAME, .path = from, .to = to});
+    return STATUS_OK;
+}
+
+/* A file or an empty folder; missing is fine. */
+static enum status remove_one(const char *path, int (*call)(const char *), enum io_kind kind,
+                              const char *what)
+{
+    enum io_fault fault = io_meet();
+    int result = -1;
+    bool fails = io_fails(fault, false);
+    while (!fails && result != 0) {
+        result = io_interrupted(&fault) ? -1 : call(path);
+        fails = result != 0 && errno != EINTR;
+    }
+    if (result != 0 && errno != ENOENT) {
+        return failed(path, what);
+    }
+    io_after(fault, &(struct io_event){.kind = kind, .path = path});
     return STATUS_OK;
 }
 
 enum status io_remove(const char *path)
 {
-    const enum io_fault fault = meet_fault();
-    if (fails(fault) || (unlink(path) != 0 && errno != ENOENT)) {
-        return failed(path, "remove");
-    }
-    after(fault);
-    return STATUS_OK;
+    return remove_one(path, unlink, IO_REMOVE, "remove");
 }
 
-static enum status remove_children(const char *path)
+enum status io_list(const char *path, bool *there,
+                    enum status (*each)(void *context, const char *name), void *context)
 {
-    char child[MAX_PATH];
-    DIR *dir = opendir(path);
+    DIR *dir = io_fails(io_meet_read(), false) ? NULL : opendir(path);
+    *there = dir != NULL;
     if (dir == NULL) {
         return errno == ENOENT ? STATUS_OK : failed(path, "open the folder");
     }
     enum status status = STATUS_OK;
+    errno = 0;
     for (struct dirent *entry = readdir(dir); entry != NULL && status == STATUS_OK;
-         entry = readdir(dir)) {
-        if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0) {
-            continue;
+         entry = status == STATUS_OK ? readdir(dir) : NULL) {
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) {
+            status = each(context, entry->d_name);
+            errno = 0;
         }
-        if (snprintf(child, sizeof child, "%s/%s", path, entry->d_name) >= MAX_PATH) {
-            status = status_fail(STATUS_IO, "path too long: %s/%s", path, entry->d_name);
-        } else {
-            status = io_remove_tree(child);
-        }
+    }
+    if (status == STATUS_OK && errno != 0) {
+        status = failed(path, "read the folder");
     }
     closedir(dir);
     return status;
 }
 
+static enum status remove_child(void *context, const char *name)
+{
+    char child[MAX_PATH];
+    const char *path = context;
+    if (snprintf(child, sizeof child, "%s/%s", path, name) >= MAX_PATH) {
+        return status_fail(STATUS_IO, "path too long: %s/%s", path, name);
+    }
+    return io_remove_tree(child);
+}
+
 enum status io_remove_tree(const char *path)
 {
     struct stat info;
+    bool there = false;
     if (lstat(path, &info) != 0) {
         return errno == ENOENT ? STATUS_OK : failed(path, "look at");
     }
     if (!S_ISDIR(info.st_mode)) {
         return io_remove(path);
     }
-    TRY(remove_children(path));
-    const enum io_fault fault = meet_fault();
-    if (fails(fault) || (rmdir(path) != 0 && errno != ENOENT)) {
-        return failed(path, "remove the folder");
-    }
-    after(fault);
-    return STATUS_OK;
+    TRY(io_list(path, &there, remove_child, (void *)(uintptr_t)path));
+    return remove_one(path, rmdir, IO_REMOVE_DIR, "remove the folder");
 }
 
 enum status io_free_bytes(const char *path, int64_t *bytes)
@@ -394,11 +484,11 @@ static bool is_named(const struct io_file *file)
 enum status io_lock(struct io_file *lock, const char *path)
 {
     char text[512] = "", host[256] = "";
-    TRY(open_file(lock, path, O_RDWR | O_CREAT, "open the lock"));
+    TRY(open_file(lock, path, O_RDWR | O_CREAT, false, "open the lock"));
     bool taken = flock(lock->fd, LOCK_EX | LOCK_NB) == 0;
     while (taken && !is_named(lock)) {
         io_unlock(lock);
-        TRY(open_file(lock, path, O_RDWR | O_CREAT, "open the lock"));
+        TRY(open_file(lock, path, O_RDWR | O_CREAT, false, "open the lock"));
         taken = flock(lock->fd, LOCK_EX | LOCK_NB) == 0;
     }
     if (!taken) {
@@ -409,8 +499,12 @@ enum status io_lock(struct io_file *lock, const char *path)
             STATUS_USAGE, "%s: another run has this directory (%s): stop it or set another run.dir",
             path, text[0] != '\0' ? text : "holder unknown");
     }
+    char when[32] = "";
+    const time_t now = time(NULL);
+    struct tm utc;
     gethostname(host, sizeof host - 1);
-    snprintf(text, sizeof text, "host %s, pid %ld", host, (long)getpid());
+    strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
+    snprintf(text, sizeof text, "host %s, pid %ld, since %s", host, (long)getpid(), when);
     TRY(io_truncate(lock, 0));
     return io_pwrite(lock, text, strlen(text), 0);
 }

@@ -1,9 +1,8 @@
 /* io: every file operation of checkpoints, token files and run directories, with fault points for
  * tests.
  *
- * Each call names its file in the error message and handles EINTR and short transfers. In a build
- * with SWITCHYARD_FAULTS (tests) `io_fault_arm` makes the k-th operation fail, tear, or kill the
- * process.
+ * Each call names its file in the error message and handles EINTR and short transfers. Tests make
+ * the k-th operation fail, tear, or kill the process (io_fault.h).
  */
 #ifndef KERNELS_BASE_IO_H
 #define KERNELS_BASE_IO_H
@@ -12,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/base/io_fault.h"
 #include "kernels/base/status.h"
 
 #define IO_CHECKED __attribute__((warn_unused_result))
@@ -19,7 +19,10 @@
 struct io_file {
     int fd;     /* -1 when closed */
     char *path; /* owned, for messages */
+    bool writes, direct;
 };
+
+enum { IO_ALIGNMENT = 4096 }; /* of memory, offset and length, for transfers past the page cache */
 
 enum status io_create(struct io_file *file,
                       const char *path) IO_CHECKED; /* new or truncated, for writing */
@@ -29,6 +32,10 @@ enum status io_open_append(struct io_file *file,
                            const char *path) IO_CHECKED; /* created when missing */
 enum status io_open_read(struct io_file *file,
                          const char *path) IO_CHECKED; /* missing: STATUS_IO */
+/* The same past the page cache where the file system can: transfers that are not aligned to
+ * IO_ALIGNMENT go through it. */
+enum status io_create_direct(struct io_file *file, const char *path) IO_CHECKED;
+enum status io_open_read_direct(struct io_file *file, const char *path) IO_CHECKED;
 enum status io_write(struct io_file *file, const void *data, size_t bytes) IO_CHECKED;
 enum status io_pwrite(struct io_file *file, const void *data, size_t bytes,
                       int64_t offset) IO_CHECKED;
@@ -39,7 +46,8 @@ enum status io_truncate(struct io_file *file, int64_t bytes) IO_CHECKED;
 enum status io_sync(struct io_file *file) IO_CHECKED;  /* fsync */
 enum status io_close(struct io_file *file) IO_CHECKED; /* error of close counts; twice is fine */
 
-enum status io_make_dir(const char *path) IO_CHECKED; /* and its parents; existing is fine */
+/* And its parents, each synced where it was made; existing is fine. */
+enum status io_make_dir(const char *path) IO_CHECKED;
 enum status io_sync_dir(const char *path) IO_CHECKED;
 enum status io_rename(const char *from, const char *to) IO_CHECKED;
 enum status io_remove(const char *path) IO_CHECKED; /* a file; missing is fine */
@@ -47,6 +55,10 @@ enum status
 io_remove_tree(const char *path) IO_CHECKED; /* a folder and all in it, links themselves, not what
                                                 they point to; missing is fine */
 bool io_exists(const char *path);
+/* Calls `each` with every name in a folder but . and .., in no order, until one fails; *there:
+ * whether there is such a folder at all (none is no error). */
+enum status io_list(const char *path, bool *there,
+                    enum status (*each)(void *context, const char *name), void *context) IO_CHECKED;
 /* That it is a file, which ends and opens at once: no folder, pipe or device. STATUS_DATA. */
 enum status io_check_regular(const char *path) IO_CHECKED;
 enum status io_free_bytes(const char *path,
@@ -59,20 +71,5 @@ enum status io_write_file(const char *path, const void *data, size_t bytes) IO_C
  * pid of the holder. */
 enum status io_lock(struct io_file *lock, const char *path) IO_CHECKED;
 void io_unlock(struct io_file *lock);
-
-enum io_fault {
-    IO_FAULT_NONE,
-    IO_FAULT_EIO,
-    IO_FAULT_ENOSPC,
-    IO_FAULT_SHORT,
-    IO_FAULT_KILL_BEFORE,
-    IO_FAULT_KILL_TORN,
-    IO_FAULT_KILL_AFTER
-};
-/* Tests and debug.fault only: the `operation`-th (from 1) modifying operation from now on meets
- * `fault`; sticky keeps failing. */
-void io_fault_arm(enum io_fault fault, int64_t operation, bool sticky);
-int64_t
-io_operations(void); /* modifying operations since the last arm: how long a loop over k must run */
 
 #endif

@@ -18,7 +18,7 @@ expect_error 64 "--temperature needs a number" "$binary" generate run --prompt a
 expect_error 64 "--top-p" "$binary" generate run --prompt a --top-p 2
 expect_error 64 "--seed needs a value" "$binary" generate run --prompt a --seed
 expect_error 64 "did you mean '--data'" "$binary" eval run --dta x
-expect_error 64 "unknown action 'rm'" "$binary" ckpt rm run
+expect_error 64 "unknown action 'remove'" "$binary" ckpt remove run
 for word in plan verify sweep report watch trace rerun init tokenizer; do
     expect_error 64 "unknown command '$word'" "$binary" $word
 done

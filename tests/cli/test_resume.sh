@@ -38,7 +38,7 @@ echo "a schedule with a past: killed, not asked for fewer steps"
 cosine="schedule.kind=cosine schedule.warmup_steps=5 checkpoint.every_steps=7"
 expect_rc 0 train_on 1 1 "$work/cosine" $cosine
 # The kill is at the second save (step 14): steps 8 to 14 are done again.
-expect_rc 137 "$binary" train "$work/tiny.yaml" "run.dir=$work/killed" $cosine debug.fault=io:kill-after:40
+expect_rc 137 "$binary" train "$work/tiny.yaml" "run.dir=$work/killed" $cosine debug.fault=io:kill-after:60
 killed_at=$(metric "$work/killed" step | tail -n 1)
 [ "$killed_at" -lt 20 ] || fail "it was not killed before its end (step $killed_at)"
 expect_rc 0 train_on 1 1 "$work/killed" $cosine
@@ -79,6 +79,23 @@ expect_rc 0 train_on 2 1 "$work/move-fp32"
 expect_same "$before" "$(cat "$work/move-fp32/metrics.jsonl")" "metrics of a finished run"
 expect_rc 0 train_on 2 1 "$work/move-fp32" run.steps=10
 expect_same "$before" "$(cat "$work/move-fp32/metrics.jsonl")" "metrics when fewer steps are asked for"
+
+echo "other settings are told, and where the data goes on"
+cp -r "$work/fp32-1-halves" "$work/other"
+expect_rc 0 train_on 2 2 "$work/other" model.router_jitter_noise=0.05 run.steps=22 optimizer.lr=1e-3 data.shuffle=false
+expect_text "other settings than step 20 was saved with: run.steps 20 -> 22, optimizer.lr 0.003 -> 0.001, parallel.ep 1 -> 2, data.shuffle true -> false; samples come in another order"
+grep -q "other settings than step 20" "$work/other/log.txt" || fail "log.txt does not tell other settings"
+# 22 steps of 8 samples of 32 tokens are 176 samples, or 117 and a third of 48.
+expect_rc 0 train_on 1 1 "$work/other" model.router_jitter_noise=0.05 run.steps=23 optimizer.lr=1e-3 data.shuffle=false \
+    train.sequence_length=48
+expect_text "train.sequence_length 32 -> 48"
+expect_text "the position in the data is kept to less than one sample"
+position=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["position"])' \
+    "$work/other/checkpoints/00000023/state.json")
+expect_same "$position" $((118 + 8)) "position after another sequence length"
+expect_rc 0 train_on 1 1 "$work/other" model.router_jitter_noise=0.05 run.steps=23 optimizer.lr=1e-3 data.shuffle=false \
+    train.sequence_length=48
+! grep -q "other settings" "$out" || fail "the same settings are told as others"
 
 echo "--fresh sets the old run aside"
 expect_rc 0 train_on 1 1 "$work/move-fp32" run.steps=2 --fresh

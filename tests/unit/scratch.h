@@ -32,6 +32,7 @@ static inline int scratch_enter(void **state)
 static inline int scratch_leave(void **state)
 {
     io_fault_arm(IO_FAULT_NONE, 0, false);
+    io_fault_arm_reads(IO_FAULT_NONE, 0, false);
     const int failed = chdir("/") != 0 || io_remove_tree(*state) != STATUS_OK;
     free(*state);
     return failed;

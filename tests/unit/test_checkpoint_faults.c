@@ -13,6 +13,7 @@
 enum { ELEMENTS = 3000, OLD = 10, NEW = 20 };
 
 static struct comm self;
+static int64_t operations; /* of saving NEW beside OLD */
 
 /* Two tensors; the value of an element says its step. */
 static void describe(struct checkpoint_slice slices[2], float *a, uint16_t *b)
@@ -82,6 +83,7 @@ static int64_t expect_resumable(void)
     int64_t step = 0;
     int skipped = 0;
     io_fault_arm(IO_FAULT_NONE, 0, false);
+    io_fault_arm_reads(IO_FAULT_NONE, 0, false);
     assert_int_equal(checkpoint_newest(&self, "root", INT64_MAX, &path, &step, warn, &skipped),
                      STATUS_OK);
     assert_non_null(path);
@@ -110,6 +112,7 @@ static int entries(const char *start)
 static void forget_new(void)
 {
     io_fault_arm(IO_FAULT_NONE, 0, false);
+    io_fault_arm_reads(IO_FAULT_NONE, 0, false);
     assert_int_equal(io_remove_tree("root/00000020"), STATUS_OK);
     assert_int_equal(checkpoint_clean("root"), STATUS_OK);
     assert_int_equal(entries(".tmp-") + entries(".trash-"), 0);
@@ -117,7 +120,14 @@ static void forget_new(void)
 
 static int enter(void **state)
 {
-    return scratch_enter(state) != 0 || comm_open(&self, "self") != STATUS_OK;
+    if (scratch_enter(state) != 0 || comm_open(&self, "self") != STATUS_OK ||
+        save(OLD) != STATUS_OK) {
+        return 1;
+    }
+    io_fault_arm(IO_FAULT_NONE, 0, false);
+    const enum status status = save(NEW);
+    operations = io_operations();
+    return status != STATUS_OK || io_remove_tree("root") != STATUS_OK;
 }
 
 static int leave(void **state)
@@ -126,46 +136,113 @@ static int leave(void **state)
     return scratch_leave(state);
 }
 
+/* The text of a fault's error, which every message has; NULL: not the kind that fails. */
+static const char *text_of(enum io_fault fault)
+{
+    switch (fault) {
+    case IO_FAULT_EIO:
+        return "Input/output error";
+    case IO_FAULT_ENOSPC:
+        return "No space left on device";
+    case IO_FAULT_EDQUOT:
+        return "Disk quota exceeded";
+    default:
+        return NULL;
+    }
+}
+
+static void expect_error(enum io_fault fault)
+{
+    if (strstr(status_message(), text_of(fault)) == NULL) {
+        expect_message(text_of(IO_FAULT_EIO)); /* of an operation that needs no space */
+    }
+    expect_message("root");
+}
+
+/* One save of NEW whose k-th operation fails; *published counts those that are there after all. */
+static enum status save_with_fault(enum io_fault fault, int64_t k, bool sticky, int64_t *published)
+{
+    forget_new();
+    io_fault_arm(fault, k, sticky);
+    const enum status status = save(NEW);
+    assert_true(status == STATUS_OK || status == STATUS_IO);
+    if (status != STATUS_OK) {
+        expect_error(fault);
+    }
+    *published += expect_resumable() == NEW;
+    assert_true(sticky || entries(".tmp-") == 0); /* cleared at once, if it can be */
+    if (status != STATUS_OK && !sticky) {
+        assert_int_equal(save(NEW), STATUS_OK); /* a later save goes through */
+        assert_int_equal(expect_resumable(), NEW);
+    }
+    assert_int_equal(io_remove_tree("root/LATEST"), STATUS_OK);
+    return status;
+}
+
+/* Every operation of a save, close among them, fails once or for good. */
 static void test_disk_errors(void **state)
 {
     (void)state;
-    static const enum io_fault kinds[] = {IO_FAULT_EIO, IO_FAULT_ENOSPC};
-    for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++) {
+    for (int fault = IO_FAULT_EIO; fault <= IO_FAULT_EDQUOT; fault++) {
         for (int sticky = 0; sticky < 2; sticky++) {
-            enum status status = STATUS_IO;
-            int64_t k = 0, published = 0;
+            int64_t k = 1, published = 0, failures = 0;
             assert_int_equal(save(OLD), STATUS_OK);
-            while (status != STATUS_OK) {
-                forget_new();
-                io_fault_arm(kinds[kind], ++k, sticky != 0);
-                status = save(NEW);
-                assert_true(status == STATUS_OK || status == STATUS_IO);
-                if (status != STATUS_OK) {
-                    expect_message(kinds[kind] == IO_FAULT_EIO ? "Input/output error"
-                                                               : "No space left on device");
-                    expect_message("root");
-                }
-                published += expect_resumable() == NEW;
-                assert_true(sticky || entries(".tmp-") == 0); /* cleared at once, if it can be */
-                if (status != STATUS_OK && !sticky) {
-                    assert_int_equal(save(NEW), STATUS_OK); /* a later save goes through */
-                    assert_int_equal(expect_resumable(), NEW);
-                }
-                assert_int_equal(io_remove_tree("root/LATEST"), STATUS_OK);
+            for (enum status status = STATUS_IO; k <= operations; k++) {
+                status = save_with_fault((enum io_fault)fault, k, sticky != 0, &published);
+                failures += status != STATUS_OK;
             }
-            assert_true(k > 20 && published > 1); /* before and after the new one stands */
+            assert_true(failures == operations && published > 1); /* before and after it stands */
+            assert_int_equal(save_with_fault((enum io_fault)fault, k, sticky != 0, &published),
+                             STATUS_OK);
             assert_int_equal(io_remove_tree("root"), STATUS_OK);
         }
     }
 }
 
-static void test_short_writes(void **state)
+/* Signals and short writes are no errors, at any operation or at all. */
+static void test_interruptions(void **state)
 {
     (void)state;
     assert_int_equal(save(OLD), STATUS_OK);
-    io_fault_arm(IO_FAULT_SHORT, 1, true);
-    assert_int_equal(save(NEW), STATUS_OK);
-    assert_int_equal(expect_resumable(), NEW);
+    for (int64_t k = 0; k <= operations; k++) {
+        for (int fault = IO_FAULT_EINTR; fault <= IO_FAULT_SHORT; fault++) {
+            forget_new();
+            assert_int_equal(io_remove_tree("root/LATEST"), STATUS_OK);
+            io_fault_arm((enum io_fault)fault, k > 0 ? k : 1, k == 0);
+            io_fault_arm_reads((enum io_fault)fault, k > 0 ? k : 1, k == 0);
+            assert_int_equal(save(NEW), STATUS_OK);
+            assert_int_equal(io_operations(), operations);
+            assert_int_equal(expect_resumable(), NEW);
+        }
+    }
+}
+
+/* Errors of reading: the save does not trust what it cannot read back; a load says so. */
+static void test_read_errors(void **state)
+{
+    (void)state;
+    int64_t k = 1, reads = 0;
+    assert_int_equal(save(OLD), STATUS_OK);
+    for (enum status status = STATUS_IO; status != STATUS_OK; k++) {
+        forget_new();
+        io_fault_arm_reads(IO_FAULT_EIO, k, false);
+        status = save(NEW);
+        assert_true(status == STATUS_OK || status == STATUS_IO);
+        (void)expect_resumable();
+        assert_int_equal(entries(".tmp-"), 0);
+    }
+    assert_true(k > 8);
+    static float a[ELEMENTS];
+    static uint16_t b[7];
+    struct checkpoint_slice slices[2];
+    describe(slices, a, b);
+    for (enum status status = STATUS_IO; status != STATUS_OK; reads++) {
+        io_fault_arm_reads(IO_FAULT_EIO, reads + 1, false);
+        status = checkpoint_load(&self, "root/00000020", slices, 2);
+        assert_true(status == STATUS_OK || status == STATUS_IO || status == STATUS_DATA);
+    }
+    assert_true(reads > 4);
+    printf("  %lld reads of a save, %lld of a load\n", (long long)k - 1, (long long)reads - 1);
 }
 
 static enum status save_new(void)
@@ -182,7 +259,7 @@ static void test_kills(void **state)
     for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++) {
         int64_t k = 1, published = 0;
         assert_int_equal(save(OLD), STATUS_OK);
-        for (; killed(save_new, kinds[kind], k); k++) {
+        for (; killed(save_new, kinds[kind], k); k++) { /* every operation, pruning included */
             published += expect_resumable() == NEW;
             forget_new();
             if (!io_exists("root/00000005/manifest.json")) {
@@ -217,7 +294,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_disk_errors, enter, leave),
-        cmocka_unit_test_setup_teardown(test_short_writes, enter, leave),
+        cmocka_unit_test_setup_teardown(test_interruptions, enter, leave),
+        cmocka_unit_test_setup_teardown(test_read_errors, enter, leave),
         cmocka_unit_test_setup_teardown(test_kills, enter, leave),
         cmocka_unit_test_setup_teardown(test_kills_while_replacing, enter, leave),
     };

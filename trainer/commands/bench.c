@@ -4,6 +4,7 @@
 
 #include "kernels/base/json_out.h"
 #include "kernels/base/rng.h"
+#include "trainer/commands/bench_checkpoint.h"
 #include "trainer/commands/bench_kernels.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
@@ -224,11 +225,13 @@ enum status command_bench(int argc, char **argv)
     struct option_result options;
     struct session session;
     struct bench bench = {.session = &session, .steps = 10, .warmup = 2};
-    bool json = false, kernels = false;
+    bool json = false, kernels = false, checkpoint = false;
     const struct option_spec specs[] = {
         {"--kernels", OPTION_FLAG, &kernels, NULL, "time the kernels of a step one by one instead"},
+        {"--checkpoint", OPTION_FLAG, &checkpoint, NULL,
+         "save and load the state beside plain files of its size instead"},
         {"--steps", OPTION_INT, &bench.steps, "N",
-         "steps measured, with each routing (default 10)"},
+         "steps measured, with each routing; saves and loads (default 10)"},
         {"--warmup", OPTION_INT, &bench.warmup, "N", "steps before them (default 2)"},
         {"--json", OPTION_FLAG, &json, NULL, "print JSON"},
         {0}};
@@ -248,7 +251,9 @@ enum status command_bench(int argc, char **argv)
     enum status status = session_open(&session, SESSION_TRAIN, options.words[0], options.overrides,
                                       options.override_count);
     if (status == STATUS_OK) {
-        status = kernels ? bench_kernels(&session, json) : run(&bench, json);
+        status = kernels      ? bench_kernels(&session, json)
+                 : checkpoint ? bench_checkpoint(&session, bench.steps, json)
+                              : run(&bench, json);
     }
     stepper_free(&bench.stepper);
     model_free(&bench.model);

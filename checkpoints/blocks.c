@@ -1,0 +1,161 @@
+#include "checkpoints/blocks.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/base/hash.h"
+#include "kernels/base/io.h"
+
+enum { MAX_PATH = 4096 };
+
+void *blocks_buffer(void)
+{
+    return aligned_alloc(IO_ALIGNMENT, (size_t)MANIFEST_BLOCK_BYTES);
+}
+
+static int64_t block_size(int64_t bytes, int64_t block)
+{
+    const int64_t left = bytes - block * MANIFEST_BLOCK_BYTES;
+    return left < MANIFEST_BLOCK_BYTES ? left : MANIFEST_BLOCK_BYTES;
+}
+
+static enum status join(char out[MAX_PATH], const char *path, const char *name)
+{
+    return snprintf(out, MAX_PATH, "%s/%s", path, name) < MAX_PATH
+               ? STATUS_OK
+               : status_fail(STATUS_IO, "path too long: %s/%s", path, name);
+}
+
+static enum status write_blocks(struct io_file *file, int64_t bytes, blocks_source source,
+                                void *context, uint64_t *hash)
+{
+    char *buffer = blocks_buffer();
+    enum status status =
+        buffer != NULL ? STATUS_OK
+                       : status_fail(STATUS_RESOURCE, "out of memory for writing a checkpoint");
+    for (int64_t b = 0; b < manifest_blocks(bytes) && status == STATUS_OK; b++) {
+        const size_t size = (size_t)block_size(bytes, b);
+        status = source(context, b * MANIFEST_BLOCK_BYTES, buffer, size);
+        if (status == STATUS_OK) {
+            hash[b] = hash_bytes(buffer, size);
+            status = io_pwrite(file, buffer, size, b * MANIFEST_BLOCK_BYTES);
+        }
+    }
+    free(buffer);
+    return status;
+}
+
+static enum status write_file(const char *name, int64_t bytes, blocks_source source, void *context,
+                              uint64_t *hash)
+{
+    struct io_file file;
+    TRY(io_create_direct(&file, name));
+    enum status status = io_truncate(&file, bytes);
+    status = status == STATUS_OK ? write_blocks(&file, bytes, source, context, hash) : status;
+    status = status == STATUS_OK ? io_sync(&file) : status;
+    const enum status closed = io_close(&file);
+    return status == STATUS_OK ? closed : status;
+}
+
+enum status blocks_write(struct manifest *manifest, const char *path, const char *name,
+                         int64_t bytes, blocks_source source, void *context)
+{
+    char full[MAX_PATH];
+    TRY(join(full, path, name));
+    uint64_t *hash = calloc((size_t)manifest_blocks(bytes) + 1, sizeof *hash);
+    enum status status = hash != NULL ? write_file(full, bytes, source, context, hash)
+                                      : status_fail(STATUS_RESOURCE, "out of memory for hashes");
+    status = status == STATUS_OK ? manifest_add_file(manifest, name, bytes, hash) : status;
+    free(hash);
+    return status;
+}
+
+enum status blocks_write_text(struct manifest *manifest, const char *path, const char *name,
+                              const char *text)
+{
+    char full[MAX_PATH];
+    const int64_t bytes = (int64_t)strlen(text);
+    TRY(join(full, path, name));
+    TRY(io_write_file(full, text, (size_t)bytes));
+    uint64_t *hash = calloc((size_t)manifest_blocks(bytes) + 1, sizeof *hash);
+    if (hash == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for hashes");
+    }
+    for (int64_t b = 0; b < manifest_blocks(bytes); b++) {
+        hash[b] = hash_bytes(text + b * MANIFEST_BLOCK_BYTES, (size_t)block_size(bytes, b));
+    }
+    const enum status status = manifest_add_file(manifest, name, bytes, hash);
+    free(hash);
+    return status;
+}
+
+/* What is done about damaged blocks: told; or, without `bad`, the first is an error. */
+struct check {
+    void (*bad)(void *, int64_t, int64_t);
+    void *context;
+};
+
+static enum status check_block(struct io_file *file, const struct manifest *manifest, int64_t index,
+                               int64_t block, char *buffer, const struct check *check)
+{
+    const struct manifest_file *entry = &manifest->file[index];
+    const size_t size = (size_t)block_size(entry->bytes, block);
+    const int64_t begin = block * MANIFEST_BLOCK_BYTES;
+    enum status status = io_pread(file, buffer, size, begin);
+    if (status == STATUS_OK && hash_bytes(buffer, size) != entry->block[block]) {
+        status = status_fail(STATUS_DATA, "%s: damaged in block %lld (bytes from %lld)", file->path,
+                             (long long)block, (long long)begin);
+    }
+    if (status != STATUS_OK && check->bad != NULL) {
+        check->bad(check->context, index, block);
+        return STATUS_OK;
+    }
+    return status;
+}
+
+static enum status compare(struct io_file *file, const struct manifest *manifest, int64_t index,
+                           const struct check *check)
+{
+    const struct manifest_file *entry = &manifest->file[index];
+    int64_t bytes = 0;
+    TRY(io_size(file, &bytes));
+    if (bytes != entry->bytes) {
+        return status_fail(STATUS_DATA, "%s: %lld bytes, the manifest says %lld", file->path,
+                           (long long)bytes, (long long)entry->bytes);
+    }
+    char *buffer = blocks_buffer();
+    enum status status = buffer != NULL
+                             ? STATUS_OK
+                             : status_fail(STATUS_RESOURCE, "out of memory for reading a file");
+    for (int64_t b = 0; b < manifest_blocks(bytes) && status == STATUS_OK; b++) {
+        status = check_block(file, manifest, index, b, buffer, check);
+    }
+    free(buffer);
+    return status;
+}
+
+static enum status verify(const struct manifest *manifest, int64_t index, const char *path,
+                          const struct check *check)
+{
+    char full[MAX_PATH];
+    struct io_file file;
+    TRY(join(full, path, manifest->file[index].name));
+    if (!io_exists(full)) {
+        return status_fail(STATUS_DATA, "%s: missing; the checkpoint is not whole", full);
+    }
+    TRY(io_open_read_direct(&file, full));
+    const enum status status = compare(&file, manifest, index, check), closed = io_close(&file);
+    return status == STATUS_OK ? closed : status;
+}
+
+enum status blocks_verify(const struct manifest *manifest, int64_t index, const char *path)
+{
+    return verify(manifest, index, path, &(struct check){0});
+}
+
+enum status blocks_verify_all(const struct manifest *manifest, int64_t index, const char *path,
+                              void (*bad)(void *, int64_t, int64_t), void *context)
+{
+    return verify(manifest, index, path, &(struct check){.bad = bad, .context = context});
+}
