@@ -8,8 +8,9 @@
 #include "kernels/base/status.h"
 
 struct prepare_options {
-    const char *tokenizer; /* "bytes" or "none" */
-    int64_t vocab_size;    /* required with none; 0 otherwise */
+    const char *tokenizer; /* "bytes", "none", or the path of a tokenizer file */
+    const char *eos;       /* the token that ends a document; NULL: as the tokenizer says */
+    int64_t vocab_size;    /* required with none; 0: the tokenizer's */
     const char *output;
     char *const *inputs;
     int input_count;

@@ -8,20 +8,21 @@
 
 enum status command_prepare(int argc, char **argv)
 {
-    const char *tokenizer = NULL, *output = NULL;
+    const char *tokenizer = NULL, *output = NULL, *eos = NULL;
     int64_t vocab = 0;
     bool json = false;
     struct option_result options;
     struct prepare_summary summary;
     const struct option_spec specs[] = {
-        {"--tokenizer", OPTION_TEXT, &tokenizer, "bytes|none",
-         "bytes: 256 values and end-of-document; none: given ids"},
-        {"--vocab-size", OPTION_INT, &vocab, "V", "with none: how many token ids there are"},
+        {"--tokenizer", OPTION_TEXT, &tokenizer, "bytes|FILE|none",
+         "bytes: 256 values and end-of-document; FILE: a tokenizer.json; none: given ids"},
+        {"--vocab-size", OPTION_INT, &vocab, "V", "how many token ids there are; with none needed"},
+        {"--eos", OPTION_TEXT, &eos, "TOKEN", "ends a document, where the tokenizer doesn't say"},
         {"--output", OPTION_TEXT, &output, "OUT.h5", "token file to write"},
         {"--json", OPTION_FLAG, &json, NULL, "print JSON"},
         {0}};
     TRY(options_parse(&options, argc, argv, specs,
-                      "prepare --tokenizer bytes|none [--vocab-size V] --output OUT.h5 INPUT...",
+                      "prepare --tokenizer bytes|FILE|none --output OUT.h5 INPUT...",
                       "Turns text files, folders and .jsonl (\"text\", or \"tokens\" and "
                       "\"loss_mask\") into a token file.",
                       0, argc));
@@ -35,6 +36,7 @@ enum status command_prepare(int argc, char **argv)
             "prepare --help)");
     }
     const struct prepare_options request = {.tokenizer = tokenizer,
+                                            .eos = eos,
                                             .vocab_size = vocab,
                                             .output = output,
                                             .inputs = options.words,
