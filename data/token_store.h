@@ -2,7 +2,8 @@
  *
  * Dataset `tokens` (uint16 when vocab_size <= 65536, else uint32; contiguous), `document_offsets`
  * (int64, documents + 1), optional `loss_mask` (uint8, one per token); attributes of the root
- * group: format_version (1), vocab_size, eos_id (-1: none), tokenizer ("bytes", "none", "bpe"),
+ * group: format_version (1), vocab_size, eos_id (-1: none), tokenizer ("bytes", "none", "bpe",
+ * "sentencepiece"),
  * tokenizer_hash (string). A file made with a tokenizer file carries that in dataset
  * `tokenizer_file` (uint8), so that nothing else is needed to turn text into its ids and back.
  */

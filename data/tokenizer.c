@@ -30,12 +30,37 @@ static void guess_ends(struct tokenizer *tokenizer)
     tokenizer->eos_id = first_found(tokenizer, end);
 }
 
+/* A SentencePiece model; its pieces are kept for tokenizer_find. */
+static enum status read_model(struct tokenizer *tokenizer, const char *name, const char *data,
+                              size_t bytes)
+{
+    char why[256] = "";
+    tokenizer->kind = TOKENIZER_SENTENCEPIECE;
+    tokenizer->sentencepiece = sentencepiece_open(data, bytes, why, sizeof why);
+    if (tokenizer->sentencepiece == NULL) {
+        return status_fail(STATUS_DATA,
+                           "%s: neither a tokenizer.json nor a SentencePiece model: %s", name, why);
+    }
+    tokenizer->vocab_size = sentencepiece_size(tokenizer->sentencepiece);
+    tokenizer->bos_id = sentencepiece_bos(tokenizer->sentencepiece);
+    tokenizer->eos_id = sentencepiece_eos(tokenizer->sentencepiece);
+    for (int id = 0; id < (int)tokenizer->vocab_size; id++) {
+        size_t count = 0;
+        const char *piece = sentencepiece_piece(tokenizer->sentencepiece, id, &count);
+        TRY(token_table_add(&tokenizer->tokens, id, piece, count));
+    }
+    return STATUS_OK;
+}
+
 enum status tokenizer_read(struct tokenizer *tokenizer, const char *name, const char *data,
                            size_t bytes)
 {
     *tokenizer = (struct tokenizer){.kind = TOKENIZER_BPE, .bos_id = -1, .eos_id = -1};
     TRY(byte_list_add(&tokenizer->file, data, bytes));
     hash_hex(tokenizer->hash, hash_bytes(data, bytes));
+    if (bytes > 0 && data[strspn(data, " \t\r\n")] != '{') {
+        return read_model(tokenizer, name, data, bytes);
+    }
     TRY(tokenizer_json_read(tokenizer, name, data, bytes));
     guess_ends(tokenizer);
     return STATUS_OK;
@@ -58,7 +83,7 @@ enum status tokenizer_open(struct tokenizer *tokenizer, const char *name)
     const enum status status = tokenizer_read(tokenizer, name, data, bytes);
     free(data);
     TRY(status);
-    return tokenizer_json_config(tokenizer, name);
+    return tokenizer->kind == TOKENIZER_BPE ? tokenizer_json_config(tokenizer, name) : STATUS_OK;
 }
 
 void tokenizer_close(struct tokenizer *tokenizer)
@@ -69,12 +94,14 @@ void tokenizer_close(struct tokenizer *tokenizer)
     phrases_free(&tokenizer->normalized);
     splitter_close(tokenizer->splitter);
     bpe_free(&tokenizer->bpe);
+    sentencepiece_close(tokenizer->sentencepiece);
     *tokenizer = (struct tokenizer){0};
 }
 
 const char *tokenizer_name(const struct tokenizer *tokenizer)
 {
-    return tokenizer->kind == TOKENIZER_BYTES ? "bytes" : "bpe";
+    static const char *const names[] = {"bytes", "bpe", "sentencepiece"};
+    return names[tokenizer->kind];
 }
 
 int64_t tokenizer_find(const struct tokenizer *tokenizer, const char *text)
@@ -172,6 +199,11 @@ static enum status add_raw(struct encoder *encoder, const char *text, size_t byt
     return STATUS_OK;
 }
 
+static int add_id(void *list, int id)
+{
+    return id_list_add(list, (uint32_t)id) == STATUS_OK ? 0 : 1;
+}
+
 enum status encoder_run(struct encoder *encoder, const char *text, size_t bytes,
                         struct id_list *out)
 {
@@ -183,6 +215,14 @@ enum status encoder_run(struct encoder *encoder, const char *text, size_t bytes,
         return STATUS_OK;
     }
     encoder->out = out;
+    if (encoder->tokenizer->kind == TOKENIZER_SENTENCEPIECE) {
+        return sentencepiece_encode(encoder->tokenizer->sentencepiece, text, bytes, add_id, out) ==
+                       0
+                   ? STATUS_OK
+                   : status_fail(STATUS_RESOURCE,
+                                 "SentencePiece cannot encode a text of %zu bytes: out of memory?",
+                                 bytes);
+    }
     return between(encoder, &encoder->tokenizer->raw, text, bytes, add_raw);
 }
 
@@ -201,9 +241,46 @@ static const char *text_of(const struct tokenizer *tokenizer, int64_t id, char *
     return id >= 0 && id < TOKENIZER_BYTES_EOS ? byte : NULL;
 }
 
+static int add_text(void *list, const char *text, size_t bytes)
+{
+    return byte_list_add(list, text, bytes) == STATUS_OK ? 0 : 1;
+}
+
+/* What a piece means depends on its neighbours: all at once. Ids that are none are left out. */
+static enum status decode_pieces(const struct tokenizer *tokenizer, const int32_t *ids,
+                                 int64_t count, struct byte_list *out)
+{
+    int *known = malloc(((size_t)count + 1) * sizeof *known);
+    size_t used = 0;
+    for (int64_t i = 0; known != NULL && i < count; i++) {
+        known[used] = ids[i];
+        used += ids[i] >= 0 && ids[i] < tokenizer->vocab_size;
+    }
+    const int failed = known == NULL || sentencepiece_decode(tokenizer->sentencepiece, known, used,
+                                                             add_text, out) != 0;
+    free(known);
+    return failed ? status_fail(STATUS_RESOURCE, "cannot decode %lld pieces: out of memory?",
+                                (long long)count)
+                  : STATUS_OK;
+}
+
+static enum status decode_checked(const struct tokenizer *tokenizer, const uint32_t *ids,
+                                  int64_t count, struct byte_list *out)
+{
+    for (int64_t i = 0; i < count; i++) {
+        if (ids[i] >= tokenizer->vocab_size) {
+            return status_fail(STATUS_DATA, "token id %u is none of the tokenizer's", ids[i]);
+        }
+    }
+    return decode_pieces(tokenizer, (const int32_t *)ids, count, out);
+}
+
 enum status tokenizer_decode(const struct tokenizer *tokenizer, const uint32_t *ids, int64_t count,
                              struct byte_list *out)
 {
+    if (tokenizer->kind == TOKENIZER_SENTENCEPIECE) {
+        return decode_checked(tokenizer, ids, count, out);
+    }
     for (int64_t i = 0; i < count; i++) {
         char byte;
         size_t bytes = 0;
@@ -219,19 +296,21 @@ enum status tokenizer_decode(const struct tokenizer *tokenizer, const uint32_t *
 enum status tokenizer_show(const struct tokenizer *tokenizer, const int32_t *ids, int64_t count,
                            struct byte_list *out)
 {
-    TRY(byte_list_reserve(out, 0));
-    out->data[out->count] = '\0';
-    for (int64_t i = 0; i < count; i++) {
+    const size_t before = out->count;
+    TRY(byte_list_add(out, "", 0)); /* at least a NUL */
+    if (tokenizer->kind == TOKENIZER_SENTENCEPIECE) {
+        TRY(decode_pieces(tokenizer, ids, count, out));
+    }
+    for (int64_t i = 0; tokenizer->kind != TOKENIZER_SENTENCEPIECE && i < count; i++) {
         char byte;
         size_t bytes = 0;
         const char *text = text_of(tokenizer, ids[i], &byte, &bytes);
-        const size_t before = out->count;
         TRY(byte_list_add(out, text != NULL ? text : ".", text != NULL ? bytes : 1));
-        for (size_t j = before; j < out->count; j++) {
-            const unsigned char c = (unsigned char)out->data[j];
-            const bool hidden = (c < 32 && c != '\n' && c != '\t') || c == 127;
-            out->data[j] = hidden ? '.' : out->data[j];
-        }
+    }
+    for (size_t i = before; i < out->count; i++) {
+        const unsigned char c = (unsigned char)out->data[i];
+        const bool hidden = (c < 32 && c != '\n' && c != '\t') || c == 127;
+        out->data[i] = hidden ? '.' : out->data[i];
     }
     return STATUS_OK;
 }

@@ -2,8 +2,9 @@
  *
  * Kinds: `bytes` (every byte is a token, 256 ends a document) and byte-level BPE as Hugging Face's
  * tokenizer.json describes it (added tokens; normalizer NFC; pre-tokenizers Split, Digits,
- * ByteLevel), whose ids are those of the `tokenizers` library without add_special_tokens. What a
- * file asks for beyond that is refused by name.
+ * ByteLevel), whose ids are those of the `tokenizers` library without add_special_tokens, and
+ * SentencePiece .model files, whose ids are that library's. What a file asks for beyond that is
+ * refused by name.
  */
 #ifndef DATA_TOKENIZER_H
 #define DATA_TOKENIZER_H
@@ -13,10 +14,11 @@
 
 #include "data/bpe.h"
 #include "data/phrases.h"
+#include "data/sentencepiece.h"
 #include "data/splitter.h"
 
 enum { TOKENIZER_BYTES_EOS = 256, TOKENIZER_BYTES_VOCAB = 257, TOKENIZER_HASH_BYTES = 17 };
-enum tokenizer_kind { TOKENIZER_BYTES, TOKENIZER_BPE };
+enum tokenizer_kind { TOKENIZER_BYTES, TOKENIZER_BPE, TOKENIZER_SENTENCEPIECE };
 
 /* Read-only once open, shared by threads. */
 struct tokenizer {
@@ -30,9 +32,11 @@ struct tokenizer {
     bool nfc;
     struct splitter *splitter; /* owned */
     struct bpe bpe;
+    struct piece_model *sentencepiece; /* owned */
 };
 
-/* Local. `name`: "bytes", or the path of a tokenizer.json; then bos and eos are those of a
+/* Local. `name`: "bytes", or the path of a .model or a tokenizer.json (told apart by what is in
+ * them); beside the latter bos and eos are those of a
  * tokenizer_config.json beside it, else added tokens with the usual names. Errors: STATUS_IO;
  * STATUS_DATA naming the file and what in it; STATUS_RESOURCE. Close it either way. */
 enum status tokenizer_open(struct tokenizer *tokenizer, const char *name)
@@ -42,7 +46,7 @@ enum status tokenizer_read(struct tokenizer *tokenizer, const char *name, const 
                            size_t bytes) __attribute__((warn_unused_result));
 void tokenizer_close(struct tokenizer *tokenizer); /* accepts a zeroed one; may be called twice */
 
-/* As a token file's attribute `tokenizer`: "bytes", "bpe". */
+/* As a token file's attribute `tokenizer`: "bytes", "bpe", "sentencepiece". */
 const char *tokenizer_name(const struct tokenizer *tokenizer);
 /* The id of the token with this text, -1: none. */
 int64_t tokenizer_find(const struct tokenizer *tokenizer, const char *text);

@@ -9,6 +9,12 @@
 
 enum { MAX_PATH = 4096 };
 
+/* Of a tokenizer's copy in a run directory; said: its kind, or kind and hash. */
+static const char *file_name(const char *said)
+{
+    return strncmp(said, "sentencepiece", 13) == 0 ? "tokenizer.model" : "tokenizer.json";
+}
+
 void run_tokenizer_describe(const struct token_store *store, char name[STATE_TOKENIZER_BYTES])
 {
     if (store->tokenizer_file_bytes > 0) {
@@ -70,7 +76,7 @@ enum status run_tokenizer_keep(const struct session *session, const struct token
         status = text != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory");
     }
     if (status == STATUS_OK) {
-        run_dir_path(session, "tokenizer.json", path, sizeof path);
+        run_dir_path(session, file_name(tokenizer_name(&tokenizer)), path, sizeof path);
         status = io_write_file(path, store->tokenizer_file, store->tokenizer_file_bytes);
     }
     if (status == STATUS_OK) {
@@ -93,8 +99,8 @@ static bool is_meant(const char *said, const struct tokenizer *tokenizer)
     return strcmp(said, "unknown") == 0 || strcmp(said, own) == 0;
 }
 
-/* tokenizer.json of the run in `place`, or of the run whose checkpoint it is; else `said` if that
- * is "bytes". */
+/* The copy in the run directory of the run in `place`, or of the run whose checkpoint it is; else
+ * `said` if that is "bytes". */
 static enum status find(struct tokenizer *tokenizer, const char *place, const char *said,
                         int64_t vocab, const char *instead)
 {
@@ -104,8 +110,8 @@ static enum status find(struct tokenizer *tokenizer, const char *place, const ch
         return tokenizer_open(tokenizer, "bytes");
     }
     for (size_t i = 0; i < sizeof where / sizeof where[0]; i++) {
-        snprintf(path, sizeof path, "%.4096s%s/tokenizer.json", place, where[i]);
-        if (strncmp(said, "bpe:", 4) != 0 || !io_exists(path)) {
+        snprintf(path, sizeof path, "%.4000s%s/%s", place, where[i], file_name(said));
+        if (strchr(said, ':') == NULL || !io_exists(path)) {
             continue;
         }
         TRY(tokenizer_open(tokenizer, path));

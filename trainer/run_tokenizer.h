@@ -1,9 +1,9 @@
 /* run_tokenizer: the tokenizer that belongs to a model's text.
  *
  * A token file made by a tokenizer file carries a copy of it; training puts that beside the run's
- * config as tokenizer.json, with the names of bos and eos in tokenizer_config.json as Hugging Face
- * has them. A checkpoint says which tokenizer its data came from: "bytes", "none" (ids made
- * elsewhere), or kind and hash, as in "bpe:0123456789abcdef".
+ * config as tokenizer.json or tokenizer.model, with the names of bos and eos in
+ * tokenizer_config.json as Hugging Face has them. A checkpoint says which tokenizer its data came
+ * from: "bytes", "none" (ids made elsewhere), or kind and hash, as in "bpe:0123456789abcdef".
  */
 #ifndef TRAINER_RUN_TOKENIZER_H
 #define TRAINER_RUN_TOKENIZER_H
@@ -19,7 +19,7 @@ void run_tokenizer_describe(const struct token_store *store, char name[STATE_TOK
  * the model's, is too small for it; STATUS_DATA. Close it either way. */
 enum status run_tokenizer_of_data(struct tokenizer *tokenizer, const struct token_store *store,
                                   int64_t vocab) __attribute__((warn_unused_result));
-/* Local. Writes tokenizer.json and tokenizer_config.json into run.dir where the token file carries
+/* Local. Writes that copy and tokenizer_config.json into run.dir where the token file carries
  * a tokenizer file. Errors: STATUS_IO. */
 enum status run_tokenizer_keep(const struct session *session, const struct token_store *store)
     __attribute__((warn_unused_result));

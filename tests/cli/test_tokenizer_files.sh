@@ -30,6 +30,29 @@ expect_same "[99,97,102,195,169,32,255,254,0]" "$(cat ids)" "ids of bytes"
 expect_rc 0 "$binary" tokenizer decode --tokenizer bytes --tokens 104,105
 expect_text hi
 
+echo "a SentencePiece model"
+model=$files/sentencepiece.model
+"$binary" tokenizer encode --tokenizer "$model" odd.txt >"$out" 2>"$err" || true
+if grep -q "built without SentencePiece" "$err"; then
+    echo "skipped: built without SentencePiece"
+else
+    expect_rc 0 "$binary" tokenizer encode --tokenizer "$model" "$files/texts.jsonl"
+    cmp "$out" "$files/sentencepiece.ids" || fail "other ids than the sentencepiece library's"
+    printf 'the int of caf\xc3\xa9' >plain.txt
+    "$binary" tokenizer encode --tokenizer "$model" plain.txt >ids
+    "$binary" tokenizer decode --tokenizer "$model" <ids | cmp - plain.txt || fail "pieces don't give the text back"
+    expect_error 65 "700000" "$binary" tokenizer decode --tokenizer "$model" --tokens 700000
+    make_text pieces.txt 3000
+    expect_rc 0 "$binary" prepare --tokenizer "$model" --output pieces.h5 pieces.txt
+    expect_rc 0 "$binary" train tiny.yaml run.dir=pieces data.train=pieces.h5 data.valid=null model.vocab_size=600 run.steps=2
+    cmp pieces/tokenizer.model "$model" || fail "the run keeps no copy of the model"
+    expect_rc 0 "$binary" generate pieces --prompt "while for" --count 3
+    expect_text "while for"
+    expect_error 64 "was trained with 'sentencepiece:" "$binary" generate pieces --prompt a --tokenizer "$gpt2"
+    head -c 4000 "$model" >cut.model
+    expect_error 65 "cut.model: neither a tokenizer.json nor a SentencePiece model" "$binary" tokenizer encode --tokenizer cut.model odd.txt
+fi
+
 echo "what is wrong is said"
 expect_error 64 "unknown action 'encoed'" "$binary" tokenizer encoed --tokenizer bytes
 expect_error 64 "--tokenizer bytes|FILE is needed" "$binary" tokenizer encode odd.txt

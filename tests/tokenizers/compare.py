@@ -57,4 +57,5 @@ def main():
     sys.exit(not (documents and good and all(good)))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """make.py FOLDER [TEKKEN.json]: small tokenizer.json files of every kind that Switchyard reads, texts.jsonl, and for each
-NAME.ids what the tokenizers wheel makes of the texts, a line each. With a Tekken file of mistral-common: just that one as
-FOLDER/tekken.json, in full. Needs the tokenizers wheel."""
+NAME.ids what the tokenizers wheel makes of the texts, a line each; sentencepiece.model and .ids, of the sentencepiece wheel,
+are Mixtral's kind (pairs of characters, bytes for what is unknown). With a Tekken file of mistral-common: just that one as
+FOLDER/tekken.json, in full. Needs both wheels."""
 import base64
 import json
 import pathlib
 import random
 import sys
 
+import sentencepiece
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 import texts
@@ -69,6 +71,19 @@ def make_small(folder):
                 out.write(",".join(map(str, encoding.ids)) + "\n")
 
 
+def make_model(folder):
+    cases = [json.loads(line)["text"] for line in open(folder / "texts.jsonl")]
+    lines = [line for text in cases[:9] for line in text.split("\n") if line.strip()]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines * 5), model_prefix=str(folder / "sentencepiece"), model_type="bpe", vocab_size=600,
+        byte_fallback=True, character_coverage=0.98, split_digits=True, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, minloglevel=2)
+    (folder / "sentencepiece.vocab").unlink()
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.model"))
+    with open(folder / "sentencepiece.ids", "w", encoding="ascii") as out:
+        out.writelines(",".join(map(str, ids)) + "\n" for ids in model.encode(cases))
+
+
 def convert_tekken(folder, path):
     """Ranks of byte strings become merges: of every way to cut a token in two, those whose parts are tokens."""
     tekken = json.load(open(path))
@@ -99,3 +114,4 @@ if len(sys.argv) > 2:
     convert_tekken(target, sys.argv[2])
 else:
     make_small(target)
+    make_model(target)

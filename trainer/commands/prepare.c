@@ -15,7 +15,7 @@ enum status command_prepare(int argc, char **argv)
     struct prepare_summary summary;
     const struct option_spec specs[] = {
         {"--tokenizer", OPTION_TEXT, &tokenizer, "bytes|FILE|none",
-         "bytes: 256 values and end-of-document; FILE: a tokenizer.json; none: given ids"},
+         "bytes: 256 values and end-of-document; FILE: tokenizer.json or .model; none: given ids"},
         {"--vocab-size", OPTION_INT, &vocab, "V", "how many token ids there are; with none needed"},
         {"--eos", OPTION_TEXT, &eos, "TOKEN", "ends a document, where the tokenizer doesn't say"},
         {"--output", OPTION_TEXT, &output, "OUT.h5", "token file to write"},

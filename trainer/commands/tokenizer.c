@@ -192,7 +192,7 @@ enum status command_tokenizer(int argc, char **argv)
     struct work work = {0};
     struct option_result options;
     const struct option_spec specs[] = {
-        {"--tokenizer", OPTION_TEXT, &name, "bytes|FILE", "FILE: a tokenizer.json"},
+        {"--tokenizer", OPTION_TEXT, &name, "bytes|FILE", "FILE: tokenizer.json or .model"},
         {"--tokens", OPTION_TEXT, &work.tokens, "1,2,3", "decode: these, not standard input"},
         {"--json", OPTION_FLAG, &work.json, NULL, "print a JSON list, or string, a line each"},
         {0}};
