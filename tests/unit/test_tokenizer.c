@@ -447,6 +447,28 @@ static void test_damaged(void **state)
     free(data);
 }
 
+static void test_damaged_model(void **state)
+{
+    struct tokenizer tokenizer;
+    char path[4096], *data = NULL;
+    size_t bytes = 0;
+    (void)state;
+    snprintf(path, sizeof path, "%ssentencepiece.model", FILES);
+    good(io_read_file(path, &data, &bytes, 1 << 20));
+    for (uint64_t i = 0; i < 300; i++) { /* a build without the library refuses all alike */
+        uint32_t bits[4];
+        rng_bits(11, i, bits);
+        const size_t at = bits[0] % bytes, count = bits[1] % 2 == 0 ? at : bytes;
+        const char before = data[at];
+        data[at] = (char)bits[2];
+        const enum status status = tokenizer_read(&tokenizer, "m", data, count);
+        assert_true(status == STATUS_OK || status == STATUS_DATA);
+        tokenizer_close(&tokenizer);
+        data[at] = before;
+    }
+    free(data);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -460,6 +482,7 @@ int main(void)
         SCRATCH_TEST(test_ends),
         SCRATCH_TEST(test_refused),
         SCRATCH_TEST(test_damaged),
+        cmocka_unit_test(test_damaged_model),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
