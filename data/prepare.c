@@ -11,6 +11,7 @@
 
 #include "data/token_store.h"
 #include "data/tokenizer.h"
+#include "data/utf8.h"
 #include "kernels/base/io.h"
 
 static const size_t MOST_TEXT = (size_t)1 << 31;
@@ -23,8 +24,9 @@ struct work {
     struct tokenizer tokenizer; /* zeroed where text is not allowed */
     struct encoder encoder;
     struct id_list text;
-    uint32_t *ids; /* owned, grows */
-    uint8_t *mask; /* owned, grows with ids */
+    struct byte_list clean; /* a text made valid */
+    uint32_t *ids;          /* owned, grows */
+    uint8_t *mask;          /* owned, grows with ids */
     size_t room;
     bool text_allowed;
 };
@@ -45,6 +47,31 @@ static enum status make_room(struct work *work, size_t count)
     return STATUS_OK;
 }
 
+/* A text that is no UTF-8 is left out, replaced, or an error with its place. */
+static enum status check_text(struct work *work, const char **text, size_t *bytes,
+                              const char *where, bool *usable)
+{
+    if (work->tokenizer.kind == TOKENIZER_BYTES) {
+        return STATUS_OK;
+    }
+    const size_t good = utf8_prefix(*text, *bytes);
+    if (good == *bytes) {
+        return STATUS_OK;
+    }
+    if (work->options->invalid == PREPARE_INVALID_ERROR) {
+        return status_fail(STATUS_DATA, "%s: byte %zu (0x%02x) is no UTF-8", where, good,
+                           (unsigned)(unsigned char)(*text)[good]);
+    }
+    *usable = work->options->invalid == PREPARE_INVALID_REPLACE;
+    if (*usable) {
+        work->clean.count = 0;
+        TRY(utf8_replace(&work->clean, *text, *bytes));
+        *text = work->clean.data;
+        *bytes = work->clean.count;
+    }
+    return STATUS_OK;
+}
+
 static enum status add_text(struct work *work, const char *text, size_t bytes, const char *where)
 {
     if (!work->text_allowed) {
@@ -55,6 +82,12 @@ static enum status add_text(struct work *work, const char *text, size_t bytes, c
     }
     if (bytes == 0) {
         work->summary->skipped_empty++;
+        return STATUS_OK;
+    }
+    bool usable = true;
+    TRY(check_text(work, &text, &bytes, where, &usable));
+    if (!usable) {
+        work->summary->skipped_invalid++;
         return STATUS_OK;
     }
     work->text.count = 0;
@@ -303,6 +336,7 @@ static void work_free(struct work *work)
     encoder_close(&work->encoder);
     tokenizer_close(&work->tokenizer);
     id_list_free(&work->text);
+    byte_list_free(&work->clean);
     free(work->ids);
     free(work->mask);
 }

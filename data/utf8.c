@@ -90,3 +90,17 @@ int utf8_write(char out[4], uint32_t character)
     out[0] = (char)(lead[length] | character);
     return length;
 }
+
+enum status utf8_replace(struct byte_list *out, const char *text, size_t bytes)
+{
+    for (size_t at = 0; at < bytes;) {
+        const size_t good = utf8_prefix(text + at, bytes - at);
+        TRY(byte_list_add(out, text + at, good));
+        at += good;
+        if (at < bytes) {
+            TRY(byte_list_add(out, "\xef\xbf\xbd", 3));
+            at += utf8_bad(text + at, bytes - at);
+        }
+    }
+    return STATUS_OK;
+}

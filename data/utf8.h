@@ -5,6 +5,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "data/lists.h"
+
 /* Bytes of the character that begins here: 1 to 4; 0 where none does (`bytes` may be 0). */
 int utf8_length(const char *text, size_t bytes);
 /* Bytes of the longest prefix that is well formed. */
@@ -16,5 +18,8 @@ size_t utf8_bad(const char *text, size_t bytes);
 uint32_t utf8_character(const char *text, int length);
 /* Writes a character below 0x110000, no surrogate; returns its bytes. */
 int utf8_write(char out[4], uint32_t character);
+/* Appends the text, U+FFFD in place of what is no character. Errors: STATUS_RESOURCE. */
+enum status utf8_replace(struct byte_list *out, const char *text, size_t bytes)
+    __attribute__((warn_unused_result));
 
 #endif

@@ -81,8 +81,23 @@ expect_error 64 "nothing says which token ends a document" "$binary" prepare --t
 expect_rc 0 "$binary" prepare --tokenizer endless.json --eos "<|closing|>" --output x.h5 train.txt
 expect_error 64 "--vocab-size 500 is below the 7" "$binary" prepare --tokenizer "$gpt2" --vocab-size 500 --output x.h5 train.txt
 
+echo "texts that are no UTF-8"
+printf 'fine' >fine.txt
+count() { sed -n 's/.*"'"$1"'":\([0-9]*\).*/\1/p' "$out"; }
+expect_rc 0 "$binary" prepare --tokenizer "$gpt2" --output x.h5 --json odd.txt fine.txt
+expect_same "1 1" "$(count documents) $(count skipped_invalid)" "documents kept and skipped"
+expect_rc 0 "$binary" prepare --tokenizer "$gpt2" --invalid-utf8 replace --output x.h5 --json odd.txt
+expect_same "1 0" "$(count documents) $(count skipped_invalid)" "documents kept and skipped, replacing"
+printf 'caf\xc3\xa9 \xef\xbf\xbd\xef\xbf\xbd\0' >clean.txt
+expect_rc 0 "$binary" prepare --tokenizer "$gpt2" --output y.h5 clean.txt
+cmp x.h5 y.h5 || fail "U+FFFD does not stand where bytes were no UTF-8"
+expect_error 65 "odd.txt: byte 6 (0xff) is no UTF-8" "$binary" prepare --tokenizer "$gpt2" --invalid-utf8 error --output z.h5 odd.txt
+[ ! -e z.h5 ] || fail "a refused prepare left a file"
+expect_error 64 "use skip, replace or error" "$binary" prepare --tokenizer "$gpt2" --invalid-utf8 ignore --output z.h5 odd.txt
+expect_rc 0 "$binary" prepare --tokenizer bytes --invalid-utf8 error --output z.h5 odd.txt
+
 echo "a model of such text"
-expect_rc 0 "$binary" prepare --tokenizer "$gpt2" --output valid.h5 odd.txt train.txt
+expect_rc 0 "$binary" prepare --tokenizer "$gpt2" --output valid.h5 fine.txt train.txt
 settings=(data.train=train.h5 data.valid=valid.h5 model.vocab_size=705 run.steps=4)
 expect_rc 0 ranks 2 "$binary" train tiny.yaml run.dir=run "${settings[@]}" sample.every_steps=4 sample.prompt="the int" sample.tokens=5
 expect_text "--- sample at step 4 ---"

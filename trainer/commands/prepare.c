@@ -1,14 +1,28 @@
 #include "data/prepare.h"
 
 #include <stdio.h>
+#include <string.h>
 
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
 #include "trainer/step.h"
 
+static enum status parse_invalid(const char *word, enum prepare_invalid *what)
+{
+    static const char *const words[] = {"skip", "replace", "error"};
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(word, words[i]) == 0) {
+            *what = (enum prepare_invalid)i;
+            return STATUS_OK;
+        }
+    }
+    return status_fail(STATUS_USAGE, "prepare: --invalid-utf8 '%s': use skip, replace or error",
+                       word);
+}
+
 enum status command_prepare(int argc, char **argv)
 {
-    const char *tokenizer = NULL, *output = NULL, *eos = NULL;
+    const char *tokenizer = NULL, *output = NULL, *eos = NULL, *invalid = "skip";
     int64_t vocab = 0;
     bool json = false;
     struct option_result options;
@@ -18,6 +32,8 @@ enum status command_prepare(int argc, char **argv)
          "bytes: 256 values and end-of-document; FILE: tokenizer.json or .model; none: given ids"},
         {"--vocab-size", OPTION_INT, &vocab, "V", "how many token ids there are; with none needed"},
         {"--eos", OPTION_TEXT, &eos, "TOKEN", "ends a document, where the tokenizer doesn't say"},
+        {"--invalid-utf8", OPTION_TEXT, &invalid, "WHAT",
+         "of a text: skip it (default), replace the bytes by U+FFFD, or error; bytes takes any"},
         {"--output", OPTION_TEXT, &output, "OUT.h5", "token file to write"},
         {"--json", OPTION_FLAG, &json, NULL, "print JSON"},
         {0}};
@@ -35,8 +51,11 @@ enum status command_prepare(int argc, char **argv)
             "prepare: --tokenizer, --output and at least one input are needed (see switchyard "
             "prepare --help)");
     }
+    enum prepare_invalid what = PREPARE_INVALID_SKIP;
+    TRY(parse_invalid(invalid, &what));
     const struct prepare_options request = {.tokenizer = tokenizer,
                                             .eos = eos,
+                                            .invalid = what,
                                             .vocab_size = vocab,
                                             .output = output,
                                             .inputs = options.words,
@@ -44,11 +63,12 @@ enum status command_prepare(int argc, char **argv)
     const double start = step_clock();
     TRY(prepare_run(&request, &summary));
     const double rate = (double)summary.bytes / 1e6 / (step_clock() - start);
-    printf(json ? "{\"files\":%lld,\"documents\":%lld,\"tokens\":%lld,\"bytes\":%lld,\"skipped_"
-                  "empty\":%lld,\"mb_per_s\":%.1f}\n"
-                : "%lld files, %lld documents, %lld tokens from %lld bytes; %lld empty skipped; "
-                  "%.1f MB/s\n",
+    printf(json ? "{\"files\":%lld,\"documents\":%lld,\"tokens\":%lld,\"bytes\":%lld,"
+                  "\"skipped_empty\":%lld,\"skipped_invalid\":%lld,\"mb_per_s\":%.1f}\n"
+                : "%lld files, %lld documents, %lld tokens from %lld bytes; %lld empty skipped, "
+                  "%lld of invalid UTF-8; %.1f MB/s\n",
            (long long)summary.files, (long long)summary.documents, (long long)summary.tokens,
-           (long long)summary.bytes, (long long)summary.skipped_empty, rate);
+           (long long)summary.bytes, (long long)summary.skipped_empty,
+           (long long)summary.skipped_invalid, rate);
     return STATUS_OK;
 }

@@ -108,16 +108,7 @@ static enum status read_stream(struct byte_list *text, FILE *in)
 static enum status print_json_text(const struct byte_list *text)
 {
     struct byte_list clean = {0};
-    enum status status = STATUS_OK;
-    for (size_t at = 0; at < text->count && status == STATUS_OK;) {
-        const size_t good = utf8_prefix(text->data + at, text->count - at);
-        status = byte_list_add(&clean, text->data + at, good);
-        at += good;
-        if (at < text->count && status == STATUS_OK) {
-            status = byte_list_add(&clean, "\xef\xbf\xbd", 3);
-            at += utf8_bad(text->data + at, text->count - at);
-        }
-    }
+    enum status status = utf8_replace(&clean, text->data, text->count);
     json_t *json =
         status == STATUS_OK ? json_stringn(clean.count > 0 ? clean.data : "", clean.count) : NULL;
     char *line = json != NULL ? json_dumps(json, JSON_ENCODE_ANY) : NULL;
