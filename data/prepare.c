@@ -11,6 +11,7 @@
 
 #include "data/token_store.h"
 #include "data/tokenizer.h"
+#include "data/utf8.h"
 #include "kernels/base/io.h"
 
 static const size_t MOST_TEXT = (size_t)1 << 31;
@@ -20,8 +21,12 @@ struct work {
     const struct prepare_options *options;
     struct prepare_summary *summary;
     struct token_writer *writer;
-    uint32_t *ids; /* owned, grows */
-    uint8_t *mask; /* owned, grows with ids */
+    struct tokenizer tokenizer; /* zeroed where text is not allowed */
+    struct encoder encoder;
+    struct id_list text;
+    struct byte_list clean; /* a text made valid */
+    uint32_t *ids;          /* owned, grows */
+    uint8_t *mask;          /* owned, grows with ids */
     size_t room;
     bool text_allowed;
 };
@@ -42,25 +47,59 @@ static enum status make_room(struct work *work, size_t count)
     return STATUS_OK;
 }
 
+/* A text that is no UTF-8 is left out, replaced, or an error with its place. */
+static enum status check_text(struct work *work, const char **text, size_t *bytes,
+                              const char *where, bool *usable)
+{
+    if (work->tokenizer.kind == TOKENIZER_BYTES) {
+        return STATUS_OK;
+    }
+    const size_t good = utf8_prefix(*text, *bytes);
+    if (good == *bytes) {
+        return STATUS_OK;
+    }
+    if (work->options->invalid == PREPARE_INVALID_ERROR) {
+        return status_fail(STATUS_DATA, "%s: byte %zu (0x%02x) is no UTF-8", where, good,
+                           (unsigned)(unsigned char)(*text)[good]);
+    }
+    *usable = work->options->invalid == PREPARE_INVALID_REPLACE;
+    if (*usable) {
+        work->clean.count = 0;
+        TRY(utf8_replace(&work->clean, *text, *bytes));
+        *text = work->clean.data;
+        *bytes = work->clean.count;
+    }
+    return STATUS_OK;
+}
+
 static enum status add_text(struct work *work, const char *text, size_t bytes, const char *where)
 {
     if (!work->text_allowed) {
         return status_fail(
             STATUS_DATA,
-            "%s: text, but --tokenizer none takes only \"tokens\": use --tokenizer bytes", where);
+            "%s: text, but --tokenizer none takes only \"tokens\": use --tokenizer bytes or FILE",
+            where);
     }
     if (bytes == 0) {
         work->summary->skipped_empty++;
         return STATUS_OK;
     }
-    TRY(make_room(work, bytes + 1));
-    for (size_t i = 0; i < bytes; i++) {
-        work->ids[i] = (unsigned char)text[i];
+    bool usable = true;
+    TRY(check_text(work, &text, &bytes, where, &usable));
+    if (!usable) {
+        work->summary->skipped_invalid++;
+        return STATUS_OK;
     }
-    work->ids[bytes] = TOKENIZER_BYTES_EOS;
-    TRY(token_writer_add(work->writer, work->ids, NULL, (int64_t)bytes + 1));
+    work->text.count = 0;
+    const enum status status = encoder_run(&work->encoder, text, bytes, &work->text);
+    if (status != STATUS_OK) {
+        return status_fail(status, "%s: %s", where, status_message());
+    }
+    TRY(id_list_add(&work->text, (uint32_t)work->tokenizer.eos_id));
+    const int64_t count = (int64_t)work->text.count;
+    TRY(token_writer_add(work->writer, work->text.data, NULL, count));
     work->summary->documents++;
-    work->summary->tokens += (int64_t)bytes + 1;
+    work->summary->tokens += count;
     return STATUS_OK;
 }
 
@@ -259,43 +298,82 @@ static enum status check_inputs(const struct prepare_options *options)
     return STATUS_OK;
 }
 
-enum status prepare_run(const struct prepare_options *options, struct prepare_summary *summary)
+/* The tokenizer, what of the request does not go with it, and the end of a document. */
+static enum status open_tokenizer(struct work *work)
 {
-    const bool bytes = strcmp(options->tokenizer, "bytes") == 0,
-               none = strcmp(options->tokenizer, "none") == 0;
-    *summary = (struct prepare_summary){0};
-    if (!bytes && !none) {
+    const struct prepare_options *options = work->options;
+    struct tokenizer *tokenizer = &work->tokenizer;
+    if (!work->text_allowed) {
+        return options->vocab_size >= 2
+                   ? STATUS_OK
+                   : status_fail(STATUS_USAGE,
+                                 "prepare: --tokenizer none needs --vocab-size V, at least 2");
+    }
+    TRY(tokenizer_open(tokenizer, options->tokenizer));
+    if (options->vocab_size != 0 && options->vocab_size < tokenizer->vocab_size) {
         return status_fail(
-            STATUS_USAGE,
-            "prepare: --tokenizer '%s' is not built in this version (built: bytes, none)",
-            options->tokenizer);
+            STATUS_USAGE, "prepare: --vocab-size %lld is below the %lld of --tokenizer %s",
+            (long long)options->vocab_size, (long long)tokenizer->vocab_size, options->tokenizer);
     }
-    if (none && options->vocab_size < 2) {
+    if (options->eos != NULL) {
+        tokenizer->eos_id = tokenizer_find(tokenizer, options->eos);
+    }
+    if (tokenizer->eos_id < 0) {
         return status_fail(STATUS_USAGE,
-                           "prepare: --tokenizer none needs --vocab-size V, at least 2");
+                           "prepare: %s: %s%s ends a document: name a token of the tokenizer by "
+                           "--eos TOKEN",
+                           options->tokenizer,
+                           options->eos != NULL ? "no token "
+                                                : "nothing says "
+                                                  "which token",
+                           options->eos != NULL ? options->eos : "");
     }
-    if (bytes && options->vocab_size != 0 && options->vocab_size < TOKENIZER_BYTES_VOCAB) {
-        return status_fail(STATUS_USAGE,
-                           "prepare: --vocab-size %lld is below the %d of --tokenizer bytes",
-                           (long long)options->vocab_size, TOKENIZER_BYTES_VOCAB);
-    }
-    TRY(check_inputs(options));
+    return encoder_open(&work->encoder, tokenizer);
+}
+
+static void work_free(struct work *work)
+{
+    encoder_close(&work->encoder);
+    tokenizer_close(&work->tokenizer);
+    id_list_free(&work->text);
+    byte_list_free(&work->clean);
+    free(work->ids);
+    free(work->mask);
+}
+
+static enum status write_all(struct work *work)
+{
+    const struct prepare_options *options = work->options;
+    const struct tokenizer *tokenizer = &work->tokenizer;
+    const bool text = work->text_allowed;
     const struct token_writer_options writer_options = {
-        .vocab_size = options->vocab_size > 0 ? options->vocab_size : TOKENIZER_BYTES_VOCAB,
-        .eos_id = bytes ? TOKENIZER_BYTES_EOS : -1,
-        .tokenizer = options->tokenizer,
-        .tokenizer_hash = options->tokenizer,
+        .vocab_size = options->vocab_size > 0 ? options->vocab_size : tokenizer->vocab_size,
+        .eos_id = text ? tokenizer->eos_id : -1,
+        .tokenizer = text ? tokenizer_name(tokenizer) : "none",
+        .tokenizer_hash = text ? tokenizer->hash : "none",
+        .tokenizer_file = tokenizer->file.data,
+        .tokenizer_file_bytes = tokenizer->file.count,
         .loss_mask = may_have_mask(options)};
-    struct work work = {.options = options, .summary = summary, .text_allowed = bytes};
-    enum status status = token_writer_open(&work.writer, options->output, &writer_options);
+    enum status status = token_writer_open(&work->writer, options->output, &writer_options);
     for (int i = 0; i < options->input_count && status == STATUS_OK; i++) {
-        status = add_path(&work, options->inputs[i]);
+        status = add_path(work, options->inputs[i]);
     }
-    free(work.ids);
-    free(work.mask);
     if (status != STATUS_OK) {
-        token_writer_abandon(work.writer);
+        token_writer_abandon(work->writer);
         return status;
     }
-    return token_writer_close(work.writer);
+    return token_writer_close(work->writer);
+}
+
+enum status prepare_run(const struct prepare_options *options, struct prepare_summary *summary)
+{
+    struct work work = {.options = options,
+                        .summary = summary,
+                        .text_allowed = strcmp(options->tokenizer, "none") != 0};
+    *summary = (struct prepare_summary){0};
+    enum status status = open_tokenizer(&work);
+    status = status == STATUS_OK ? check_inputs(options) : status;
+    status = status == STATUS_OK ? write_all(&work) : status;
+    work_free(&work);
+    return status;
 }

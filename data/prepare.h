@@ -7,16 +7,21 @@
 
 #include "kernels/base/status.h"
 
+/* What becomes of a text that is no UTF-8, unless the tokenizer is bytes, which takes any. */
+enum prepare_invalid { PREPARE_INVALID_SKIP, PREPARE_INVALID_REPLACE, PREPARE_INVALID_ERROR };
+
 struct prepare_options {
-    const char *tokenizer; /* "bytes" or "none" */
-    int64_t vocab_size;    /* required with none; 0 otherwise */
+    const char *tokenizer; /* "bytes", "none", or the path of a tokenizer file */
+    const char *eos;       /* the token that ends a document; NULL: as the tokenizer says */
+    int64_t vocab_size;    /* required with none; 0: the tokenizer's */
+    enum prepare_invalid invalid;
     const char *output;
     char *const *inputs;
     int input_count;
 };
 
 struct prepare_summary {
-    int64_t files, documents, tokens, bytes, skipped_empty;
+    int64_t files, documents, tokens, bytes, skipped_empty, skipped_invalid;
 };
 
 /* Each text file is a document that ends with eos; so is each "text" of a .jsonl. Given "tokens"

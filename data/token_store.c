@@ -9,6 +9,7 @@
 #include "kernels/base/io.h"
 
 enum { FORMAT_VERSION = 1, MAX_PATH = 4096, PIECE = 1 << 20 };
+enum { TOKENS, DOCUMENT_OFFSETS, LOSS_MASK, TOKENIZER_FILE, DATASETS };
 
 /* Where a dataset lies in the file. */
 struct extent {
@@ -141,7 +142,7 @@ static enum status check_tokens(const struct token_store *store)
 }
 
 static enum status map_file(struct token_store *store, struct io_file *file, int64_t bytes,
-                            const struct extent at[3])
+                            const struct extent at[DATASETS])
 {
     store->map = mmap(NULL, (size_t)bytes, PROT_READ, MAP_SHARED, file->fd, 0);
     if (store->map == MAP_FAILED) {
@@ -149,36 +150,47 @@ static enum status map_file(struct token_store *store, struct io_file *file, int
         return status_fail(STATUS_IO, "%s: cannot map the file into memory", store->path);
     }
     store->map_bytes = (size_t)bytes;
-    store->tokens = at[0].count;
-    store->width = (int)at[0].width;
-    store->token_data = (const char *)store->map + at[0].offset;
-    store->documents = at[1].count - 1;
-    store->document_offsets = malloc((size_t)at[1].count * sizeof *store->document_offsets);
+    store->tokens = at[TOKENS].count;
+    store->width = (int)at[TOKENS].width;
+    store->token_data = (const char *)store->map + at[TOKENS].offset;
+    store->documents = at[DOCUMENT_OFFSETS].count - 1;
+    store->document_offsets =
+        malloc((size_t)at[DOCUMENT_OFFSETS].count * sizeof *store->document_offsets);
     if (store->document_offsets == NULL) {
         return status_fail(STATUS_RESOURCE, "%s: out of memory for its documents", store->path);
     }
-    memcpy(store->document_offsets, (const char *)store->map + at[1].offset,
-           (size_t)at[1].count * sizeof(int64_t));
-    store->loss_mask = at[2].present ? (const uint8_t *)store->map + at[2].offset : NULL;
+    memcpy(store->document_offsets, (const char *)store->map + at[DOCUMENT_OFFSETS].offset,
+           (size_t)at[DOCUMENT_OFFSETS].count * sizeof(int64_t));
+    store->loss_mask =
+        at[LOSS_MASK].present ? (const uint8_t *)store->map + at[LOSS_MASK].offset : NULL;
+    if (at[TOKENIZER_FILE].present) {
+        store->tokenizer_file = (const char *)store->map + at[TOKENIZER_FILE].offset;
+        store->tokenizer_file_bytes = (size_t)at[TOKENIZER_FILE].count;
+    }
     TRY(check_documents(store));
     return check_tokens(store);
 }
 
 static enum status read_layout(hid_t h5, struct token_store *store, int64_t bytes,
-                               struct extent at[3])
+                               struct extent at[DATASETS])
 {
-    static const char *const names[3] = {"tokens", "document_offsets", "loss_mask"};
-    for (int i = 0; i < 3; i++) {
+    static const char *const names[DATASETS] = {"tokens", "document_offsets", "loss_mask",
+                                                "tokenizer_file"};
+    for (int i = 0; i < DATASETS; i++) {
         TRY(find_dataset(h5, store->path, names[i], bytes, &at[i]));
     }
     TRY(read_attributes(h5, store));
-    if (!at[0].present || !at[1].present || at[1].width != 8 ||
-        (at[0].width != 2 && at[0].width != 4) ||
-        (at[2].present && (at[2].width != 1 || at[2].count != at[0].count)) || at[1].count < 1) {
+    if (!at[TOKENS].present || !at[DOCUMENT_OFFSETS].present || at[DOCUMENT_OFFSETS].width != 8 ||
+        (at[TOKENS].width != 2 && at[TOKENS].width != 4) ||
+        (at[LOSS_MASK].present &&
+         (at[LOSS_MASK].width != 1 || at[LOSS_MASK].count != at[TOKENS].count)) ||
+        (at[TOKENIZER_FILE].present && at[TOKENIZER_FILE].width != 1) ||
+        at[DOCUMENT_OFFSETS].count < 1) {
         return foreign(store->path,
-                       "tokens, document_offsets or loss_mask is missing or of a wrong type");
+                       "tokens, document_offsets, loss_mask or tokenizer_file is missing or of a "
+                       "wrong type");
     }
-    return at[0].count > 0
+    return at[TOKENS].count > 0
                ? STATUS_OK
                : status_fail(STATUS_DATA, "%s: no tokens in it: prepare some text", store->path);
 }
@@ -186,7 +198,7 @@ static enum status read_layout(hid_t h5, struct token_store *store, int64_t byte
 enum status token_store_open(struct token_store *store, const char *path)
 {
     struct io_file file;
-    struct extent at[3];
+    struct extent at[DATASETS];
     int64_t bytes = 0;
     *store = (struct token_store){.path = strdup(path)};
     TRY(io_open_read(&file, path));
@@ -359,7 +371,7 @@ static void text_attribute(hid_t file, const char *name, const char *value)
     H5Tclose(type);
 }
 
-static enum status lay_out(const struct token_writer *writer, int64_t offset[3])
+static enum status lay_out(const struct token_writer *writer, int64_t offset[DATASETS])
 {
     const int64_t version = FORMAT_VERSION;
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
@@ -377,17 +389,25 @@ static enum status lay_out(const struct token_writer *writer, int64_t offset[3])
             "%s: cannot create: is the folder there and writable, and the disk not full?",
             writer->names[2]);
     }
-    offset[0] =
+    offset[TOKENS] =
         reserve(file, "tokens", writer->width == 2 ? H5T_STD_U16LE : H5T_STD_U32LE, writer->tokens);
-    offset[1] = reserve(file, "document_offsets", H5T_STD_I64LE, writer->documents + 1);
-    offset[2] =
+    offset[DOCUMENT_OFFSETS] =
+        reserve(file, "document_offsets", H5T_STD_I64LE, writer->documents + 1);
+    offset[LOSS_MASK] =
         writer->options.loss_mask ? reserve(file, "loss_mask", H5T_STD_U8LE, writer->tokens) : 0;
+    offset[TOKENIZER_FILE] = writer->options.tokenizer_file_bytes > 0
+                                 ? reserve(file, "tokenizer_file", H5T_STD_U8LE,
+                                           (int64_t)writer->options.tokenizer_file_bytes)
+                                 : 0;
     attribute(file, "format_version", H5T_STD_I64LE, &version);
     attribute(file, "vocab_size", H5T_STD_I64LE, &writer->options.vocab_size);
     attribute(file, "eos_id", H5T_STD_I64LE, &writer->options.eos_id);
     text_attribute(file, "tokenizer", writer->options.tokenizer);
     text_attribute(file, "tokenizer_hash", writer->options.tokenizer_hash);
-    const bool good = H5Fclose(file) >= 0 && offset[0] >= 0 && offset[1] >= 0 && offset[2] >= 0;
+    bool good = H5Fclose(file) >= 0;
+    for (int i = 0; i < DATASETS; i++) {
+        good = good && offset[i] >= 0;
+    }
     return good ? STATUS_OK
                 : status_fail(STATUS_IO, "%s: HDF5 could not write it: disk full?",
                               writer->names[2]);
@@ -409,7 +429,7 @@ static enum status copy_spool(struct io_file *spool, struct io_file *out, int64_
 
 static enum status publish(struct token_writer *writer)
 {
-    int64_t offset[3] = {0};
+    int64_t offset[DATASETS] = {0};
     struct io_file out;
     if (writer->tokens == 0) {
         return status_fail(STATUS_DATA, "%s: the inputs hold no tokens", writer->path);
@@ -417,13 +437,17 @@ static enum status publish(struct token_writer *writer)
     TRY(lay_out(writer, offset));
     TRY(io_open_write(&out, writer->names[2]));
     enum status status =
-        copy_spool(&writer->spool[0], &out, writer->tokens * writer->width, offset[0]);
+        copy_spool(&writer->spool[0], &out, writer->tokens * writer->width, offset[TOKENS]);
     if (status == STATUS_OK) {
         status = io_pwrite(&out, writer->offsets, (size_t)(writer->documents + 1) * sizeof(int64_t),
-                           offset[1]);
+                           offset[DOCUMENT_OFFSETS]);
     }
     if (status == STATUS_OK && writer->options.loss_mask) {
-        status = copy_spool(&writer->spool[1], &out, writer->tokens, offset[2]);
+        status = copy_spool(&writer->spool[1], &out, writer->tokens, offset[LOSS_MASK]);
+    }
+    if (status == STATUS_OK && writer->options.tokenizer_file_bytes > 0) {
+        status = io_pwrite(&out, writer->options.tokenizer_file,
+                           writer->options.tokenizer_file_bytes, offset[TOKENIZER_FILE]);
     }
     status = status == STATUS_OK ? io_sync(&out) : status;
     const enum status closed = io_close(&out);

@@ -2,8 +2,10 @@
  *
  * Dataset `tokens` (uint16 when vocab_size <= 65536, else uint32; contiguous), `document_offsets`
  * (int64, documents + 1), optional `loss_mask` (uint8, one per token); attributes of the root
- * group: format_version (1), vocab_size, eos_id (-1: none), tokenizer ("bytes", "none"),
- * tokenizer_hash (string).
+ * group: format_version (1), vocab_size, eos_id (-1: none), tokenizer ("bytes", "none", "bpe",
+ * "sentencepiece"),
+ * tokenizer_hash (string). A file made with a tokenizer file carries that in dataset
+ * `tokenizer_file` (uint8), so that nothing else is needed to turn text into its ids and back.
  */
 #ifndef DATA_TOKEN_STORE_H
 #define DATA_TOKEN_STORE_H
@@ -23,10 +25,12 @@ struct token_store {
     int width; /* bytes per token: 2 or 4 */
     char tokenizer[64];
     char tokenizer_hash[64];
-    const void *token_data;    /* [tokens], in the mapping */
-    const uint8_t *loss_mask;  /* [tokens] or NULL */
-    int64_t *document_offsets; /* [documents + 1], owned */
-    void *map;                 /* owned mapping of the file */
+    const void *token_data;      /* [tokens], in the mapping */
+    const uint8_t *loss_mask;    /* [tokens] or NULL */
+    const char *tokenizer_file;  /* [tokenizer_file_bytes], in the mapping */
+    size_t tokenizer_file_bytes; /* 0: none */
+    int64_t *document_offsets;   /* [documents + 1], owned */
+    void *map;                   /* owned mapping of the file */
     size_t map_bytes;
 };
 
@@ -45,7 +49,9 @@ struct token_writer;
 struct token_writer_options {
     int64_t vocab_size, eos_id;
     const char *tokenizer, *tokenizer_hash;
-    bool loss_mask; /* store one */
+    const char *tokenizer_file;  /* [tokenizer_file_bytes] borrowed until the writer is closed */
+    size_t tokenizer_file_bytes; /* 0: none */
+    bool loss_mask;              /* store one */
 };
 enum status token_writer_open(struct token_writer **writer, const char *path,
                               const struct token_writer_options *options)

@@ -7,8 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/tokenizer.h"
-
 enum { MAX_WHERE = 4096 };
 
 /* The file being read. */
@@ -16,7 +14,9 @@ struct reader {
     struct choices *choices;
     int64_t id_room, choice_room, question_room;
     int64_t vocab, context, line;
-    const char *tokenizer;      /* of the model */
+    const struct tokenizer *tokenizer; /* of the model; NULL: not known */
+    struct encoder encoder;
+    struct id_list text;        /* being encoded */
     char where[MAX_WHERE + 32]; /* "file:line", for messages */
 };
 
@@ -72,17 +72,19 @@ static enum status add_tokens(struct reader *reader, const json_t *value, const 
         return status_fail(STATUS_DATA, "%s: %s is neither text nor an array of token ids",
                            reader->where, what);
     }
-    if (!tokenizer_is_bytes(reader->tokenizer, reader->vocab)) {
+    if (reader->tokenizer == NULL) {
         return status_fail(STATUS_USAGE,
-                           "%s: text needs the bytes tokenizer (vocabulary of %d); this model has "
-                           "%lld ids of tokenizer '%s': give arrays of token ids",
-                           reader->where, TOKENIZER_BYTES_VOCAB, (long long)reader->vocab,
-                           reader->tokenizer);
+                           "%s: text needs the tokenizer of the model, which is not known: give "
+                           "--tokenizer FILE, or arrays of token ids",
+                           reader->where);
     }
-    TRY(reserve_ids(reader, json_string_length(value)));
-    choices->id_count +=
-        tokenizer_bytes_encode(choices->ids + choices->id_count, json_string_value(value),
-                               (int64_t)json_string_length(value));
+    reader->text.count = 0;
+    TRY(encoder_run(&reader->encoder, json_string_value(value), json_string_length(value),
+                    &reader->text));
+    TRY(reserve_ids(reader, reader->text.count));
+    for (size_t i = 0; i < reader->text.count; i++) {
+        choices->ids[choices->id_count++] = (int32_t)reader->text.data[i];
+    }
     return STATUS_OK;
 }
 
@@ -97,8 +99,14 @@ static enum status add_question(struct reader *reader, const json_t *question, i
     if (json_is_array(question)) {
         return status_fail(STATUS_DATA, "%s: the question has no tokens", reader->where);
     }
+    if (reader->tokenizer == NULL || reader->tokenizer->eos_id < 0) {
+        return status_fail(STATUS_USAGE,
+                           "%s: an empty question begins behind an end of document, which the "
+                           "tokenizer does not name",
+                           reader->where);
+    }
     TRY(reserve_ids(reader, 1));
-    choices->ids[choices->id_count++] = TOKENIZER_BYTES_EOS;
+    choices->ids[choices->id_count++] = (int32_t)reader->tokenizer->eos_id;
     return STATUS_OK;
 }
 
@@ -210,8 +218,8 @@ static enum status read_lines(struct reader *reader, const char *path, FILE *fil
     return status;
 }
 
-enum status choices_read(struct choices *choices, const char *path, const char *tokenizer,
-                         int64_t vocab, int64_t context)
+enum status choices_read(struct choices *choices, const char *path,
+                         const struct tokenizer *tokenizer, int64_t vocab, int64_t context)
 {
     struct reader reader = {
         .choices = choices, .vocab = vocab, .context = context, .tokenizer = tokenizer};
@@ -220,8 +228,11 @@ enum status choices_read(struct choices *choices, const char *path, const char *
     if (file == NULL) {
         return status_fail(STATUS_IO, "%s: cannot open: %s", path, strerror(errno));
     }
-    enum status status = read_lines(&reader, path, file);
+    enum status status = tokenizer != NULL ? encoder_open(&reader.encoder, tokenizer) : STATUS_OK;
+    status = status == STATUS_OK ? read_lines(&reader, path, file) : status;
     fclose(file);
+    encoder_close(&reader.encoder);
+    id_list_free(&reader.text);
     if (status == STATUS_OK && choices->question_count == 0) {
         status = status_fail(STATUS_DATA, "%s: no questions: write one JSON object a line", path);
     }

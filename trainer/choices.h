@@ -8,6 +8,7 @@
 #ifndef TRAINER_CHOICES_H
 #define TRAINER_CHOICES_H
 
+#include "data/tokenizer.h"
 #include "trainer/model/model.h"
 
 struct choice {
@@ -29,13 +30,14 @@ struct choices {
 
 struct choices_result {
     int64_t correct;            /* by the sum of log p over the choice's tokens */
-    int64_t correct_normalised; /* by its mean; a token is a byte where TEXT is given */
+    int64_t correct_normalised; /* by its mean; of TEXT by the model's tokenizer */
 };
 
-/* Local. tokenizer: of the model (state_tokenizer). Errors: STATUS_IO; STATUS_DATA naming the line;
- * STATUS_USAGE for TEXT to a model without the bytes tokenizer; STATUS_RESOURCE. */
-enum status choices_read(struct choices *choices, const char *path, const char *tokenizer,
-                         int64_t vocab, int64_t context) __attribute__((warn_unused_result));
+/* Local. tokenizer: of the model; NULL: not known, then TEXT is STATUS_USAGE. Errors: STATUS_IO;
+ * STATUS_DATA naming the line; STATUS_RESOURCE. */
+enum status choices_read(struct choices *choices, const char *path,
+                         const struct tokenizer *tokenizer, int64_t vocab, int64_t context)
+    __attribute__((warn_unused_result));
 void choices_free(struct choices *choices); /* accepts a zeroed one */
 
 /* Collective over the world: every rank scores all. Ties go to the first choice. Errors:

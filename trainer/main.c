@@ -15,6 +15,7 @@ static const struct {
 } commands[] = {
     {"train", "train a model; the same command again resumes", command_train},
     {"prepare", "turn text or .jsonl into a token file", command_prepare},
+    {"tokenizer", "text to token ids and back", command_tokenizer},
     {"import", "turn a Hugging Face model into a checkpoint", command_import},
     {"export", "turn a checkpoint into a Hugging Face model", command_export},
     {"eval", "loss and perplexity on a token file", command_eval},

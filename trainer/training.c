@@ -5,13 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/tokenizer.h"
 #include "trainer/dataset.h"
 #include "trainer/fault.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
 #include "trainer/resume.h"
 #include "trainer/run_dir.h"
+#include "trainer/run_tokenizer.h"
 #include "trainer/sample.h"
 #include "trainer/schedule.h"
 #include "trainer/signals.h"
@@ -26,6 +26,7 @@ struct training {
     struct comm *world;
     struct model model;
     struct dataset train, valid;
+    struct tokenizer tokenizer; /* of samples; zeroed without */
     struct stepper stepper;
     struct metrics metrics; /* rank 0 */
     struct io_file lock;    /* rank 0 */
@@ -54,14 +55,17 @@ static enum status open_data(struct training *t)
     if (t->config->data.valid != NULL) {
         TRY(dataset_open(&t->valid, t->config, t->config->data.valid, false));
     }
-    if (t->config->sample.every_steps > 0 &&
-        !tokenizer_is_bytes(t->train.store.tokenizer, t->config->model.vocab_size)) {
-        return status_fail(STATUS_USAGE,
-                           "sample.every_steps: samples are text and need data of the bytes "
-                           "tokenizer, %s is of '%s': set it to 0",
-                           t->config->data.train, t->train.store.tokenizer);
+    if (t->config->sample.every_steps == 0) {
+        return STATUS_OK;
     }
-    return STATUS_OK;
+    const enum status status =
+        run_tokenizer_of_data(&t->tokenizer, &t->train.store, t->config->model.vocab_size);
+    return status != STATUS_USAGE
+               ? status
+               : status_fail(STATUS_USAGE,
+                             "sample.every_steps: samples are text and need data of a tokenizer: "
+                             "%s: set it to 0",
+                             status_message());
 }
 
 /* The newest checkpoint that loads; damaged ones are passed over with a warning, each rank alike.
@@ -206,6 +210,8 @@ static enum status open_training(struct training *t, bool fresh)
     comm_all_reduce(t->world, &peak, 1, DTYPE_F64, REDUCE_SUM);
     t->metrics.peak_flops = peak;
     status = main_rank(t) ? run_dir_describe(t->session) : STATUS_OK;
+    status = status == STATUS_OK && main_rank(t) ? run_tokenizer_keep(t->session, &t->train.store)
+                                                 : status;
     status = status == STATUS_OK && main_rank(t) ? open_metrics(t) : status;
     TRY(comm_agree(t->world, status, NULL));
     if (main_rank(t)) {
@@ -219,6 +225,7 @@ static void close_training(struct training *t)
     metrics_close(&t->metrics);
     stepper_free(&t->stepper);
     model_free(&t->model);
+    tokenizer_close(&t->tokenizer);
     dataset_close(&t->train);
     dataset_close(&t->valid);
     io_unlock(&t->lock);
@@ -231,8 +238,9 @@ static enum status save(struct training *t, bool last)
     if (t->saved_step == t->at.step) {
         return STATUS_OK;
     }
-    const enum status status =
-        state_save(&t->model, t->checkpoints, &t->at, t->train.store.tokenizer);
+    char tokenizer[STATE_TOKENIZER_BYTES];
+    run_tokenizer_describe(&t->train.store, tokenizer);
+    const enum status status = state_save(&t->model, t->checkpoints, &t->at, tokenizer);
     t->saved_clock = step_clock();
     if (status == STATUS_OK) {
         t->saved_step = t->at.step;
@@ -265,45 +273,62 @@ static enum status write_sample(struct training *t, const char *text)
                           : status_fail(STATUS_IO, "%s: cannot append the sample", path);
 }
 
-/* ids has room for the prompt and the tokens to come, text for what they decode to. */
-static enum status make_sample(struct training *t, int32_t *ids, char *text)
+/* Ids of the prompt, with room for the tokens to come: *ids owned by the caller. */
+static enum status encode_prompt(struct training *t, int32_t **ids, int64_t *count)
+{
+    const char *prompt = t->config->sample.prompt;
+    struct encoder encoder;
+    struct id_list list = {0};
+    enum status status = encoder_open(&encoder, &t->tokenizer);
+    status = status == STATUS_OK ? encoder_run(&encoder, prompt, strlen(prompt), &list) : status;
+    if (status == STATUS_OK && list.count == 0) { /* as at the start of a document */
+        status = t->tokenizer.eos_id >= 0
+                     ? id_list_add(&list, (uint32_t)t->tokenizer.eos_id)
+                     : status_fail(STATUS_USAGE, "sample.prompt: empty, but the tokenizer names no "
+                                                 "end of document to stand behind: give a text");
+    }
+    *ids = calloc(list.count + (size_t)t->config->sample.tokens, sizeof **ids);
+    if (status == STATUS_OK && *ids == NULL) {
+        status = status_fail(STATUS_RESOURCE, "out of memory for a sample");
+    }
+    for (size_t i = 0; status == STATUS_OK && i < list.count; i++) {
+        (*ids)[i] = (int32_t)list.data[i];
+    }
+    *count = (int64_t)list.count;
+    id_list_free(&list);
+    encoder_close(&encoder);
+    return status;
+}
+
+static enum status make_sample(struct training *t, struct sample_sequence *sequence)
 {
     const struct config *config = t->config;
-    int64_t count =
-        tokenizer_bytes_encode(ids, config->sample.prompt, (int64_t)strlen(config->sample.prompt));
-    if (count == 0) { /* as at the start of a document */
-        ids[count++] = TOKENIZER_BYTES_EOS;
-    }
     const struct sample_options options = {.temperature = config->sample.temperature,
                                            .top_p = 1,
                                            .seed = config->run.seed,
-                                           .eos_id = TOKENIZER_BYTES_EOS,
+                                           .eos_id = t->tokenizer.eos_id,
                                            .context = config->train.sequence_length};
-    struct sample_sequence sequence = {ids, count};
-    TRY(sample_tokens(&t->model, &sequence, 1, config->sample.tokens, &options));
+    TRY(sample_tokens(&t->model, sequence, 1, config->sample.tokens, &options));
     if (!main_rank(t)) {
         return STATUS_OK;
     }
-    tokenizer_bytes_decode(text, ids, sequence.count);
-    return write_sample(t, text);
+    struct byte_list text = {0};
+    enum status status = tokenizer_show(&t->tokenizer, sequence->ids, sequence->count, &text);
+    status = status == STATUS_OK ? write_sample(t, text.data) : status;
+    byte_list_free(&text);
+    return status;
 }
 
 /* A sample of text as training goes. */
 static enum status show_sample(struct training *t)
 {
-    const int64_t room = (int64_t)strlen(t->config->sample.prompt) + 1 + t->config->sample.tokens;
-    int32_t *ids = calloc((size_t)room, sizeof *ids);
-    char *text = malloc((size_t)room * 5 + 1);
-    enum status status = comm_agree(
-        t->world,
-        ids != NULL && text != NULL ? STATUS_OK
-                                    : status_fail(STATUS_RESOURCE, "out of memory for a sample"),
-        NULL);
+    struct sample_sequence sequence = {0};
+    enum status status =
+        comm_agree(t->world, encode_prompt(t, &sequence.ids, &sequence.count), NULL);
     if (status == STATUS_OK) {
-        status = comm_agree(t->world, make_sample(t, ids, text), NULL);
+        status = comm_agree(t->world, make_sample(t, &sequence), NULL);
     }
-    free(ids);
-    free(text);
+    free(sequence.ids);
     return status;
 }
 

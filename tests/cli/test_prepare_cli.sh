@@ -98,7 +98,7 @@ expect_error 65 "no tokens" "$binary" prepare --tokenizer bytes --output x.h5 ho
 expect_error 65 "--tokenizer none" "$binary" prepare --tokenizer none --vocab-size 300 --output x.h5 one.txt
 expect_error 64 "--vocab-size" "$binary" prepare --tokenizer none --output x.h5 ids.jsonl
 expect_error 65 "65999" "$binary" prepare --tokenizer none --vocab-size 100 --output x.h5 ids.jsonl
-expect_error 64 "not built" "$binary" prepare --tokenizer tok.json --output x.h5 one.txt
+expect_error 74 "tok.json" "$binary" prepare --tokenizer tok.json --output x.h5 one.txt
 expect_error 64 "--output" "$binary" prepare --tokenizer bytes one.txt
 expect_error 64 "at least one input" "$binary" prepare --tokenizer bytes --output x.h5
 expect_error 64 "did you mean '--output'" "$binary" prepare --tokenizer bytes --outptu x.h5 one.txt

@@ -31,7 +31,7 @@ static void fixture_open(struct fixture *f)
     put("questions.jsonl", QUESTIONS);
     check(comm_open(&f->world, "self"));
     check(tiny_open(&f->tiny, &f->world, TINY_MIXTRAL, overrides));
-    check(choices_read(&f->choices, "questions.jsonl", "none", 61, 8));
+    check(choices_read(&f->choices, "questions.jsonl", NULL, 61, 8));
 }
 
 static void fixture_close(struct fixture *f)

@@ -1,5 +1,5 @@
 /* prepare: texts, folders and .jsonl become token files; what cannot is named with its line, and
- * leaves nothing behind. tokenizer: bytes and back. */
+ * leaves nothing behind. */
 #define _GNU_SOURCE
 #include "unit/scratch.h"
 
@@ -8,7 +8,6 @@
 
 #include "data/prepare.h"
 #include "data/token_store.h"
-#include "data/tokenizer.h"
 
 enum { INPUTS = 4, PARTS = 3 };
 
@@ -198,7 +197,7 @@ static void test_bad_requests(void **state)
         enum status status;
         const char *part;
     } cases[] = {
-        {"bpe", 0, "a.txt", STATUS_USAGE, "'bpe' is not built"},
+        {"bpe.json", 0, "a.txt", STATUS_IO, "bpe.json"},
         {"none", 0, "a.jsonl", STATUS_USAGE, "needs --vocab-size"},
         {"bytes", 256, "a.txt", STATUS_USAGE, "256 is below the 257"},
         {"none", 300, "a.txt", STATUS_DATA, "a.txt: text, but --tokenizer none"},
@@ -255,33 +254,6 @@ static void test_disk_errors(void **state)
     }
 }
 
-/* --- tokenizer --- */
-
-static void test_tokenizer_bytes(void **state)
-{
-    (void)state;
-    char every[256], text[256 * 5 + 1];
-    int32_t ids[257];
-    for (int i = 0; i < 256; i++) {
-        every[i] = (char)i;
-    }
-    assert_int_equal(tokenizer_bytes_encode(ids, every, 256), 256);
-    for (int i = 0; i < 256; i++) {
-        assert_int_equal(ids[i], i);
-    }
-    tokenizer_bytes_decode(text, ids, 256);
-    for (int i = 0; i < 256; i++) {
-        const bool hidden = (i < 32 && i != '\n' && i != '\t') || i == 127;
-        assert_int_equal((unsigned char)text[i], hidden ? '.' : i);
-    }
-    const int32_t mixed[] = {'h', 'i', TOKENIZER_BYTES_EOS, 0xc3, 0xa9, 300, -1, 70000};
-    tokenizer_bytes_decode(text, mixed, 8);
-    assert_string_equal(text, "hi<eos>\xc3\xa9...");
-    tokenizer_bytes_decode(text, mixed, 0);
-    assert_string_equal(text, "");
-    assert_int_equal(tokenizer_bytes_encode(ids, "", 0), 0);
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -293,7 +265,6 @@ int main(void)
         SCRATCH_TEST(test_bad_lines_are_named),
         SCRATCH_TEST(test_bad_requests),
         SCRATCH_TEST(test_disk_errors),
-        cmocka_unit_test(test_tokenizer_bytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

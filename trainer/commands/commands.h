@@ -8,6 +8,7 @@
 
 enum status command_train(int argc, char **argv);
 enum status command_prepare(int argc, char **argv);
+enum status command_tokenizer(int argc, char **argv);
 enum status command_import(int argc, char **argv);
 enum status command_export(int argc, char **argv);
 enum status command_eval(int argc, char **argv);

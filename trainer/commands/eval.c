@@ -7,6 +7,7 @@
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
 #include "trainer/dataset.h"
+#include "trainer/run_tokenizer.h"
 #include "trainer/session.h"
 #include "trainer/state.h"
 #include "trainer/step.h"
@@ -30,6 +31,7 @@ static void print(const struct session *session, const char *data, double loss, 
 
 struct request {
     const char *data, *choices; /* token file; or questions */
+    const char *tokenizer;      /* of the questions; NULL: the model's */
     bool ema, json;
 };
 
@@ -79,18 +81,32 @@ static void print_choices(const struct session *session, const char *path, int64
            (long long)questions, path);
 }
 
+/* Questions of token ids need no tokenizer. */
+static enum status read_choices(struct session *session, struct choices *choices, const char *path,
+                                const struct request *request)
+{
+    const struct config *config = &session->config;
+    struct tokenizer tokenizer;
+    enum status status =
+        run_tokenizer_open(&tokenizer, session, path, request->tokenizer, "arrays of token ids");
+    const bool known = status == STATUS_OK;
+    if (known || (status == STATUS_USAGE && request->tokenizer == NULL)) {
+        status = comm_agree(&session->world,
+                            choices_read(choices, request->choices, known ? &tokenizer : NULL,
+                                         config->model.vocab_size, config->train.sequence_length),
+                            NULL);
+    }
+    tokenizer_close(&tokenizer);
+    return status;
+}
+
 static enum status answer(struct session *session, struct model *model, struct choices *choices,
                           const char *path, const struct request *request)
 {
     const struct config *config = &session->config;
     const int64_t context = config->train.sequence_length;
     struct choices_result result;
-    char tokenizer[STATE_TOKENIZER_BYTES];
-    TRY(state_tokenizer(&session->world, path, config->model.vocab_size, tokenizer));
-    TRY(comm_agree(
-        &session->world,
-        choices_read(choices, request->choices, tokenizer, config->model.vocab_size, context),
-        NULL));
+    TRY(read_choices(session, choices, path, request));
     TRY(comm_agree(&session->world,
                    model_init(model, config, &session->mesh, session->device, 1, context, false),
                    NULL));
@@ -113,6 +129,8 @@ enum status command_eval(int argc, char **argv)
          "token file (default: data.valid of the config)"},
         {"--choices", OPTION_TEXT, &request.choices, "F.jsonl",
          "multiple-choice questions instead"},
+        {"--tokenizer", OPTION_TEXT, &request.tokenizer, "bytes|FILE",
+         "of the questions' texts, where the checkpoint has none beside it"},
         {"--ema", OPTION_FLAG, &request.ema, NULL, "the running average of the weights"},
         {"--json", OPTION_FLAG, &request.json, NULL, "print JSON"},
         {0}};
@@ -124,10 +142,13 @@ enum status command_eval(int argc, char **argv)
         "\"answer\": INDEX from 0},\n"
         "or arrays of token ids in place of each TEXT. A choice continues its question as it "
         "stands; the answer is the\n"
-        "likeliest choice, by the sum and by the mean over its tokens (bytes) of log p.",
+        "likeliest choice, by the sum and by the mean over its tokens of log p.",
         1, 1));
     if (options.help) {
         return STATUS_OK;
+    }
+    if (request.tokenizer != NULL && request.choices == NULL) {
+        return status_fail(STATUS_USAGE, "eval: --tokenizer is for --choices");
     }
     if (request.choices != NULL && request.data != NULL) {
         return status_fail(STATUS_USAGE, "eval: give --data or --choices, not both");

@@ -2,10 +2,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "data/tokenizer.h"
 #include "kernels/base/io.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
+#include "trainer/run_tokenizer.h"
 #include "trainer/sample.h"
 #include "trainer/session.h"
 #include "trainer/state.h"
@@ -14,7 +14,7 @@ enum { MOST_PROMPT_BYTES = 1 << 26 };
 
 struct request {
     struct option_texts prompts;
-    const char *file, *tokens;
+    const char *file, *tokens, *tokenizer;
     int64_t count, seed, top_k;
     double temperature, top_p;
     bool ema, json;
@@ -110,47 +110,58 @@ static enum status collect(struct prompts *prompts, const struct request *reques
 }
 
 /* Ids of one prompt; an empty one stands at the start of a document. */
-static enum status encode(struct sample_sequence *sequence, const struct request *request,
-                          const char *text, size_t bytes, int64_t vocab)
+static enum status encode(struct sample_sequence *sequence, struct encoder *encoder,
+                          struct id_list *ids, const char *text, size_t bytes)
 {
-    sequence->ids = calloc(bytes + 1 + (size_t)request->count, sizeof *sequence->ids);
-    if (sequence->ids == NULL) {
-        return status_fail(STATUS_RESOURCE, "out of memory for %lld tokens",
-                           (long long)request->count);
+    const int64_t eos = encoder->tokenizer->eos_id;
+    ids->count = 0;
+    TRY(encoder_run(encoder, text, bytes, ids));
+    if (ids->count == 0 && eos < 0) {
+        return status_fail(STATUS_USAGE, "generate: an empty prompt stands behind an end of "
+                                         "document, which the tokenizer does not name");
     }
-    if (request->tokens != NULL) {
-        sequence->count = parse_tokens(sequence->ids, text, bytes, vocab);
-        return sequence->count > 0 ? STATUS_OK
-                                   : status_fail(STATUS_USAGE,
-                                                 "generate: --tokens '%s': use ids from 0 to %lld "
-                                                 "with commas between, at least one",
-                                                 request->tokens, (long long)vocab - 1);
+    if (ids->count == 0) {
+        TRY(id_list_add(ids, (uint32_t)eos));
     }
-    sequence->count = tokenizer_bytes_encode(sequence->ids, text, (int64_t)bytes);
-    if (sequence->count == 0) {
-        sequence->ids[sequence->count++] = TOKENIZER_BYTES_EOS;
+    for (size_t i = 0; i < ids->count; i++) {
+        sequence->ids[i] = (int32_t)ids->data[i];
     }
+    sequence->count = (int64_t)ids->count;
     return STATUS_OK;
 }
 
-static enum status read_prompts(struct prompts *prompts, const struct request *request,
-                                int64_t vocab, const char *tokenizer)
+static enum status encode_all(struct prompts *prompts, const struct request *request,
+                              const struct tokenizer *tokenizer, int64_t vocab)
 {
-    if (request->tokens == NULL && !tokenizer_is_bytes(tokenizer, vocab)) {
-        return status_fail(
-            STATUS_USAGE,
-            "generate: text needs the bytes tokenizer (vocabulary of %d); this model has %lld ids "
-            "of tokenizer '%s': use --tokens",
-            TOKENIZER_BYTES_VOCAB, (long long)vocab, tokenizer);
+    struct encoder encoder = {0};
+    struct id_list ids = {0};
+    enum status status = tokenizer != NULL ? encoder_open(&encoder, tokenizer) : STATUS_OK;
+    for (int64_t i = 0; i < prompts->count && status == STATUS_OK; i++) {
+        struct sample_sequence *sequence = &prompts->sequences[i];
+        const size_t bytes = prompts->bytes[i]; /* no text has more tokens than this */
+        sequence->ids = calloc(bytes + 1 + (size_t)request->count, sizeof *sequence->ids);
+        if (sequence->ids == NULL) {
+            status = status_fail(STATUS_RESOURCE, "out of memory for %lld tokens",
+                                 (long long)request->count);
+        } else if (tokenizer != NULL) {
+            status = encode(sequence, &encoder, &ids, prompts->start[i], bytes);
+        } else {
+            sequence->count = parse_tokens(sequence->ids, prompts->start[i], bytes, vocab);
+            status = sequence->count > 0
+                         ? STATUS_OK
+                         : status_fail(STATUS_USAGE,
+                                       "generate: --tokens '%s': use ids from 0 to %lld with "
+                                       "commas between, at least one",
+                                       request->tokens, (long long)vocab - 1);
+        }
     }
-    TRY(collect(prompts, request));
-    for (int64_t i = 0; i < prompts->count; i++) {
-        TRY(encode(&prompts->sequences[i], request, prompts->start[i], prompts->bytes[i], vocab));
-    }
-    return STATUS_OK;
+    encoder_close(&encoder);
+    id_list_free(&ids);
+    return status;
 }
 
-static enum status print(const struct request *request, const int32_t *ids, int64_t total)
+static enum status print(const struct request *request, const struct tokenizer *tokenizer,
+                         const int32_t *ids, int64_t total)
 {
     if (request->tokens != NULL || request->json) {
         printf(request->json ? "{\"tokens\":[" : "");
@@ -160,36 +171,51 @@ static enum status print(const struct request *request, const int32_t *ids, int6
         printf(request->json ? "]}\n" : "\n");
         return STATUS_OK;
     }
-    char *text = malloc((size_t)total * 5 + 1);
-    if (text == NULL) {
-        return status_fail(STATUS_RESOURCE, "out of memory");
+    struct byte_list text = {0};
+    const enum status status = tokenizer_show(tokenizer, ids, total, &text);
+    if (status == STATUS_OK) {
+        printf("%s\n", text.data);
     }
-    tokenizer_bytes_decode(text, ids, total);
-    printf("%s\n", text);
-    free(text);
-    return STATUS_OK;
+    byte_list_free(&text);
+    return status;
 }
 
-static enum status print_all(const struct request *request, const struct prompts *prompts)
+static enum status print_all(const struct request *request, const struct tokenizer *tokenizer,
+                             const struct prompts *prompts)
 {
     for (int64_t i = 0; i < prompts->count; i++) {
         if (prompts->count > 1 && !request->json) {
             printf("--- %lld of %lld ---\n", (long long)i + 1, (long long)prompts->count);
         }
-        TRY(print(request, prompts->sequences[i].ids, prompts->sequences[i].count));
+        TRY(print(request, tokenizer, prompts->sequences[i].ids, prompts->sequences[i].count));
     }
     return STATUS_OK;
 }
 
-static enum status generate(struct session *session, struct model *model, const char *path,
+/* What to go on from. */
+static enum status read_prompts(struct session *session, struct tokenizer *tokenizer,
+                                const char *path, const struct request *request,
+                                struct prompts *prompts)
+{
+    const bool text = request->tokens == NULL;
+    if (text) {
+        TRY(run_tokenizer_open(tokenizer, session, path, request->tokenizer, "use --tokens"));
+    }
+    enum status status = collect(prompts, request);
+    if (status == STATUS_OK) {
+        status =
+            encode_all(prompts, request, text ? tokenizer : NULL, session->config.model.vocab_size);
+    }
+    return comm_agree(&session->world, status, NULL);
+}
+
+static enum status generate(struct session *session, struct model *model,
+                            struct tokenizer *tokenizer, const char *path,
                             const struct request *request, struct prompts *prompts)
 {
     const struct config *config = &session->config;
     const int64_t context = config->train.sequence_length;
-    char tokenizer[STATE_TOKENIZER_BYTES];
-    TRY(state_tokenizer(&session->world, path, config->model.vocab_size, tokenizer));
-    TRY(comm_agree(&session->world,
-                   read_prompts(prompts, request, config->model.vocab_size, tokenizer), NULL));
+    TRY(read_prompts(session, tokenizer, path, request, prompts));
     const int64_t most = prompts->count > context ? prompts->count : context;
     TRY(comm_agree(&session->world,
                    model_init(model, config, &session->mesh, session->device, 1, most, false),
@@ -200,10 +226,10 @@ static enum status generate(struct session *session, struct model *model, const 
                                            .top_p = request->top_p,
                                            .seed = (uint64_t)request->seed,
                                            .eos_id =
-                                               request->tokens == NULL ? TOKENIZER_BYTES_EOS : -1,
+                                               request->tokens == NULL ? tokenizer->eos_id : -1,
                                            .context = context};
     TRY(sample_tokens(model, prompts->sequences, prompts->count, request->count, &options));
-    return session_main_rank(session) ? print_all(request, prompts) : STATUS_OK;
+    return session_main_rank(session) ? print_all(request, tokenizer, prompts) : STATUS_OK;
 }
 
 static enum status check(const struct request *request)
@@ -229,12 +255,15 @@ enum status command_generate(int argc, char **argv)
     struct option_result options;
     struct session session;
     struct model model = {0};
+    struct tokenizer tokenizer = {0};
     struct prompts prompts = {0};
     const struct option_spec specs[] = {
         {"--prompt", OPTION_TEXTS, &request.prompts, "TEXT",
          "text to continue; several make a batch"},
         {"--prompts", OPTION_TEXT, &request.file, "FILE", "texts to continue, one a line"},
         {"--tokens", OPTION_TEXT, &request.tokens, "1,2,3", "token ids to continue"},
+        {"--tokenizer", OPTION_TEXT, &request.tokenizer, "bytes|FILE",
+         "of the texts, where the checkpoint has none beside it"},
         {"--count", OPTION_INT, &request.count, "N", "tokens to add to each (128)"},
         {"--temperature", OPTION_REAL, &request.temperature, "T", "0: the most likely token (0.8)"},
         {"--top-k", OPTION_INT, &request.top_k, "K", "only the K most likely; 0: all (0)"},
@@ -259,9 +288,10 @@ enum status command_generate(int argc, char **argv)
     enum status status = session_open(&session, SESSION_USE, options.words[0], options.overrides,
                                       options.override_count);
     if (status == STATUS_OK) {
-        status = generate(&session, &model, options.words[0], &request, &prompts);
+        status = generate(&session, &model, &tokenizer, options.words[0], &request, &prompts);
     }
     prompts_free(&prompts);
+    tokenizer_close(&tokenizer);
     model_free(&model);
     return session_close(&session, status);
 }
