@@ -172,6 +172,8 @@ struct ops {
      * has recorded them and does them now. Not nested. */
     bool (*graph_begin)(struct device *, uint64_t key);
     void (*graph_end)(struct device *);
+    /* Forgets all runs recorded so far; waits for them. Keys may be used anew. */
+    void (*graph_forget)(struct device *);
 
     /* y[N,C] act = w[ids[n]], ids int32 [N], w [V,C] act. */
     void (*embedding_forward)(struct device *, struct tensor y, const int32_t *ids,

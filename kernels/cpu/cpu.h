@@ -57,6 +57,7 @@ void cpu_copy(struct device *, void *to, const void *from, size_t bytes);
 void cpu_synchronize(struct device *);
 bool cpu_graph_begin(struct device *, uint64_t key);
 void cpu_graph_end(struct device *);
+void cpu_graph_forget(struct device *);
 void cpu_embedding_forward(struct device *, struct tensor y, const int32_t *ids, struct tensor w);
 void cpu_embedding_backward(struct device *, struct tensor dw, const int32_t *ids,
                             struct tensor dy);

@@ -23,6 +23,7 @@ static const struct ops cpu_ops = {
     .synchronize = cpu_synchronize,
     .graph_begin = cpu_graph_begin,
     .graph_end = cpu_graph_end,
+    .graph_forget = cpu_graph_forget,
     .embedding_forward = cpu_embedding_forward,
     .embedding_backward = cpu_embedding_backward,
     .norm_forward = cpu_norm_forward,

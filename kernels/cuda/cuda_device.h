@@ -89,6 +89,7 @@ void cuda_download(struct device *device, void *host, const void *from, size_t b
 void cuda_synchronize(struct device *device);
 bool cuda_graph_begin(struct device *device, uint64_t key);
 void cuda_graph_end(struct device *device);
+void cuda_graph_forget(struct device *device);
 /* Scratch, ring and graphs. Errors are of no more use: whatever the host wanted, it has. */
 void cuda_memory_close(struct cuda_device *self);
 

@@ -251,6 +251,7 @@ static bool launch_tiles(cudaStream_t stream, const struct gemm &g, int multipro
              ? encode(&map_b, g.b, 3, g.k, g.n, g.ldb, g.experts, g.stride, TILE_N)
              : encode(&map_b, g.b, 3, g.n, g.k, g.ldb, weight ? 1 : g.experts, g.stride, DEPTH));
     if (!encoded || ALLOW_SMEM((gemm_sm90_kernel<pass, TILE_N>), BYTES) != cudaSuccess) {
+        (void)cudaGetLastError(); /* the caller has another kernel: no error of its launch */
         return false;
     }
     LAUNCH((gemm_sm90_kernel<pass, TILE_N>), grid, THREADS, BYTES, stream, map_a, map_b, g);

@@ -172,7 +172,7 @@ static struct cuda_graph *graph_of(struct cuda_device *self, uint64_t key)
     return &graphs[self->graph_count++];
 }
 
-static void graph_forget(struct cuda_device *self, struct cuda_graph *graph)
+static void drop_graph(struct cuda_device *self, struct cuda_graph *graph)
 {
     if (graph->exec != NULL) {
         cuda_check(self, cudaGraphExecDestroy(graph->exec), "cudaGraphExecDestroy");
@@ -193,7 +193,7 @@ bool cuda_graph_begin(struct device *device, uint64_t key)
         cuda_end(self);
         return false;
     }
-    graph_forget(self, graph);
+    drop_graph(self, graph);
     self->graph = graph;
     self->recording = settled;
     if (settled) {
@@ -219,6 +219,20 @@ void cuda_graph_end(struct device *device)
     graph->generation = self->generation;
     self->graph = NULL;
     self->recording = false;
+    cuda_end(self);
+}
+
+void cuda_graph_forget(struct device *device)
+{
+    struct cuda_device *self = cuda_begin(device, "graph_forget");
+    assert(self->graph == NULL);
+    if (self->graph_count > 0) {
+        cuda_check(self, cudaStreamSynchronize(self->stream), "a kernel before it");
+    }
+    for (int i = 0; i < self->graph_count; i++) {
+        drop_graph(self, &self->graphs[i]);
+    }
+    self->graph_count = 0;
     cuda_end(self);
 }
 

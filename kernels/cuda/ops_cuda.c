@@ -377,6 +377,7 @@ const struct ops cuda_ops = {
     .synchronize = cuda_synchronize,
     .graph_begin = cuda_graph_begin,
     .graph_end = cuda_graph_end,
+    .graph_forget = cuda_graph_forget,
     .embedding_forward = embedding_forward,
     .embedding_backward = embedding_backward,
     .norm_forward = norm_forward,

@@ -87,11 +87,16 @@ static bool graphs()
                              EXPERTS);
     }
     ops->download(device, got, sum, sizeof got);
+    const bool before = ops->graph_begin(device, 1);
+    ops->graph_forget(device);
+    const bool after = ops->graph_begin(device, 1);
+    ops->graph_end(device);
     ops->memory_free(device, x, COUNT * sizeof *x);
     ops->memory_free(device, large, bytes);
     ops->memory_free(device, sum, 2 * sizeof *sum);
     /* Called once to settle and once to record, then again when scratch has moved. */
     return expect(got[0] == RUNS * 16 && got[1] == RUNS * 64, "sums by graphs") &
+           expect(!before && after, "a graph is forgotten") &
            expect(called == 4, "how often a graph's ops are called");
 }
 

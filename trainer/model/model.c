@@ -177,6 +177,9 @@ void model_free(struct model *model)
     for (int64_t b = 0; model->blocks != NULL && b < architecture_blocks(&model->arch); b++) {
         expert_plan_free(&model->blocks[b].moe.plan);
     }
+    if (model->ops != NULL) {
+        model->ops->graph_forget(model->device); /* their keys do not say whose memory they hold */
+    }
     free(model->blocks);
     mtp_free(model);
     optimizer_free(model);
