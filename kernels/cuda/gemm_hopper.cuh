@@ -77,7 +77,8 @@ DEVICE void store_tile(const struct gemm &g, const struct gemm_tile &t, const fl
     for (int first = 0; first < WIDTH; first += STAGED) {
         const int64_t n = first_n + first + column;
         const bool own = n < g.n && column < WIDTH - first;
-        struct strip<T> part = {};
+        struct strip<T> part = {
+        };
         part.c = c + n;
         part.down = 4 * g.ldc;
         part.parts = g.wide_c && own ? rows : 0;

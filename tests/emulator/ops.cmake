@@ -20,6 +20,12 @@ foreach(mode ${ops_modes})
   endforeach()
 endforeach()
 
+# FP8 products whose tensor cores keep 14 bits, as Hopper's are said to: one seed, a minute.
+if(SWITCHYARD_FULL_TESTS AND TARGET emulated_ops_fp8_gemm_plain)
+  add_test(NAME emulated_ops_fp8_gemm_hopper COMMAND emulated_ops_fp8_gemm_plain 3)
+  set_tests_properties(emulated_ops_fp8_gemm_hopper PROPERTIES ENVIRONMENT EMU_HOPPER_FP8=1 LABELS emulator TIMEOUT 900)
+endif()
+
 # The whole program over the emulated CUDA device: the same C as in `switchyard`, the kernels and the
 # CUDA runtime emulated. Its symbols are visible to dlsym, so that libraries looked for at run time are
 # found in it (NCCL over MPI); cuBLASLt and cuDNN have no emulation.
