@@ -153,7 +153,9 @@ fp8() {
         run_on 1 $device "fp8-$device" "${keys[@]}"
         run_on 2 $device "fp8-$device-two" "${keys[@]}"
     done
-    for name in cuda cuda-two; do
+    run_on 2 cuda fp8-cuda-padded "${keys[@]}" router.dispatch=padded
+    expect_same "$(metric "$work/$family-fp8-cuda-two" loss_hex)" "$(metric "$work/$family-fp8-cuda-padded" loss_hex)" "$family, fp8: padded"
+    for name in cpu-two cuda cuda-two; do
         close_to 1e-3 "$(metric "$work/$family-fp8-cpu" loss)" "$(metric "$work/$family-fp8-$name" loss)" "$family, fp8: $name"
     done
 }
@@ -161,7 +163,7 @@ fp8() {
 for family in mixtral v2 v3; do
     echo "$family"
     config_of $family >"$work/tiny.yaml"
-    [ "${SWITCHYARD_EMULATED_FP8:-0}" -eq 0 ] || fp8
+    fp8
     comms=nccl
     [ $family != mixtral ] || comms="nccl mpi"
     curves
