@@ -134,13 +134,32 @@ DEVICE int find_owner(const int64_t *__restrict__ offset, int experts, I *index,
 }
 
 /* The expert that owns row tile `index` and the tile's first row; every lane of the warp calls.
- * false: there are fewer tiles. */
+ * false: there are fewer tiles. As find_owner, but each lane takes neighbouring experts, which
+ * leaves gemm_mma's kernels the registers they need. */
 DEVICE bool find_rows(struct gemm_tile *t, const int64_t *__restrict__ offset, int experts,
                       int64_t index, int tile)
 {
-    const int e = find_owner(offset, experts, &index, tile);
-    if (e < 0) {
+    const int lane = (int)threadIdx.x % 32, each = (experts + 31) / 32;
+    const int first = min(lane * each, experts), last = min(first + each, experts);
+    int64_t own = 0;
+    for (int e = first; e < last; e++) {
+        own += expert_tiles<int64_t>(offset, e, tile);
+    }
+    int64_t sum = own;
+#pragma unroll
+    for (int step = 1; step < 32; step *= 2) {
+        const int64_t other = __shfl_up_sync(0xffffffffu, sum, step);
+        sum += lane >= step ? other : 0;
+    }
+    const unsigned holders = __ballot_sync(0xffffffffu, index < sum);
+    if (holders == 0) {
         return false;
+    }
+    const int holder = __ffs((int)holders) - 1;
+    index -= __shfl_sync(0xffffffffu, sum - own, holder);
+    int e = holder * each;
+    for (int64_t tiles; index >= (tiles = expert_tiles<int64_t>(offset, e, tile)); e++) {
+        index -= tiles;
     }
     t->expert = e;
     t->m = offset[e] + index * tile;
