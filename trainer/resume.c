@@ -21,9 +21,9 @@ int64_t resume_position(int64_t position, int64_t tokens, int64_t from, int64_t 
 static void differences(const struct config *saved, const struct config *now, char *out,
                         size_t bytes)
 {
-    static const char *const sections[] = {"run.seed", "run.steps",  "model.",
-                                           "train.",   "optimizer.", "schedule.",
-                                           "router.",  "parallel.",  "data."};
+    static const char *const sections[] = {"run.seed",  "run.steps",  "model.",    "train.",
+                                           "fp8.",      "optimizer.", "schedule.", "router.",
+                                           "parallel.", "data."};
     out[0] = '\0';
     for (size_t i = 0; i < sizeof sections / sizeof sections[0]; i++) {
         char list[RESUME_NOTE_BYTES / 2];
@@ -48,7 +48,8 @@ static const char *order_text(const struct config *saved, const struct config *n
     const bool longer = saved->train.sequence_length != now->train.sequence_length;
     const bool shuffled = saved->data.shuffle || now->data.shuffle;
     if (changed(saved, now, "data.train")) {
-        return "; another source: the position in the data is kept";
+        return longer ? "; another source: as many tokens of it are passed over"
+                      : "; another source: the position in the data is kept";
     }
     if (saved->data.shuffle != now->data.shuffle ||
         (shuffled && (longer || saved->run.seed != now->run.seed))) {
@@ -66,10 +67,8 @@ static void compare(const struct config *saved, const struct config *now, int64_
         snprintf(note, RESUME_NOTE_BYTES, "other settings than step %lld was saved with: %s%s",
                  (long long)at->step, list, order_text(saved, now));
     }
-    if (!changed(saved, now, "data.train")) {
-        at->position = resume_position(at->position, tokens, saved->train.sequence_length,
-                                       now->train.sequence_length);
-    }
+    at->position = resume_position(at->position, tokens, saved->train.sequence_length,
+                                   now->train.sequence_length);
 }
 
 enum status resume_settings(const char *path, const struct config *now, int64_t tokens,

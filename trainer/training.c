@@ -68,6 +68,20 @@ static enum status open_data(struct training *t)
                              status_message());
 }
 
+/* What the checkpoint's settings say is advice: where it can't be read, a note says so. */
+static void compare_settings(struct training *t, const char *path)
+{
+    const int64_t position = t->at.position;
+    const enum status status = comm_agree(
+        t->world, resume_settings(path, t->config, t->train.store.tokens, &t->at, t->resumed),
+        NULL);
+    if (status != STATUS_OK) {
+        t->at.position = position;
+        snprintf(t->resumed, sizeof t->resumed, "cannot compare settings with those saved: %s",
+                 status_message());
+    }
+}
+
 /* The newest checkpoint that loads; damaged ones are passed over with a warning, each rank alike.
  */
 static enum status resume(struct training *t)
@@ -78,20 +92,20 @@ static enum status resume(struct training *t)
         if (path == NULL) {
             return STATUS_OK;
         }
-        enum status status = state_load(&t->model, path, &t->at);
+        const enum status status = state_load(&t->model, path, &t->at);
         if (status == STATUS_OK) {
-            status = comm_agree(
-                t->world,
-                resume_settings(path, t->config, t->train.store.tokens, &t->at, t->resumed), NULL);
+            compare_settings(t, path);
+            t->saved_step = t->at.step;
         }
         if (status == STATUS_OK && main_rank(t)) {
             printf("resuming at step %lld from %s\n", (long long)t->at.step, path);
         }
-        t->saved_step = t->at.step;
         free(path);
         if (!state_try_older(t->world, status)) {
             return status;
         }
+        /* part of it may have been read */
+        model_initialize(&t->model);
         t->at = (struct progress_state){0};
     }
 }

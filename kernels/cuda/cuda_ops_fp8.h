@@ -54,9 +54,10 @@ void cuda_fp8_combine_rows_backward(void *stream, struct fp8_rows q, uint8_t *pa
                                     const struct fp8_how *how);
 
 /* ---- gemm_fp8.cu, gemm_fp8_sm90.cu, gemm_fp8_mma.cu ----
- * Hopper: tensor cores at 8 bits, promoted to f32 every 128 of K; elsewhere the codes as bfloat16,
- * which is exact. An element of y depends on nothing but its row, its group's w and the GPU: not on
- * the tile, the number of rows or what stands in them. */
+ * Hopper: tensor cores at 8 bits, promoted to f32 every 128 of K; elsewhere, and where no map of
+ * the operands can be made, the codes as bfloat16, which is exact. An element of y depends on
+ * nothing but its row, its group's w and the GPU: not on the tile, the number of rows or what
+ * stands in them. */
 void cuda_fp8_linear(void *stream, struct tensor y, struct fp8_rows x, struct fp8_weights w,
                      const int64_t *offset, bool add);
 void cuda_fp8_linear_weight(void *stream, float *dw, int64_t stride, struct fp8_rows dyt,
@@ -80,7 +81,8 @@ int cuda_fp8_tiles(bool weight, int tile, struct cuda_fp8_tile *out);
 double cuda_fp8_tile_cycles(bool weight, int tile, const struct cuda_fp8_shape *shape);
 int cuda_fp8_tile_choice(bool weight, const struct cuda_fp8_shape *shape);
 /* cuda_fp8_linear and cuda_fp8_linear_weight by that tile and at most so many blocks (0: one for
- * each multiprocessor), for tests and benchmarks. false: this GPU has no such kernels. */
+ * each multiprocessor), for tests and benchmarks. false: this GPU has no such kernels, or no
+ * map of the operands can be made. */
 struct cuda_fp8_by {
     int tile, blocks;
 };

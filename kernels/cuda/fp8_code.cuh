@@ -1,5 +1,7 @@
 /* fp8_code: numbers to E4M3 codes and back, sixteen of a row per thread, and what becomes of them.
- * From sm_89 on the hardware converts; before, integer arithmetic that gives the same bytes. */
+ * Code compiled for sm_89 and later converts by the hardware's instruction, older code (which an
+ * sm_89 or a Blackwell GPU runs too where the binary has no code of its own for it) by integer
+ * arithmetic that gives the same bytes. */
 #ifndef KERNELS_CUDA_FP8_CODE_CUH
 #define KERNELS_CUDA_FP8_CODE_CUH
 

@@ -15,8 +15,8 @@ struct combine_job {
 };
 
 /* combine_rows_backward_kernel (permute.cu), whose sums have the same order, with codes for dx: one
- * warp per slot, a token's slots in one block, so dy comes from memory once. Bytes per slot and
- * column: 2 of x in, 1 out, 2 / K of dy. FLOPs: about 15. Bound by memory. */
+ * warp per slot, a token's slots in one block or two neighbours, so dy comes from memory once.
+ * Bytes per slot and column: 2 of x in, 1 out, 2 / K of dy. FLOPs: about 15. Bound by memory. */
 __global__ void __launch_bounds__(SLOT_WARPS * 32) fp8_combine_kernel(const struct combine_job job)
 {
     const int lane = threadIdx.x % 32;

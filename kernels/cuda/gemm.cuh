@@ -1,5 +1,5 @@
 /* gemm: C[m,n] (+)= sum over k of A[m,k] B[n,k], one product or one per expert; what the kernels of
- * gemm_f32.cu, gemm_mma.cu and gemm_sm90.cu share.
+ * gemm_f32.cu, gemm_mma.cu, gemm_sm90.cu and those of FP8 share.
  *
  *   pass      A              B              C
  *   FORWARD   x  [m,k]       w  [n,k]       y  [m,n]    y = x w^T

@@ -14,8 +14,8 @@
  * Rows of a tile past its group's last are the next group's: they are multiplied and not stored,
  * for a row of C depends on no other. FLOPs 2 m n k; bytes: codes of A n / cols times, of B m /
  * rows times for tiles of rows x cols, mostly from L2; C once (WEIGHT: in f32, read and written).
- * Bound: 1979 TFLOP/s; L2 gives about 47 bytes a cycle and multiprocessor, which 256 x 128 and 128
- * x 192 need and smaller tiles exceed: hence the table of tiles and tile_cycles.
+ * Bound: 1979 TFLOP/s; L2 gives about 47 bytes a cycle and multiprocessor at most, of which 256 x
+ * 128 needs 48, 128 x 192 53 and smaller tiles more: hence the table of tiles and their cycles.
  */
 #include <math.h>
 
@@ -449,6 +449,7 @@ template <class L> static bool launch(cudaStream_t stream, const struct gemm_fp8
         encode_codes(&maps.b, g.b, g.n, g.ldb, L::WEIGHT ? 0 : g.experts, L::TILE_N) &&
         (!L::WEIGHT || encode_scales(&maps.scale_b, p.scale_b, g.n, g.ldb, p.pitch_b, L::TILE_N));
     if (!encoded || ALLOW_SMEM(gemm_fp8_sm90_kernel<L>, BYTES) != cudaSuccess) {
+        (void)cudaGetLastError(); /* of a launch that is not made */
         return false;
     }
     LAUNCH(gemm_fp8_sm90_kernel<L>, grid, THREADS, BYTES, stream, maps, p);

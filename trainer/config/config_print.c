@@ -65,7 +65,9 @@ void config_differences(const struct config *from, const struct config *to, cons
         config_show(from, field, before, sizeof before);
         config_show(to, field, after, sizeof after);
         const size_t used = strlen(out);
-        if (strncmp(field->key, section, strlen(section)) == 0 && strcmp(before, after) != 0) {
+        const bool source = strcmp(field->key, "model.hf_config") == 0; /* its keys are here */
+        if (strncmp(field->key, section, strlen(section)) == 0 && !source &&
+            strcmp(before, after) != 0) {
             snprintf(out + used, bytes - used, "%s%s %s -> %s", used > 0 ? ", " : "", field->key,
                      before, after);
         }

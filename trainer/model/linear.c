@@ -211,10 +211,10 @@ void linears_layout(struct linears *linears, const struct model *model, struct a
 
 void linears_publish(struct linears *linears)
 {
-    const struct fp8_how how = linears_how(linears, LINEAR_WEIGHTS);
     if (linears->counters == NULL) {
         return;
     }
+    const struct fp8_how how = linears_how(linears, LINEAR_WEIGHTS);
     linears->ops->zero(linears->device, linears->counters + LINEAR_WEIGHTS,
                        sizeof *linears->counters);
     for (int64_t i = linears->first * LINEARS; i < linears->end * LINEARS; i++) {
@@ -259,7 +259,7 @@ struct fp8_how linears_how_silent(const struct linears *linears)
 struct fp8_how linears_how(const struct linears *linears, enum linear_kind kind)
 {
     struct fp8_how how = linears_how_silent(linears);
-    how.counters = linears->again ? NULL : linears->counters + kind;
+    how.counters = linears->again || linears->counters == NULL ? NULL : linears->counters + kind;
     return how;
 }
 

@@ -207,8 +207,22 @@ void model_publish(struct model *model)
     linears_publish(&model->linears);
 }
 
+/* Moments as before the first step. */
+static void zero_moments(struct model *model)
+{
+    for (int g = 0; g < PARAM_GROUPS && model->training; g++) {
+        const struct model_group *group = &model->group[g];
+        const size_t bytes = (size_t)group->zero.share * dtype_bytes(model->moments);
+        model->ops->zero(model->device, group->moment1, bytes);
+        if (group->moment2 != NULL) {
+            model->ops->zero(model->device, group->moment2, bytes);
+        }
+    }
+}
+
 void model_initialize(struct model *model)
 {
+    zero_moments(model);
     for (int64_t i = 0; i < model->params.count; i++) {
         const struct param *param = &model->params.table[i];
         const struct model_group *group = &model->group[param->group];

@@ -114,7 +114,7 @@ enum status model_init(struct model *model, const struct config *config, const s
 void model_free(struct model *model); /* accepts a zeroed one */
 
 /* Collective. Fresh weights: normal(0, initializer_range) keyed by (seed, parameter name, element),
- * norms 1. */
+ * norms 1, moments 0. */
 void model_initialize(struct model *model);
 /* Collective. Device form of the weights from the f32 masters, gathered over the replicas; codes of
  * those in FP8. */
