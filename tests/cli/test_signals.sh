@@ -135,13 +135,13 @@ killed_at() {
     rm -rf "$dir"
 }
 
-stride=6
-[ "$full" = 0 ] || stride=1
+# Every operation in turn: test_checkpoint_faults and test_save_errors, inside one process. Here the whole program.
+stride=9
+[ "$full" = 0 ] || stride=3
 for kind in kill-before kill-torn kill-after; do
     offset=1
     [ "$kind" = kill-before ] || offset=3
     [ "$kind" != kill-after ] || offset=5
-    [ "$full" = 0 ] || offset=1
     hit=0
     for ((operation = offset; operation < 200; operation += stride)); do
         killed_at 1 "$kind" "$operation"
@@ -149,7 +149,7 @@ for kind in kill-before kill-torn kill-after; do
         hit=$((hit + 1))
     done
     [ "$hit" -ge 3 ] || fail "only $hit operations of a save were hit by $kind"
-    for operation in $([ "$full" = 0 ] && echo $((2 * offset + 1)) || seq 1 25); do
+    for operation in $([ "$full" = 0 ] && echo $((2 * offset + 1)) || seq "$offset" 4 25); do
         killed_at 2 "$kind" "$operation"
     done
 done
