@@ -143,10 +143,12 @@ move() {
     cmp -s "$out" "$work/said" || fail "$family: text on the two devices differs"
 }
 
-# FP8 sums differently on the two devices: losses to 1e-3.
+# FP8 sums differently on the two devices: losses to 1e-3. Of 512 tokens a step: of 64, one token that goes to another
+# expert is that much, and in bf16 too the devices are 1.4e-3 apart.
 fp8() {
     local device name
-    local keys=(train.precision=fp8 run.steps=5 model.intermediate_size=48)
+    local keys=(train.precision=fp8 run.steps=5 model.intermediate_size=48 optimizer.lr=3e-4 train.sequence_length=64
+        train.micro_batch=4 train.global_batch=8)
     [ $family = mixtral ] || keys+=(model.qk_rope_head_dim=16)
     [ $family != v3 ] || keys+=(model.q_lora_rank=32)
     for device in cpu cuda; do
@@ -163,7 +165,7 @@ fp8() {
 for family in mixtral v2 v3; do
     echo "$family"
     config_of $family >"$work/tiny.yaml"
-    fp8
+    [ "$full" = 0 ] && [ $family != v3 ] || fp8
     comms=nccl
     [ $family != mixtral ] || comms="nccl mpi"
     curves
