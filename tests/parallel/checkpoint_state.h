@@ -147,6 +147,18 @@ static inline enum status save(struct comm *world, const char *root, int64_t ste
     return status;
 }
 
+/* Loads `path` into `got`; what loads is `expected`, byte for byte. */
+static inline enum status load_and_compare(struct comm *world, const char *path, struct state *got,
+                                           const struct state *expected)
+{
+    const enum status status = checkpoint_load(world, path, got->slice, got->count);
+    for (int64_t i = 0; i < got->count && status == STATUS_OK; i++) {
+        CHECK(world, memcmp(got->slice[i].data, expected->slice[i].data,
+                            (size_t)got->slice[i].count * dtype_bytes(got->slice[i].dtype)) == 0);
+    }
+    return status;
+}
+
 /* Loads into memory of other contents and compares all of it. */
 static inline enum status load(struct comm *world, const char *path, enum layout layout,
                                int version)
@@ -154,11 +166,7 @@ static inline enum status load(struct comm *world, const char *path, enum layout
     struct state got, expected;
     make_state(world, &got, layout, version + 1000);
     make_state(world, &expected, layout, version);
-    const enum status status = checkpoint_load(world, path, got.slice, got.count);
-    for (int64_t i = 0; i < got.count && status == STATUS_OK; i++) {
-        CHECK(world, memcmp(got.slice[i].data, expected.slice[i].data,
-                            (size_t)got.slice[i].count * dtype_bytes(got.slice[i].dtype)) == 0);
-    }
+    const enum status status = load_and_compare(world, path, &got, &expected);
     free_state(&got);
     free_state(&expected);
     return status;

@@ -51,11 +51,7 @@ static enum status load_small(struct comm *world, const char *root, int64_t step
     struct state got, expected;
     make_small(world, &got, REVERSED, 1000);
     make_small(world, &expected, REVERSED, (int)step);
-    const enum status status = checkpoint_load(world, step_path(root, step), got.slice, got.count);
-    for (int64_t i = 0; i < got.count && status == STATUS_OK; i++) {
-        CHECK(world, memcmp(got.slice[i].data, expected.slice[i].data,
-                            (size_t)got.slice[i].count * dtype_bytes(got.slice[i].dtype)) == 0);
-    }
+    const enum status status = load_and_compare(world, step_path(root, step), &got, &expected);
     free_state(&got);
     free_state(&expected);
     return status;
