@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "data/token_store.h"
+#include "data/token_writer.h"
 #include "data/tokenizer.h"
 #include "data/utf8.h"
 #include "kernels/base/io.h"

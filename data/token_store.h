@@ -16,6 +16,8 @@
 
 #include "kernels/base/status.h"
 
+enum { TOKEN_FORMAT_VERSION = 1 };
+
 struct token_store {
     char *path;     /* owned */
     int64_t tokens; /* how many */
@@ -43,25 +45,5 @@ void token_store_close(struct token_store *store);                   /* accepts 
 int64_t token_store_get(const struct token_store *store, int64_t i); /* i < tokens */
 /* Index of the document that holds token i. */
 int64_t token_store_document(const struct token_store *store, int64_t i);
-
-/* Streaming writer: bounded memory, written beside the output and renamed into place at close. */
-struct token_writer;
-struct token_writer_options {
-    int64_t vocab_size, eos_id;
-    const char *tokenizer, *tokenizer_hash;
-    const char *tokenizer_file;  /* [tokenizer_file_bytes] borrowed until the writer is closed */
-    size_t tokenizer_file_bytes; /* 0: none */
-    bool loss_mask;              /* store one */
-};
-enum status token_writer_open(struct token_writer **writer, const char *path,
-                              const struct token_writer_options *options)
-    __attribute__((warn_unused_result));
-/* Appends one document, exactly these ids (checked against vocab_size: STATUS_DATA); mask NULL =
- * all 1. */
-enum status token_writer_add(struct token_writer *writer, const uint32_t *ids, const uint8_t *mask,
-                             int64_t count) __attribute__((warn_unused_result));
-/* Publishes the file; frees the writer even on error. */
-enum status token_writer_close(struct token_writer *writer) __attribute__((warn_unused_result));
-void token_writer_abandon(struct token_writer *writer); /* removes the temporary file */
 
 #endif

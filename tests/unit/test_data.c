@@ -8,6 +8,7 @@
 #include <stdio.h>
 
 #include "data/loader.h"
+#include "data/token_writer.h"
 #include "kernels/base/rng.h"
 
 /* libhdf5 1.10 forgets some memory when it meets damaged metadata; ours is still watched. */
