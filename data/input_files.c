@@ -17,18 +17,26 @@ enum { MAX_PATH = 4096 };
 struct search {
     struct input_files *files;
     const struct input_filter *filter;
+    /* The output, of an earlier run, and what is kept beside it: no inputs, though they may lie in
+     * an input folder. */
+    struct stat own[TOKEN_WRITER_NAMES];
+    int own_count;
     size_t root; /* of a path: bytes of the folder that was named, with its slash */
 };
 
-/* The output itself, of an earlier run, or what is kept beside it: not an input, though it may lie
- * in an input folder. */
-static bool is_output(const char *output, const struct stat *info)
+static void find_own(struct search *search)
 {
     for (int i = 0; i < TOKEN_WRITER_NAMES; i++) {
         char name[MAX_PATH + 32];
-        struct stat own;
-        snprintf(name, sizeof name, "%s%s", output, token_writer_suffix[i]);
-        if (stat(name, &own) == 0 && own.st_dev == info->st_dev && own.st_ino == info->st_ino) {
+        snprintf(name, sizeof name, "%s%s", search->filter->output, token_writer_suffix[i]);
+        search->own_count += stat(name, &search->own[search->own_count]) == 0;
+    }
+}
+
+static bool is_own(const struct search *search, const struct stat *info)
+{
+    for (int i = 0; i < search->own_count; i++) {
+        if (search->own[i].st_dev == info->st_dev && search->own[i].st_ino == info->st_ino) {
             return true;
         }
     }
@@ -117,7 +125,7 @@ static enum status add_found(struct search *search, const char *path, const char
                    ? STATUS_OK
                    : add_folder(search, path);
     }
-    if (is_output(filter->output, &info)) {
+    if (is_own(search, &info)) {
         return STATUS_OK;
     }
     if (matches(filter->exclude, filter->exclude_count, below, name) ||
@@ -157,7 +165,7 @@ static enum status add_input(struct search *search, const char *path)
     if (stat(path, &info) != 0) {
         return status_fail(STATUS_IO, "%s: %s", path, strerror(errno));
     }
-    if (is_output(search->filter->output, &info)) {
+    if (is_own(search, &info)) {
         return status_fail(STATUS_USAGE,
                            "prepare: %s is both an input and the output: name another --output",
                            path);
@@ -176,6 +184,7 @@ enum status input_files_list(struct input_files *files, char *const *inputs, int
 {
     struct search search = {.files = files, .filter = filter};
     *files = (struct input_files){0};
+    find_own(&search);
     for (int i = 0; i < input_count; i++) {
         TRY(add_input(&search, inputs[i]));
     }

@@ -113,6 +113,7 @@ static enum status open_writer(struct run *run, bool keep)
                                                  .tokenizer_hash = text ? tokenizer->hash : "none",
                                                  .tokenizer_file = tokenizer->file.data,
                                                  .tokenizer_file_bytes = tokenizer->file.count,
+                                                 .shared = run->world->size > 1,
                                                  .keep = keep};
     return token_writer_open(&run->writer, run->options->output, &options);
 }

@@ -1,5 +1,6 @@
 #include "data/token_writer.h"
 
+#include <assert.h>
 #include <hdf5.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,7 +9,7 @@
 #include "data/token_store.h"
 #include "kernels/base/io.h"
 
-enum { MAX_PATH = 4096, PIECE = 1 << 20 };
+enum { MAX_PATH = 4096, PIECE = 1 << 20, PENDING = 1 << 24 };
 enum { TOKENS, DOCUMENT_OFFSETS, LOSS_MASK, TOKENIZER_FILE, DATASETS };
 
 /* Where the tokens begin in the file: where HDF5 puts the first dataset of lay_out. Files too small
@@ -29,6 +30,10 @@ struct token_writer {
     struct token_position end;
     bool masked;
     int width;
+    /* Past the page cache, where the one process writes one block behind the other: what is not
+     * written yet, for a place in FILE_TOKENS that is a multiple of IO_ALIGNMENT. */
+    char *pending; /* [PENDING] owned; NULL: blocks are written as they come */
+    int64_t pending_at, pending_bytes;
 };
 
 int token_writer_width(int64_t vocab_size)
@@ -46,6 +51,65 @@ enum status token_writer_folder(const char *path)
     }
     *slash = '\0';
     return io_make_dir(folder);
+}
+
+static enum status open_tokens(struct token_writer *writer)
+{
+    struct io_file *file = &writer->file[FILE_TOKENS];
+    const char *name = writer->names[FILE_TOKENS];
+    if (writer->options.keep || writer->options.shared) {
+        return (writer->options.keep ? io_open_write : io_create)(file, name);
+    }
+    TRY(io_create_direct(file, name));
+    if (file->direct) {
+        writer->pending_at = BASE;
+        writer->pending = aligned_alloc(IO_ALIGNMENT, PENDING);
+        return writer->pending != NULL
+                   ? STATUS_OK
+                   : status_fail(STATUS_RESOURCE, "out of memory to write %s", writer->path);
+    }
+    return STATUS_OK;
+}
+
+/* Writes what is pending, filled up to a multiple of IO_ALIGNMENT; what is not a whole one stays,
+ * and is written again. */
+static enum status write_pending(struct token_writer *writer)
+{
+    const int64_t whole = writer->pending_bytes / IO_ALIGNMENT * IO_ALIGNMENT,
+                  rest = writer->pending_bytes - whole, more = rest > 0 ? IO_ALIGNMENT - rest : 0;
+    if (writer->pending == NULL || writer->pending_bytes == 0) {
+        return STATUS_OK;
+    }
+    memset(writer->pending + writer->pending_bytes, 0, (size_t)more);
+    TRY(io_pwrite(&writer->file[FILE_TOKENS], writer->pending,
+                  (size_t)(writer->pending_bytes + more), writer->pending_at));
+    memmove(writer->pending, writer->pending + whole, (size_t)rest);
+    writer->pending_at += whole;
+    writer->pending_bytes = rest;
+    return STATUS_OK;
+}
+
+/* Bytes for a place in FILE_TOKENS. */
+static enum status put_tokens(struct token_writer *writer, int64_t at, const void *data,
+                              int64_t bytes)
+{
+    const char *from = data;
+    if (writer->pending == NULL) {
+        return bytes > 0 ? io_pwrite(&writer->file[FILE_TOKENS], from, (size_t)bytes, at)
+                         : STATUS_OK;
+    }
+    assert(at == writer->pending_at + writer->pending_bytes);
+    while (bytes > 0) {
+        const int64_t room = PENDING - writer->pending_bytes, piece = bytes < room ? bytes : room;
+        memcpy(writer->pending + writer->pending_bytes, from, (size_t)piece);
+        writer->pending_bytes += piece;
+        from += piece;
+        bytes -= piece;
+        if (writer->pending_bytes == PENDING) {
+            TRY(write_pending(writer));
+        }
+    }
+    return STATUS_OK;
 }
 
 enum status token_writer_open(struct token_writer **out, const char *path,
@@ -67,10 +131,10 @@ enum status token_writer_open(struct token_writer **out, const char *path,
         writer->file[i].fd = -1;
     }
     TRY(token_writer_folder(path));
-    for (int i = 0; i < 3; i++) {
+    for (int i = FILE_ENDS; i <= FILE_MASK; i++) {
         TRY((options->keep ? io_open_write : io_create)(&writer->file[i], writer->names[i]));
     }
-    return STATUS_OK;
+    return open_tokens(writer);
 }
 
 static enum status put_ends(struct token_writer *writer, struct token_position at,
@@ -108,10 +172,8 @@ static enum status put_mask(struct token_writer *writer, int64_t at, const uint8
 enum status token_writer_put(struct token_writer *writer, struct token_position at,
                              const struct token_block *block)
 {
-    if (block->count > 0) {
-        TRY(io_pwrite(&writer->file[FILE_TOKENS], block->tokens,
-                      (size_t)(block->count * writer->width), BASE + at.tokens * writer->width));
-    }
+    TRY(put_tokens(writer, BASE + at.tokens * writer->width, block->tokens,
+                   block->count * writer->width));
     TRY(put_ends(writer, at, block));
     return block->mask != NULL ? put_mask(writer, at.tokens, block->mask, block->count) : STATUS_OK;
 }
@@ -141,6 +203,7 @@ void token_writer_reach(struct token_writer *writer, struct token_position end, 
 
 enum status token_writer_sync(struct token_writer *writer)
 {
+    TRY(write_pending(writer));
     for (int i = 0; i < 3; i++) {
         TRY(io_sync(&writer->file[i]));
     }
@@ -333,6 +396,7 @@ enum status token_writer_publish(struct token_writer *writer)
     if (writer->end.tokens == 0) {
         return status_fail(STATUS_DATA, "%s: the inputs hold no tokens", writer->path);
     }
+    TRY(write_pending(writer));
     enum status status = lay_out(writer, offset);
     if (status == STATUS_OK) {
         status = io_open_write(&layout, writer->names[FILE_LAYOUT]);
@@ -354,6 +418,9 @@ void token_writer_leave(struct token_writer *writer)
     for (int i = 0; writer != NULL && i < 3; i++) {
         const enum status ignored = io_close(&writer->file[i]);
         (void)ignored;
+    }
+    if (writer != NULL) {
+        free(writer->pending);
     }
     free(writer);
 }

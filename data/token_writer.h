@@ -26,7 +26,8 @@ struct token_writer_options {
     const char *tokenizer_file;  /* [tokenizer_file_bytes] borrowed until the writer is closed */
     size_t tokenizer_file_bytes; /* 0: none */
     bool loss_mask;              /* store one, though no document may have one */
-    bool keep; /* the files are there: another process, or an earlier one, made them */
+    bool shared; /* several processes write; else each block follows the one before */
+    bool keep;   /* the files are there: another process, or an earlier one, made them */
 };
 
 struct token_position {
