@@ -149,6 +149,7 @@ static enum status start_weights(struct training *t)
 static enum status open_metrics(struct training *t)
 {
     t->metrics.device = t->session->device;
+    t->metrics.tensorboard = t->config->log.tensorboard;
     t->metrics.steps = t->config->run.steps;
     t->metrics.every =
         t->config->log.every_steps > 0 ? t->config->log.every_steps : t->config->run.steps;
@@ -223,7 +224,7 @@ static enum status open_training(struct training *t, bool fresh)
     double peak = device_peak_flops(t->session->device, t->model.act);
     comm_all_reduce(t->world, &peak, 1, DTYPE_F64, REDUCE_SUM);
     t->metrics.peak_flops = peak;
-    status = main_rank(t) ? run_dir_describe(t->session) : STATUS_OK;
+    status = main_rank(t) ? run_dir_describe(t->session, t->at.step) : STATUS_OK;
     status = status == STATUS_OK && main_rank(t) ? run_tokenizer_keep(t->session, &t->train.store)
                                                  : status;
     status = status == STATUS_OK && main_rank(t) ? open_metrics(t) : status;
@@ -278,6 +279,7 @@ static enum status write_sample(struct training *t, const char *text)
 {
     char path[MAX_PATH];
     metrics_say(&t->metrics, "--- sample at step %lld ---\n%s\n---", (long long)t->at.step, text);
+    events_text(&t->metrics.events, "sample", t->at.step, text);
     run_dir_path(t->session, "samples.txt", path, sizeof path);
     FILE *out = fopen(path, "a");
     const bool good =
@@ -366,9 +368,8 @@ static enum status one_step(struct training *t)
     }
     t->first_loss = step == t->metrics.first_step ? result.loss : t->first_loss;
     t->last_loss = result.loss;
-    enum status status = main_rank(t) ? metrics_step(&t->metrics, step, &result, valid,
-                                                     t->stepper.expert_load, t->stepper.moe_blocks)
-                                      : STATUS_OK;
+    enum status status =
+        main_rank(t) ? metrics_step(&t->metrics, step, &result, valid, &t->stepper) : STATUS_OK;
     TRY(comm_agree(t->world, status, NULL));
     if (due(step, config->sample.every_steps, config->run.steps)) {
         TRY(show_sample(t));

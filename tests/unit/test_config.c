@@ -189,7 +189,6 @@ static void test_not_built(void **state)
          {"key 'parallel.tp': not built", "key 'parallel.cp': not built",
           "key 'parallel.etp': not built"}},
         {"checkpoint: {async: true}\n", {"not built in this version; it acts as false"}},
-        {"log: {tensorboard: true}\n", {"not built in this version; it acts as false"}},
         {"debug: {trace: t.h5}\n", {"not built in this version; it acts as null"}},
         {"data: {fim: {rate: 0.5}}\n", {"key 'data.fim': not built in this version"}},
         {"cluster: {nodes: 2}\n", {"t.yaml:1:1: key 'cluster': not built in this version"}},

@@ -170,6 +170,7 @@ static const char *const values[] = {
     "checkpoint.init_from=- x",
     "checkpoint.resize_vocab=true",
     "log.every_steps=0",
+    "log.tensorboard=false",
     "sample.every_steps=8",
     "sample.prompt=line\nbreak \x01\x7f\ttab\r trailing ",
     "sample.tokens=9",

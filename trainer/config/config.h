@@ -154,6 +154,7 @@ struct config {
     } checkpoint;
     struct {
         int64_t every_steps;
+        bool tensorboard;
     } log;
     struct {
         int64_t every_steps;
@@ -191,6 +192,11 @@ void config_print(const struct config *config, FILE *out);
 /* "key 1 -> 2, ..." of the keys that begin with `section` and differ; "" when none does. */
 void config_differences(const struct config *from, const struct config *to, const char *section,
                         char *out, size_t bytes);
+/* Calls `each` for every key that differs between `count` configs, value[count] as one writes them.
+ * Errors: STATUS_RESOURCE. */
+enum status config_compare(const struct config *const *configs, int count,
+                           void (*each)(void *context, const char *key, char *const *value),
+                           void *context) __attribute__((warn_unused_result));
 /* One line per key: name, type, range, default, help. */
 void config_help(FILE *out);
 /* docs/config.md. */
