@@ -16,6 +16,7 @@
 #include "trainer/schedule.h"
 #include "trainer/signals.h"
 #include "trainer/state.h"
+#include "trainer/verify.h"
 
 enum { MAX_PATH = 4096 };
 
@@ -360,6 +361,7 @@ static enum status one_step(struct training *t)
     const int64_t step = t->at.step + 1;
     double valid = NAN;
     int64_t labels = 0;
+    fault_step(config->debug.fault, step, t->world->rank);
     TRY(stepper_step(&t->stepper, step, t->at.position, &result));
     t->at = (struct progress_state){.step = step, .position = t->at.position + result.sequences};
     if (config->data.valid != NULL && due(step, config->eval.every_steps, config->run.steps)) {
@@ -426,8 +428,29 @@ static void summary(struct training *t)
                 t->config->run.dir);
 }
 
+/* run.verify: nothing is trained on a layout that computes something else. */
+static enum status verify_first(const struct session *session)
+{
+    struct verify_report *report = calloc(1, sizeof *report);
+    enum status status = report != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory");
+    status = comm_agree((struct comm *)&session->world, status, NULL);
+    status = status == STATUS_OK ? verify_run(session, report) : status;
+    if (status == STATUS_OK && session_main_rank(session)) {
+        verify_print(stdout, report);
+        fflush(stdout);
+        status = report->good ? STATUS_OK
+                              : status_fail(STATUS_DIFFERENT, "run.verify: this layout does not "
+                                                              "compute what one rank does");
+    }
+    free(report);
+    return comm_agree((struct comm *)&session->world, status, NULL);
+}
+
 enum status training_run(struct session *session, bool fresh)
 {
+    if (session->config.run.verify) {
+        TRY(verify_first(session));
+    }
     struct training *t = calloc(1, sizeof *t);
     if (t == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory");

@@ -101,6 +101,7 @@ static const char *const values[] = {
     "run.comm=nccl",
     "run.threads=3",
     "run.pin=false",
+    "run.verify=true",
     "run.deterministic=off",
     "model.hf_config=config.json",
     "model.vocab_size=16777216",

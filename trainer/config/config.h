@@ -59,6 +59,7 @@ struct config {
         int64_t threads;  /* 0 = share of the node's allowed cores */
         bool pin;
         int deterministic; /* enum config_deterministic */
+        bool verify;
     } run;
     /* Which keys a family has, and their defaults: config_families.c. The trainer reads struct
      * architecture instead. */

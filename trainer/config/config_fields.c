@@ -65,6 +65,8 @@ const struct field config_fields[] = {
          "run: the same layout gives the same bits; off: cuDNN's attention may add in any order, "
          "with "
          "less memory (CPU: as run)"),
+    BOOL("run.verify", run.verify, "false",
+         "first check that this layout computes what one rank does, as `switchyard verify`"),
     ENUM("model.family", model.family, "mixtral", family_names, NULL, "architecture"),
     TEXT("model.hf_config", model.hf_config, "null",
          "config.json or its folder: sets every model key not written here"),
@@ -252,12 +254,12 @@ const struct field config_fields[] = {
     INT("sample.tokens", sample.tokens, 1, 1e6, "128", "length of a sample"),
     REAL("sample.temperature", sample.temperature, 0, 100, "0.8", "0: the most likely token"),
     TEXT("debug.fault", debug.fault, "null",
-         "tests: io:KIND:OPERATION, the file operation that fails"),
+         "tests: io:KIND:OPERATION, the file operation that fails; or KIND:STEP:RANK, what happens "
+         "there"),
 };
 const int config_field_count = sizeof config_fields / sizeof config_fields[0];
 
 const struct unbuilt_key config_unbuilt[] = {
-    {"run.verify", "false"},
     {"run.time_limit", "null"},
     {"model.moe_layer_freq", "1"},
     {"model.hidden_act", "silu"},
