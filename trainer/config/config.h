@@ -60,6 +60,7 @@ struct config {
         bool pin;
         int deterministic; /* enum config_deterministic */
         bool verify;
+        char *time_limit; /* deadline.h */
     } run;
     /* Which keys a family has, and their defaults: config_families.c. The trainer reads struct
      * architecture instead. */
@@ -163,6 +164,10 @@ struct config {
         int64_t tokens;
         double temperature;
     } sample;
+    struct {
+        bool enabled;
+        double setup_seconds, step_seconds, save_seconds;
+    } watchdog;
     struct {
         char *fault;
     } debug; /* "io:KIND:OPERATION": tests only */
