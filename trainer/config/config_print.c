@@ -1,4 +1,5 @@
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "trainer/config/config_table.h"
@@ -72,6 +73,29 @@ void config_differences(const struct config *from, const struct config *to, cons
                      before, after);
         }
     }
+}
+
+enum status config_compare(const struct config *const *configs, int count,
+                           void (*each)(void *context, const char *key, char *const *value),
+                           void *context)
+{
+    char *room = malloc((size_t)count * CONFIG_SHOWN_BYTES);
+    char **value = calloc((size_t)count, sizeof *value);
+    for (int f = 0; room != NULL && value != NULL && f < config_field_count; f++) {
+        bool same = true;
+        for (int c = 0; c < count; c++) {
+            value[c] = room + (size_t)c * CONFIG_SHOWN_BYTES;
+            config_show(configs[c], &config_fields[f], value[c], CONFIG_SHOWN_BYTES);
+            same = same && strcmp(value[c], value[0]) == 0;
+        }
+        if (!same) {
+            each(context, config_fields[f].key, value);
+        }
+    }
+    const bool good = room != NULL && value != NULL;
+    free(value);
+    free(room);
+    return good ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory for %d configs", count);
 }
 
 static void type_text(const struct field *field, char *out, size_t bytes)
