@@ -137,7 +137,7 @@ static enum status between(struct encoder *encoder, const struct phrases *phrase
     int32_t id;
     while ((id = phrases_find(phrases, text, bytes, done, &at, &length)) >= 0) {
         TRY(each(encoder, text + done, at - done));
-        TRY(id_list_add(encoder->out, (uint32_t)id));
+        TRY(encoder->out != NULL ? id_list_add(encoder->out, (uint32_t)id) : STATUS_OK);
         done = at + length;
     }
     return each(encoder, text + done, bytes - done);
@@ -145,8 +145,8 @@ static enum status between(struct encoder *encoder, const struct phrases *phrase
 
 static enum status add_normalized(struct encoder *encoder, const char *text, size_t bytes)
 {
-    return splitter_run(encoder->tokenizer->splitter, encoder->split, text, bytes, add_word,
-                        encoder);
+    return splitter_run(encoder->tokenizer->splitter, encoder->split, text, bytes, encoder->use,
+                        encoder->context);
 }
 
 /* Below U+0300 every character is composed already, and none joins the one before it. */
@@ -193,7 +193,7 @@ static enum status add_raw(struct encoder *encoder, const char *text, size_t byt
         while (at + bad < bytes && utf8_length(text + at + bad, bytes - at - bad) == 0) {
             bad++;
         }
-        TRY(add_word(encoder, text + at, bad));
+        TRY(bad > 0 ? encoder->use(encoder->context, text + at, bad) : STATUS_OK);
         at += bad;
     }
     return STATUS_OK;
@@ -215,6 +215,8 @@ enum status encoder_run(struct encoder *encoder, const char *text, size_t bytes,
         return STATUS_OK;
     }
     encoder->out = out;
+    encoder->use = add_word;
+    encoder->context = encoder;
     if (encoder->tokenizer->kind == TOKENIZER_SENTENCEPIECE) {
         return sentencepiece_encode(encoder->tokenizer->sentencepiece, text, bytes, add_id, out) ==
                        0
@@ -223,6 +225,16 @@ enum status encoder_run(struct encoder *encoder, const char *text, size_t bytes,
                                  "SentencePiece cannot encode a text of %zu bytes: out of memory?",
                                  bytes);
     }
+    return between(encoder, &encoder->tokenizer->raw, text, bytes, add_raw);
+}
+
+enum status encoder_words(struct encoder *encoder, const char *text, size_t bytes,
+                          enum status (*use)(void *context, const char *word, size_t bytes),
+                          void *context)
+{
+    encoder->out = NULL;
+    encoder->use = use;
+    encoder->context = context;
     return between(encoder, &encoder->tokenizer->raw, text, bytes, add_raw);
 }
 
