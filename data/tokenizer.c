@@ -2,8 +2,8 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <utf8proc.h>
 
+#include "data/compose.h"
 #include "data/tokenizer_json.h"
 #include "data/utf8.h"
 #include "kernels/base/hash.h"
@@ -119,6 +119,7 @@ void encoder_close(struct encoder *encoder)
 {
     splitter_scratch_close(encoder->split);
     bpe_scratch_free(&encoder->bpe);
+    byte_list_free(&encoder->composed);
     *encoder = (struct encoder){0};
 }
 
@@ -149,35 +150,16 @@ static enum status add_normalized(struct encoder *encoder, const char *text, siz
                         encoder->context);
 }
 
-/* Below U+0300 every character is composed already, and none joins the one before it. */
-static bool needs_composing(const char *text, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i++) {
-        if ((unsigned char)text[i] >= 0xcc) {
-            return true;
-        }
-    }
-    return false;
-}
-
 static enum status add_valid(struct encoder *encoder, const char *text, size_t bytes)
 {
     const struct tokenizer *tokenizer = encoder->tokenizer;
-    if (!tokenizer->nfc || !needs_composing(text, bytes)) {
+    if (!tokenizer->nfc || !compose_changes(text, bytes)) {
         return between(encoder, &tokenizer->normalized, text, bytes, add_normalized);
     }
-    utf8proc_uint8_t *composed = NULL;
-    const utf8proc_ssize_t count =
-        utf8proc_map((const utf8proc_uint8_t *)text, (utf8proc_ssize_t)bytes, &composed,
-                     UTF8PROC_STABLE | UTF8PROC_COMPOSE);
-    if (count < 0) {
-        return status_fail(STATUS_RESOURCE, "cannot compose a text of %zu bytes: %s", bytes,
-                           utf8proc_errmsg(count));
-    }
-    const enum status status = between(encoder, &tokenizer->normalized, (const char *)composed,
-                                       (size_t)count, add_normalized);
-    free(composed);
-    return status;
+    encoder->composed.count = 0;
+    TRY(compose(&encoder->composed, text, bytes));
+    return between(encoder, &tokenizer->normalized, encoder->composed.data, encoder->composed.count,
+                   add_normalized);
 }
 
 /* Runs of UTF-8, and what lies between them. */

@@ -56,6 +56,7 @@ struct encoder {
     const struct tokenizer *tokenizer; /* borrowed */
     struct splitter_scratch *split;    /* owned */
     struct bpe_scratch bpe;
+    struct byte_list composed;
     /* of the call under way */
     struct id_list *out; /* NULL: only words are asked for */
     enum status (*use)(void *context, const char *word, size_t bytes);

@@ -18,7 +18,7 @@ struct reader {
     struct byte_list text;
 };
 
-#define WAY_OUT "encode elsewhere and give the ids (prepare --tokenizer none)"
+#define WAY_OUT "make the token file with scripts/prepare_hf.py, which uses the tokenizers library"
 
 static enum status not_built(const char *what, const char *value)
 {

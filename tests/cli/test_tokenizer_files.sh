@@ -64,7 +64,7 @@ expect_error 74 "nowhere.txt" "$binary" tokenizer encode --tokenizer "$gpt2" now
 echo '{"text": 5}' >bad.jsonl
 expect_error 65 "bad.jsonl:1:" "$binary" tokenizer encode --tokenizer "$gpt2" bad.jsonl
 sed 's/"type":"BPE"/"type":"WordPiece"/' "$gpt2" >wordpiece.json
-expect_error 65 "wordpiece.json: model 'WordPiece' is not built" "$binary" prepare --tokenizer wordpiece.json --output x.h5 odd.txt
+expect_error 65 "wordpiece.json: model 'WordPiece' is not built: make the token file with scripts/prepare_hf.py" "$binary" prepare --tokenizer wordpiece.json --output x.h5 odd.txt
 
 echo "prepare with a tokenizer file"
 make_text train.txt 6000
