@@ -1,5 +1,5 @@
 #include <hdf5.h>
-#include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "data/token_formats.h"
@@ -155,11 +155,63 @@ static enum status read_layout(hid_t h5, struct token_store *store, int64_t byte
                : status_fail(STATUS_DATA, "%s: no tokens in it: prepare some text", store->path);
 }
 
+/* HDF5 reads the mapping in place: what it wants to allocate, copy and free is that. */
+static void *image_malloc(size_t bytes, H5FD_file_image_op_t op, void *map)
+{
+    (void)bytes, (void)op;
+    return (void *)(uintptr_t)((const struct file_map *)map)->data;
+}
+
+static void *image_memcpy(void *to, const void *from, size_t bytes, H5FD_file_image_op_t op,
+                          void *map)
+{
+    (void)bytes, (void)op, (void)map;
+    return to == from ? to : NULL;
+}
+
+static herr_t image_free(void *image, H5FD_file_image_op_t op, void *map)
+{
+    (void)image, (void)op, (void)map;
+    return 0;
+}
+
+static void *same_map(void *map)
+{
+    return map;
+}
+
+static herr_t keep_map(void *map)
+{
+    (void)map;
+    return 0;
+}
+
+static hid_t open_image(struct token_store *store)
+{
+    H5FD_file_image_callbacks_t callbacks = {.image_malloc = image_malloc,
+                                             .image_memcpy = image_memcpy,
+                                             .image_free = image_free,
+                                             .udata_copy = same_map,
+                                             .udata_free = keep_map,
+                                             .udata = &store->map};
+    enum { GROWTH = 1 << 16, MAX_NAME = 4200 };
+    char name[MAX_NAME]; /* of no file, and no other image's: HDF5 would take them for one */
+    snprintf(name, sizeof name, "%s/image", store->path);
+    const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+    const bool good =
+        H5Pset_fapl_core(access, GROWTH, false) >= 0 &&
+        H5Pset_file_image_callbacks(access, &callbacks) >= 0 &&
+        H5Pset_file_image(access, (void *)(uintptr_t)store->map.data, store->map.bytes) >= 0;
+    const hid_t file = good ? H5Fopen(name, H5F_ACC_RDONLY, access) : -1;
+    H5Pclose(access);
+    return file;
+}
+
 enum status token_h5_open(struct token_store *store)
 {
     struct extent at[DATASETS];
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
-    const hid_t h5 = H5Fopen(store->path, H5F_ACC_RDONLY, H5P_DEFAULT);
+    const hid_t h5 = open_image(store);
     if (h5 < 0) {
         return foreign(store->path, "not a whole HDF5 file, nor Megatron's .bin with its .idx, nor "
                                     "llm.c's .bin");
