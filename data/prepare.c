@@ -360,7 +360,7 @@ static enum status begin_round(struct run *run, bool *over)
                            "prepare: stopped after %lld tokens: the same command goes on there",
                            (long long)run->state.end.tokens);
     }
-    return wants_save ? save(run) : STATUS_OK;
+    return wants_save && run->safe.batches > 0 ? save(run) : STATUS_OK;
 }
 
 static enum status run_rounds(struct run *run)

@@ -185,7 +185,7 @@ enum status token_writer_cut(struct token_writer *writer, struct token_position 
     for (int i = 0; i < 3; i++) {
         int64_t there = 0;
         TRY(io_size(&writer->file[i], &there));
-        if (i != FILE_MASK && there < bytes[i]) {
+        if (i != FILE_MASK && end.tokens > 0 && there < bytes[i]) {
             return status_fail(STATUS_DATA, "%s: ends at byte %lld, before %lld", writer->names[i],
                                (long long)there, (long long)bytes[i]);
         }
