@@ -149,6 +149,8 @@ static enum status begin(struct run *run)
         const enum status status = go_on(run);
         if (status == STATUS_OK) {
             run->state.counts.resumed = run->state.end.tokens;
+            run->state.counts.resumed_bytes = run->state.counts.bytes;
+            run->state.counts.resumed_disk_bytes = run->state.counts.disk_bytes;
             snprintf(line, sizeof line,
                      "%s: an interrupted prepare wrote %lld tokens: going on there",
                      run->options->output, (long long)run->state.end.tokens);

@@ -34,8 +34,8 @@ struct prepare_summary {
     int64_t skipped_unanswered; /* conversations without an answer, where only those count */
     int64_t skipped_by_size, skipped_by_name; /* files */
     int64_t duplicates;
-    int64_t disk_bytes; /* of the inputs, done */
-    int64_t resumed;    /* tokens that an interrupted call had written */
+    int64_t disk_bytes;                                 /* of the inputs, done */
+    int64_t resumed, resumed_bytes, resumed_disk_bytes; /* of tokens and bytes: an earlier call's */
 };
 enum { PREPARE_COUNTS = sizeof(struct prepare_summary) / sizeof(int64_t) };
 

@@ -49,8 +49,13 @@ enum status unpack_open(struct unpack *unpack, const char *path, enum packing pa
     if (packing == PACKING_GZIP) {
         return open_gzip(unpack, path);
     }
+    /* large dumps are packed with windows of up to 2 GiB (zstd --long=31) */
     unpack->stream = ZSTD_createDStream();
-    return unpack->stream != NULL ? STATUS_OK : no_memory(path);
+    return unpack->stream != NULL &&
+                   !ZSTD_isError(ZSTD_DCtx_setParameter(unpack->stream, ZSTD_d_windowLogMax,
+                                                        sizeof(size_t) == 8 ? 31 : 30))
+               ? STATUS_OK
+               : no_memory(path);
 }
 
 /* Reads the next piece of the file into `data`: 0 bytes at its end. */

@@ -73,21 +73,20 @@ static void print_note(void *context, const char *line)
 
 static void print_progress(void *context, const struct prepare_summary *done, int64_t total)
 {
-    enum { WIDTH = 24 };
+    enum { WIDTH = 10 };
     const struct flags *flags = context;
     const double seconds = step_clock() - flags->start,
                  part = total > 0 ? (double)done->disk_bytes / (double)total : 1,
-                 rate = (double)done->disk_bytes / 1e6 / seconds;
+                 now = (double)(done->disk_bytes - done->resumed_disk_bytes), rate = now / seconds;
     char bar[WIDTH + 1];
     for (int i = 0; i < WIDTH; i++) {
         bar[i] = (double)i < part * WIDTH ? '#' : '.';
     }
     bar[WIDTH] = '\0';
-    fprintf(stderr,
-            "\r\033[K[%s] %3.0f %%  %.1f of %.1f MB, %.1f MB/s, %.2fM tokens/s, %.0f s left", bar,
-            100 * part, (double)done->disk_bytes / 1e6, (double)total / 1e6, rate,
+    fprintf(stderr, "\r\033[K[%s] %3.0f %%  %.1f of %.1f MB, %.1f MB/s, %.2fM tok/s, %.0f s left",
+            bar, 100 * part, (double)done->disk_bytes / 1e6, (double)total / 1e6, rate / 1e6,
             (double)(done->tokens - done->resumed) / 1e6 / seconds,
-            part > 0 ? seconds * (1 - part) / part : 0.0);
+            now > 0 ? (double)(total - done->disk_bytes) / rate : 0.0);
 }
 
 static const struct {
@@ -131,7 +130,7 @@ static void print_json(const struct prepare_summary *summary, double seconds)
     printf(",\"bytes_per_token\":%.4f,\"resumed_tokens\":%lld,\"seconds\":%.3f,\"mb_per_s\":%.1f,"
            "\"tokens_per_s\":%.0f}\n",
            bytes_per_token(summary), (long long)summary->resumed, seconds,
-           (double)summary->bytes / 1e6 / seconds,
+           (double)(summary->bytes - summary->resumed_bytes) / 1e6 / seconds,
            (double)(summary->tokens - summary->resumed) / seconds);
 }
 
@@ -142,7 +141,8 @@ static void print_text(const struct prepare_summary *summary, double seconds)
            "invalid UTF-8; %.1f MB/s\n",
            (long long)summary->files, (long long)summary->documents, (long long)summary->tokens,
            (long long)summary->bytes, (long long)summary->skipped_empty,
-           (long long)summary->skipped_invalid, (double)summary->bytes / 1e6 / seconds);
+           (long long)summary->skipped_invalid,
+           (double)(summary->bytes - summary->resumed_bytes) / 1e6 / seconds);
     for (int i = 0; i < COUNTS; i++) {
         if (count_of(summary, i) > 0) {
             printf("%s%lld %s", shown++ > 0 ? ", " : "also left out: ", count_of(summary, i),
