@@ -23,13 +23,19 @@ static void put(const char *path, const void *data, size_t bytes)
     assert(file != NULL && fwrite(data, 1, bytes, file) == bytes && fclose(file) == 0);
 }
 
-/* One folder in memory for all. */
+/* One folder in memory for all, removed at the end. */
+static char folder[] = "/dev/shm/switchyard-fuzz-XXXXXX";
+
+static void leave(void)
+{
+    rmdir(folder);
+}
+
 static void enter(void)
 {
-    static char folder[] = "/dev/shm/switchyard-fuzz-XXXXXX";
     static int there;
     if (!there) {
-        there = mkdtemp(folder) != NULL && chdir(folder) == 0;
+        there = mkdtemp(folder) != NULL && chdir(folder) == 0 && atexit(leave) == 0;
         assert(there);
     }
 }
