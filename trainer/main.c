@@ -21,6 +21,7 @@ static const struct {
     {"eval", "loss and perplexity on a token file", command_eval},
     {"generate", "continue a prompt", command_generate},
     {"bench", "measure tokens/s and FLOP/s of a config", command_bench},
+    {"plan", "memory, step time and cost of a config on a cluster", command_plan},
     {"ckpt", "list, verify, compare, export, remove checkpoints", command_ckpt},
     {"doctor", "look at this machine: MPI, cores, GEMM, disk, memory", command_doctor},
     {"config", "print a config with every value resolved", command_config},
