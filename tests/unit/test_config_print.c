@@ -161,6 +161,7 @@ static const char *const values[] = {
     "router.bias_update_until=0.5",
     "parallel.ep=4",
     "parallel.pp=2",
+    "parallel.tp=2",
     "cluster.nodes=3",
     "cluster.gpus_per_node=5",
     "cluster.gpu=custom",

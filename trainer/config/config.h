@@ -154,7 +154,7 @@ struct config {
         bool force_balanced; /* not a config key: bench sets it */
     } router;
     struct {
-        int64_t ep, pp, zero;
+        int64_t ep, pp, tp, zero;
     } parallel;
     struct {
         int64_t nodes;

@@ -25,6 +25,18 @@ static struct config config_of(const struct config *config, const struct archite
     return own;
 }
 
+/* Of weights and gradients, a part: that of dense matrices divided between `ranks`. */
+static void split_dense(struct stage_memory *memory, int64_t ranks)
+{
+    const double dense = (double)memory->elements[PARAM_DENSE],
+                 all = dense + (double)memory->elements[PARAM_EXPERT],
+                 kept = (dense / (double)ranks + all - dense) / all;
+    if (ranks > 1) {
+        memory->kind[MODEL_WEIGHTS] = (size_t)(kept * (double)memory->kind[MODEL_WEIGHTS]);
+        memory->kind[MODEL_GRADIENTS] = (size_t)(kept * (double)memory->kind[MODEL_GRADIENTS]);
+    }
+}
+
 enum status memory_of_stage(struct stage_memory *memory, const struct config *config,
                             const struct stage *stage, struct device *device, int64_t dp,
                             int64_t ep)
@@ -37,7 +49,8 @@ enum status memory_of_stage(struct stage_memory *memory, const struct config *co
     mesh.world = &mesh.dp;
     architecture_init(&arch, config);
     const bool whole = stage->blocks == architecture_blocks(&arch);
-    const struct config own = whole ? *config : config_of(config, &arch, stage);
+    struct config own = whole ? *config : config_of(config, &arch, stage);
+    own.train.sequence_length /= config->parallel.tp;
     *memory = (struct stage_memory){0};
     const enum status status = model_measure(&model, &own, &mesh, device, own.train.micro_batch,
                                              own.train.sequence_length, true);
@@ -46,6 +59,7 @@ enum status memory_of_stage(struct stage_memory *memory, const struct config *co
         memory->elements[g] = model.group[g].zero.count;
     }
     model_free(&model);
+    split_dense(memory, config->parallel.tp);
     return status;
 }
 

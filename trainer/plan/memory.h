@@ -32,8 +32,10 @@ struct plan_memory {
     int64_t stage; /* of the fullest rank */
 };
 
-/* Of the first rank, which has most: Muon gives it the largest matrix. ranks of the mesh: dp, ep.
- * Errors: STATUS_RESOURCE, STATUS_USAGE. */
+/* Of the first rank, which has most: Muon gives it the largest matrix. dp: ranks with
+ * the same dense parameters, or with a part of them each (parallel.tp: a rank then has a part of
+ * the tokens, heads and dense weights, which is an estimate). Errors: STATUS_RESOURCE,
+ * STATUS_USAGE. */
 enum status memory_of_stage(struct stage_memory *memory, const struct config *config,
                             const struct stage *stage, struct device *device, int64_t dp,
                             int64_t ep);

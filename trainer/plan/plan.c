@@ -51,6 +51,20 @@ static enum status choose_schedule(struct plan *plan)
     return STATUS_OK;
 }
 
+static enum status set_split(struct plan *plan)
+{
+    const int64_t tp = plan->config->parallel.tp;
+    plan->tp = tp;
+    if (plan->arch.heads % tp != 0 || plan->config->train.sequence_length % tp != 0) {
+        return status_fail(STATUS_USAGE,
+                           "parallel.tp %lld does not divide the %lld heads and "
+                           "train.sequence_length %lld",
+                           (long long)tp, (long long)plan->arch.heads,
+                           (long long)plan->config->train.sequence_length);
+    }
+    return STATUS_OK;
+}
+
 static enum status set_layout(struct plan *plan)
 {
     const struct config *config = plan->config;
@@ -62,16 +76,17 @@ static enum status set_layout(struct plan *plan)
             STATUS_USAGE, "parallel.pp %lld is more than the model's %lld blocks or %d",
             (long long)plan->pp, (long long)architecture_blocks(&plan->arch), PIPELINE_MOST);
     }
-    if (ranks % (plan->pp * plan->ep) != 0) {
+    TRY(set_split(plan));
+    if (ranks % (plan->pp * plan->ep) != 0 || ranks % (plan->pp * plan->tp) != 0) {
         return status_fail(STATUS_USAGE,
-                           "parallel.pp %lld x ep %lld does not divide the %lld ranks "
+                           "parallel.pp %lld x ep %lld or x tp %lld does not divide the %lld ranks "
                            "(cluster.nodes %lld x gpus_per_node %lld)",
-                           (long long)plan->pp, (long long)plan->ep, (long long)ranks,
-                           (long long)plan->hardware.nodes,
+                           (long long)plan->pp, (long long)plan->ep, (long long)plan->tp,
+                           (long long)ranks, (long long)plan->hardware.nodes,
                            (long long)plan->hardware.ranks_per_node);
     }
-    plan->dp = ranks / plan->pp;
-    plan->edp = plan->dp / plan->ep;
+    plan->dp = ranks / plan->pp / plan->tp;
+    plan->edp = ranks / plan->pp / plan->ep;
     TRY(stepper_check(config, plan->dp));
     plan->micro_batches = config->train.global_batch / config->train.micro_batch / plan->dp;
     return choose_schedule(plan);
@@ -134,6 +149,7 @@ static double exposed(const struct planner *p, const struct work *work, bool bac
 struct stage_time {
     double kernel[PHASES], exposed[2]; /* [backward] */
     double messages[2];                /* [backward], beside kernels */
+    double split;                      /* of exposed: those of parallel.tp */
 };
 
 static void add_work(struct stage_time *time, const struct work *work)
@@ -153,6 +169,11 @@ static struct stage_time time_stage(const struct planner *p, const struct stage 
         if (b >= arch->layers) {
             add_work(&time, &p->head);
         }
+        const double split =
+            work_split_messages(&p->load, b < arch->dense_layers ? WORK_DENSE : WORK_MOE);
+        time.exposed[0] += split; /* nothing runs beside them */
+        time.exposed[1] += split;
+        time.split += 2 * split;
         if (b >= arch->dense_layers) {
             time.exposed[0] += exposed(p, work, false);
             time.exposed[1] += exposed(p, work, true);
@@ -181,7 +202,7 @@ static void fill_times(const struct planner *p, const struct stage_time *stages,
 {
     const struct plan *plan = p->plan;
     const struct hardware *hw = &plan->hardware;
-    const double stream = p->load.exchange.row_back * (double)p->load.tokens;
+    const double stream = p->load.exchange.row_back * (double)p->load.tokens / p->load.split;
     *times = (struct pipeline_times){.stages = plan->pp, .micro_batches = plan->micro_batches};
     times->hop = stream / (hw->network_share * hw->network) + hw->message;
     for (int64_t s = 0; s < plan->pp; s++) {
@@ -192,7 +213,8 @@ static void fill_times(const struct planner *p, const struct stage_time *stages,
         times->forward[s] = own->kernel[PHASE_FORWARD] + own->exposed[0];
         times->backward[s] = own->kernel[PHASE_BACKWARD] + own->exposed[1];
         times->weight[s] = own->kernel[PHASE_WEIGHT];
-        times->pair[s] = fmax(kernels, messages) * (messages > 0 ? 1 + hw->imperfect : 1);
+        times->pair[s] = fmax(kernels, messages) * (messages > 0 ? 1 + hw->imperfect : 1) +
+                         (own->split + other->split) / 2;
     }
 }
 
@@ -221,6 +243,25 @@ static void interleave(const struct plan *plan, struct pipeline_result *result)
     }
 }
 
+/* Plays a schedule; of very many micro-batches the first ones, which tell what each more takes. */
+static enum status play(struct pipeline_result *result, const struct pipeline_times *times,
+                        int schedule)
+{
+    enum { MOST = 2048 };
+    struct pipeline_times some = *times;
+    struct pipeline_result half;
+    if (times->micro_batches <= MOST) {
+        return pipeline_play(result, times, schedule);
+    }
+    some.micro_batches = MOST / 2;
+    TRY(pipeline_play(&half, &some, schedule));
+    some.micro_batches = MOST;
+    TRY(pipeline_play(result, &some, schedule));
+    result->seconds += (result->seconds - half.seconds) * (double)(times->micro_batches - MOST) /
+                       (double)(MOST / 2);
+    return STATUS_OK;
+}
+
 static enum status time_batches(struct planner *p, struct pipeline_result *result)
 {
     struct plan *plan = p->plan;
@@ -239,7 +280,7 @@ static enum status time_batches(struct planner *p, struct pipeline_result *resul
                        (times.forward[0] + times.backward[0] + times.weight[0]),
             .held[0] = 1};
     } else {
-        TRY(pipeline_play(result, &times, plan->schedule));
+        TRY(play(result, &times, plan->schedule));
         interleave(plan, result);
     }
     for (int64_t s = 0; s < plan->pp; s++) {
@@ -287,10 +328,11 @@ static void time_update(struct planner *p)
         }
         const double bytes = 4 + act, /* gradients there, weights back */
             reduce =
-                exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_DENSE], plan->dp, 1) +
+                exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_DENSE] / p->load.split,
+                                        plan->dp, plan->tp) +
                 exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_EXPERT], plan->edp,
                                         plan->ep),
-                     share = count[PARAM_DENSE] / (double)plan->dp +
+                     share = count[PARAM_DENSE] / (double)(plan->dp * plan->tp) +
                              count[PARAM_EXPERT] / (double)plan->edp,
                      update =
                          work_optimizer(&p->load, count[PARAM_DENSE] + count[PARAM_EXPERT], share);
@@ -315,8 +357,8 @@ static enum status measure(struct planner *p)
         if (middle) {
             p->memory[s] = p->memory[s - 1];
         } else {
-            TRY(memory_of_stage(&p->memory[s], plan->config, own, plan->hardware.device, plan->dp,
-                                plan->ep));
+            TRY(memory_of_stage(&p->memory[s], plan->config, own, plan->hardware.device,
+                                plan->dp * plan->tp, plan->ep));
         }
     }
     return STATUS_OK;
@@ -351,7 +393,7 @@ static enum status fill_memory(struct planner *p, const struct pipeline_result *
     most->outside =
         memory_outside(plan->config, &plan->hardware, &plan->arch, fullest, plan->dp, plan->ep);
     most->all = most->arenas + most->outside;
-    if (plan->hardware.cpu && plan->pp == 1) {
+    if (plan->hardware.cpu && plan->pp * plan->tp == 1) {
         TRY(memory_untouched(&untouched, plan->config, &plan->stage[0], fullest,
                              plan->hardware.device, plan->dp, plan->ep));
     }
@@ -438,9 +480,15 @@ static void warn_all(struct plan *plan)
         warn(plan, "does not fit: %.1f GB a rank, %s has %.1f GB", (double)plan->memory.all / 1e9,
              plan->hardware.name, plan->hardware.memory / 1e9);
     }
-    if (plan->pp > 1) {
-        warn(plan, "parallel.pp %lld is planned only: this version trains with 1",
-             (long long)plan->pp);
+    if (plan->pp * plan->tp > 1) {
+        warn(plan, "parallel.pp %lld, tp %lld: planned only, this version trains with 1 and 1",
+             (long long)plan->pp, (long long)plan->tp);
+    }
+    if (plan->tp > plan->hardware.ranks_per_node) {
+        warn(plan,
+             "parallel.tp %lld is more than a node's %lld ranks: every layer waits for the "
+             "network",
+             (long long)plan->tp, (long long)plan->hardware.ranks_per_node);
     }
     warn_exchange(plan);
     if (plan->ep > 1 && config->router.dispatch == CONFIG_EXACT) {

@@ -26,7 +26,7 @@ struct plan {
     struct hardware hardware;
     struct architecture arch;
     /* layout */
-    int64_t ep, pp, dp, edp;
+    int64_t ep, pp, tp, dp, edp;
     int64_t micro_batches; /* of a rank, a step */
     int schedule;          /* enum config_pipeline, not auto; of pp > 1 */
     bool by_node;

@@ -13,12 +13,13 @@ void workload_init(struct workload *load, const struct config *config,
                               .hardware = hardware,
                               .tokens = config->train.micro_batch * config->train.sequence_length,
                               .fp8 = config->train.precision == CONFIG_FP8,
+                              .split = (double)config->parallel.tp,
                               .own = 1};
     architecture_init(&load->arch, config);
     const struct architecture *arch = &load->arch;
     const double width = (double)arch->width, act = config->train.precision == CONFIG_FP32 ? 4 : 2;
     load->exchange = (struct exchange_shape){
-        .tokens = load->tokens,
+        .tokens = load->tokens / config->parallel.tp,
         .experts = arch->experts,
         .top_k = arch->top_k,
         .groups = arch->groups,
@@ -115,12 +116,12 @@ static void attention_core(const struct workload *load, struct work *work, doubl
 {
     const struct architecture *arch = &load->arch;
     const double n = (double)load->tokens, qk = (double)arch->qk_dim, v = (double)arch->v_dim,
-                 heads = (double)arch->heads;
+                 heads = (double)arch->heads / load->split;
     const double rotated =
         arch->kv_rank > 0
             ? (double)(architecture_query_width(arch) + architecture_latent_width(arch))
             : (double)((arch->heads + 2 * arch->kv_heads) * arch->qk_dim);
-    const double rope = 2 * act_bytes(load) * n * rotated;
+    const double rope = 2 * act_bytes(load) * n * rotated / load->split;
     compute(load, work, PHASE_FORWARD, KERNEL_ATTENTION, 2 * n * heads * (qk + v) * pairs);
     compute(load, work, PHASE_BACKWARD, KERNEL_ATTENTION_BACK,
             2 * n * heads * (3 * qk + 2 * v) * pairs);
@@ -131,22 +132,26 @@ static void attention_core(const struct workload *load, struct work *work, doubl
 static void attention(const struct workload *load, struct work *work, bool recompute)
 {
     const struct architecture *arch = &load->arch;
-    const double n = (double)load->tokens, width = (double)arch->width,
-                 query = (double)architecture_query_width(arch), rank = (double)arch->kv_rank,
-                 q_rank = (double)arch->q_rank, out = (double)(arch->heads * arch->v_dim);
+    const double n = (double)load->tokens, width = (double)arch->width, own = n / load->split,
+                 rank = (double)arch->kv_rank, q_rank = (double)arch->q_rank,
+                 query = (double)architecture_query_width(arch) / load->split,
+                 out = (double)(arch->heads * arch->v_dim) / load->split;
     const struct product o = {out, width, n, 1, load->fp8, false};
     product(load, work, &o, false);
     if (arch->kv_rank == 0) {
         const struct product qkv = {
-            width, query + (double)(2 * arch->kv_heads * arch->qk_dim), n, 1, load->fp8, false};
+            width,     query + (double)(2 * arch->kv_heads * arch->qk_dim) / load->split,
+            n,         1,
+            load->fp8, false};
         product(load, work, &qkv, false);
     } else {
         const struct product
-            q_a = {width, q_rank, n, 1, load->fp8, false},
+            q_a = {width, q_rank, own, 1, load->fp8, false},
             q_b = {arch->q_rank > 0 ? q_rank : width, query, n, 1, load->fp8, false},
-            kv_a = {width, rank + (double)arch->rope_dim, n, 1, load->fp8, false},
-            kv_b = {rank, (double)architecture_latent_width(arch), n, 1, load->fp8, false};
-        const double norms = act_bytes(load) * n * (q_rank + rank);
+            kv_a = {width, rank + (double)arch->rope_dim, own, 1, load->fp8, false},
+            kv_b = {rank, (double)architecture_latent_width(arch) / load->split, n, 1, load->fp8,
+                    false};
+        const double norms = act_bytes(load) * own * (q_rank + rank);
         if (arch->q_rank > 0) {
             product(load, work, &q_a, false);
         }
@@ -185,7 +190,8 @@ static void mlp(const struct workload *load, struct work *work, double inner, do
 
 static void norms(const struct workload *load, struct work *work, double count, bool recompute)
 {
-    const double bytes = count * act_bytes(load) * (double)(load->tokens * load->arch.width);
+    const double bytes =
+        count * act_bytes(load) * (double)(load->tokens * load->arch.width) / load->split;
     stream(load, work, PHASE_FORWARD, KERNEL_NORM, 4 * bytes);
     stream(load, work, PHASE_BACKWARD, KERNEL_NORM, (recompute ? 7 : 5) * bytes);
 }
@@ -196,9 +202,9 @@ static const double SMALL_FORWARD = 40, SMALL_BACKWARD = 60, SMALL_DENSE = 15;
 static void experts(const struct workload *load, struct work *work, bool recompute)
 {
     const struct architecture *arch = &load->arch;
-    const double n = (double)load->tokens, width = (double)arch->width, act = act_bytes(load),
-                 rows = n * (double)arch->top_k, stream_bytes = n * width * act,
-                 expand = 2 * rows * width * (load->fp8 ? 1 : act),
+    const double whole = (double)load->tokens, n = whole / load->split, width = (double)arch->width,
+                 act = act_bytes(load), rows = n * (double)arch->top_k,
+                 stream_bytes = n * width * act, expand = 2 * rows * width * (load->fp8 ? 1 : act),
                  combine = rows * width * act + 2 * stream_bytes,
                  logits = 2 * n * width * (double)arch->experts,
                  local = (double)(arch->experts / load->config->parallel.ep);
@@ -208,7 +214,7 @@ static void experts(const struct workload *load, struct work *work, bool recompu
         stream(load, &own, PHASE_FORWARD, KERNEL_QUANTIZE, 3 * n * width);
     }
     if (arch->shared_width > 0) {
-        mlp(load, &shared, (double)arch->shared_width, n, 1, false, recompute);
+        mlp(load, &shared, (double)arch->shared_width / load->split, whole, 1, false, recompute);
     }
     for (int p = 0; p < PHASES; p++) {
         work->shared[p] = work_sum(&shared, (enum phase)p);
@@ -248,7 +254,8 @@ struct work work_block(const struct workload *load, enum work_block kind)
     norms(load, &work, 2, norm);
     attention(load, &work, norm);
     if (kind == WORK_DENSE) {
-        mlp(load, &work, (double)arch->dense_width, (double)load->tokens, 1, false, inner);
+        mlp(load, &work, (double)arch->dense_width / load->split, (double)load->tokens, 1, false,
+            inner);
         for (int p = PHASE_FORWARD; p <= PHASE_BACKWARD; p++) {
             work.s[p][KERNEL_SMALL] += SMALL_DENSE * load->hardware->start;
         }
@@ -260,7 +267,8 @@ struct work work_block(const struct workload *load, enum work_block kind)
     }
     if (kind == WORK_MTP) {
         const double width = (double)arch->width;
-        const struct product both = {2 * width, width, (double)load->tokens, 1, false, false};
+        const struct product both = {2 * width, width, (double)load->tokens / load->split,
+                                     1,         false, false};
         product(load, &work, &both, false);
         norms(load, &work, 2, false);
     }
@@ -270,7 +278,7 @@ struct work work_block(const struct workload *load, enum work_block kind)
 struct work work_head(const struct workload *load)
 {
     const struct architecture *arch = &load->arch;
-    const double n = (double)load->tokens, vocab = (double)arch->vocab;
+    const double n = (double)load->tokens, vocab = (double)arch->vocab / load->split;
     const struct product head = {(double)arch->width, vocab, n, 1, false, false};
     struct work work = {0};
     norms(load, &work, 1, false);
@@ -281,11 +289,20 @@ struct work work_head(const struct workload *load)
 
 struct work work_embedding(const struct workload *load)
 {
-    const double bytes = (double)(load->tokens * load->arch.width);
+    const double bytes = (double)(load->tokens * load->arch.width) / load->split;
     struct work work = {0};
     stream(load, &work, PHASE_FORWARD, KERNEL_LOSS, 2 * act_bytes(load) * bytes);
     stream(load, &work, PHASE_WEIGHT, KERNEL_LOSS, (8 + act_bytes(load)) * bytes);
     return work;
+}
+
+double work_split_messages(const struct workload *load, enum work_block kind)
+{
+    const double stream = load->exchange.row_back * (double)load->tokens;
+    const int64_t ranks = load->config->parallel.tp;
+    /* tokens gathered and sums scattered: around attention, and around an MLP of all tokens */
+    const double pairs = kind == WORK_DENSE || load->arch.shared_width > 0 ? 2 : 1;
+    return 2 * pairs * exchange_reduce_seconds(load->hardware, stream, ranks, 1);
 }
 
 double work_sum(const struct work *work, enum phase phase)

@@ -29,6 +29,8 @@ struct workload {
     const struct hardware *hardware; /* borrowed */
     struct architecture arch;
     int64_t tokens; /* n */
+    double split;   /* ranks that share dense matrices (parallel.tp): between such products each has
+                       n / split tokens */
     bool fp8;
     double own; /* share of the GPU that kernels have */
     struct exchange_shape exchange;
@@ -41,6 +43,8 @@ struct work work_block(const struct workload *load, enum work_block kind);
 struct work work_head(const struct workload *load);
 struct work work_embedding(const struct workload *load);
 double work_sum(const struct work *work, enum phase phase);
+/* s of the gathers and reductions between the ranks of parallel.tp around one block, each way. */
+double work_split_messages(const struct workload *load, enum work_block kind);
 /* AdamW and the weights' new device form of a rank that holds `weights` and updates `share` of
  * them. */
 double work_optimizer(const struct workload *load, double weights, double share);
