@@ -169,6 +169,13 @@ static void test_gaps_of_schedules(void **state)
         const double gap = (p / 2 - 1) * (5 + 4 - 3);
         assert_true(result.idle <= gap + 1e-9 && result.idle >= gap - 2 * p);
         assert_true(result.held[0] + result.held_2[0] <= stages + 1);
+        /* as long as their parts, pairs change nothing: every rank does all its work, once */
+        struct pipeline_times plain = t;
+        for (int64_t s = 0; s < stages; s++) {
+            plain.pair[s] = 6;
+        }
+        assert_int_equal(pipeline_play(&result, &plain, CONFIG_PIPELINE_DUALPIPE), STATUS_OK);
+        expect_near(result.seconds - result.idle, m * 6, 1e-12, "work of a rank");
     }
 }
 
