@@ -351,17 +351,6 @@ static void check_unused(const struct config *config, struct config_errors *erro
 
 static void check_cluster(const struct config *config, struct config_errors *errors)
 {
-    const struct {
-        const char *key;
-        int64_t value;
-    } planned[] = {{"parallel.pp", config->parallel.pp}, {"parallel.tp", config->parallel.tp}};
-    for (size_t i = 0; i < sizeof planned / sizeof planned[0]; i++) {
-        if (planned[i].value > 1 && !config->planning) {
-            config_error(
-                errors, "key '%s': not built in this version; it acts as 1 (plan alone takes more)",
-                planned[i].key);
-        }
-    }
     if (config->cluster.gpu == CONFIG_GPU_CUSTOM &&
         (config->cluster.peak_tflops < 0 || config->cluster.memory_gb < 0 ||
          config->cluster.memory_gb_s < 0)) {

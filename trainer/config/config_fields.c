@@ -26,6 +26,8 @@ static const char *const pipeline_names[] = {"auto", "1f1b", "zero_bubble", "dua
 static const char *const exchange_names[] = {"auto", "direct", "by_node", NULL};
 static const char *const moments_names[] = {"fp32", "bf16", NULL};
 
+const char config_plan_only[] = "more";
+
 #define AT(member) offsetof(struct config, member)
 #define INT(key, member, low, high, initial, help)                                                 \
     {                                                                                              \
@@ -237,10 +239,10 @@ const struct field config_fields[] = {
     ENUM("router.dispatch", router.dispatch, "exact", dispatch_names, NULL,
          "padded: messages of the worst case's size, the host waits for no counts"),
     INT("parallel.ep", parallel.ep, 1, 65536, "1", "ranks that share one set of experts"),
-    INT("parallel.pp", parallel.pp, 1, 1024, "1",
-        "pipeline stages; training has one, plan takes any number"),
-    INT("parallel.tp", parallel.tp, 1, 64, "1",
-        "ranks that share each dense matrix, and a micro-batch's tokens; likewise"),
+    {"parallel.pp", FIELD_INT, AT(parallel.pp), 1, 1024, "1", NULL, config_plan_only,
+     "pipeline stages; training has one, plan takes any number"},
+    {"parallel.tp", FIELD_INT, AT(parallel.tp), 1, 64, "1", NULL, config_plan_only,
+     "ranks that share each dense matrix, and a micro-batch's tokens; likewise"},
     INT("parallel.zero", parallel.zero, 1, 1, "1", "1: optimizer state sharded over replicas"),
     TEXT("data.train", data.train, "null", "token file to train on; train needs it"),
     TEXT("data.valid", data.valid, "null", "token file to evaluate on"),
