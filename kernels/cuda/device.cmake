@@ -21,23 +21,28 @@ macro(twin list file have)
   endif()
 endmacro()
 
-# sm_80 for Ampere and Ada, sm_90a for Hopper's own instructions; newer GPUs compile the PTX of the first.
-set(CUDA_CODE "sm_80, sm_90a")
-set(cuda_architectures -gencode arch=compute_80,code=[sm_80,compute_80] -gencode arch=compute_90a,code=sm_90a)
+# sm_80 for Ampere and Ada, sm_90a for Hopper's own instructions; newer GPUs compile the PTX of the first. Quick:
+# Ampere and Ada do so too, when they first see it.
+option(SWITCHYARD_CUDA_QUICK "CUDA code that takes two thirds of the time to make and several times the room" OFF)
+if(SWITCHYARD_CUDA_QUICK)
+  set(CUDA_CODE "compute_80, sm_90a")
+  set(cuda_architectures -gencode arch=compute_80,code=compute_80)
+else()
+  set(CUDA_CODE "sm_80, sm_90a")
+  set(cuda_architectures -gencode arch=compute_80,code=[sm_80,compute_80])
+endif()
+list(APPEND cuda_architectures -gencode arch=compute_90a,code=sm_90a)
 # No exceptions and no guards: nothing of the C++ runtime is needed.
 set(cuda_flags -std=c++17 -O3 -lineinfo -I${CMAKE_SOURCE_DIR} ${cuda_architectures}
   -Xcompiler=-fno-exceptions,-fno-rtti,-fno-threadsafe-statics,-Wall,-Wextra)
 if(SWITCHYARD_WERROR)
   list(APPEND cuda_flags -Werror all-warnings)
 endif()
-# size: a sixth of the bytes, a quarter more of nvcc's time; what the bundle is made of. Drivers of CUDA 13, which its
-# runtime needs, unpack either.
-set(SWITCHYARD_CUDA_PACK size CACHE STRING "How nvcc packs its code: size or balance")
-set_property(CACHE SWITCHYARD_CUDA_PACK PROPERTY STRINGS size balance)
+# A sixth of the bytes; drivers of CUDA 13, which its runtime needs, unpack it.
 if(NVCC)
   execute_process(COMMAND ${NVCC} --version OUTPUT_VARIABLE nvcc_version ERROR_QUIET)
-  if(nvcc_version MATCHES "release ([0-9]+)" AND CMAKE_MATCH_1 GREATER_EQUAL 13)
-    list(APPEND cuda_flags --compress-mode=${SWITCHYARD_CUDA_PACK})
+  if(NOT SWITCHYARD_CUDA_QUICK AND nvcc_version MATCHES "release ([0-9]+)" AND CMAKE_MATCH_1 GREATER_EQUAL 13)
+    list(APPEND cuda_flags --compress-mode=size)
   endif()
 endif()
 # Registers that do not fit make a matrix product slow: an error, by way of a warning.

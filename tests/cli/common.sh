@@ -10,6 +10,9 @@ full=${SWITCHYARD_FULL:-0}
 work=$(mktemp -d "${TMPDIR:-/tmp}/switchyard-XXXXXX")
 # Launches of other tests remove the common folder while this one makes its own there.
 export OMPI_MCA_orte_tmpdir_base=$work
+# Started hundreds of times: the interpreter itself, with nothing but its own library.
+python_path=$(python3 -c 'import sys; print(sys.executable)')
+python3() { "$python_path" -S "$@"; }
 failures=0
 out=$work/stdout err=$work/stderr last="(nothing yet)"
 

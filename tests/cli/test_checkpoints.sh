@@ -60,7 +60,7 @@ for tensor in model.norm.weight lm_head.weight master/lm_head.weight \
     h5dump -y -d "/$tensor" "$work/all.h5" | sed -n '/DATA {/,/}/p' >"$work/exported"
     cmp -s "$work/seen" "$work/exported" && [ -s "$work/seen" ] || fail "h5dump of $tensor: view and export differ"
 done
-python=$([ -x "${SWITCHYARD_PYTHON:-}" ] && echo "$SWITCHYARD_PYTHON" || echo python3)
+python=$([ -x "${SWITCHYARD_PYTHON:-}" ] && echo "$SWITCHYARD_PYTHON" || echo "$python_path")
 if "$python" -c 'import h5py' 2>/dev/null; then
     "$python" - "$newest/model.h5" "$work/all.h5" <<'PY' || fail "h5py reads view and export otherwise"
 import sys

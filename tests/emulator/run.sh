@@ -29,6 +29,7 @@ esac
 case $mode-$full-${TWO_PASSES:-0} in # a seed is two orders (ops_case.h)
 plain-0-1) seeds=(0) ;;
 plain-1-1) seeds=(0 1 2 3 4 5 6 7) ;;
+asan-1-1) seeds=(1 2) ;;
 esac
 [ "$ranks" -eq 0 ] || seeds=("${seeds[@]:0:3}")
 export ASAN_OPTIONS=detect_leaks=0:exitcode=87
