@@ -14,6 +14,7 @@ static const struct {
     {"edquot", IO_FAULT_EDQUOT},
     {"eintr", IO_FAULT_EINTR},
     {"short", IO_FAULT_SHORT},
+    {"slow", IO_FAULT_SLOW},
     {"kill-before", IO_FAULT_KILL_BEFORE},
     {"kill-torn", IO_FAULT_KILL_TORN},
     {"kill-after", IO_FAULT_KILL_AFTER},
@@ -44,11 +45,11 @@ static enum status parse(const char *text, struct request *request)
             }
         }
     }
-    return status_fail(
-        STATUS_USAGE,
-        "debug.fault: '%s' is not io:KIND:OPERATION with KIND eio, enospc, edquot, eintr, short, "
-        "kill-before, kill-torn or kill-after",
-        text);
+    return status_fail(STATUS_USAGE,
+                       "debug.fault: '%s' is not io:KIND:OPERATION with KIND eio, enospc, edquot, "
+                       "eintr, short, slow, "
+                       "kill-before, kill-torn or kill-after",
+                       text);
 }
 
 enum status fault_check(const char *text)
