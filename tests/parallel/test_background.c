@@ -19,10 +19,27 @@ struct rig {
     char root[MOST_PATH];
 };
 
+/* The thread is slow to copy, so that the state is about to change before it is done. */
+static pthread_t caller;
+
+static enum status read_slowly(const struct checkpoint_slice *slice, int64_t offset, void *to,
+                               size_t bytes)
+{
+    if (!pthread_equal(pthread_self(), caller)) {
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    }
+    memcpy(to, (const char *)slice->data + offset, bytes);
+    return STATUS_OK;
+}
+
 static void rig_open(struct rig *rig, struct comm *world, enum layout layout, bool reads)
 {
     *rig = (struct rig){.world = world};
     make_state(world, &rig->state, layout, 0);
+    caller = pthread_self();
+    for (int64_t i = 0; i < rig->state.count; i++) {
+        rig->state.slice[i].read = read_slowly;
+    }
     make_root(world, rig->root);
     CHECK_EQUAL(
         world,
