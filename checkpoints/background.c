@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "parallel/cores.h"
 
@@ -15,45 +16,50 @@ enum status background_init(struct background *background, struct comm *comm,
     return snapshot_init(&background->snapshot, slices, count);
 }
 
-static void *write_shard(void *context)
+static double now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+/* What a phase leaves for a thread. */
+static void *work(void *context)
 {
     struct background *background = context;
-    if (background->reads) {
-        snapshot_copy(&background->snapshot);
+    const double began = now();
+    if (background->phase == BACKGROUND_PUBLISHING) {
+        save_publish(&background->save);
+    } else {
+        if (background->reads) {
+            snapshot_copy(&background->snapshot);
+        }
+        snapshot_wait(&background->snapshot);
+        save_write(&background->save);
     }
-    snapshot_wait(&background->snapshot);
-    save_write(&background->save);
+    background->seconds += now() - began;
     atomic_store(&background->finished, true);
     return NULL;
 }
 
-static void *publish(void *context)
+static void *roam_and_work(void *context)
 {
-    struct background *background = context;
-    save_publish(&background->save);
-    atomic_store(&background->finished, true);
-    return NULL;
-}
-
-static void *roam(void *context)
-{
-    struct background *background = context;
+    const struct background *background = context;
     cores_roam(background->comm);
-    return background->phase == BACKGROUND_WRITING ? write_shard(context) : publish(context);
+    return work(context);
 }
 
 /* Signals are for the caller's thread. Where there is no thread to be had, the work is done here.
  */
 static void launch(struct background *background, enum background_phase phase)
 {
-    void *(*const work)(void *) = phase == BACKGROUND_WRITING ? write_shard : publish;
     sigset_t all, before;
     background->phase = phase;
     atomic_store(&background->finished, false);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    background->running =
-        pthread_create(&background->thread, NULL, background->roams ? roam : work, background) == 0;
+    background->running = pthread_create(&background->thread, NULL,
+                                         background->roams ? roam_and_work : work, background) == 0;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (!background->running) {
         snapshot_finish(&background->snapshot);
@@ -95,6 +101,7 @@ enum status background_start(struct background *background, const char *root, in
     struct snapshot *snapshot = &background->snapshot;
     assert(background->phase == BACKGROUND_IDLE);
     background->state = state;
+    background->seconds = 0;
     save_begin(&background->save, background->comm, root, step, state, snapshot->slice,
                snapshot->slices, keep_last);
     if (background->save.status != STATUS_OK) {
@@ -141,8 +148,10 @@ enum status background_finish(struct background *background)
     background_hold(background);
     join(background);
     if (background->phase == BACKGROUND_WRITING) {
+        const double began = now();
         save_gather(&background->save);
         save_publish(&background->save);
+        background->seconds += now() - began;
     }
     return end(background);
 }

@@ -28,6 +28,7 @@ struct background {
     pthread_t thread;
     bool running;         /* thread is there, to be joined */
     atomic_bool finished; /* it has nothing left to do */
+    double seconds;       /* that this rank has worked on the save */
 };
 
 /* Local. Memory for a copy of the slices (snapshot_init). Errors: STATUS_RESOURCE. */

@@ -62,7 +62,7 @@ double saving_held_up(struct saving *saving)
 static void count_cost(struct saving *saving)
 {
     const double hours = saving->config->checkpoint.mtbf_hours;
-    double took = saving->ended - saving->began, cost = fmax(saving->cost, 0);
+    double took = saving->took, cost = fmax(saving->cost, 0);
     if (hours <= 0) {
         return;
     }
@@ -88,6 +88,10 @@ static enum status conclude(struct saving *saving, enum status status, bool last
     if (status == STATUS_OK) {
         saving->saved_step = saving->step;
         saving->failures = 0;
+        watchdog_saved(saving->watchdog, saving->step);
+        if (saving->deadline != NULL) {
+            deadline_save(saving->deadline, saving->took);
+        }
         count_cost(saving);
         return STATUS_OK;
     }
@@ -118,7 +122,9 @@ static bool under_way(const struct saving *saving)
 static enum status finish(struct saving *saving)
 {
     const double began = step_clock();
+    watchdog_enter(saving->watchdog, WATCHDOG_SAVE, saving->step);
     const enum status status = background_finish(&saving->background);
+    saving->took = saving->background.seconds;
     add_held_up(saving, step_clock() - began);
     return conclude(saving, status, false);
 }
@@ -127,6 +133,7 @@ static enum status finish(struct saving *saving)
 
 static void begin(struct saving *saving, const struct progress_state *at)
 {
+    watchdog_enter(saving->watchdog, WATCHDOG_SAVE, at->step);
     saving->step = at->step;
     saving->began = step_clock();
     saving->cost = 0;
@@ -136,7 +143,8 @@ static enum status save_now(struct saving *saving, const struct progress_state *
 {
     begin(saving, at);
     const enum status status = state_save(saving->model, saving->root, at, saving->tokenizer);
-    add_held_up(saving, step_clock() - saving->began);
+    saving->took = step_clock() - saving->began;
+    add_held_up(saving, saving->took);
     return conclude(saving, status, last);
 }
 
@@ -205,6 +213,7 @@ static enum status see_to(struct saving *saving)
         return STATUS_OK;
     }
     add_held_up(saving, step_clock() - began);
+    saving->took = saving->background.seconds;
     return conclude(saving, status, false);
 }
 

@@ -16,14 +16,18 @@
 #define TRAINER_SAVING_H
 
 #include "checkpoints/background.h"
+#include "trainer/deadline.h"
 #include "trainer/metrics.h"
 #include "trainer/state.h"
+#include "trainer/watchdog.h"
 
 struct saving {
     const struct model *model; /* borrowed */
     const struct config *config;
     struct comm *world;
     struct metrics *metrics;               /* borrowed: rank 0 says what it has to say there */
+    struct watchdog *watchdog;             /* borrowed, or NULL: is told of waits and of saves */
+    struct deadline *deadline;             /* borrowed, or NULL: is told what a save takes */
     const char *root;                      /* borrowed: the folder of checkpoints */
     char tokenizer[STATE_TOKENIZER_BYTES]; /* of the data */
     struct state_slices slices;            /* these two: of saves beside the training; */
@@ -34,11 +38,12 @@ struct saving {
     int failures;                          /* in a row */
     double ended, began;                   /* clock: of the last save, of the save under way */
     double held_up;                        /* s, since saving_held_up was asked */
-    double cost, costs;                    /* s: of the save under way; of all that were good */
-    int64_t saves;                         /* good ones */
-    double interval;                       /* s, of mtbf_hours; 0: not known yet */
-    double step_seconds;                   /* of steps with no save beside them, their mean */
-    int64_t steps;                         /* that it is of, and one */
+    double took; /* s: the save that ended, from its begin or, beside training, while it worked */
+    double cost, costs;  /* s: of the save under way; of all that were good */
+    int64_t saves;       /* good ones */
+    double interval;     /* s, of mtbf_hours; 0: not known yet */
+    double step_seconds; /* of steps with no save beside them, their mean */
+    int64_t steps;       /* that it is of, and one */
 };
 
 /* Local. `at`: where the run starts; saved: that is a checkpoint known good. Memory for copies is

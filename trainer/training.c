@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "trainer/dataset.h"
+#include "trainer/deadline.h"
 #include "trainer/fault.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
@@ -17,6 +18,8 @@
 #include "trainer/schedule.h"
 #include "trainer/signals.h"
 #include "trainer/state.h"
+#include "trainer/verify.h"
+#include "trainer/watchdog.h"
 
 enum { MAX_PATH = 4096 };
 
@@ -29,8 +32,10 @@ struct training {
     struct dataset train, valid;
     struct tokenizer tokenizer; /* of samples; zeroed without */
     struct stepper stepper;
-    struct metrics metrics; /* rank 0 */
-    struct io_file lock;    /* rank 0 */
+    struct metrics metrics;    /* rank 0 */
+    struct io_file lock;       /* rank 0 */
+    struct watchdog *watchdog; /* owned, or NULL */
+    struct deadline deadline;
     struct saving saving;
     struct progress_state at;
     bool resumed_whole; /* the run goes on from a checkpoint */
@@ -96,6 +101,7 @@ static enum status resume(struct training *t)
         if (status == STATUS_OK) {
             compare_settings(t, path);
             t->resumed_whole = true;
+            watchdog_saved(t->watchdog, t->at.step);
         }
         if (status == STATUS_OK && main_rank(t)) {
             printf("resuming at step %lld from %s\n", (long long)t->at.step, path);
@@ -153,8 +159,11 @@ static enum status open_saving(struct training *t)
     run_tokenizer_describe(&t->train.store, tokenizer);
     t->stepper.hold = saving_hold;
     t->stepper.hold_context = &t->saving;
-    return saving_init(&t->saving, &t->model, &t->metrics, t->checkpoints, tokenizer, &t->at,
-                       t->resumed_whole);
+    const enum status status = saving_init(&t->saving, &t->model, &t->metrics, t->checkpoints,
+                                           tokenizer, &t->at, t->resumed_whole);
+    t->saving.watchdog = t->watchdog;
+    t->saving.deadline = &t->deadline;
+    return status;
 }
 
 static enum status open_metrics(struct training *t)
@@ -218,6 +227,7 @@ static enum status check(struct training *t, bool fresh)
     const struct config *config = t->config;
     TRY(stepper_check(config, t->session->mesh.dp.size));
     TRY(fault_check(config->debug.fault));
+    TRY(deadline_init(&t->deadline, config->run.time_limit));
     TRY(comm_agree(t->world, optimizer_check(config), NULL));
     TRY(comm_agree(t->world, open_data(t), NULL));
     return starts_anew(t, fresh) ? state_check_start(t->world, config->checkpoint.init_from,
@@ -231,6 +241,7 @@ static enum status open_training(struct training *t, bool fresh)
     TRY(check(t, fresh));
     enum status status = main_rank(t) ? run_dir_open(t->session, fresh, &t->lock) : STATUS_OK;
     TRY(comm_agree(t->world, status, NULL));
+    TRY(watchdog_start(&t->watchdog, t->session));
     run_dir_path(t->session, "checkpoints", t->checkpoints, sizeof t->checkpoints);
     TRY(comm_agree(t->world,
                    model_init(&t->model, config, &t->session->mesh, t->session->device,
@@ -256,6 +267,7 @@ static enum status open_training(struct training *t, bool fresh)
 static void close_training(struct training *t)
 {
     saving_close(&t->saving);
+    watchdog_stop(t->watchdog);
     metrics_close(&t->metrics);
     stepper_free(&t->stepper);
     model_free(&t->model);
@@ -351,23 +363,52 @@ static enum status one_step(struct training *t, double *seconds)
     const int64_t step = t->at.step + 1;
     double valid = NAN;
     int64_t labels = 0;
+    watchdog_enter(t->watchdog, WATCHDOG_STEP, step);
+    fault_step(config->debug.fault, step, t->world->rank);
     TRY(stepper_step(&t->stepper, step, t->at.position, &result));
     *seconds = result.step_ms / 1e3;
     result.phase_ms.save += 1e3 * saving_held_up(&t->saving);
     t->at = (struct progress_state){.step = step, .position = t->at.position + result.sequences};
     if (config->data.valid != NULL && due(step, config->eval.every_steps, config->run.steps)) {
+        watchdog_enter(t->watchdog, WATCHDOG_EVALUATE, step);
         TRY(step_evaluate(&t->model, &t->valid.loader, config->eval.batches, &valid, &labels));
         t->valid_loss = valid;
     }
     t->first_loss = step == t->metrics.first_step ? result.loss : t->first_loss;
     t->last_loss = result.loss;
-    enum status status =
-        main_rank(t) ? metrics_step(&t->metrics, step, &result, valid, &t->stepper) : STATUS_OK;
+    enum status status = stepper_updated(step, &result);
+    if (status == STATUS_OK && main_rank(t)) {
+        status = metrics_step(&t->metrics, step, &result, valid, &t->stepper);
+    }
     TRY(comm_agree(t->world, status, NULL));
     if (due(step, config->sample.every_steps, config->run.steps)) {
+        watchdog_enter(t->watchdog, WATCHDOG_SAMPLE, step);
         TRY(show_sample(t));
     }
+    deadline_step(&t->deadline, result.step_ms / 1e3);
     return STATUS_OK;
+}
+
+/* A signal, or the time limit: saves, and STATUS_PREEMPTED. */
+static enum status stop_early(struct training *t)
+{
+    const int signal = signals_agreed(t->world);
+    const bool late = deadline_due(&t->deadline, t->world) && t->at.step < t->config->run.steps;
+    char why[128];
+    if (signal == 0 && !late) {
+        return STATUS_OK;
+    }
+    TRY(saving_last(&t->saving, &t->at));
+    if (signal != 0) {
+        snprintf(why, sizeof why, "signal %d", signal);
+    } else {
+        snprintf(why, sizeof why, "run.time_limit %.64s", t->config->run.time_limit);
+    }
+    if (main_rank(t)) {
+        metrics_say(&t->metrics, "%s: saved step %lld in %s; the same command resumes", why,
+                    (long long)t->at.step, t->checkpoints);
+    }
+    return status_fail(STATUS_PREEMPTED, "%s", "");
 }
 
 static enum status loop(struct training *t)
@@ -377,16 +418,7 @@ static enum status loop(struct training *t)
     TRY(fault_arm(t->config->debug.fault));
     while (t->at.step < t->config->run.steps) {
         TRY(one_step(t, &step_seconds));
-        const int signal = signals_agreed(t->world);
-        if (signal != 0) {
-            TRY(saving_last(&t->saving, &t->at));
-            if (main_rank(t)) {
-                metrics_say(&t->metrics,
-                            "signal %d: saved step %lld in %s; the same command resumes", signal,
-                            (long long)t->at.step, t->checkpoints);
-            }
-            return status_fail(STATUS_PREEMPTED, "%s", "");
-        }
+        TRY(stop_early(t));
         TRY(saving_edge(&t->saving, &t->at, step_seconds));
     }
     return saving_last(&t->saving, &t->at);
@@ -408,8 +440,29 @@ static void summary(struct training *t)
                 t->config->run.dir);
 }
 
+/* run.verify: nothing is trained on a layout that computes something else. */
+static enum status verify_first(const struct session *session)
+{
+    struct verify_report *report = calloc(1, sizeof *report);
+    enum status status = report != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory");
+    status = comm_agree((struct comm *)&session->world, status, NULL);
+    status = status == STATUS_OK ? verify_run(session, report) : status;
+    if (status == STATUS_OK && session_main_rank(session)) {
+        verify_print(stdout, report);
+        fflush(stdout);
+        status = report->good ? STATUS_OK
+                              : status_fail(STATUS_DIFFERENT, "run.verify: this layout does not "
+                                                              "compute what one rank does");
+    }
+    free(report);
+    return comm_agree((struct comm *)&session->world, status, NULL);
+}
+
 enum status training_run(struct session *session, bool fresh)
 {
+    if (session->config.run.verify) {
+        TRY(verify_first(session));
+    }
     struct training *t = calloc(1, sizeof *t);
     if (t == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory");
