@@ -94,6 +94,7 @@ enum status prepare_journal_hashes(struct prepare_journal *journal, int64_t keep
 {
     const int64_t bytes = keep * (int64_t)sizeof(struct hash128);
     int64_t there = 0;
+    journal->hash_count = keep;
     if (keep == 0) {
         return io_create(&journal->hashes, journal->hashes_path);
     }
@@ -108,9 +109,9 @@ enum status prepare_journal_hashes(struct prepare_journal *journal, int64_t keep
 enum status prepare_journal_add(struct prepare_journal *journal, const struct hash128 *hashes,
                                 int64_t count)
 {
-    int64_t bytes = 0;
-    TRY(io_size(&journal->hashes, &bytes));
-    return io_pwrite(&journal->hashes, hashes, (size_t)count * sizeof *hashes, bytes);
+    const int64_t at = journal->hash_count * (int64_t)sizeof *hashes;
+    journal->hash_count += count;
+    return io_pwrite(&journal->hashes, hashes, (size_t)count * sizeof *hashes, at);
 }
 
 enum status prepare_journal_read(const char *output, int64_t hashes, struct document_set *set)

@@ -24,7 +24,8 @@ struct prepare_journal {
     char path[4096], hashes_path[4096], lock_path[4096];
     uint64_t request; /* hash of what is asked for */
     struct io_file lock, hashes;
-    bool there; /* OUT.journal is, and is of this request */
+    int64_t hash_count; /* in OUT.hashes.tmp */
+    bool there;         /* OUT.journal is, and is of this request */
 };
 
 /* Local, one process. Takes the lock; *state is where to go on, zeroed: at the beginning. *why:

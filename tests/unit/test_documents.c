@@ -296,8 +296,9 @@ static void test_batches(void **state)
                 expect_seen(&seen, &all, 0);
             }
             assert_true(batches > 10);
-            for (int64_t first = 1; first <= batches + 1; first += 5) {
-                read_documents(&files, limits[limit], first, 2, &seen);
+            for (int64_t first = 1; first <= batches + 1;
+                 first += limit == 0 && which == 0 ? 1 : 5) {
+                read_documents(&files, limits[limit], first, 1 + (int)(first % 3 == 0), &seen);
                 expect_seen(&seen, &all, all.count - seen.count);
             }
             read_documents(&files, limits[limit], batches, 2, &seen);
