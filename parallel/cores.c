@@ -40,3 +40,15 @@ int cores_share(const struct comm *world, int wanted, int *cores, int max)
     }
     return threads;
 }
+
+void cores_roam(const struct comm *world)
+{
+    int cores[CPU_SETSIZE];
+    const int count = cores_share(world, 0, cores, CPU_SETSIZE);
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    for (int i = 0; i < count; i++) {
+        CPU_SET((size_t)cores[i], &set);
+    }
+    (void)sched_setaffinity(0, sizeof set, &set); /* refused: slower, never wrong */
+}

@@ -10,4 +10,8 @@
  * to cores[max]. */
 int cores_share(const struct comm *world, int wanted, int *cores, int max);
 
+/* The calling thread may run on any core of the rank's share, whatever its creator was pinned to.
+ */
+void cores_roam(const struct comm *world);
+
 #endif

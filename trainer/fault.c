@@ -19,6 +19,7 @@ static const struct {
     {"edquot", IO_FAULT_EDQUOT},
     {"eintr", IO_FAULT_EINTR},
     {"short", IO_FAULT_SHORT},
+    {"slow", IO_FAULT_SLOW},
     {"kill-before", IO_FAULT_KILL_BEFORE},
     {"kill-torn", IO_FAULT_KILL_TORN},
     {"kill-after", IO_FAULT_KILL_AFTER},

@@ -9,40 +9,33 @@
 #include "trainer/exchange/weights.h"
 #include "trainer/optimizer.h"
 
-enum { NAME_BYTES = 128, KINDS = 5 };
+enum { NAME_BYTES = STATE_NAME_BYTES, KINDS = 5 };
 
 /* What of a parameter is meant. */
 enum kind { KIND_WEIGHT, KIND_MASTER, KIND_MOMENT1, KIND_MOMENT2, KIND_EMA };
 static const char *const prefix[KINDS] = {"", "master/", "moment1/", "moment2/", "ema/"};
 
-struct slices {
-    struct checkpoint_slice *slice; /* owned */
-    char (*name)[NAME_BYTES];       /* owned */
-    int64_t count;
-    enum dtype moments; /* of the moments; when not the model's, they are staged in the gradients */
-};
-
-static enum status slices_init(struct slices *slices, const struct model *model)
+static enum status slices_init(struct state_slices *slices, const struct model *model)
 {
     const int64_t biases = architecture_moe_blocks(&model->arch);
     const size_t most = (size_t)(model->params.count * KINDS + biases);
-    *slices = (struct slices){.slice = calloc(most, sizeof *slices->slice),
-                              .name = calloc(most, NAME_BYTES),
-                              .moments = model->moments};
+    *slices = (struct state_slices){.slice = calloc(most, sizeof *slices->slice),
+                                    .name = calloc(most, NAME_BYTES),
+                                    .moments = model->moments};
     return slices->slice != NULL && slices->name != NULL
                ? STATUS_OK
                : status_fail(STATUS_RESOURCE, "out of memory for the table of tensors");
 }
 
-static void slices_free(struct slices *slices)
+void state_slices_free(struct state_slices *slices)
 {
     free(slices->slice);
     free(slices->name);
-    *slices = (struct slices){0};
+    *slices = (struct state_slices){0};
 }
 
 /* Memory of element `first` of the group: all but the weights hold this rank's share only. */
-static void *element(const struct slices *slices, const struct model *model,
+static void *element(const struct state_slices *slices, const struct model *model,
                      const struct model_group *group, enum kind kind, int64_t first)
 {
     const bool staged = slices->moments != model->moments;
@@ -80,7 +73,7 @@ static void write_device(const struct checkpoint_slice *slice, void *to, const v
 }
 
 /* This rank's share of every parameter, as `kind` under the names `name_prefix`NAME. */
-static void add_kind(struct slices *slices, const struct model *model, enum kind kind,
+static void add_kind(struct state_slices *slices, const struct model *model, enum kind kind,
                      const char *name_prefix)
 {
     const bool is_moment = kind == KIND_MOMENT1 || kind == KIND_MOMENT2;
@@ -114,7 +107,7 @@ static void add_kind(struct slices *slices, const struct model *model, enum kind
 }
 
 /* The selection biases of the routers, whole: every rank has them. */
-static void add_biases(struct slices *slices, const struct model *model)
+static void add_biases(struct state_slices *slices, const struct model *model)
 {
     const struct architecture *arch = &model->arch;
     for (int64_t m = 0; m < architecture_moe_blocks(arch) && arch->has_bias; m++) {
@@ -133,8 +126,7 @@ static void add_biases(struct slices *slices, const struct model *model)
     }
 }
 
-static char *state_text(const struct model *model, const struct progress_state *at,
-                        const char *tokenizer)
+char *state_text(const struct model *model, const struct progress_state *at, const char *tokenizer)
 {
     char *config = NULL;
     size_t bytes = 0;
@@ -154,36 +146,44 @@ static char *state_text(const struct model *model, const struct progress_state *
     return text;
 }
 
+enum status state_slices_init(struct state_slices *slices, const struct model *model)
+{
+    TRY(slices_init(slices, model));
+    add_kind(slices, model, KIND_WEIGHT, "");
+    if (model->mesh->world->rank == 0) {
+        add_biases(slices, model);
+    }
+    if (model->act != DTYPE_F32) {
+        add_kind(slices, model, KIND_MASTER, prefix[KIND_MASTER]);
+    }
+    add_kind(slices, model, KIND_MOMENT1, prefix[KIND_MOMENT1]);
+    add_kind(slices, model, KIND_MOMENT2, prefix[KIND_MOMENT2]);
+    if (model->config->optimizer.ema > 0) {
+        add_kind(slices, model, KIND_EMA, prefix[KIND_EMA]);
+    }
+    return STATUS_OK;
+}
+
 enum status state_save(const struct model *model, const char *root, const struct progress_state *at,
                        const char *tokenizer)
 {
     const struct checkpoint_options options = {.keep_last =
                                                    (int)model->config->checkpoint.keep_last};
-    struct slices slices = {0};
-    TRY(comm_agree(model->mesh->world, slices_init(&slices, model), NULL));
-    char *text = state_text(model, at, tokenizer);
-    const enum status described = comm_agree(
-        model->mesh->world,
-        text != NULL ? STATUS_OK
-                     : status_fail(STATUS_RESOURCE, "out of memory for the checkpoint's state"),
-        NULL);
-    add_kind(&slices, model, KIND_WEIGHT, "");
-    if (model->mesh->world->rank == 0) {
-        add_biases(&slices, model);
+    struct comm *world = model->mesh->world;
+    struct state_slices slices = {0};
+    char *text = NULL;
+    enum status status = comm_agree(world, state_slices_init(&slices, model), NULL);
+    if (status == STATUS_OK) {
+        text = state_text(model, at, tokenizer);
+        status = text != NULL
+                     ? STATUS_OK
+                     : status_fail(STATUS_RESOURCE, "out of memory for the checkpoint's state");
+        status = comm_agree(world, status, NULL);
     }
-    if (model->act != DTYPE_F32) {
-        add_kind(&slices, model, KIND_MASTER, prefix[KIND_MASTER]);
+    if (status == STATUS_OK) {
+        status = checkpoint_save(world, root, at->step, text, slices.slice, slices.count, &options);
     }
-    add_kind(&slices, model, KIND_MOMENT1, prefix[KIND_MOMENT1]);
-    add_kind(&slices, model, KIND_MOMENT2, prefix[KIND_MOMENT2]);
-    if (model->config->optimizer.ema > 0) {
-        add_kind(&slices, model, KIND_EMA, prefix[KIND_EMA]);
-    }
-    const enum status status = described == STATUS_OK
-                                   ? checkpoint_save(model->mesh->world, root, at->step, text,
-                                                     slices.slice, slices.count, &options)
-                                   : described;
-    slices_free(&slices);
+    state_slices_free(&slices);
     free(text);
     return status;
 }
@@ -201,7 +201,7 @@ static enum status has_kind(const struct model *model, const char *path, enum ki
 static enum status load_kind(struct model *model, const char *path, enum kind kind,
                              const char *name_prefix)
 {
-    struct slices slices = {0};
+    struct state_slices slices = {0};
     TRY(comm_agree(model->mesh->world, slices_init(&slices, model), NULL));
     add_kind(&slices, model, kind, name_prefix);
     if (kind == KIND_MASTER) {
@@ -209,7 +209,7 @@ static enum status load_kind(struct model *model, const char *path, enum kind ki
     }
     const enum status status =
         checkpoint_load(model->mesh->world, path, slices.slice, slices.count);
-    slices_free(&slices);
+    state_slices_free(&slices);
     return status;
 }
 
@@ -227,7 +227,7 @@ static enum status check_prediction(const struct model *model, const struct weig
 }
 
 /* Into the f32 masters, whatever dtype the checkpoint has them in. */
-static enum status load_masters(const struct model *model, const struct slices *slices,
+static enum status load_masters(const struct model *model, const struct state_slices *slices,
                                 const char *path)
 {
     struct weights weights;
@@ -243,12 +243,12 @@ static enum status load_masters(const struct model *model, const struct slices *
 enum status state_load_weights(struct model *model, const char *path)
 {
     struct comm *world = model->mesh->world;
-    struct slices slices = {0};
+    struct state_slices slices = {0};
     TRY(comm_agree(world, slices_init(&slices, model), NULL));
     add_kind(&slices, model, KIND_MASTER, "");
     add_biases(&slices, model);
     const enum status status = comm_agree(world, load_masters(model, &slices, path), NULL);
-    slices_free(&slices);
+    state_slices_free(&slices);
     TRY(status);
     model_publish(model);
     return STATUS_OK;
@@ -320,7 +320,7 @@ static enum status moments_dtype(const struct model *model, const char *path, en
 static enum status load_moments(struct model *model, const char *path)
 {
     struct comm *world = model->mesh->world;
-    struct slices slices = {0};
+    struct state_slices slices = {0};
     enum dtype dtype = model->moments;
     TRY(comm_agree(world, moments_dtype(model, path, &dtype), NULL));
     TRY(comm_agree(world, slices_init(&slices, model), NULL));
@@ -328,7 +328,7 @@ static enum status load_moments(struct model *model, const char *path)
     add_kind(&slices, model, KIND_MOMENT1, prefix[KIND_MOMENT1]);
     add_kind(&slices, model, KIND_MOMENT2, prefix[KIND_MOMENT2]);
     const enum status status = checkpoint_load(world, path, slices.slice, slices.count);
-    slices_free(&slices);
+    state_slices_free(&slices);
     for (int g = 0; g < PARAM_GROUPS && status == STATUS_OK && dtype != model->moments; g++) {
         struct model_group *group = &model->group[g];
         void *moments[] = {group->moment1, group->moment2};

@@ -12,7 +12,23 @@ struct progress_state {
     int64_t position; /* samples consumed */
 };
 
-enum { STATE_TOKENIZER_BYTES = 64 };
+enum { STATE_TOKENIZER_BYTES = 64, STATE_NAME_BYTES = 128 };
+
+/* This rank's slices of a model's tensors. */
+struct state_slices {
+    struct checkpoint_slice *slice; /* owned; on memory of the model, through its ops */
+    char (*name)[STATE_NAME_BYTES]; /* owned */
+    int64_t count;
+    enum dtype moments; /* of the moments; when not the model's, they are staged in the gradients */
+};
+
+/* Local. What a save of this rank writes. Errors: STATUS_RESOURCE. */
+enum status state_slices_init(struct state_slices *slices, const struct model *model)
+    __attribute__((warn_unused_result));
+void state_slices_free(struct state_slices *slices); /* accepts a zeroed one */
+
+/* Local. The scalars beside them as JSON; owned by the caller, NULL: out of memory. */
+char *state_text(const struct model *model, const struct progress_state *at, const char *tokenizer);
 
 /* Collective. Saves weights, masters, moments, the running average if there is one, where the run
  * stands, and the name of its data's tokenizer, under run.dir/checkpoints. */

@@ -311,6 +311,10 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     sum_counters(model, result->fp8);
     const double reduced = step_clock();
     TRY(check_finite(step, result));
+    if (stepper->hold != NULL) {
+        stepper->hold(stepper->hold_context);
+    }
+    const double held = step_clock();
     optimizer_step(model, result->grad_norm, result->lr, step);
     if (model->arch.has_bias && !is_late(config, step, config->router.bias_update_until)) {
         balance_update_bias(model, stepper->load, stepper->bias, model->arch.balance.bias_speed);
@@ -320,7 +324,8 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     result->phase_ms = (struct phase_ms){.data = 1e3 * (loaded - start),
                                          .forward_backward = 1e3 * (computed - loaded),
                                          .reduce = 1e3 * (reduced - computed),
-                                         .optimizer = 1e3 * (end - reduced)};
+                                         .optimizer = 1e3 * (end - held),
+                                         .save = 1e3 * (held - reduced)};
     result->step_ms = 1e3 * (end - start);
     return STATUS_OK;
 }

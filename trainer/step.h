@@ -8,6 +8,7 @@
 /* Wall time of the parts of a step, milliseconds. */
 struct phase_ms {
     double data, forward_backward, reduce, optimizer;
+    double save; /* held up by a save, between this step and the one before, too (not in step_ms) */
 };
 
 struct step_result {
@@ -43,6 +44,9 @@ struct stepper {
     float *bias;   /* [moe blocks, E] owned: scratch of balance_update_bias */
     double *expert_load; /* [moe blocks] owned: max/mean of the last step */
     int64_t moe_blocks;
+    /* NULL, or called in every step before anything that a checkpoint holds changes. */
+    void (*hold)(void *context);
+    void *hold_context; /* borrowed */
 };
 
 /* Local. STATUS_USAGE when global_batch, or a size of its ramp, is not a multiple of micro_batch *

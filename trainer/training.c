@@ -14,6 +14,7 @@
 #include "trainer/run_dir.h"
 #include "trainer/run_tokenizer.h"
 #include "trainer/sample.h"
+#include "trainer/saving.h"
 #include "trainer/schedule.h"
 #include "trainer/signals.h"
 #include "trainer/state.h"
@@ -35,13 +36,12 @@ struct training {
     struct io_file lock;       /* rank 0 */
     struct watchdog *watchdog; /* owned, or NULL */
     struct deadline deadline;
+    struct saving saving;
     struct progress_state at;
-    int64_t saved_step; /* of the last checkpoint known good, -1: none */
-    double saved_clock;
+    bool resumed_whole; /* the run goes on from a checkpoint */
     char checkpoints[MAX_PATH];
     char resumed[RESUME_NOTE_BYTES]; /* what changed since the checkpoint */
     double first_loss, last_loss, valid_loss;
-    int failed_saves; /* in a row */
 };
 
 static bool main_rank(const struct training *t)
@@ -100,7 +100,7 @@ static enum status resume(struct training *t)
         const enum status status = state_load(&t->model, path, &t->at);
         if (status == STATUS_OK) {
             compare_settings(t, path);
-            t->saved_step = t->at.step;
+            t->resumed_whole = true;
             watchdog_saved(t->watchdog, t->at.step);
         }
         if (status == STATUS_OK && main_rank(t)) {
@@ -152,6 +152,20 @@ static enum status start_weights(struct training *t)
     return STATUS_OK;
 }
 
+/* Local. */
+static enum status open_saving(struct training *t)
+{
+    char tokenizer[STATE_TOKENIZER_BYTES];
+    run_tokenizer_describe(&t->train.store, tokenizer);
+    t->stepper.hold = saving_hold;
+    t->stepper.hold_context = &t->saving;
+    const enum status status = saving_init(&t->saving, &t->model, &t->metrics, t->checkpoints,
+                                           tokenizer, &t->at, t->resumed_whole);
+    t->saving.watchdog = t->watchdog;
+    t->saving.deadline = &t->deadline;
+    return status;
+}
+
 static enum status open_metrics(struct training *t)
 {
     t->metrics.device = t->session->device;
@@ -191,6 +205,12 @@ static void describe(struct training *t)
         t->session->threads, mesh->ep.size, mesh->dp.size,
         (double)model_bytes(&t->model) / 1048576.0, (long long)t->train.loader.samples,
         (long long)t->config->train.sequence_length);
+    if (saving_bytes(&t->saving) > 0) {
+        metrics_say(&t->metrics,
+                    "saves are written beside the training: %.0f MiB of host memory "
+                    "per rank for a copy of the state",
+                    (double)saving_bytes(&t->saving) / 1048576.0);
+    }
 }
 
 /* Whether the run starts from checkpoint.init_from. */
@@ -229,6 +249,7 @@ static enum status open_training(struct training *t, bool fresh)
                    NULL));
     TRY(comm_agree(t->world, stepper_init(&t->stepper, &t->model, &t->train.loader), NULL));
     TRY(start_weights(t));
+    TRY(comm_agree(t->world, open_saving(t), NULL));
     double peak = device_peak_flops(t->session->device, t->model.act);
     comm_all_reduce(t->world, &peak, 1, DTYPE_F64, REDUCE_SUM);
     t->metrics.peak_flops = peak;
@@ -245,6 +266,7 @@ static enum status open_training(struct training *t, bool fresh)
 
 static void close_training(struct training *t)
 {
+    saving_close(&t->saving);
     watchdog_stop(t->watchdog);
     metrics_close(&t->metrics);
     stepper_free(&t->stepper);
@@ -253,38 +275,6 @@ static void close_training(struct training *t)
     dataset_close(&t->train);
     dataset_close(&t->valid);
     io_unlock(&t->lock);
-}
-
-/* A save that fails leaves the run going, warned; the last one, and three in a row, end it. */
-static enum status save(struct training *t, bool last)
-{
-    enum { MOST_FAILURES = 3 };
-    if (t->saved_step == t->at.step) {
-        return STATUS_OK;
-    }
-    char tokenizer[STATE_TOKENIZER_BYTES];
-    const double began = step_clock();
-    watchdog_enter(t->watchdog, WATCHDOG_SAVE, t->at.step);
-    run_tokenizer_describe(&t->train.store, tokenizer);
-    const enum status status = state_save(&t->model, t->checkpoints, &t->at, tokenizer);
-    t->saved_clock = step_clock();
-    deadline_save(&t->deadline, t->saved_clock - began);
-    if (status == STATUS_OK) {
-        watchdog_saved(t->watchdog, t->at.step);
-        t->saved_step = t->at.step;
-        t->failed_saves = 0;
-        return STATUS_OK;
-    }
-    t->failed_saves++;
-    if (last || t->failed_saves == MOST_FAILURES) {
-        return status;
-    }
-    if (main_rank(t)) {
-        fprintf(stderr,
-                "switchyard: warning: checkpoint of step %lld not saved: %s; training goes on\n",
-                (long long)t->at.step, status_message());
-    }
-    return STATUS_OK;
 }
 
 /* Rank 0: printed and appended to samples.txt. */
@@ -366,7 +356,7 @@ static bool due(int64_t step, int64_t every, int64_t last)
     return every > 0 && (step % every == 0 || step == last);
 }
 
-static enum status one_step(struct training *t)
+static enum status one_step(struct training *t, double *seconds)
 {
     const struct config *config = t->config;
     struct step_result result;
@@ -376,6 +366,8 @@ static enum status one_step(struct training *t)
     watchdog_enter(t->watchdog, WATCHDOG_STEP, step);
     fault_step(config->debug.fault, step, t->world->rank);
     TRY(stepper_step(&t->stepper, step, t->at.position, &result));
+    *seconds = result.step_ms / 1e3;
+    result.phase_ms.save += 1e3 * saving_held_up(&t->saving);
     t->at = (struct progress_state){.step = step, .position = t->at.position + result.sequences};
     if (config->data.valid != NULL && due(step, config->eval.every_steps, config->run.steps)) {
         watchdog_enter(t->watchdog, WATCHDOG_EVALUATE, step);
@@ -397,16 +389,6 @@ static enum status one_step(struct training *t)
     return STATUS_OK;
 }
 
-static bool save_due(struct training *t)
-{
-    const struct config *config = t->config;
-    int32_t late = config->checkpoint.every_minutes > 0 &&
-                   step_clock() - t->saved_clock > 60 * config->checkpoint.every_minutes;
-    comm_all_reduce(t->world, &late, 1, DTYPE_I32, REDUCE_MAX);
-    return late != 0 ||
-           (config->checkpoint.every_steps > 0 && t->at.step % config->checkpoint.every_steps == 0);
-}
-
 /* A signal, or the time limit: saves, and STATUS_PREEMPTED. */
 static enum status stop_early(struct training *t)
 {
@@ -416,7 +398,7 @@ static enum status stop_early(struct training *t)
     if (signal == 0 && !late) {
         return STATUS_OK;
     }
-    TRY(save(t, true));
+    TRY(saving_last(&t->saving, &t->at));
     if (signal != 0) {
         snprintf(why, sizeof why, "signal %d", signal);
     } else {
@@ -431,16 +413,15 @@ static enum status stop_early(struct training *t)
 
 static enum status loop(struct training *t)
 {
-    t->metrics.started = t->saved_clock = step_clock();
+    double step_seconds = 0;
+    t->metrics.started = step_clock();
     TRY(fault_arm(t->config->debug.fault));
     while (t->at.step < t->config->run.steps) {
-        TRY(one_step(t));
+        TRY(one_step(t, &step_seconds));
         TRY(stop_early(t));
-        if (save_due(t)) {
-            TRY(save(t, false));
-        }
+        TRY(saving_edge(&t->saving, &t->at, step_seconds));
     }
-    return save(t, true);
+    return saving_last(&t->saving, &t->at);
 }
 
 static void summary(struct training *t)
@@ -489,7 +470,6 @@ enum status training_run(struct session *session, bool fresh)
     *t = (struct training){.session = session,
                            .config = &session->config,
                            .world = &session->world,
-                           .saved_step = -1,
                            .lock = {.fd = -1}};
     signals_install();
     enum status status = open_training(t, fresh);

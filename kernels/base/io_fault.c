@@ -1,39 +1,53 @@
 #include "kernels/base/io_fault.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
+#include <time.h>
 
 /* NOTE: the one mutable state of the bottom layer: faults reach operations deep inside a save
- * without a parameter on every call. Not locked: tests arm before threads start. */
+ * without a parameter on every call. What is armed is written while no other thread has operations
+ * under way; operations of several threads count themselves. */
 static struct armed {
     enum io_fault fault;
-    int64_t operation, done;
+    int64_t operation;
     bool sticky;
+    atomic_llong done;
 } modifying, reading;
 
 static struct {
     void (*see)(void *, const struct io_event *);
     void *context;
-} observer;
+    pthread_mutex_t one; /* event at a time is seen */
+} observer = {.one = PTHREAD_MUTEX_INITIALIZER};
+
+static void arm(struct armed *armed, enum io_fault fault, int64_t operation, bool sticky)
+{
+    armed->fault = fault;
+    armed->operation = operation;
+    armed->sticky = sticky;
+    atomic_store(&armed->done, 0);
+}
 
 void io_fault_arm(enum io_fault fault, int64_t operation, bool sticky)
 {
-    modifying = (struct armed){.fault = fault, .operation = operation, .sticky = sticky};
+    arm(&modifying, fault, operation, sticky);
 }
 
 void io_fault_arm_reads(enum io_fault fault, int64_t operation, bool sticky)
 {
-    reading = (struct armed){.fault = fault, .operation = operation, .sticky = sticky};
+    arm(&reading, fault, operation, sticky);
 }
 
 int64_t io_operations(void)
 {
-    return modifying.done;
+    return atomic_load(&modifying.done);
 }
 
 int64_t io_reads(void)
 {
-    return reading.done;
+    return atomic_load(&reading.done);
 }
 
 void io_observe(void (*see)(void *, const struct io_event *), void *context)
@@ -49,12 +63,15 @@ bool io_observed(void)
 
 static enum io_fault meet(struct armed *armed)
 {
-    armed->done++;
-    const bool hit =
-        armed->done == armed->operation || (armed->sticky && armed->done > armed->operation);
+    const int64_t number = atomic_fetch_add(&armed->done, 1) + 1;
+    const bool hit = number == armed->operation || (armed->sticky && number > armed->operation);
     const enum io_fault fault = hit ? armed->fault : IO_FAULT_NONE;
     if (fault == IO_FAULT_KILL_BEFORE) {
         raise(SIGKILL);
+    }
+    if (fault == IO_FAULT_SLOW) {
+        nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
+        return IO_FAULT_NONE;
     }
     return fault;
 }
@@ -92,7 +109,9 @@ bool io_interrupted(enum io_fault *fault)
 void io_after(enum io_fault fault, const struct io_event *event)
 {
     if (observer.see != NULL) {
+        pthread_mutex_lock(&observer.one);
         observer.see(observer.context, event);
+        pthread_mutex_unlock(&observer.one);
     }
     if (fault == IO_FAULT_KILL_AFTER || fault == IO_FAULT_KILL_TORN) {
         raise(SIGKILL);

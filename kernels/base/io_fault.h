@@ -4,6 +4,7 @@
  * Operations that modify (create and open for writing, write, truncate, sync, close of what was
  * written, make, sync, rename and remove of names) are counted apart from those that read (open,
  * read, size, list). Armed by tests and debug.fault alone; else every call passes through.
+ * Operations of several threads are counted together; arm and observe while only one has any.
  */
 #ifndef KERNELS_BASE_IO_FAULT_H
 #define KERNELS_BASE_IO_FAULT_H
@@ -19,6 +20,7 @@ enum io_fault {
     IO_FAULT_EDQUOT,
     IO_FAULT_EINTR, /* a signal interrupts it once: it must be done again */
     IO_FAULT_SHORT, /* of a write or a read half is done: the rest must follow */
+    IO_FAULT_SLOW,  /* 50 ms later than asked for */
     IO_FAULT_KILL_BEFORE,
     IO_FAULT_KILL_TORN, /* of a write half is done; the rest as after */
     IO_FAULT_KILL_AFTER
@@ -56,7 +58,7 @@ struct io_event {
     int64_t bytes, offset; /* of IO_TRUNCATE: the size in `bytes` */
 };
 
-/* `see` is called after each; NULL: no more. */
+/* `see` is called after each, by one thread at a time; NULL: no more. */
 void io_observe(void (*see)(void *context, const struct io_event *event), void *context);
 
 /* --- for io.c --- */

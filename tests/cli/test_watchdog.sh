@@ -17,7 +17,7 @@ no_survivors() {
 fails_with() {
     local rc=$1 count=$2 fault=$3 dir=$work/run-${3//:/-}
     shift 3
-    expect_rc "$rc" train_on "$count" 2 "$dir" checkpoint.every_steps=2 run.steps=50 "debug.fault=$fault" "$@"
+    expect_rc "$rc" train_on "$count" 2 "$dir" checkpoint.every_steps=2 checkpoint.async=false run.steps=50 "debug.fault=$fault" "$@"
     no_survivors "$dir"
     [ "$(grep -c 'switchyard: .*rank' "$err")" -le 2 ] || { fail "more than one block"; show_last; }
 }

@@ -7,7 +7,7 @@
 #include "kernels/base/io.h"
 #include "parallel/ranks.h"
 #include "tiny_model.h"
-#include "trainer/state.h"
+#include "trainer/saving.h"
 
 enum { MOST = 400 };
 
@@ -77,6 +77,18 @@ static enum status make_stepper(struct rig *rig)
     return status;
 }
 
+static enum status make_saving(struct rig *rig)
+{
+    struct saving saving = {0};
+    struct metrics metrics = {0};
+    const struct progress_state at = {0};
+    const enum status status = comm_agree(
+        rig->world, saving_init(&saving, &rig->tiny.model, &metrics, rig->root, "none", &at, false),
+        NULL);
+    saving_close(&saving);
+    return status;
+}
+
 static void rig_open(struct rig *rig, struct comm *world)
 {
     static const char *const overrides[TINY_OVERRIDES] = {"optimizer.freeze=*embed*",
@@ -126,6 +138,7 @@ static void test_phases(struct comm *world)
     starve(&rig, evaluate, 2);
     starve(&rig, make_model, 10);
     starve(&rig, make_stepper, 5);
+    starve(&rig, make_saving, 5);
     CHECK_EQUAL(world, step(&rig), STATUS_OK);
     const long long before = allocations;
     CHECK_EQUAL(world, step(&rig), STATUS_OK);

@@ -185,7 +185,7 @@ static void test_not_built(void **state)
         {"parallel: {tp: 2}\n", {"key 'parallel.tp': not built in this version; it acts as 1"}},
         {"parallel: {cp: 2, etp: 2}\n",
          {"key 'parallel.cp': not built", "key 'parallel.etp': not built"}},
-        {"checkpoint: {async: true}\n", {"not built in this version; it acts as false"}},
+        {"checkpoint: {async: maybe}\n", {"key 'checkpoint.async'"}},
         {"debug: {trace: t.h5}\n", {"not built in this version; it acts as null"}},
         {"data: {fim: {rate: 0.5}}\n", {"key 'data.fim': not built in this version"}},
         {"cluster: {gpu: custom}\n",

@@ -179,7 +179,8 @@ struct config {
     } eval;
     struct {
         int64_t every_steps, keep_last;
-        double every_minutes;
+        double every_minutes, mtbf_hours;
+        bool async;
         char *init_from;
         bool resize_vocab;
     } checkpoint;

@@ -254,6 +254,12 @@ const struct field config_fields[] = {
     INT("eval.batches", eval.batches, 0, 1e12, "0", "micro-batches; 0: the whole file"),
     INT("checkpoint.every_steps", checkpoint.every_steps, 0, 1e12, "100", "0: only at the end"),
     REAL("checkpoint.every_minutes", checkpoint.every_minutes, 0, 1e6, "0", "0: off"),
+    REAL("checkpoint.mtbf_hours", checkpoint.mtbf_hours, 0, 1e6, "0",
+         "mean time between failures of the job; > 0: the interval is sqrt(2 x cost of a save x "
+         "it), "
+         "other intervals are off"),
+    BOOL("checkpoint.async", checkpoint.async, "true",
+         "written by a thread beside the training, from a copy of the state in host memory"),
     INT("checkpoint.keep_last", checkpoint.keep_last, 1, 1000, "2", "newest checkpoints kept"),
     TEXT("checkpoint.init_from", checkpoint.init_from, "null",
          "run or checkpoint folder whose weights start this run"),
@@ -313,7 +319,6 @@ const struct unbuilt_key config_unbuilt[] = {
     {"model.tie_word_embeddings", "false"},
     {"parallel.cp", "1"},
     {"parallel.etp", "1"},
-    {"checkpoint.async", "false"},
     {"data.fim", NULL},
     {"debug.trace", "null"},
     {"debug.profile", "null"},

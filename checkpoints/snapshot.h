@@ -1,0 +1,46 @@
+/* snapshot: what slices hold at one moment, copied beside them piece by piece, by several threads
+ * if there are any.
+ *
+ * A step of training changes weights and moments only at its very end, so the copy is made while
+ * the next step computes; whoever is about to change them calls snapshot_finish first, which copies
+ * what is left. Memory: once the slices.
+ */
+#ifndef CHECKPOINTS_SNAPSHOT_H
+#define CHECKPOINTS_SNAPSHOT_H
+
+#include <pthread.h>
+
+#include "checkpoints/checkpoint.h"
+
+struct snapshot_piece;
+
+struct snapshot {
+    struct checkpoint_slice
+        *slice; /* [slices] owned: as given, but of the copies; `name` borrowed */
+    int64_t slices;
+    char *memory; /* owned */
+    size_t bytes;
+    struct snapshot_piece *piece; /* [pieces] owned */
+    int64_t pieces;
+    pthread_mutex_t lock; /* of the two counters */
+    pthread_cond_t whole;
+    int64_t taken, copied; /* pieces */
+    bool made;             /* lock and condition are */
+};
+
+/* Local. Memory for what `slices` (borrowed) hold, whose data, or what `read` reads it from, stays
+ * where it is; `read` cannot fail. Nothing is copied yet. Errors: STATUS_RESOURCE. */
+enum status snapshot_init(struct snapshot *snapshot, const struct checkpoint_slice *slices,
+                          int64_t count) __attribute__((warn_unused_result));
+void snapshot_free(struct snapshot *snapshot); /* accepts a zeroed one */
+
+/* What the slices hold from here on to snapshot_finish is what the copy will hold. */
+void snapshot_start(struct snapshot *snapshot);
+/* Any thread. Copies pieces until all are taken; what other threads took may still be under way. */
+void snapshot_copy(struct snapshot *snapshot);
+/* Any thread. Waits until others have copied everything. */
+void snapshot_wait(struct snapshot *snapshot);
+/* Any thread. Both: at return the copy is whole. */
+void snapshot_finish(struct snapshot *snapshot);
+
+#endif
