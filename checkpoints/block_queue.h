@@ -12,7 +12,7 @@
 
 #include "kernels/base/io.h"
 
-enum { BLOCK_QUEUE_DEPTH = 4 };
+enum { BLOCK_QUEUE_DEPTH = 8 };
 
 struct block_job {
     struct io_file *file; /* borrowed; nobody else's until the job is done */

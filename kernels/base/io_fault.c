@@ -49,8 +49,9 @@ bool io_observed(void)
 
 static enum io_fault meet(struct armed *armed)
 {
-    const int64_t now = __atomic_add_fetch(&armed->done, 1, __ATOMIC_RELAXED);
-    const bool hit = now == armed->operation || (armed->sticky && now > armed->operation);
+    armed->done++;
+    const bool hit =
+        armed->done == armed->operation || (armed->sticky && armed->done > armed->operation);
     const enum io_fault fault = hit ? armed->fault : IO_FAULT_NONE;
     if (fault == IO_FAULT_KILL_BEFORE) {
         raise(SIGKILL);
