@@ -69,17 +69,12 @@ enum status block_queue_open(struct block_queue *queue)
     *queue = (struct block_queue){0};
     pthread_mutex_init(&queue->mutex, NULL);
     pthread_cond_init(&queue->changed, NULL);
-    enum status status = STATUS_OK;
-    for (int i = 0; i < BLOCK_QUEUE_DEPTH && status == STATUS_OK; i++) {
-        queue->job[i].buffer = blocks_buffer();
-        status = queue->job[i].buffer != NULL
-                     ? STATUS_OK
-                     : status_fail(STATUS_RESOURCE, "out of memory for blocks of a checkpoint");
-    }
-    if (status != STATUS_OK) {
+    queue->job[0].buffer = blocks_buffer(); /* the others when they are used */
+    if (queue->job[0].buffer == NULL) {
         block_queue_close(queue);
+        return status_fail(STATUS_RESOURCE, "out of memory for a block of a checkpoint");
     }
-    return status;
+    return STATUS_OK;
 }
 
 void block_queue_close(struct block_queue *queue)
@@ -97,10 +92,28 @@ void block_queue_close(struct block_queue *queue)
     *queue = (struct block_queue){0};
 }
 
+/* Memory for a job: new, or that of one that is free; NULL: those under way have it all. */
+static char *find_buffer(struct block_queue *queue)
+{
+    char *buffer = blocks_buffer();
+    for (int64_t i = queue->submitted + 1;
+         i < queue->released + BLOCK_QUEUE_DEPTH && buffer == NULL; i++) {
+        buffer = job_of(queue, i)->buffer;
+        job_of(queue, i)->buffer = NULL;
+    }
+    return buffer;
+}
+
 struct block_job *block_queue_free(struct block_queue *queue)
 {
-    return queue->submitted - queue->released < BLOCK_QUEUE_DEPTH ? job_of(queue, queue->submitted)
-                                                                  : NULL;
+    struct block_job *job = job_of(queue, queue->submitted);
+    if (queue->submitted - queue->released >= BLOCK_QUEUE_DEPTH) {
+        return NULL;
+    }
+    if (job->buffer == NULL) {
+        job->buffer = find_buffer(queue);
+    }
+    return job->buffer != NULL ? job : NULL;
 }
 
 void block_queue_submit(struct block_queue *queue)

@@ -38,7 +38,7 @@ enum status block_queue_open(struct block_queue *queue) __attribute__((warn_unus
 /* Waits for what is under way. Accepts a zeroed or closed one. */
 void block_queue_close(struct block_queue *queue);
 
-/* The next job, for the caller to fill in and submit; NULL: all are held, release one. */
+/* The next job, for the caller to fill in and submit; NULL: what there is is held, release one. */
 struct block_job *block_queue_free(struct block_queue *queue);
 void block_queue_submit(struct block_queue *queue);
 /* The oldest job that is not released, when it is done; NULL: none. */
