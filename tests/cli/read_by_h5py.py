@@ -1,5 +1,6 @@
-"""read_by_h5py.py CKPT_DIR FP8_CKPT_DIR MANUAL: what h5py reads of checkpoints is what their manifests say lies in
-the shards, byte for byte; the Python of the manual (docs/checkpoints.md) runs and is right."""
+"""read_by_h5py.py CKPT_DIR FP8_CKPT_DIR MANUAL EXPORTED: what h5py reads of checkpoints is what their manifests say lies in
+the shards, byte for byte; the Python of the manual (docs/checkpoints.md) runs and is right;
+EXPORTED, the first one's export, stands alone."""
 import json
 import os
 import re
@@ -71,8 +72,17 @@ def run_manual(manual, folder, fp8):
     assert space["x"].shape == space["ckpt"][scaled[0]].shape and np.isfinite(space["x"]).all() and space["x"].any()
 
 
-trained, fp8, manual = sys.argv[1:]
+def stands_alone(folder, exported):
+    with h5py.File(os.path.join(folder, "model.h5"), "r") as view, h5py.File(exported, "r") as whole:
+        for tensor in json.load(open(os.path.join(folder, "manifest.json")))["tensors"]:
+            item, other = view[tensor["name"]], whole[tensor["name"]]
+            assert not other.is_virtual and item.dtype == other.dtype, tensor["name"]
+            assert np.array_equal(item[...], other[...]), tensor["name"]
+
+
+trained, fp8, manual, exported = sys.argv[1:]
 counts = [same(folder) for folder in (trained, fp8)]
 assert counts[0]["bfloat16"] > 20 and counts[0]["float32"] > 60 and counts[1]["float8_e4m3fn"] > 5, counts
 run_manual(manual, trained, fp8)
+stands_alone(trained, exported)
 print("h5py", h5py.version.version, "HDF5", h5py.version.hdf5_version, counts)

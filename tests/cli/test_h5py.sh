@@ -21,15 +21,17 @@ make_config
 expect_rc 0 train_on 2 2 "$work/run" train.precision=bf16 run.steps=2
 expect_rc 0 python3 "$source_dir/tests/cli/hf_model.py" make "$work/hf" deepseek_v3 FP8
 expect_rc 0 ranks 2 "$binary" import "$work/hf" "$work/fp8"
+expect_rc 0 "$binary" ckpt export-h5 "$work/run" "$work/all.h5"
 read_all() {
-    expect_rc 0 "$python" "$source_dir/tests/cli/read_by_h5py.py" "$1" "$work/fp8" "$source_dir/docs/checkpoints.md"
+    expect_rc 0 "$python" "$source_dir/tests/cli/read_by_h5py.py" "$1" "$work/fp8" "$source_dir/docs/checkpoints.md" "$work/all.h5"
 }
 read_all "$work/run/checkpoints/00000002"
 cat "$out"
 mv "$work/run/checkpoints/00000002" "$work/moved"
 read_all "$work/moved"
 ln -s moved "$work/link"
-(cd / && read_all "$work/link")
+cd /
+read_all "$work/link"
 [ "$failures" -gt 0 ] || rm "$work/moved/shard-00001.h5"
-expect_rc 1 "$python" "$source_dir/tests/cli/read_by_h5py.py" "$work/moved" "$work/fp8" "$source_dir/docs/checkpoints.md"
+expect_rc 1 "$python" "$source_dir/tests/cli/read_by_h5py.py" "$work/moved" "$work/fp8" "$source_dir/docs/checkpoints.md" "$work/all.h5"
 finish

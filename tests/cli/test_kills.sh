@@ -21,6 +21,15 @@ settings() {
         model.router_jitter_noise=0.05 "${more[@]}")
 }
 
+# What Open MPI sometimes does when ranks die while they connect to it is to wait for them for ever: after 20 s
+# it goes, too, and is counted.
+stuck=0
+collect() {
+    wait_for 20 all_gone "$1" || { stuck=$((stuck + 1)) && kill -KILL "$1"; }
+    rc=0
+    wait "$1" 2>/dev/null || rc=$?
+}
+
 all_gone() {
     local pid state
     for pid in "$@"; do
@@ -37,7 +46,7 @@ interrupt() {
     launcher=$!
     sleep "$(printf '%d.%03d' $(($1 / 1000)) $(($1 % 1000)))"
     mapfile -t children < <(pgrep -P "$launcher" -f "$binary" || true)
-    hit=1 rc=0
+    hit=1
     if [ "$victim" = mpirun ] || [ ${#children[@]} = 0 ]; then
         victim=mpirun
         kill -KILL "$launcher" 2>/dev/null || hit=0
@@ -46,7 +55,7 @@ interrupt() {
     else
         kill -KILL "${children[RANDOM % ${#children[@]}]}" 2>/dev/null || hit=0
     fi
-    wait "$launcher" 2>/dev/null || rc=$?
+    collect "$launcher"
     wait_for 20 all_gone "${children[@]}" || fail "ranks outlive mpirun by 20 s"
     [ "$rc" -ne 0 ] || hit=0
 }
@@ -91,6 +100,7 @@ while [ "$done_kills" -lt "$count" ]; do
     done
     expect_rc 0 "${command[@]}"
     if compare "$layout" "$dir"; then survived=$((survived + pending)); fi
+    [ $((runs % 10)) != 0 ] || echo "... $done_kills kills, $survived survived" >&2
     [ "$failures" -lt 5 ] || break
 done
 echo "kills        tried"
@@ -98,4 +108,5 @@ for victim in "${victims[@]}"; do
     printf '%-10s %7d\n' "$victim" "${kills[$victim]}"
 done
 echo "$done_kills kills in $runs runs of $steps steps ($starts starts): $survived survived, $((done_kills - survived)) lost"
+[ "$stuck" = 0 ] || echo "mpirun did not end by itself within 20 s: $stuck times"
 finish
