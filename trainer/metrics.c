@@ -83,7 +83,9 @@ enum status metrics_open(struct metrics *metrics, const char *run_dir, int64_t s
     TRY(truncate_to(path, step));
     TRY(open_append(&metrics->jsonl, path));
     snprintf(path, sizeof path, "%s/log.txt", run_dir);
-    return open_append(&metrics->log, path);
+    TRY(open_append(&metrics->log, path));
+    snprintf(path, sizeof path, "%s/tensorboard", run_dir);
+    return metrics->tensorboard ? events_open(&metrics->events, path, step + 1) : STATUS_OK;
 }
 
 void metrics_close(struct metrics *metrics)
@@ -94,6 +96,7 @@ void metrics_close(struct metrics *metrics)
     if (metrics->log != NULL) {
         fclose(metrics->log);
     }
+    events_close(&metrics->events);
     *metrics = (struct metrics){0};
 }
 
@@ -183,8 +186,9 @@ static void print_kinds(FILE *out, const char *name, const double value[LINEAR_K
     fputc('}', out);
 }
 
-/* Of runs in FP8: largest values, and the share of values that became 0 or were cut off. */
-static void print_fp8(FILE *out, const struct fp8_counters fp8[LINEAR_KINDS])
+/* Of runs in FP8: largest values, and the share of values that became 0 or were cut off; what
+ * gradients were multiplied by. */
+static void print_fp8(FILE *out, const struct fp8_counters fp8[LINEAR_KINDS], double unit)
 {
     double amax[LINEAR_KINDS], underflow[LINEAR_KINDS], saturated[LINEAR_KINDS];
     if (fp8[LINEAR_WEIGHTS].values == 0) {
@@ -199,13 +203,75 @@ static void print_fp8(FILE *out, const struct fp8_counters fp8[LINEAR_KINDS])
     print_kinds(out, "fp8_amax", amax);
     print_kinds(out, "fp8_underflow", underflow);
     print_kinds(out, "fp8_saturated", saturated);
+    json_out_number(out, ",\"fp8_unit\":", unit, 17);
+}
+
+/* Tokens of each expert over their mean, block by block. */
+static void tell_loads(struct metrics *metrics, int64_t step, const struct stepper *stepper)
+{
+    enum { BUCKETS = 20 };
+    const int64_t experts = stepper->model->arch.experts;
+    double *share = calloc((size_t)experts, sizeof *share);
+    for (int64_t b = 0; b < stepper->moe_blocks && share != NULL; b++) {
+        const int64_t *load = stepper->load + b * experts;
+        char tag[64];
+        double sum = 0;
+        for (int64_t e = 0; e < experts; e++) {
+            sum += (double)load[e];
+        }
+        for (int64_t e = 0; e < experts; e++) {
+            share[e] = sum > 0 ? (double)load[e] * (double)experts / sum : 0;
+        }
+        snprintf(tag, sizeof tag, "expert_load/block_%03lld", (long long)b);
+        events_histogram(&metrics->events, tag, step, share, experts, BUCKETS);
+    }
+    free(share);
+}
+
+/* Scalars of every step, distributions of a hundred of the run; a run goes on without them. */
+static void tell_events(struct metrics *metrics, int64_t step, const struct step_result *result,
+                        double valid_loss, double mfu, double load, const struct stepper *stepper)
+{
+    enum { DISTRIBUTIONS = 100 };
+    const struct {
+        const char *tag;
+        double value;
+    } scalars[] = {
+        {"loss/train", result->loss},
+        {"loss/valid", valid_loss},
+        {"loss/balance", result->aux_loss},
+        {"loss/mtp", result->mtp_loss},
+        {"optimizer/grad_norm", result->grad_norm},
+        {"optimizer/lr", result->lr},
+        {"speed/tokens_per_s", rate_of(result)},
+        {"speed/mfu", mfu},
+        {"speed/step_ms", result->step_ms},
+        {"memory/bytes", (double)metrics_memory(metrics->device)},
+        {"experts/dropped_fraction", result->dropped_fraction},
+        {"experts/extra_rounds", (double)result->extra_rounds},
+        {"experts/largest_load", load},
+    };
+    const int64_t every = (metrics->steps + DISTRIBUTIONS - 1) / DISTRIBUTIONS;
+    for (size_t i = 0; i < sizeof scalars / sizeof scalars[0]; i++) {
+        events_scalar(&metrics->events, scalars[i].tag, step, scalars[i].value);
+    }
+    if (step % every == 0 || step == metrics->steps) {
+        tell_loads(metrics, step, stepper);
+    }
+    if (events_flush(&metrics->events) != STATUS_OK) {
+        metrics_say(metrics, "%s; no more events are written", status_message());
+        events_close(&metrics->events);
+    }
 }
 
 enum status metrics_step(struct metrics *metrics, int64_t step, const struct step_result *result,
-                         double valid_loss, const double *load, int64_t blocks)
+                         double valid_loss, const struct stepper *stepper)
 {
     FILE *out = metrics->jsonl;
-    const double rate = rate_of(result);
+    const double rate = rate_of(result), *load = stepper->expert_load;
+    const double mfu = metrics->peak_flops > 0
+                           ? rate * metrics->flops_per_token / metrics->peak_flops
+                           : (double)NAN;
     double most = 0;
     fprintf(out, "{\"step\":%lld,\"tokens\":%lld", (long long)step, (long long)result->tokens);
     json_out_number(out, ",\"loss\":", result->loss, 17);
@@ -216,21 +282,18 @@ enum status metrics_step(struct metrics *metrics, int64_t step, const struct ste
     json_out_number(out, ",\"grad_norm\":", result->grad_norm, 17);
     json_out_number(out, ",\"lr\":", result->lr, 17);
     json_out_number(out, ",\"tokens_per_s\":", rate, 6);
-    json_out_number(out, ",\"mfu\":",
-                    metrics->peak_flops > 0 ? rate * metrics->flops_per_token / metrics->peak_flops
-                                            : (double)NAN,
-                    17);
+    json_out_number(out, ",\"mfu\":", mfu, 17);
     fprintf(out,
             ",\"step_ms\":%.6g,\"memory_bytes\":%lld,\"dropped_fraction\":%.9g,\"extra_rounds\":%"
             "lld,\"expert_load\":[",
             result->step_ms, (long long)metrics_memory(metrics->device), result->dropped_fraction,
             (long long)result->extra_rounds);
-    for (int64_t l = 0; l < blocks; l++) {
+    for (int64_t l = 0; l < stepper->moe_blocks; l++) {
         fprintf(out, "%s%.6g", l > 0 ? "," : "", load[l]);
         most = load[l] > most ? load[l] : most;
     }
     fprintf(out, "]");
-    print_fp8(out, result->fp8);
+    print_fp8(out, result->fp8, result->unit);
     fprintf(out,
             ",\"phase_ms\":{\"data\":%.4g,\"forward_backward\":%.6g,\"reduce\":%.6g,\"optimizer\":"
             "%.6g}}\n",
@@ -240,6 +303,7 @@ enum status metrics_step(struct metrics *metrics, int64_t step, const struct ste
         return status_fail(STATUS_IO, "metrics.jsonl: cannot write step %lld: %s", (long long)step,
                            strerror(errno));
     }
+    tell_events(metrics, step, result, valid_loss, mfu, most, stepper);
     show(metrics, step, result, valid_loss, most);
     return STATUS_OK;
 }

@@ -1,4 +1,5 @@
-/* metrics: metrics.jsonl (one object per optimizer step), the printed lines, log.txt. Rank 0 only.
+/* metrics: metrics.jsonl (one object per optimizer step), TensorBoard events, the printed lines,
+ * log.txt. Rank 0 only.
  */
 #ifndef TRAINER_METRICS_H
 #define TRAINER_METRICS_H
@@ -6,11 +7,14 @@
 #include <stdio.h>
 
 #include "kernels/device.h"
+#include "trainer/events.h"
 #include "trainer/step.h"
 
 struct metrics {
     const struct device *device; /* borrowed */
     FILE *jsonl, *log;           /* owned */
+    bool tensorboard;            /* whether to write events */
+    struct events events;        /* closed: without them, or once they could not be written */
     int columns;          /* of the terminal stdout ends in: a bar beside the lines; 0: none */
     int64_t steps, every; /* of the run; of printed lines */
     int64_t first_step;   /* of this process */
@@ -20,7 +24,8 @@ struct metrics {
     double flops_per_token;
 };
 
-/* Opens run_dir/metrics.jsonl, keeping only lines of steps <= step, and log.txt. */
+/* Opens run_dir/metrics.jsonl, keeping only lines of steps <= step, log.txt, and a file in
+ * run_dir/tensorboard. */
 enum status metrics_open(struct metrics *metrics, const char *run_dir, int64_t step)
     __attribute__((warn_unused_result));
 void metrics_close(struct metrics *metrics); /* accepts a zeroed one */
@@ -29,10 +34,10 @@ void metrics_close(struct metrics *metrics); /* accepts a zeroed one */
  * so far. */
 int64_t metrics_memory(const struct device *device);
 
-/* Writes one line and shows it. valid_loss NAN: not measured. load: max/mean per block with
- * experts. */
+/* Writes one line and shows it. valid_loss NAN: not measured. The load of the experts is the
+ * stepper's. */
 enum status metrics_step(struct metrics *metrics, int64_t step, const struct step_result *result,
-                         double valid_loss, const double *load, int64_t blocks)
+                         double valid_loss, const struct stepper *stepper)
     __attribute__((warn_unused_result));
 /* A line of text for the terminal and log.txt. */
 void metrics_say(struct metrics *metrics, const char *format, ...)

@@ -45,7 +45,26 @@ static enum status write_config(const struct session *session)
     return status;
 }
 
-static enum status write_record(const struct session *session)
+/* The starts of the run so far, as the record in place has them, and this one. */
+static json_t *starts(const char *path, const char *when, const char *host, int ranks, int64_t step)
+{
+    static const size_t most_bytes = (size_t)1 << 24;
+    char *text = NULL;
+    size_t bytes = 0;
+    json_t *old = io_exists(path) && io_read_file(path, &text, &bytes, most_bytes) == STATUS_OK
+                      ? json_loadb(text, bytes, 0, NULL)
+                      : NULL;
+    json_t *list = json_object_get(old, "starts");
+    list = json_is_array(list) ? json_incref(list) : json_array();
+    json_array_append_new(list, json_pack("{s:s, s:I, s:i, s:s, s:s}", "time", when, "step",
+                                          (json_int_t)step, "ranks", ranks, "host", host, "commit",
+                                          version_commit()));
+    json_decref(old);
+    free(text);
+    return list;
+}
+
+static enum status write_record(const struct session *session, int64_t step)
 {
     char path[MAX_PATH], host[256] = "", when[64];
     const struct device_info *device = device_info(session->device);
@@ -63,9 +82,10 @@ static enum status write_record(const struct session *session)
     for (int i = 0; i < device->fact_count; i++) {
         json_object_set_new(json, device->fact[i].key, json_string(device->fact[i].value));
     }
+    run_dir_path(session, "run.json", path, sizeof path);
+    json_object_set_new(json, "starts", starts(path, when, host, session->world.size, step));
     char *text = json_dumps(json, JSON_INDENT(1));
     json_decref(json);
-    run_dir_path(session, "run.json", path, sizeof path);
     const enum status status = text != NULL
                                    ? io_write_file(path, text, strlen(text))
                                    : status_fail(STATUS_INTERNAL, "run.json: a name is not UTF-8");
@@ -90,8 +110,8 @@ enum status run_dir_open(const struct session *session, bool fresh, struct io_fi
     return checkpoint_clean(path);
 }
 
-enum status run_dir_describe(const struct session *session)
+enum status run_dir_describe(const struct session *session, int64_t step)
 {
     TRY(write_config(session));
-    return write_record(session);
+    return write_record(session, step);
 }

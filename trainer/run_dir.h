@@ -10,9 +10,11 @@
 enum status run_dir_open(const struct session *session, bool fresh, struct io_file *lock)
     __attribute__((warn_unused_result));
 
-/* Writes config.yaml and run.json: once the run is known to fit the checkpoints that are there, so
- * that a refused command leaves the description of the run as it was. */
-enum status run_dir_describe(const struct session *session) __attribute__((warn_unused_result));
+/* Writes config.yaml and run.json, which lists this start, behind `step`, after those before it:
+ * once the run is known to fit the checkpoints that are there, so that a refused command leaves the
+ * description of the run as it was. */
+enum status run_dir_describe(const struct session *session, int64_t step)
+    __attribute__((warn_unused_result));
 
 /* run.dir/name in out. */
 void run_dir_path(const struct session *session, const char *name, char *out, size_t bytes);

@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "kernels/base/rng.h"
+#include "trainer/fault.h"
 #include "trainer/optimizer.h"
 #include "trainer/schedule.h"
 
@@ -233,12 +234,13 @@ static void forward_backward(struct stepper *stepper, int64_t step, int64_t labe
     struct model *model = stepper->model;
     const struct config *config = model->config;
     const struct comm *dp = &model->mesh->dp;
+    const double fault = fault_gradient(config->debug.fault, step, model->mesh->world->rank);
     int64_t counters[2] = {0}; /* slots, extra rounds */
     for (int64_t i = 0; i < stepper->own; i++) {
         const uint64_t unit = (uint64_t)(i * dp->size + dp->rank);
         const uint64_t number = (uint64_t)step * (uint64_t)stepper->most_units + unit;
         const struct model_scale scale = {
-            .loss = labels > 0 ? model->unit / (double)labels : 0.0,
+            .loss = labels > 0 ? fault * model->unit / (double)labels : 0.0,
             .unit = model->unit / (double)stepper->units,
             .mtp_weight = mtp_weight(config, step),
             .jitter_key = rng_subkey(rng_key(config->run.seed, "router_jitter"), number),
@@ -261,6 +263,31 @@ static void forward_backward(struct stepper *stepper, int64_t step, int64_t labe
     result->extra_rounds = counters[1];
 }
 
+/* Waits for the update. */
+static void count_bad_weights(struct model *model, struct step_result *result)
+{
+    struct fp8_counters weights = {0};
+    if (model->linears.counters == NULL) {
+        model->ops->synchronize(model->device);
+        return;
+    }
+    model->ops->download(model->device, &weights, model->linears.counters + LINEAR_WEIGHTS,
+                         sizeof weights);
+    result->bad_weights = (int64_t)weights.bad_tiles;
+}
+
+enum status stepper_updated(int64_t step, const struct step_result *result)
+{
+    return result->bad_weights == 0
+               ? STATUS_OK
+               : status_fail(STATUS_DIVERGED,
+                             "step %lld: loss %g, gradient norm %g: its update made %lld FP8 tiles "
+                             "of weights with NaN or infinity: nothing of it is saved; resume from "
+                             "the last checkpoint with a lower optimizer.lr",
+                             (long long)step, result->loss, result->grad_norm,
+                             (long long)result->bad_weights);
+}
+
 enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position,
                          struct step_result *result)
 {
@@ -276,7 +303,7 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     model_zero_grads(model);
     const int64_t labels = load_batches(stepper, position);
     const double loaded = step_clock();
-    model->unit = gradient_unit(model, labels);
+    model->unit = result->unit = gradient_unit(model, labels);
     forward_backward(stepper, step, labels, result);
     const double computed = step_clock();
     result->grad_norm = optimizer_reduce(model);
@@ -288,7 +315,7 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     if (model->arch.has_bias && !is_late(config, step, config->router.bias_update_until)) {
         balance_update_bias(model, stepper->load, stepper->bias, model->arch.balance.bias_speed);
     }
-    model->ops->synchronize(model->device); /* or the next step would be charged for this one */
+    count_bad_weights(model, result); /* or the next step would be charged for this one */
     const double end = step_clock();
     result->phase_ms = (struct phase_ms){.data = 1e3 * (loaded - start),
                                          .forward_backward = 1e3 * (computed - loaded),

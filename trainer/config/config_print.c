@@ -1,4 +1,5 @@
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "trainer/config/config_table.h"
@@ -87,6 +88,50 @@ static void type_text(const struct field *field, char *out, size_t bytes)
     for (int i = 0; field->names[i] != NULL; i++) {
         snprintf(out + strlen(out), bytes - strlen(out), "%s%s", i > 0 ? "|" : "", field->names[i]);
     }
+}
+
+void config_annotate(const struct config *config, FILE *out)
+{
+    enum { COLUMN = 40 };
+    const char *before = "";
+    fprintf(out, "# Made by `switchyard init`. Keys that stand at their default may go.\n");
+    for (int i = 0; i < config_field_count; i++) {
+        const struct field *field = &config_fields[i];
+        char value[CONFIG_SHOWN_BYTES], type[128];
+        config_show(config, field, value, sizeof value);
+        if (!config_in_family(field->key, config->model.family)) {
+            continue;
+        }
+        type_text(field, type, sizeof type);
+        print_parents(out, field, before);
+        before = field->key;
+        const int used = fprintf(out, "%s%s: %s", config_is_nested(field->key) ? "    " : "  ",
+                                 field->key + parent_length(field) + 1, value);
+        fprintf(out, "%*s # %s (%s)\n", used < COLUMN ? COLUMN - used : 0, "", field->help, type);
+    }
+}
+
+enum status config_compare(const struct config *const *configs, int count,
+                           void (*each)(void *context, const char *key, char *const *value),
+                           void *context)
+{
+    char *room = malloc((size_t)count * CONFIG_SHOWN_BYTES);
+    char **value = calloc((size_t)count, sizeof *value);
+    for (int f = 0; room != NULL && value != NULL && f < config_field_count; f++) {
+        bool same = true;
+        for (int c = 0; c < count; c++) {
+            value[c] = room + (size_t)c * CONFIG_SHOWN_BYTES;
+            config_show(configs[c], &config_fields[f], value[c], CONFIG_SHOWN_BYTES);
+            same = same && strcmp(value[c], value[0]) == 0;
+        }
+        if (!same) {
+            each(context, config_fields[f].key, value);
+        }
+    }
+    const bool good = room != NULL && value != NULL;
+    free(value);
+    free(room);
+    return good ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory for %d configs", count);
 }
 
 void config_help(FILE *out)
