@@ -104,9 +104,10 @@ static int by_place(const void *a, const void *b)
 struct reader {
     struct io_file file;
     const struct manifest_file *entry;
-    int64_t open;     /* index of file, -1: none */
-    int64_t verified; /* the block at the front whose hash agrees, -1: none */
-    int64_t asked;    /* the block asked for last, -1: none */
+    int64_t open;      /* index of file, -1: none */
+    int64_t verified;  /* the block at the front whose hash agrees, -1: none */
+    int64_t asked;     /* the block asked for last, -1: none */
+    int64_t last, run; /* the block used last, -1: none; how many one after another it ends */
     struct block_queue queue;
 };
 
@@ -176,7 +177,8 @@ static void look_ahead(struct reader *reader, int64_t block, const struct outloo
             }
         }
     }
-    while (outlook->goes_on && ask(reader, next)) {
+    /* A guess costs at most as much again as what was right before it. */
+    while (outlook->goes_on && next - block <= reader->run && ask(reader, next)) {
         next++;
     }
 }
@@ -187,6 +189,10 @@ static enum status load_block(struct reader *reader, int64_t block, const struct
 {
     const char *tensor = outlook->item->slice->name;
     bring(reader, block);
+    reader->run = block == reader->last + 1 ? reader->run + 1
+                  : block == reader->last   ? reader->run
+                                            : 1;
+    reader->last = block;
     look_ahead(reader, block, outlook);
     const struct block_job *job = block_queue_wait(&reader->queue);
     *data = job->buffer;
@@ -235,7 +241,8 @@ static enum status close_file(struct reader *reader)
         return STATUS_OK;
     }
     forget_blocks(reader);
-    reader->open = -1;
+    reader->open = reader->last = -1;
+    reader->run = 0;
     return io_close(&reader->file);
 }
 
@@ -276,7 +283,7 @@ static enum status read_list(struct reader *reader, const char *path,
 
 static enum status reader_init(struct reader *reader)
 {
-    *reader = (struct reader){.open = -1, .verified = -1, .asked = -1};
+    *reader = (struct reader){.open = -1, .verified = -1, .asked = -1, .last = -1};
     return block_queue_open(&reader->queue);
 }
 
