@@ -254,6 +254,22 @@ enum status state_load_weights(struct model *model, const char *path)
     return STATUS_OK;
 }
 
+/* The masters of a checkpoint that training saved, all at once: every block is read once. */
+static enum status resume_masters(struct model *model, const char *path)
+{
+    bool masters = false;
+    enum dtype dtype = DTYPE_COUNT;
+    TRY(comm_agree(model->mesh->world, has_kind(model, path, KIND_MASTER, &masters), NULL));
+    TRY(comm_agree(model->mesh->world, checkpoint_dtype(path, model->params.table[0].name, &dtype),
+                   NULL));
+    if (!masters && dtype != DTYPE_F32) {
+        return state_load_weights(model, path);
+    }
+    TRY(load_kind(model, path, KIND_MASTER, masters ? prefix[KIND_MASTER] : ""));
+    model_publish(model);
+    return STATUS_OK;
+}
+
 static enum status load_average(struct model *model, const char *path)
 {
     bool averages = false;
@@ -372,7 +388,7 @@ static enum status resume_average(struct model *model, const char *path)
 enum status state_load(struct model *model, const char *path, struct progress_state *at)
 {
     TRY(comm_agree(model->mesh->world, read_progress(path, at), NULL));
-    TRY(state_load_weights(model, path));
+    TRY(resume_masters(model, path));
     TRY(load_moments(model, path));
     return resume_average(model, path);
 }

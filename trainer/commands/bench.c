@@ -197,10 +197,13 @@ enum status command_bench(int argc, char **argv)
     struct session session;
     struct bench bench = {.session = &session, .steps = 10, .warmup = 2};
     bool json = false, kernels = false, checkpoint = false;
+    const char *other = NULL;
     const struct option_spec specs[] = {
         {"--kernels", OPTION_FLAG, &kernels, NULL, "time the kernels of a step one by one instead"},
         {"--checkpoint", OPTION_FLAG, &checkpoint, NULL,
          "save and load the state beside plain files of its size instead"},
+        {"--load", OPTION_TEXT, &other, "CKPT_DIR",
+         "with --checkpoint: load this one, of any layout, beside them"},
         {"--steps", OPTION_INT, &bench.steps, "N",
          "steps measured, with each routing; saves and loads (default 10)"},
         {"--warmup", OPTION_INT, &bench.warmup, "N", "steps before them (default 2)"},
@@ -223,7 +226,7 @@ enum status command_bench(int argc, char **argv)
                                       options.override_count);
     if (status == STATUS_OK) {
         status = kernels      ? bench_kernels(&session, json)
-                 : checkpoint ? bench_checkpoint(&session, bench.steps, json)
+                 : checkpoint ? bench_checkpoint(&session, bench.steps, other, json)
                               : run(&bench, json);
     }
     stepper_free(&bench.stepper);
