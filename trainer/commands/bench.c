@@ -20,6 +20,8 @@ struct bench {
     struct model model;
     struct stepper stepper;
     struct loader loader;
+    struct mixture_source source;
+    struct mixture mixture;   /* of the one source */
     struct token_store store; /* random tokens, in memory */
     uint32_t *tokens;         /* owned */
     int64_t document[2];      /* offsets of the one document */
@@ -59,7 +61,8 @@ static enum status make_tokens(struct bench *bench)
                                         .width = 4,
                                         .token_data = bench->tokens,
                                         .document_offsets = bench->document};
-    return loader_init(&bench->loader, &bench->store, length, false, false, config->run.seed);
+    TRY(loader_init(&bench->loader, &bench->store, length, false, false, config->run.seed));
+    return mixture_single(&bench->mixture, &bench->source, &bench->loader);
 }
 
 static enum status open_bench(struct bench *bench)
@@ -73,7 +76,7 @@ static enum status open_bench(struct bench *bench)
                    model_init(&bench->model, config, &session->mesh, session->device,
                               config->train.micro_batch, config->train.sequence_length, true),
                    NULL));
-    TRY(comm_agree(&session->world, stepper_init(&bench->stepper, &bench->model, &bench->loader),
+    TRY(comm_agree(&session->world, stepper_init(&bench->stepper, &bench->model, &bench->mixture),
                    NULL));
     model_initialize(&bench->model);
     comm_barrier(&session->world);
@@ -91,6 +94,7 @@ static int ascending(const void *a, const void *b)
 static void add_phase(struct phase_ms *sum, const struct phase_ms *add, double scale)
 {
     sum->data += scale * add->data;
+    sum->data_wait += scale * add->data_wait;
     sum->forward_backward += scale * add->forward_backward;
     sum->reduce += scale * add->reduce;
     sum->optimizer += scale * add->optimizer;
@@ -167,6 +171,7 @@ static void print_json(const struct bench *bench, const char *name, const struct
         {",\"expert_load\":", r->load, 4},
         {",\"loss\":", r->loss, 9},
         {",\"phase_ms\":{\"data\":", r->phase.data, 4},
+        {",\"data_wait\":", r->phase.data_wait, 4},
         {",\"forward_backward\":", r->phase.forward_backward, 6},
         {",\"reduce\":", r->phase.reduce, 6},
         {",\"optimizer\":", r->phase.optimizer, 6},
@@ -256,6 +261,7 @@ enum status command_bench(int argc, char **argv)
                               : run(&bench, json);
     }
     stepper_free(&bench.stepper);
+    mixture_free(&bench.mixture);
     model_free(&bench.model);
     free(bench.tokens);
     return session_close(&session, status);
