@@ -317,6 +317,11 @@ void config_init(struct config *config)
     }
 }
 
+bool config_masks_documents(const struct config *config)
+{
+    return config->data.mask_documents || config->data.packing == CONFIG_BEST_FIT;
+}
+
 void config_free(struct config *config)
 {
     for (int i = 0; i < config_field_count; i++) {

@@ -209,6 +209,9 @@ enum status config_parse(struct config *config, const char *name, const char *te
 enum status config_override(struct config *config, char *const *overrides, int count)
     __attribute__((warn_unused_result));
 
+/* Whether tokens see their own document only. */
+bool config_masks_documents(const struct config *config);
+
 /* The resolved config as YAML that config_load reads back to the same values. */
 void config_print(const struct config *config, FILE *out);
 /* "key 1 -> 2, ..." of the keys that begin with `section` and differ; "" when none does. */
