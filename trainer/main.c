@@ -22,6 +22,8 @@ static const struct {
     {"generate", "continue a prompt", command_generate},
     {"bench", "measure tokens/s and FLOP/s of a config", command_bench},
     {"ckpt", "list, verify, compare, export, remove checkpoints", command_ckpt},
+    {"verify", "check a layout against one rank before a long run", command_verify},
+    {"sweep", "train a config with many values of some keys", command_sweep},
     {"watch", "follow a run in the terminal", command_watch},
     {"report", "write a page of charts of one or more runs", command_report},
     {"doctor", "look at this machine: MPI, cores, GEMM, disk, memory", command_doctor},

@@ -15,6 +15,8 @@ enum status command_eval(int argc, char **argv);
 enum status command_generate(int argc, char **argv);
 enum status command_bench(int argc, char **argv);
 enum status command_ckpt(int argc, char **argv);
+enum status command_verify(int argc, char **argv);
+enum status command_sweep(int argc, char **argv);
 enum status command_watch(int argc, char **argv);
 enum status command_report(int argc, char **argv);
 enum status command_doctor(int argc, char **argv);

@@ -74,6 +74,8 @@ struct config {
         int64_t threads;  /* 0 = share of the node's allowed cores */
         bool pin;
         int deterministic; /* enum config_deterministic */
+        bool verify;
+        char *time_limit; /* deadline.h */
     } run;
     /* Which keys a family has, and their defaults: config_families.c. The trainer reads struct
      * architecture instead. */
@@ -184,6 +186,10 @@ struct config {
         int64_t tokens;
         double temperature;
     } sample;
+    struct {
+        bool enabled;
+        double setup_seconds, step_seconds, save_seconds;
+    } watchdog;
     struct {
         char *fault;
     } debug; /* "io:KIND:OPERATION": tests only */
