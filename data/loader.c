@@ -226,6 +226,24 @@ static int64_t fill_stream(const struct loader *loader, const struct loader_plac
     return labels;
 }
 
+/* Which row is the `at`-th of an epoch: blocks of rows that lie together come in random order, and
+ * so do the rows inside a block, so that a window is packed once for many of its rows. */
+static int64_t packed_row(uint64_t order, int64_t at, int64_t rows)
+{
+    enum { BLOCK = 64 };
+    const int64_t blocks = rows / BLOCK, whole = blocks * BLOCK;
+    if (order == 0) {
+        return at;
+    }
+    if (at >= whole) {
+        return whole +
+               (int64_t)rng_permute(order, (uint64_t)(at - whole), (uint64_t)(rows - whole));
+    }
+    const uint64_t block = rng_permute(order, (uint64_t)(at / BLOCK), (uint64_t)blocks);
+    return (int64_t)(block * BLOCK +
+                     rng_permute(rng_subkey(order, block), (uint64_t)(at % BLOCK), BLOCK));
+}
+
 /* Document after document, each beginning anew; then padding. */
 static int64_t fill_packed(const struct loader *loader, const struct loader_place *place,
                            const struct row *row)
@@ -233,10 +251,7 @@ static int64_t fill_packed(const struct loader *loader, const struct loader_plac
     const struct token_store *store = loader->store;
     const struct packing_entry *entry = NULL;
     const int64_t length = loader->sequence_length, at = place->done / length,
-                  number = place->run.order != 0
-                               ? (int64_t)rng_permute(place->run.order, (uint64_t)at,
-                                                      (uint64_t)loader->packing->rows)
-                               : at,
+                  number = packed_row(place->run.order, at, loader->packing->rows),
                   entries = packing_row(loader->packing, number, &entry);
     int64_t labels = 0, t = 0;
     for (int64_t e = 0; e < entries; e++) {

@@ -6,8 +6,9 @@
  * labels the tokens one further on; a label beyond the last token does not count (-1), nor one with
  * loss_mask 0. With shuffle the stream is cut into pieces of T tokens, which come in the order of a
  * counter-based permutation (rng_permute, keyed by seed and epoch): a sample is a piece. With
- * packing (packing.h) the samples are its rows, in file order or so permuted; what a row does not
- * fill is padding: end-of-document tokens that see themselves only and whose labels do not count.
+ * packing (packing.h) the samples are its rows, in file order or permuted in blocks; what a row
+ * does not fill is padding: end-of-document tokens that see themselves only and whose labels do not
+ * count.
  *
  * How an epoch runs is fixed when it starts (struct loader_epoch): after a resume with another
  * length of samples, another seed or another rate of fill-in-the-middle, the epoch under way is
@@ -88,7 +89,7 @@ bool loader_adopt(const struct loader *loader, struct loader_place *place);
 int64_t loader_row(const struct loader *loader, const struct loader_place *place,
                    struct batch *batch, int64_t row);
 
-/* Which piece of the file (row of the packing) is sample number `position` (0, 1, 2, ... over all
+/* Which piece of the file is sample number `position` (0, 1, 2, ... over all
  * epochs) of a source that is read from its start. */
 int64_t loader_sample(const struct loader *loader, int64_t position);
 /* Fills samples position .. position+count-1 of such a source; returns how many labels count. */

@@ -194,7 +194,13 @@ int64_t packing_row(struct packing *packing, int64_t row, const struct packing_e
     if (packing->window != low) {
         (void)pack(packing, low, false);
     }
-    const int64_t own = row - packing->rows_before[low], first = lower_bound(packing, own);
+    int64_t own = row - packing->rows_before[low];
+    if (packing->shuffle) { /* they lie by length */
+        own = (int64_t)rng_permute(
+            rng_subkey(packing->key, (uint64_t)low), (uint64_t)own,
+            (uint64_t)(packing->rows_before[low + 1] - packing->rows_before[low]));
+    }
+    const int64_t first = lower_bound(packing, own);
     *entries = packing->sorted + first;
     return lower_bound(packing, own + 1) - first;
 }

@@ -4,9 +4,10 @@
  * time; of a window the longest is placed first, each into the fullest row that still holds it
  * (best-fit decreasing, Johnson 1974). A document of n tokens takes n - 1 places: its last token is
  * a label only. One of more than T + 1 tokens is cut to T + 1, one of fewer than two has no label
- * and is left out: both are counted. Windows do not depend on each other, nor on the epoch, so that
- * one number per window (rows before it) finds any row: 8 bytes for 1024 documents, and one pass
- * over their lengths when the file is opened.
+ * and is left out: both are counted. With shuffle the rows of a window come in random order.
+ * Windows do not depend on each other, nor on the epoch, so that one number per window (rows before
+ * it) finds any row: 8 bytes for 1024 documents, and one pass over their lengths when the file is
+ * opened.
  */
 #ifndef DATA_PACKING_H
 #define DATA_PACKING_H

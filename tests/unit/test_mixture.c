@@ -39,6 +39,7 @@ static uint32_t draw(uint64_t key, uint64_t index, uint32_t below)
 
 static void make_stores(struct world *world)
 {
+    mixture_free(&world->mixture);
     memset(world, 0, sizeof *world);
     world->stages = 1;
     for (int s = 0; s < SOURCES; s++) {
@@ -233,6 +234,7 @@ static void test_one_length(void **state)
             assert_int_equal(tally.seen[s * MOST + i], in ? EPOCHS : 0);
         }
     }
+    mixture_free(&world.mixture);
 }
 
 /* Parts of a run, each with other settings: the last goes on to the end of the data. */
@@ -270,6 +272,7 @@ static void test_exactly_once(void **state)
         }
         assert_int_equal(tokens, tally.tokens);
     }
+    mixture_free(&world.mixture);
 }
 
 /* Another rate of fill-in-the-middle leaves the epoch under way as it is. */
@@ -292,6 +295,7 @@ static void test_exactly_once_with_fim(void **state)
     position = consume(&world, &last, position, INT64_MAX, &tally, NULL);
     expect_once(&world, &tally, position, 64);
     assert_true(tally.seen[SOURCES * MOST] > 50); /* there were middles to fill in */
+    mixture_free(&world.mixture);
 }
 
 /* The same rows on every layout, and after a stop that changes nothing. */
@@ -317,6 +321,7 @@ static void test_same_everywhere(void **state)
     start(&world, &settings);
     (void)consume(&world, &settings, 0, STEPS * 8, NULL, other);
     assert_memory_not_equal(straight, other, sizeof straight);
+    mixture_free(&world.mixture);
 }
 
 static void count_sources(const struct world *world, int64_t from, int64_t to,
@@ -361,6 +366,7 @@ static void test_shares(void **state)
         }
         assert_true(shuffle == 0 || runs > 1000); /* in no fixed turn: 38 % follow their like */
     }
+    mixture_free(&world.mixture);
 }
 
 static void test_stages_and_limits(void **state)
@@ -397,6 +403,7 @@ static void test_stages_and_limits(void **state)
     assert_int_equal(world.mixture.end, 48);
     count_sources(&world, 0, 48, given);
     assert_true(given[0] == 40 && given[1] == 8);
+    mixture_free(&world.mixture);
 }
 
 /* Numbers of a large run: no index, no overflow. */
@@ -419,6 +426,7 @@ static void test_large(void **state)
     assert_int_equal(tokens, far);
     const int64_t s = mixture_sample(&world.mixture, far, &place);
     expect_same_place(&places[s], &place);
+    mixture_free(&world.mixture);
 }
 
 /* What was made ahead and not asked for does no harm. */
