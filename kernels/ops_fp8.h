@@ -9,8 +9,8 @@
  * fp8_rule.h says how a tile becomes codes and a scale. A fused op gives bit for bit what the ops
  * it joins give: norm_forward is ops.norm_forward, rounded to bf16, then quantize, and so on. "act"
  * is bf16 here. The last tile of a row may be narrower; columns are a multiple of 16. What a code
- * stands for is code x scale in f32, nowhere rounded to bf16. Rows of index < 0 are zeros, and
- * count as values; plain rows behind the last group are quantised like the others.
+ * stands for is code x scale in f32, nowhere rounded to bf16. Rows of index < 0 are zeros that are
+ * not counted; rows behind the last group are not there: neither read, nor written, nor counted.
  *
  * Letters as in ops.h; g a group (expert) of rows of x, [offset[g], offset[g+1]).
  */
@@ -108,8 +108,9 @@ struct fp8_ops {
      * fp8_packed_bytes(C)]. row[i] < 0: zeros. */
     void (*pack)(struct device *, uint8_t *packed, struct tensor x, const int32_t *row,
                  int64_t rows, const struct fp8_how *how);
-    /* Row i of q = packed row row[i] (NULL: i); < 0: codes 0, scales 1. */
-    void (*unpack)(struct device *, struct fp8_rows q, const uint8_t *packed, const int32_t *row);
+    /* Row i of q = packed row row[i] (NULL: i) of `rows`; < 0: codes 0, scales 1. */
+    void (*unpack)(struct device *, struct fp8_rows q, const uint8_t *packed, int64_t rows,
+                   const int32_t *row);
     /* w and, where wanted (code not NULL), its transpose t (the same codes and scales, rows and
      * cols exchanged) from src act: matrix m at src + m * stride elements. */
     void (*quantize_weights)(struct device *, struct fp8_weights w, struct fp8_weights t,
@@ -122,7 +123,8 @@ struct fp8_ops {
     /* h = quantised ops.swiglu_forward(gate_up); kept = gate_up quantised, where its code is not
      * NULL: what backward reads. Bytes a row: 4F read, F and 2F written. */
     void (*swiglu_forward)(struct device *, struct fp8_rows h, struct fp8_rows kept,
-                           struct tensor gate_up, const struct fp8_how *how);
+                           struct tensor gate_up, const int64_t *offset, int64_t groups,
+                           const struct fp8_how *how);
     /* From dh[R,F] act and gate_up[R,2F] (act, or, where gate_up.data is NULL, the values of
      * `kept`): d, dt: ops.swiglu_backward quantised, plain and transposed; ht: the SwiGLU itself,
      * transposed. Counters: of d. */

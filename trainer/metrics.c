@@ -186,8 +186,9 @@ static void print_kinds(FILE *out, const char *name, const double value[LINEAR_K
     fputc('}', out);
 }
 
-/* Of runs in FP8: largest values, and the share of values that became 0 or were cut off. */
-static void print_fp8(FILE *out, const struct fp8_counters fp8[LINEAR_KINDS])
+/* Of runs in FP8: largest values, and the share of values that became 0 or were cut off; what
+ * gradients were multiplied by. */
+static void print_fp8(FILE *out, const struct fp8_counters fp8[LINEAR_KINDS], double unit)
 {
     double amax[LINEAR_KINDS], underflow[LINEAR_KINDS], saturated[LINEAR_KINDS];
     if (fp8[LINEAR_WEIGHTS].values == 0) {
@@ -202,6 +203,7 @@ static void print_fp8(FILE *out, const struct fp8_counters fp8[LINEAR_KINDS])
     print_kinds(out, "fp8_amax", amax);
     print_kinds(out, "fp8_underflow", underflow);
     print_kinds(out, "fp8_saturated", saturated);
+    json_out_number(out, ",\"fp8_unit\":", unit, 17);
 }
 
 /* Tokens of each expert over their mean, block by block. */
@@ -291,7 +293,7 @@ enum status metrics_step(struct metrics *metrics, int64_t step, const struct ste
         most = load[l] > most ? load[l] : most;
     }
     fprintf(out, "]");
-    print_fp8(out, result->fp8);
+    print_fp8(out, result->fp8, result->unit);
     fprintf(out,
             ",\"phase_ms\":{\"data\":%.4g,\"data_wait\":%.4g,\"forward_backward\":%.6g,\"reduce\":%"
             ".6g,\"optimizer\":"

@@ -263,6 +263,31 @@ static void forward_backward(struct stepper *stepper, int64_t step, int64_t labe
     result->extra_rounds = counters[1];
 }
 
+/* Waits for the update. */
+static void count_bad_weights(struct model *model, struct step_result *result)
+{
+    struct fp8_counters weights = {0};
+    if (model->linears.counters == NULL) {
+        model->ops->synchronize(model->device);
+        return;
+    }
+    model->ops->download(model->device, &weights, model->linears.counters + LINEAR_WEIGHTS,
+                         sizeof weights);
+    result->bad_weights = (int64_t)weights.bad_tiles;
+}
+
+enum status stepper_updated(int64_t step, const struct step_result *result)
+{
+    return result->bad_weights == 0
+               ? STATUS_OK
+               : status_fail(STATUS_DIVERGED,
+                             "step %lld: loss %g, gradient norm %g: its update made %lld FP8 tiles "
+                             "of weights with NaN or infinity: nothing of it is saved; resume from "
+                             "the last checkpoint with a lower optimizer.lr",
+                             (long long)step, result->loss, result->grad_norm,
+                             (long long)result->bad_weights);
+}
+
 enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position,
                          struct step_result *result)
 {
@@ -279,7 +304,7 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     double waited = 0;
     const int64_t labels = load_batches(stepper, position, batch, &waited);
     const double loaded = step_clock();
-    model->unit = gradient_unit(model, labels);
+    model->unit = result->unit = gradient_unit(model, labels);
     forward_backward(stepper, step, labels, result);
     const double computed = step_clock();
     result->grad_norm = optimizer_reduce(model);
@@ -291,7 +316,7 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     if (model->arch.has_bias && !is_late(config, step, config->router.bias_update_until)) {
         balance_update_bias(model, stepper->load, stepper->bias, model->arch.balance.bias_speed);
     }
-    model->ops->synchronize(model->device); /* or the next step would be charged for this one */
+    count_bad_weights(model, result); /* or the next step would be charged for this one */
     const double end = step_clock();
     result->phase_ms = (struct phase_ms){.data = 1e3 * (loaded - start),
                                          .data_wait = 1e3 * waited,

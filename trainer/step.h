@@ -22,7 +22,9 @@ struct step_result {
     double dropped_fraction;
     int64_t extra_rounds;                  /* summed over ranks, layers, micro-batches */
     struct fp8_counters fp8[LINEAR_KINDS]; /* all ranks together; values 0: no FP8. Gradients as
-                                              they are quantised: times model.unit */
+                                              they are quantised: times `unit` */
+    double unit;                           /* model.unit */
+    int64_t bad_weights; /* this rank's tiles of updated weights that are not finite */
     double step_ms;
     struct phase_ms phase_ms;
 };
@@ -63,6 +65,10 @@ void stepper_free(struct stepper *stepper); /* accepts a zeroed one */
  * exactly, where they are used. */
 enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position,
                          struct step_result *result) __attribute__((warn_unused_result));
+/* Local, the caller agrees. In FP8: STATUS_DIVERGED when the update of this step made weights that
+ * are not finite, which must not be saved. */
+enum status stepper_updated(int64_t step, const struct step_result *result)
+    __attribute__((warn_unused_result));
 
 /* Collective over the world. Mean cross-entropy over the counted labels of the first `batches`
  * micro-batches of a file (0: all of it), in file order: the same bits for every layout. *labels 0:

@@ -433,8 +433,10 @@ static enum status one_step(struct training *t)
     }
     t->first_loss = step == t->metrics.first_step ? result.loss : t->first_loss;
     t->last_loss = result.loss;
-    enum status status =
-        main_rank(t) ? metrics_step(&t->metrics, step, &result, valid, &t->stepper) : STATUS_OK;
+    enum status status = stepper_updated(step, &result);
+    if (status == STATUS_OK && main_rank(t)) {
+        status = metrics_step(&t->metrics, step, &result, valid, &t->stepper);
+    }
     TRY(comm_agree(t->world, status, NULL));
     if (due(step, config->sample.every_steps, config->run.steps)) {
         watchdog_enter(t->watchdog, WATCHDOG_SAMPLE, step);

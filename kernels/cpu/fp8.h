@@ -49,13 +49,15 @@ struct fp8_window {
     int64_t row, rows, col, cols; /* rows, cols <= FP8_TILE; col a multiple of it */
 };
 
-/* Quantises x[rows, cols], plain as `out` and transposed as t (code NULL: not wanted). */
+/* Quantises x[rows, cols], or the rows of its groups, plain as `out` and transposed as t (code
+ * NULL: not wanted). */
 struct fp8_work {
     int64_t rows, cols;
     struct fp8_out out;
     struct fp8_rows t;
     const int64_t *offset; /* NULL: one group of all rows */
     int64_t groups;
+    const int32_t *row;        /* NULL, or [rows]: those below 0 are not counted */
     const struct fp8_how *how; /* counters NULL there: not counted */
     /* Writes tile[rows, FP8_TILE] of the window. */
     void (*fill)(float *tile, const void *from, struct fp8_window window);
@@ -90,14 +92,16 @@ void cpu_fp8_transpose(struct device *, struct fp8_rows t, struct fp8_rows q, co
                        int64_t groups, const struct fp8_how *how);
 void cpu_fp8_pack(struct device *, uint8_t *packed, struct tensor x, const int32_t *row,
                   int64_t rows, const struct fp8_how *how);
-void cpu_fp8_unpack(struct device *, struct fp8_rows q, const uint8_t *packed, const int32_t *row);
+void cpu_fp8_unpack(struct device *, struct fp8_rows q, const uint8_t *packed, int64_t rows,
+                    const int32_t *row);
 void cpu_fp8_quantize_weights(struct device *, struct fp8_weights w, struct fp8_weights t,
                               const void *src, int64_t stride, const struct fp8_how *how);
 void cpu_fp8_norm_forward(struct device *, struct fp8_rows q, struct tensor y, struct tensor sum,
                           float *rstd, struct tensor x, struct tensor delta, struct tensor w,
                           float eps, const struct fp8_how *how);
 void cpu_fp8_swiglu_forward(struct device *, struct fp8_rows h, struct fp8_rows kept,
-                            struct tensor gate_up, const struct fp8_how *how);
+                            struct tensor gate_up, const int64_t *offset, int64_t groups,
+                            const struct fp8_how *how);
 void cpu_fp8_swiglu_backward(struct device *, struct fp8_rows d, struct fp8_rows dt,
                              struct fp8_rows ht, struct tensor dh, struct tensor gate_up,
                              struct fp8_rows kept, const int64_t *offset, int64_t groups,

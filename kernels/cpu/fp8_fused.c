@@ -102,12 +102,15 @@ static void fill_gradient(float *tile, const void *from, struct fp8_window w)
 }
 
 void cpu_fp8_swiglu_forward(struct device *device, struct fp8_rows h, struct fp8_rows kept,
-                            struct tensor gate_up, const struct fp8_how *how)
+                            struct tensor gate_up, const int64_t *offset, int64_t groups,
+                            const struct fp8_how *how)
 {
     const struct swiglu from = {.gate_up = gate_up, .width = h.cols};
     struct fp8_work work = {.rows = h.rows,
                             .cols = h.cols,
                             .out = fp8_out_rows(h),
+                            .offset = offset,
+                            .groups = groups,
                             .how = how,
                             .fill = fill_swiglu,
                             .from = &from};

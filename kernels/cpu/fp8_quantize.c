@@ -14,6 +14,7 @@ CPU_CLONES static void fill_gathered(float *tile, const void *from, struct fp8_w
     const struct gathered *g = from;
     for (int64_t r = 0; r < w.rows; r++) {
         const int64_t source = g->row != NULL ? g->row[w.row + r] : w.row + r;
+        assert(source < g->x.dim[0]);
         if (source < 0) {
             memset(tile + r * FP8_TILE, 0, (size_t)w.cols * sizeof *tile);
         } else {
@@ -34,6 +35,7 @@ void cpu_fp8_quantize(struct device *device, struct fp8_rows q, struct fp8_rows 
                                   .t = t,
                                   .offset = offset,
                                   .groups = groups,
+                                  .row = row,
                                   .how = how,
                                   .fill = fill_gathered,
                                   .from = &from};
@@ -70,6 +72,7 @@ void cpu_fp8_pack(struct device *device, uint8_t *packed, struct tensor x, const
     const struct fp8_work work = {.rows = rows,
                                   .cols = x.dim[1],
                                   .out = fp8_out_packed(packed, x.dim[1]),
+                                  .row = row,
                                   .how = how,
                                   .fill = fill_gathered,
                                   .from = &from};
@@ -77,14 +80,16 @@ void cpu_fp8_pack(struct device *device, uint8_t *packed, struct tensor x, const
     fp8_work_run(device, &work);
 }
 
-void cpu_fp8_unpack(struct device *device, struct fp8_rows q, const uint8_t *packed,
+void cpu_fp8_unpack(struct device *device, struct fp8_rows q, const uint8_t *packed, int64_t rows,
                     const int32_t *row)
 {
     const int64_t bytes = fp8_packed_bytes(q.cols), tiles = fp8_tiles(q.cols);
+    assert(row != NULL || q.rows <= rows);
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t r = 0; r < q.rows; r++) {
         const int64_t source = row != NULL ? row[r] : r;
         const uint8_t *in = packed + source * bytes;
+        assert(source < rows);
         if (source < 0) {
             memset(q.code + r * q.cols, 0, (size_t)q.cols);
         } else {

@@ -7,7 +7,7 @@
 
 enum { FEW_ROWS = 16 }; /* of a tile where no transposed codes are wanted: it stays in L1 */
 
-/* Rows of the work that are a tile's. column: of t; < 0: these rows are not in t. */
+/* Rows of the work that are a tile's. column: of t. */
 struct block {
     int64_t row, rows, column;
 };
@@ -66,7 +66,7 @@ int64_t fp8_filled_columns(const int64_t *offset, int64_t groups)
 static int64_t list_rows(struct block *list, int64_t count, int64_t row, int64_t end, int64_t most,
                          int64_t column)
 {
-    for (; row < end; row += most, column += column < 0 ? 0 : FP8_TILE) {
+    for (; row < end; row += most, column += FP8_TILE) {
         if (list != NULL) {
             list[count] = (struct block){row, end - row < most ? end - row : most, column};
         }
@@ -80,18 +80,25 @@ static int64_t list_blocks(struct block *list, const struct fp8_work *w)
     const int64_t all[2] = {0, w->rows}, *offset = w->offset != NULL ? w->offset : all;
     const int64_t groups = w->offset != NULL ? w->groups : 1;
     int64_t count = 0, column = 0;
+    assert(offset[0] == 0 && offset[groups] <= w->rows);
     if (w->t.code == NULL) {
-        return list_rows(list, 0, 0, w->rows, FEW_ROWS, -1);
+        return list_rows(list, 0, 0, offset[groups], FEW_ROWS, 0);
     }
     for (int64_t g = 0; g < groups; g++) {
         count = list_rows(list, count, offset[g], offset[g + 1], FP8_TILE, column);
         column += fp8_tiles(offset[g + 1] - offset[g]) * FP8_TILE;
     }
-    assert(offset[0] == 0 && offset[groups] <= w->rows && column <= w->t.cols);
-    if (w->out.code != NULL) { /* rows of no group */
-        count = list_rows(list, count, offset[groups], w->rows, FP8_TILE, -1);
-    }
+    assert(column <= w->t.cols);
     return count;
+}
+
+static int64_t absent_rows(const struct fp8_work *w, const struct block *block)
+{
+    int64_t absent = 0;
+    for (int64_t r = 0; r < block->rows && w->row != NULL; r++) {
+        absent += w->row[block->row + r] < 0 ? 1 : 0;
+    }
+    return absent;
 }
 
 /* One tile of rows and columns; tile, codes [FP8_TILE, FP8_TILE] scratch. */
@@ -104,13 +111,14 @@ static void run_tile(const struct fp8_work *w, const struct block *block, int64_
     for (int64_t r = 0; r < block->rows && w->out.code != NULL; r++) {
         out_tile(&w->out, block->row + r, index, tile + r * FP8_TILE, cols, w->how, tally);
     }
-    if (w->t.code != NULL && block->column >= 0) {
+    if (w->t.code != NULL) {
         fp8_encode_columns(codes, w->t.scale + block->column / FP8_TILE * w->t.pitch + col, tile,
                            block->rows, cols, w->how->power_of_two,
                            w->out.code == NULL ? tally : NULL);
         memset(codes + block->rows * FP8_TILE, 0, (size_t)((FP8_TILE - block->rows) * FP8_TILE));
         fp8_transpose_codes(w->t.code + col * w->t.cols + block->column, w->t.cols, codes, cols);
     }
+    tally->values -= (uint64_t)(absent_rows(w, block) * cols);
 }
 
 void fp8_count(struct fp8_counters *all, const struct fp8_counters *tally)

@@ -26,7 +26,8 @@ void cuda_fp8_transpose(void *stream, struct fp8_rows t, struct fp8_rows q, cons
 /* ---- fp8_pack.cu ---- */
 void cuda_fp8_pack(void *stream, uint8_t *packed, struct tensor x, const int32_t *row, int64_t rows,
                    const struct fp8_how *how);
-void cuda_fp8_unpack(void *stream, struct fp8_rows q, const uint8_t *packed, const int32_t *row);
+void cuda_fp8_unpack(void *stream, struct fp8_rows q, const uint8_t *packed, int64_t rows,
+                     const int32_t *row);
 void cuda_fp8_e5m6_pack(void *stream, uint8_t *packed, struct tensor x);
 void cuda_fp8_e5m6_unpack(void *stream, struct tensor x, const uint8_t *packed);
 
@@ -41,7 +42,8 @@ void cuda_fp8_norm_forward(void *stream, struct fp8_rows q, struct tensor y, str
 
 /* ---- fp8_swiglu.cu, fp8_swiglu_backward.cu ---- */
 void cuda_fp8_swiglu_forward(void *stream, struct fp8_rows h, struct fp8_rows kept,
-                             struct tensor gate_up, const struct fp8_how *how);
+                             struct tensor gate_up, const int64_t *offset, int64_t groups,
+                             const struct fp8_how *how);
 void cuda_fp8_swiglu_backward(void *stream, struct fp8_rows d, struct fp8_rows dt,
                               struct fp8_rows ht, struct tensor dh, struct tensor gate_up,
                               struct fp8_rows kept, const int64_t *offset, int64_t groups,

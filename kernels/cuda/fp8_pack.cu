@@ -26,7 +26,7 @@ enum { UNPACK_ROWS = 32, UNPACK_BYTES = 2048 /* of a row, by one block */ };
  * lane, so that they leave side by side. Bytes per number: 1 read, 1 written, 8 per tile of 128.
  * Bound by memory. */
 __global__ void __launch_bounds__(FP8_THREADS)
-    fp8_unpack_kernel(struct fp8_rows q, const uint8_t *__restrict__ packed,
+    fp8_unpack_kernel(struct fp8_rows q, const uint8_t *__restrict__ packed, int64_t rows,
                       const int32_t *__restrict__ row, int64_t row_bytes)
 {
     const int64_t top = (int64_t)blockIdx.x * UNPACK_ROWS,
@@ -35,6 +35,9 @@ __global__ void __launch_bounds__(FP8_THREADS)
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     for (int i = warp; i < UNPACK_ROWS && top + i < q.rows; i += FP8_WARPS) {
         const int64_t from = row != nullptr ? row[top + i] : top + i;
+        if (from >= rows) {
+            __trap();
+        }
 #pragma unroll
         for (int j = 0; j < UNPACK_BYTES / 512; j++) {
             const int64_t c = left + 16 * (lane + 32 * j);
@@ -47,6 +50,9 @@ __global__ void __launch_bounds__(FP8_THREADS)
     const int64_t r = top + lane;
     if (r < q.rows) {
         const int64_t from = row != nullptr ? row[r] : r;
+        if (from >= rows) {
+            __trap();
+        }
         const float *scale = (const float *)(packed + from * row_bytes + q.cols);
         for (int64_t tile = left / FP8_TILE + warp; tile * FP8_TILE < end; tile += FP8_WARPS) {
             q.scale[tile * q.pitch + r] = from < 0 ? 1.0F : __ldg(scale + tile);
@@ -54,15 +60,17 @@ __global__ void __launch_bounds__(FP8_THREADS)
     }
 }
 
-void cuda_fp8_unpack(void *stream, struct fp8_rows q, const uint8_t *packed, const int32_t *row)
+void cuda_fp8_unpack(void *stream, struct fp8_rows q, const uint8_t *packed, int64_t rows,
+                     const int32_t *row)
 {
     (void)fp8_sink_of(q); /* its checks */
-    assert(aligned(packed));
+    assert(aligned(packed) && (row != nullptr || q.rows <= rows));
     if (q.rows > 0 && q.cols > 0) {
         LAUNCH(fp8_unpack_kernel,
                dim3((unsigned)((q.rows + UNPACK_ROWS - 1) / UNPACK_ROWS),
                     (unsigned)((q.cols + UNPACK_BYTES - 1) / UNPACK_BYTES)),
-               FP8_THREADS, 0, (cudaStream_t)stream, q, packed, row, fp8_packed_bytes(q.cols));
+               FP8_THREADS, 0, (cudaStream_t)stream, q, packed, rows, row,
+               fp8_packed_bytes(q.cols));
     }
 }
 

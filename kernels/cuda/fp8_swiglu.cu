@@ -4,6 +4,7 @@ struct swiglu_job {
     struct fp8_from_bf16 gate_up;
     struct fp8_sink h, kept; /* of 128 n columns and of twice as many */
     int64_t rows;
+    const int64_t *last; /* device: how many of them there are; NULL: all */
     bool power_of_two;
     struct fp8_counters *counters;
 };
@@ -14,7 +15,12 @@ struct swiglu_job {
 __global__ void __launch_bounds__(FP8_THREADS, 2) fp8_swiglu_kernel(const struct swiglu_job job)
 {
     const int64_t width = job.h.cols, column = (int64_t)blockIdx.x * FP8_TILE + fp8_own_column();
-    const int64_t row = (int64_t)blockIdx.y * FP8_TILE + fp8_own_row(), left = job.rows - row;
+    const int64_t rows = job.last != nullptr ? *job.last : job.rows,
+                  top = (int64_t)blockIdx.y * FP8_TILE;
+    if (top >= rows) {
+        return;
+    }
+    const int64_t row = top + fp8_own_row(), left = rows - row;
     const bool counted = job.counters != nullptr, two = job.power_of_two;
     struct fp8_counts own = {0, 0, 0, 0};
     float scale[3] = {0, 0, 0};
@@ -39,22 +45,24 @@ __global__ void __launch_bounds__(FP8_THREADS, 2) fp8_swiglu_kernel(const struct
     fp8_row_scales(job.kept, scale[2], row, gridDim.x + blockIdx.x, count, false);
     if (counted) {
         const bool only = blockIdx.x == 0 && blockIdx.y == 0;
-        fp8_count(job.counters, own, only ? job.rows * width * 3 : 0);
+        fp8_count(job.counters, own, only ? rows * width * 3 : 0);
     }
 }
 
 void cuda_fp8_swiglu_forward(void *stream, struct fp8_rows h, struct fp8_rows kept,
-                             struct tensor gate_up, const struct fp8_how *how)
+                             struct tensor gate_up, const int64_t *offset, int64_t groups,
+                             const struct fp8_how *how)
 {
     const struct fp8_from_bf16 from = fp8_from_tensor(gate_up, nullptr);
-    const unsigned tiles = fp8_place_most(h.rows, false, 0, true);
+    const unsigned tiles = fp8_place_most(h.rows, false, 0);
     const bool keep = kept.code != nullptr;
     assert(gate_up.dim[0] == h.rows && gate_up.dim[1] == 2 * h.cols);
     assert(!keep || (kept.rows == h.rows && kept.cols == 2 * h.cols));
     if (keep && h.cols % FP8_TILE == 0 && h.rows > 0 && h.cols > 0) {
         LAUNCH(fp8_swiglu_kernel, dim3((unsigned)fp8_tiles(h.cols), tiles), FP8_THREADS, 0,
                (cudaStream_t)stream,
-               swiglu_job{from, fp8_sink_of(h), fp8_sink_of(kept), h.rows, how->power_of_two,
+               swiglu_job{from, fp8_sink_of(h), fp8_sink_of(kept), h.rows,
+                          offset != nullptr ? offset + groups : nullptr, how->power_of_two,
                           how->counters});
         return;
     }
@@ -64,8 +72,8 @@ void cuda_fp8_swiglu_forward(void *stream, struct fp8_rows h, struct fp8_rows ke
                                                                            {},
                                                                            h.rows,
                                                                            h.cols,
-                                                                           nullptr,
-                                                                           0,
+                                                                           offset,
+                                                                           (int)groups,
                                                                            how->power_of_two,
                                                                            how->counters});
     if (keep) { /* its tiles are not tiles of gate and of up: read once more */
@@ -74,8 +82,8 @@ void cuda_fp8_swiglu_forward(void *stream, struct fp8_rows h, struct fp8_rows ke
                                                                {},
                                                                h.rows,
                                                                kept.cols,
-                                                               nullptr,
-                                                               0,
+                                                               offset,
+                                                               (int)groups,
                                                                how->power_of_two,
                                                                how->counters});
     }

@@ -83,14 +83,11 @@ __global__ void __launch_bounds__(FP8_THREADS, 2)
     const int count = max(0, min(place.count - own_row, (int)FP8_HOLD));
     fp8_row_scales(job.d, scale[0], row, blockIdx.x, count, false);
     fp8_row_scales(job.d, scale[1], row, gridDim.x + blockIdx.x, count, false);
-    if (place.grouped) {
-        kept_columns(job.dt, memory, 0, tile, place.count, first, two);
-        kept_columns(job.dt, memory, 1, tile, place.count, job.width + first, two);
-        kept_columns(job.ht, memory, 2, tile, place.count, first, two);
-    }
+    kept_columns(job.dt, memory, 0, tile, place.count, first, two);
+    kept_columns(job.dt, memory, 1, tile, place.count, job.width + first, two);
+    kept_columns(job.ht, memory, 2, tile, place.count, first, two);
     if (counted) {
-        const bool only = blockIdx.x == 0 && tile == 0;
-        fp8_count(job.counters, own, only ? job.rows * job.width * 2 : 0);
+        fp8_count(job.counters, own, blockIdx.x == 0 ? place.count * job.width * 2 : 0);
     }
 }
 
@@ -101,7 +98,7 @@ static void run(void *stream, G gate_up, struct fp8_rows d, struct fp8_rows dt, 
     const int64_t rows = dh.dim[0], width = dh.dim[1];
     const struct fp8_from_bf16 from = fp8_from_tensor(dh, nullptr);
     if (d.code != nullptr && dt.code != nullptr && ht.code != nullptr && width % FP8_TILE == 0) {
-        const unsigned tiles = fp8_place_most(rows, offset != nullptr, groups, true);
+        const unsigned tiles = fp8_place_most(rows, offset != nullptr, groups);
         if (rows > 0 && width > 0) {
             (void)ALLOW_SMEM(fp8_swiglu_backward_kernel<G>, sizeof(struct held_memory));
             LAUNCH(fp8_swiglu_backward_kernel<G>, dim3((unsigned)fp8_tiles(width), tiles),

@@ -22,25 +22,24 @@ enum { FP8_THREADS = 256, FP8_WARPS = FP8_THREADS / 32, FP8_HOLD = 4 /* rows of 
 /* ---- which rows ---- */
 
 struct fp8_place {
-    int64_t row;  /* the tile's first */
-    int count;    /* its rows, 1 to 128; 0: there is no such tile */
-    bool grouped; /* in a group: has a place among transposed tokens, columns 128 tile and on */
+    int64_t row; /* the tile's first; its tokens, transposed, are columns 128 tile and on */
+    int count;   /* its rows, 1 to 128; 0: there is no such tile */
 };
 
-/* Tile `tile` of the groups' tiles, one group after another; rows that belong to none are tiles
- * after them. Every lane of a warp calls it. Without offset all rows are one group. */
+/* Tile `tile` of the groups' tiles, one group after another. Every lane of a warp calls it. Without
+ * offset all rows are one group. */
 DEVICE struct fp8_place fp8_place_of(const int64_t *__restrict__ offset, int groups, int64_t rows,
                                      int tile)
 {
     const int lane = threadIdx.x % 32;
     if (offset == nullptr) {
         const int64_t row = (int64_t)tile * FP8_TILE;
-        return {row, (int)min((int64_t)FP8_TILE, rows - row), true};
+        return {row, (int)min((int64_t)FP8_TILE, rows - row)};
     }
     int before = 0;
-    for (int from = 0; from <= groups; from += 32) {
+    for (int from = 0; from < groups; from += 32) {
         const int g = from + lane;
-        const int64_t begin = g <= groups ? offset[g] : rows,
+        const int64_t begin = g < groups ? offset[g] : rows,
                       end = g < groups ? offset[g + 1] : rows;
         const int tiles = (int)((end - begin + FP8_TILE - 1) >> 7);
         int sum = tiles;
@@ -56,17 +55,17 @@ DEVICE struct fp8_place fp8_place_of(const int64_t *__restrict__ offset, int gro
             const int64_t row =
                 __shfl_sync(0xffffffffu, begin, at) + (int64_t)(tile - first) * FP8_TILE;
             const int64_t left = __shfl_sync(0xffffffffu, end, at) - row;
-            return {row, (int)min((int64_t)FP8_TILE, left), from + at < groups};
+            return {row, (int)min((int64_t)FP8_TILE, left)};
         }
         before += __shfl_sync(0xffffffffu, sum, 31);
     }
-    return {0, 0, false};
+    return {0, 0};
 }
 
-/* Tiles there can be. `rest`: with those of rows that belong to no group. */
-static inline unsigned fp8_place_most(int64_t rows, bool grouped, int64_t groups, bool rest)
+/* Tiles there can be. */
+static inline unsigned fp8_place_most(int64_t rows, bool grouped, int64_t groups)
 {
-    const int64_t parts = grouped ? min(rows, groups + rest) : 1;
+    const int64_t parts = grouped ? min(rows, groups) : 1;
     const int64_t tiles = rows > 0 ? (rows + parts * (FP8_TILE - 1)) / FP8_TILE : 0;
     assert(tiles <= 65535 && groups <= 1024 && rows <= INT32_MAX);
     return (unsigned)tiles;
@@ -309,6 +308,14 @@ DEVICE void fp8_column_tiles(const struct fp8_rows &t, const H (&held)[FP8_HOLD]
 
 /* ---- the whole ---- */
 
+/* Rows of a tile that are counted. All threads of the block. */
+template <class S> DEVICE int64_t fp8_present(const S &, const struct fp8_place &place)
+{
+    return place.count;
+}
+struct fp8_from_bf16;
+DEVICE int64_t fp8_present(const struct fp8_from_bf16 &from, const struct fp8_place &place);
+
 template <class S> struct fp8_job {
     S source;
     struct fp8_sink q;
@@ -327,7 +334,7 @@ __global__ void __launch_bounds__(FP8_THREADS, 2) fp8_tile_kernel(const struct f
 {
     const int tile = (int)blockIdx.y;
     const struct fp8_place place = fp8_place_of(job.offset, job.groups, job.rows, tile);
-    if (place.count == 0 || (!Q && !place.grouped)) {
+    if (place.count == 0) {
         return;
     }
     const int64_t first = (int64_t)blockIdx.x * FP8_TILE, column = first + fp8_own_column();
@@ -348,22 +355,19 @@ __global__ void __launch_bounds__(FP8_THREADS, 2) fp8_tile_kernel(const struct f
     }
     if constexpr (T) {
         SMEM(uint4, code, [FP8_TILE][FP8_TILE / 16]);
-        if (place.grouped) {
-            fp8_column_tiles(job.t, x, code, tile, place.count, first, job.power_of_two,
-                             counted && !Q, own);
-        }
+        fp8_column_tiles(job.t, x, code, tile, place.count, first, job.power_of_two, counted && !Q,
+                         own);
     }
     if (counted) {
-        const bool only = blockIdx.x == 0 && tile == 0;
-        const int64_t rows = Q || job.offset == nullptr ? job.rows : job.offset[job.groups];
-        fp8_count(job.counters, own, only ? rows * job.cols : 0);
+        fp8_count(job.counters, own,
+                  blockIdx.x == 0 ? fp8_present(job.source, place) * job.cols : 0);
     }
 }
 
 template <class S, bool Q, bool T>
 static void fp8_launch(void *stream, const struct fp8_job<S> &job)
 {
-    const unsigned tiles = fp8_place_most(job.rows, job.offset != nullptr, job.groups, Q);
+    const unsigned tiles = fp8_place_most(job.rows, job.offset != nullptr, job.groups);
     assert(!Q || job.q.cols == job.cols);
     assert(!T ||
            (job.t.rows == job.cols && job.t.pitch >= job.cols && aligned(job.t.code) &&
@@ -407,6 +411,14 @@ DEVICE void fp8_fetch(const struct fp8_from_bf16 &from, struct fp8_bf16s &x, int
     if (row >= 0) {
         fp8_load(x, from.x + row * from.cols + column);
     }
+}
+
+DEVICE int64_t fp8_present(const struct fp8_from_bf16 &from, const struct fp8_place &place)
+{
+    const int own = (int)threadIdx.x;
+    return from.row == nullptr
+               ? place.count
+               : __syncthreads_count(own < place.count && from.row[place.row + own] >= 0);
 }
 
 static inline struct fp8_from_bf16 fp8_from_tensor(struct tensor x, const int32_t *row)

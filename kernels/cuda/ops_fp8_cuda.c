@@ -29,11 +29,11 @@ static void pack(struct device *device, uint8_t *packed, struct tensor x, const 
     cuda_end(self);
 }
 
-static void unpack(struct device *device, struct fp8_rows q, const uint8_t *packed,
+static void unpack(struct device *device, struct fp8_rows q, const uint8_t *packed, int64_t rows,
                    const int32_t *row)
 {
     struct cuda_device *self = cuda_begin(device, "fp8_unpack");
-    cuda_fp8_unpack(self->stream, q, packed, row);
+    cuda_fp8_unpack(self->stream, q, packed, rows, row);
     cuda_end(self);
 }
 
@@ -55,10 +55,11 @@ static void norm_forward(struct device *device, struct fp8_rows q, struct tensor
 }
 
 static void swiglu_forward(struct device *device, struct fp8_rows h, struct fp8_rows kept,
-                           struct tensor gate_up, const struct fp8_how *how)
+                           struct tensor gate_up, const int64_t *offset, int64_t groups,
+                           const struct fp8_how *how)
 {
     struct cuda_device *self = cuda_begin(device, "fp8_swiglu_forward");
-    cuda_fp8_swiglu_forward(self->stream, h, kept, gate_up, how);
+    cuda_fp8_swiglu_forward(self->stream, h, kept, gate_up, offset, groups, how);
     cuda_end(self);
 }
 

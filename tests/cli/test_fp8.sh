@@ -46,6 +46,11 @@ same_bits() {
     done
 }
 
+# counted NAME: what became of numbers on their way to codes.
+counted() {
+    grep -o '"fp8_[a-z]*":{[^}]*}' "$work/$family-$1/metrics.jsonl"
+}
+
 layouts() {
     local layout
     fp8 1,1 one
@@ -62,6 +67,7 @@ layouts() {
     close_to 3e-2 "$(of crowded grad_norm 1)" "$(of rounds grad_norm 1)" "$family: norm with extra rounds"
     fp8 2,2 padded router.dispatch=padded
     same_bits at-2,2 padded "padded dispatch"
+    expect_same "$(counted at-2,2)" "$(counted padded)" "$family: counters, padded dispatch"
     fp8 1,1 capacity-1 router.capacity_factor=1
     fp8 2,2 capacity-2 router.capacity_factor=1
     same_first capacity-1 capacity-2 "dropping"

@@ -69,6 +69,7 @@ static bool swiglu_forward(struct device *device)
             ops_case c(device, DTYPE_BF16, SHIFT_NONE, "swiglu R=%d F=%d%s", (int)rows, (int)width,
                        keep ? " kept" : "");
             operand &gate_up = fp8_numbers(c, "gate_up", rows, 2 * width, rows == 129);
+            operand &offset = fp8_groups_of(c, rows, s[2]);
             operand &plain_h = c.poison("plain h", DTYPE_BF16, rows, width);
             fp8_operand h = fp8_rows_of(c, "h", rows, width);
             fp8_operand want = fp8_rows_of(c, "want", rows, width);
@@ -76,13 +77,16 @@ static bool swiglu_forward(struct device *device)
             fp8_operand plain_kept = fp8_rows_of(c, "plain kept", rows, 2 * width, keep);
             fp8_hows how = fp8_hows_of(c, two), plain = fp8_hows_of(c, two);
             c.upload();
-            c.ops->fp8->swiglu_forward(device, h.on_cpu(), kept.on_cpu(), gate_up.cpu, &how.cpu);
-            cuda_fp8_swiglu_forward(nullptr, h.on_cuda(), kept.on_cuda(), gate_up.cuda, &how.cuda);
+            c.ops->fp8->swiglu_forward(device, h.on_cpu(), kept.on_cpu(), gate_up.cpu,
+                                       offset.on_cpu<int64_t>(), s[2], &how.cpu);
+            cuda_fp8_swiglu_forward(nullptr, h.on_cuda(), kept.on_cuda(), gate_up.cuda,
+                                    offset.on_cuda<int64_t>(), s[2], &how.cuda);
             cuda_swiglu_forward(nullptr, plain_h.cuda, gate_up.cuda);
-            quantized(want, plain_h, &plain.cuda);
+            cuda_fp8_quantize(nullptr, want.on_cuda(), {}, plain_h.cuda, nullptr, rows,
+                              offset.on_cuda<int64_t>(), s[2], &plain.cuda);
             if (keep) {
                 cuda_fp8_quantize(nullptr, plain_kept.on_cuda(), {}, gate_up.cuda, nullptr, rows,
-                                  nullptr, 0, &plain.cuda);
+                                  offset.on_cuda<int64_t>(), s[2], &plain.cuda);
             }
             c.download();
             plain_h.compared = true;

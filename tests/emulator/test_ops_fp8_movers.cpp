@@ -89,10 +89,12 @@ static bool wire(struct device *device)
         c.upload();
         c.ops->fp8->pack(device, packed.on_cpu<uint8_t>(), x.cpu, row.on_cpu<int32_t>(), s.rows,
                          &how.cpu);
-        c.ops->fp8->unpack(device, q.on_cpu(), packed.on_cpu<uint8_t>(), place.on_cpu<int32_t>());
+        c.ops->fp8->unpack(device, q.on_cpu(), packed.on_cpu<uint8_t>(), s.rows,
+                           place.on_cpu<int32_t>());
         cuda_fp8_pack(nullptr, packed.on_cuda<uint8_t>(), x.cuda, row.on_cuda<int32_t>(), s.rows,
                       &how.cuda);
-        cuda_fp8_unpack(nullptr, q.on_cuda(), packed.on_cuda<uint8_t>(), place.on_cuda<int32_t>());
+        cuda_fp8_unpack(nullptr, q.on_cuda(), packed.on_cuda<uint8_t>(), s.rows,
+                        place.on_cuda<int32_t>());
         c.download();
         right = c.finish() && right;
     }

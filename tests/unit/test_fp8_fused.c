@@ -68,7 +68,8 @@ static const struct swiglu_shape swiglu_shapes[] = {
     {130, 128, 0, {0}, false, false},
     {33, 144, 3, {0, 0, 20, 33}, true, false},
     {300, 208, 4, {0, 128, 129, 129, 300}, true, true},
-    {140, 1040, 2, {0, 3, 140}, false, false},
+    {140, 1040, 2, {0, 3, 130}, false, false}, /* the last rows are not there */
+    {200, 128, 2, {0, 100, 150}, true, true},
 };
 
 static struct tensor gate_up_of(struct check *c, const struct swiglu_shape *s)
@@ -101,17 +102,19 @@ static void run_swiglu_forward(struct check *c, const void *args)
                               h_expected = fp8_check_rows(c, "h expected", s->rows, s->width),
                               k_expected =
                                   fp8_check_rows(c, "kept expected", s->rows, 2 * s->width);
+        const int64_t *offset = s->groups > 0 ? s->offset : NULL, groups = s->groups;
         struct fp8_counters count[4] = {{0}, {0}, {0}, {0}};
         struct fp8_how how = {.power_of_two = power != 0, .counters = &count[0]};
-        c->ops->fp8->swiglu_forward(c->device, q, none, gate_up, &how);
+        c->ops->fp8->swiglu_forward(c->device, q, none, gate_up, offset, groups, &how);
         how.counters = &count[1];
-        c->ops->fp8->swiglu_forward(c->device, both, kept, gate_up, &how);
+        c->ops->fp8->swiglu_forward(c->device, both, kept, gate_up, offset, groups, &how);
         c->ops->swiglu_forward(c->device, h, gate_up);
         how.counters = &count[2];
-        c->ops->fp8->quantize(c->device, h_expected, none, h, NULL, s->rows, NULL, 0, &how);
+        c->ops->fp8->quantize(c->device, h_expected, none, h, NULL, s->rows, offset, groups, &how);
         count[3] = count[2];
         how.counters = &count[3];
-        c->ops->fp8->quantize(c->device, k_expected, none, gate_up, NULL, s->rows, NULL, 0, &how);
+        c->ops->fp8->quantize(c->device, k_expected, none, gate_up, NULL, s->rows, offset, groups,
+                              &how);
         fp8_expect_same(c, "h", q, h_expected);
         fp8_expect_same(c, "h with kept", both, h_expected);
         fp8_expect_same(c, "kept", kept, k_expected);

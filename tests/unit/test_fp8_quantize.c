@@ -82,7 +82,7 @@ static void quantize_kind(struct check *c, const struct shape *s, bool power, bo
                           both_t = tokens(c, "t of both", s),
                           q = fp8_check_rows(c, "q", s->rows, s->cols), t = tokens(c, "t", s);
     const struct fp8_counters start = {5, 6, 7, 8, 0, 0};
-    struct fp8_counters count[3] = {start, start, start}, expected[2] = {start, start};
+    struct fp8_counters count[3] = {start, start, start}, expected[3] = {start, start, start};
     struct fp8_how how = {.power_of_two = power, .counters = &count[0]};
     const struct fp8_ops *ops = c->ops->fp8;
     ops->quantize(c->device, both, both_t, x, row, s->rows, offset_of(s), groups.count, &how);
@@ -94,16 +94,29 @@ static void quantize_kind(struct check *c, const struct shape *s, bool power, bo
         return;
     }
     const double *in = gathered(c, x, row, s->rows);
+    const int64_t there = groups.offset[groups.count];
+    struct fp8_rows grouped = both, plain = q;
+    grouped.rows = plain.rows = there;
     fp8_expect_rows(c, "q", q, in, power, &expected[0]);
     fp8_expect_tokens(c, "t", t, in, groups.offset, groups.count, power, &expected[1]);
-    fp8_expect_same(c, "q of both", both, q);
+    fp8_expect_rows(c, "q of both", grouped, in, power, &expected[2]);
+    fp8_expect_same(c, "q of both", grouped, plain);
+    for (int64_t i = there * s->cols; i < s->rows * s->cols; i++) {
+        assert_int_equal(both.code[i], 0xff); /* not there */
+    }
+    for (int64_t r = 0; r < s->rows && gather; r++) {
+        const uint64_t none_of = row[r] < 0 ? (uint64_t)s->cols : 0;
+        expected[0].values -= none_of;
+        expected[1].values -= r < there ? none_of : 0;
+        expected[2].values -= r < there ? none_of : 0;
+    }
     for (int64_t i = 0; i < t.rows * t.cols; i++) {
         assert_int_equal(both_t.code[i], t.code[i]);
     }
     for (int64_t i = 0; i < fp8_tiles(t.cols) * t.pitch; i++) {
         assert_memory_equal(&both_t.scale[i], &t.scale[i], sizeof(float));
     }
-    fp8_expect_counters(c, count[0], expected[0]);
+    fp8_expect_counters(c, count[0], expected[2]);
     fp8_expect_counters(c, count[1], expected[0]);
     fp8_expect_counters(c, count[2], expected[1]);
     for (int64_t i = 0; i < fp8_tiles(q.cols) * q.pitch; i++) {
@@ -179,14 +192,14 @@ static void run_pack(struct check *c, const void *args)
         how.counters = &count[1];
         c->ops->fp8->quantize(c->device, q, nothing, x, row, s->rows, NULL, 0, &how);
         fp8_expect_counters(c, count[0], count[1]);
-        c->ops->fp8->unpack(c->device, back, packed.data, NULL);
+        c->ops->fp8->unpack(c->device, back, packed.data, s->rows, NULL);
         fp8_expect_same(c, "unpacked", back, q);
         const struct tensor order = check_tensor(c, "order", DTYPE_I32, s->rows, 1);
         for (int64_t r = 0; r < s->rows; r++) {
             ((int32_t *)order.data)[r] =
                 r % 5 == 2 ? -1 : (int32_t)rng_permute(c->seed, (uint64_t)r, (uint64_t)s->rows);
         }
-        c->ops->fp8->unpack(c->device, mixed, packed.data, order.data);
+        c->ops->fp8->unpack(c->device, mixed, packed.data, s->rows, order.data);
         for (int64_t r = 0; r < s->rows; r++) {
             const int32_t source = ((int32_t *)order.data)[r];
             const uint8_t *data = (uint8_t *)packed.data + r * bytes;

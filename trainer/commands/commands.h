@@ -17,6 +17,8 @@ enum status command_bench(int argc, char **argv);
 enum status command_ckpt(int argc, char **argv);
 enum status command_verify(int argc, char **argv);
 enum status command_sweep(int argc, char **argv);
+enum status command_init(int argc, char **argv);
+enum status command_rerun(int argc, char **argv);
 enum status command_watch(int argc, char **argv);
 enum status command_report(int argc, char **argv);
 enum status command_doctor(int argc, char **argv);

@@ -220,6 +220,8 @@ bool config_masks_documents(const struct config *config);
 
 /* The resolved config as YAML that config_load reads back to the same values. */
 void config_print(const struct config *config, FILE *out);
+/* The same for people: what each key means and which values it takes stands beside it. */
+void config_annotate(const struct config *config, FILE *out);
 /* "key 1 -> 2, ..." of the keys that begin with `section` and differ; "" when none does. */
 void config_differences(const struct config *from, const struct config *to, const char *section,
                         char *out, size_t bytes);

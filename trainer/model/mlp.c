@@ -97,7 +97,7 @@ void mlp_forward_up(const struct mlp *mlp, const struct operand *x, bool keep)
         const struct fp8_rows none = {0},
                               kept = fp8_view(mlp->state->kept, gate_up.dim[0], gate_up.dim[1]);
         linears->ops->fp8->swiglu_forward(linears->device, hidden.q, keep ? kept : none, gate_up,
-                                          &how);
+                                          mlp->offset, mlp->up->matrices, &how);
     } else {
         linears->ops->swiglu_forward(linears->device, hidden.act, gate_up);
     }
@@ -117,8 +117,8 @@ void mlp_restore(const struct mlp *mlp, const struct operand *x)
         const struct fp8_how how = linears_how_silent(linears);
         const struct fp8_rows none = {0},
                               kept = fp8_view(mlp->state->kept, gate_up.dim[0], gate_up.dim[1]);
-        linears->ops->fp8->quantize(linears->device, kept, none, gate_up, NULL, kept.rows, NULL, 1,
-                                    &how);
+        linears->ops->fp8->quantize(linears->device, kept, none, gate_up, NULL, kept.rows,
+                                    mlp->offset, mlp->up->matrices, &how);
     }
 }
 

@@ -195,7 +195,8 @@ static void packed_start(struct moe *moe, struct moe_state *state, const uint8_t
 static void packed_finish(struct moe *moe, struct moe_state *state, struct fp8_rows q)
 {
     expert_exchange_finish(&state->plan);
-    moe->ops->fp8->unpack(moe->device, q, moe->scratch.buffer, state->route.place);
+    moe->ops->fp8->unpack(moe->device, q, moe->scratch.buffer, state->route.arrived,
+                          state->route.place);
 }
 
 static void pack_tokens(struct moe *moe, struct moe_state *state, struct tensor x)
