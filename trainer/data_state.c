@@ -8,6 +8,16 @@
 
 enum { HEX_BYTES = 17 };
 
+void data_state_path(char out[DATA_PATH_BYTES], const char *path)
+{
+    const size_t length = strlen(path);
+    const char *from = path + (length < DATA_PATH_BYTES ? 0 : length - DATA_PATH_BYTES + 1);
+    while (from > path && ((unsigned char)*from & 0xc0) == 0x80) {
+        from++; /* the rest of a character */
+    }
+    snprintf(out, DATA_PATH_BYTES, "%s", from);
+}
+
 static json_t *hex_write(uint64_t value)
 {
     char text[HEX_BYTES];

@@ -13,9 +13,11 @@
 
 #include "data/mixture.h"
 
+enum { DATA_PATH_BYTES = 256 };
+
 struct data_source_state {
-    char path[256];       /* as the config had it, cut to this */
-    uint64_t fingerprint; /* of its contents; 0: not known */
+    char path[DATA_PATH_BYTES]; /* as data_state_path keeps it */
+    uint64_t fingerprint;       /* of its contents; 0: not known */
     struct loader_place origin, now;
 };
 
@@ -24,6 +26,9 @@ struct data_state {
     int64_t count;                  /* of sources; 0: a checkpoint that does not say */
     struct data_source_state source[MIXTURE_SOURCES];
 };
+
+/* A source's path, or its end where it is long: whole characters. */
+void data_state_path(char out[DATA_PATH_BYTES], const char *path);
 
 /* A new object, the caller's; NULL: out of memory. */
 json_t *data_state_write(const struct data_state *state);

@@ -164,7 +164,7 @@ static void reconstruct(const struct carrying *carrying, struct progress_state *
     struct data_source_state *source = &at->data.source[0];
     const struct loader *loader = &carrying->sources->source[0].loader;
     at->data = (struct data_state){.count = 1};
-    snprintf(source->path, sizeof source->path, "%s", path);
+    data_state_path(source->path, path);
     for (int64_t s = 0; s < carrying->sources->count; s++) {
         if (strcmp(carrying->sources->origin.source[s].path, source->path) == 0) {
             loader = &carrying->sources->source[s].loader;

@@ -84,8 +84,7 @@ static enum status open_one(struct sources *sources, const struct config *config
     source->epochs = said->epochs;
     source->tokens = (int64_t)said->tokens;
     source->origin = loader_start(loader);
-    snprintf(sources->origin.source[s].path, sizeof sources->origin.source[s].path, "%s",
-             said->path);
+    data_state_path(sources->origin.source[s].path, said->path);
     sources->origin.source[s].fingerprint = data_fingerprint(store);
     sources->origin.source[s].origin = sources->origin.source[s].now = source->origin;
     return STATUS_OK;

@@ -318,7 +318,7 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     }
     count_bad_weights(model, result); /* or the next step would be charged for this one */
     const double end = step_clock();
-    result->phase_ms = (struct phase_ms){.data = 1e3 * (loaded - start),
+    result->phase_ms = (struct phase_ms){.data = 1e3 * (loaded - start - waited),
                                          .data_wait = 1e3 * waited,
                                          .forward_backward = 1e3 * (computed - loaded),
                                          .reduce = 1e3 * (reduced - computed),

@@ -7,8 +7,8 @@
 
 /* Wall time of the parts of a step, milliseconds. */
 struct phase_ms {
-    double data;      /* until the batches are there and their labels counted */
-    double data_wait; /* of it: waiting for the thread that makes batches, or making them */
+    double data_wait; /* for the thread that makes batches, or making them */
+    double data;      /* else until the batches are there and their labels counted */
     double forward_backward, reduce, optimizer;
 };
 

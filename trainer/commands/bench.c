@@ -112,6 +112,7 @@ static double flops_per_token(const struct bench *bench)
 
 static void print_text(const struct bench *bench, const char *name, const struct bench_result *r)
 {
+    const double data = r->phase.data + r->phase.data_wait;
     const double flops = r->tokens_per_s * flops_per_token(bench);
     printf("%-16s %8.0f tokens/s (%.0f to %.0f)  %7.1f GFLOP/s = %.0f %% of GEMM peak  load %.2f  "
            "extra rounds %lld\n",
@@ -119,8 +120,8 @@ static void print_text(const struct bench *bench, const char *name, const struct
            100 * flops / bench->peak_flops, r->load, (long long)r->extra_rounds);
     printf("%-16s %8.1f ms a step: data %.1f, forward and backward %.1f, reduce %.1f, optimizer "
            "%.1f\n",
-           "", r->phase.data + r->phase.forward_backward + r->phase.reduce + r->phase.optimizer,
-           r->phase.data, r->phase.forward_backward, r->phase.reduce, r->phase.optimizer);
+           "", data + r->phase.forward_backward + r->phase.reduce + r->phase.optimizer, data,
+           r->phase.forward_backward, r->phase.reduce, r->phase.optimizer);
 }
 
 static void print_json(const struct bench *bench, const char *name, const struct bench_result *r)
