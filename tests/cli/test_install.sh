@@ -34,6 +34,18 @@ wait "$batch" || rc=$?
 expect_same "$rc" 85 "exit code of the batch file"
 expect_same "$(cat "$work/requeued")" "requeue 7" "what scontrol was asked"
 
+# doctor names what a run may stumble over, with a remedy where there is one.
+(cd "$work" && expect_rc 0 ranks 2 "$binary" doctor --json && python3 - "$out" "$(nproc)" <<'PY') || fail "doctor --json is not what it should be"
+import json, sys
+report = json.load(open(sys.argv[1]))
+findings = {f["name"]: f for f in report["findings"]}
+assert {"/dev/shm", "open files", "memory limit", "disk speed", "clocks", "threads here"} <= set(findings), findings
+assert findings["disk speed"]["disk_write_gb_per_s"] > 0 and findings["clocks"]["clock_skew_s"] < 10, findings
+assert report["ranks"] == 2 and bool(findings["threads here"]["remedy"]) == (int(sys.argv[2]) < 2), findings
+PY
+(cd "$work" && ulimit -n 40 && "$binary" doctor >"$out") || fail "doctor under a limit"
+expect_text "few for 1 ranks: ulimit -n 4096"
+
 # complete WORDS...: what the last of them becomes.
 complete_words() {
     bash -c 'source "$1"; compopt() { :; }; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _switchyard; echo "${COMPREPLY[*]}"' _ \
