@@ -35,7 +35,8 @@ void loader_set_fim(struct loader *loader, const struct fim *fim)
     loader->samples = fim_stream(&loader->fim, loader->store) / loader->sequence_length;
 }
 
-void loader_init_packed(struct loader *loader, struct packing *packing, bool shuffle, uint64_t seed)
+void loader_init_packed(struct loader *loader, struct row_packing *packing, bool shuffle,
+                        uint64_t seed)
 {
     *loader = (struct loader){.store = packing->store,
                               .sequence_length = packing->length,

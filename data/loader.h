@@ -29,9 +29,9 @@ struct loader {
     bool shuffle;
     bool mask_documents;
     uint64_t seed;
-    uint64_t number;         /* of the source in a mixture: each has its own order */
-    struct fim fim;          /* parts and tokens; 0 parts: none */
-    struct packing *packing; /* borrowed, or NULL. One thread at a time then */
+    uint64_t number;             /* of the source in a mixture: each has its own order */
+    struct fim fim;              /* parts and tokens; 0 parts: none */
+    struct row_packing *packing; /* borrowed, or NULL. One thread at a time then */
 };
 
 /* How an epoch runs. */
@@ -71,7 +71,7 @@ enum status loader_init(struct loader *loader, const struct token_store *store,
 /* From here on documents are taken at fim->parts; the key is the loader's. */
 void loader_set_fim(struct loader *loader, const struct fim *fim);
 /* A loader whose samples are the rows of `packing`. */
-void loader_init_packed(struct loader *loader, struct packing *packing, bool shuffle,
+void loader_init_packed(struct loader *loader, struct row_packing *packing, bool shuffle,
                         uint64_t seed);
 
 /* The first sample of all. */

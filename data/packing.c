@@ -8,7 +8,7 @@
 enum { WORD = 64 };
 
 /* Lengths of the window's documents, into raw. `counted`: over-long and empty ones are counted. */
-static void collect(struct packing *packing, int64_t window, bool counted)
+static void collect(struct row_packing *packing, int64_t window, bool counted)
 {
     const struct token_store *store = packing->store;
     const int64_t first = window * PACKING_WINDOW, left = store->documents - first,
@@ -35,8 +35,8 @@ static void collect(struct packing *packing, int64_t window, bool counted)
 }
 
 /* sorted <- raw by `keys` of 0 .. most, stable. */
-static void sort(struct packing *packing, int64_t most,
-                 int64_t (*key)(const struct packing *, const struct packing_entry *))
+static void sort(struct row_packing *packing, int64_t most,
+                 int64_t (*key)(const struct row_packing *, const struct packing_entry *))
 {
     int64_t *count = packing->count;
     memset(count, 0, (size_t)(most + 2) * sizeof *count);
@@ -51,19 +51,19 @@ static void sort(struct packing *packing, int64_t most,
     }
 }
 
-static int64_t longest_first(const struct packing *packing, const struct packing_entry *entry)
+static int64_t longest_first(const struct row_packing *packing, const struct packing_entry *entry)
 {
     return packing->length - entry->length;
 }
 
-static int64_t by_row(const struct packing *packing, const struct packing_entry *entry)
+static int64_t by_row(const struct row_packing *packing, const struct packing_entry *entry)
 {
     (void)packing;
     return entry->row;
 }
 
 /* The least room of at least `length` that a row has, -1: none. */
-static int64_t least_room(const struct packing *packing, int64_t length)
+static int64_t least_room(const struct row_packing *packing, int64_t length)
 {
     int64_t word = length / WORD;
     uint64_t bits = packing->open[word] & (UINT64_MAX << (length % WORD));
@@ -73,14 +73,14 @@ static int64_t least_room(const struct packing *packing, int64_t length)
     return bits != 0 ? word * WORD + __builtin_ctzll(bits) : -1;
 }
 
-static void put_row(struct packing *packing, int64_t row, int64_t room)
+static void put_row(struct row_packing *packing, int64_t row, int64_t room)
 {
     packing->next[row] = packing->head[room];
     packing->head[room] = row;
     packing->open[room / WORD] |= (uint64_t)1 << (room % WORD);
 }
 
-static int64_t take_row(struct packing *packing, int64_t room)
+static int64_t take_row(struct row_packing *packing, int64_t room)
 {
     const int64_t row = packing->head[room];
     packing->head[room] = packing->next[row];
@@ -91,7 +91,7 @@ static int64_t take_row(struct packing *packing, int64_t room)
 }
 
 /* Packs a window; returns its rows. Afterwards `sorted` holds its documents by row. */
-static int64_t pack(struct packing *packing, int64_t window, bool counted)
+static int64_t pack(struct row_packing *packing, int64_t window, bool counted)
 {
     int64_t rows = 0;
     collect(packing, window, counted);
@@ -112,7 +112,7 @@ static int64_t pack(struct packing *packing, int64_t window, bool counted)
     return rows;
 }
 
-static enum status reserve(struct packing *packing)
+static enum status reserve(struct row_packing *packing)
 {
     const size_t room = (size_t)packing->length + 1,
                  most = room > PACKING_WINDOW ? room : PACKING_WINDOW;
@@ -131,15 +131,16 @@ static enum status reserve(struct packing *packing)
                              packing->store->path);
 }
 
-enum status packing_init(struct packing *packing, const struct token_store *store, int64_t length,
-                         bool shuffle, uint64_t key)
+enum status packing_init(struct row_packing *packing, const struct token_store *store,
+                         int64_t length, bool shuffle, uint64_t key)
 {
-    *packing = (struct packing){.store = store,
-                                .length = length,
-                                .shuffle = shuffle,
-                                .key = key,
-                                .windows = (store->documents + PACKING_WINDOW - 1) / PACKING_WINDOW,
-                                .window = -1};
+    *packing =
+        (struct row_packing){.store = store,
+                             .length = length,
+                             .shuffle = shuffle,
+                             .key = key,
+                             .windows = (store->documents + PACKING_WINDOW - 1) / PACKING_WINDOW,
+                             .window = -1};
     TRY(reserve(packing));
     for (int64_t w = 0; w < packing->windows; w++) {
         packing->rows_before[w + 1] = packing->rows_before[w] + pack(packing, w, true);
@@ -153,7 +154,7 @@ enum status packing_init(struct packing *packing, const struct token_store *stor
                              store->path, (long long)store->documents);
 }
 
-void packing_free(struct packing *packing)
+void packing_free(struct row_packing *packing)
 {
     free(packing->rows_before);
     free(packing->sorted);
@@ -162,11 +163,11 @@ void packing_free(struct packing *packing)
     free(packing->head);
     free(packing->next);
     free(packing->open);
-    *packing = (struct packing){0};
+    *packing = (struct row_packing){0};
 }
 
 /* The first entry of at least this row. */
-static int64_t lower_bound(const struct packing *packing, int64_t row)
+static int64_t lower_bound(const struct row_packing *packing, int64_t row)
 {
     int64_t low = 0, high = packing->entries;
     while (low < high) {
@@ -180,7 +181,7 @@ static int64_t lower_bound(const struct packing *packing, int64_t row)
     return low;
 }
 
-int64_t packing_row(struct packing *packing, int64_t row, const struct packing_entry **entries)
+int64_t packing_row(struct row_packing *packing, int64_t row, const struct packing_entry **entries)
 {
     int64_t low = 0, high = packing->windows - 1;
     while (low < high) { /* the last window that begins at or before the row: it has rows */

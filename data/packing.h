@@ -23,7 +23,7 @@ struct packing_entry {
 };
 
 /* One thread at a time: packing_row keeps the window it packed last. */
-struct packing {
+struct row_packing {
     const struct token_store *store; /* borrowed */
     int64_t length;                  /* T */
     bool shuffle;
@@ -43,12 +43,13 @@ struct packing {
 };
 
 /* Local. Errors: STATUS_DATA when no document has a label; STATUS_RESOURCE. Free it either way. */
-enum status packing_init(struct packing *packing, const struct token_store *store, int64_t length,
-                         bool shuffle, uint64_t key) __attribute__((warn_unused_result));
-void packing_free(struct packing *packing); /* accepts a zeroed one; may be called twice */
+enum status packing_init(struct row_packing *packing, const struct token_store *store,
+                         int64_t length, bool shuffle, uint64_t key)
+    __attribute__((warn_unused_result));
+void packing_free(struct row_packing *packing); /* accepts a zeroed one; may be called twice */
 
 /* The documents of row `row`, in order: *entries is the packing's own until the next call. Returns
  * how many. */
-int64_t packing_row(struct packing *packing, int64_t row, const struct packing_entry **entries);
+int64_t packing_row(struct row_packing *packing, int64_t row, const struct packing_entry **entries);
 
 #endif

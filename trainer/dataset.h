@@ -9,7 +9,7 @@
 
 struct dataset {
     struct token_store store;
-    struct packing packing; /* zeroed without */
+    struct row_packing packing; /* zeroed without */
     struct loader loader;
 };
 

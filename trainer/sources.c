@@ -21,16 +21,7 @@ static enum status check_vocabulary(const struct token_store *store,
             "prepare the text with another tokenizer",
             store->path, (long long)store->vocab_size, (long long)config->model.vocab_size);
     }
-    if (strcmp(store->tokenizer, first->tokenizer) != 0 ||
-        strcmp(store->tokenizer_hash, first->tokenizer_hash) != 0) {
-        return status_fail(STATUS_DATA,
-                           "%s is of tokenizer %s:%s (vocabulary %lld), %s of %s:%s (%lld): the "
-                           "same ids would mean different text; prepare them with one tokenizer",
-                           first->path, first->tokenizer, first->tokenizer_hash,
-                           (long long)first->vocab_size, store->path, store->tokenizer,
-                           store->tokenizer_hash, (long long)store->vocab_size);
-    }
-    return STATUS_OK;
+    return token_store_match(first, store);
 }
 
 static double fim_rate(const struct config *config, int64_t source)

@@ -11,7 +11,7 @@
 struct sources {
     int64_t count;
     struct token_store *store;     /* [count] owned */
-    struct packing *packing;       /* [count] owned; zeroed without data.packing best_fit */
+    struct row_packing *packing;   /* [count] owned; zeroed without data.packing best_fit */
     struct mixture_source *source; /* [count] owned */
     struct mixture mixture;
     struct data_state origin; /* what the mixture counts from; its `now` is not kept up */

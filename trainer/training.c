@@ -179,7 +179,7 @@ static void describe_data(struct training *t)
 {
     const struct sources *data = &t->train;
     for (int64_t s = 0; s < data->count; s++) {
-        const struct packing *packing = &data->packing[s];
+        const struct row_packing *packing = &data->packing[s];
         const struct loader *loader = &data->source[s].loader;
         if (data->count > 1) {
             metrics_say(&t->metrics, "data %lld: %s, %lld samples an epoch", (long long)s + 1,

@@ -128,9 +128,10 @@ refused() {
     shift 2
     expect_error "$rc" "$text" "$binary" train tiny.yaml run.dir=refused data.valid=null "$@"
 }
-refused 65 "is of tokenizer bytes" 'data.train=[{path: a.h5}, {path: packed.h5}]'
+"$binary" prepare --tokenizer "$source_dir/tests/tokenizers/files/gpt2.json" --output gpt2.h5 c.jsonl >prepared
+refused 65 "a.h5 has ids of tokenizer bytes" 'data.train=[{path: a.h5}, {path: gpt2.h5}]' model.vocab_size=100000
 refused 65 "c.h5: its tokens need a vocabulary of 257, model.vocab_size is 200" model.vocab_size=200 data.train=c.h5
-refused 65 "c.h5: $(sed -n 's/.* \([0-9]*\) tokens.*/\1/p' <("$binary" prepare --tokenizer bytes --output n.h5 c.jsonl | tail -n 1)) tokens hold no sample of" \
+refused 65 "tokens hold no sample of 4000" \
     'data.train=[{path: a.h5}, {path: c.h5}]' train.sequence_length=4000 model.max_position_embeddings=4000
 refused 64 "data.fim.prefix" data.train=a.h5 data.fim.rate=0.5
 refused 64 "id 257 is not below model.vocab_size 257" data.train=a.h5 data.fim.rate=0.5 data.fim.prefix=257 \

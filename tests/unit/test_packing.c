@@ -84,7 +84,7 @@ static int64_t expect_row(const struct batch *batch, uint8_t *seen)
 static void check(int64_t documents, uint32_t longest, bool shuffle, double filled)
 {
     static uint8_t seen[MOST_DOCUMENTS];
-    struct packing packing;
+    struct row_packing packing;
     struct loader loader;
     int32_t storage[4 * T];
     struct batch batch = batch_view(storage, T);
@@ -130,7 +130,7 @@ static void test_rows(void **state)
 static void test_nothing_to_pack(void **state)
 {
     (void)state;
-    struct packing packing;
+    struct row_packing packing;
     make_file(50, 1, 9);
     assert_int_equal(packing_init(&packing, &file.store, T, true, 3), STATUS_DATA);
     assert_non_null(strstr(status_message(), "memory: none of its 50 documents has two tokens"));

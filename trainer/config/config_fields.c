@@ -236,7 +236,8 @@ const struct field config_fields[] = {
     INT("parallel.ep", parallel.ep, 1, 65536, "1", "ranks that share one set of experts"),
     INT("parallel.zero", parallel.zero, 1, 1, "1", "1: optimizer state sharded over replicas"),
     {"data.train", FIELD_SOURCES, AT(data.train), 0, 0, "null", NULL, NULL,
-     "token file to train on, or a mixture: a list of {path, weight, tokens, epochs, fim}"},
+     "token file to train on (.h5, Megatron's or llm.c's .bin), or a mixture: a list of {path, "
+     "weight, tokens, epochs, fim}"},
     TEXT("data.valid", data.valid, "null", "token file to evaluate on"),
     BOOL("data.shuffle", data.shuffle, "true", "samples in a new random order each epoch"),
     BOOL("data.mask_documents", data.mask_documents, "false",
