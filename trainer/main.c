@@ -22,6 +22,7 @@ static const struct {
     {"eval", "loss and perplexity on a token file", command_eval},
     {"generate", "continue a prompt", command_generate},
     {"bench", "measure tokens/s and FLOP/s of a config", command_bench},
+    {"plan", "memory, step time and cost of a config on a cluster", command_plan},
     {"ckpt", "list, verify, compare, export, remove checkpoints", command_ckpt},
     {"rerun", "repeat a run and compare it bit by bit", command_rerun},
     {"verify", "check a layout against one rank before a long run", command_verify},

@@ -182,12 +182,14 @@ static void test_not_built(void **state)
     static const struct bad cases[] = {
         {"run: {deterministic: layout}\n", {"'layout' is not built in this version"}},
         {"parallel: {pp: 2}\n", {"key 'parallel.pp': not built in this version; it acts as 1"}},
-        {"parallel: {tp: 2, cp: 2, etp: 2}\n",
-         {"key 'parallel.tp': not built", "key 'parallel.cp': not built",
-          "key 'parallel.etp': not built"}},
+        {"parallel: {tp: 2}\n", {"key 'parallel.tp': not built in this version; it acts as 1"}},
+        {"parallel: {cp: 2, etp: 2}\n",
+         {"key 'parallel.cp': not built", "key 'parallel.etp': not built"}},
         {"checkpoint: {async: true}\n", {"not built in this version; it acts as false"}},
         {"debug: {trace: t.h5}\n", {"not built in this version; it acts as null"}},
-        {"cluster: {nodes: 2}\n", {"t.yaml:1:1: key 'cluster': not built in this version"}},
+        {"cluster: {gpu: custom}\n",
+         {"cluster.gpu custom needs cluster.peak_tflops, memory_gb and memory_gb_s"}},
+        {"cluster: {gpu: h300}\n", {"'h300' is not one of null, cpu, h100"}},
     };
     EXPECT_REFUSED(cases);
 }

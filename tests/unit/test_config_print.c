@@ -59,7 +59,9 @@ static void expect_reads_back(const struct config *config)
 {
     struct config again;
     char *text = printed(config);
-    if (parse(&again, text, strlen(text)) != STATUS_OK) {
+    config_init(&again);
+    again.planning = config->planning;
+    if (config_parse(&again, "t.yaml", text, strlen(text)) != STATUS_OK) {
         fail_msg("%s\nin\n%s", status_message(), text);
     }
     for (int i = 0; i < config_field_count; i++) {
@@ -168,6 +170,21 @@ static const char *const values[] = {
     "data.fim.prefix=257",
     "data.fim.middle=<fim_middle>",
     "data.fim.suffix=null x",
+    "parallel.pp=2",
+    "parallel.tp=2",
+    "cluster.nodes=3",
+    "cluster.gpus_per_node=5",
+    "cluster.gpu=custom",
+    "cluster.peak_tflops=1.5",
+    "cluster.peak_fp8_tflops=2.5",
+    "cluster.memory_gb=0.3333333333333333",
+    "cluster.memory_gb_s=7",
+    "cluster.nvlink_gb_s=8",
+    "cluster.network_gb_s=9",
+    "cluster.disk_gb_s=11",
+    "cluster.pipeline=1f1b",
+    "cluster.virtual_stages=4",
+    "cluster.exchange=direct",
     "data.valid=~home",
     "data.shuffle=false",
     "data.mask_documents=true",
@@ -246,6 +263,7 @@ static void expect_list_reads_back(const char *const *texts, int count, bool *mo
     memcpy(list, texts, (size_t)count * sizeof list[0]);
     config_init(&initial);
     config_init(&config);
+    config.planning = true; /* parallel.pp */
     if (config_load(&config, "base.yaml", list, count) != STATUS_OK) {
         fail_msg("%s", status_message());
     }

@@ -14,6 +14,7 @@ enum status command_export(int argc, char **argv);
 enum status command_eval(int argc, char **argv);
 enum status command_generate(int argc, char **argv);
 enum status command_bench(int argc, char **argv);
+enum status command_plan(int argc, char **argv);
 enum status command_ckpt(int argc, char **argv);
 enum status command_verify(int argc, char **argv);
 enum status command_sweep(int argc, char **argv);

@@ -181,6 +181,17 @@ bool config_set_text(char **at, const char *text, char *why, size_t bytes)
     return true;
 }
 
+/* Layouts that only plan knows. */
+static bool is_for(const struct config *config, const struct field *field, char *why, size_t bytes)
+{
+    const void *at = (const char *)config + field->offset;
+    if (field->unbuilt != config_plan_only || config->planning || *(const int64_t *)at == 1) {
+        return true;
+    }
+    snprintf(why, bytes, "not built in this version; it acts as 1 (plan alone takes more)");
+    return false;
+}
+
 bool config_set(struct config *config, const struct field *field, const char *text, bool quoted,
                 char *why, size_t why_bytes)
 {
@@ -213,7 +224,7 @@ bool config_set(struct config *config, const struct field *field, const char *te
     case FIELD_ENUM:
         return set_enum(at, field, text, why, why_bytes);
     default:
-        return set_number(at, field, text, why, why_bytes);
+        return set_number(at, field, text, why, why_bytes) && is_for(config, field, why, why_bytes);
     }
 }
 

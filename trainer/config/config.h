@@ -35,6 +35,24 @@ enum config_schedule { CONFIG_CONSTANT, CONFIG_COSINE, CONFIG_WSD, CONFIG_MULTIS
 enum config_shape { CONFIG_LINEAR, CONFIG_HALF_COSINE };
 enum config_optimizer { CONFIG_ADAMW, CONFIG_MUON };
 enum config_packing { CONFIG_CONCAT, CONFIG_BEST_FIT };
+enum config_gpu {
+    CONFIG_GPU_AUTO, /* null */
+    CONFIG_GPU_CPU,
+    CONFIG_GPU_H100,
+    CONFIG_GPU_H800,
+    CONFIG_GPU_H200,
+    CONFIG_GPU_A100,
+    CONFIG_GPU_B200,
+    CONFIG_GPU_CUSTOM,
+    CONFIG_GPUS
+};
+enum config_pipeline {
+    CONFIG_PIPELINE_AUTO,
+    CONFIG_PIPELINE_1F1B,
+    CONFIG_PIPELINE_ZERO_BUBBLE,
+    CONFIG_PIPELINE_DUALPIPE
+};
+enum config_exchange { CONFIG_EXCHANGE_AUTO, CONFIG_EXCHANGE_DIRECT, CONFIG_EXCHANGE_BY_NODE };
 enum config_moments { CONFIG_MOMENTS_FP32, CONFIG_MOMENTS_BF16 };
 
 /* Keys that take a list; the count stands first in both. */
@@ -65,7 +83,8 @@ struct config_sources {
 /* Strings are owned by the config; an optional string or number that is null is NULL / *_set false.
  */
 struct config {
-    bool stored; /* not a key: see config_init */
+    bool stored;   /* not a key: see config_init */
+    bool planning; /* not a key: likewise */
     struct {
         char *dir; /* run directory */
         uint64_t seed;
@@ -152,8 +171,18 @@ struct config {
         bool force_balanced; /* not a config key: bench sets it */
     } router;
     struct {
-        int64_t ep, zero;
+        int64_t ep, pp, tp, zero;
     } parallel;
+    struct {
+        int64_t nodes;
+        int64_t gpus_per_node; /* 0 = null */
+        int gpu;               /* enum config_gpu */
+        /* < 0: null = the GPU's */
+        double peak_tflops, peak_fp8_tflops, memory_gb, memory_gb_s, nvlink_gb_s, network_gb_s;
+        double disk_gb_s; /* of a node */
+        int64_t virtual_stages;
+        int pipeline, exchange; /* enum config_pipeline, config_exchange */
+    } cluster;                  /* what plan plans for */
     struct {
         struct config_sources train; /* none: null */
         char *valid;                 /* NULL: none */
@@ -197,7 +226,8 @@ struct config {
 
 /* Defaults of every key. Set `stored` behind it to read what a run or a checkpoint was made with in
  * order to use it: then only relations inside the model are checked, not those of training, which
- * may have become stricter since. */
+ * may have become stricter since. Set `planning` to accept layouts that plan knows and training
+ * does not. */
 void config_init(struct config *config);
 void config_free(struct config *config); /* accepts a zeroed one; may be called twice */
 

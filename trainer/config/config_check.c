@@ -424,6 +424,16 @@ static void check_unused(const struct config *config, struct config_errors *erro
     }
 }
 
+static void check_cluster(const struct config *config, struct config_errors *errors)
+{
+    if (config->cluster.gpu == CONFIG_GPU_CUSTOM &&
+        (config->cluster.peak_tflops < 0 || config->cluster.memory_gb < 0 ||
+         config->cluster.memory_gb_s < 0)) {
+        config_error(errors, "cluster.gpu custom needs cluster.peak_tflops, memory_gb and "
+                             "memory_gb_s");
+    }
+}
+
 void config_check(const struct config *config, const bool *given, struct config_errors *errors)
 {
     for (int i = 0; i < config_field_count; i++) {
@@ -434,6 +444,7 @@ void config_check(const struct config *config, const bool *given, struct config_
                          config_fields[i].help);
         }
     }
+    check_cluster(config, errors);
     if (errors->count > 0) {
         return; /* relations between missing values would only add noise */
     }

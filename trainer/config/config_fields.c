@@ -21,7 +21,13 @@ static const char *const schedule_names[] = {"constant", "cosine", "wsd", "multi
 static const char *const shape_names[] = {"linear", "cosine", NULL};
 static const char *const optimizer_names[] = {"adamw", "muon", NULL};
 static const char *const packing_names[] = {"concat", "best_fit", NULL};
+static const char *const gpu_names[] = {"null", "cpu",  "h100",   "h800", "h200",
+                                        "a100", "b200", "custom", NULL};
+static const char *const pipeline_names[] = {"auto", "1f1b", "zero_bubble", "dualpipe", NULL};
+static const char *const exchange_names[] = {"auto", "direct", "by_node", NULL};
 static const char *const moments_names[] = {"fp32", "bf16", NULL};
+
+const char config_plan_only[] = "more";
 
 #define AT(member) offsetof(struct config, member)
 #define INT(key, member, low, high, initial, help)                                                 \
@@ -234,6 +240,10 @@ const struct field config_fields[] = {
     ENUM("router.dispatch", router.dispatch, "exact", dispatch_names, NULL,
          "padded: messages of the worst case's size, the host waits for no counts"),
     INT("parallel.ep", parallel.ep, 1, 65536, "1", "ranks that share one set of experts"),
+    {"parallel.pp", FIELD_INT, AT(parallel.pp), 1, 1024, "1", NULL, config_plan_only,
+     "pipeline stages; training has one, plan takes any number"},
+    {"parallel.tp", FIELD_INT, AT(parallel.tp), 1, 64, "1", NULL, config_plan_only,
+     "ranks that share each dense matrix, and a micro-batch's tokens; likewise"},
     INT("parallel.zero", parallel.zero, 1, 1, "1", "1: optimizer state sharded over replicas"),
     {"data.train", FIELD_SOURCES, AT(data.train), 0, 0, "null", NULL, NULL,
      "token file to train on (.h5, Megatron's or llm.c's .bin), or a mixture: a list of {path, "
@@ -270,6 +280,33 @@ const struct field config_fields[] = {
     TEXT("sample.prompt", sample.prompt, "\"\"", "text the samples continue"),
     INT("sample.tokens", sample.tokens, 1, 1e6, "128", "length of a sample"),
     REAL("sample.temperature", sample.temperature, 0, 100, "0.8", "0: the most likely token"),
+    INT("cluster.nodes", cluster.nodes, 1, 1e6, "1", "machines that plan plans for"),
+    INT("cluster.gpus_per_node", cluster.gpus_per_node, 1, 1024, "null",
+        "ranks on each; null: 8, on CPUs as many as parallel.ep needs"),
+    ENUM("cluster.gpu", cluster.gpu, "null", gpu_names, NULL,
+         "null: the CPU here, or h100 where run.device is cuda; custom: as the keys below say"),
+    REAL("cluster.peak_tflops", cluster.peak_tflops, 1e-6, 1e6, "null",
+         "bf16, without sparsity; null: the GPU's; of a CPU: measured"),
+    REAL("cluster.peak_fp8_tflops", cluster.peak_fp8_tflops, 1e-6, 1e6, "null",
+         "fp8; null: the GPU's; custom: twice peak_tflops"),
+    REAL("cluster.memory_gb", cluster.memory_gb, 1e-3, 1e6, "null",
+         "memory of a rank, 1e9 bytes; null: the GPU's, a rank's share of this machine's"),
+    REAL("cluster.memory_gb_s", cluster.memory_gb_s, 1e-3, 1e6, "null",
+         "its bandwidth; null: the GPU's"),
+    REAL("cluster.nvlink_gb_s", cluster.nvlink_gb_s, 1e-3, 1e6, "null",
+         "between ranks of a node, each way; null: the GPU's"),
+    REAL("cluster.network_gb_s", cluster.network_gb_s, 1e-3, 1e6, "null",
+         "of a rank to other nodes, each way; null: the GPU's usual one"),
+    REAL("cluster.disk_gb_s", cluster.disk_gb_s, 1e-6, 1e6, "2",
+         "what a node writes to the checkpoint folder's disk"),
+    ENUM("cluster.pipeline", cluster.pipeline, "auto", pipeline_names, NULL,
+         "schedule where parallel.pp > 1; auto: dualpipe where the micro-batches suffice, else "
+         "1f1b"),
+    INT("cluster.virtual_stages", cluster.virtual_stages, 1, 64, "1",
+        "1f1b: parts a stage is cut into, interleaved (Megatron's virtual pipeline)"),
+    ENUM("cluster.exchange", cluster.exchange, "auto", exchange_names, NULL,
+         "direct: rank to rank, as training does it; by_node: once to each node (DeepEP); auto: "
+         "by_node with pipelines"),
     BOOL("watchdog.enabled", watchdog.enabled, "true",
          "a rank that hangs or dies ends the job with a message that says where"),
     REAL("watchdog.setup_seconds", watchdog.setup_seconds, 1, 1e6, "600",
@@ -288,12 +325,9 @@ const struct unbuilt_key config_unbuilt[] = {
     {"model.hidden_act", "silu"},
     {"model.attention_bias", "false"},
     {"model.tie_word_embeddings", "false"},
-    {"parallel.pp", "1"},
-    {"parallel.tp", "1"},
     {"parallel.cp", "1"},
     {"parallel.etp", "1"},
     {"checkpoint.async", "false"},
-    {"cluster", NULL},
     {"debug.trace", "null"},
     {"debug.profile", "null"},
 };

@@ -23,10 +23,12 @@ struct field {
     double low, high;         /* range of numbers */
     const char *initial;      /* default as one writes it; "null": none; NULL: required */
     const char *const *names; /* of an enum, ending with NULL, in order of its values */
-    const char *unbuilt; /* enum values that are known but not built, space separated; or NULL */
+    const char *unbuilt; /* enum values that are known but not built, space separated; or NULL; of a
+                            whole number, config_plan_only: more than 1 is for plan alone */
     const char *help;
 };
 
+extern const char config_plan_only[];
 extern const struct field config_fields[];
 extern const int config_field_count;
 

@@ -83,7 +83,7 @@ static bool norm2_in_codes(const struct model *model, int64_t block)
     return mlp_width(model, block) > 0 && linears_in_fp8(&model->linears, block);
 }
 
-void block_layout(struct model *model, struct arena *arena)
+void block_lent_layout(struct model *model, struct arena *arena)
 {
     struct block_state *shared = &model->shared;
     const struct linears *linears = &model->linears;
@@ -96,7 +96,15 @@ void block_layout(struct model *model, struct arena *arena)
     common_layout(model, shared, shared, &layout, true, layout.fp8 && widest > 0);
     mlp_layout(&shared->mlp, &shared->mlp, n, widest, model->act, &layout);
     moe_state_layout(&shared->moe, &model->moe, &shared->moe, &layout);
-    layout.lending = false;
+}
+
+void block_layout(struct model *model, struct arena *arena)
+{
+    struct block_state *shared = &model->shared;
+    const struct linears *linears = &model->linears;
+    const int64_t n = model->batch * model->sequence;
+    struct layout layout;
+    layout_init(&layout, arena, model->training, model->config->train.recompute);
     for (int64_t b = 0; b < architecture_blocks(&model->arch); b++) {
         struct block_state *state = &model->blocks[b];
         layout.fp8 = linears_in_fp8(linears, b);

@@ -20,7 +20,8 @@ struct block_call {
                                cache */
 };
 
-/* Lays out the buffers of all blocks and of what they share. */
+/* Lays out the buffers that all blocks share, then each block's own. */
+void block_lent_layout(struct model *model, struct arena *arena);
 void block_layout(struct model *model, struct arena *arena);
 
 /* Stream enters as x + delta (delta.data NULL: x alone, which lies in state->input) and is stored

@@ -2,13 +2,24 @@
 
 #include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "kernels/base/rng.h"
 #include "trainer/model/block.h"
 #include "trainer/optimizer.h"
 
+/* What `arena` grew by since *before is of this kind. */
+static void count(struct model *model, enum model_memory kind, const struct arena *arena,
+                  size_t *before)
+{
+    model->memory[kind] += arena->used - *before;
+    *before = arena->used;
+}
+
 static void group_layout(struct model *model)
 {
+    size_t params = model->arena_params.used, optimizer = model->arena_optimizer.used,
+           grads = model->arena_grads.used;
     for (int g = 0; g < PARAM_GROUPS; g++) {
         struct model_group *group = &model->group[g];
         const size_t count = (size_t)group->zero.count, share = (size_t)group->zero.share;
@@ -24,10 +35,16 @@ static void group_layout(struct model *model)
             group->reduced = arena_alloc(&model->arena_grads, share * sizeof(float));
         }
     }
+    count(model, MODEL_MASTERS, &model->arena_optimizer, &optimizer);
     if (model->training) {
         optimizer_layout(model);
     }
+    size_t activations = model->arena_activations.used;
     linears_layout(&model->linears, model, &model->arena_params, &model->arena_activations);
+    count(model, MODEL_WEIGHTS, &model->arena_params, &params);
+    count(model, MODEL_GRADIENTS, &model->arena_grads, &grads);
+    count(model, MODEL_MOMENTS, &model->arena_optimizer, &optimizer);
+    count(model, MODEL_SCRATCH, &model->arena_activations, &activations);
 }
 
 static void activation_layout(struct model *model)
@@ -37,11 +54,17 @@ static void activation_layout(struct model *model)
     const int64_t n = model->batch * model->sequence,
                   loads = architecture_moe_blocks(arch) * arch->experts;
     const size_t stream = (size_t)(n * arch->width) * dtype_bytes(model->act);
+    size_t used = arena->used, params = model->arena_params.used;
     void **streams[] = {&model->stream, &model->delta, &model->dstream,
                         &model->dwork,  &model->dnorm, &model->final_norm};
     attention_scratch_layout(model, &model->attention, arena);
+    count(model, MODEL_SCRATCH, arena, &used);
+    block_lent_layout(model, arena);
+    count(model, MODEL_LENT, arena, &used);
     block_layout(model, arena);
+    count(model, MODEL_BLOCKS, arena, &used);
     moe_scratch_layout(&model->moe, arena);
+    count(model, MODEL_EXCHANGE, arena, &used);
     mlp_scratch_layout(&model->mlp, &model->linears, n, mlp_widest(arch), arena);
     mtp_layout(model, arena);
     balance_layout(model, &model->balance, arena);
@@ -60,6 +83,8 @@ static void activation_layout(struct model *model)
     if (arch->has_bias) {
         model->router_bias = arena_alloc(&model->arena_params, (size_t)loads * sizeof(float));
     }
+    count(model, MODEL_SCRATCH, arena, &used);
+    count(model, MODEL_WEIGHTS, &model->arena_params, &params);
 }
 
 struct arena model_arena(const struct model *model)
@@ -69,18 +94,28 @@ struct arena model_arena(const struct model *model)
                                      .free = model->ops->memory_free}};
 }
 
-static enum status reserve(struct model *model)
+static void layout(struct model *model)
+{
+    memset(model->memory, 0, sizeof model->memory);
+    group_layout(model);
+    activation_layout(model);
+}
+
+static void measure(struct model *model)
 {
     model->arena_params = model->arena_grads = model->arena_optimizer = model->arena_activations =
         model_arena(model);
-    group_layout(model);
-    activation_layout(model);
+    layout(model);
+}
+
+static enum status reserve(struct model *model)
+{
+    measure(model);
     TRY(arena_reserve(&model->arena_params, "weights"));
     TRY(arena_reserve(&model->arena_grads, "gradients"));
     TRY(arena_reserve(&model->arena_optimizer, "optimizer state"));
     TRY(arena_reserve(&model->arena_activations, "activations"));
-    group_layout(model);
-    activation_layout(model);
+    layout(model);
     return STATUS_OK;
 }
 
@@ -145,8 +180,10 @@ static enum status upload_rope(struct model *model)
     return STATUS_OK;
 }
 
-enum status model_init(struct model *model, const struct config *config, const struct mesh *mesh,
-                       struct device *device, int64_t batch, int64_t sequence, bool training)
+/* Everything but the arenas. */
+static enum status prepare(struct model *model, const struct config *config,
+                           const struct mesh *mesh, struct device *device, int64_t batch,
+                           int64_t sequence, bool training)
 {
     *model = (struct model){
         .config = config,
@@ -167,9 +204,23 @@ enum status model_init(struct model *model, const struct config *config, const s
         TRY(optimizer_init(model));
     }
     TRY(init_experts(model, mesh));
-    TRY(mtp_init(model));
+    return mtp_init(model);
+}
+
+enum status model_init(struct model *model, const struct config *config, const struct mesh *mesh,
+                       struct device *device, int64_t batch, int64_t sequence, bool training)
+{
+    TRY(prepare(model, config, mesh, device, batch, sequence, training));
     TRY(reserve(model));
     return upload_rope(model);
+}
+
+enum status model_measure(struct model *model, const struct config *config, const struct mesh *mesh,
+                          struct device *device, int64_t batch, int64_t sequence, bool training)
+{
+    TRY(prepare(model, config, mesh, device, batch, sequence, training));
+    measure(model);
+    return STATUS_OK;
 }
 
 void model_free(struct model *model)

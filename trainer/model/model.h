@@ -64,6 +64,19 @@ struct model_result {
     int64_t extra_rounds; /* dispatch rounds beyond the first, summed over layers */
 };
 
+/* What the arenas are made of: their bytes by kind add up to model_bytes. */
+enum model_memory {
+    MODEL_WEIGHTS, /* in the form the kernels read, codes of FP8 and the selection bias included */
+    MODEL_GRADIENTS, /* and room for their reduction */
+    MODEL_MASTERS,   /* f32, where they are not the weights */
+    MODEL_MOMENTS,   /* and average, and Muon's scratch */
+    MODEL_BLOCKS,    /* what forward keeps of each block for backward */
+    MODEL_LENT,      /* the same, where all blocks share it */
+    MODEL_EXCHANGE,  /* rows on their way to the experts and back, as bounded by router.dispatch */
+    MODEL_SCRATCH,   /* streams, gradients of activations, statistics */
+    MODEL_MEMORIES
+};
+
 /* Pointers to parameters, gradients, optimizer state, activations and scratch are device memory
  * (kernels/ops.h) throughout. */
 struct model {
@@ -83,6 +96,7 @@ struct model {
     struct adamw_piece *pieces; /* [params] owned, host: of the step that runs */
     double *norm;               /* [1] */
     struct arena arena_params, arena_grads, arena_optimizer, arena_activations;
+    size_t memory[MODEL_MEMORIES]; /* bytes of the arenas */
     int64_t batch, sequence;       /* of the largest micro-batch */
     struct block_state *blocks;    /* [blocks] owned */
     struct block_state shared;     /* buffers that all blocks share (layout.h) */
@@ -112,6 +126,11 @@ enum status model_init(struct model *model, const struct config *config, const s
                        struct device *device, int64_t batch, int64_t sequence, bool training)
     __attribute__((warn_unused_result));
 void model_free(struct model *model); /* accepts a zeroed one */
+/* The same without the arenas: model->memory is what model_init would reserve; nothing can run. The
+ * ranks and sizes of mesh->dp, edp and ep are all that is looked at. */
+enum status model_measure(struct model *model, const struct config *config, const struct mesh *mesh,
+                          struct device *device, int64_t batch, int64_t sequence, bool training)
+    __attribute__((warn_unused_result));
 
 /* Collective. Fresh weights: normal(0, initializer_range) keyed by (seed, parameter name, element),
  * norms 1, moments 0. */

@@ -1,0 +1,109 @@
+/* What plan says a rank reserves is what a model on that rank reserves, to the byte, for every
+ * family, precision and way to save memory; the kinds add up; and planning allocates none of it.
+ */
+#include <sys/resource.h>
+
+#include "ranks.h"
+#include "tiny_model.h"
+#include "trainer/plan/memory.h"
+
+static void measure(struct comm *world, const struct config *config, struct device *device,
+                    int64_t ranks, struct stage_memory *memory)
+{
+    struct architecture arch;
+    architecture_init(&arch, config);
+    const struct stage whole = {
+        .blocks = architecture_blocks(&arch), .embedding = true, .head = true};
+    CHECK(world,
+          memory_of_stage(memory, config, &whole, device, ranks, config->parallel.ep) == STATUS_OK);
+}
+
+static void compare(struct comm *world, const char *text, const char *const *overrides)
+{
+    struct tiny tiny;
+    struct stage_memory planned;
+    size_t sum = 0;
+    CHECK(world, tiny_open(&tiny, world, text, overrides) == STATUS_OK);
+    measure(world, &tiny.config, tiny.device, world->size, &planned);
+    for (int k = 0; k < MODEL_MEMORIES; k++) {
+        int64_t most = (int64_t)tiny.model.memory[k]; /* Muon's scratch differs between ranks */
+        comm_all_reduce(world, &most, 1, DTYPE_I64, REDUCE_MAX);
+        CHECK_EQUAL(world, planned.kind[k], most);
+        sum += tiny.model.memory[k];
+    }
+    CHECK_EQUAL(world, sum, model_bytes(&tiny.model));
+    for (int g = 0; g < PARAM_GROUPS; g++) {
+        CHECK_EQUAL(world, planned.elements[g], tiny.model.group[g].zero.count);
+    }
+    tiny_close(&tiny);
+}
+
+static void test_planned_is_reserved(struct comm *world)
+{
+    static const char *const texts[] = {TINY_MIXTRAL, TINY_V2, TINY_V3};
+    static const char *const cases[][TINY_OVERRIDES - 1] = {
+        {NULL},
+        {"train.precision=bf16", "train.recompute=norms"},
+        {"train.precision=bf16", "train.recompute=experts", "optimizer.moments=bf16"},
+        {"train.precision=bf16", "train.recompute=block", "optimizer.ema=0.99"},
+        {"train.precision=bf16", "router.dispatch=padded"},
+        {"optimizer.name=muon", "router.buffer_factor=1.3", "router.capacity_factor=1"},
+        {"train.micro_batch=1", "router.z_loss_coef=0.1", "router.sequence_loss_coef=0.1"},
+    };
+    for (size_t f = 0; f < sizeof texts / sizeof texts[0]; f++) {
+        const size_t count = f == 2 ? sizeof cases / sizeof cases[0] : 2; /* V3 has all parts */
+        for (size_t i = 0; i < count; i++) {
+            for (int ep = 1; ep <= world->size; ep *= 2) {
+                const char *overrides[TINY_OVERRIDES] = {0};
+                char own[32];
+                snprintf(own, sizeof own, "parallel.ep=%d", ep);
+                overrides[0] = own;
+                memcpy(overrides + 1, cases[i], sizeof cases[i]);
+                compare(world, texts[f], overrides);
+            }
+        }
+    }
+}
+
+static void test_fp8_is_reserved(struct comm *world)
+{
+    static const char *const wide[TINY_OVERRIDES] = {
+        "train.precision=fp8", "model.hidden_size=32",  "model.intermediate_size=48",
+        "model.head_dim=16",   "train.recompute=norms", NULL};
+    static const char *const mixed[TINY_OVERRIDES] = {
+        "train.precision=fp8", "model.hidden_size=32", "model.intermediate_size=48",
+        "model.head_dim=16",   "fp8.first_bf16=1",     NULL};
+    compare(world, TINY_MIXTRAL, wide);
+    compare(world, TINY_MIXTRAL, mixed);
+}
+
+/* 671 billion parameters on one rank: terabytes, of which none is asked for. */
+static void test_nothing_is_allocated(struct comm *world)
+{
+    struct config config;
+    struct device *device = NULL;
+    struct stage_memory memory;
+    struct rusage usage;
+    const struct device_options options = {.name = "cpu", .threads = 1};
+    char *overrides[] = {(char[]){"parallel.ep=1"}};
+    config_init(&config);
+    CHECK(world,
+          config_load(&config, SOURCE_DIR "/configs/deepseek-v3.yaml", overrides, 1) == STATUS_OK);
+    CHECK(world, device_open(&device, &options) == STATUS_OK);
+    measure(world, &config, device, 1, &memory);
+    CHECK(world, memory.kind[MODEL_MASTERS] > (size_t)2 << 40);
+    CHECK(world, getrusage(RUSAGE_SELF, &usage) == 0);
+    CHECK(world, usage.ru_maxrss < 300 * 1024);
+    device_close(device);
+    config_free(&config);
+}
+
+int main(void)
+{
+    const struct ranks_test tests[] = {
+        RANKS_TEST(test_planned_is_reserved),
+        RANKS_TEST(test_fp8_is_reserved),
+        RANKS_TEST(test_nothing_is_allocated),
+    };
+    return RANKS_MAIN(tests);
+}

@@ -1,0 +1,275 @@
+/* plan's pieces against hand counts: where tokens go and how many bytes that is, schedules against
+ * their published gaps, stages, and the figures of DeepSeek-V3's published run.
+ */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <stdio.h>
+#include <string.h>
+
+#include "trainer/plan/plan.h"
+#include "trainer/plan/stages.h"
+
+static void expect_near(double value, double expected, double tolerance, const char *what)
+{
+    if (!(fabs(value - expected) <= tolerance * fabs(expected))) {
+        fail_msg("%s: %.9g, expected %.9g within %g", what, value, expected, tolerance);
+    }
+}
+
+/* --- messages --- */
+
+/* Parts of `bins` that a set of experts touches. */
+static int parts_of(unsigned set, int experts, int bins)
+{
+    unsigned parts = 0;
+    for (int e = 0; e < experts; e++) {
+        parts |= set >> e & 1u ? 1u << (e / (experts / bins)) : 0;
+    }
+    return __builtin_popcount(parts);
+}
+
+/* The mean over every choice of top_groups groups and then of top_k of their experts. */
+static double count_spread(const struct exchange_shape *s, int bins)
+{
+    const int experts = (int)s->experts, groups = (int)s->groups, each = experts / groups;
+    double sum = 0, choices = 0;
+    for (unsigned chosen = 0; chosen < 1u << groups; chosen++) {
+        unsigned allowed = 0;
+        for (int g = 0; g < groups; g++) {
+            allowed |= chosen >> g & 1u ? ((1u << each) - 1) << (g * each) : 0;
+        }
+        if (__builtin_popcount(chosen) != (int)s->top_groups) {
+            continue;
+        }
+        for (unsigned set = allowed;; set = (set - 1) & allowed) {
+            if (__builtin_popcount(set) == (int)s->top_k) {
+                sum += parts_of(set, experts, bins);
+                choices++;
+            }
+            if (set == 0) {
+                break;
+            }
+        }
+    }
+    return sum / choices;
+}
+
+static void test_spread(void **state)
+{
+    (void)state;
+    static const struct {
+        int experts, top_k, groups, top_groups, bins;
+    } cases[] = {
+        {8, 2, 1, 1, 8},  {8, 2, 1, 1, 2},  {8, 3, 1, 1, 4},  {12, 4, 4, 2, 4}, {12, 4, 4, 2, 12},
+        {12, 3, 4, 2, 2}, {12, 3, 2, 1, 4}, {16, 4, 8, 4, 4}, {16, 4, 8, 3, 2}, {16, 2, 8, 7, 4},
+        {12, 4, 4, 4, 2}, {12, 2, 6, 1, 3}, {8, 8, 1, 1, 4},  {12, 4, 4, 2, 1},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const struct exchange_shape shape = {.experts = cases[i].experts,
+                                             .top_k = cases[i].top_k,
+                                             .groups = cases[i].groups,
+                                             .top_groups = cases[i].top_groups};
+        char what[32];
+        snprintf(what, sizeof what, "case %zu", i);
+        expect_near(exchange_spread(&shape, cases[i].bins), count_spread(&shape, cases[i].bins),
+                    1e-12, what);
+    }
+}
+
+/* 64 ranks of 8 on a node, 4096 tokens, 256 experts of which 8, 4 of 8 groups: as DeepSeek-V3. */
+static const struct exchange_shape v3 = {.tokens = 4096,
+                                         .experts = 256,
+                                         .top_k = 8,
+                                         .groups = 8,
+                                         .top_groups = 4,
+                                         .ep = 64,
+                                         .ranks_per_node = 8,
+                                         .by_node = true,
+                                         .row_out = 7168 + 56 * 4,
+                                         .row_back = 7168 * 2};
+
+static void test_bytes_of_messages(void **state)
+{
+    (void)state;
+    struct exchange_shape x = v3;
+    /* one of 4 nodes is missed by all 8 experts with chance C(96,8) / C(128,8) */
+    double missed = 1;
+    for (int i = 0; i < 8; i++) {
+        missed *= (96.0 - i) / (128.0 - i);
+    }
+    const double nodes = 4 * (1 - missed);
+    expect_near(exchange_bytes(&x, EXCHANGE_DISPATCH).network, 4096 * nodes * 7 / 8 * 7392, 1e-12,
+                "dispatch by node");
+    expect_near(exchange_bytes(&x, EXCHANGE_COMBINE_BACK).network, 4096 * nodes * 7 / 8 * 14336,
+                1e-12, "combine by node");
+    /* rank to rank, what comes back by slot: 63 of 64 slots leave, 7 of them inside the node */
+    x.by_node = false;
+    expect_near(exchange_bytes(&x, EXCHANGE_COMBINE).nvlink, 4096.0 * 8 / 64 * 7 * 14336, 1e-12,
+                "combine in the node");
+    expect_near(exchange_bytes(&x, EXCHANGE_COMBINE).network, 4096.0 * 8 / 64 * 56 * 14336, 1e-12,
+                "combine across");
+    /* Mixtral on 8 ranks: two different experts are two different ranks */
+    const struct exchange_shape mixtral = {.tokens = 1000,
+                                           .experts = 8,
+                                           .top_k = 2,
+                                           .groups = 1,
+                                           .top_groups = 1,
+                                           .ep = 8,
+                                           .ranks_per_node = 8,
+                                           .row_out = 100,
+                                           .row_back = 10};
+    expect_near(exchange_bytes(&mixtral, EXCHANGE_DISPATCH).nvlink, 1000.0 * 2 * 7 / 8 * 100, 1e-12,
+                "Mixtral");
+    assert_true(exchange_bytes(&mixtral, EXCHANGE_DISPATCH).network == 0);
+    /* padded: the worst case to every other rank */
+    x.padded = true;
+    expect_near(exchange_bytes(&x, EXCHANGE_DISPATCH).network, 56.0 * 4096 * 7392, 1e-12, "padded");
+    expect_near(exchange_bytes(&x, EXCHANGE_COMBINE).nvlink, 7.0 * 4096 * 4 * 14336, 1e-12,
+                "padded, back");
+    x.ep = 1;
+    assert_true(exchange_bytes(&x, EXCHANGE_DISPATCH).network == 0);
+}
+
+/* --- schedules --- */
+
+static struct pipeline_times even_times(int64_t stages, int64_t batches)
+{
+    struct pipeline_times times = {.stages = stages, .micro_batches = batches};
+    for (int64_t s = 0; s < stages; s++) {
+        times.forward[s] = 2;
+        times.backward[s] = 3;
+        times.weight[s] = 1;
+        times.pair[s] = 5;
+    }
+    return times;
+}
+
+static void test_gaps_of_schedules(void **state)
+{
+    (void)state;
+    struct pipeline_result result;
+    for (int64_t stages = 2; stages <= 16; stages += 2) {
+        const int64_t batches = 4 * stages;
+        const struct pipeline_times t = even_times(stages, batches);
+        const double p = (double)stages, m = (double)batches;
+        assert_int_equal(pipeline_play(&result, &t, CONFIG_PIPELINE_1F1B), STATUS_OK);
+        expect_near(result.seconds, m * 6 + (p - 1) * 6, 1e-12, "1f1b: (P-1)(F+B)");
+        assert_int_equal(result.held[0], stages);
+        assert_int_equal(result.held[stages - 1], 1);
+        assert_int_equal(pipeline_play(&result, &t, CONFIG_PIPELINE_ZERO_BUBBLE), STATUS_OK);
+        expect_near(result.seconds, m * 6 + (p - 1) * (6 - 2), 1e-12, "zero bubble: (P-1)(F+B-2W)");
+        assert_int_equal(pipeline_play(&result, &t, CONFIG_PIPELINE_DUALPIPE), STATUS_OK);
+        /* (P/2-1)(F&B+B-3W), B with W, beyond work that is all in pairs or all not */
+        const double gap = (p / 2 - 1) * (5 + 4 - 3);
+        assert_true(result.idle <= gap + 1e-9 && result.idle >= gap - 2 * p);
+        assert_true(result.held[0] + result.held_2[0] <= stages + 1);
+        /* as long as their parts, pairs change nothing: every rank does all its work, once */
+        struct pipeline_times plain = t;
+        for (int64_t s = 0; s < stages; s++) {
+            plain.pair[s] = 6;
+        }
+        assert_int_equal(pipeline_play(&result, &plain, CONFIG_PIPELINE_DUALPIPE), STATUS_OK);
+        expect_near(result.seconds - result.idle, m * 6, 1e-12, "work of a rank");
+    }
+}
+
+static void test_slow_stage_sets_the_pace(void **state)
+{
+    (void)state;
+    struct pipeline_result result;
+    struct pipeline_times t = even_times(4, 100);
+    t.forward[2] = 4;
+    assert_int_equal(pipeline_play(&result, &t, CONFIG_PIPELINE_1F1B), STATUS_OK);
+    assert_true(result.seconds >= 100 * 8 && result.seconds < 100 * 8 + 5 * 8);
+    t.hop = 0.5;
+    const double before = result.seconds;
+    assert_int_equal(pipeline_play(&result, &t, CONFIG_PIPELINE_1F1B), STATUS_OK);
+    assert_true(result.seconds > before);
+    assert_false(pipeline_fits(CONFIG_PIPELINE_DUALPIPE, 3, 100));
+    assert_false(pipeline_fits(CONFIG_PIPELINE_DUALPIPE, 8, 14));
+    assert_false(pipeline_fits(CONFIG_PIPELINE_DUALPIPE, 8, 17));
+    assert_true(pipeline_fits(CONFIG_PIPELINE_DUALPIPE, 8, 16));
+}
+
+static void test_stages(void **state)
+{
+    (void)state;
+    double cost[62];
+    struct stage stage[16];
+    for (int pairs = 0; pairs <= 1; pairs++) {
+        for (int64_t pp = 2; pp <= 16; pp *= 2) {
+            int64_t next = 0;
+            double most = 0;
+            for (int b = 0; b < 62; b++) {
+                cost[b] = b == 61 ? 3.4 : 1;
+            }
+            stages_divide(stage, cost, 62, pp, pairs);
+            for (int64_t s = 0; s < pp; s++) {
+                double sum = 0;
+                assert_int_equal(stage[s].first, next);
+                assert_true(stage[s].blocks > 0);
+                for (int64_t b = 0; b < stage[s].blocks; b++) {
+                    sum += cost[next + b];
+                    sum += pairs && b < stage[pp - 1 - s].blocks ? cost[stage[pp - 1 - s].first + b]
+                                                                 : 0;
+                }
+                most = sum > most ? sum : most;
+                next += stage[s].blocks;
+            }
+            assert_int_equal(next, 62);
+            assert_true(most <= (pairs ? 2 : 1) * 64.4 / (double)pp + 2.4);
+        }
+    }
+}
+
+/* --- a published run --- */
+
+/* DeepSeek-V3 (2024), sections 3 and 4, and its hardware paper (2025): 14.8T tokens on 2048 H800,
+ * PP16, EP64, ZeRO-1, DualPipe, FP8. */
+static void test_deepseek_v3_as_published(void **state)
+{
+    (void)state;
+    static struct plan plan;
+    struct config config;
+    struct hardware hardware;
+    char *overrides[] = {(char[]){"train.precision=fp8"}, (char[]){"parallel.pp=16"},
+                         (char[]){"parallel.ep=64"}, (char[]){"cluster.nodes=256"},
+                         (char[]){"cluster.gpu=h800"}};
+    config_init(&config);
+    config.planning = true;
+    assert_int_equal(config_load(&config, SOURCE_DIR "/configs/deepseek-v3.yaml", overrides, 5),
+                     STATUS_OK);
+    assert_int_equal(hardware_init(&hardware, &config), STATUS_OK);
+    assert_int_equal(plan_make(&plan, &config, &hardware), STATUS_OK);
+    assert_int_equal(plan.total, 671026419200);
+    assert_int_equal(plan.mtp, 11610067968);
+    assert_int_equal(plan.schedule, CONFIG_PIPELINE_DUALPIPE);
+    expect_near(plan_gpu_hours(&plan, 1e12), 180e3, 0.05, "GPU-hours a trillion tokens");
+    expect_near(plan_gpu_hours(&plan, 14.8e12), 2.664e6, 0.05, "GPU-hours of the run");
+    expect_near(plan.tokens_per_s * 86400, 272.8e9, 0.05, "tokens a day");
+    expect_near(plan.time.step, 19.926, 0.05, "s a step");
+    expect_near(plan.mfu, 0.3894, 0.05, "MFU, causal");
+    expect_near(plan.mfu_whole, 0.4373, 0.05, "MFU, not causal");
+    expect_near(plan.mfu * plan.hardware.peak_bf16, 385e12, 0.05, "FLOP/s");
+    hardware_free(&hardware);
+    config_free(&config);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_spread),
+        cmocka_unit_test(test_bytes_of_messages),
+        cmocka_unit_test(test_gaps_of_schedules),
+        cmocka_unit_test(test_slow_stage_sets_the_pace),
+        cmocka_unit_test(test_stages),
+        cmocka_unit_test(test_deepseek_v3_as_published),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,124 @@
+#include "trainer/plan/exchange.h"
+
+#include <math.h>
+
+const char *const exchange_names[EXCHANGES] = {
+    [EXCHANGE_DISPATCH] = "dispatch",
+    [EXCHANGE_COMBINE] = "combine",
+    [EXCHANGE_DISPATCH_BACK] = "dispatch_backward",
+    [EXCHANGE_COMBINE_BACK] = "combine_backward",
+};
+
+/* Chance that none of k things drawn out of n is among m of them. */
+static double missed(int64_t n, int64_t m, int64_t k)
+{
+    double chance = 1;
+    for (int64_t i = 0; i < k; i++) {
+        chance *= (double)(n - m - i > 0 ? n - m - i : 0) / (double)(n - i);
+    }
+    return chance;
+}
+
+/* Expected parts hit by k of n things in `bins` equal parts. */
+static double hit(int64_t n, int64_t bins, int64_t k)
+{
+    return (double)bins * (1 - missed(n, n / bins, k));
+}
+
+static double choose(int64_t n, int64_t k)
+{
+    double ways = k >= 0 && k <= n ? 1 : 0;
+    for (int64_t i = 0; i < k && ways > 0; i++) {
+        ways *= (double)(n - i) / (double)(i + 1);
+    }
+    return ways;
+}
+
+double exchange_spread(const struct exchange_shape *shape, int64_t bins)
+{
+    const int64_t experts = shape->experts, groups = shape->groups, top = shape->top_groups,
+                  allowed = experts / groups * top;
+    if (groups <= 1 || top >= groups || bins <= 1) {
+        return hit(experts, bins, shape->top_k);
+    }
+    if (bins % groups == 0) { /* a group is several whole parts */
+        return hit(allowed, bins / groups * top, shape->top_k);
+    }
+    if (groups % bins == 0) { /* a part is several whole groups, j of which are allowed */
+        const int64_t own = groups / bins;
+        double none = 0;
+        for (int64_t j = 0; j <= own; j++) {
+            none += choose(own, j) * choose(groups - own, top - j) / choose(groups, top) *
+                    missed(allowed, experts / groups * j, shape->top_k);
+        }
+        return (double)bins * (1 - none);
+    }
+    return hit(experts, bins, shape->top_k);
+}
+
+static int64_t node_ranks(const struct exchange_shape *shape)
+{
+    return shape->ep < shape->ranks_per_node ? shape->ep : shape->ranks_per_node;
+}
+
+/* Rows of worst-case messages go to every rank alike. */
+static struct exchange_bytes spread_evenly(const struct exchange_shape *shape, double to_each,
+                                           double row)
+{
+    const double near = (double)(node_ranks(shape) - 1), far = (double)shape->ep - near - 1;
+    return (struct exchange_bytes){.network = far * to_each * row, .nvlink = near * to_each * row};
+}
+
+struct exchange_bytes exchange_bytes(const struct exchange_shape *shape, enum exchange_kind kind)
+{
+    const int64_t near = node_ranks(shape), nodes = shape->ep / near;
+    const bool out = kind == EXCHANGE_DISPATCH || kind == EXCHANGE_DISPATCH_BACK;
+    const double tokens = (double)shape->tokens, row = out ? shape->row_out : shape->row_back,
+                 ep = (double)shape->ep, slots = tokens * (double)shape->top_k;
+    if (shape->ep == 1) {
+        return (struct exchange_bytes){0};
+    }
+    if (shape->by_node) {
+        return (struct exchange_bytes){.network = tokens * exchange_spread(shape, nodes) *
+                                                  (double)(nodes - 1) / (double)nodes * row,
+                                       .nvlink = tokens * exchange_spread(shape, shape->ep) *
+                                                 (double)(near - 1) / (double)near * row};
+    }
+    if (shape->padded) {
+        const int64_t local = shape->experts / shape->ep,
+                      most = shape->top_k < local ? shape->top_k : local;
+        return spread_evenly(shape, kind == EXCHANGE_DISPATCH ? tokens : tokens * (double)most,
+                             row);
+    }
+    return spread_evenly(
+        shape,
+        (kind == EXCHANGE_DISPATCH ? tokens * exchange_spread(shape, shape->ep) : slots) / ep, row);
+}
+
+double exchange_seconds(const struct hardware *hardware, const struct exchange_shape *shape,
+                        enum exchange_kind kind, bool busy)
+{
+    const struct exchange_bytes bytes = exchange_bytes(shape, kind);
+    const double network = busy ? hardware->network_busy : hardware->network_share,
+                 link = busy ? hardware->link_busy : hardware->link;
+    if (shape->ep == 1) {
+        return 0;
+    }
+    return fmax(bytes.network / (network * hardware->network),
+                bytes.nvlink / (link * hardware->nvlink)) +
+           hardware->message;
+}
+
+double exchange_reduce_seconds(const struct hardware *hardware, double bytes, int64_t ranks,
+                               int64_t stride)
+{
+    const int64_t on_node =
+        hardware->ranks_per_node > stride ? hardware->ranks_per_node / stride : 1;
+    const double together = hardware->network * (double)on_node, /* a ring's, over all its nodes */
+        rate = ranks <= on_node ? hardware->nvlink
+               : on_node == 1   ? hardware->network
+                                : fmin(hardware->nvlink, together);
+    return ranks == 1 ? 0
+                      : bytes * (double)(ranks - 1) / (double)ranks / (hardware->reduce * rate) +
+                            2 * hardware->message;
+}

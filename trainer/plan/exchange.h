@@ -1,0 +1,52 @@
+/* exchange: bytes and time of the all-to-alls between tokens and experts.
+ *
+ * Routing is taken as balanced: a token's K experts are any K of those that node-limited routing
+ * (n_group, topk_group) leaves it. Two ways, config key cluster.exchange:
+ * direct: what training does. Tokens go once to each rank that has one of their experts; gradients
+ * of outputs, and all that comes back, go by slot. With padded dispatch messages have the size of
+ * the worst case.
+ * by_node: a token crosses the network once for each node, and fans out by NVLink there; what comes
+ * back is added up on the way (DeepEP).
+ */
+#ifndef TRAINER_PLAN_EXCHANGE_H
+#define TRAINER_PLAN_EXCHANGE_H
+
+#include "trainer/model/architecture.h"
+#include "trainer/plan/hardware.h"
+
+struct exchange_shape {
+    int64_t tokens;             /* of a micro-batch */
+    int64_t experts, top_k;     /* E, K */
+    int64_t groups, top_groups; /* of routing; 1: unlimited */
+    int64_t ep, ranks_per_node; /* ranks of the group; of them, on a node */
+    bool by_node, padded;
+    double row_out, row_back; /* bytes of a token on its way to experts, and back */
+};
+
+/* Of one all-to-all, sent by one rank. */
+struct exchange_bytes {
+    double network, nvlink;
+};
+
+enum exchange_kind {
+    EXCHANGE_DISPATCH,      /* tokens to experts */
+    EXCHANGE_COMBINE,       /* outputs back */
+    EXCHANGE_DISPATCH_BACK, /* gradients of outputs to experts */
+    EXCHANGE_COMBINE_BACK,  /* gradients of inputs back */
+    EXCHANGES
+};
+extern const char *const exchange_names[EXCHANGES];
+
+/* Of `bins` equal parts of the experts (nodes, ranks), the number that a token's experts are
+ * expected in. Exact where groups of routing and bins divide one another. */
+double exchange_spread(const struct exchange_shape *shape, int64_t bins);
+struct exchange_bytes exchange_bytes(const struct exchange_shape *shape, enum exchange_kind kind);
+/* s; busy: beside kernels. 0 where the group is one rank. */
+double exchange_seconds(const struct hardware *hardware, const struct exchange_shape *shape,
+                        enum exchange_kind kind, bool busy);
+/* s to reduce `bytes` to equal shares of them on `ranks` ranks, or to gather those; the group's
+ * ranks stand `stride` apart. */
+double exchange_reduce_seconds(const struct hardware *hardware, double bytes, int64_t ranks,
+                               int64_t stride);
+
+#endif

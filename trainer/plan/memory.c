@@ -1,0 +1,130 @@
+#include "trainer/plan/memory.h"
+
+#include <string.h>
+
+#include "kernels/device.h"
+
+/* The config of a model that is the stage. */
+static struct config config_of(const struct config *config, const struct architecture *arch,
+                               const struct stage *stage)
+{
+    struct config own = *config; /* its texts are borrowed */
+    const int64_t end = stage->first + stage->blocks;
+    const int64_t dense = arch->dense_layers < end ? arch->dense_layers : end;
+    const int64_t mtp = end > arch->layers ? end - arch->layers : 0;
+    own.model.num_hidden_layers = stage->blocks - mtp;
+    own.model.first_k_dense_replace = dense > stage->first ? dense - stage->first : 0;
+    own.model.num_nextn_predict_layers = mtp;
+    own.fp8.first_bf16 = own.fp8.last_bf16 = 0;
+    if (!stage->embedding || !stage->head) {
+        const bool one = stage->embedding || stage->head;
+        own.model.vocab_size = mtp > 0 ? config->model.vocab_size
+                               : one   ? (config->model.vocab_size + 1) / 2
+                                       : 1; /* the model has both: half as long, they are one */
+    }
+    return own;
+}
+
+/* Of weights and gradients, a part: that of dense matrices divided between `ranks`. */
+static void split_dense(struct stage_memory *memory, int64_t ranks)
+{
+    const double dense = (double)memory->elements[PARAM_DENSE],
+                 all = dense + (double)memory->elements[PARAM_EXPERT],
+                 kept = (dense / (double)ranks + all - dense) / all;
+    if (ranks > 1) {
+        memory->kind[MODEL_WEIGHTS] = (size_t)(kept * (double)memory->kind[MODEL_WEIGHTS]);
+        memory->kind[MODEL_GRADIENTS] = (size_t)(kept * (double)memory->kind[MODEL_GRADIENTS]);
+    }
+}
+
+enum status memory_of_stage(struct stage_memory *memory, const struct config *config,
+                            const struct stage *stage, struct device *device, int64_t dp,
+                            int64_t ep)
+{
+    struct architecture arch;
+    struct model model;
+    struct mesh mesh = {.dp = {.size = (int)dp, .name = "dp"},
+                        .ep = {.size = (int)ep, .name = "ep"},
+                        .edp = {.size = (int)(dp / ep), .name = "edp"}};
+    mesh.world = &mesh.dp;
+    architecture_init(&arch, config);
+    const bool whole = stage->blocks == architecture_blocks(&arch);
+    struct config own = whole ? *config : config_of(config, &arch, stage);
+    own.train.sequence_length /= config->parallel.tp;
+    *memory = (struct stage_memory){0};
+    const enum status status = model_measure(&model, &own, &mesh, device, own.train.micro_batch,
+                                             own.train.sequence_length, true);
+    memcpy(memory->kind, model.memory, sizeof memory->kind);
+    for (int g = 0; g < PARAM_GROUPS; g++) {
+        memory->elements[g] = model.group[g].zero.count;
+    }
+    model_free(&model);
+    split_dense(memory, config->parallel.tp);
+    return status;
+}
+
+/* GPU: what the driver keeps for a process, cuBLASLt's workspace (gemm_cublaslt.c), NCCL's buffers
+ * of a group, and the limit of cuDNN's scratch (attention_cudnn.c). */
+static const size_t MIB = (size_t)1 << 20, GPU_CONTEXT_MIB = 600, GPU_PRODUCTS_MIB = 32,
+                    GPU_GROUP_MIB = 350, GPU_ATTENTION_MIB = 1024;
+/* CPU: the program with its libraries, what a thread adds, and the rows whose logits are in memory
+ * at a time (kernels/cpu/cross_entropy.c). Measured: docs/plan.md. */
+static const size_t CPU_PROGRAM_MIB = 31, CPU_THREAD_MIB = 13, CPU_LOSS_ROWS = 1024;
+
+static size_t outside_of_gpu(const struct config *config, const struct architecture *arch)
+{
+    const size_t t = (size_t)config->train.sequence_length, b = (size_t)config->train.micro_batch,
+                 square = 2 * b * (size_t)arch->heads * t * t,
+                 linear = 8 * b * (size_t)arch->heads * t * (size_t)arch->qk_dim,
+                 wanted = config->run.deterministic == CONFIG_DETERMINISTIC_RUN ? square : linear,
+                 most = GPU_ATTENTION_MIB * MIB;
+    const bool alone = config->cluster.nodes == 1 && config->cluster.gpus_per_node == 1;
+    return (GPU_CONTEXT_MIB + GPU_PRODUCTS_MIB + (alone ? 0 : 3 * GPU_GROUP_MIB)) * MIB +
+           (wanted < most ? wanted : most);
+}
+
+/* Logits and their gradients, oneDNN's copies of the head's operands, the reduction's parts. */
+static size_t scratch_of_cpu(const struct config *config, const struct architecture *arch,
+                             const struct stage_memory *memory, int64_t dp, int64_t ep)
+{
+    const size_t rows = (size_t)(config->train.micro_batch * config->train.sequence_length),
+                 chunk = rows < CPU_LOSS_ROWS ? rows : CPU_LOSS_ROWS, vocab = (size_t)arch->vocab,
+                 act = config->train.precision == CONFIG_FP32 ? 4 : 2,
+                 dense = dp > 1 ? (size_t)memory->elements[PARAM_DENSE] * sizeof(float) : 0,
+                 experts = dp > ep ? (size_t)memory->elements[PARAM_EXPERT] * sizeof(float) : 0;
+    return chunk * vocab * (sizeof(float) + (act == 2 ? 2 : 0)) +
+           2 * vocab * (size_t)arch->width * act * chunk / CPU_LOSS_ROWS +
+           (dense > experts ? dense : experts);
+}
+
+size_t memory_outside(const struct config *config, const struct hardware *hardware,
+                      const struct architecture *arch, const struct stage_memory *memory,
+                      int64_t dp, int64_t ep)
+{
+    const size_t batch = (size_t)config->train.global_batch / (size_t)dp *
+                         (size_t)config->train.sequence_length * 4 * sizeof(int32_t);
+    if (!hardware->cpu) {
+        return outside_of_gpu(config, arch);
+    }
+    return (CPU_PROGRAM_MIB + CPU_THREAD_MIB * (size_t)hardware->threads) * MIB + batch +
+           scratch_of_cpu(config, arch, memory, dp, ep);
+}
+
+enum status memory_untouched(size_t *bytes, const struct config *config, const struct stage *stage,
+                             const struct stage_memory *memory, struct device *device, int64_t dp,
+                             int64_t ep)
+{
+    const int64_t replicas[PARAM_GROUPS] = {dp, dp / ep};
+    struct config even = *config;
+    struct stage_memory fair;
+    *bytes = 0;
+    for (int g = 0; g < PARAM_GROUPS; g++) {
+        *bytes += replicas[g] == 1 ? (size_t)memory->elements[g] * sizeof(float) : 0;
+    }
+    even.router.buffer_factor = 1;
+    TRY(memory_of_stage(&fair, &even, stage, device, dp, ep));
+    for (int k = 0; k < MODEL_MEMORIES; k++) {
+        *bytes += memory->kind[k] - fair.kind[k];
+    }
+    return STATUS_OK;
+}

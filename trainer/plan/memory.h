@@ -1,0 +1,52 @@
+/* memory: bytes a rank needs, from the layout that the run itself uses.
+ *
+ * With one pipeline stage the arenas are model_measure's: exactly what training reserves. A stage
+ * of several is measured as a model of its own blocks; what it keeps for backward counts once for
+ * each micro-batch between the two. Everything is the worst case: buffers of the exchange are as
+ * large as they can get, however unevenly tokens are routed.
+ */
+#ifndef TRAINER_PLAN_MEMORY_H
+#define TRAINER_PLAN_MEMORY_H
+
+#include "trainer/model/model.h"
+#include "trainer/plan/hardware.h"
+
+/* Blocks [first, first + blocks) of the model, those of multi-token prediction last. */
+struct stage {
+    int64_t first, blocks;
+    bool embedding, head;
+};
+
+struct stage_memory {
+    size_t kind[MODEL_MEMORIES];
+    int64_t elements[PARAM_GROUPS]; /* of a rank, padding included */
+};
+
+struct plan_memory {
+    size_t kind[MODEL_MEMORIES]; /* bytes of the fullest rank */
+    size_t arenas;               /* their sum; with one stage what the run reserves */
+    size_t outside;              /* program, libraries, scratch of kernels: estimated */
+    size_t all;                  /* arenas + outside: what there must be */
+    size_t peak; /* what a process is expected to reach: on a CPU, pages that balanced routing never
+                    touches do not count */
+    int64_t stage; /* of the fullest rank */
+};
+
+/* Of the first rank, which has most: Muon gives it the largest matrix. dp: ranks with
+ * the same dense parameters, or with a part of them each (parallel.tp: a rank then has a part of
+ * the tokens, heads and dense weights, which is an estimate). Errors: STATUS_RESOURCE,
+ * STATUS_USAGE. */
+enum status memory_of_stage(struct stage_memory *memory, const struct config *config,
+                            const struct stage *stage, struct device *device, int64_t dp,
+                            int64_t ep);
+/* Bytes beside the arenas. */
+size_t memory_outside(const struct config *config, const struct hardware *hardware,
+                      const struct architecture *arch, const struct stage_memory *memory,
+                      int64_t dp, int64_t ep);
+/* Of a model in one stage: bytes of the arenas that a CPU run never touches: room to reduce what
+ * has one replica, and for more than a fair share of rows. Errors: as memory_of_stage. */
+enum status memory_untouched(size_t *bytes, const struct config *config, const struct stage *stage,
+                             const struct stage_memory *memory, struct device *device, int64_t dp,
+                             int64_t ep);
+
+#endif

@@ -1,0 +1,95 @@
+#include "trainer/plan/stages.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Stages needed where none may cost more than `most`. */
+static int64_t stages_within(const double *cost, int64_t blocks, double most, int64_t *begin)
+{
+    int64_t stages = 0;
+    double sum = 0;
+    for (int64_t b = 0; b < blocks; b++) {
+        if (b == 0 || sum + cost[b] > most) {
+            if (begin != NULL && stages < PIPELINE_MOST) {
+                begin[stages] = b;
+            }
+            stages++;
+            sum = 0;
+        }
+        sum += cost[b];
+    }
+    return stages;
+}
+
+/* Stages left over: the longest is cut in two. */
+static void cut(int64_t *begin, int64_t stages, int64_t wanted)
+{
+    for (; stages < wanted; stages++) {
+        int64_t longest = 0;
+        for (int64_t s = 1; s < stages; s++) {
+            longest = begin[s + 1] - begin[s] > begin[longest + 1] - begin[longest] ? s : longest;
+        }
+        memmove(&begin[longest + 2], &begin[longest + 1],
+                (size_t)(stages - longest) * sizeof begin[0]);
+        begin[longest + 1] = (begin[longest] + begin[longest + 2]) / 2;
+    }
+}
+
+/* Both ends at once: a rank has stages s and pp - 1 - s, which together may cost `most`. Returns
+ * whether all blocks found a place. */
+static bool pairs_within(const double *cost, int64_t blocks, double most, int64_t pp,
+                         int64_t *begin)
+{
+    int64_t front = 0, back = blocks;
+    begin[pp] = blocks;
+    for (int64_t s = 0; s < pp / 2; s++) {
+        double near = 0, far = 0;
+        begin[s] = front;
+        for (bool more = true; more && front < back;) {
+            const bool first = near <= far;
+            const double next = first ? cost[front] : cost[back - 1];
+            more = near == 0 || far == 0 || near + far + next <= most;
+            near += more && first ? next : 0;
+            far += more && !first ? next : 0;
+            front += more && first;
+            back -= more && !first;
+        }
+        begin[pp - 1 - s] = back;
+    }
+    return front == back;
+}
+
+static bool within(const double *cost, int64_t blocks, double most, int64_t pp, bool pairs,
+                   int64_t *begin)
+{
+    return pairs ? pairs_within(cost, blocks, most, pp, begin)
+                 : stages_within(cost, blocks, most, begin) <= pp;
+}
+
+void stages_divide(struct stage *stage, const double *cost, int64_t blocks, int64_t pp, bool pairs)
+{
+    int64_t begin[PIPELINE_MOST + 1] = {0};
+    double low = 0, high = 0;
+    for (int64_t b = 0; b < blocks; b++) {
+        low = fmax(low, cost[b]);
+        high += cost[b];
+    }
+    high *= 1 + 1e-9;
+    for (int i = 0; i < 60; i++) {
+        const double middle = (low + high) / 2;
+        *(within(cost, blocks, middle, pp, pairs, begin) ? &high : &low) = middle;
+    }
+    if (pairs) {
+        (void)pairs_within(cost, blocks, high, pp, begin);
+    } else {
+        const int64_t stages = stages_within(cost, blocks, high, begin);
+        begin[stages] = blocks;
+        cut(begin, stages, pp);
+    }
+    for (int64_t s = 0; s < pp; s++) {
+        stage[s] = (struct stage){.first = begin[s],
+                                  .blocks = begin[s + 1] - begin[s],
+                                  .embedding = s == 0,
+                                  .head = s == pp - 1};
+    }
+}

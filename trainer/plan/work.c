@@ -1,0 +1,326 @@
+#include "trainer/plan/work.h"
+
+/* A product with an [out, in] matrix, `matrices` of them sharing `rows` rows. */
+struct product {
+    double in, out, rows, matrices;
+    bool fp8, experts;
+};
+
+void workload_init(struct workload *load, const struct config *config,
+                   const struct hardware *hardware, bool by_node)
+{
+    *load = (struct workload){.config = config,
+                              .hardware = hardware,
+                              .tokens = config->train.micro_batch * config->train.sequence_length,
+                              .fp8 = config->train.precision == CONFIG_FP8,
+                              .split = (double)config->parallel.tp,
+                              .own = 1};
+    architecture_init(&load->arch, config);
+    const struct architecture *arch = &load->arch;
+    const double width = (double)arch->width, act = config->train.precision == CONFIG_FP32 ? 4 : 2;
+    load->exchange = (struct exchange_shape){
+        .tokens = load->tokens / config->parallel.tp,
+        .experts = arch->experts,
+        .top_k = arch->top_k,
+        .groups = arch->groups,
+        .top_groups = arch->top_groups,
+        .ep = config->parallel.ep,
+        .ranks_per_node = hardware->ranks_per_node,
+        .by_node = by_node,
+        .padded = config->router.dispatch == CONFIG_PADDED,
+        .row_out = load->fp8 ? width + (double)((arch->width + 127) / 128 * 4) : width * act,
+        .row_back = width * act};
+}
+
+static double act_bytes(const struct workload *load)
+{
+    return load->config->train.precision == CONFIG_FP32 ? 4 : 2;
+}
+
+/* A kernel bound by memory. */
+static void stream(const struct workload *load, struct work *work, enum phase phase,
+                   enum kernel kernel, double bytes)
+{
+    const struct hardware *hw = load->hardware;
+    work->s[phase][kernel] += bytes / (hw->share[kernel] * hw->memory_rate) + hw->start;
+}
+
+/* Operations on the arithmetic units. */
+static void compute(const struct workload *load, struct work *work, enum phase phase,
+                    enum kernel kernel, double flops)
+{
+    const struct hardware *hw = load->hardware;
+    work->s[phase][kernel] += flops / (hw->share[kernel] * hw->peak * load->own) + hw->start;
+}
+
+static double product_seconds(const struct workload *load, const struct product *p,
+                              enum kernel kernel)
+{
+    const struct hardware *hw = load->hardware;
+    const bool weight = kernel == KERNEL_DENSE_WEIGHT || kernel == KERNEL_EXPERTS_WEIGHT;
+    const double peak = p->fp8 ? hw->peak_fp8 : hw->peak,
+                 share = p->fp8 ? hw->share_fp8[kernel] : hw->share[kernel], act = act_bytes(load),
+                 code = p->fp8 ? 1 : act, matrix = p->in * p->out * p->matrices;
+    const double bytes = weight ? code * p->rows * (p->in + p->out) + 8 * matrix
+                                : code * (p->rows * p->in + matrix) + act * p->rows * p->out;
+    return 2 * p->rows * p->in * p->out / (share * peak * load->own) +
+           bytes / (hw->gemm_memory * hw->memory_rate) + hw->start;
+}
+
+/* What FP8 adds to a product: codes of the input (`coded`: it comes in codes) and, transposed, for
+ * the gradient of the weights; codes of the gradient, both ways; the weights transposed. */
+static void quantize(const struct workload *load, struct work *work, const struct product *p,
+                     bool coded)
+{
+    if (!p->fp8) {
+        return;
+    }
+    if (!coded) {
+        stream(load, work, PHASE_FORWARD, KERNEL_QUANTIZE, 3 * p->rows * p->in);
+    }
+    stream(load, work, PHASE_BACKWARD, KERNEL_QUANTIZE,
+           4 * p->rows * p->out + 2 * p->in * p->out * p->matrices);
+    stream(load, work, PHASE_WEIGHT, KERNEL_QUANTIZE, 2 * p->rows * p->in);
+}
+
+static void product(const struct workload *load, struct work *work, const struct product *p,
+                    bool coded)
+{
+    const enum kernel kernel = p->experts ? KERNEL_EXPERTS : KERNEL_DENSE,
+                      weight = p->experts ? KERNEL_EXPERTS_WEIGHT : KERNEL_DENSE_WEIGHT;
+    const struct product back = {p->out, p->in, p->rows, p->matrices, p->fp8, p->experts};
+    work->s[PHASE_FORWARD][kernel] += product_seconds(load, p, kernel);
+    work->s[PHASE_BACKWARD][kernel] += product_seconds(load, &back, kernel);
+    work->s[PHASE_WEIGHT][weight] += product_seconds(load, p, weight);
+    quantize(load, work, p, coded);
+}
+
+/* The same product once more in backward. */
+static void again(const struct workload *load, struct work *work, const struct product *p)
+{
+    const enum kernel kernel = p->experts ? KERNEL_EXPERTS : KERNEL_DENSE;
+    work->s[PHASE_BACKWARD][kernel] += product_seconds(load, p, kernel);
+}
+
+/* Keys that a token sees on average. */
+static double visible(const struct workload *load)
+{
+    const double t = (double)load->config->train.sequence_length,
+                 w = load->arch.window > 0 && (double)load->arch.window < t
+                         ? (double)load->arch.window
+                         : t;
+    return w - w * w / (2 * t);
+}
+
+static void attention_core(const struct workload *load, struct work *work, double pairs)
+{
+    const struct architecture *arch = &load->arch;
+    const double n = (double)load->tokens, qk = (double)arch->qk_dim, v = (double)arch->v_dim,
+                 heads = (double)arch->heads / load->split;
+    const double rotated =
+        arch->kv_rank > 0
+            ? (double)(architecture_query_width(arch) + architecture_latent_width(arch))
+            : (double)((arch->heads + 2 * arch->kv_heads) * arch->qk_dim);
+    const double rope = 2 * act_bytes(load) * n * rotated / load->split;
+    compute(load, work, PHASE_FORWARD, KERNEL_ATTENTION, 2 * n * heads * (qk + v) * pairs);
+    compute(load, work, PHASE_BACKWARD, KERNEL_ATTENTION_BACK,
+            2 * n * heads * (3 * qk + 2 * v) * pairs);
+    stream(load, work, PHASE_FORWARD, KERNEL_ROTARY, rope);
+    stream(load, work, PHASE_BACKWARD, KERNEL_ROTARY, rope);
+}
+
+static void attention(const struct workload *load, struct work *work, bool recompute)
+{
+    const struct architecture *arch = &load->arch;
+    const double n = (double)load->tokens, width = (double)arch->width, own = n / load->split,
+                 rank = (double)arch->kv_rank, q_rank = (double)arch->q_rank,
+                 query = (double)architecture_query_width(arch) / load->split,
+                 out = (double)(arch->heads * arch->v_dim) / load->split;
+    const struct product o = {out, width, n, 1, load->fp8, false};
+    product(load, work, &o, false);
+    if (arch->kv_rank == 0) {
+        const struct product qkv = {
+            width,     query + (double)(2 * arch->kv_heads * arch->qk_dim) / load->split,
+            n,         1,
+            load->fp8, false};
+        product(load, work, &qkv, false);
+    } else {
+        const struct product
+            q_a = {width, q_rank, own, 1, load->fp8, false},
+            q_b = {arch->q_rank > 0 ? q_rank : width, query, n, 1, load->fp8, false},
+            kv_a = {width, rank + (double)arch->rope_dim, own, 1, load->fp8, false},
+            kv_b = {rank, (double)architecture_latent_width(arch) / load->split, n, 1, load->fp8,
+                    false};
+        const double norms = act_bytes(load) * own * (q_rank + rank);
+        if (arch->q_rank > 0) {
+            product(load, work, &q_a, false);
+        }
+        product(load, work, &q_b, false);
+        product(load, work, &kv_a, false);
+        product(load, work, &kv_b, false);
+        stream(load, work, PHASE_FORWARD, KERNEL_NORM, 2 * norms);
+        stream(load, work, PHASE_BACKWARD, KERNEL_NORM, 3 * norms);
+        if (recompute) {
+            again(load, work, &kv_b);
+            if (arch->q_rank > 0) {
+                again(load, work, &q_b);
+            }
+        }
+    }
+    attention_core(load, work, visible(load));
+}
+
+/* SwiGLU of inner width `inner` on `rows` rows, by `matrices` experts. */
+static void mlp(const struct workload *load, struct work *work, double inner, double rows,
+                double matrices, bool routed, bool recompute)
+{
+    const double width = (double)load->arch.width, act = act_bytes(load),
+                 code = load->fp8 ? 1 : act;
+    const struct product up = {width, 2 * inner, rows, matrices, load->fp8, routed},
+                         down = {inner, width, rows, matrices, load->fp8, routed};
+    product(load, work, &up, routed); /* what arrives is in codes */
+    product(load, work, &down, true); /* SwiGLU writes codes */
+    stream(load, work, PHASE_FORWARD, KERNEL_SWIGLU, (2 * act + code) * rows * inner);
+    stream(load, work, PHASE_BACKWARD, KERNEL_SWIGLU, 5 * act * rows * inner);
+    if (recompute) {
+        again(load, work, &up);
+        stream(load, work, PHASE_BACKWARD, KERNEL_SWIGLU, (2 * act + code) * rows * inner);
+    }
+}
+
+static void norms(const struct workload *load, struct work *work, double count, bool recompute)
+{
+    const double bytes =
+        count * act_bytes(load) * (double)(load->tokens * load->arch.width) / load->split;
+    stream(load, work, PHASE_FORWARD, KERNEL_NORM, 4 * bytes);
+    stream(load, work, PHASE_BACKWARD, KERNEL_NORM, (recompute ? 7 : 5) * bytes);
+}
+
+/* Launches of short kernels around the router, and the streams they read. */
+static const double SMALL_FORWARD = 40, SMALL_BACKWARD = 60, SMALL_DENSE = 15;
+
+static void experts(const struct workload *load, struct work *work, bool recompute)
+{
+    const struct architecture *arch = &load->arch;
+    const double whole = (double)load->tokens, n = whole / load->split, width = (double)arch->width,
+                 act = act_bytes(load), rows = n * (double)arch->top_k,
+                 stream_bytes = n * width * act, expand = 2 * rows * width * (load->fp8 ? 1 : act),
+                 combine = rows * width * act + 2 * stream_bytes,
+                 logits = 2 * n * width * (double)arch->experts,
+                 local = (double)(arch->experts / load->config->parallel.ep);
+    struct work shared = {0}, own = {0};
+    mlp(load, &own, (double)arch->expert_width, rows, local, true, recompute);
+    if (load->fp8) { /* codes are made of the tokens, before they are sent */
+        stream(load, &own, PHASE_FORWARD, KERNEL_QUANTIZE, 3 * n * width);
+    }
+    if (arch->shared_width > 0) {
+        mlp(load, &shared, (double)arch->shared_width / load->split, whole, 1, false, recompute);
+    }
+    for (int p = 0; p < PHASES; p++) {
+        work->shared[p] = work_sum(&shared, (enum phase)p);
+        for (int k = 0; k < KERNELS; k++) {
+            work->s[p][k] += own.s[p][k] + shared.s[p][k];
+        }
+    }
+    const struct product up = {width, 2 * (double)arch->expert_width, rows, local, load->fp8, true};
+    work->up_weight = product_seconds(load, &up, KERNEL_EXPERTS_WEIGHT);
+    for (int p = 0; p < PHASES; p++) {
+        compute(load, work, (enum phase)p, KERNEL_ROUTER, logits);
+    }
+    for (int p = PHASE_FORWARD; p <= PHASE_BACKWARD; p++) {
+        const double starts = p == PHASE_FORWARD ? SMALL_FORWARD : SMALL_BACKWARD;
+        stream(load, work, (enum phase)p, KERNEL_PERMUTE, expand);
+        stream(load, work, (enum phase)p, KERNEL_PERMUTE, combine);
+        stream(load, work, (enum phase)p, KERNEL_SMALL,
+               2 * stream_bytes + 20 * n * (double)arch->experts);
+        work->s[p][KERNEL_SMALL] += starts * load->hardware->start;
+    }
+}
+
+/* Block recompute: all of forward once more. */
+static void forward_again(struct work *work)
+{
+    for (int k = 0; k < KERNELS; k++) {
+        work->s[PHASE_BACKWARD][k] += work->s[PHASE_FORWARD][k];
+    }
+}
+
+struct work work_block(const struct workload *load, enum work_block kind)
+{
+    const struct architecture *arch = &load->arch;
+    const int how = load->config->train.recompute;
+    const bool inner = how == CONFIG_RECOMPUTE_EXPERTS, norm = how == CONFIG_RECOMPUTE_NORMS;
+    struct work work = {0};
+    norms(load, &work, 2, norm);
+    attention(load, &work, norm);
+    if (kind == WORK_DENSE) {
+        mlp(load, &work, (double)arch->dense_width / load->split, (double)load->tokens, 1, false,
+            inner);
+        for (int p = PHASE_FORWARD; p <= PHASE_BACKWARD; p++) {
+            work.s[p][KERNEL_SMALL] += SMALL_DENSE * load->hardware->start;
+        }
+    } else {
+        experts(load, &work, inner);
+    }
+    if (how == CONFIG_RECOMPUTE_BLOCK) {
+        forward_again(&work);
+    }
+    if (kind == WORK_MTP) {
+        const double width = (double)arch->width;
+        const struct product both = {2 * width, width, (double)load->tokens / load->split,
+                                     1,         false, false};
+        product(load, &work, &both, false);
+        norms(load, &work, 2, false);
+    }
+    return work;
+}
+
+struct work work_head(const struct workload *load)
+{
+    const struct architecture *arch = &load->arch;
+    const double n = (double)load->tokens, vocab = (double)arch->vocab / load->split;
+    const struct product head = {(double)arch->width, vocab, n, 1, false, false};
+    struct work work = {0};
+    norms(load, &work, 1, false);
+    product(load, &work, &head, false);
+    stream(load, &work, PHASE_FORWARD, KERNEL_LOSS, 3 * act_bytes(load) * n * vocab);
+    return work;
+}
+
+struct work work_embedding(const struct workload *load)
+{
+    const double bytes = (double)(load->tokens * load->arch.width) / load->split;
+    struct work work = {0};
+    stream(load, &work, PHASE_FORWARD, KERNEL_LOSS, 2 * act_bytes(load) * bytes);
+    stream(load, &work, PHASE_WEIGHT, KERNEL_LOSS, (8 + act_bytes(load)) * bytes);
+    return work;
+}
+
+double work_split_messages(const struct workload *load, enum work_block kind)
+{
+    const double stream = load->exchange.row_back * (double)load->tokens;
+    const int64_t ranks = load->config->parallel.tp;
+    /* tokens gathered and sums scattered: around attention, and around an MLP of all tokens */
+    const double pairs = kind == WORK_DENSE || load->arch.shared_width > 0 ? 2 : 1;
+    return 2 * pairs * exchange_reduce_seconds(load->hardware, stream, ranks, 1);
+}
+
+double work_sum(const struct work *work, enum phase phase)
+{
+    double sum = 0;
+    for (int k = 0; k < KERNELS; k++) {
+        sum += work->s[phase][k];
+    }
+    return sum;
+}
+
+double work_optimizer(const struct workload *load, double weights, double share)
+{
+    const struct hardware *hw = load->hardware;
+    const double moment = load->config->optimizer.moments == CONFIG_MOMENTS_BF16 ? 2 : 4,
+                 act = act_bytes(load), rate = hw->share[KERNEL_OPTIMIZER] * hw->memory_rate;
+    /* gradient read twice (norm, update), master and moments both ways, the weight written */
+    const double bytes = share * (2 * 4 + 2 * 4 + 4 * moment + (act < 4 ? act : 0));
+    const double codes = load->fp8 ? weights * (act + 2) : 0;
+    return (bytes + codes) / rate + weights * 4 / rate; /* gradients are zeroed */
+}

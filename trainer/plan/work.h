@@ -1,0 +1,52 @@
+/* work: time of one block, head or optimizer step of a config on a rank, kernel by kernel.
+ *
+ * A micro-batch is n tokens; experts get the balanced n * K rows a rank. Products count as
+ * operations and as bytes, all other kernels as bytes (kernel families: hardware.h). Forward,
+ * backward of inputs (with what recompute does again) and gradients of weights stand apart, as
+ * schedules move them apart.
+ */
+#ifndef TRAINER_PLAN_WORK_H
+#define TRAINER_PLAN_WORK_H
+
+#include "trainer/plan/exchange.h"
+
+enum phase { PHASE_FORWARD, PHASE_BACKWARD, PHASE_WEIGHT, PHASES };
+enum work_block {
+    WORK_DENSE,
+    WORK_MOE,
+    WORK_MTP
+}; /* WORK_MTP: a block with experts and its module */
+
+struct work {
+    double s[PHASES][KERNELS];
+    /* of which may run beside messages: */
+    double shared[PHASES]; /* the shared experts' */
+    double up_weight;      /* the gradients of the experts' up weights */
+};
+
+struct workload {
+    const struct config *config;     /* borrowed */
+    const struct hardware *hardware; /* borrowed */
+    struct architecture arch;
+    int64_t tokens; /* n */
+    double split;   /* ranks that share dense matrices (parallel.tp): between such products each has
+                       n / split tokens */
+    bool fp8;
+    double own; /* share of the GPU that kernels have */
+    struct exchange_shape exchange;
+};
+
+void workload_init(struct workload *load, const struct config *config,
+                   const struct hardware *hardware, bool by_node);
+struct work work_block(const struct workload *load, enum work_block kind);
+/* Final norm, head, loss; the embedding. */
+struct work work_head(const struct workload *load);
+struct work work_embedding(const struct workload *load);
+double work_sum(const struct work *work, enum phase phase);
+/* s of the gathers and reductions between the ranks of parallel.tp around one block, each way. */
+double work_split_messages(const struct workload *load, enum work_block kind);
+/* AdamW and the weights' new device form of a rank that holds `weights` and updates `share` of
+ * them. */
+double work_optimizer(const struct workload *load, double weights, double share);
+
+#endif
