@@ -139,6 +139,9 @@ char *state_text(const struct model *model, const struct progress_state *at, con
     json_t *json = json_pack("{s:I, s:I, s:I, s:s}", "step", (json_int_t)at->step, "position",
                              (json_int_t)at->position, "ranks",
                              (json_int_t)model->mesh->world->size, "config", config);
+    if (at->data.count > 0) { /* bench and verify train on no files */
+        json_object_set_new(json, "data", data_state_write(&at->data));
+    }
     json_object_set_new(json, "tokenizer", json_string(tokenizer)); /* left out when not UTF-8 */
     char *text = json_dumps(json, JSON_INDENT(1) | JSON_SORT_KEYS);
     json_decref(json);
@@ -291,14 +294,15 @@ static enum status read_progress(const char *path, struct progress_state *at)
     json_t *json = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
     const json_t *step = json_object_get(json, "step"),
                  *position = json_object_get(json, "position");
-    const bool good = json_is_integer(step) && json_is_integer(position);
-    *at = (struct progress_state){.step = json_integer_value(step),
-                                  .position = json_integer_value(position)};
+    const bool good = json_is_integer(step) && json_is_integer(position) &&
+                      data_state_read(json_object_get(json, "data"), &at->data);
+    at->step = json_integer_value(step);
+    at->position = json_integer_value(position);
     json_decref(json);
     free(text);
     return good ? STATUS_OK
-                : status_fail(STATUS_DATA, "%s: no step or position in the checkpoint's state",
-                              path);
+                : status_fail(STATUS_DATA,
+                              "%s: the checkpoint's state says not where the run stands", path);
 }
 
 /* The dtype of the checkpoint's moments. One written by Muon has no second moments of matrices. */
