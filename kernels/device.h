@@ -52,7 +52,7 @@ const struct device_info *device_info(const struct device *device);
  * return. */
 void *device_stream(const struct device *device);
 
-/* Measured peak of a large GEMM on this device, FLOP/s; takes about a second. */
+/* Measured peak of a large GEMM on this device, FLOP/s; takes a tenth of a second. */
 double device_peak_flops(struct device *device, enum dtype dtype);
 
 /* What the compiler says of a CUDA kernel in this binary, for sm_90a. */

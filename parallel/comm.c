@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "parallel/activity.h"
 #include "parallel/transports.h"
 
 static int launched_ranks(void)
@@ -42,6 +43,11 @@ enum status comm_open(struct comm *world, const char *kind)
     TRY(open_kind(world, kind));
     world->world_rank = world->rank;
     world->name = "world";
+    world->activity = calloc(1, sizeof *world->activity);
+    if (world->activity == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory");
+    }
+    world->activity->layer = -1;
     return STATUS_OK;
 }
 
@@ -51,11 +57,13 @@ void comm_close(struct comm *world)
         comm_detach(world);
         world->table->close(world);
     }
+    free(world->activity);
     *world = (struct comm){0};
 }
 
 void comm_free(struct comm *group)
 {
+    group->activity = NULL; /* the world's */
     comm_close(group);
 }
 
@@ -70,40 +78,82 @@ void comm_split(struct comm *comm, int color, int key, struct comm *out)
     comm->table->split(comm, color, key, out);
     out->world_rank = comm->world_rank;
     out->name = NULL;
+    out->activity = comm->activity;
     out->wire = NULL;
     out->device = NULL;
     out->wire_impl = NULL;
 }
 
+void comm_at_layer(struct comm *comm, int64_t layer)
+{
+    if (comm->activity != NULL) {
+        comm->activity->layer = layer;
+    }
+}
+
+static void enter(struct comm *comm, const char *operation, size_t bytes)
+{
+    struct comm_activity *activity = comm->activity;
+    if (activity != NULL) {
+        activity->group = comm->name != NULL ? comm->name : "";
+        activity->bytes = (int64_t)bytes;
+        activity->operation = operation;
+    }
+}
+
+static void leave(struct comm *comm)
+{
+    if (comm->activity != NULL) {
+        comm->activity->operation = NULL;
+        comm->activity->done++;
+    }
+}
+
 void comm_all_reduce(struct comm *comm, void *data, int64_t count, enum dtype dtype, enum reduce op)
 {
+    enter(comm, "all_reduce", (size_t)count * dtype_bytes(dtype));
     comm->table->all_reduce(comm, data, count, dtype, op);
+    leave(comm);
 }
 
 void comm_reduce_scatter(struct comm *comm, float *out, const float *in, int64_t count)
 {
+    enter(comm, "reduce_scatter", (size_t)comm->size * (size_t)count * sizeof *in);
     comm->table->reduce_scatter(comm, out, in, count);
+    leave(comm);
 }
 
 void comm_all_gather(struct comm *comm, void *out, const void *in, size_t bytes)
 {
+    enter(comm, "all_gather", bytes);
     comm->table->all_gather(comm, out, in, bytes);
+    leave(comm);
 }
 
 void comm_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, const void *send,
                      const int64_t *send_rows, size_t row_bytes)
 {
+    int64_t rows = 0;
+    for (int r = 0; r < comm->size; r++) {
+        rows += send_rows[r];
+    }
+    enter(comm, "all_to_all", (size_t)rows * row_bytes);
     comm->table->all_to_all(comm, recv, recv_rows, send, send_rows, row_bytes);
+    leave(comm);
 }
 
 void comm_broadcast(struct comm *comm, void *data, size_t bytes, int root)
 {
+    enter(comm, "broadcast", bytes);
     comm->table->broadcast(comm, data, bytes, root);
+    leave(comm);
 }
 
 void comm_barrier(struct comm *comm)
 {
+    enter(comm, "barrier", 0);
     comm->table->barrier(comm);
+    leave(comm);
 }
 
 enum status comm_agree(struct comm *comm, enum status status, int *where)

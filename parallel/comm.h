@@ -21,7 +21,8 @@
 enum reduce { REDUCE_SUM, REDUCE_MAX };
 
 struct comm;
-struct comm_wire; /* how device memory travels: transports.h */
+struct comm_activity; /* activity.h */
+struct comm_wire;     /* how device memory travels: transports.h */
 struct device;
 
 struct comm_table {
@@ -45,6 +46,7 @@ struct comm {
     int world_rank;           /* of this process, among the ranks of comm_open */
     const char *name;         /* for messages: "world", "dp", "ep", "edp"; borrowed; or NULL */
     void *impl;               /* owned by the table */
+    struct comm_activity *activity; /* owned by the group of comm_open, borrowed by the others */
     /* of comm_attach; zero without */
     const struct comm_wire *wire;
     struct device *device; /* borrowed */
@@ -59,6 +61,9 @@ void comm_close(struct comm *world); /* detaches, finalises the transport */
 void comm_free(struct comm *group);  /* of comm_split; detaches; accepts a zeroed one. Collective */
 void comm_abort(struct comm *world, int exit_code)
     __attribute__((noreturn)); /* not collective: ends every rank */
+
+/* Local. For who watches (activity.h): the layer being computed, -1: none. */
+void comm_at_layer(struct comm *comm, int64_t layer);
 
 /* `out` is not attached, whatever `comm` is. */
 void comm_split(struct comm *comm, int color, int key, struct comm *out);

@@ -1,14 +1,26 @@
-/* fault: debug.fault, for tests: the k-th file operation of the step loop fails or kills its rank.
+/* fault: debug.fault, for tests and drills: what goes wrong, when, and where.
+ *
+ * "io:KIND:OPERATION": file operation number OPERATION of every rank's step loop, counted from 1,
+ * fails or kills: KIND eio, enospc, edquot, eintr, short, kill-before, kill-torn or kill-after; a
+ * "+" behind it: every operation from then on.
+ * "KIND:STEP:RANK": on that rank at that step: kill (SIGKILL), segv, stop (SIGSTOP: a rank that
+ * hangs), exit (leaves with 1), nan (its gradients are NaN), gradient (they are 1 % too large).
  */
 #ifndef TRAINER_FAULT_H
 #define TRAINER_FAULT_H
 
+#include <stdint.h>
+
 #include "kernels/base/status.h"
 
-/* "io:KIND:OPERATION" with KIND eio, enospc, short, kill-before, kill-torn or kill-after; a "+"
- * behind it: every operation from then on. NULL: nothing. fault_check only looks at it. Errors:
+/* NULL: nothing. fault_check only looks at it; fault_arm arms what is of file operations. Errors:
  * STATUS_USAGE. */
 enum status fault_check(const char *text) __attribute__((warn_unused_result));
 enum status fault_arm(const char *text) __attribute__((warn_unused_result));
+
+/* At the start of a step: kills or stops this process where the text asks for it. */
+void fault_step(const char *text, int64_t step, int rank);
+/* What this rank's gradients of the step are multiplied by: 1, or what the text asks for. */
+double fault_gradient(const char *text, int64_t step, int rank);
 
 #endif

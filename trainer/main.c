@@ -13,6 +13,7 @@ static const struct {
     const char *name, *help;
     enum status (*run)(int argc, char **argv);
 } commands[] = {
+    {"init", "write a config to start from", command_init},
     {"train", "train a model; the same command again resumes", command_train},
     {"prepare", "turn text or .jsonl into a token file", command_prepare},
     {"tokenizer", "text to token ids and back", command_tokenizer},
@@ -22,6 +23,9 @@ static const struct {
     {"generate", "continue a prompt", command_generate},
     {"bench", "measure tokens/s and FLOP/s of a config", command_bench},
     {"ckpt", "list, verify, compare, export, remove checkpoints", command_ckpt},
+    {"rerun", "repeat a run and compare it bit by bit", command_rerun},
+    {"verify", "check a layout against one rank before a long run", command_verify},
+    {"sweep", "train a config with many values of some keys", command_sweep},
     {"watch", "follow a run in the terminal", command_watch},
     {"report", "write a page of charts of one or more runs", command_report},
     {"doctor", "look at this machine: MPI, cores, GEMM, disk, memory", command_doctor},

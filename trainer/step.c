@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "kernels/base/rng.h"
+#include "trainer/fault.h"
 #include "trainer/optimizer.h"
 #include "trainer/schedule.h"
 
@@ -233,12 +234,13 @@ static void forward_backward(struct stepper *stepper, int64_t step, int64_t labe
     struct model *model = stepper->model;
     const struct config *config = model->config;
     const struct comm *dp = &model->mesh->dp;
+    const double fault = fault_gradient(config->debug.fault, step, model->mesh->world->rank);
     int64_t counters[2] = {0}; /* slots, extra rounds */
     for (int64_t i = 0; i < stepper->own; i++) {
         const uint64_t unit = (uint64_t)(i * dp->size + dp->rank);
         const uint64_t number = (uint64_t)step * (uint64_t)stepper->most_units + unit;
         const struct model_scale scale = {
-            .loss = labels > 0 ? model->unit / (double)labels : 0.0,
+            .loss = labels > 0 ? fault * model->unit / (double)labels : 0.0,
             .unit = model->unit / (double)stepper->units,
             .mtp_weight = mtp_weight(config, step),
             .jitter_key = rng_subkey(rng_key(config->run.seed, "router_jitter"), number),

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "trainer/dataset.h"
+#include "trainer/deadline.h"
 #include "trainer/fault.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
@@ -16,6 +17,8 @@
 #include "trainer/schedule.h"
 #include "trainer/signals.h"
 #include "trainer/state.h"
+#include "trainer/verify.h"
+#include "trainer/watchdog.h"
 
 enum { MAX_PATH = 4096 };
 
@@ -28,8 +31,10 @@ struct training {
     struct dataset train, valid;
     struct tokenizer tokenizer; /* of samples; zeroed without */
     struct stepper stepper;
-    struct metrics metrics; /* rank 0 */
-    struct io_file lock;    /* rank 0 */
+    struct metrics metrics;    /* rank 0 */
+    struct io_file lock;       /* rank 0 */
+    struct watchdog *watchdog; /* owned, or NULL */
+    struct deadline deadline;
     struct progress_state at;
     int64_t saved_step; /* of the last checkpoint known good, -1: none */
     double saved_clock;
@@ -96,6 +101,7 @@ static enum status resume(struct training *t)
         if (status == STATUS_OK) {
             compare_settings(t, path);
             t->saved_step = t->at.step;
+            watchdog_saved(t->watchdog, t->at.step);
         }
         if (status == STATUS_OK && main_rank(t)) {
             printf("resuming at step %lld from %s\n", (long long)t->at.step, path);
@@ -201,6 +207,7 @@ static enum status check(struct training *t, bool fresh)
     const struct config *config = t->config;
     TRY(stepper_check(config, t->session->mesh.dp.size));
     TRY(fault_check(config->debug.fault));
+    TRY(deadline_init(&t->deadline, config->run.time_limit));
     TRY(comm_agree(t->world, optimizer_check(config), NULL));
     TRY(comm_agree(t->world, open_data(t), NULL));
     return starts_anew(t, fresh) ? state_check_start(t->world, config->checkpoint.init_from,
@@ -214,6 +221,7 @@ static enum status open_training(struct training *t, bool fresh)
     TRY(check(t, fresh));
     enum status status = main_rank(t) ? run_dir_open(t->session, fresh, &t->lock) : STATUS_OK;
     TRY(comm_agree(t->world, status, NULL));
+    TRY(watchdog_start(&t->watchdog, t->session));
     run_dir_path(t->session, "checkpoints", t->checkpoints, sizeof t->checkpoints);
     TRY(comm_agree(t->world,
                    model_init(&t->model, config, &t->session->mesh, t->session->device,
@@ -237,6 +245,7 @@ static enum status open_training(struct training *t, bool fresh)
 
 static void close_training(struct training *t)
 {
+    watchdog_stop(t->watchdog);
     metrics_close(&t->metrics);
     stepper_free(&t->stepper);
     model_free(&t->model);
@@ -254,10 +263,14 @@ static enum status save(struct training *t, bool last)
         return STATUS_OK;
     }
     char tokenizer[STATE_TOKENIZER_BYTES];
+    const double began = step_clock();
+    watchdog_enter(t->watchdog, WATCHDOG_SAVE, t->at.step);
     run_tokenizer_describe(&t->train.store, tokenizer);
     const enum status status = state_save(&t->model, t->checkpoints, &t->at, tokenizer);
     t->saved_clock = step_clock();
+    deadline_save(&t->deadline, t->saved_clock - began);
     if (status == STATUS_OK) {
+        watchdog_saved(t->watchdog, t->at.step);
         t->saved_step = t->at.step;
         t->failed_saves = 0;
         return STATUS_OK;
@@ -360,9 +373,12 @@ static enum status one_step(struct training *t)
     const int64_t step = t->at.step + 1;
     double valid = NAN;
     int64_t labels = 0;
+    watchdog_enter(t->watchdog, WATCHDOG_STEP, step);
+    fault_step(config->debug.fault, step, t->world->rank);
     TRY(stepper_step(&t->stepper, step, t->at.position, &result));
     t->at = (struct progress_state){.step = step, .position = t->at.position + result.sequences};
     if (config->data.valid != NULL && due(step, config->eval.every_steps, config->run.steps)) {
+        watchdog_enter(t->watchdog, WATCHDOG_EVALUATE, step);
         TRY(step_evaluate(&t->model, &t->valid.loader, config->eval.batches, &valid, &labels));
         t->valid_loss = valid;
     }
@@ -374,8 +390,10 @@ static enum status one_step(struct training *t)
     }
     TRY(comm_agree(t->world, status, NULL));
     if (due(step, config->sample.every_steps, config->run.steps)) {
+        watchdog_enter(t->watchdog, WATCHDOG_SAMPLE, step);
         TRY(show_sample(t));
     }
+    deadline_step(&t->deadline, result.step_ms / 1e3);
     return STATUS_OK;
 }
 
@@ -389,22 +407,35 @@ static bool save_due(struct training *t)
            (config->checkpoint.every_steps > 0 && t->at.step % config->checkpoint.every_steps == 0);
 }
 
+/* A signal, or the time limit: saves, and STATUS_PREEMPTED. */
+static enum status stop_early(struct training *t)
+{
+    const int signal = signals_agreed(t->world);
+    const bool late = deadline_due(&t->deadline, t->world) && t->at.step < t->config->run.steps;
+    char why[128];
+    if (signal == 0 && !late) {
+        return STATUS_OK;
+    }
+    TRY(save(t, true));
+    if (signal != 0) {
+        snprintf(why, sizeof why, "signal %d", signal);
+    } else {
+        snprintf(why, sizeof why, "run.time_limit %.64s", t->config->run.time_limit);
+    }
+    if (main_rank(t)) {
+        metrics_say(&t->metrics, "%s: saved step %lld in %s; the same command resumes", why,
+                    (long long)t->at.step, t->checkpoints);
+    }
+    return status_fail(STATUS_PREEMPTED, "%s", "");
+}
+
 static enum status loop(struct training *t)
 {
     t->metrics.started = t->saved_clock = step_clock();
     TRY(fault_arm(t->config->debug.fault));
     while (t->at.step < t->config->run.steps) {
         TRY(one_step(t));
-        const int signal = signals_agreed(t->world);
-        if (signal != 0) {
-            TRY(save(t, true));
-            if (main_rank(t)) {
-                metrics_say(&t->metrics,
-                            "signal %d: saved step %lld in %s; the same command resumes", signal,
-                            (long long)t->at.step, t->checkpoints);
-            }
-            return status_fail(STATUS_PREEMPTED, "%s", "");
-        }
+        TRY(stop_early(t));
         if (save_due(t)) {
             TRY(save(t, false));
         }
@@ -428,8 +459,29 @@ static void summary(struct training *t)
                 t->config->run.dir);
 }
 
+/* run.verify: nothing is trained on a layout that computes something else. */
+static enum status verify_first(const struct session *session)
+{
+    struct verify_report *report = calloc(1, sizeof *report);
+    enum status status = report != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory");
+    status = comm_agree((struct comm *)&session->world, status, NULL);
+    status = status == STATUS_OK ? verify_run(session, report) : status;
+    if (status == STATUS_OK && session_main_rank(session)) {
+        verify_print(stdout, report);
+        fflush(stdout);
+        status = report->good ? STATUS_OK
+                              : status_fail(STATUS_DIFFERENT, "run.verify: this layout does not "
+                                                              "compute what one rank does");
+    }
+    free(report);
+    return comm_agree((struct comm *)&session->world, status, NULL);
+}
+
 enum status training_run(struct session *session, bool fresh)
 {
+    if (session->config.run.verify) {
+        TRY(verify_first(session));
+    }
     struct training *t = calloc(1, sizeof *t);
     if (t == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory");

@@ -183,7 +183,8 @@ static double seconds(void)
 
 static double cpu_peak_flops(struct device *device, enum dtype dtype)
 {
-    enum { M = 1024, N = 1792, K = 512, REPEATS = 12 };
+    enum { M = 1024, N = 1792, K = 512, MOST = 12, FEWEST = 3 };
+    const double long_enough = 0.05; /* every start of a run waits for this */
     void *buffer = calloc((size_t)M * N + (size_t)M * K + (size_t)N * K, dtype_bytes(dtype));
     double best = 0;
     if (buffer == NULL) {
@@ -191,7 +192,8 @@ static double cpu_peak_flops(struct device *device, enum dtype dtype)
     }
     char *x = buffer, *w = x + (size_t)M * K * dtype_bytes(dtype),
          *y = w + (size_t)N * K * dtype_bytes(dtype);
-    for (int i = 0; i < REPEATS; i++) {
+    const double begin = seconds();
+    for (int i = 0; i < MOST && (i < FEWEST || seconds() - begin < long_enough); i++) {
         const double start = seconds();
         cpu_linear_forward(device, tensor_2d(y, dtype, M, N), tensor_2d(x, dtype, M, K),
                            tensor_2d(w, dtype, N, K), false);

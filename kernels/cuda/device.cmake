@@ -30,11 +30,14 @@ set(cuda_flags -std=c++17 -O3 -lineinfo -Xptxas=-v -I${CMAKE_SOURCE_DIR} ${cuda_
 if(SWITCHYARD_WERROR)
   list(APPEND cuda_flags -Werror all-warnings)
 endif()
-# A sixth of the bytes; drivers of CUDA 13, which its runtime needs, unpack it.
+# size: a sixth of the bytes, a quarter more of nvcc's time; what the bundle is made of. Drivers of CUDA 13, which its
+# runtime needs, unpack either.
+set(SWITCHYARD_CUDA_PACK size CACHE STRING "How nvcc packs its code: size or balance")
+set_property(CACHE SWITCHYARD_CUDA_PACK PROPERTY STRINGS size balance)
 if(NVCC)
   execute_process(COMMAND ${NVCC} --version OUTPUT_VARIABLE nvcc_version ERROR_QUIET)
   if(nvcc_version MATCHES "release ([0-9]+)" AND CMAKE_MATCH_1 GREATER_EQUAL 13)
-    list(APPEND cuda_flags --compress-mode=size)
+    list(APPEND cuda_flags --compress-mode=${SWITCHYARD_CUDA_PACK})
   endif()
 endif()
 # Registers that do not fit make a matrix product slow: an error, by way of a warning.

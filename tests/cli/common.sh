@@ -3,11 +3,13 @@
 # A failed expectation is printed and counted; `finish` at the end of a script turns the count into
 # the exit code, so that one run shows all that is wrong.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-export OMP_WAIT_POLICY=passive # several ranks share a core here
+export OMP_WAIT_POLICY=passive OMPI_MCA_mpi_yield_when_idle=1 # several ranks share a core here
 source_dir=$1
 binary=$2
 full=${SWITCHYARD_FULL:-0}
 work=$(mktemp -d "${TMPDIR:-/tmp}/switchyard-XXXXXX")
+# Launches of other tests remove the common folder while this one makes its own there.
+export OMPI_MCA_orte_tmpdir_base=$work
 failures=0
 out=$work/stdout err=$work/stderr last="(nothing yet)"
 
@@ -190,7 +192,7 @@ make_config() {
     local family=${1:-mixtral}
     {
         cat <<YAML
-run:        {dir: $work/run, seed: 7, steps: 20}
+run:        {dir: $work/run, seed: 7, steps: 20, threads: 1, pin: false}
 model:
   family: $family
   vocab_size: 257

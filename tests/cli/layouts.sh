@@ -150,28 +150,32 @@ twice() {
         for threads in 1 2 3; do
             name=$(dir_of "threads-$precision" "$threads")
             expect_rc 0 train_on 1 1 "$name" "train.precision=$precision" \
-                "run.steps=$twice_steps" run.threads=$threads
+                "run.steps=$twice_steps" run.threads=$threads run.pin=true
             same_bits "$precision, 1 and $threads threads" "$(dir_of "threads-$precision" 1)" "$name"
         done
     done
 }
 
-# check_layouts FAMILY SWITCHES...: all of it. The DeepSeeks run fewer layouts and steps unless
-# SWITCHYARD_FULL is 1.
+# check_layouts FAMILY SWITCHES...: all of it. Fewer layouts and steps unless SWITCHYARD_FULL is 1, of the
+# DeepSeeks fewest.
 check_layouts() {
     family=$1
     shift
     layouts="1,1 2,1 2,2 4,1 4,2 4,4" steps=20 twice_layouts="1,1 2,2 4,2" twice_steps=10 predicted=
-    if [ "$family" != mixtral ] && [ "$full" != 1 ]; then
-        layouts="1,1 2,2 4,2" steps=8 twice_layouts="4,2" twice_steps=4
+    if [ "$full" != 1 ]; then
+        steps=8 twice_layouts="4,2" twice_steps=4
+        [ "$family" = mixtral ] || layouts="1,1 2,2 4,2"
     fi
     [ "$family" != deepseek_v3 ] || predicted=mtp_loss
     make_config "$family"
     curves
     rounds
     capacity
-    layouts="2,2 4,2"
-    [ "$full" != 1 ] || layouts="2,2 4,2 4,4"
+    case $family-$full in
+    *-1) layouts="2,2 4,2 4,4" ;;
+    mixtral-*) layouts="2,2 4,2" ;;
+    *) layouts="4,2" ;;
+    esac
     padded
     layouts="1,1 4,2"
     switches "$@"

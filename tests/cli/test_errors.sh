@@ -19,7 +19,7 @@ expect_error 64 "--top-p" "$binary" generate run --prompt a --top-p 2
 expect_error 64 "--seed needs a value" "$binary" generate run --prompt a --seed
 expect_error 64 "did you mean '--data'" "$binary" eval run --dta x
 expect_error 64 "unknown action 'remove'" "$binary" ckpt remove run
-for word in plan verify sweep trace rerun init; do
+for word in plan trace; do
     expect_error 64 "unknown command '$word'" "$binary" $word
 done
 for command in train prepare tokenizer import export eval generate bench ckpt doctor config; do

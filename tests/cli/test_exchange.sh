@@ -132,7 +132,7 @@ make_data
 for family in mixtral deepseek_v2 deepseek_v3; do
     name=$family-F32
     cat >tuned.yaml <<YAML
-run:        {dir: run-$family, steps: 4}
+run:        {dir: run-$family, steps: 4, threads: 1, pin: false}
 model:      {hf_config: $name}
 train:      {sequence_length: 32, micro_batch: 2, global_batch: 8, precision: fp32}
 optimizer:  {lr: 1e-3}

@@ -8,7 +8,7 @@ cd "$work"
 
 deepseek() { # FAMILY LINES...: a tiny config of that family
     cat <<YAML
-run:        {dir: $work/$1, seed: 7, steps: 8}
+run:        {dir: $work/$1, seed: 7, steps: 8, threads: 1, pin: false}
 model:
   family: $1
   vocab_size: 257

@@ -7,7 +7,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { RANGES_MAX = 8192, ALIGN_BYTES = 512, PAGE_BYTES = 4096 };
+/* Large pages, where the system has them: opening and closing small ones is a third of all time. */
+enum { RANGES_MAX = 8192, ALIGN_BYTES = 512, PAGE_BYTES = 2 << 20 };
 
 /* Device memory: one address range, allocations and holes in ascending order, a gap after each. */
 struct range {
@@ -36,13 +37,14 @@ static void arena_init()
         return;
     const char *text = getenv("EMU_DEVICE_BYTES");
     arena_bytes = text ? strtoull(text, nullptr, 0) : (size_t)4 << 30;
-    void *p =
-        mmap(nullptr, arena_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *p = mmap(nullptr, arena_bytes + PAGE_BYTES, PROT_NONE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) {
         perror("emulator: device memory");
         exit(71);
     }
-    arena = (uint8_t *)p;
+    arena = (uint8_t *)(((uintptr_t)p + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES);
+    (void)madvise(arena, arena_bytes, MADV_HUGEPAGE); /* refused: slower, never wrong */
     ranges[0] = {0, arena_bytes, 0};
     range_count = 1;
     struct sigaction action = {};

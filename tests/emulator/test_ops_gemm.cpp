@@ -27,12 +27,18 @@ static bool linear_shape(struct device *device, enum dtype dtype, int shift, str
     const enum dtype y_dtype = f32_out ? DTYPE_F32 : dtype;
     ops_case c(device, dtype, shift, "linear N=%d O=%d I=%d%s%s", (int)s.rows, (int)s.out,
                (int)s.in, add ? " add" : "", f32_out ? " f32 out" : "");
-    operand &x = c.random("x", dtype, s.rows, s.in), &w = c.random("w", dtype, s.out, s.in);
-    operand &dy = c.random("dy", dtype, s.rows, s.out);
-    operand &y =
-        add ? c.random("y", y_dtype, s.rows, s.out) : c.poison("y", y_dtype, s.rows, s.out);
-    operand &dx = add ? c.random("dx", dtype, s.rows, s.in) : c.poison("dx", dtype, s.rows, s.in);
-    operand &dw = c.random("dw", DTYPE_F32, s.out, s.in);
+    /* Random where one of these passes reads it. */
+    auto make = [&](int readers, const char *name, enum dtype type, int64_t rows,
+                    int64_t cols) -> operand & {
+        return passes & readers ? c.random(name, type, rows, cols)
+                                : c.poison(name, type, rows, cols);
+    };
+    operand &x = make(FORWARD | WEIGHT, "x", dtype, s.rows, s.in);
+    operand &w = make(FORWARD | INPUT, "w", dtype, s.out, s.in);
+    operand &dy = make(INPUT | WEIGHT, "dy", dtype, s.rows, s.out);
+    operand &y = make(add ? FORWARD : 0, "y", y_dtype, s.rows, s.out);
+    operand &dx = make(add ? INPUT : 0, "dx", dtype, s.rows, s.in);
+    operand &dw = make(WEIGHT, "dw", DTYPE_F32, s.out, s.in);
     c.upload();
     if (passes & FORWARD) {
         c.ops->linear_forward(device, y.cpu, x.cpu, w.cpu, add);

@@ -14,13 +14,11 @@ static bool test()
     device_vector<float> dx(x), dsum(sum);
     device_vector<int> dexpert(expert), dcount(count);
     launch_row_sum(nullptr, dx.data, dsum.data, n, 4);
-#ifdef WITH_HISTOGRAM
     launch_histogram(nullptr, dexpert.data, n, experts, dcount.data, 3);
     if (dcount.get() != want) {
         printf("histogram: WRONG\n");
         return false;
     }
-#endif
     return same("row_sum", dsum.get().data(), &total, 1, 1e-5);
 }
 

@@ -16,6 +16,12 @@ bundle_program(switchyard)
 # After every bundle_program.
 function(bundle_target)
   get_property(programs GLOBAL PROPERTY bundle_programs)
+  if(NOT SWITCHYARD_CUDA_PACK STREQUAL "size") # configured by ./check: once more, then the target below
+    add_custom_target(bundle
+      COMMAND ${CMAKE_COMMAND} -DSWITCHYARD_CUDA_PACK=size ${CMAKE_BINARY_DIR}
+      COMMAND ${CMAKE_COMMAND} --build ${CMAKE_BINARY_DIR} --target bundle USES_TERMINAL VERBATIM)
+    return()
+  endif()
   add_custom_target(bundle
     COMMAND ${CMAKE_COMMAND} -E rm -rf ${bundle_folder}
     COMMAND ${CMAKE_COMMAND} --install ${CMAKE_BINARY_DIR} --component bundle --prefix ${bundle_folder}

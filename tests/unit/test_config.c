@@ -180,10 +180,7 @@ static void test_not_built(void **state)
 {
     (void)state;
     static const struct bad cases[] = {
-        {"run: {verify: true}\n",
-         {"t.yaml:1:7: key 'run.verify': not built in this version; it acts as false"}},
         {"run: {deterministic: layout}\n", {"'layout' is not built in this version"}},
-        {"run: {time_limit: 60}\n", {"not built"}},
         {"parallel: {pp: 2}\n", {"key 'parallel.pp': not built in this version; it acts as 1"}},
         {"parallel: {tp: 2, cp: 2, etp: 2}\n",
          {"key 'parallel.tp': not built", "key 'parallel.cp': not built",

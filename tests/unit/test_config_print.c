@@ -101,6 +101,8 @@ static const char *const values[] = {
     "run.comm=nccl",
     "run.threads=3",
     "run.pin=false",
+    "run.verify=true",
+    "run.time_limit=2h",
     "run.deterministic=off",
     "model.hf_config=config.json",
     "model.vocab_size=16777216",
@@ -175,6 +177,10 @@ static const char *const values[] = {
     "sample.prompt=line\nbreak \x01\x7f\ttab\r trailing ",
     "sample.tokens=9",
     "sample.temperature=0",
+    "watchdog.enabled=false",
+    "watchdog.setup_seconds=61",
+    "watchdog.step_seconds=62",
+    "watchdog.save_seconds=63",
     "debug.fault=io:eio:3",
 };
 

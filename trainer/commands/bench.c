@@ -3,7 +3,6 @@
 #include <string.h>
 
 #include "kernels/base/json_out.h"
-#include "kernels/base/rng.h"
 #include "trainer/commands/bench_checkpoint.h"
 #include "trainer/commands/bench_kernels.h"
 #include "trainer/commands/commands.h"
@@ -12,6 +11,7 @@
 #include "trainer/optimizer.h"
 #include "trainer/session.h"
 #include "trainer/step.h"
+#include "trainer/synthetic.h"
 
 enum { MOST_STEPS = 1000 };
 
@@ -19,10 +19,7 @@ struct bench {
     struct session *session;
     struct model model;
     struct stepper stepper;
-    struct loader loader;
-    struct token_store store; /* random tokens, in memory */
-    uint32_t *tokens;         /* owned */
-    int64_t document[2];      /* offsets of the one document */
+    struct synthetic data;
     int64_t steps, warmup;
     double peak_flops; /* GEMM, all ranks */
     int64_t done;      /* steps so far, for the schedule */
@@ -36,45 +33,19 @@ struct bench_result {
     struct phase_ms phase; /* means */
 };
 
-/* Random tokens: the work does not depend on what they say. */
-static enum status make_tokens(struct bench *bench)
-{
-    const struct config *config = &bench->session->config;
-    const int64_t length = config->train.sequence_length, samples = 4 * config->train.global_batch;
-    const int64_t count = samples * length + 1;
-    const uint64_t key = rng_key(config->run.seed, "bench");
-    bench->tokens = malloc((size_t)count * sizeof *bench->tokens);
-    if (bench->tokens == NULL) {
-        return status_fail(STATUS_RESOURCE, "out of memory for %lld tokens", (long long)count);
-    }
-    for (int64_t i = 0; i < count; i++) {
-        bench->tokens[i] =
-            (uint32_t)(rng_uniform(key, (uint64_t)i) * (double)config->model.vocab_size);
-    }
-    bench->document[1] = count;
-    bench->store = (struct token_store){.tokens = count,
-                                        .documents = 1,
-                                        .vocab_size = config->model.vocab_size,
-                                        .eos_id = -1,
-                                        .width = 4,
-                                        .token_data = bench->tokens,
-                                        .document_offsets = bench->document};
-    return loader_init(&bench->loader, &bench->store, length, false, false, config->run.seed);
-}
-
 static enum status open_bench(struct bench *bench)
 {
     struct session *session = bench->session;
     const struct config *config = &session->config;
     session->config.train.batch_ramp.start = 0; /* the full batch, from the first step */
     TRY(comm_agree(&session->world, optimizer_check(config), NULL));
-    TRY(comm_agree(&session->world, make_tokens(bench), NULL));
+    TRY(comm_agree(&session->world, synthetic_init(&bench->data, config), NULL));
     TRY(comm_agree(&session->world,
                    model_init(&bench->model, config, &session->mesh, session->device,
                               config->train.micro_batch, config->train.sequence_length, true),
                    NULL));
-    TRY(comm_agree(&session->world, stepper_init(&bench->stepper, &bench->model, &bench->loader),
-                   NULL));
+    TRY(comm_agree(&session->world,
+                   stepper_init(&bench->stepper, &bench->model, &bench->data.loader), NULL));
     model_initialize(&bench->model);
     comm_barrier(&session->world);
     bench->peak_flops = device_peak_flops(session->device, bench->model.act);
@@ -257,6 +228,6 @@ enum status command_bench(int argc, char **argv)
     }
     stepper_free(&bench.stepper);
     model_free(&bench.model);
-    free(bench.tokens);
+    synthetic_free(&bench.data);
     return session_close(&session, status);
 }

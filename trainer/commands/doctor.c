@@ -9,6 +9,7 @@
 #include "parallel/cores.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
+#include "trainer/machine.h"
 #include "trainer/version.h"
 
 static double memory_gib(int name)
@@ -32,7 +33,8 @@ struct found {
 };
 enum { DEVICES = 2 };
 
-static void print_json(const struct comm *world, const struct found *found)
+static void print_json(const struct comm *world, const struct found *found,
+                       const struct machine *machine)
 {
     const struct device_info *host = device_info(found[0].device);
     printf("{\"comm\":\"%s\",\"ranks\":%d", world->table->name, world->size);
@@ -59,10 +61,21 @@ static void print_json(const struct comm *world, const struct found *found)
     json_out_number(stdout, "],\"memory_gib\":", memory_gib(_SC_PHYS_PAGES), 5);
     json_out_number(stdout, ",\"memory_free_gib\":", memory_gib(_SC_AVPHYS_PAGES), 5);
     json_out_number(stdout, ",\"disk_free_gib\":", disk_free_gib("."), 5);
-    printf("}\n");
+    printf(",\"findings\":[");
+    for (int i = 0; i < machine->findings; i++) {
+        const struct finding *f = &machine->finding[i];
+        char key[64];
+        json_out_text(stdout, i > 0 ? ",{\"name\":" : "{\"name\":", f->name);
+        snprintf(key, sizeof key, ",\"%s\":", f->key);
+        json_out_number(stdout, key, f->number, 5);
+        json_out_text(stdout, ",\"remedy\":", f->remedy);
+        printf("}");
+    }
+    printf("]}\n");
 }
 
-static void print(const struct comm *world, const struct found *found)
+static void print(const struct comm *world, const struct found *found,
+                  const struct machine *machine)
 {
     const struct device_info *host = device_info(found[0].device);
     const double disk = disk_free_gib(".");
@@ -88,6 +101,10 @@ static void print(const struct comm *world, const struct found *found)
            memory_gib(_SC_AVPHYS_PAGES));
     printf("disk here    %.1f GiB free%s\n", disk,
            disk < 5 ? ": checkpoints may not fit, free some or set run.dir" : "");
+    for (int i = 0; i < machine->findings; i++) {
+        const struct finding *f = &machine->finding[i];
+        printf("%-12s %s%s%s\n", f->name, f->text, f->remedy[0] != '\0' ? ": " : "", f->remedy);
+    }
 }
 
 /* Every rank opens, as in training; the first one measures. */
@@ -115,10 +132,11 @@ enum status command_doctor(int argc, char **argv)
     struct found found[DEVICES] = {{.name = "cpu"}, {.name = "cuda"}};
     bool json = false;
     const struct option_spec specs[] = {{"--json", OPTION_FLAG, &json, NULL, "print JSON"}, {0}};
-    TRY(options_parse(&options, argc, argv, specs, "doctor",
-                      "Looks at this machine: MPI, cores, GPU, GEMM, memory, disk. Run it under "
-                      "mpirun as you would train.",
-                      0, 0));
+    TRY(options_parse(
+        &options, argc, argv, specs, "doctor",
+        "Looks at this machine: MPI, cores, GPU, GEMM, memory, disk, limits, clocks. Run it under "
+        "mpirun as you would train.",
+        0, 0));
     if (options.help) {
         return STATUS_OK;
     }
@@ -128,10 +146,12 @@ enum status command_doctor(int argc, char **argv)
     if (status == STATUS_OK && comm_agree(&world, look(&found[1], &world), NULL) != STATUS_OK) {
         snprintf(found[1].why, sizeof found[1].why, "%s", status_message());
     }
-    if (status == STATUS_OK && world.rank == 0 && json) {
-        print_json(&world, found);
-    } else if (status == STATUS_OK && world.rank == 0) {
-        print(&world, found);
+    struct machine machine = {0};
+    if (status == STATUS_OK) {
+        machine_look(&machine, &world, ".", device_info(found[0].device)->threads);
+    }
+    if (status == STATUS_OK && world.rank == 0) {
+        (json ? print_json : print)(&world, found, &machine);
     }
     comm_barrier(&world);
     for (int d = 0; d < DEVICES; d++) {

@@ -59,6 +59,8 @@ struct config {
         int64_t threads;  /* 0 = share of the node's allowed cores */
         bool pin;
         int deterministic; /* enum config_deterministic */
+        bool verify;
+        char *time_limit; /* deadline.h */
     } run;
     /* Which keys a family has, and their defaults: config_families.c. The trainer reads struct
      * architecture instead. */
@@ -163,6 +165,10 @@ struct config {
         double temperature;
     } sample;
     struct {
+        bool enabled;
+        double setup_seconds, step_seconds, save_seconds;
+    } watchdog;
+    struct {
         char *fault;
     } debug; /* "io:KIND:OPERATION": tests only */
 };
@@ -189,6 +195,8 @@ enum status config_override(struct config *config, char *const *overrides, int c
 
 /* The resolved config as YAML that config_load reads back to the same values. */
 void config_print(const struct config *config, FILE *out);
+/* The same for people: what each key means and which values it takes stands beside it. */
+void config_annotate(const struct config *config, FILE *out);
 /* "key 1 -> 2, ..." of the keys that begin with `section` and differ; "" when none does. */
 void config_differences(const struct config *from, const struct config *to, const char *section,
                         char *out, size_t bytes);

@@ -65,6 +65,10 @@ const struct field config_fields[] = {
          "run: the same layout gives the same bits; off: cuDNN's attention may add in any order, "
          "with "
          "less memory (CPU: as run)"),
+    TEXT("run.time_limit", run.time_limit, "null",
+         "7200, 90m, 2h, 1:30:00 or 1-12:00:00: saves in time before it and exits with 85"),
+    BOOL("run.verify", run.verify, "false",
+         "first check that this layout computes what one rank does, as `switchyard verify`"),
     ENUM("model.family", model.family, "mixtral", family_names, NULL, "architecture"),
     TEXT("model.hf_config", model.hf_config, "null",
          "config.json or its folder: sets every model key not written here"),
@@ -251,14 +255,20 @@ const struct field config_fields[] = {
     TEXT("sample.prompt", sample.prompt, "\"\"", "text the samples continue"),
     INT("sample.tokens", sample.tokens, 1, 1e6, "128", "length of a sample"),
     REAL("sample.temperature", sample.temperature, 0, 100, "0.8", "0: the most likely token"),
+    BOOL("watchdog.enabled", watchdog.enabled, "true",
+         "a rank that hangs or dies ends the job with a message that says where"),
+    REAL("watchdog.setup_seconds", watchdog.setup_seconds, 1, 1e6, "600",
+         "longest without progress while starting, evaluating, sampling"),
+    REAL("watchdog.step_seconds", watchdog.step_seconds, 0, 1e6, "0",
+         "the same in a step; 0: 60, or ten times the median step"),
+    REAL("watchdog.save_seconds", watchdog.save_seconds, 1, 1e6, "600", "the same in a save"),
     TEXT("debug.fault", debug.fault, "null",
-         "tests: io:KIND:OPERATION, the file operation that fails"),
+         "tests: io:KIND:OPERATION, the file operation that fails; or KIND:STEP:RANK, what happens "
+         "there"),
 };
 const int config_field_count = sizeof config_fields / sizeof config_fields[0];
 
 const struct unbuilt_key config_unbuilt[] = {
-    {"run.verify", "false"},
-    {"run.time_limit", "null"},
     {"model.moe_layer_freq", "1"},
     {"model.hidden_act", "silu"},
     {"model.attention_bias", "false"},

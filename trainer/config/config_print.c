@@ -75,6 +75,42 @@ void config_differences(const struct config *from, const struct config *to, cons
     }
 }
 
+static void type_text(const struct field *field, char *out, size_t bytes)
+{
+    if (field->kind != FIELD_ENUM) {
+        const bool number =
+            field->kind != FIELD_BOOL && field->kind != FIELD_TEXT && field->kind != FIELD_TEXTS;
+        snprintf(out, bytes, number ? "%s %g..%g" : "%s", kind_names[field->kind], field->low,
+                 field->high);
+        return;
+    }
+    out[0] = '\0';
+    for (int i = 0; field->names[i] != NULL; i++) {
+        snprintf(out + strlen(out), bytes - strlen(out), "%s%s", i > 0 ? "|" : "", field->names[i]);
+    }
+}
+
+void config_annotate(const struct config *config, FILE *out)
+{
+    enum { COLUMN = 40 };
+    const char *before = "";
+    fprintf(out, "# Made by `switchyard init`. Keys that stand at their default may go.\n");
+    for (int i = 0; i < config_field_count; i++) {
+        const struct field *field = &config_fields[i];
+        char value[CONFIG_SHOWN_BYTES], type[128];
+        config_show(config, field, value, sizeof value);
+        if (!config_in_family(field->key, config->model.family)) {
+            continue;
+        }
+        type_text(field, type, sizeof type);
+        print_parents(out, field, before);
+        before = field->key;
+        const int used = fprintf(out, "%s%s: %s", config_is_nested(field->key) ? "    " : "  ",
+                                 field->key + parent_length(field) + 1, value);
+        fprintf(out, "%*s # %s (%s)\n", used < COLUMN ? COLUMN - used : 0, "", field->help, type);
+    }
+}
+
 enum status config_compare(const struct config *const *configs, int count,
                            void (*each)(void *context, const char *key, char *const *value),
                            void *context)
@@ -96,21 +132,6 @@ enum status config_compare(const struct config *const *configs, int count,
     free(value);
     free(room);
     return good ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory for %d configs", count);
-}
-
-static void type_text(const struct field *field, char *out, size_t bytes)
-{
-    if (field->kind != FIELD_ENUM) {
-        const bool number =
-            field->kind != FIELD_BOOL && field->kind != FIELD_TEXT && field->kind != FIELD_TEXTS;
-        snprintf(out, bytes, number ? "%s %g..%g" : "%s", kind_names[field->kind], field->low,
-                 field->high);
-        return;
-    }
-    out[0] = '\0';
-    for (int i = 0; field->names[i] != NULL; i++) {
-        snprintf(out + strlen(out), bytes - strlen(out), "%s%s", i > 0 ? "|" : "", field->names[i]);
-    }
 }
 
 void config_help(FILE *out)

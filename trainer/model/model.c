@@ -295,6 +295,7 @@ static void forward(struct model *model, const struct block_call *call)
     model->result = (struct model_result){0};
     model->ops->embedding_forward(model->device, x, call->batch->ids, embedding(model));
     for (int64_t l = 0; l < model->arch.layers; l++) {
+        comm_at_layer(model->mesh->world, l);
         block_forward(model, l, call, x, delta);
         x = stream(model, model->blocks[l].middle, n);
         delta = stream(model, model->delta, n);
@@ -302,6 +303,7 @@ static void forward(struct model *model, const struct block_call *call)
             model_count_block(model, l, n);
         }
     }
+    comm_at_layer(model->mesh->world, -1);
     model->ops->norm_forward(model->device, stream(model, model->final_norm, n),
                              stream(model, model->stream, n), model->final_rstd, x, delta,
                              model_vector(model, model->params.final_norm, model->arch.width),
@@ -324,11 +326,13 @@ static void backward(struct model *model, const struct block_call *call,
         stream(model, model->dwork, n), stream(model, model->stream, n), model->final_rstd,
         model_vector(model, model->params.final_norm, width));
     for (int64_t l = model->arch.layers - 1; l >= 0; l--) {
+        comm_at_layer(model->mesh->world, l);
         block_backward(model, l, call, model_z_scale(model, n, scale));
         if (l == model->arch.dense_layers && scale->last) { /* no layer below has experts */
             optimizer_reduce_start(model, PARAM_EXPERT);
         }
     }
+    comm_at_layer(model->mesh->world, -1);
     model->ops->embedding_backward(
         model->device,
         model_grad(model, PARAM_DENSE, model->params.embed, model->arch.vocab, width),

@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# sweep: trials side by side are what they are alone, whatever happens to others; it goes on where it stopped.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+make_data
+make_config
+cd "$work"
+
+# sweep_file NAME LINES...: NAME.yaml with dir NAME.
+sweep_file() {
+    local name=$1
+    shift
+    printf '%s\n' "base: tiny.yaml" "dir: $name" "$@" >"$name.yaml"
+}
+
+# state SWEEP TRIAL
+state() {
+    sed -n 's/.*"state": "\([a-z]*\)".*/\1/p' "$1/$2.json"
+}
+
+echo "a grid with sabotaged trials"
+sweep_file grid "set: {run.steps: 12, eval.every_steps: 4}" "parameters:" \
+    "  optimizer.lr: [3e-3, 1e-3]" "  debug.fault: [null, 'kill:5:0', 'segv:5:0', 'nan:5:0']" \
+    "launch: {ranks: 1, slots: 2}"
+expect_rc 0 "$binary" sweep grid.yaml
+for trial in 0000 0004; do
+    expect_same "$(state grid $trial)" done "state of trial $trial"
+done
+expect_same "$(for t in 1 2 3 5 6 7; do state grid 000$t; done | sort -u)" failed "state of the sabotaged ones"
+expect_text "exit 137"
+expect_text "exit 139"
+expect_text "exit 77: step 5: loss"
+lr=(3e-3 1e-3)
+for i in 0 1; do
+    expect_rc 0 "$binary" train tiny.yaml run.dir=solo-$i run.steps=12 eval.every_steps=4 "optimizer.lr=${lr[i]}" run.threads=1 run.pin=false
+    expect_same "$(metric grid/000$((4 * i)) loss_hex)" "$(metric solo-$i loss_hex)" "losses of a trial and of its solo run"
+done
+python3 - <<'PY' || fail "results.csv is not what it should be"
+import csv
+rows = list(csv.DictReader(open("grid/results.csv")))
+assert len(rows) == 8 and [r["state"] for r in rows].count("done") == 2, rows
+assert rows[0]["state"] == "done" and rows[0]["optimizer.lr"] == "3e-3", rows[0]
+assert float(rows[0]["valid_loss"]) < float(rows[1]["valid_loss"]), rows
+PY
+grep -q '<td>0000</td><td>done</td>' grid/results.html || fail "results.html lacks trial 0"
+expect_rc 0 "$binary" train grid/best.yaml run.steps=13
+[ -d grid-best ] || fail "best.yaml trained elsewhere"
+expect_rc 0 "$binary" sweep grid.yaml
+grep -q begins "$out" && fail "a finished sweep began a trial"
+expect_rc 0 "$binary" sweep grid.yaml --retry
+expect_same "$(grep -c begins "$out")" 6 "trials run again"
+
+echo "stopped and continued"
+sweep_file halted "set: {run.steps: 60}" "metric: loss" "method: random" "trials: 3" "seed: 5" \
+    "parameters:" "  optimizer.lr: {low: 1e-4, high: 1e-2, scale: log}" "  train.micro_batch: {low: 1, high: 2}" \
+    'launch: {ranks: 2, slots: 1, command: "mpirun -q --oversubscribe --bind-to none --allow-run-as-root -np {ranks}"}'
+"$binary" sweep halted.yaml >"$out" 2>"$err" &
+sweep=$!
+wait_for 30 has_steps halted/0000 3 || fail "no steps within 30 s"
+expect_error 64 "lock" "$binary" sweep halted.yaml
+kill -TERM "$sweep"
+rc=0
+wait "$sweep" || rc=$?
+expect_same "$rc" 85 "exit code of a stopped sweep"
+expect_same "$(state halted 0000)" running "state of the trial that was interrupted"
+expect_rc 0 "$binary" sweep halted.yaml
+expect_text "trial 0000  begins   step"
+expect_same "$(metric halted/0000 step | tr '\n' ' ')" "$(seq 60 | tr '\n' ' ')" "steps of the interrupted trial"
+expect_same "$(for t in 0 1 2; do state halted 000$t; done | sort -u)" done "states at the end"
+sed -i 's/seed: 5/seed: 6/' halted.yaml
+expect_error 64 "made from another sweep file" "$binary" sweep halted.yaml
+
+echo "asha"
+sweep_file asha "method: asha" "trials: 5" "set: {run.steps: 40, eval.every_steps: 5}" "parameters:" \
+    "  optimizer.lr: {low: 1e-5, high: 1e-2, scale: log}" "launch: {ranks: 1, slots: 2}" "asha: {rungs: [10, 20], keep: 0.4}"
+expect_rc 0 "$binary" sweep asha.yaml --quiet
+python3 - <<'PY' || fail "asha did not choose as it should"
+import glob, json
+trials = [json.load(open(name)) for name in sorted(glob.glob("asha/0*.json"))]
+states = [t["state"] for t in trials]
+assert set(states) <= {"done", "stopped"} and "done" in states and "stopped" in states, states
+best = min(trials, key=lambda t: t["rungs"][0])
+assert best["state"] == "done" and best["step"] == 40 and len(best["rungs"]) == 2, best
+assert all(t["step"] < 40 for t in trials if t["state"] == "stopped"), trials
+worst = max(trials, key=lambda t: t["rungs"][0])
+assert worst["state"] == "stopped" and len(worst["rungs"]) == 1, worst
+PY
+
+echo "as a job array"
+sweep_file array "method: random" "trials: 3" "set: {run.steps: 2}" "metric: loss" "parameters:" "  optimizer.lr: {low: 1e-4, high: 1e-2}"
+expect_rc 0 "$binary" sweep array.yaml --slurm
+bash -n array/sweep.sbatch || fail "sweep.sbatch is not bash"
+grep -q -- '--array=0-2%1' array/sweep.sbatch || fail "sweep.sbatch names other tasks"
+expect_rc 0 env SLURM_ARRAY_TASK_ID=1 bash array/sweep.sbatch
+expect_rc 0 "$binary" sweep array.yaml --table
+expect_text "0001   done"
+expect_text "0000   waiting"
+
+echo "bad files"
+# refused WORDS LINES...
+refused() {
+    local words=$1
+    shift
+    sweep_file bad "$@"
+    expect_error 64 "$words" "$binary" sweep bad.yaml
+    [ ! -e bad ] || fail "a folder was made for a bad file"
+}
+refused "bad.yaml: trial 1: " "metric: loss" "parameters: {optimizer.lr: [1, -1]}"
+refused "did you mean 'optimizer.lr'" "metric: loss" "parameters: {optimizer.rl: [1]}"
+refused "bad.yaml:3:1: metrik: unknown key; did you mean 'metric'?" "metrik: loss" "parameters: {optimizer.lr: [1]}"
+refused "a grid needs lists" "metric: loss" "parameters: {optimizer.lr: {low: 1, high: 2}}"
+refused "low must be below high" "method: random" "trials: 2" "parameters: {optimizer.lr: {low: 2, high: 1}}"
+refused "metric valid_loss: needs data.valid and eval.every_steps" "parameters: {optimizer.lr: [1]}"
+refused "parameters is missing" "metric: loss"
+refused "every trial has its own" "parameters: {run.dir: [a, b]}"
+refused "asha.rungs and method: asha go together" "method: asha" "trials: 2" "parameters: {optimizer.lr: [1]}"
+refused "is not below run.steps" "method: asha" "trials: 2" "metric: loss" "asha: {rungs: [20]}" "parameters: {optimizer.lr: [1]}"
+finish

@@ -1,0 +1,344 @@
+#define _POSIX_C_SOURCE 200809L
+#include "trainer/sweep/sweep.h"
+
+#include <errno.h>
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "kernels/base/io.h"
+#include "trainer/signals.h"
+#include "trainer/step.h"
+#include "trainer/sweep/launch.h"
+
+enum { MAX_PATH = 4096, POLL_MS = 200, EXIT_SAVED = 85 };
+
+enum status sweep_open(struct sweep *sweep, const char *path)
+{
+    *sweep = (struct sweep){0};
+    TRY(sweep_plan_load(&sweep->plan, path));
+    sweep->trial = calloc((size_t)sweep->plan.trials, sizeof *sweep->trial);
+    if (sweep->trial == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for %lld trials",
+                           (long long)sweep->plan.trials);
+    }
+    for (int64_t i = 0; i < sweep->plan.trials; i++) {
+        TRY(trial_open(&sweep->trial[i], &sweep->plan, i));
+    }
+    return STATUS_OK;
+}
+
+void sweep_close(struct sweep *sweep)
+{
+    for (int64_t i = 0; sweep->trial != NULL && i < sweep->plan.trials; i++) {
+        trial_close(&sweep->trial[i]);
+    }
+    free(sweep->trial);
+    sweep_plan_free(&sweep->plan);
+    *sweep = (struct sweep){0};
+}
+
+/* --- Which one next --- */
+
+static int ascending(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* The value that a trial must not exceed to go on from rung `rung`: that of the best `keep` of all
+ * that reached it. NAN: too few have for one to be chosen. */
+static double bar_of(const struct sweep *sweep, int rung, double *value)
+{
+    int64_t reached = 0;
+    for (int64_t i = 0; i < sweep->plan.trials; i++) {
+        const struct sweep_trial *trial = &sweep->trial[i];
+        if (trial->rungs > rung) {
+            const double v = trial->rung_value[rung];
+            value[reached++] = isnan(v) ? (double)INFINITY : v;
+        }
+    }
+    qsort(value, (size_t)reached, sizeof *value, ascending);
+    const int64_t chosen = (int64_t)floor((double)reached * sweep->plan.keep + 1e-9);
+    return chosen > 0 ? value[chosen - 1] : (double)NAN;
+}
+
+/* A paused trial that goes on, of the highest rung that has one. */
+static struct sweep_trial *promotable(struct sweep *sweep)
+{
+    struct sweep_trial *found = NULL;
+    double *value = malloc(SWEEP_TRIALS * sizeof *value);
+    for (int rung = sweep->plan.rungs - 1; rung >= 0 && found == NULL && value != NULL; rung--) {
+        const double bar = bar_of(sweep, rung, value);
+        for (int64_t i = 0; i < sweep->plan.trials; i++) {
+            struct sweep_trial *trial = &sweep->trial[i];
+            if (trial->state == TRIAL_PAUSED && trial->rungs == rung + 1 &&
+                trial->rung_value[rung] <= bar &&
+                (found == NULL || trial->rung_value[rung] < found->rung_value[rung])) {
+                found = trial;
+            }
+        }
+    }
+    free(value);
+    return found;
+}
+
+/* Where the best share of a few is none, the best of the highest rung goes on all the same, so that
+ * a sweep ends with a trial that was trained to its end. */
+static struct sweep_trial *winner(struct sweep *sweep)
+{
+    struct sweep_trial *best = NULL;
+    for (int64_t i = 0; i < sweep->plan.trials; i++) {
+        struct sweep_trial *trial = &sweep->trial[i];
+        if (trial->state == TRIAL_DONE || trial->pid != 0) {
+            return NULL;
+        }
+        const bool higher = best == NULL || trial->rungs > best->rungs ||
+                            (trial->rungs == best->rungs && trial->rung_value[trial->rungs - 1] <
+                                                                best->rung_value[best->rungs - 1]);
+        best = trial->state == TRIAL_PAUSED && higher ? trial : best;
+    }
+    return best;
+}
+
+/* Interrupted ones, then those that were chosen, then new ones. */
+static struct sweep_trial *next_trial(struct sweep *sweep)
+{
+    for (int64_t i = 0; i < sweep->plan.trials; i++) {
+        struct sweep_trial *trial = &sweep->trial[i];
+        if (trial->state == TRIAL_RUNNING && trial->pid == 0) {
+            return trial;
+        }
+    }
+    struct sweep_trial *chosen = promotable(sweep);
+    for (int64_t i = 0; i < sweep->plan.trials && chosen == NULL; i++) {
+        chosen = sweep->trial[i].state == TRIAL_WAITING ? &sweep->trial[i] : NULL;
+    }
+    return chosen != NULL ? chosen : winner(sweep);
+}
+
+/* --- Running --- */
+
+/* One sweep_run. */
+struct driver {
+    struct sweep *sweep;
+    bool quiet, stopping;
+    int running;
+    bool *busy; /* [slots] owned */
+};
+
+static void say(const struct driver *driver, const struct sweep_trial *trial, const char *what)
+{
+    if (driver->quiet) {
+        return;
+    }
+    printf("trial %04lld  %-8s step %lld", (long long)trial->index, what, (long long)trial->step);
+    if (!isnan(trial->value)) {
+        printf("  %s %.4f", driver->sweep->plan.metric, trial->value);
+    }
+    for (int i = driver->sweep->plan.fixed_count; i < trial->values.count; i++) {
+        printf("  %s", trial->values.text[i]);
+    }
+    printf(trial->state == TRIAL_FAILED ? "  (%d: %.120s)\n" : "\n", trial->exit_code, trial->why);
+    fflush(stdout);
+}
+
+static enum status start(struct driver *driver, struct sweep_trial *trial)
+{
+    const struct sweep_plan *plan = &driver->sweep->plan;
+    int slot = 0;
+    while (driver->busy[slot]) {
+        slot++;
+    }
+    trial->state = TRIAL_RUNNING;
+    TRY(trial_keep(trial, plan)); /* first: one that is interrupted now resumes */
+    TRY(launch_start(trial, plan, slot));
+    trial->began = step_clock();
+    driver->busy[slot] = true;
+    driver->running++;
+    say(driver, trial, "begins");
+    return STATUS_OK;
+}
+
+/* The steps at which the trial pauses next; 0: it runs to its end. */
+static int64_t next_rung(const struct sweep *sweep, const struct sweep_trial *trial)
+{
+    return trial->rungs < sweep->plan.rungs ? sweep->plan.rung[trial->rungs] : 0;
+}
+
+/* Asks a trial that has reached its rung to save and end. */
+static void watch_rung(struct driver *driver, struct sweep_trial *trial)
+{
+    const int64_t rung = next_rung(driver->sweep, trial);
+    if (rung > 0 && !trial->pausing) {
+        trial_look(trial, &driver->sweep->plan, 0);
+        if (trial->step >= rung) {
+            trial->pausing = true;
+            kill(trial->pid, SIGUSR1);
+        }
+    }
+}
+
+/* Every rung that it has passed: a fast one may pass two at once. */
+static void record_rungs(const struct sweep *sweep, struct sweep_trial *trial)
+{
+    const int64_t step = trial->step;
+    while (next_rung(sweep, trial) > 0 && next_rung(sweep, trial) <= step) {
+        trial_look(trial, &sweep->plan, next_rung(sweep, trial));
+        trial->rung_value[trial->rungs++] = trial->value;
+    }
+    trial_look(trial, &sweep->plan, 0);
+}
+
+static enum status ended(struct driver *driver, struct sweep_trial *trial, int how)
+{
+    const struct sweep_plan *plan = &driver->sweep->plan;
+    trial->exit_code = WIFEXITED(how) ? WEXITSTATUS(how) : 128 + WTERMSIG(how);
+    trial->pid = 0;
+    driver->busy[trial->slot] = false;
+    driver->running--;
+    trial_look(trial, plan, 0);
+    record_rungs(driver->sweep, trial);
+    if (trial->exit_code == 0) {
+        trial->state = TRIAL_DONE;
+    } else if (trial->exit_code == EXIT_SAVED) {
+        /* without a rung behind it: preempted, by us or from outside, and resumes */
+        trial->state = trial->pausing ? TRIAL_PAUSED : TRIAL_RUNNING;
+    } else if (driver->stopping) {
+        trial->state = TRIAL_RUNNING; /* it did not save in time: its last checkpoint resumes */
+    } else {
+        trial->state = TRIAL_FAILED;
+        trial_read_why(trial, plan);
+    }
+    say(driver, trial,
+        trial->exit_code == EXIT_SAVED && !trial->pausing ? "saved"
+                                                          : trial_state_name(trial->state));
+    return trial_keep(trial, plan);
+}
+
+static enum status look(struct driver *driver)
+{
+    for (int64_t i = 0; i < driver->sweep->plan.trials; i++) {
+        struct sweep_trial *trial = &driver->sweep->trial[i];
+        int how = 0;
+        if (trial->pid == 0) {
+            continue;
+        }
+        if (waitpid(trial->pid, &how, WNOHANG) == trial->pid) {
+            TRY(ended(driver, trial, how));
+        } else {
+            watch_rung(driver, trial);
+        }
+    }
+    return STATUS_OK;
+}
+
+static void pass_on(struct driver *driver, int signal)
+{
+    for (int64_t i = 0; i < driver->sweep->plan.trials; i++) {
+        if (driver->sweep->trial[i].pid > 0) {
+            kill(driver->sweep->trial[i].pid, signal);
+        }
+    }
+    driver->stopping = true;
+}
+
+/* Those that wait at a rung when nothing is left to begin. */
+static enum status stop_paused(struct driver *driver)
+{
+    for (int64_t i = 0; i < driver->sweep->plan.trials; i++) {
+        struct sweep_trial *trial = &driver->sweep->trial[i];
+        if (trial->state == TRIAL_PAUSED) {
+            trial->state = TRIAL_STOPPED;
+            say(driver, trial, "stopped");
+            TRY(trial_keep(trial, &driver->sweep->plan));
+        }
+    }
+    return STATUS_OK;
+}
+
+static enum status drive(struct driver *driver)
+{
+    const struct timespec pause = {0, 1000000L * POLL_MS};
+    for (;;) {
+        if (signals_caught() != 0 && !driver->stopping) {
+            pass_on(driver, SIGUSR1);
+        }
+        while (!driver->stopping && driver->running < driver->sweep->plan.slots) {
+            struct sweep_trial *trial = next_trial(driver->sweep);
+            if (trial == NULL) {
+                break;
+            }
+            TRY(start(driver, trial));
+        }
+        if (driver->running == 0) {
+            break;
+        }
+        nanosleep(&pause, NULL);
+        TRY(look(driver));
+    }
+    return driver->stopping ? status_fail(STATUS_PREEMPTED, "sweep: stopped by a signal; the same "
+                                                            "command goes on")
+                            : stop_paused(driver);
+}
+
+static void retry_failed(struct sweep *sweep)
+{
+    for (int64_t i = 0; i < sweep->plan.trials; i++) {
+        struct sweep_trial *trial = &sweep->trial[i];
+        if (trial->state == TRIAL_FAILED) {
+            trial->state = TRIAL_RUNNING;
+            trial->exit_code = 0;
+            trial->why[0] = '\0';
+        }
+    }
+}
+
+enum status sweep_run(struct sweep *sweep, bool quiet, bool retry)
+{
+    struct driver driver = {.sweep = sweep, .quiet = quiet};
+    struct io_file lock = {.fd = -1};
+    char path[MAX_PATH];
+    driver.busy = calloc((size_t)sweep->plan.slots, sizeof *driver.busy);
+    enum status status =
+        driver.busy != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory");
+    snprintf(path, sizeof path, "%.4000s/lock", sweep->plan.dir);
+    status = status == STATUS_OK ? io_make_dir(sweep->plan.dir) : status;
+    status = status == STATUS_OK ? io_lock(&lock, path) : status;
+    if (status == STATUS_OK) {
+        signals_install();
+        if (retry) {
+            retry_failed(sweep);
+        }
+        status = drive(&driver);
+        if (status != STATUS_OK && driver.running > 0) {
+            pass_on(&driver, SIGTERM); /* an error of ours: nobody would look after them */
+        }
+        io_unlock(&lock);
+    }
+    free(driver.busy);
+    return status;
+}
+
+enum status sweep_exec(struct sweep *sweep, int64_t index)
+{
+    struct launch launch;
+    if (index < 0 || index >= sweep->plan.trials) {
+        return status_fail(STATUS_USAGE, "--trial %lld: there are trials 0 to %lld",
+                           (long long)index, (long long)sweep->plan.trials - 1);
+    }
+    TRY(io_make_dir(sweep->plan.dir));
+    enum status status = launch_init(&launch, &sweep->plan, &sweep->trial[index], 0);
+    if (status == STATUS_OK) {
+        fflush(NULL);
+        execvp(launch.word[0], launch.word);
+        status =
+            status_fail(STATUS_RESOURCE, "%s: cannot be run: %s", launch.word[0], strerror(errno));
+    }
+    launch_free(&launch);
+    return status;
+}

@@ -1,0 +1,182 @@
+#define _POSIX_C_SOURCE 200809L
+#include "trainer/sweep/trial.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/base/io.h"
+#include "trainer/report/history.h"
+
+enum { MAX_PATH = 4096 };
+static const size_t MOST_BYTES = (size_t)1 << 20, MOST_LOG = (size_t)1 << 30;
+
+static const char *const names[TRIAL_STATES] = {"waiting", "running", "paused",
+                                                "done",    "failed",  "stopped"};
+
+const char *trial_state_name(int state)
+{
+    return names[state];
+}
+
+void trial_path(const struct sweep_plan *plan, int64_t index, const char *suffix, char *out,
+                size_t bytes)
+{
+    snprintf(out, bytes, "%s/%04lld%s", plan->dir, (long long)index, suffix);
+}
+
+void trial_close(struct sweep_trial *trial)
+{
+    sweep_trial_values_free(&trial->values);
+}
+
+/* --- The record --- */
+
+static json_t *number_or_null(double value)
+{
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
+enum status trial_keep(const struct sweep_trial *trial, const struct sweep_plan *plan)
+{
+    char path[MAX_PATH];
+    json_t *values = json_array(), *rungs = json_array();
+    for (int i = 0; i < trial->values.count; i++) {
+        json_array_append_new(values, json_string(trial->values.text[i]));
+    }
+    for (int i = 0; i < trial->rungs; i++) {
+        json_array_append_new(rungs, number_or_null(trial->rung_value[i]));
+    }
+    json_t *record =
+        json_pack("{s:I, s:s, s:o, s:o, s:o, s:I, s:i, s:s}", "trial", (json_int_t)trial->index,
+                  "state", names[trial->state], "values", values, "rungs", rungs, plan->metric,
+                  number_or_null(trial->value), "step", (json_int_t)trial->step, "exit",
+                  trial->exit_code, "why", trial->why);
+    char *text = record != NULL ? json_dumps(record, JSON_INDENT(1)) : NULL;
+    json_decref(record);
+    trial_path(plan, trial->index, ".json", path, sizeof path);
+    const enum status status = text != NULL
+                                   ? io_write_file(path, text, strlen(text))
+                                   : status_fail(STATUS_INTERNAL, "%s: a value is not UTF-8", path);
+    free(text);
+    return status;
+}
+
+static bool same_values(const struct sweep_trial *trial, json_t *values)
+{
+    bool same = json_array_size(values) == (size_t)trial->values.count;
+    for (int i = 0; i < trial->values.count && same; i++) {
+        const char *text = json_string_value(json_array_get(values, (size_t)i));
+        same = text != NULL && strcmp(text, trial->values.text[i]) == 0;
+    }
+    return same;
+}
+
+static enum status take_record(struct sweep_trial *trial, const struct sweep_plan *plan,
+                               json_t *record, const char *path)
+{
+    const char *state = json_string_value(json_object_get(record, "state")),
+               *why = json_string_value(json_object_get(record, "why"));
+    json_t *rungs = json_object_get(record, "rungs"),
+           *value = json_object_get(record, plan->metric);
+    if (state == NULL) {
+        return status_fail(STATUS_DATA, "%s: not the record of a trial: remove it", path);
+    }
+    if (!same_values(trial, json_object_get(record, "values"))) {
+        return status_fail(STATUS_USAGE,
+                           "%s: made from another sweep file (other values): give the sweep "
+                           "another dir",
+                           path);
+    }
+    for (int s = 0; s < TRIAL_STATES; s++) {
+        trial->state = strcmp(names[s], state) == 0 ? s : trial->state;
+    }
+    trial->rungs = (int)json_array_size(rungs);
+    trial->rungs = trial->rungs > plan->rungs ? plan->rungs : trial->rungs;
+    for (int i = 0; i < trial->rungs; i++) {
+        json_t *at = json_array_get(rungs, (size_t)i);
+        trial->rung_value[i] = json_is_number(at) ? json_number_value(at) : (double)NAN;
+    }
+    trial->value = json_is_number(value) ? json_number_value(value) : (double)NAN;
+    trial->step = json_integer_value(json_object_get(record, "step"));
+    trial->exit_code = (int)json_integer_value(json_object_get(record, "exit"));
+    snprintf(trial->why, sizeof trial->why, "%.250s", why != NULL ? why : "");
+    return STATUS_OK;
+}
+
+enum status trial_open(struct sweep_trial *trial, const struct sweep_plan *plan, int64_t index)
+{
+    char path[MAX_PATH], *text = NULL;
+    size_t bytes = 0;
+    *trial = (struct sweep_trial){.index = index, .value = (double)NAN};
+    TRY(sweep_plan_trial(plan, index, &trial->values));
+    trial_path(plan, index, ".json", path, sizeof path);
+    if (!io_exists(path)) {
+        return STATUS_OK;
+    }
+    TRY(io_read_file(path, &text, &bytes, MOST_BYTES));
+    json_t *record = json_loadb(text, bytes, 0, NULL);
+    free(text);
+    const enum status status = take_record(trial, plan, record, path);
+    json_decref(record);
+    return status;
+}
+
+/* --- What it has done --- */
+
+/* The last validation up to `count` steps, or the mean loss of the last tenth of them. */
+static double metric_of(const struct history *history, const char *metric, int64_t count)
+{
+    const double *value = history_values(history, metric);
+    const bool last = strcmp(metric, "valid_loss") == 0;
+    const int64_t tenth = count >= 10 ? count / 10 : 1;
+    double sum = 0;
+    for (int64_t i = count - 1; value != NULL && i >= 0 && last; i--) {
+        if (!isnan(value[i])) {
+            return value[i];
+        }
+    }
+    for (int64_t i = count - tenth; value != NULL && i >= 0 && i < count && !last; i++) {
+        sum += value[i];
+    }
+    return value != NULL && !last && count > 0 ? sum / (double)tenth : (double)NAN;
+}
+
+void trial_look(struct sweep_trial *trial, const struct sweep_plan *plan, int64_t limit)
+{
+    char dir[MAX_PATH];
+    struct history history;
+    trial_path(plan, trial->index, "", dir, sizeof dir);
+    trial->step = 0;
+    trial->value = (double)NAN;
+    if (history_open(&history, dir) == STATUS_OK && history.count > 0) {
+        int64_t count = history.count;
+        while (limit > 0 && count > 1 && history.step[count - 1] > limit) {
+            count--;
+        }
+        trial->step = history.step[count - 1];
+        trial->value = metric_of(&history, plan->metric, count);
+    }
+    history_close(&history);
+}
+
+void trial_read_why(struct sweep_trial *trial, const struct sweep_plan *plan)
+{
+    char path[MAX_PATH], *text = NULL, *line = NULL;
+    size_t bytes = 0;
+    trial_path(plan, trial->index, ".log", path, sizeof path);
+    trial->why[0] = '\0';
+    if (io_read_file(path, &text, &bytes, MOST_LOG) != STATUS_OK) {
+        return;
+    }
+    for (char *at = text; (at = strstr(at, "switchyard: ")) != NULL; at++) {
+        line = at; /* the last that our program printed, rather than mpirun */
+    }
+    if (line != NULL) {
+        snprintf(trial->why, sizeof trial->why, "%.*s", (int)strcspn(line + 12, "\n"), line + 12);
+        status_clean(trial->why);
+    }
+    free(text);
+}
