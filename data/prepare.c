@@ -1,380 +1,474 @@
 #define _GNU_SOURCE
 #include "data/prepare.h"
 
-#include <dirent.h>
-#include <errno.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <time.h>
 
-#include "data/token_store.h"
-#include "data/token_writer.h"
-#include "data/tokenizer.h"
-#include "data/utf8.h"
-#include "kernels/base/io.h"
+#include "data/prepare_journal.h"
+#include "data/prepare_pipeline.h"
+#include "parallel/cores.h"
 
-static const size_t MOST_TEXT = (size_t)1 << 31;
-enum { MAX_PATH = 4096 };
+enum { MAX_CORES = 1024, MAX_NOTES = 10 };
 
-struct work {
-    const struct prepare_options *options;
-    struct prepare_summary *summary;
-    struct token_writer *writer;
-    struct tokenizer tokenizer; /* zeroed where text is not allowed */
-    struct encoder encoder;
-    struct id_list text;
-    struct byte_list clean; /* a text made valid */
-    uint32_t *ids;          /* owned, grows */
-    uint8_t *mask;          /* owned, grows with ids */
-    size_t room;
-    bool text_allowed;
+/* What a rank says of its batch before anything of the round is written. */
+struct head {
+    int64_t status, ended, stop, save, documents;
 };
 
-static enum status make_room(struct work *work, size_t count)
+/* And of what it will write. */
+struct tail {
+    int64_t masked;
+    struct token_position size;
+    struct prepare_summary counts;
+};
+
+struct run {
+    const struct prepare_options *options;
+    struct comm *world, alone;
+    struct input_files files;
+    struct prepare_rules rules;
+    struct prepare_journal journal; /* of rank 0 */
+    struct prepare_pipeline *pipeline;
+    struct token_writer *writer;
+    struct document_set set;
+    struct prepare_state state, safe; /* the end of this round; what is surely written */
+    struct prepare_block *block;      /* of this round; NULL: none is left */
+    enum status status;               /* of this rank's writing, until the others hear of it */
+    struct head *heads;               /* [size] owned */
+    struct tail *tails;               /* [size] owned */
+    struct hash128 *hashes;           /* [size][hash_room] owned */
+    bool *keep;                       /* [hash_room] owned */
+    int64_t hash_room;
+    int notes;
+    double saved_at, shown_at;
+};
+
+static double now(void)
 {
-    if (count > work->room) {
-        uint32_t *ids = realloc(work->ids, count * sizeof *ids);
-        work->ids = ids != NULL ? ids : work->ids;
-        uint8_t *mask = realloc(work->mask, count);
-        work->mask = mask != NULL ? mask : work->mask;
-        if (ids == NULL || mask == NULL) {
-            return status_fail(STATUS_RESOURCE, "out of memory for a document of %zu tokens",
-                               count);
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+static void note(const struct run *run, const char *line)
+{
+    if (run->options->note != NULL) {
+        run->options->note(run->options->context, line);
+    }
+}
+
+static void add_counts(struct prepare_summary *to, const struct prepare_summary *more)
+{
+    int64_t sum[PREPARE_COUNTS], add[PREPARE_COUNTS];
+    memcpy(sum, to, sizeof *to);
+    memcpy(add, more, sizeof *more);
+    for (size_t i = 0; i < PREPARE_COUNTS; i++) {
+        sum[i] += add[i];
+    }
+    memcpy(to, sum, sizeof *to);
+}
+
+/* --- before --- */
+
+/* Rules and files, the same on every rank. */
+static enum status look(struct run *run)
+{
+    struct input_filter filter = run->options->filter;
+    filter.output = run->options->output;
+    TRY(prepare_rules_open(&run->rules, run->options));
+    TRY(input_files_list(&run->files, run->options->inputs, run->options->input_count, &filter));
+    run->rules.files = &run->files;
+    run->heads = calloc((size_t)run->world->size, sizeof *run->heads);
+    run->tails = calloc((size_t)run->world->size, sizeof *run->tails);
+    return run->heads != NULL && run->tails != NULL
+               ? STATUS_OK
+               : status_fail(STATUS_RESOURCE, "out of memory for %d ranks", run->world->size);
+}
+
+static enum status agree_on_files(struct run *run)
+{
+    const struct head mine = {.documents = (int64_t)input_files_hash(&run->files)};
+    comm_all_gather(run->world, run->heads, &mine, sizeof mine);
+    for (int r = 0; r < run->world->size; r++) {
+        if (run->heads[r].documents != run->heads[0].documents) {
+            return status_fail(STATUS_DATA,
+                               "prepare: rank %d finds other inputs than rank 0: are they on a "
+                               "shared file system, and does nobody write them?",
+                               r);
         }
-        work->room = count;
     }
     return STATUS_OK;
 }
 
-/* A text that is no UTF-8 is left out, replaced, or an error with its place. */
-static enum status check_text(struct work *work, const char **text, size_t *bytes,
-                              const char *where, bool *usable)
+static enum status open_writer(struct run *run, bool keep)
 {
-    if (work->tokenizer.kind == TOKENIZER_BYTES) {
-        return STATUS_OK;
-    }
-    const size_t good = utf8_prefix(*text, *bytes);
-    if (good == *bytes) {
-        return STATUS_OK;
-    }
-    if (work->options->invalid == PREPARE_INVALID_ERROR) {
-        return status_fail(STATUS_DATA, "%s: byte %zu (0x%02x) is no UTF-8", where, good,
-                           (unsigned)(unsigned char)(*text)[good]);
-    }
-    *usable = work->options->invalid == PREPARE_INVALID_REPLACE;
-    if (*usable) {
-        work->clean.count = 0;
-        TRY(utf8_replace(&work->clean, *text, *bytes));
-        *text = work->clean.data;
-        *bytes = work->clean.count;
-    }
-    return STATUS_OK;
+    const struct tokenizer *tokenizer = &run->rules.tokenizer;
+    const bool text = run->rules.text_allowed;
+    const struct token_writer_options options = {.vocab_size = run->rules.vocab_size,
+                                                 .eos_id = text ? tokenizer->eos_id : -1,
+                                                 .tokenizer =
+                                                     text ? tokenizer_name(tokenizer) : "none",
+                                                 .tokenizer_hash = text ? tokenizer->hash : "none",
+                                                 .tokenizer_file = tokenizer->file.data,
+                                                 .tokenizer_file_bytes = tokenizer->file.count,
+                                                 .shared = run->world->size > 1,
+                                                 .keep = keep};
+    return token_writer_open(&run->writer, run->options->output, &options);
 }
 
-static enum status add_text(struct work *work, const char *text, size_t bytes, const char *where)
+/* Where the journal says, if what it speaks of is there. */
+static enum status go_on(struct run *run)
 {
-    if (!work->text_allowed) {
-        return status_fail(
-            STATUS_DATA,
-            "%s: text, but --tokenizer none takes only \"tokens\": use --tokenizer bytes or FILE",
-            where);
-    }
-    if (bytes == 0) {
-        work->summary->skipped_empty++;
-        return STATUS_OK;
-    }
-    bool usable = true;
-    TRY(check_text(work, &text, &bytes, where, &usable));
-    if (!usable) {
-        work->summary->skipped_invalid++;
-        return STATUS_OK;
-    }
-    work->text.count = 0;
-    const enum status status = encoder_run(&work->encoder, text, bytes, &work->text);
-    if (status != STATUS_OK) {
-        return status_fail(status, "%s: %s", where, status_message());
-    }
-    TRY(id_list_add(&work->text, (uint32_t)work->tokenizer.eos_id));
-    const int64_t count = (int64_t)work->text.count;
-    TRY(token_writer_add(work->writer, work->text.data, NULL, count));
-    work->summary->documents++;
-    work->summary->tokens += count;
-    return STATUS_OK;
+    TRY(open_writer(run, true));
+    TRY(token_writer_cut(run->writer, run->state.end));
+    return run->options->dedup ? prepare_journal_hashes(&run->journal, run->state.hashes)
+                               : STATUS_OK;
 }
 
-static enum status add_tokens(struct work *work, const json_t *tokens, const json_t *mask,
-                              const char *where)
+static enum status begin_anew(struct run *run)
 {
-    const size_t count = json_array_size(tokens);
-    const bool masked = mask != NULL;
-    if (!json_is_array(tokens) || (masked && json_array_size(mask) != count)) {
-        return status_fail(STATUS_DATA,
-                           "%s: \"tokens\" must be a list, \"loss_mask\" one of the same length",
-                           where);
-    }
-    TRY(make_room(work, count + 1));
-    for (size_t i = 0; i < count; i++) {
-        const json_t *id = json_array_get(tokens, i), *on = masked ? json_array_get(mask, i) : NULL;
-        const json_int_t value = json_integer_value(id);
-        if (!json_is_integer(id) || value < 0 || value > UINT32_MAX) {
-            return status_fail(STATUS_DATA, "%s: token %zu is not a whole number from 0", where, i);
+    run->state = (struct prepare_state){0};
+    run->state.counts.files = run->files.count;
+    run->state.counts.skipped_by_size = run->files.by_size;
+    run->state.counts.skipped_by_name = run->files.left_out;
+    remove(run->journal.path);
+    run->journal.there = false;
+    TRY(open_writer(run, false));
+    return run->options->dedup ? prepare_journal_hashes(&run->journal, 0) : STATUS_OK;
+}
+
+static enum status begin(struct run *run)
+{
+    const char *why = NULL;
+    char line[4096 + 128];
+    TRY(token_writer_folder(run->options->output));
+    TRY(prepare_journal_open(&run->journal, &run->rules, &run->state, &why));
+    if (run->journal.there) {
+        const enum status status = go_on(run);
+        if (status == STATUS_OK) {
+            run->state.counts.resumed = run->state.end.tokens;
+            run->state.counts.resumed_bytes = run->state.counts.bytes;
+            run->state.counts.resumed_disk_bytes = run->state.counts.disk_bytes;
+            snprintf(line, sizeof line,
+                     "%s: an interrupted prepare wrote %lld tokens: going on there",
+                     run->options->output, (long long)run->state.end.tokens);
+            note(run, line);
+            return STATUS_OK;
         }
-        if (masked &&
-            (!json_is_integer(on) || json_integer_value(on) < 0 || json_integer_value(on) > 1)) {
-            return status_fail(STATUS_DATA, "%s: loss_mask %zu is neither 0 nor 1", where, i);
+        token_writer_leave(run->writer);
+        run->writer = NULL;
+        why = "is not whole";
+    }
+    if (why != NULL) {
+        snprintf(line, sizeof line, "%s: what an interrupted prepare left %s: starting anew",
+                 run->options->output, why);
+        note(run, line);
+    }
+    return begin_anew(run);
+}
+
+/* Rank 0 decides where to begin; the others open what it made. */
+static enum status open_all(struct run *run)
+{
+    int cores[MAX_CORES];
+    const int share = cores_share(run->world, 0, cores, MAX_CORES),
+              workers = run->options->workers > 0 ? run->options->workers : share;
+    const bool root = run->world->rank == 0;
+    TRY(comm_agree(run->world, root ? begin(run) : STATUS_OK, NULL));
+    comm_broadcast(run->world, &run->state, sizeof run->state, 0);
+    enum status status = root ? STATUS_OK : open_writer(run, true);
+    if (status == STATUS_OK && run->options->dedup) {
+        status = prepare_journal_read(run->options->output, run->state.hashes, &run->set);
+    }
+    if (status == STATUS_OK) {
+        status = prepare_pipeline_open(&run->pipeline, &run->rules, workers,
+                                       run->state.batches + run->world->rank, run->world->size);
+    }
+    run->safe = run->state;
+    run->saved_at = now();
+    return comm_agree(run->world, status, NULL);
+}
+
+/* --- rounds: a batch of each rank --- */
+
+/* What was written reaches the disk, then the journal says so. Collective. */
+static enum status save(struct run *run)
+{
+    const bool root = run->world->rank == 0;
+    TRY(comm_agree(run->world, token_writer_sync(run->writer), NULL));
+    run->saved_at = now();
+    return comm_agree(run->world,
+                      root ? prepare_journal_save(&run->journal, &run->safe) : STATUS_OK, NULL);
+}
+
+static enum status make_hash_room(struct run *run, int64_t documents)
+{
+    const size_t size = (size_t)run->world->size;
+    if (documents > run->hash_room) {
+        free(run->hashes);
+        free(run->keep);
+        run->hash_room = 2 * documents;
+        run->hashes = malloc((size_t)run->hash_room * size * sizeof *run->hashes);
+        run->keep = malloc((size_t)run->hash_room * sizeof *run->keep);
+        if (run->hashes == NULL || run->keep == NULL) {
+            run->hash_room = 0;
+            return status_fail(STATUS_RESOURCE, "out of memory for %lld documents",
+                               (long long)documents);
         }
-        work->ids[i] = (uint32_t)value;
-        work->mask[i] = masked ? (uint8_t)json_integer_value(on) : 1;
     }
-    if (count == 0) {
-        work->summary->skipped_empty++;
-        return STATUS_OK;
-    }
-    const enum status status =
-        token_writer_add(work->writer, work->ids, work->mask, (int64_t)count);
-    if (status != STATUS_OK) {
-        return status_fail(status, "%s: %s", where, status_message());
-    }
-    work->summary->documents++;
-    work->summary->tokens += (int64_t)count;
     return STATUS_OK;
 }
 
-static enum status add_line(struct work *work, const char *line, size_t bytes, const char *where)
+/* Marks the first of equal documents of all ranks, in order. hashes: [size][most]. */
+static enum status mark_first(struct run *run, int64_t most)
 {
-    json_error_t problem;
-    json_t *json = json_loadb(line, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &problem);
-    enum status status;
-    const json_t *text = json_object_get(json, "text"), *tokens = json_object_get(json, "tokens");
-    if (json == NULL) {
-        status = status_fail(STATUS_DATA, "%s: not JSON: %s", where, problem.text);
-    } else if (tokens != NULL) {
-        status = add_tokens(work, tokens, json_object_get(json, "loss_mask"), where);
-    } else if (json_is_string(text)) {
-        status = add_text(work, json_string_value(text), json_string_length(text), where);
+    const bool root = run->world->rank == 0;
+    for (int r = 0; r < run->world->size; r++) {
+        struct hash128 *hashes = run->hashes + r * most;
+        int64_t kept = 0;
+        for (int64_t d = 0; d < run->heads[r].documents; d++) {
+            bool added = true;
+            TRY(document_set_add(&run->set, hashes[d], &added));
+            if (r == run->world->rank) {
+                run->keep[d] = added;
+            }
+            hashes[kept] = hashes[d];
+            kept += added;
+        }
+        if (root) {
+            TRY(prepare_journal_add(&run->journal, hashes, kept));
+        }
+        run->state.hashes += kept;
+    }
+    return STATUS_OK;
+}
+
+/* Leaves out documents that came before, on whichever rank. Collective. */
+static enum status drop_doubles(struct run *run)
+{
+    int64_t most = 0;
+    for (int r = 0; r < run->world->size; r++) {
+        most = run->heads[r].documents > most ? run->heads[r].documents : most;
+    }
+    if (most == 0) {
+        return STATUS_OK;
+    }
+    TRY(comm_agree(run->world, make_hash_room(run, most), NULL));
+    struct hash128 *mine = run->hashes + run->world->rank * most;
+    if (run->block != NULL && run->block->documents > 0) {
+        memcpy(mine, run->block->hashes, (size_t)run->block->documents * sizeof *mine);
+    }
+    comm_all_gather(run->world, run->hashes, mine, (size_t)most * sizeof *mine);
+    TRY(comm_agree(run->world, mark_first(run, most), NULL));
+    if (run->block != NULL) {
+        prepare_block_keep(run->block, run->keep, run->rules.width);
+    }
+    return STATUS_OK;
+}
+
+static struct tail tail_of(const struct run *run)
+{
+    const struct prepare_block *block = run->block;
+    return block == NULL ? (struct tail){0}
+                         : (struct tail){.masked = block->masked,
+                                         .size = {(int64_t)block->tokens.count / run->rules.width,
+                                                  block->documents},
+                                         .counts = block->counts};
+}
+
+/* Writes this rank's block behind those of lower ranks. */
+static enum status write_block(struct run *run)
+{
+    const struct tail mine = tail_of(run);
+    struct token_position at = {0};
+    comm_all_gather(run->world, run->tails, &mine, sizeof mine);
+    for (int r = 0; r < run->world->size; r++) {
+        if (r == run->world->rank) {
+            at = run->state.end;
+        }
+        run->state.end.tokens += run->tails[r].size.tokens;
+        run->state.end.documents += run->tails[r].size.documents;
+        run->state.masked = run->state.masked || run->tails[r].masked;
+        add_counts(&run->state.counts, &run->tails[r].counts);
+    }
+    run->state.batches += run->world->size;
+    if (run->block == NULL) {
+        return STATUS_OK;
+    }
+    const struct token_block block = {
+        .tokens = run->block->tokens.data,
+        .mask = run->block->masked ? (const uint8_t *)run->block->mask.data : NULL,
+        .lengths = run->block->lengths,
+        .count = mine.size.tokens,
+        .documents = mine.size.documents};
+    return token_writer_put(run->writer, at, &block);
+}
+
+/* Lines and files that are too long are named, the first of them. */
+static void tell(struct run *run)
+{
+    const int64_t limit = run->options->most_document_bytes;
+    for (int i = 0; run->block != NULL && i < run->block->note_count; i++) {
+        char where[4096 + 32], line[4096 + 256];
+        if (run->notes++ < MAX_NOTES) {
+            document_where(&run->files, &run->block->notes[i], where, sizeof where);
+            snprintf(line, sizeof line,
+                     "%s: skipped: longer than %lld bytes (--max-document-bytes)", where,
+                     (long long)(limit > 0 ? limit : PREPARE_MOST_DOCUMENT));
+            note(run, line);
+        }
+    }
+}
+
+static void show(struct run *run)
+{
+    if (run->options->progress != NULL && run->world->rank == 0 && now() - run->shown_at > 0.2) {
+        run->shown_at = now();
+        run->options->progress(run->options->context, &run->state.counts, run->files.bytes);
+    }
+}
+
+/* The next batch of each rank, and what they say of it; *over: there is none, or it is to stop. */
+static enum status begin_round(struct run *run, bool *over)
+{
+    const struct prepare_options *options = run->options;
+    bool stop = false, wants_save = false;
+    *over = true;
+    if (run->status == STATUS_OK) {
+        run->status = prepare_pipeline_take(run->pipeline, &run->block);
+    }
+    const struct head mine = {.status = (int64_t)run->status,
+                              .ended = run->block == NULL,
+                              .stop = options->stop != NULL && options->stop(),
+                              .save = now() - run->saved_at >= options->journal_seconds,
+                              .documents = run->block != NULL ? run->block->documents : 0};
+    comm_all_gather(run->world, run->heads, &mine, sizeof mine);
+    for (int r = 0; r < run->world->size; r++) {
+        if (run->heads[r].status != STATUS_OK) {
+            return comm_agree(run->world, run->status, NULL);
+        }
+        *over = *over && run->heads[r].ended;
+        stop = stop || run->heads[r].stop;
+        wants_save = wants_save || run->heads[r].save;
+    }
+    run->safe = run->state;
+    if (*over) {
+        return STATUS_OK;
+    }
+    if (stop) {
+        return status_fail(STATUS_PREEMPTED,
+                           "prepare: stopped after %lld tokens: the same command goes on there",
+                           (long long)run->state.end.tokens);
+    }
+    return wants_save && run->safe.batches > 0 ? save(run) : STATUS_OK;
+}
+
+static enum status run_rounds(struct run *run)
+{
+    for (;;) {
+        bool over = false;
+        run->block = NULL;
+        TRY(begin_round(run, &over));
+        if (over) {
+            return STATUS_OK;
+        }
+        if (run->options->dedup) {
+            TRY(drop_doubles(run));
+        }
+        tell(run);
+        run->status = write_block(run);
+        if (run->block != NULL) {
+            prepare_pipeline_give(run->pipeline);
+        }
+        show(run);
+    }
+}
+
+/* --- after --- */
+
+static enum status no_tokens(const struct run *run)
+{
+    const struct prepare_summary *counts = &run->state.counts;
+    return status_fail(STATUS_DATA,
+                       "%s: the inputs hold no tokens: %lld files; skipped %lld empty, %lld of "
+                       "invalid UTF-8, %lld binary, %lld too long, %lld by size, %lld by name, "
+                       "%lld broken, %lld without answer",
+                       run->options->output, (long long)counts->files,
+                       (long long)counts->skipped_empty, (long long)counts->skipped_invalid,
+                       (long long)counts->skipped_binary, (long long)counts->skipped_long,
+                       (long long)counts->skipped_by_size, (long long)counts->skipped_by_name,
+                       (long long)counts->skipped_broken, (long long)counts->skipped_unanswered);
+}
+
+/* Every rank's blocks are on the disk; rank 0 makes the file of them. */
+static enum status publish(struct run *run)
+{
+    const bool root = run->world->rank == 0;
+    TRY(comm_agree(run->world, root ? STATUS_OK : token_writer_sync(run->writer), NULL));
+    enum status status = STATUS_OK;
+    if (root) {
+        token_writer_reach(run->writer, run->state.end, run->state.masked != 0);
+        status = run->state.end.tokens > 0 ? token_writer_publish(run->writer) : no_tokens(run);
+    }
+    return comm_agree(run->world, status, NULL);
+}
+
+/* After an error that is not of the inputs: the journal says how far it got, if it can. */
+static bool keep_for_later(struct run *run, enum status status)
+{
+    char message[4096 + 512];
+    if (status == STATUS_OK || status == STATUS_USAGE || status == STATUS_DATA) {
+        return false;
+    }
+    snprintf(message, sizeof message, "%s", status_message());
+    int64_t able = run->writer != NULL && run->pipeline != NULL;
+    int64_t all = -able;
+    comm_all_reduce(run->world, &all, 1, DTYPE_I64, REDUCE_MAX);
+    const enum status saved = all == -1 && run->safe.batches > 0 ? save(run) : STATUS_OK;
+    (void)saved; /* an earlier one holds then */
+    const enum status ignored = status_fail(status, "%s", message);
+    (void)ignored;
+    int64_t there = run->journal.there;
+    comm_broadcast(run->world, &there, sizeof there, 0);
+    return there != 0;
+}
+
+static void run_free(struct run *run, bool keep)
+{
+    const bool root = run->world->rank == 0;
+    prepare_pipeline_close(run->pipeline);
+    if (root && !keep) {
+        token_writer_abandon(run->writer);
     } else {
-        status = status_fail(STATUS_DATA,
-                             json_object_get(json, "messages") != NULL
-                                 ? "%s: \"messages\" is not built in this version: give \"text\" "
-                                   "or \"tokens\""
-                                 : "%s: needs \"text\" or \"tokens\"",
-                             where);
+        token_writer_leave(run->writer);
     }
-    json_decref(json);
-    return status;
-}
-
-static enum status add_jsonl(struct work *work, const char *path)
-{
-    char where[MAX_PATH + 32], *line = NULL;
-    size_t room = 0;
-    FILE *file = fopen(path, "r");
-    enum status status = file != NULL
-                             ? STATUS_OK
-                             : status_fail(STATUS_IO, "%s: cannot open: %s", path, strerror(errno));
-    for (int64_t number = 1; status == STATUS_OK; number++) {
-        const ssize_t bytes = getline(&line, &room, file);
-        if (bytes < 0) {
-            break;
-        }
-        work->summary->bytes += bytes;
-        snprintf(where, sizeof where, "%s:%lld", path, (long long)number);
-        if (strspn(line, " \t\r\n") < (size_t)bytes) {
-            status = add_line(work, line, (size_t)bytes, where);
-        }
-    }
-    free(line);
-    if (file != NULL) {
-        fclose(file);
-    }
-    return status;
-}
-
-static enum status add_file(struct work *work, const char *path)
-{
-    const size_t length = strlen(path);
-    char *text = NULL;
-    size_t bytes = 0;
-    work->summary->files++;
-    if (length > 6 && strcmp(path + length - 6, ".jsonl") == 0) {
-        return add_jsonl(work, path);
-    }
-    TRY(io_read_file(path, &text, &bytes, MOST_TEXT));
-    work->summary->bytes += (int64_t)bytes;
-    const enum status status = add_text(work, text, bytes, path);
-    free(text);
-    return status;
-}
-
-/* The output itself, of an earlier run, or what is being written beside it: not an input, though it
- * may lie in an input folder. */
-static bool is_output(const struct prepare_options *options, const struct stat *info)
-{
-    static const char *const suffix[] = {"", ".tmp", ".tokens.tmp", ".mask.tmp"};
-    for (size_t i = 0; i < sizeof suffix / sizeof suffix[0]; i++) {
-        char name[MAX_PATH + 16];
-        struct stat own;
-        snprintf(name, sizeof name, "%s%s", options->output, suffix[i]);
-        if (stat(name, &own) == 0 && own.st_dev == info->st_dev && own.st_ino == info->st_ino) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static int by_name(const struct dirent **a, const struct dirent **b)
-{
-    return strcmp((*a)->d_name, (*b)->d_name);
-}
-
-/* Of what a folder holds: files and folders, and links to files. Pipes would hang it, links to
- * folders could lead back, and a link that leads nowhere holds no text. */
-static bool is_readable(const char *path)
-{
-    struct stat info;
-    if (lstat(path, &info) != 0) {
-        return true; /* add_path says why */
-    }
-    if (S_ISLNK(info.st_mode)) {
-        return stat(path, &info) == 0 && S_ISREG(info.st_mode);
-    }
-    return S_ISREG(info.st_mode) || S_ISDIR(info.st_mode);
-}
-
-static enum status add_path(struct work *work, const char *path)
-{
-    struct stat info;
-    struct dirent **entries = NULL;
-    if (stat(path, &info) != 0) {
-        return status_fail(STATUS_IO, "%s: %s", path, strerror(errno));
-    }
-    if (!S_ISDIR(info.st_mode)) {
-        return is_output(work->options, &info) ? STATUS_OK : add_file(work, path);
-    }
-    const int count = scandir(path, &entries, NULL, by_name);
-    enum status status = count < 0
-                             ? status_fail(STATUS_IO, "%s: cannot list: %s", path, strerror(errno))
-                             : STATUS_OK;
-    for (int i = 0; i < count; i++) {
-        char child[MAX_PATH];
-        const char *name = entries[i]->d_name;
-        snprintf(child, sizeof child, "%s/%s", path, name);
-        if (status == STATUS_OK && strcmp(name, ".") != 0 && strcmp(name, "..") != 0 &&
-            is_readable(child)) {
-            status = add_path(work, child);
-        }
-        free(entries[i]);
-    }
-    free(entries);
-    return status;
-}
-
-/* A loss mask is stored when any .jsonl is among the inputs: only those can have one. */
-static bool may_have_mask(const struct prepare_options *options)
-{
-    for (int i = 0; i < options->input_count; i++) {
-        struct stat info;
-        const char *name = options->inputs[i], *end = strrchr(name, '.');
-        if ((end != NULL && strcmp(end, ".jsonl") == 0) ||
-            (stat(name, &info) == 0 && S_ISDIR(info.st_mode))) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* An output named among the inputs would be replaced by what is made of the others. */
-static enum status check_inputs(const struct prepare_options *options)
-{
-    for (int i = 0; i < options->input_count; i++) {
-        struct stat info;
-        if (stat(options->inputs[i], &info) == 0 && is_output(options, &info)) {
-            return status_fail(STATUS_USAGE,
-                               "prepare: %s is both an input and the output: name another --output",
-                               options->inputs[i]);
-        }
-    }
-    return STATUS_OK;
-}
-
-/* The tokenizer, what of the request does not go with it, and the end of a document. */
-static enum status open_tokenizer(struct work *work)
-{
-    const struct prepare_options *options = work->options;
-    struct tokenizer *tokenizer = &work->tokenizer;
-    if (!work->text_allowed) {
-        return options->vocab_size >= 2
-                   ? STATUS_OK
-                   : status_fail(STATUS_USAGE,
-                                 "prepare: --tokenizer none needs --vocab-size V, at least 2");
-    }
-    TRY(tokenizer_open(tokenizer, options->tokenizer));
-    if (options->vocab_size != 0 && options->vocab_size < tokenizer->vocab_size) {
-        return status_fail(
-            STATUS_USAGE, "prepare: --vocab-size %lld is below the %lld of --tokenizer %s",
-            (long long)options->vocab_size, (long long)tokenizer->vocab_size, options->tokenizer);
-    }
-    if (options->eos != NULL) {
-        tokenizer->eos_id = tokenizer_find(tokenizer, options->eos);
-    }
-    if (tokenizer->eos_id < 0) {
-        return status_fail(STATUS_USAGE,
-                           "prepare: %s: %s%s ends a document: name a token of the tokenizer by "
-                           "--eos TOKEN",
-                           options->tokenizer,
-                           options->eos != NULL ? "no token "
-                                                : "nothing says "
-                                                  "which token",
-                           options->eos != NULL ? options->eos : "");
-    }
-    return encoder_open(&work->encoder, tokenizer);
-}
-
-static void work_free(struct work *work)
-{
-    encoder_close(&work->encoder);
-    tokenizer_close(&work->tokenizer);
-    id_list_free(&work->text);
-    byte_list_free(&work->clean);
-    free(work->ids);
-    free(work->mask);
-}
-
-static enum status write_all(struct work *work)
-{
-    const struct prepare_options *options = work->options;
-    const struct tokenizer *tokenizer = &work->tokenizer;
-    const bool text = work->text_allowed;
-    const struct token_writer_options writer_options = {
-        .vocab_size = options->vocab_size > 0 ? options->vocab_size : tokenizer->vocab_size,
-        .eos_id = text ? tokenizer->eos_id : -1,
-        .tokenizer = text ? tokenizer_name(tokenizer) : "none",
-        .tokenizer_hash = text ? tokenizer->hash : "none",
-        .tokenizer_file = tokenizer->file.data,
-        .tokenizer_file_bytes = tokenizer->file.count,
-        .loss_mask = may_have_mask(options)};
-    enum status status = token_writer_open(&work->writer, options->output, &writer_options);
-    for (int i = 0; i < options->input_count && status == STATUS_OK; i++) {
-        status = add_path(work, options->inputs[i]);
-    }
-    if (status != STATUS_OK) {
-        token_writer_abandon(work->writer);
-        return status;
-    }
-    return token_writer_close(work->writer);
+    prepare_journal_close(&run->journal, keep);
+    document_set_free(&run->set);
+    prepare_rules_close(&run->rules);
+    input_files_free(&run->files);
+    free(run->heads);
+    free(run->tails);
+    free(run->hashes);
+    free(run->keep);
 }
 
 enum status prepare_run(const struct prepare_options *options, struct prepare_summary *summary)
 {
-    struct work work = {.options = options,
-                        .summary = summary,
-                        .text_allowed = strcmp(options->tokenizer, "none") != 0};
+    struct run run = {.options = options, .world = options->world};
     *summary = (struct prepare_summary){0};
-    enum status status = open_tokenizer(&work);
-    status = status == STATUS_OK ? check_inputs(options) : status;
-    status = status == STATUS_OK ? write_all(&work) : status;
-    work_free(&work);
+    if (run.world == NULL) {
+        TRY(comm_open(&run.alone, "self"));
+        run.world = &run.alone;
+    }
+    enum status status = comm_agree(run.world, look(&run), NULL);
+    status = status == STATUS_OK ? agree_on_files(&run) : status;
+    status = status == STATUS_OK ? open_all(&run) : status;
+    status = status == STATUS_OK ? run_rounds(&run) : status;
+    status = status == STATUS_OK ? publish(&run) : status;
+    const bool keep = keep_for_later(&run, status);
+    *summary = run.state.counts;
+    run_free(&run, keep);
     return status;
 }

@@ -1,5 +1,8 @@
-/* token_store: the token file (.h5), written by prepare, memory-mapped by the loader.
+/* token_store: files of token ids, memory-mapped by the loader: the token file (.h5) that prepare
+ * writes, and those of Megatron-LM (.bin with its .idx) and llm.c (.bin), told apart by what is in
+ * them (token_formats.h).
  *
+ * The token file:
  * Dataset `tokens` (uint16 when vocab_size <= 65536, else uint32; contiguous), `document_offsets`
  * (int64, documents + 1), optional `loss_mask` (uint8, one per token); attributes of the root
  * group: format_version (1), vocab_size, eos_id (-1: none), tokenizer ("bytes", "none", "bpe",
@@ -14,6 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "data/file_map.h"
 #include "kernels/base/status.h"
 
 enum { TOKEN_FORMAT_VERSION = 1 };
@@ -22,28 +26,35 @@ struct token_store {
     char *path;     /* owned */
     int64_t tokens; /* how many */
     int64_t documents;
+    const char *format; /* "token file", "Megatron", "llm.c" */
+    bool vocab_known;   /* the file says its vocab_size; else that is its largest id + 1 */
     int64_t vocab_size;
-    int64_t eos_id;
-    int width; /* bytes per token: 2 or 4 */
-    char tokenizer[64];
+    int64_t largest_id; /* what a token may be at most */
+    int64_t eos_id;     /* -1: none; llm.c: what its documents begin with */
+    int width;          /* bytes per token: 1, 2, 4 or 8 */
+    char tokenizer[64]; /* "unknown" where the format doesn't say */
     char tokenizer_hash[64];
     const void *token_data;      /* [tokens], in the mapping */
     const uint8_t *loss_mask;    /* [tokens] or NULL */
     const char *tokenizer_file;  /* [tokenizer_file_bytes], in the mapping */
     size_t tokenizer_file_bytes; /* 0: none */
     int64_t *document_offsets;   /* [documents + 1], owned */
-    void *map;                   /* owned mapping of the file */
-    size_t map_bytes;
+    struct file_map map;         /* owned: the file with the tokens */
 };
 
-/* Local. Errors (STATUS_DATA unless said): missing (STATUS_IO), empty, truncated, foreign, a
- * dataset outside the file, filters; a token id >= vocab_size is found here by one vectorised pass
- * over the file. The message names the file. */
+/* Local. `path`: the file, either of Megatron's two, or their name without .bin and .idx. Errors
+ * (STATUS_DATA unless said): missing (STATUS_IO), empty, truncated, foreign, a dataset outside the
+ * file, filters; a token id >= vocab_size is found here by one vectorised pass over the file. The
+ * message names the file. */
 enum status token_store_open(struct token_store *store, const char *path)
     __attribute__((warn_unused_result));
 void token_store_close(struct token_store *store);                   /* accepts a zeroed one */
 int64_t token_store_get(const struct token_store *store, int64_t i); /* i < tokens */
 /* Index of the document that holds token i. */
 int64_t token_store_document(const struct token_store *store, int64_t i);
+/* That both may feed one model: their ids are of one tokenizer, as far as the files know. Error:
+ * STATUS_DATA naming both files and tokenizers. */
+enum status token_store_match(const struct token_store *a, const struct token_store *b)
+    __attribute__((warn_unused_result));
 
 #endif

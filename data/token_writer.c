@@ -1,5 +1,6 @@
 #include "data/token_writer.h"
 
+#include <assert.h>
 #include <hdf5.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,66 +9,203 @@
 #include "data/token_store.h"
 #include "kernels/base/io.h"
 
-enum { MAX_PATH = 4096, PIECE = 1 << 20 };
+enum { MAX_PATH = 4096, PIECE = 1 << 20, PENDING = 1 << 24 };
 enum { TOKENS, DOCUMENT_OFFSETS, LOSS_MASK, TOKENIZER_FILE, DATASETS };
 
-/* Tokens and mask are spooled beside the output until their number is known. */
+/* Where the tokens begin in the file: where HDF5 puts the first dataset of lay_out. Files too small
+ * for that are copied once more. */
+static const int64_t BASE = 4096;
+
+const char *const token_writer_suffix[TOKEN_WRITER_NAMES] = {
+    "",         ".tmp",         ".offsets.tmp", ".mask.tmp", ".layout.tmp", ".hashes.tmp",
+    ".journal", ".journal.tmp", ".lock"};
+enum { FILE_TOKENS, FILE_ENDS, FILE_MASK, FILE_LAYOUT, FILES };
+
 struct token_writer {
     struct token_writer_options options;
-    char path[MAX_PATH],
-        names[3][MAX_PATH]; /* output; spools of tokens and mask; the file being made */
-    struct io_file spool[2];
-    int64_t *offsets, documents, room, tokens;
+    char path[MAX_PATH], names[FILES][MAX_PATH];
+    /* of FILE_TOKENS: the file in making; of FILE_ENDS: int64, where each document ends; of
+     * FILE_MASK: 1 where a token does not count, so that what was never written counts */
+    struct io_file file[3];
+    struct token_position end;
+    bool masked;
     int width;
+    /* Past the page cache, where the one process writes one block behind the other: what is not
+     * written yet, for a place in FILE_TOKENS that is a multiple of IO_ALIGNMENT. */
+    char *pending; /* [PENDING] owned; NULL: blocks are written as they come */
+    int64_t pending_at, pending_bytes;
 };
+
+int token_writer_width(int64_t vocab_size)
+{
+    return vocab_size <= 65536 ? 2 : 4;
+}
+
+enum status token_writer_folder(const char *path)
+{
+    char folder[MAX_PATH];
+    snprintf(folder, sizeof folder, "%s", path);
+    char *slash = strrchr(folder, '/');
+    if (slash == NULL || slash == folder) {
+        return STATUS_OK;
+    }
+    *slash = '\0';
+    return io_make_dir(folder);
+}
+
+static enum status open_tokens(struct token_writer *writer)
+{
+    struct io_file *file = &writer->file[FILE_TOKENS];
+    const char *name = writer->names[FILE_TOKENS];
+    if (writer->options.keep || writer->options.shared) {
+        return (writer->options.keep ? io_open_write : io_create)(file, name);
+    }
+    TRY(io_create_direct(file, name));
+    if (file->direct) {
+        writer->pending_at = BASE;
+        writer->pending = aligned_alloc(IO_ALIGNMENT, PENDING);
+        return writer->pending != NULL
+                   ? STATUS_OK
+                   : status_fail(STATUS_RESOURCE, "out of memory to write %s", writer->path);
+    }
+    return STATUS_OK;
+}
+
+/* Writes what is pending, filled up to a multiple of IO_ALIGNMENT; what is not a whole one stays,
+ * and is written again. */
+static enum status write_pending(struct token_writer *writer)
+{
+    const int64_t whole = writer->pending_bytes / IO_ALIGNMENT * IO_ALIGNMENT,
+                  rest = writer->pending_bytes - whole, more = rest > 0 ? IO_ALIGNMENT - rest : 0;
+    if (writer->pending == NULL || writer->pending_bytes == 0) {
+        return STATUS_OK;
+    }
+    memset(writer->pending + writer->pending_bytes, 0, (size_t)more);
+    TRY(io_pwrite(&writer->file[FILE_TOKENS], writer->pending,
+                  (size_t)(writer->pending_bytes + more), writer->pending_at));
+    memmove(writer->pending, writer->pending + whole, (size_t)rest);
+    writer->pending_at += whole;
+    writer->pending_bytes = rest;
+    return STATUS_OK;
+}
+
+/* Bytes for a place in FILE_TOKENS. */
+static enum status put_tokens(struct token_writer *writer, int64_t at, const void *data,
+                              int64_t bytes)
+{
+    const char *from = data;
+    if (writer->pending == NULL) {
+        return bytes > 0 ? io_pwrite(&writer->file[FILE_TOKENS], from, (size_t)bytes, at)
+                         : STATUS_OK;
+    }
+    assert(at == writer->pending_at + writer->pending_bytes);
+    while (bytes > 0) {
+        const int64_t room = PENDING - writer->pending_bytes, piece = bytes < room ? bytes : room;
+        memcpy(writer->pending + writer->pending_bytes, from, (size_t)piece);
+        writer->pending_bytes += piece;
+        from += piece;
+        bytes -= piece;
+        if (writer->pending_bytes == PENDING) {
+            TRY(write_pending(writer));
+        }
+    }
+    return STATUS_OK;
+}
 
 enum status token_writer_open(struct token_writer **out, const char *path,
                               const struct token_writer_options *options)
 {
-    static const char *const suffix[3] = {".tokens.tmp", ".mask.tmp", ".tmp"};
     struct token_writer *writer = calloc(1, sizeof *writer);
     *out = writer;
     if (writer == NULL || strlen(path) + 16 > MAX_PATH) {
         return status_fail(STATUS_RESOURCE, "%s: out of memory, or the name is too long", path);
     }
-    char folder[MAX_PATH];
-    snprintf(folder, sizeof folder, "%s", path);
-    char *slash = strrchr(folder, '/');
-    if (slash != NULL && slash != folder) {
-        *slash = '\0';
-        TRY(io_make_dir(folder));
-    }
     writer->options = *options;
-    writer->width = options->vocab_size <= 65536 ? 2 : 4;
+    writer->width = token_writer_width(options->vocab_size);
+    writer->masked = options->loss_mask;
     snprintf(writer->path, sizeof writer->path, "%s", path);
-    for (int i = 0; i < 3; i++) {
-        snprintf(writer->names[i], MAX_PATH, "%.4000s%s", path, suffix[i]);
+    for (int i = 0; i < FILES; i++) {
+        snprintf(writer->names[i], MAX_PATH, "%.4000s%s", path, token_writer_suffix[i + 1]);
     }
-    writer->spool[0].fd = writer->spool[1].fd = -1;
-    TRY(io_create(&writer->spool[0], writer->names[0]));
-    return options->loss_mask ? io_create(&writer->spool[1], writer->names[1]) : STATUS_OK;
+    for (int i = 0; i < 3; i++) {
+        writer->file[i].fd = -1;
+    }
+    TRY(token_writer_folder(path));
+    for (int i = FILE_ENDS; i <= FILE_MASK; i++) {
+        TRY((options->keep ? io_open_write : io_create)(&writer->file[i], writer->names[i]));
+    }
+    return open_tokens(writer);
 }
 
-static enum status write_piece(struct token_writer *writer, const uint32_t *ids,
-                               const uint8_t *mask, int64_t count)
+static enum status put_ends(struct token_writer *writer, struct token_position at,
+                            const struct token_block *block)
 {
-    uint16_t narrow[4096];
-    uint8_t ones[4096];
-    memset(ones, 1, sizeof ones);
-    for (int64_t at = 0; at < count; at += 4096) {
-        const int64_t piece = count - at < 4096 ? count - at : 4096;
+    int64_t ends[4096], end = at.tokens;
+    for (int64_t done = 0; done < block->documents;) {
+        const int64_t left = block->documents - done, piece = left < 4096 ? left : 4096;
         for (int64_t i = 0; i < piece; i++) {
-            if (ids[at + i] >= writer->options.vocab_size) {
-                return status_fail(STATUS_DATA, "token id %u is not below the vocabulary size %lld",
-                                   ids[at + i], (long long)writer->options.vocab_size);
-            }
-            narrow[i] = (uint16_t)ids[at + i];
+            end += block->lengths[done + i];
+            ends[i] = end;
         }
-        TRY(io_write(&writer->spool[0], writer->width == 2 ? (const void *)narrow : ids + at,
-                     (size_t)(piece * writer->width)));
-        if (writer->options.loss_mask) {
-            TRY(io_write(&writer->spool[1], mask != NULL ? mask + at : ones, (size_t)piece));
+        TRY(io_pwrite(&writer->file[FILE_ENDS], ends, (size_t)piece * sizeof *ends,
+                      (at.documents + done) * (int64_t)sizeof *ends));
+        done += piece;
+    }
+    return STATUS_OK;
+}
+
+static enum status put_mask(struct token_writer *writer, int64_t at, const uint8_t *mask,
+                            int64_t count)
+{
+    uint8_t piece[1 << 14];
+    for (int64_t done = 0; done < count;) {
+        const int64_t left = count - done, size = left < 1 << 14 ? left : 1 << 14;
+        for (int64_t i = 0; i < size; i++) {
+            piece[i] = mask[done + i] ^ 1;
         }
+        TRY(io_pwrite(&writer->file[FILE_MASK], piece, (size_t)size, at + done));
+        done += size;
+    }
+    return STATUS_OK;
+}
+
+enum status token_writer_put(struct token_writer *writer, struct token_position at,
+                             const struct token_block *block)
+{
+    TRY(put_tokens(writer, BASE + at.tokens * writer->width, block->tokens,
+                   block->count * writer->width));
+    TRY(put_ends(writer, at, block));
+    return block->mask != NULL ? put_mask(writer, at.tokens, block->mask, block->count) : STATUS_OK;
+}
+
+enum status token_writer_cut(struct token_writer *writer, struct token_position end)
+{
+    const int64_t bytes[3] = {BASE + end.tokens * writer->width,
+                              end.documents * (int64_t)sizeof(int64_t), end.tokens};
+    for (int i = 0; i < 3; i++) {
+        int64_t there = 0;
+        TRY(io_size(&writer->file[i], &there));
+        if (i != FILE_MASK && end.tokens > 0 && there < bytes[i]) {
+            return status_fail(STATUS_DATA, "%s: ends at byte %lld, before %lld", writer->names[i],
+                               (long long)there, (long long)bytes[i]);
+        }
+        TRY(io_truncate(&writer->file[i], bytes[i]));
+    }
+    writer->end = end;
+    return STATUS_OK;
+}
+
+void token_writer_reach(struct token_writer *writer, struct token_position end, bool masked)
+{
+    writer->end = end;
+    writer->masked = masked || writer->options.loss_mask;
+}
+
+enum status token_writer_sync(struct token_writer *writer)
+{
+    TRY(write_pending(writer));
+    for (int i = 0; i < 3; i++) {
+        TRY(io_sync(&writer->file[i]));
     }
     return STATUS_OK;
 }
@@ -75,20 +213,29 @@ static enum status write_piece(struct token_writer *writer, const uint32_t *ids,
 enum status token_writer_add(struct token_writer *writer, const uint32_t *ids, const uint8_t *mask,
                              int64_t count)
 {
-    if (writer->documents + 2 > writer->room) {
-        const int64_t room = writer->room > 0 ? 2 * writer->room : 1024;
-        int64_t *grown = realloc(writer->offsets, (size_t)room * sizeof *grown);
-        if (grown == NULL) {
-            return status_fail(STATUS_RESOURCE, "out of memory for %lld documents",
-                               (long long)room);
+    uint16_t narrow[4096];
+    struct token_position at = writer->end;
+    int64_t length = 0;
+    const struct token_block none = {.lengths = &count, .documents = 1};
+    for (int64_t done = 0; done < count; done += length) {
+        length = count - done < 4096 ? count - done : 4096;
+        for (int64_t i = 0; i < length; i++) {
+            if (ids[done + i] >= writer->options.vocab_size) {
+                return status_fail(STATUS_DATA, "token id %u is not below the vocabulary size %lld",
+                                   ids[done + i], (long long)writer->options.vocab_size);
+            }
+            narrow[i] = (uint16_t)ids[done + i];
         }
-        grown[0] = 0;
-        writer->offsets = grown;
-        writer->room = room;
+        const struct token_block piece = {.tokens = writer->width == 2 ? (const void *)narrow
+                                                                       : ids + done,
+                                          .mask = mask != NULL ? mask + done : NULL,
+                                          .count = length};
+        TRY(token_writer_put(writer, at, &piece));
+        at.tokens += length;
     }
-    TRY(write_piece(writer, ids, mask, count));
-    writer->tokens += count;
-    writer->offsets[++writer->documents] = writer->tokens;
+    TRY(put_ends(writer, writer->end, &none));
+    at.documents++;
+    writer->end = at;
     return STATUS_OK;
 }
 
@@ -134,21 +281,21 @@ static enum status lay_out(const struct token_writer *writer, int64_t offset[DAT
     H5Pset_alignment(access, 65536, 4096);
     const hid_t root = H5Pcreate(H5P_FILE_CREATE);
     H5Pset_obj_track_times(root, false); /* the same input is the same bytes */
-    const hid_t file = H5Fcreate(writer->names[2], H5F_ACC_TRUNC, root, access);
+    const hid_t file = H5Fcreate(writer->names[FILE_LAYOUT], H5F_ACC_TRUNC, root, access);
     H5Pclose(root);
     H5Pclose(access);
     if (file < 0) {
         return status_fail(
             STATUS_IO,
             "%s: cannot create: is the folder there and writable, and the disk not full?",
-            writer->names[2]);
+            writer->names[FILE_LAYOUT]);
     }
-    offset[TOKENS] =
-        reserve(file, "tokens", writer->width == 2 ? H5T_STD_U16LE : H5T_STD_U32LE, writer->tokens);
+    offset[TOKENS] = reserve(file, "tokens", writer->width == 2 ? H5T_STD_U16LE : H5T_STD_U32LE,
+                             writer->end.tokens);
     offset[DOCUMENT_OFFSETS] =
-        reserve(file, "document_offsets", H5T_STD_I64LE, writer->documents + 1);
+        reserve(file, "document_offsets", H5T_STD_I64LE, writer->end.documents + 1);
     offset[LOSS_MASK] =
-        writer->options.loss_mask ? reserve(file, "loss_mask", H5T_STD_U8LE, writer->tokens) : 0;
+        writer->masked ? reserve(file, "loss_mask", H5T_STD_U8LE, writer->end.tokens) : 0;
     offset[TOKENIZER_FILE] = writer->options.tokenizer_file_bytes > 0
                                  ? reserve(file, "tokenizer_file", H5T_STD_U8LE,
                                            (int64_t)writer->options.tokenizer_file_bytes)
@@ -164,70 +311,138 @@ static enum status lay_out(const struct token_writer *writer, int64_t offset[DAT
     }
     return good ? STATUS_OK
                 : status_fail(STATUS_IO, "%s: HDF5 could not write it: disk full?",
-                              writer->names[2]);
+                              writer->names[FILE_LAYOUT]);
 }
 
-static enum status copy_spool(struct io_file *spool, struct io_file *out, int64_t bytes,
-                              int64_t offset)
+/* bytes of `from` at from_at, each ^ flip, to `to` at to_at. */
+static enum status copy(struct io_file *to, int64_t to_at, struct io_file *from, int64_t from_at,
+                        int64_t bytes, char flip)
 {
     char *piece = malloc(PIECE);
     enum status status = piece != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory");
     for (int64_t at = 0; at < bytes && status == STATUS_OK; at += PIECE) {
         const size_t size = (size_t)(bytes - at < PIECE ? bytes - at : PIECE);
-        status = io_pread(spool, piece, size, at);
-        status = status == STATUS_OK ? io_pwrite(out, piece, size, offset + at) : status;
+        status = io_pread(from, piece, size, from_at + at);
+        for (size_t i = 0; flip != 0 && i < size; i++) {
+            piece[i] ^= flip;
+        }
+        status = status == STATUS_OK ? io_pwrite(to, piece, size, to_at + at) : status;
     }
     free(piece);
     return status;
 }
 
-static enum status publish(struct token_writer *writer)
+/* What lies in the layout beside the datasets: HDF5's own. */
+static enum status copy_around(struct io_file *to, struct io_file *layout,
+                               const int64_t offset[DATASETS], const int64_t bytes[DATASETS])
 {
-    int64_t offset[DATASETS] = {0};
-    struct io_file out;
-    if (writer->tokens == 0) {
-        return status_fail(STATUS_DATA, "%s: the inputs hold no tokens", writer->path);
+    int64_t size = 0;
+    TRY(io_size(layout, &size));
+    for (int64_t at = 0; at < size;) {
+        int64_t next = size, after = size; /* the dataset at or behind `at` */
+        for (int i = 0; i < DATASETS; i++) {
+            if (bytes[i] > 0 && offset[i] >= at && offset[i] < next) {
+                next = offset[i];
+                after = offset[i] + bytes[i];
+            }
+        }
+        TRY(copy(to, at, layout, at, next - at, 0));
+        at = after;
     }
-    TRY(lay_out(writer, offset));
-    TRY(io_open_write(&out, writer->names[2]));
-    enum status status =
-        copy_spool(&writer->spool[0], &out, writer->tokens * writer->width, offset[TOKENS]);
-    if (status == STATUS_OK) {
-        status = io_pwrite(&out, writer->offsets, (size_t)(writer->documents + 1) * sizeof(int64_t),
-                           offset[DOCUMENT_OFFSETS]);
-    }
-    if (status == STATUS_OK && writer->options.loss_mask) {
-        status = copy_spool(&writer->spool[1], &out, writer->tokens, offset[LOSS_MASK]);
-    }
-    if (status == STATUS_OK && writer->options.tokenizer_file_bytes > 0) {
-        status = io_pwrite(&out, writer->options.tokenizer_file,
-                           writer->options.tokenizer_file_bytes, offset[TOKENIZER_FILE]);
-    }
-    status = status == STATUS_OK ? io_sync(&out) : status;
-    const enum status closed = io_close(&out);
-    TRY(status);
-    TRY(closed);
-    return io_rename(writer->names[2], writer->path);
+    return io_truncate(to, size);
 }
 
-void token_writer_abandon(struct token_writer *writer)
+static enum status fill(struct token_writer *writer, struct io_file *to,
+                        const int64_t offset[DATASETS], const int64_t bytes[DATASETS])
 {
-    for (int i = 0; writer != NULL && i < 2; i++) {
-        const enum status ignored = io_close(&writer->spool[i]);
+    static const int64_t first = 0;
+    TRY(io_pwrite(to, &first, sizeof first, offset[DOCUMENT_OFFSETS]));
+    TRY(copy(to, offset[DOCUMENT_OFFSETS] + (int64_t)sizeof first, &writer->file[FILE_ENDS], 0,
+             bytes[DOCUMENT_OFFSETS] - (int64_t)sizeof first, 0));
+    if (writer->masked) {
+        TRY(io_truncate(&writer->file[FILE_MASK], writer->end.tokens));
+        TRY(copy(to, offset[LOSS_MASK], &writer->file[FILE_MASK], 0, bytes[LOSS_MASK], 1));
+    }
+    if (bytes[TOKENIZER_FILE] > 0) {
+        TRY(io_pwrite(to, writer->options.tokenizer_file, (size_t)bytes[TOKENIZER_FILE],
+                      offset[TOKENIZER_FILE]));
+    }
+    return io_sync(to);
+}
+
+/* Makes the HDF5 file, of the file with the tokens or of the layout: *whole is its name. */
+static enum status assemble(struct token_writer *writer, struct io_file *layout,
+                            const int64_t offset[DATASETS], const char **whole)
+{
+    const int64_t bytes[DATASETS] = {
+        writer->end.tokens * writer->width, (writer->end.documents + 1) * (int64_t)sizeof(int64_t),
+        writer->masked ? writer->end.tokens : 0, (int64_t)writer->options.tokenizer_file_bytes};
+    struct io_file *tokens = &writer->file[FILE_TOKENS];
+    if (offset[TOKENS] == BASE) {
+        *whole = writer->names[FILE_TOKENS];
+        TRY(copy_around(tokens, layout, offset, bytes));
+        return fill(writer, tokens, offset, bytes);
+    }
+    *whole = writer->names[FILE_LAYOUT];
+    TRY(copy(layout, offset[TOKENS], tokens, BASE, bytes[TOKENS], 0));
+    return fill(writer, layout, offset, bytes);
+}
+
+enum status token_writer_publish(struct token_writer *writer)
+{
+    int64_t offset[DATASETS] = {0};
+    struct io_file layout;
+    const char *whole = NULL;
+    if (writer->end.tokens == 0) {
+        return status_fail(STATUS_DATA, "%s: the inputs hold no tokens", writer->path);
+    }
+    TRY(write_pending(writer));
+    enum status status = lay_out(writer, offset);
+    if (status == STATUS_OK) {
+        status = io_open_write(&layout, writer->names[FILE_LAYOUT]);
+    }
+    if (status == STATUS_OK) {
+        status = assemble(writer, &layout, offset, &whole);
+        const enum status closed = io_close(&layout);
+        status = status == STATUS_OK ? closed : status;
+    }
+    status = status == STATUS_OK ? io_rename(whole, writer->path) : status;
+    if (status != STATUS_OK) {
+        remove(writer->names[FILE_LAYOUT]);
+    }
+    return status;
+}
+
+void token_writer_leave(struct token_writer *writer)
+{
+    for (int i = 0; writer != NULL && i < 3; i++) {
+        const enum status ignored = io_close(&writer->file[i]);
         (void)ignored;
     }
-    for (int i = 0; writer != NULL && i < 3; i++) {
-        remove(writer->names[i]); /* temporary files of ours; absent ones are fine */
-    }
     if (writer != NULL) {
-        free(writer->offsets);
+        free(writer->pending);
     }
     free(writer);
 }
 
+static void remove_files(const struct token_writer *writer)
+{
+    for (int i = 0; i < FILES; i++) {
+        remove(writer->names[i]); /* ours; absent ones are fine */
+    }
+}
+
+void token_writer_abandon(struct token_writer *writer)
+{
+    if (writer != NULL) {
+        remove_files(writer);
+    }
+    token_writer_leave(writer);
+}
+
 enum status token_writer_close(struct token_writer *writer)
 {
-    const enum status status = publish(writer);
+    const enum status status = token_writer_publish(writer);
     token_writer_abandon(writer);
     return status;
 }

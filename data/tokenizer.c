@@ -2,8 +2,8 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <utf8proc.h>
 
+#include "data/compose.h"
 #include "data/tokenizer_json.h"
 #include "data/utf8.h"
 #include "kernels/base/hash.h"
@@ -119,6 +119,7 @@ void encoder_close(struct encoder *encoder)
 {
     splitter_scratch_close(encoder->split);
     bpe_scratch_free(&encoder->bpe);
+    byte_list_free(&encoder->composed);
     *encoder = (struct encoder){0};
 }
 
@@ -137,7 +138,7 @@ static enum status between(struct encoder *encoder, const struct phrases *phrase
     int32_t id;
     while ((id = phrases_find(phrases, text, bytes, done, &at, &length)) >= 0) {
         TRY(each(encoder, text + done, at - done));
-        TRY(id_list_add(encoder->out, (uint32_t)id));
+        TRY(encoder->out != NULL ? id_list_add(encoder->out, (uint32_t)id) : STATUS_OK);
         done = at + length;
     }
     return each(encoder, text + done, bytes - done);
@@ -145,39 +146,20 @@ static enum status between(struct encoder *encoder, const struct phrases *phrase
 
 static enum status add_normalized(struct encoder *encoder, const char *text, size_t bytes)
 {
-    return splitter_run(encoder->tokenizer->splitter, encoder->split, text, bytes, add_word,
-                        encoder);
-}
-
-/* Below U+0300 every character is composed already, and none joins the one before it. */
-static bool needs_composing(const char *text, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i++) {
-        if ((unsigned char)text[i] >= 0xcc) {
-            return true;
-        }
-    }
-    return false;
+    return splitter_run(encoder->tokenizer->splitter, encoder->split, text, bytes, encoder->use,
+                        encoder->context);
 }
 
 static enum status add_valid(struct encoder *encoder, const char *text, size_t bytes)
 {
     const struct tokenizer *tokenizer = encoder->tokenizer;
-    if (!tokenizer->nfc || !needs_composing(text, bytes)) {
+    if (!tokenizer->nfc || !compose_changes(text, bytes)) {
         return between(encoder, &tokenizer->normalized, text, bytes, add_normalized);
     }
-    utf8proc_uint8_t *composed = NULL;
-    const utf8proc_ssize_t count =
-        utf8proc_map((const utf8proc_uint8_t *)text, (utf8proc_ssize_t)bytes, &composed,
-                     UTF8PROC_STABLE | UTF8PROC_COMPOSE);
-    if (count < 0) {
-        return status_fail(STATUS_RESOURCE, "cannot compose a text of %zu bytes: %s", bytes,
-                           utf8proc_errmsg(count));
-    }
-    const enum status status = between(encoder, &tokenizer->normalized, (const char *)composed,
-                                       (size_t)count, add_normalized);
-    free(composed);
-    return status;
+    encoder->composed.count = 0;
+    TRY(compose(&encoder->composed, text, bytes));
+    return between(encoder, &tokenizer->normalized, encoder->composed.data, encoder->composed.count,
+                   add_normalized);
 }
 
 /* Runs of UTF-8, and what lies between them. */
@@ -193,7 +175,7 @@ static enum status add_raw(struct encoder *encoder, const char *text, size_t byt
         while (at + bad < bytes && utf8_length(text + at + bad, bytes - at - bad) == 0) {
             bad++;
         }
-        TRY(add_word(encoder, text + at, bad));
+        TRY(bad > 0 ? encoder->use(encoder->context, text + at, bad) : STATUS_OK);
         at += bad;
     }
     return STATUS_OK;
@@ -215,6 +197,8 @@ enum status encoder_run(struct encoder *encoder, const char *text, size_t bytes,
         return STATUS_OK;
     }
     encoder->out = out;
+    encoder->use = add_word;
+    encoder->context = encoder;
     if (encoder->tokenizer->kind == TOKENIZER_SENTENCEPIECE) {
         return sentencepiece_encode(encoder->tokenizer->sentencepiece, text, bytes, add_id, out) ==
                        0
@@ -223,6 +207,16 @@ enum status encoder_run(struct encoder *encoder, const char *text, size_t bytes,
                                  "SentencePiece cannot encode a text of %zu bytes: out of memory?",
                                  bytes);
     }
+    return between(encoder, &encoder->tokenizer->raw, text, bytes, add_raw);
+}
+
+enum status encoder_words(struct encoder *encoder, const char *text, size_t bytes,
+                          enum status (*use)(void *context, const char *word, size_t bytes),
+                          void *context)
+{
+    encoder->out = NULL;
+    encoder->use = use;
+    encoder->context = context;
     return between(encoder, &encoder->tokenizer->raw, text, bytes, add_raw);
 }
 

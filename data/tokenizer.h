@@ -56,7 +56,11 @@ struct encoder {
     const struct tokenizer *tokenizer; /* borrowed */
     struct splitter_scratch *split;    /* owned */
     struct bpe_scratch bpe;
-    struct id_list *out; /* of the call under way */
+    struct byte_list composed;
+    /* of the call under way */
+    struct id_list *out; /* NULL: only words are asked for */
+    enum status (*use)(void *context, const char *word, size_t bytes);
+    void *context;
 };
 
 /* Local. Errors: STATUS_RESOURCE. Close it either way. */
@@ -67,6 +71,11 @@ enum status encoder_open(struct encoder *encoder, const struct tokenizer *tokeni
  * STATUS_RESOURCE; STATUS_DATA where a pattern gives up. */
 enum status encoder_run(struct encoder *encoder, const char *text, size_t bytes,
                         struct id_list *out) __attribute__((warn_unused_result));
+/* Local. Calls `use` with the words of a text that pairs are merged in; added tokens in it are
+ * none. For kind TOKENIZER_BPE. Errors: of `use`; STATUS_DATA where a pattern gives up. */
+enum status encoder_words(struct encoder *encoder, const char *text, size_t bytes,
+                          enum status (*use)(void *context, const char *word, size_t bytes),
+                          void *context) __attribute__((warn_unused_result));
 void encoder_close(struct encoder *encoder); /* accepts a zeroed one; may be called twice */
 
 /* Local. Appends the bytes that the ids stand for; of `bytes` end-of-document is "<eos>". Errors:

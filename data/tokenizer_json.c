@@ -18,7 +18,7 @@ struct reader {
     struct byte_list text;
 };
 
-#define WAY_OUT "encode elsewhere and give the ids (prepare --tokenizer none)"
+#define WAY_OUT "make the token file with scripts/prepare_hf.py, which uses the tokenizers library"
 
 static enum status not_built(const char *what, const char *value)
 {
@@ -39,15 +39,23 @@ static bool is_set(const json_t *object, const char *key)
            !(json_is_number(value) && json_number_value(value) == 0);
 }
 
-/* GPT-2's alphabet: printable bytes of Latin-1 stand for themselves, the others in order for U+0100
- * and on. */
+/* Printable bytes of Latin-1 stand for themselves, the others in order for U+0100 and on. */
+void tokenizer_json_alphabet(uint32_t character_of[256])
+{
+    uint32_t other = 256;
+    for (uint32_t byte = 0; byte < 256; byte++) {
+        const bool printable = (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte != 0xad);
+        character_of[byte] = printable ? byte : other++;
+    }
+}
+
 static void make_alphabet(int16_t byte_of[512])
 {
-    int other = 256;
+    uint32_t character_of[256];
+    tokenizer_json_alphabet(character_of);
     memset(byte_of, 0xff, 512 * sizeof *byte_of);
     for (int byte = 0; byte < 256; byte++) {
-        const bool printable = (byte >= '!' && byte <= '~') || (byte >= 0xa1 && byte != 0xad);
-        byte_of[printable ? byte : other++] = (int16_t)byte;
+        byte_of[character_of[byte]] = (int16_t)byte;
     }
 }
 

@@ -13,4 +13,7 @@ enum status tokenizer_json_read(struct tokenizer *tokenizer, const char *name, c
 enum status tokenizer_json_config(struct tokenizer *tokenizer, const char *path)
     __attribute__((warn_unused_result));
 
+/* The character that stands for each byte in vocabularies: GPT-2's alphabet. */
+void tokenizer_json_alphabet(uint32_t character_of[256]);
+
 #endif

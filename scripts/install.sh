@@ -3,7 +3,8 @@
 set -euo pipefail
 
 packages=(build-essential cmake pkg-config python3 libopenmpi-dev openmpi-bin libhdf5-dev hdf5-tools
-          libdnnl-dev libyaml-dev libjansson-dev libxxhash-dev libpcre2-dev libutf8proc-dev libsentencepiece-dev libcmocka-dev procps)
+          libdnnl-dev libyaml-dev libjansson-dev libxxhash-dev libpcre2-dev libutf8proc-dev libsentencepiece-dev zlib1g-dev libzstd-dev
+          libcmocka-dev procps)
 
 have() { [ "$(dpkg-query -W -f='${Status}' "$1" 2>/dev/null)" = "install ok installed" ]; }
 

@@ -6,6 +6,11 @@
 #include <stdint.h>
 
 uint64_t hash_bytes(const void *data, size_t bytes);
+/* XXH3-128, to tell contents apart without keeping them. */
+struct hash128 {
+    uint64_t low, high;
+};
+struct hash128 hash_bytes_128(const void *data, size_t bytes, uint64_t seed);
 void hash_hex(char out[17], uint64_t hash); /* 16 lower-case digits and NUL */
 
 #endif

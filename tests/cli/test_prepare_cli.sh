@@ -119,6 +119,92 @@ ln -s . odd/loop
 expect_rc 0 timeout 10 "$binary" prepare --tokenizer bytes --output odd.h5 odd
 expect_same "65 256" "$(dataset odd.h5 tokens)" "tokens of a folder with odd entries"
 
+echo "conversations: the template's text, and what counts"
+printf '%s\n' '{"messages":[{"role":"system","content":"S"},{"role":"user","content":"Q"},{"role":"assistant","content":"A"}]}' \
+    '{"messages":[{"role":"user","content":"only asked"}]}' >chat.jsonl
+expect_rc 0 "$binary" prepare --tokenizer bytes --chat-template deepseek_v2 --output chat.h5 chat.jsonl
+expect_text "1 conversations without an answer"
+printf 'S\n\nUser: Q\n\nAssistant: A' >chat.txt
+expect_same "$(echo $(bytes_of chat.txt))" "$(dataset chat.h5 tokens)" "tokens of a conversation"
+expect_same "$(printf '0 %.0s' $(seq 22))1 1 1" "$(dataset chat.h5 loss_mask)" "what counts of a conversation"
+expect_rc 0 "$binary" prepare --tokenizer bytes --chat-template deepseek_v2 --loss all --output all.h5 chat.jsonl
+! h5ls all.h5 | grep -q loss_mask || fail "a mask where everything counts"
+expect_rc 0 "$binary" prepare --tokenizer bytes --chat-template mixtral --output chat.h5 chat.jsonl
+printf ' [INST] S\n\nQ [/INST] A' >chat.txt
+expect_same "$(echo $(bytes_of chat.txt))" "$(dataset chat.h5 tokens)" "tokens of a Mixtral conversation"
+expect_error 65 "chat.jsonl:1: \"messages\" need --chat-template" "$binary" prepare --tokenizer bytes --output x.h5 chat.jsonl
+expect_error 65 "chat.jsonl:1: \"messages\" need" "$binary" prepare --tokenizer bytes --bad-json skip --output x.h5 chat.jsonl
+expect_error 64 "use mixtral" "$binary" prepare --tokenizer bytes --chat-template llama --output x.h5 chat.jsonl
+
+echo "packed files, filters, duplicates; --json"
+gzip -k docs.jsonl
+mkdir -p mixed/skip
+cp docs.jsonl.gz one.txt mixed
+cp one.txt mixed/two.txt
+cp one.txt mixed/skip
+head -c 5000 /dev/zero >mixed/zeros
+expect_rc 0 "$binary" prepare --tokenizer bytes --dedup --exclude skip --json --output mixed.h5 mixed
+expect_same "104 105 256 5 6 7 8 $(echo $(bytes_of one.txt))" "$(dataset mixed.h5 tokens)" "tokens of packed and double files"
+python3 - "$out" <<'PY' || fail "--json: $(cat "$out")"
+import json, sys
+figures = json.load(open(sys.argv[1]))
+wanted = {"files": 4, "documents": 4, "tokens": 15, "skipped_binary": 1, "duplicates": 1, "bytes_per_token": 16 / 19}
+sys.exit(any(abs(figures[key] - value) > 1e-4 for key, value in wanted.items()))
+PY
+expect_rc 0 "$binary" prepare --tokenizer bytes --glob '*.txt' --max-file-bytes 100 --output mixed.h5 mixed
+expect_text "3 files"
+head -c 2000000 docs.jsonl.gz >cut.jsonl.gz
+truncate -s -5 cut.jsonl.gz
+expect_error 65 "cut.jsonl.gz" "$binary" prepare --tokenizer bytes --output x.h5 cut.jsonl.gz
+expect_error 64 "use error or skip" "$binary" prepare --tokenizer bytes --bad-json maybe --output x.h5 one.txt
+
+echo "a line beyond --max-document-bytes is named, counted, and costs no memory"
+{ printf '{"text":"a"}\n{"text":"'; head -c 60000000 /dev/zero | tr '\0' x; printf '"}\n{"text":"b"}\n'; } >long.jsonl
+expect_rc 0 bash -c 'ulimit -v 500000; exec "$@"' - "$binary" prepare --tokenizer bytes --workers 2 \
+    --max-document-bytes 1000000 --output long.h5 long.jsonl
+expect_text "long.jsonl:2: skipped: longer than 1000000 bytes"
+expect_text "1 too long"
+expect_same "97 256 98 256" "$(dataset long.h5 tokens)" "the lines round a long one"
+rm long.jsonl
+
+echo "the same bytes over ranks and workers; killed and stopped, the same command goes on"
+python3 - <<'PY'
+import json, random
+random.seed(3)
+words = [str(i) for i in range(1000)]
+with open("big.jsonl", "w") as out:
+    for i in range(30000):
+        out.write(json.dumps({"text": " ".join(random.choices(words, k=random.randrange(60)))}) + "\n")
+    out.write(open("docs.jsonl").read())
+PY
+gzip -1k big.jsonl
+request=(--tokenizer "$source_dir/tests/tokenizers/files/gpt2.json" --eos "</s>" --dedup big.jsonl one.txt big.jsonl.gz two.txt)
+sed -i '$d' big.jsonl # the last line has no newline in one of them
+expect_rc 0 "$binary" prepare --workers 1 --output big1.h5 "${request[@]}"
+expect_text "duplicates"
+expect_rc 0 ranks 2 "$binary" prepare --workers 2 --output big2.h5 "${request[@]}"
+cmp big1.h5 big2.h5 || fail "two ranks write other bytes than one"
+# started OUTPUT: in the background, with $pid, until its first journal is there.
+started() {
+    "$binary" prepare --workers 1 --journal-seconds 0 --output "$1" "${request[@]}" >"$out" 2>"$err" &
+    pid=$!
+    wait_for 20 test -e "$1.journal" || fail "no journal of $1"
+}
+started big3.h5
+{ kill -KILL "$pid" && wait "$pid"; } 2>/dev/null || true
+[ -e big3.h5.journal ] && [ ! -e big3.h5 ] || fail "prepare was not killed half-way"
+expect_rc 0 ranks 3 "$binary" prepare --output big3.h5 "${request[@]}"
+expect_text "going on there"
+cmp big1.h5 big3.h5 || fail "three ranks that go on where one was killed write other bytes"
+[ -z "$(ls -A | grep '^big3\.h5\.')" ] || fail "something lies beside big3.h5"
+started big4.h5
+kill -INT "$pid" 2>/dev/null || true
+rc=0
+wait "$pid" || rc=$?
+[ "$rc" -eq 85 ] || [ -e big4.h5 ] || { fail "SIGINT: exit code $rc, expected 85"; cat "$err"; }
+expect_rc 0 "$binary" prepare --workers 2 --output big4.h5 "${request[@]}"
+cmp big1.h5 big4.h5 || fail "stopped and gone on: other bytes"
+
 echo "generate with ids"
 # Trained on 1 2 3 0 1 2 3 0 ... it goes on counting.
 python3 - <<'PY'

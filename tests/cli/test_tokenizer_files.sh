@@ -64,7 +64,7 @@ expect_error 74 "nowhere.txt" "$binary" tokenizer encode --tokenizer "$gpt2" now
 echo '{"text": 5}' >bad.jsonl
 expect_error 65 "bad.jsonl:1:" "$binary" tokenizer encode --tokenizer "$gpt2" bad.jsonl
 sed 's/"type":"BPE"/"type":"WordPiece"/' "$gpt2" >wordpiece.json
-expect_error 65 "wordpiece.json: model 'WordPiece' is not built" "$binary" prepare --tokenizer wordpiece.json --output x.h5 odd.txt
+expect_error 65 "wordpiece.json: model 'WordPiece' is not built: make the token file with scripts/prepare_hf.py" "$binary" prepare --tokenizer wordpiece.json --output x.h5 odd.txt
 
 echo "prepare with a tokenizer file"
 make_text train.txt 6000
@@ -93,7 +93,7 @@ expect_rc 0 "$binary" prepare --tokenizer "$gpt2" --output y.h5 clean.txt
 cmp x.h5 y.h5 || fail "U+FFFD does not stand where bytes were no UTF-8"
 expect_error 65 "odd.txt: byte 6 (0xff) is no UTF-8" "$binary" prepare --tokenizer "$gpt2" --invalid-utf8 error --output z.h5 odd.txt
 [ ! -e z.h5 ] || fail "a refused prepare left a file"
-expect_error 64 "use skip, replace or error" "$binary" prepare --tokenizer "$gpt2" --invalid-utf8 ignore --output z.h5 odd.txt
+expect_error 64 "use skip or replace or error" "$binary" prepare --tokenizer "$gpt2" --invalid-utf8 ignore --output z.h5 odd.txt
 expect_rc 0 "$binary" prepare --tokenizer bytes --invalid-utf8 error --output z.h5 odd.txt
 
 echo "a model of such text"

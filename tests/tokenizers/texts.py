@@ -64,6 +64,16 @@ def random_string(rng):
     return "".join(parts)
 
 
+# Letters and marks that compose or change places, some of them younger than the tokenizers library's tables.
+COMPOSING = list("aeoKN \u00e9\u1e9b\u212b\uac00\u1100\u1161\u11a8\u0301\u0323\u0327\u0334\u0345\u035c\u0ebb\u0eb8\u0ec8\u0eba\u07fd\u0898\u08d3\u0c3c\u0d3b"
+                 "\u1715\u1abf\u1df6\ua82c\U000105d2\u0307\U00010d24\U00010f46\U000110ba\U00011099\U00011930\U00011935\U00011938\U0001133b\U0001133c"
+                 "\U000113c2\U000113b8\U00016ff0\U0001d15e\U0001d165\U0001e130\U0001e4ec")
+
+
+def composing_string(rng):
+    return "".join(rng.choice(COMPOSING) for _ in range(rng.randint(1, 12)))
+
+
 def documents(seed, megabytes, strings):
     """Yields texts: about this much of prose and code, then so many random strings."""
     rng = random.Random(seed)
@@ -81,3 +91,5 @@ def documents(seed, megabytes, strings):
         yield text
     for _ in range(strings):
         yield random_string(rng)
+    for _ in range(strings // 10):
+        yield composing_string(rng)

@@ -11,6 +11,7 @@
 #include "kernels/base/io.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
+#include "trainer/commands/tokenizer_train.h"
 
 static const size_t MOST_TEXT = (size_t)1 << 31;
 
@@ -187,17 +188,24 @@ enum status command_tokenizer(int argc, char **argv)
         {"--tokens", OPTION_TEXT, &work.tokens, "1,2,3", "decode: these, not standard input"},
         {"--json", OPTION_FLAG, &work.json, NULL, "print a JSON list, or string, a line each"},
         {0}};
-    TRY(options_parse(&options, argc, argv, specs,
-                      "tokenizer encode|decode --tokenizer bytes|FILE [INPUT...]",
-                      "encode prints the ids of each file, of each line of a .jsonl (\"text\", or "
-                      "a string),\n"
-                      "or of standard input; decode prints the text of each line of ids.",
-                      1, argc));
+    if (argc > 1 && strcmp(argv[1], "train") == 0) {
+        return tokenizer_train_command(argc - 1, argv + 1);
+    }
+    TRY(options_parse(
+        &options, argc, argv, specs,
+        "tokenizer encode|decode|train --tokenizer bytes|FILE [INPUT...]",
+        "encode prints the ids of each file, of each line of a .jsonl (\"text\", or "
+        "a string),\n"
+        "or of standard input; decode prints the text of each line of ids; `tokenizer "
+        "train --help`\n"
+        "says how to make a tokenizer.",
+        1, argc));
     if (options.help) {
         return STATUS_OK;
     }
     if (strcmp(options.words[0], "encode") != 0 && strcmp(options.words[0], "decode") != 0) {
-        return status_fail(STATUS_USAGE, "tokenizer: unknown action '%s'; built: encode, decode",
+        return status_fail(STATUS_USAGE,
+                           "tokenizer: unknown action '%s'; built: encode, decode, train",
                            options.words[0]);
     }
     if (name == NULL) {

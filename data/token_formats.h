@@ -1,0 +1,39 @@
+/* token_formats: readers of the files that token_store opens. Private to data/.
+ *
+ * Each fills a store whose path is set: tokens, width, token_data, documents, document_offsets,
+ * and what the format knows of its vocabulary; token_store then looks at every token. Errors of
+ * all: STATUS_DATA naming the file (truncated, of wrong sizes, foreign), STATUS_IO,
+ * STATUS_RESOURCE.
+ *
+ * Megatron-LM (core/datasets/indexed_dataset.py): X.bin is the tokens; X.idx: "MMIDIDX\0\0",
+ * version uint64 1, type of the tokens uint8 (1 uint8, 2 int8, 3 int16, 4 int32, 5 int64, 8
+ * uint16), number of sequences uint64, of document indices uint64, then int32 lengths, int64 byte
+ * offsets of the sequences, int64 first sequence of each document and the number of sequences.
+ *
+ * llm.c (dev/data/data_common.py): 256 int32: magic, version, number of tokens; then the tokens:
+ * uint16 (20240520, version 1) or uint32 (20240801, version 7). Documents begin with the id that
+ * its scripts put there, 50256 (GPT-2's <|endoftext|>) or 128000 (Llama 3's <|begin_of_text|>).
+ */
+#ifndef DATA_TOKEN_FORMATS_H
+#define DATA_TOKEN_FORMATS_H
+
+#include "data/token_store.h"
+
+#define TOKEN_CHECKED __attribute__((warn_unused_result))
+
+/* The token file; store->map holds it. */
+enum status token_h5_open(struct token_store *store) TOKEN_CHECKED;
+
+bool token_megatron_is_index(const char *data, size_t bytes);
+/* Both files by name; store->map is closed before and holds `tokens` then. */
+enum status token_megatron_open(struct token_store *store, const char *index,
+                                const char *tokens) TOKEN_CHECKED;
+
+bool token_llmc_is(const char *data, size_t bytes);
+/* store->map holds it. */
+enum status token_llmc_open(struct token_store *store) TOKEN_CHECKED;
+
+/* The room for `documents` + 1 offsets. Errors: STATUS_RESOURCE. */
+enum status token_store_reserve(struct token_store *store, int64_t documents) TOKEN_CHECKED;
+
+#endif

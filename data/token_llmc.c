@@ -1,0 +1,88 @@
+#include <string.h>
+
+#include "data/token_formats.h"
+
+enum { HEADER = 256 * 4, QUESTIONS = 20240522 };
+
+static const struct kind {
+    int32_t magic, version;
+    int width;
+    int64_t begin; /* the id that documents begin with */
+} kinds[] = {{20240520, 1, 2, 50256}, {20240801, 7, 4, 128000}};
+enum { KINDS = sizeof kinds / sizeof kinds[0] };
+
+static int32_t word(const char *data, int i)
+{
+    int32_t value;
+    memcpy(&value, data + 4 * i, sizeof value);
+    return value;
+}
+
+static const struct kind *kind_of(const char *data, size_t bytes)
+{
+    for (int i = 0; i < KINDS && bytes >= 8; i++) {
+        if (word(data, 0) == kinds[i].magic) {
+            return &kinds[i];
+        }
+    }
+    return NULL;
+}
+
+bool token_llmc_is(const char *data, size_t bytes)
+{
+    return kind_of(data, bytes) != NULL || (bytes >= 8 && word(data, 0) == QUESTIONS);
+}
+
+static enum status check_header(const struct token_store *store, const struct kind *kind)
+{
+    const char *data = store->map.data;
+    const size_t bytes = store->map.bytes;
+    if (kind == NULL) {
+        return status_fail(STATUS_DATA, "%s: llm.c's multiple-choice questions, not tokens",
+                           store->path);
+    }
+    if (word(data, 1) != kind->version) {
+        return status_fail(STATUS_DATA,
+                           "%s: version %d of llm.c's files with magic %d; %d is built",
+                           store->path, word(data, 1), kind->magic, kind->version);
+    }
+    const int64_t count = bytes >= HEADER ? word(data, 2) : 0;
+    if (bytes < HEADER || count < 0 || HEADER + count * kind->width != (int64_t)bytes) {
+        return status_fail(STATUS_DATA,
+                           "%s: %zu bytes, but its header says %lld tokens of %d bytes: truncated?",
+                           store->path, bytes, (long long)count, kind->width);
+    }
+    return count > 0 ? STATUS_OK : status_fail(STATUS_DATA, "%s: no tokens in it", store->path);
+}
+
+/* A document begins with the first token, and wherever the format's id stands. */
+static int64_t cut(struct token_store *store, int64_t begin)
+{
+    int64_t documents = 1;
+    for (int64_t i = 1; i < store->tokens; i++) {
+        if (token_store_get(store, i) == begin) {
+            if (store->document_offsets != NULL) {
+                store->document_offsets[documents] = i;
+            }
+            documents++;
+        }
+    }
+    return documents;
+}
+
+enum status token_llmc_open(struct token_store *store)
+{
+    const struct kind *kind = kind_of(store->map.data, store->map.bytes);
+    TRY(check_header(store, kind));
+    store->format = "llm.c";
+    store->tokens = word(store->map.data, 2);
+    store->width = kind->width;
+    store->largest_id = kind->width == 2 ? UINT16_MAX : INT32_MAX;
+    store->token_data = store->map.data + HEADER;
+    store->eos_id = kind->begin;
+    TRY(token_store_reserve(store, cut(store, kind->begin)));
+    cut(store, kind->begin);
+    store->document_offsets[0] = 0;
+    store->document_offsets[store->documents] = store->tokens;
+    return STATUS_OK;
+}
