@@ -74,8 +74,9 @@ static void expect_reads_back(const struct config *config)
                                        [FIELD_REAL] = 8,
                                        [FIELD_TEXT] = sizeof(char *),
                                        [FIELD_ENUM] = sizeof(int),
-                                       [FIELD_TEXTS] = 8, /* the counts */
-                                       [FIELD_REALS] = sizeof(struct config_reals)};
+                                       [FIELD_TEXTS] = 8, /* the counts, here and of sources */
+                                       [FIELD_REALS] = sizeof(struct config_reals),
+                                       [FIELD_SOURCES] = 8};
         const char *s = field->kind == FIELD_TEXT ? *(char *const *)a : NULL,
                    *t = field->kind == FIELD_TEXT ? *(char *const *)b : NULL;
         const bool same = field->kind != FIELD_TEXT ? memcmp(a, b, bytes[field->kind]) == 0
