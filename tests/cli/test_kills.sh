@@ -7,7 +7,7 @@ set -euo pipefail
 count=${3:-20}
 RANDOM=${4:-1}
 more=("${@:5}")
-steps=60
+steps=30
 make_data
 make_config
 sed -i "s/micro_batch: 2, global_batch: 8/micro_batch: 1, global_batch: 4/" "$work/tiny.yaml"
@@ -93,7 +93,8 @@ while [ "$done_kills" -lt "$count" ]; do
         interrupt $(((RANDOM * 32768 + RANDOM) % takes[$layout]))
         starts=$((starts + 1))
         [ "$hit" = 1 ] || continue
-        case $rc in 137 | 1 | 143) ;; *) fail "exit code $rc after SIGKILL to $victim"; show_last ;; esac
+        # 141: mpirun wrote to ranks that were gone; 70: a rank that was left missed the others first
+        case $rc in 137 | 1 | 143 | 141 | 70) ;; *) fail "exit code $rc after SIGKILL to $victim"; show_last ;; esac
         kills[$victim]=$((kills[$victim] + 1))
         done_kills=$((done_kills + 1))
         pending=$((pending + 1))

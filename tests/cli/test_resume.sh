@@ -38,7 +38,7 @@ echo "a schedule with a past: killed, not asked for fewer steps"
 cosine="schedule.kind=cosine schedule.warmup_steps=5 checkpoint.every_steps=7"
 expect_rc 0 train_on 1 1 "$work/cosine" $cosine
 # The kill is at the second save (step 14): steps 8 to 14 are done again.
-expect_rc 137 "$binary" train "$work/tiny.yaml" "run.dir=$work/killed" $cosine debug.fault=io:kill-after:60
+expect_rc 137 "$binary" train "$work/tiny.yaml" "run.dir=$work/killed" $cosine checkpoint.async=false debug.fault=io:kill-after:60
 killed_at=$(metric "$work/killed" step | tail -n 1)
 [ "$killed_at" -lt 20 ] || fail "it was not killed before its end (step $killed_at)"
 expect_rc 0 train_on 1 1 "$work/killed" $cosine
