@@ -483,6 +483,7 @@ enum status io_write_file(const char *path, const void *data, size_t bytes)
     if (snprintf(beside, sizeof beside, "%s.tmp", path) >= MAX_PATH) {
         return status_fail(STATUS_IO, "path too long: %s", path);
     }
+    TRY(io_check_output(path));
     TRY(io_create(&file, beside));
     enum status status = io_write(&file, data, bytes);
     status = status == STATUS_OK ? io_sync(&file) : status;

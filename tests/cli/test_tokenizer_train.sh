@@ -96,6 +96,7 @@ expect_text "fewer than the 4000 asked for"
 
 echo "what is wrong is said"
 expect_error 64 "--vocab-size N and --output FILE are needed" "$binary" tokenizer train more.txt
+expect_error 64 "tokenizer train: too few arguments" "$binary" tokenizer train --vocab-size 300 --output x.json
 expect_error 64 "a vocabulary of 256 has no room" "$binary" tokenizer train --vocab-size 256 --output x.json more.txt
 expect_error 64 "no pattern 'gpt3'" "$binary" tokenizer train --vocab-size 300 --pattern gpt3 --output x.json more.txt
 expect_error 64 "'<s>' is given twice" "$binary" tokenizer train --vocab-size 300 --special "<s>" --special "<s>" --output x.json more.txt

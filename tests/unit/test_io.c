@@ -187,7 +187,8 @@ static void test_only_files_are_replaced(void **state)
         assert_int_equal(io_check_output(others[i]), STATUS_USAGE);
         expect_message("name a file to write");
     }
-    assert_int_equal(io_write_file("pipe", "x", 1), STATUS_IO);
+    assert_int_equal(io_write_file("pipe", "x", 1), STATUS_USAGE);
+    assert_int_equal(io_rename("file", "pipe"), STATUS_IO);
     expect_message("a pipe or a device");
     assert_int_equal(stat("pipe", &info), 0);
     assert_true(S_ISFIFO(info.st_mode));
