@@ -86,6 +86,7 @@ expect_error 64 "parallel.tp 3 does not divide the 128 heads" "$binary" plan "${
 expect_rc 0 "$binary" plan "$source_dir/configs/mixtral-8x7b.yaml" cluster.nodes=4 cluster.gpus_per_node=4 cluster.gpu=h100
 expect_text "routing is not limited to groups"
 expect_error 64 "x tp 1 does not divide the 800 ranks" "$binary" plan "${v3[@]}" cluster.nodes=100
+expect_rc 0 "$binary" plan "${v3[@]}" model.num_nextn_predict_layers=16 parallel.pp=64 parallel.ep=8 cluster.nodes=64 # modules on several stages
 expect_error 64 "train.global_batch 15360 is not a multiple of train.micro_batch 256" "$binary" plan "${v3[@]}" train.micro_batch=256
 expect_error 64 "parallel.pp 64 is more than the model's 62 blocks" "$binary" plan "${v3[@]}" parallel.pp=64 parallel.ep=1 cluster.nodes=8
 expect_error 64 "cluster.pipeline dualpipe needs" "$binary" plan "${v3[@]}" train.global_batch=3840 train.batch_ramp.start=3840 train.batch_ramp.increment=3840 cluster.pipeline=dualpipe

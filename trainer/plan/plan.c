@@ -371,7 +371,8 @@ static enum status measure(struct planner *p)
     for (int64_t s = 0; s < plan->pp; s++) {
         const struct stage *own = &plan->stage[s], *last = s > 0 ? own - 1 : own;
         const bool middle = s > 1 && !own->head && own->blocks == last->blocks &&
-                            last->first >= plan->arch.dense_layers;
+                            last->first >= plan->arch.dense_layers &&
+                            own->first + own->blocks <= plan->arch.layers;
         if (middle) {
             p->memory[s] = p->memory[s - 1];
         } else {
