@@ -102,6 +102,9 @@ expect_rc 0 "$binary" plan "$mixtral" --search --stages cluster.pipeline=zero_bu
 expect_text "cluster.pipeline=zero_bubble"
 expect_rc 0 "$binary" plan "$mixtral" cluster.gpus_per_node=6 cluster.nodes=4 train.global_batch=1152
 expect_text "ep 8 spans 2 nodes"
+expect_rc 0 "$binary" plan "$source_dir/configs/deepseek-v2-lite.yaml" parallel.pp=16 cluster.nodes=16 cluster.gpus_per_node=8 train.global_batch=15360 cluster.pipeline=dualpipe --json
+cp "$out" plan.json
+expect_rc 0 python3 -c 'import json, sys; b = json.load(open(sys.argv[1]))["blocks_of_stages"]; assert sum(b) == 27 and min(b) == 1, b' plan.json
 cat >held.py <<'EOF'
 import json, subprocess, sys
 def plan(pipeline):
