@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "checkpoints/block_queue.h"
 #include "kernels/base/hash.h"
 #include "kernels/base/io.h"
 
@@ -27,22 +28,52 @@ static enum status join(char out[MAX_PATH], const char *path, const char *name)
                : status_fail(STATUS_IO, "path too long: %s/%s", path, name);
 }
 
+/* The result of the oldest job, which is released. */
+static enum status finish_oldest(struct block_queue *queue)
+{
+    const struct block_job *job = block_queue_wait(queue);
+    const enum status status =
+        job->status == STATUS_OK ? STATUS_OK : status_lines(job->status, job->message);
+    block_queue_release(queue);
+    return status;
+}
+
+static enum status finish_all(struct block_queue *queue)
+{
+    while (block_queue_oldest(queue) != NULL) {
+        TRY(finish_oldest(queue));
+    }
+    return STATUS_OK;
+}
+
+/* One block is filled and hashed while those before it are written. */
+static enum status queue_blocks(struct block_queue *queue, struct io_file *file, int64_t bytes,
+                                blocks_source source, void *context, uint64_t *hash)
+{
+    for (int64_t b = 0; b < manifest_blocks(bytes); b++) {
+        struct block_job *job = block_queue_free(queue);
+        while (job == NULL) {
+            TRY(finish_oldest(queue));
+            job = block_queue_free(queue);
+        }
+        job->file = file;
+        job->write = true;
+        job->offset = b * MANIFEST_BLOCK_BYTES;
+        job->bytes = (size_t)block_size(bytes, b);
+        TRY(source(context, job->offset, job->buffer, job->bytes));
+        hash[b] = hash_bytes(job->buffer, job->bytes);
+        block_queue_submit(queue);
+    }
+    return finish_all(queue);
+}
+
 static enum status write_blocks(struct io_file *file, int64_t bytes, blocks_source source,
                                 void *context, uint64_t *hash)
 {
-    char *buffer = blocks_buffer();
-    enum status status =
-        buffer != NULL ? STATUS_OK
-                       : status_fail(STATUS_RESOURCE, "out of memory for writing a checkpoint");
-    for (int64_t b = 0; b < manifest_blocks(bytes) && status == STATUS_OK; b++) {
-        const size_t size = (size_t)block_size(bytes, b);
-        status = source(context, b * MANIFEST_BLOCK_BYTES, buffer, size);
-        if (status == STATUS_OK) {
-            hash[b] = hash_bytes(buffer, size);
-            status = io_pwrite(file, buffer, size, b * MANIFEST_BLOCK_BYTES);
-        }
-    }
-    free(buffer);
+    struct block_queue queue;
+    TRY(block_queue_open(&queue));
+    const enum status status = queue_blocks(&queue, file, bytes, source, context, hash);
+    block_queue_close(&queue);
     return status;
 }
 
@@ -96,16 +127,15 @@ struct check {
     void *context;
 };
 
-static enum status check_block(struct io_file *file, const struct manifest *manifest, int64_t index,
-                               int64_t block, char *buffer, const struct check *check)
+/* A block that was read. */
+static enum status check_block(const struct manifest_file *entry, int64_t index, int64_t block,
+                               const struct block_job *job, const struct check *check)
 {
-    const struct manifest_file *entry = &manifest->file[index];
-    const size_t size = (size_t)block_size(entry->bytes, block);
-    const int64_t begin = block * MANIFEST_BLOCK_BYTES;
-    enum status status = io_pread(file, buffer, size, begin);
-    if (status == STATUS_OK && hash_bytes(buffer, size) != entry->block[block]) {
-        status = status_fail(STATUS_DATA, "%s: damaged in block %lld (bytes from %lld)", file->path,
-                             (long long)block, (long long)begin);
+    enum status status =
+        job->status == STATUS_OK ? STATUS_OK : status_lines(job->status, job->message);
+    if (status == STATUS_OK && hash_bytes(job->buffer, job->bytes) != entry->block[block]) {
+        status = status_fail(STATUS_DATA, "%s: damaged in block %lld (bytes from %lld)",
+                             job->file->path, (long long)block, (long long)job->offset);
     }
     if (status != STATUS_OK && check->bad != NULL) {
         check->bad(check->context, index, block);
@@ -114,24 +144,39 @@ static enum status check_block(struct io_file *file, const struct manifest *mani
     return status;
 }
 
+static void read_ahead(struct block_queue *queue, struct io_file *file, int64_t bytes,
+                       int64_t *next)
+{
+    for (struct block_job *job = block_queue_free(queue);
+         job != NULL && *next < manifest_blocks(bytes); job = block_queue_free(queue)) {
+        job->file = file;
+        job->write = false;
+        job->offset = *next * MANIFEST_BLOCK_BYTES;
+        job->bytes = (size_t)block_size(bytes, (*next)++);
+        block_queue_submit(queue);
+    }
+}
+
+/* Blocks are read while those before them are hashed. */
 static enum status compare(struct io_file *file, const struct manifest *manifest, int64_t index,
                            const struct check *check)
 {
     const struct manifest_file *entry = &manifest->file[index];
-    int64_t bytes = 0;
+    struct block_queue queue;
+    int64_t bytes = 0, next = 0;
     TRY(io_size(file, &bytes));
     if (bytes != entry->bytes) {
         return status_fail(STATUS_DATA, "%s: %lld bytes, the manifest says %lld", file->path,
                            (long long)bytes, (long long)entry->bytes);
     }
-    char *buffer = blocks_buffer();
-    enum status status = buffer != NULL
-                             ? STATUS_OK
-                             : status_fail(STATUS_RESOURCE, "out of memory for reading a file");
+    TRY(block_queue_open(&queue));
+    enum status status = STATUS_OK;
     for (int64_t b = 0; b < manifest_blocks(bytes) && status == STATUS_OK; b++) {
-        status = check_block(file, manifest, index, b, buffer, check);
+        read_ahead(&queue, file, bytes, &next);
+        status = check_block(entry, index, b, block_queue_wait(&queue), check);
+        block_queue_release(&queue);
     }
-    free(buffer);
+    block_queue_close(&queue);
     return status;
 }
 

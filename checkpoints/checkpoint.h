@@ -88,8 +88,8 @@ void checkpoint_close(struct checkpoint_reader *reader); /* accepts NULL */
 /* What the checkpoint holds: tensors with dtype and shape (checkpoints/manifest.h). */
 const struct manifest *checkpoint_contents(const struct checkpoint_reader *reader);
 /* Local. Elements [first, first + count) of a tensor as they are stored. The 4 MiB block read last
- * is kept, so that small reads in a row cost little. Blocks are verified before use: STATUS_DATA;
- * no such tensor: STATUS_MISMATCH. */
+ * is kept, and those behind it are read meanwhile, so that reads in a row cost little. Blocks are
+ * verified before use: STATUS_DATA; no such tensor: STATUS_MISMATCH. */
 enum status checkpoint_read(struct checkpoint_reader *reader, const char *name, int64_t first,
                             int64_t count, void *to) __attribute__((warn_unused_result));
 

@@ -2,7 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "checkpoints/blocks.h"
+#include "checkpoints/block_queue.h"
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/manifest.h"
 #include "kernels/base/hash.h"
@@ -99,43 +99,131 @@ static int by_place(const void *a, const void *b)
                               : (x->begin > y->begin) - (x->begin < y->begin);
 }
 
-/* The file being read and its block in memory. */
+/* The file being read, and its blocks in memory or on their way: the oldest of the queue is the one
+ * that was used last. */
 struct reader {
     struct io_file file;
     const struct manifest_file *entry;
-    int64_t open;  /* index of file, -1: none */
-    int64_t block; /* in buffer, -1: none */
-    char *buffer;  /* [MANIFEST_BLOCK_BYTES] */
+    int64_t open;      /* index of file, -1: none */
+    int64_t verified;  /* the block at the front whose hash agrees, -1: none */
+    int64_t asked;     /* the block asked for last, -1: none */
+    int64_t last, run; /* the block used last, -1: none; how many one after another it ends */
+    struct block_queue queue;
 };
 
-static enum status load_block(struct reader *reader, int64_t block, const char *tensor)
+/* Where the file's next block that is wanted comes from: what is left of a list. */
+struct outlook {
+    const struct wanted *item; /* the one being copied */
+    int64_t count;             /* items from it on */
+    bool goes_on;              /* blocks behind the last item may be asked for next */
+};
+
+static bool ask(struct reader *reader, int64_t block)
 {
+    struct block_job *job = block_queue_free(&reader->queue);
     const int64_t begin = block * MANIFEST_BLOCK_BYTES, left = reader->entry->bytes - begin;
-    const size_t bytes = (size_t)(left < MANIFEST_BLOCK_BYTES ? left : MANIFEST_BLOCK_BYTES);
-    if (reader->block == block) {
+    if (job == NULL || left <= 0) {
+        return false;
+    }
+    job->file = &reader->file;
+    job->write = false;
+    job->offset = begin;
+    job->bytes = (size_t)(left < MANIFEST_BLOCK_BYTES ? left : MANIFEST_BLOCK_BYTES);
+    reader->asked = block;
+    block_queue_submit(&reader->queue);
+    return true;
+}
+
+static void forget_blocks(struct reader *reader)
+{
+    while (block_queue_wait(&reader->queue) != NULL) {
+        block_queue_release(&reader->queue);
+    }
+    reader->verified = reader->asked = -1;
+}
+
+static int64_t front_block(const struct reader *reader)
+{
+    const struct block_job *job = block_queue_oldest(&reader->queue);
+    return job != NULL ? job->offset / MANIFEST_BLOCK_BYTES : -1;
+}
+
+/* Brings `block` to the front: it is there, on its way, or asked for now. */
+static void bring(struct reader *reader, int64_t block)
+{
+    while (front_block(reader) >= 0 && front_block(reader) < block) {
+        (void)block_queue_wait(&reader->queue);
+        block_queue_release(&reader->queue);
+    }
+    if (front_block(reader) != block) {
+        forget_blocks(reader);
+        ask(reader, block);
+    }
+}
+
+/* Asks for the blocks behind `block` that the list wants of this file, as many as fit. */
+static void look_ahead(struct reader *reader, int64_t block, const struct outlook *outlook)
+{
+    int64_t next = reader->asked > block ? reader->asked + 1 : block + 1;
+    if (block_queue_free(&reader->queue) == NULL) {
+        return;
+    }
+    for (int64_t i = 0; i < outlook->count && outlook->item[i].file == reader->open; i++) {
+        const int64_t first = outlook->item[i].begin / MANIFEST_BLOCK_BYTES,
+                      last = (outlook->item[i].end - 1) / MANIFEST_BLOCK_BYTES;
+        for (next = next > first ? next : first; next <= last; next++) {
+            if (!ask(reader, next)) {
+                return;
+            }
+        }
+    }
+    /* A guess costs at most as much again as what was right before it. */
+    while (outlook->goes_on && next - block <= reader->run && ask(reader, next)) {
+        next++;
+    }
+}
+
+/* The block, verified, in *data until the next call. */
+static enum status load_block(struct reader *reader, int64_t block, const struct outlook *outlook,
+                              const char **data)
+{
+    const char *tensor = outlook->item->slice->name;
+    bring(reader, block);
+    reader->run = block == reader->last + 1 ? reader->run + 1
+                  : block == reader->last   ? reader->run
+                                            : 1;
+    reader->last = block;
+    look_ahead(reader, block, outlook);
+    const struct block_job *job = block_queue_wait(&reader->queue);
+    *data = job->buffer;
+    if (job->status != STATUS_OK) {
+        char message[sizeof job->message];
+        memcpy(message, job->message, sizeof message);
+        forget_blocks(reader);
+        return status_fail(STATUS_DATA, "%s, tensor %s", message, tensor);
+    }
+    if (reader->verified == block) {
         return STATUS_OK;
     }
-    reader->block = -1;
-    if (io_pread(&reader->file, reader->buffer, bytes, begin) != STATUS_OK) {
-        return status_fail(STATUS_DATA, "%s, tensor %s", status_message(), tensor);
-    }
-    if (hash_bytes(reader->buffer, bytes) != reader->entry->block[block]) {
+    if (hash_bytes(job->buffer, job->bytes) != reader->entry->block[block]) {
         return status_fail(STATUS_DATA, "%s: damaged in block %lld (bytes from %lld), tensor %s",
-                           reader->file.path, (long long)block, (long long)begin, tensor);
+                           reader->file.path, (long long)block, (long long)job->offset, tensor);
     }
-    reader->block = block;
+    reader->verified = block;
     return STATUS_OK;
 }
 
-static enum status copy_wanted(struct reader *reader, const struct wanted *wanted)
+static enum status copy_wanted(struct reader *reader, const struct outlook *outlook)
 {
+    const struct wanted *wanted = outlook->item;
+    const struct checkpoint_slice *slice = wanted->slice;
     for (int64_t at = wanted->begin; at < wanted->end;) {
         const int64_t block = at / MANIFEST_BLOCK_BYTES,
                       border = (block + 1) * MANIFEST_BLOCK_BYTES;
         const int64_t to = border < wanted->end ? border : wanted->end;
-        TRY(load_block(reader, block, wanted->slice->name));
-        const struct checkpoint_slice *slice = wanted->slice;
-        const char *from = reader->buffer + (at - block * MANIFEST_BLOCK_BYTES);
+        const char *data = NULL;
+        TRY(load_block(reader, block, outlook, &data));
+        const char *from = data + (at - block * MANIFEST_BLOCK_BYTES);
         char *place = wanted->to + (at - wanted->begin);
         if (slice->write != NULL) {
             slice->write(slice, place, from, (size_t)(to - at));
@@ -152,7 +240,9 @@ static enum status close_file(struct reader *reader)
     if (reader->open < 0) {
         return STATUS_OK;
     }
-    reader->open = -1;
+    forget_blocks(reader);
+    reader->open = reader->last = -1;
+    reader->run = 0;
     return io_close(&reader->file);
 }
 
@@ -165,7 +255,6 @@ static enum status open_file(struct reader *reader, const char *path,
     }
     TRY(close_file(reader));
     reader->entry = &manifest->file[wanted->file];
-    reader->block = -1;
     if (snprintf(name, sizeof name, "%s/%s", path, reader->entry->name) >= MAX_PATH) {
         return status_fail(STATUS_DATA, "path too long: %s", path);
     }
@@ -181,20 +270,21 @@ static enum status open_file(struct reader *reader, const char *path,
 }
 
 static enum status read_list(struct reader *reader, const char *path,
-                             const struct manifest *manifest, const struct wanted_list *list)
+                             const struct manifest *manifest, const struct wanted_list *list,
+                             bool goes_on)
 {
     for (int64_t i = 0; i < list->count; i++) {
+        const struct outlook outlook = {&list->item[i], list->count - i, goes_on};
         TRY(open_file(reader, path, manifest, &list->item[i]));
-        TRY(copy_wanted(reader, &list->item[i]));
+        TRY(copy_wanted(reader, &outlook));
     }
     return STATUS_OK;
 }
 
 static enum status reader_init(struct reader *reader)
 {
-    *reader = (struct reader){.open = -1, .block = -1, .buffer = blocks_buffer()};
-    return reader->buffer != NULL ? STATUS_OK
-                                  : status_fail(STATUS_RESOURCE, "out of memory for a block");
+    *reader = (struct reader){.open = -1, .verified = -1, .asked = -1, .last = -1};
+    return block_queue_open(&reader->queue);
 }
 
 static enum status read_all(const char *path, const struct manifest *manifest,
@@ -205,9 +295,9 @@ static enum status read_all(const char *path, const struct manifest *manifest,
     if (list->count > 0) {
         qsort(list->item, (size_t)list->count, sizeof *list->item, by_place);
     }
-    const enum status status = read_list(&reader, path, manifest, list),
+    const enum status status = read_list(&reader, path, manifest, list, false),
                       closed = close_file(&reader);
-    free(reader.buffer);
+    block_queue_close(&reader.queue);
     return status == STATUS_OK ? closed : status;
 }
 
@@ -281,7 +371,7 @@ void checkpoint_close(struct checkpoint_reader *reader)
     if (reader != NULL) {
         const enum status ignored = close_file(&reader->reader); /* it was only read */
         (void)ignored;
-        free(reader->reader.buffer);
+        block_queue_close(&reader->reader.queue);
         free(reader->list.item);
         manifest_free(&reader->manifest);
         free(reader);
@@ -291,6 +381,17 @@ void checkpoint_close(struct checkpoint_reader *reader)
 const struct manifest *checkpoint_contents(const struct checkpoint_reader *reader)
 {
     return &reader->manifest;
+}
+
+/* Whether a call begins where the one before ended: the next one may do so, too. */
+static bool continues(const struct checkpoint_reader *reader)
+{
+    const struct reader *of = &reader->reader;
+    const struct wanted *first = reader->list.item;
+    const int64_t front = front_block(of);
+    const int64_t block = reader->list.count > 0 ? first->begin / MANIFEST_BLOCK_BYTES : -1;
+    return reader->list.count > 0 && of->open == first->file && front >= 0 &&
+           (block == front || block == front + 1);
 }
 
 enum status checkpoint_read(struct checkpoint_reader *reader, const char *name, int64_t first,
@@ -305,5 +406,6 @@ enum status checkpoint_read(struct checkpoint_reader *reader, const char *name, 
     }
     reader->list.count = 0;
     TRY(plan_slice(&reader->list, reader->path, &reader->manifest, &slice));
-    return read_list(&reader->reader, reader->path, &reader->manifest, &reader->list);
+    const bool goes_on = continues(reader);
+    return read_list(&reader->reader, reader->path, &reader->manifest, &reader->list, goes_on);
 }

@@ -44,6 +44,16 @@ double device_peak_flops(struct device *device, enum dtype dtype)
     return device->peak_flops(device, dtype);
 }
 
+int device_kernels(const struct device_kernel **list)
+{
+    return cuda_device_kernels(list);
+}
+
+double device_fp8_seconds(bool weight, int64_t rows, int64_t out, int64_t in, int64_t groups)
+{
+    return cuda_device_fp8_seconds(weight, rows, out, in, groups);
+}
+
 void device_built(char *out, size_t bytes)
 {
     const char *cuda = cuda_device_built();

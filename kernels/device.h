@@ -55,6 +55,21 @@ void *device_stream(const struct device *device);
 /* Measured peak of a large GEMM on this device, FLOP/s; takes a tenth of a second. */
 double device_peak_flops(struct device *device, enum dtype dtype);
 
+/* What the compiler says of a CUDA kernel in this binary, for sm_90a. */
+struct device_kernel {
+    const char *name;         /* "norm_forward_kernel<float>" */
+    int registers;            /* of a thread */
+    int shared_bytes;         /* static, of a block */
+    int spilled, stack_bytes; /* bytes of a thread */
+};
+/* By name, *list[0 .. result). Without nvcc there are none. */
+int device_kernels(const struct device_kernel **list);
+
+/* Seconds that FP8's product y[rows,out] = x[rows,in] w^T, of `groups` w, would take on an H100 by
+ * the model that chooses its tiles; weight: dw[out,in] of so many tokens. NAN where the binary has
+ * no such kernels. */
+double device_fp8_seconds(bool weight, int64_t rows, int64_t out, int64_t in, int64_t groups);
+
 /* The devices in this binary: "cpu (oneDNN), cuda 13.0 (sm_80, sm_90a)". */
 void device_built(char *out, size_t bytes);
 

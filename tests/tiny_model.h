@@ -66,6 +66,8 @@ struct tiny {
     int64_t documents[2];
     struct token_store store;
     struct loader loader;
+    struct mixture_source source;
+    struct mixture mixture;
     struct model model;
     struct stepper stepper;
 };
@@ -97,8 +99,9 @@ static inline enum status tiny_data(struct tiny *tiny)
                                        .width = 4,
                                        .token_data = tiny->tokens,
                                        .document_offsets = tiny->documents};
-    return loader_init(&tiny->loader, &tiny->store, tiny->config.train.sequence_length, false,
-                       false, tiny->config.run.seed);
+    TRY(loader_init(&tiny->loader, &tiny->store, tiny->config.train.sequence_length, false, false,
+                    tiny->config.run.seed));
+    return mixture_single(&tiny->mixture, &tiny->source, &tiny->loader);
 }
 
 /* Collective over world. overrides: [TINY_OVERRIDES] "a.b=v", NULL where there are fewer. */
@@ -116,12 +119,13 @@ static inline enum status tiny_open(struct tiny *tiny, struct comm *world, const
                    tiny->config.train.micro_batch, tiny->config.train.sequence_length, true));
     model_initialize(&tiny->model);
     TRY(tiny_data(tiny));
-    return stepper_init(&tiny->stepper, &tiny->model, &tiny->loader);
+    return stepper_init(&tiny->stepper, &tiny->model, &tiny->mixture);
 }
 
 static inline void tiny_close(struct tiny *tiny)
 {
     stepper_free(&tiny->stepper);
+    mixture_free(&tiny->mixture);
     model_free(&tiny->model);
     device_close(tiny->device);
     mesh_free(&tiny->mesh);

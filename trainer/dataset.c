@@ -11,12 +11,19 @@ enum status dataset_open(struct dataset *dataset, const struct config *config, c
             "prepare the text with another tokenizer",
             path, (long long)dataset->store.vocab_size, (long long)config->model.vocab_size);
     }
+    if (config->data.packing == CONFIG_BEST_FIT) {
+        TRY(packing_init(&dataset->packing, &dataset->store, config->train.sequence_length, shuffle,
+                         config->run.seed));
+        loader_init_packed(&dataset->loader, &dataset->packing, shuffle, config->run.seed);
+        return STATUS_OK;
+    }
     return loader_init(&dataset->loader, &dataset->store, config->train.sequence_length, shuffle,
                        config->data.mask_documents, config->run.seed);
 }
 
 void dataset_close(struct dataset *dataset)
 {
+    packing_free(&dataset->packing);
     token_store_close(&dataset->store);
     *dataset = (struct dataset){0};
 }

@@ -1,4 +1,5 @@
-/* dataset: a token file opened for a model: the store and its loader, checked against the config.
+/* dataset: a token file to evaluate on: the store and its loader, checked against the config; its
+ * documents are packed where data.packing says so. Training reads sources.h.
  */
 #ifndef TRAINER_DATASET_H
 #define TRAINER_DATASET_H
@@ -8,6 +9,7 @@
 
 struct dataset {
     struct token_store store;
+    struct row_packing packing; /* zeroed without */
     struct loader loader;
 };
 

@@ -295,10 +295,10 @@ enum status metrics_step(struct metrics *metrics, int64_t step, const struct ste
     fprintf(out, "]");
     print_fp8(out, result->fp8, result->unit);
     fprintf(out,
-            ",\"phase_ms\":{\"data\":%.4g,\"forward_backward\":%.6g,\"reduce\":%.6g,\"optimizer\":"
-            "%.6g,\"save\":%.4g}}\n",
-            result->phase_ms.data, result->phase_ms.forward_backward, result->phase_ms.reduce,
-            result->phase_ms.optimizer, result->phase_ms.save);
+            ",\"phase_ms\":{\"data\":%.4g,\"data_wait\":%.4g,\"forward_backward\":%.6g,\"reduce\":%"
+            ".6g,\"optimizer\":%.6g,\"save\":%.4g}}\n",
+            result->phase_ms.data, result->phase_ms.data_wait, result->phase_ms.forward_backward,
+            result->phase_ms.reduce, result->phase_ms.optimizer, result->phase_ms.save);
     if (fflush(out) != 0) {
         return status_fail(STATUS_IO, "metrics.jsonl: cannot write step %lld: %s", (long long)step,
                            strerror(errno));

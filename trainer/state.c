@@ -139,6 +139,9 @@ char *state_text(const struct model *model, const struct progress_state *at, con
     json_t *json = json_pack("{s:I, s:I, s:I, s:s}", "step", (json_int_t)at->step, "position",
                              (json_int_t)at->position, "ranks",
                              (json_int_t)model->mesh->world->size, "config", config);
+    if (at->data.count > 0) { /* bench and verify train on no files */
+        json_object_set_new(json, "data", data_state_write(&at->data));
+    }
     json_object_set_new(json, "tokenizer", json_string(tokenizer)); /* left out when not UTF-8 */
     char *text = json_dumps(json, JSON_INDENT(1) | JSON_SORT_KEYS);
     json_decref(json);
@@ -254,6 +257,22 @@ enum status state_load_weights(struct model *model, const char *path)
     return STATUS_OK;
 }
 
+/* The masters of a checkpoint that training saved, all at once: every block is read once. */
+static enum status resume_masters(struct model *model, const char *path)
+{
+    bool masters = false;
+    enum dtype dtype = DTYPE_COUNT;
+    TRY(comm_agree(model->mesh->world, has_kind(model, path, KIND_MASTER, &masters), NULL));
+    TRY(comm_agree(model->mesh->world, checkpoint_dtype(path, model->params.table[0].name, &dtype),
+                   NULL));
+    if (!masters && dtype != DTYPE_F32) {
+        return state_load_weights(model, path);
+    }
+    TRY(load_kind(model, path, KIND_MASTER, masters ? prefix[KIND_MASTER] : ""));
+    model_publish(model);
+    return STATUS_OK;
+}
+
 static enum status load_average(struct model *model, const char *path)
 {
     bool averages = false;
@@ -275,14 +294,15 @@ static enum status read_progress(const char *path, struct progress_state *at)
     json_t *json = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
     const json_t *step = json_object_get(json, "step"),
                  *position = json_object_get(json, "position");
-    const bool good = json_is_integer(step) && json_is_integer(position);
-    *at = (struct progress_state){.step = json_integer_value(step),
-                                  .position = json_integer_value(position)};
+    const bool good = json_is_integer(step) && json_is_integer(position) &&
+                      data_state_read(json_object_get(json, "data"), &at->data);
+    at->step = json_integer_value(step);
+    at->position = json_integer_value(position);
     json_decref(json);
     free(text);
     return good ? STATUS_OK
-                : status_fail(STATUS_DATA, "%s: no step or position in the checkpoint's state",
-                              path);
+                : status_fail(STATUS_DATA,
+                              "%s: the checkpoint's state says not where the run stands", path);
 }
 
 /* The dtype of the checkpoint's moments. One written by Muon has no second moments of matrices. */
@@ -372,7 +392,7 @@ static enum status resume_average(struct model *model, const char *path)
 enum status state_load(struct model *model, const char *path, struct progress_state *at)
 {
     TRY(comm_agree(model->mesh->world, read_progress(path, at), NULL));
-    TRY(state_load_weights(model, path));
+    TRY(resume_masters(model, path));
     TRY(load_moments(model, path));
     return resume_average(model, path);
 }

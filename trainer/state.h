@@ -4,12 +4,14 @@
 #define TRAINER_STATE_H
 
 #include "checkpoints/checkpoint.h"
+#include "trainer/data_state.h"
 #include "trainer/model/model.h"
 
 /* Where a run stands. */
 struct progress_state {
-    int64_t step;     /* optimizer steps done */
-    int64_t position; /* samples consumed */
+    int64_t step;           /* optimizer steps done */
+    int64_t position;       /* samples consumed */
+    struct data_state data; /* where each source stands */
 };
 
 enum { STATE_TOKENIZER_BYTES = 64, STATE_NAME_BYTES = 128 };

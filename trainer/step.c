@@ -46,43 +46,39 @@ static size_t losses_bytes(const struct stepper *stepper)
     return (size_t)(stepper->most_units / stepper->model->mesh->dp.size) * sizeof *stepper->losses;
 }
 
-enum status stepper_init(struct stepper *stepper, struct model *model, const struct loader *loader)
+enum status stepper_init(struct stepper *stepper, struct model *model,
+                         const struct mixture *mixture)
 {
     const struct config *config = model->config;
     const int64_t micro = config->train.micro_batch, global = config->train.global_batch;
-    const int64_t ranks = model->mesh->dp.size, tokens = micro * config->train.sequence_length;
+    const int64_t ranks = model->mesh->dp.size;
     const size_t loads = (size_t)(architecture_moe_blocks(&model->arch) * model->arch.experts);
     *stepper = (struct stepper){.model = model,
-                                .loader = loader,
                                 .most_units = global / micro,
                                 .moe_blocks = architecture_moe_blocks(&model->arch)};
     TRY(stepper_check(config, ranks));
     stepper->units = stepper->most_units;
     stepper->own = stepper->units / ranks;
-    stepper->batches = calloc((size_t)stepper->own, sizeof *stepper->batches);
-    stepper->storage = calloc((size_t)(stepper->own * 4 * tokens), sizeof *stepper->storage);
+    TRY(feed_open(&stepper->feed, mixture, micro, config->train.sequence_length,
+                  model->mesh->dp.rank, ranks, stepper->own));
     stepper->own_losses = calloc((size_t)stepper->own, sizeof *stepper->own_losses);
     stepper->unit_losses = calloc((size_t)stepper->units, sizeof *stepper->unit_losses);
     stepper->expert_load = calloc((size_t)stepper->moe_blocks, sizeof *stepper->expert_load);
     stepper->load = calloc(loads, sizeof *stepper->load);
     stepper->bias = calloc(loads, sizeof *stepper->bias);
     stepper->losses = model->ops->memory_alloc(model->device, losses_bytes(stepper));
-    if (stepper->batches == NULL || stepper->storage == NULL || stepper->own_losses == NULL ||
-        stepper->unit_losses == NULL || stepper->expert_load == NULL || stepper->load == NULL ||
-        stepper->bias == NULL || stepper->losses == NULL) {
+    if (stepper->own_losses == NULL || stepper->unit_losses == NULL ||
+        stepper->expert_load == NULL || stepper->load == NULL || stepper->bias == NULL ||
+        stepper->losses == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for %lld sequences a step",
                            (long long)global);
-    }
-    for (int64_t i = 0; i < stepper->own; i++) {
-        stepper->batches[i] = batch_view(stepper->storage + i * 4 * tokens, tokens);
     }
     return STATUS_OK;
 }
 
 void stepper_free(struct stepper *stepper)
 {
-    free(stepper->batches);
-    free(stepper->storage);
+    feed_close(&stepper->feed);
     free(stepper->own_losses);
     free(stepper->unit_losses);
     free(stepper->expert_load);
@@ -95,16 +91,20 @@ void stepper_free(struct stepper *stepper)
     *stepper = (struct stepper){0};
 }
 
-/* Unit u of a step belongs to rank u % ranks. Returns the counted labels of the global batch. */
-static int64_t load_batches(struct stepper *stepper, int64_t position)
+/* Unit u of a step belongs to rank u % ranks. Returns the counted labels of the global batch; the
+ * next step's batches are begun. */
+static int64_t load_batches(struct stepper *stepper, int64_t position, int64_t batch,
+                            double *waited)
 {
+    const struct config *config = stepper->model->config;
     const struct comm *dp = &stepper->model->mesh->dp;
-    const int64_t micro = stepper->model->config->train.micro_batch;
+    const int64_t next = position + batch, size = schedule_batch(config, next);
+    const double start = step_clock();
     int64_t labels = 0;
-    for (int64_t i = 0; i < stepper->own; i++) {
-        const int64_t unit = i * dp->size + dp->rank;
-        labels +=
-            loader_batch(stepper->loader, &stepper->batches[i], position + unit * micro, micro);
+    stepper->batches = feed_take(&stepper->feed, position, stepper->own, &labels);
+    *waited = step_clock() - start;
+    if (next <= stepper->feed.mixture->end - size) {
+        feed_prepare(&stepper->feed, next, size / config->train.micro_batch / dp->size);
     }
     comm_all_reduce((struct comm *)dp, &labels, 1, DTYPE_I64, REDUCE_SUM);
     return labels;
@@ -301,7 +301,8 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     stepper->units = batch / config->train.micro_batch;
     stepper->own = stepper->units / model->mesh->dp.size;
     model_zero_grads(model);
-    const int64_t labels = load_batches(stepper, position);
+    double waited = 0;
+    const int64_t labels = load_batches(stepper, position, batch, &waited);
     const double loaded = step_clock();
     model->unit = result->unit = gradient_unit(model, labels);
     forward_backward(stepper, step, labels, result);
@@ -321,7 +322,8 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     }
     count_bad_weights(model, result); /* or the next step would be charged for this one */
     const double end = step_clock();
-    result->phase_ms = (struct phase_ms){.data = 1e3 * (loaded - start),
+    result->phase_ms = (struct phase_ms){.data = 1e3 * (loaded - start - waited),
+                                         .data_wait = 1e3 * waited,
                                          .forward_backward = 1e3 * (computed - loaded),
                                          .reduce = 1e3 * (reduced - computed),
                                          .optimizer = 1e3 * (end - held),

@@ -2,12 +2,14 @@
 #ifndef TRAINER_STEP_H
 #define TRAINER_STEP_H
 
-#include "data/loader.h"
+#include "data/feed.h"
 #include "trainer/model/model.h"
 
 /* Wall time of the parts of a step, milliseconds. */
 struct phase_ms {
-    double data, forward_backward, reduce, optimizer;
+    double data_wait; /* for the thread that makes batches, or making them */
+    double data;      /* else until the batches are there and their labels counted */
+    double forward_backward, reduce, optimizer;
     double save; /* held up by a save, between this step and the one before, too (not in step_ms) */
 };
 
@@ -31,12 +33,11 @@ struct step_result {
 /* Batches of a step on this rank. */
 struct stepper {
     struct model *model;             /* borrowed */
-    const struct loader *loader;     /* borrowed */
+    struct feed feed;                /* the batches of this rank, the next step's made meanwhile */
     int64_t most_units;              /* micro-batches of the largest global batch */
     int64_t units;                   /* of this step's: U */
     int64_t own;                     /* U / dp: this rank's */
-    struct batch *batches;           /* [own of the largest] owned */
-    int32_t *storage;                /* owned: all arrays of the batches */
+    const struct batch *batches;     /* [own] of this step, in feed */
     struct model_losses *losses;     /* [own of the largest] owned, device: of this rank's units, */
     struct model_losses *own_losses; /* owned: the same on the host, */
     struct model_losses *unit_losses; /* [most_units] owned: of all ranks */
@@ -54,9 +55,10 @@ struct stepper {
 enum status stepper_check(const struct config *config, int64_t ranks)
     __attribute__((warn_unused_result));
 
-/* Local. Errors: those of stepper_check; STATUS_RESOURCE. */
-enum status stepper_init(struct stepper *stepper, struct model *model, const struct loader *loader)
-    __attribute__((warn_unused_result));
+/* Local. Errors: those of stepper_check; STATUS_RESOURCE. The mixture stays as it is from
+ * the first step on. */
+enum status stepper_init(struct stepper *stepper, struct model *model,
+                         const struct mixture *mixture) __attribute__((warn_unused_result));
 void stepper_free(struct stepper *stepper); /* accepts a zeroed one */
 
 /* Collective. Step `step` (from 1): the global batch at sample position `position` (its size is

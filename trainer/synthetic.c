@@ -25,12 +25,14 @@ enum status synthetic_init(struct synthetic *synthetic, const struct config *con
                                             .width = 4,
                                             .token_data = synthetic->tokens,
                                             .document_offsets = synthetic->document};
-    return loader_init(&synthetic->loader, &synthetic->store, length, false, false,
-                       config->run.seed);
+    struct loader loader;
+    TRY(loader_init(&loader, &synthetic->store, length, false, false, config->run.seed));
+    return mixture_single(&synthetic->mixture, &synthetic->source, &loader);
 }
 
 void synthetic_free(struct synthetic *synthetic)
 {
+    mixture_free(&synthetic->mixture);
     free(synthetic->tokens);
     *synthetic = (struct synthetic){0};
 }

@@ -3,14 +3,15 @@
 #ifndef TRAINER_SYNTHETIC_H
 #define TRAINER_SYNTHETIC_H
 
-#include "data/loader.h"
+#include "data/mixture.h"
 #include "trainer/config/config.h"
 
 struct synthetic {
     struct token_store store;
-    struct loader loader; /* of the store, in file order */
-    uint32_t *tokens;     /* owned */
-    int64_t document[2];  /* offsets of the one document */
+    struct mixture_source source; /* the store, in file order */
+    struct mixture mixture;       /* of it alone */
+    uint32_t *tokens;             /* owned */
+    int64_t document[2];          /* offsets of the one document */
 };
 
 /* Samples for four global batches. Must not be moved afterwards. Errors: STATUS_RESOURCE. */

@@ -17,6 +17,7 @@
 #include "trainer/saving.h"
 #include "trainer/schedule.h"
 #include "trainer/signals.h"
+#include "trainer/sources.h"
 #include "trainer/state.h"
 #include "trainer/verify.h"
 #include "trainer/watchdog.h"
@@ -29,7 +30,8 @@ struct training {
     const struct config *config;
     struct comm *world;
     struct model model;
-    struct dataset train, valid;
+    struct sources train;
+    struct dataset valid;
     struct tokenizer tokenizer; /* of samples; zeroed without */
     struct stepper stepper;
     struct metrics metrics;    /* rank 0 */
@@ -51,21 +53,16 @@ static bool main_rank(const struct training *t)
 
 static enum status open_data(struct training *t)
 {
-    if (t->config->data.train == NULL) {
-        return status_fail(
-            STATUS_USAGE,
-            "key 'data.train': missing: name a token file (switchyard prepare makes one)");
-    }
-    TRY(dataset_open(&t->train, t->config, t->config->data.train, t->config->data.shuffle));
+    TRY(sources_open(&t->train, t->config));
     if (t->config->data.valid != NULL) {
         TRY(dataset_open(&t->valid, t->config, t->config->data.valid, false));
-        TRY(token_store_match(&t->train.store, &t->valid.store));
+        TRY(token_store_match(t->train.store, &t->valid.store));
     }
     if (t->config->sample.every_steps == 0) {
         return STATUS_OK;
     }
     const enum status status =
-        run_tokenizer_of_data(&t->tokenizer, &t->train.store, t->config->model.vocab_size);
+        run_tokenizer_of_data(&t->tokenizer, t->train.store, t->config->model.vocab_size);
     return status != STATUS_USAGE
                ? status
                : status_fail(STATUS_USAGE,
@@ -74,18 +71,24 @@ static enum status open_data(struct training *t)
                              status_message());
 }
 
-/* What the checkpoint's settings say is advice: where it can't be read, a note says so. */
-static void compare_settings(struct training *t, const char *path)
+/* What the checkpoint's settings say is advice: where it can't be read, a note says so, and the
+ * data goes on where a run with the settings of now would be. */
+static enum status compare_settings(struct training *t, const char *path)
 {
-    const int64_t position = t->at.position;
+    const struct progress_state saved = t->at;
+    bool alarm = false;
     const enum status status = comm_agree(
-        t->world, resume_settings(path, t->config, t->train.store.tokens, &t->at, t->resumed),
-        NULL);
+        t->world, resume_settings(path, t->config, &t->train, &t->at, t->resumed, &alarm), NULL);
     if (status != STATUS_OK) {
-        t->at.position = position;
+        t->at = saved;
+        t->at.data = t->train.origin;
         snprintf(t->resumed, sizeof t->resumed, "cannot compare settings with those saved: %s",
                  status_message());
     }
+    if (alarm && main_rank(t)) {
+        fprintf(stderr, "switchyard: warning: %s\n", t->resumed);
+    }
+    return comm_agree(t->world, sources_start(&t->train, t->config, &t->at.data), NULL);
 }
 
 /* The newest checkpoint that loads; damaged ones are passed over with a warning, each rank alike.
@@ -100,15 +103,17 @@ static enum status resume(struct training *t)
         }
         enum status status = state_load(&t->model, path, &t->at);
         if (status == STATUS_OK) {
-            status = run_tokenizer_match(t->session, path, &t->train.store);
-        }
-        if (status == STATUS_OK) {
-            compare_settings(t, path);
-            t->resumed_whole = true;
-            watchdog_saved(t->watchdog, t->at.step);
+            status = run_tokenizer_match(t->session, path, t->train.store);
         }
         if (status == STATUS_OK && main_rank(t)) {
             printf("resuming at step %lld from %s\n", (long long)t->at.step, path);
+        }
+        if (status == STATUS_OK) {
+            t->resumed_whole = true;
+            watchdog_saved(t->watchdog, t->at.step);
+            const enum status compared = compare_settings(t, path);
+            free(path);
+            return compared;
         }
         free(path);
         if (!state_try_older(t->world, status)) {
@@ -160,7 +165,7 @@ static enum status start_weights(struct training *t)
 static enum status open_saving(struct training *t)
 {
     char tokenizer[STATE_TOKENIZER_BYTES];
-    run_tokenizer_describe(&t->train.store, tokenizer);
+    run_tokenizer_describe(t->train.store, tokenizer);
     t->stepper.hold = saving_hold;
     t->stepper.hold_context = &t->saving;
     const enum status status = saving_init(&t->saving, &t->model, &t->metrics, t->checkpoints,
@@ -187,6 +192,38 @@ static enum status open_metrics(struct training *t)
     return metrics_open(&t->metrics, t->config->run.dir, t->at.step);
 }
 
+/* What a source does to its tokens, and what of them is not used. */
+static void describe_data(struct training *t)
+{
+    const struct sources *data = &t->train;
+    for (int64_t s = 0; s < data->count; s++) {
+        const struct row_packing *packing = &data->packing[s];
+        const struct loader *loader = &data->source[s].loader;
+        if (data->count > 1) {
+            metrics_say(&t->metrics, "data %lld: %s, %lld samples an epoch", (long long)s + 1,
+                        data->store[s].path, (long long)loader->samples);
+        }
+        if (loader->packing != NULL) {
+            metrics_say(&t->metrics,
+                        "%s: %lld documents packed into %lld rows, %.1f %% of them filled; %lld "
+                        "longer than %lld tokens cut (%lld tokens not used), %lld of fewer than "
+                        "two tokens left out",
+                        data->store[s].path, (long long)data->store[s].documents,
+                        (long long)packing->rows,
+                        100.0 * (double)packing->used / (double)(packing->rows * packing->length),
+                        (long long)packing->cut, (long long)packing->length + 1,
+                        (long long)packing->cut_tokens, (long long)packing->empty);
+        }
+        if (loader->fim.parts > 0) {
+            metrics_say(&t->metrics,
+                        "%s: %.4g %% of its documents with the middle to fill in (tokens %d %d %d)",
+                        data->store[s].path,
+                        100.0 * (double)loader->fim.parts / (double)fim_parts(1),
+                        loader->fim.prefix, loader->fim.suffix, loader->fim.middle);
+        }
+    }
+}
+
 static void describe(struct training *t)
 {
     const char *ignored = t->config->model.hf_ignored, *assumed = t->config->model.hf_assumed;
@@ -200,6 +237,7 @@ static void describe(struct training *t)
     if (t->resumed[0] != '\0') {
         metrics_say(&t->metrics, "%s", t->resumed);
     }
+    describe_data(t);
     const struct mesh *mesh = &t->session->mesh;
     metrics_say(
         &t->metrics,
@@ -207,7 +245,7 @@ static void describe(struct training *t)
         "%lld training samples of %lld tokens",
         (double)t->model.params.total / 1e6, (double)t->model.params.active / 1e6, t->world->size,
         t->session->threads, mesh->ep.size, mesh->dp.size,
-        (double)model_bytes(&t->model) / 1048576.0, (long long)t->train.loader.samples,
+        (double)model_bytes(&t->model) / 1048576.0, (long long)sources_samples(&t->train),
         (long long)t->config->train.sequence_length);
     if (saving_bytes(&t->saving) > 0) {
         metrics_say(&t->metrics,
@@ -217,12 +255,17 @@ static void describe(struct training *t)
     }
 }
 
-/* Whether the run starts from checkpoint.init_from. */
-static bool starts_anew(const struct training *t, bool fresh)
+static bool has_checkpoints(const struct training *t)
 {
     char path[MAX_PATH];
     run_dir_path(t->session, "checkpoints", path, sizeof path);
-    return t->config->checkpoint.init_from != NULL && (fresh || !io_exists(path));
+    return io_exists(path);
+}
+
+/* Whether the run starts from checkpoint.init_from. */
+static bool starts_anew(const struct training *t, bool fresh)
+{
+    return t->config->checkpoint.init_from != NULL && (fresh || !has_checkpoints(t));
 }
 
 /* Whatever config and data can be refused for, before a folder is made or an old run set aside. */
@@ -234,6 +277,9 @@ static enum status check(struct training *t, bool fresh)
     TRY(deadline_init(&t->deadline, config->run.time_limit));
     TRY(comm_agree(t->world, optimizer_check(config), NULL));
     TRY(comm_agree(t->world, open_data(t), NULL));
+    if (fresh || !has_checkpoints(t)) {
+        TRY(comm_agree(t->world, sources_check(&t->train, config, 0, 0), NULL));
+    }
     return starts_anew(t, fresh) ? state_check_start(t->world, config->checkpoint.init_from,
                                                      fresh ? config->run.dir : NULL)
                                  : STATUS_OK;
@@ -251,14 +297,15 @@ static enum status open_training(struct training *t, bool fresh)
                    model_init(&t->model, config, &t->session->mesh, t->session->device,
                               config->train.micro_batch, config->train.sequence_length, true),
                    NULL));
-    TRY(comm_agree(t->world, stepper_init(&t->stepper, &t->model, &t->train.loader), NULL));
+    TRY(comm_agree(t->world, stepper_init(&t->stepper, &t->model, &t->train.mixture), NULL));
     TRY(start_weights(t));
     TRY(comm_agree(t->world, open_saving(t), NULL));
+    TRY(comm_agree(t->world, sources_check(&t->train, config, t->at.step, t->at.position), NULL));
     double peak = device_peak_flops(t->session->device, t->model.act);
     comm_all_reduce(t->world, &peak, 1, DTYPE_F64, REDUCE_SUM);
     t->metrics.peak_flops = peak;
     status = main_rank(t) ? run_dir_describe(t->session, t->at.step) : STATUS_OK;
-    status = status == STATUS_OK && main_rank(t) ? run_tokenizer_keep(t->session, &t->train.store)
+    status = status == STATUS_OK && main_rank(t) ? run_tokenizer_keep(t->session, t->train.store)
                                                  : status;
     status = status == STATUS_OK && main_rank(t) ? open_metrics(t) : status;
     TRY(comm_agree(t->world, status, NULL));
@@ -276,7 +323,7 @@ static void close_training(struct training *t)
     stepper_free(&t->stepper);
     model_free(&t->model);
     tokenizer_close(&t->tokenizer);
-    dataset_close(&t->train);
+    sources_close(&t->train);
     dataset_close(&t->valid);
     io_unlock(&t->lock);
 }
@@ -372,7 +419,9 @@ static enum status one_step(struct training *t, double *seconds)
     TRY(stepper_step(&t->stepper, step, t->at.position, &result));
     *seconds = result.step_ms / 1e3;
     result.phase_ms.save += 1e3 * saving_held_up(&t->saving);
-    t->at = (struct progress_state){.step = step, .position = t->at.position + result.sequences};
+    t->at.step = step;
+    t->at.position += result.sequences;
+    sources_state(&t->train, t->at.position, &t->at.data);
     if (config->data.valid != NULL && due(step, config->eval.every_steps, config->run.steps)) {
         watchdog_enter(t->watchdog, WATCHDOG_EVALUATE, step);
         TRY(step_evaluate(&t->model, &t->valid.loader, config->eval.batches, &valid, &labels));

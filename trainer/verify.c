@@ -93,7 +93,7 @@ static enum status run_side(const struct session *session, struct mesh *mesh, st
                             NULL);
     }
     if (status == STATUS_OK) {
-        status = comm_agree(mesh->world, stepper_init(&stepper, &model, &data.loader), NULL);
+        status = comm_agree(mesh->world, stepper_init(&stepper, &model, &data.mixture), NULL);
     }
     if (status == STATUS_OK) {
         status = run_model(&model, &stepper, side, again, again_path);

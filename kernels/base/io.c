@@ -89,20 +89,39 @@ enum status io_open_read_direct(struct io_file *file, const char *path)
     return open_file(file, path, O_RDONLY, true, "open");
 }
 
+static void leave_direct(struct io_file *file)
+{
+    file->direct = fcntl(file->fd, F_SETFL, fcntl(file->fd, F_GETFL) & ~O_DIRECT) != 0;
+}
+
 /* A transfer that direct I/O would refuse switches it off for the file. */
 static void allow(struct io_file *file, const void *data, size_t bytes, int64_t offset)
 {
     const uint64_t odd = (uint64_t)(uintptr_t)data | bytes | (uint64_t)offset;
     if (file->direct && odd % IO_ALIGNMENT != 0) {
-        file->direct = fcntl(file->fd, F_SETFL, fcntl(file->fd, F_GETFL) & ~O_DIRECT) != 0;
+        leave_direct(file);
     }
+}
+
+/* Some file systems open a file for direct I/O and refuse the transfers: once more without it. */
+static bool refused(struct io_file *file)
+{
+    if (!file->direct || errno != EINVAL) {
+        return false;
+    }
+    leave_direct(file);
+    return true;
 }
 
 /* offset < 0: at the file's own position. */
 static ssize_t write_piece(struct io_file *file, const void *data, size_t bytes, int64_t offset)
 {
+    ssize_t done = -1;
     allow(file, data, bytes, offset);
-    return offset < 0 ? write(file->fd, data, bytes) : pwrite(file->fd, data, bytes, offset);
+    do {
+        done = offset < 0 ? write(file->fd, data, bytes) : pwrite(file->fd, data, bytes, offset);
+    } while (done < 0 && refused(file));
+    return done;
 }
 
 /* Where the bytes of a write went. */
@@ -165,7 +184,7 @@ enum status io_pread(struct io_file *file, void *data, size_t bytes, int64_t off
         const size_t piece = shorten ? bytes / 2 : bytes;
         allow(file, to, piece, offset);
         const ssize_t done = io_interrupted(&fault) ? -1 : pread(file->fd, to, piece, offset);
-        if (done < 0 && errno == EINTR) {
+        if (done < 0 && (errno == EINTR || refused(file))) {
             continue;
         }
         if (done < 0) {

@@ -71,6 +71,7 @@ void cuda_fp8_linear_weight(void *stream, float *dw, int64_t stride, struct fp8_
 struct cuda_fp8_tile {
     int rows, cols, stages; /* of the ring, 128 of K each */
     int shared_bytes;
+    int cluster; /* blocks that load A together: 2 side by side, or 1 */
 };
 struct cuda_fp8_shape {
     int64_t rows, out, in; /* y[rows,out] = x[rows,in] w^T; dw[out,in] from `rows` tokens */
@@ -82,6 +83,8 @@ int cuda_fp8_tiles(bool weight, int tile, struct cuda_fp8_tile *out);
 /* Predicted cycles of tile `tile`, and the tile with the least. */
 double cuda_fp8_tile_cycles(bool weight, int tile, const struct cuda_fp8_shape *shape);
 int cuda_fp8_tile_choice(bool weight, const struct cuda_fp8_shape *shape);
+/* Seconds of the best tile on an H100: kernels/device.h, device_fp8_seconds. */
+double cuda_fp8_seconds(bool weight, int64_t rows, int64_t out, int64_t in, int64_t groups);
 /* cuda_fp8_linear and cuda_fp8_linear_weight by that tile and at most so many blocks (0: one for
  * each multiprocessor), for tests and benchmarks. false: this GPU has no such kernels, or no
  * map of the operands can be made. */

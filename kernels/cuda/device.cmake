@@ -33,7 +33,7 @@ else()
 endif()
 list(APPEND cuda_architectures -gencode arch=compute_90a,code=sm_90a)
 # No exceptions and no guards: nothing of the C++ runtime is needed.
-set(cuda_flags -std=c++17 -O3 -lineinfo -I${CMAKE_SOURCE_DIR} ${cuda_architectures}
+set(cuda_flags -std=c++17 -O3 -lineinfo -Xptxas=-v -I${CMAKE_SOURCE_DIR} ${cuda_architectures}
   -Xcompiler=-fno-exceptions,-fno-rtti,-fno-threadsafe-statics,-Wall,-Wextra)
 if(SWITCHYARD_WERROR)
   list(APPEND cuda_flags -Werror all-warnings)
@@ -81,7 +81,8 @@ if(NVCC AND CUDA_INCLUDE AND CUDA_DEVICE_SOURCES AND NOT SWITCHYARD_SANITIZE)
   endif()
 endif()
 
-set(cuda_none_sources ${CMAKE_SOURCE_DIR}/kernels/cuda/device_none.c)
+set(cuda_none_sources ${CMAKE_SOURCE_DIR}/kernels/cuda/device_none.c
+  ${CMAKE_SOURCE_DIR}/kernels/cuda/kernel_list_none.c)
 twin(cuda_none_sources parallel/comm_nccl OFF)
 add_library(device_cuda_none OBJECT ${cuda_none_sources})
 target_link_libraries(device_cuda_none PRIVATE switchyard_flags)
@@ -97,6 +98,7 @@ if(CUDA_BUILT)
     add_custom_command(OUTPUT ${object}
       COMMAND bash ${CMAKE_SOURCE_DIR}/kernels/cuda/nvcc.sh ${CMAKE_CXX_COMPILER_LAUNCHER} ${NVCC} ${flags}
         -MD -MT ${object} -MF ${object}.d -c ${source} -o ${object}
+      BYPRODUCTS ${object}.info
       DEPENDS ${source} ${CMAKE_SOURCE_DIR}/kernels/cuda/nvcc.sh DEPFILE ${object}.d
       COMMENT "nvcc ${name}.cu" VERBATIM)
     list(APPEND CUDA_OBJECTS ${object})
@@ -107,7 +109,12 @@ if(CUDA_BUILT)
   set_target_properties(cuda_kernels PROPERTIES LINKER_LANGUAGE C)
   find_package(Threads REQUIRED)
   target_link_libraries(cuda_kernels INTERFACE ${CUDART_STATIC} Threads::Threads ${CMAKE_DL_LIBS} rt)
-  set(cuda_real_sources ${CUDA_DEVICE_SOURCES})
+  set(kernel_list ${CMAKE_BINARY_DIR}/cuda/kernel_list.c)
+  add_custom_command(OUTPUT ${kernel_list}
+    COMMAND bash ${CMAKE_SOURCE_DIR}/kernels/cuda/kernel_list.sh ${kernel_list} ${CUDA_OBJECTS}
+    DEPENDS ${CUDA_OBJECTS} ${CMAKE_SOURCE_DIR}/kernels/cuda/kernel_list.sh
+    COMMENT "kernel_list.c" VERBATIM)
+  set(cuda_real_sources ${CUDA_DEVICE_SOURCES} ${kernel_list})
   twin(cuda_real_sources parallel/comm_nccl NCCL_INCLUDE)
   twin(cuda_real_sources kernels/cuda/gemm_cublaslt CUBLASLT_INCLUDE)
   twin(cuda_real_sources kernels/cuda/attention_cudnn CUDNN_INCLUDE)

@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_ops_fp8.h"
 
 #ifdef CUDA_NVTX
 #include <nvtx3/nvToolsExt.h>
@@ -352,6 +353,11 @@ enum status cuda_device_open(struct device **device, const struct device_options
     open_libraries(self, options->deterministic);
     *device = &self->head;
     return STATUS_OK;
+}
+
+double cuda_device_fp8_seconds(bool weight, int64_t rows, int64_t out, int64_t in, int64_t groups)
+{
+    return cuda_fp8_seconds(weight, rows, out, in, groups);
 }
 
 const char *cuda_device_built(void)

@@ -1,6 +1,8 @@
 /* The CUDA device of binaries without CUDA. */
 #include "kernels/device_kind.h"
 
+#include <math.h>
+
 enum status cuda_device_open(struct device **device, const struct device_options *options)
 {
     *device = NULL;
@@ -9,6 +11,12 @@ enum status cuda_device_open(struct device **device, const struct device_options
         "run.device %s: not built in this binary: install the CUDA toolkit (nvcc) or "
         "set -DSWITCHYARD_CUDA=fetch, then build again; or use run.device=cpu",
         options->name);
+}
+
+double cuda_device_fp8_seconds(bool weight, int64_t rows, int64_t out, int64_t in, int64_t groups)
+{
+    (void)weight, (void)rows, (void)out, (void)in, (void)groups;
+    return (double)NAN;
 }
 
 const char *cuda_device_built(void)

@@ -11,15 +11,20 @@
  * Scales of w, one for 128 x 128, come from global memory one step ahead: all threads read the same
  * one, or two where the columns of a warpgroup lie in two blocks.
  *
+ * Layouts of CLUSTER 2 run as pairs of blocks on neighbouring tiles of the same rows. Each loads
+ * half of A's codes of a step for both, so that these come from L2 once; a stage is free when the
+ * consumers of both blocks have given it back. With an odd number of tiles across, the last pair's
+ * second tile lies past the last column: it is zeros, multiplied and not stored.
+ *
  * Rows of a tile past its group's last are the next group's: they are multiplied and not stored,
- * for a row of C depends on no other. FLOPs 2 m n k; bytes: codes of A n / cols times, of B m /
- * rows times for tiles of rows x cols, mostly from L2; C once (WEIGHT: in f32, read and written).
- * Bound: 1979 TFLOP/s; L2 gives about 47 bytes a cycle and multiprocessor at most, of which 256 x
- * 128 needs 48, 128 x 192 53 and smaller tiles more: hence the table of tiles and their cycles.
+ * for a row of C depends on no other. FLOPs 2 m n k; bytes: codes of A n / cols times (in
+ * pairs half of that), of B m / rows times for tiles of rows x cols, mostly from L2; C once (WEIGHT:
+ * in f32, read and written). Bound: 1979 TFLOP/s; L2 gives about 47 bytes a cycle and
+ * multiprocessor at most, of which 256 x 128 needs 48 (in pairs 32), 128 x 192 53 and smaller tiles
+ * more: hence the table of tiles and their cycles.
  */
-#include <math.h>
-
 #include "kernels/cuda/gemm_fp8.cuh"
+#include "kernels/cuda/gemm_fp8_cost.cuh"
 #include "kernels/cuda/gemm_hopper.cuh"
 
 enum {
@@ -38,10 +43,10 @@ static constexpr int common_divisor(int a, int b)
 }
 
 /* Two warpgroups, DOWN of them above each other. */
-template <enum gemm_pass pass_, int down, int waves, int width> struct layout {
+template <enum gemm_pass pass_, int down, int waves, int width, int cluster = 1> struct layout {
     static constexpr enum gemm_pass pass = pass_;
     static constexpr bool WEIGHT = pass == GEMM_WEIGHT;
-    static constexpr int DOWN = down, WAVES = waves, WIDTH = width;
+    static constexpr int DOWN = down, WAVES = waves, WIDTH = width, CLUSTER = cluster;
     static constexpr int TILE_M = 64 * down * waves, TILE_N = width * (2 / down);
     /* Neighbouring columns that always have the same scale of w. */
     static constexpr int SEGMENT = common_divisor(width, FP8_TILE);
@@ -55,6 +60,8 @@ template <enum gemm_pass pass_, int down, int waves, int width> struct layout {
     /* With FP8_TILE - SEGMENT before it, it ends in the second block. */
     static_assert(WEIGHT || FP8_TILE - SEGMENT + WIDTH <= 2 * FP8_TILE, "three scales of w");
     static_assert(STAGES >= 3 && TILE_N <= 256, "");
+    static constexpr int PART_M = TILE_M / CLUSTER; /* rows of A that a block loads */
+    static_assert(CLUSTER == 1 || (CLUSTER == 2 && PART_M % 8 == 0), "swizzled 8 rows at a time");
 };
 
 /* A tile of C and the steps of its sum. */
@@ -80,18 +87,20 @@ struct maps {
 /* Calls body(work) for each of the block's tiles; a whole warp calls. */
 template <class L, class F> DEVICE void for_work(const struct gemm &g, F body)
 {
-    const unsigned columns = ((unsigned)g.n + L::TILE_N - 1) / L::TILE_N;
+    constexpr unsigned ACROSS = L::TILE_N * L::CLUSTER;
+    const unsigned columns = ((unsigned)g.n + ACROSS - 1) / ACROSS;
+    const int own = L::CLUSTER > 1 ? (int)cluster_rank() * L::TILE_N : 0;
     const bool grouped = g.offset != nullptr;
     const unsigned rows = grouped && !L::WEIGHT
                               ? warp_sum(lane_tiles<unsigned>(g.offset, g.experts, L::TILE_M))
                               : ((unsigned)g.m + L::TILE_M - 1) / L::TILE_M;
     const unsigned each = rows * columns, count = L::WEIGHT ? each * (unsigned)g.experts : each;
-    for (unsigned i = blockIdx.x; i < count; i += gridDim.x) {
+    for (unsigned i = blockIdx.x / L::CLUSTER; i < count; i += gridDim.x / L::CLUSTER) {
         struct work w;
         unsigned row, column;
         w.expert = L::WEIGHT ? (int)(i / each) : 0;
         tile_order(L::WEIGHT ? i % each : i, rows, columns, &row, &column);
-        w.n = (int)column * L::TILE_N;
+        w.n = (int)(column * ACROSS) + own;
         w.first = 0;
         w.steps = ((int)g.k + FP8_TILE - 1) / FP8_TILE;
         w.m = 0;
@@ -125,7 +134,13 @@ DEVICE void produce(struct shared_tiles<L> *s, const struct maps &maps, const st
         mbarrier_wait(&s->empty[stage], ring->parity() ^ 1);
         s->work[stage] = w;
         mbarrier_arrive_expect_tx(full, L::LOADED);
-        tma_load_2d(s->a[stage], &maps.a, full, tile * FP8_TILE, w.m);
+        if constexpr (L::CLUSTER > 1) {
+            const int part = (int)cluster_rank() * L::PART_M;
+            tma_load_2d_multicast(s->a[stage] + part * FP8_TILE, &maps.a, full, tile * FP8_TILE,
+                                  w.m + part, (1 << L::CLUSTER) - 1);
+        } else {
+            tma_load_2d(s->a[stage], &maps.a, full, tile * FP8_TILE, w.m);
+        }
         tma_load_2d(s->scale_a[stage], &maps.scale_a, full, w.m, tile);
         if constexpr (L::WEIGHT) {
             tma_load_2d(s->b[stage], &maps.b, full, tile * FP8_TILE, w.n);
@@ -241,6 +256,9 @@ template <class L> DEVICE void release(struct shared_tiles<L> *s, int stage)
     if (threadIdx.x % 32 == 0) {
         mbarrier_arrive(&s->empty[stage]);
     }
+    if (L::CLUSTER > 1 && threadIdx.x % 32 == 1) {
+        mbarrier_arrive_at(&s->empty[stage], cluster_rank() ^ 1);
+    }
 }
 
 /* A tile of FORWARD. Scales of w are fetched while the step before is multiplied. */
@@ -342,6 +360,24 @@ DEVICE void store_part(const struct gemm_fp8 &p, const struct work &w,
     }
 }
 
+/* All threads of the block, or of the pair. */
+template <class L> DEVICE void all_sync()
+{
+    if constexpr (L::CLUSTER > 1) {
+        cluster_sync();
+    } else {
+        __syncthreads();
+    }
+}
+
+/* The other block may still write here, and arrive. */
+template <class L> DEVICE void leave()
+{
+    if constexpr (L::CLUSTER > 1) {
+        cluster_sync();
+    }
+}
+
 template <class L>
 __global__ void __launch_bounds__(THREADS, 1)
     gemm_fp8_sm90_kernel(const __grid_constant__ struct maps maps,
@@ -356,14 +392,8 @@ __global__ void __launch_bounds__(THREADS, 1)
     struct ring<L::STAGES> ring = {
         0
     };
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < L::STAGES; i++) {
-            mbarrier_init(&s->full[i], 1);
-            mbarrier_init(&s->empty[i], CONSUMERS / 32);
-        }
-        fence_mbarrier_init();
-    }
-    __syncthreads();
+    ring_init(s->full, s->empty, L::CLUSTER * (CONSUMERS / 32));
+    all_sync<L>();
     if (warp < 4) {
         registers_decrease<GIVEN>();
         if (warp == 0) {
@@ -376,6 +406,7 @@ __global__ void __launch_bounds__(THREADS, 1)
                 finish(s, &ring);
             }
         }
+        leave<L>();
         return;
     }
     registers_increase<TAKEN>();
@@ -384,6 +415,7 @@ __global__ void __launch_bounds__(THREADS, 1)
         mbarrier_wait(&s->full[ring.stage()], ring.parity());
         const struct work w = s->work[ring.stage()];
         if (w.steps == 0) {
+            leave<L>();
             return;
         }
         float sum[L::WAVES][L::WIDTH / 2] = {};
@@ -438,13 +470,14 @@ template <class L> static bool launch(cudaStream_t stream, const struct gemm_fp8
     constexpr int BYTES = (int)sizeof(struct shared_tiles<L>);
     static_assert(BYTES <= SHARED, "");
     const struct gemm &g = p.g;
-    const int64_t tiles =
-        row_tiles(&g, L::pass, L::TILE_M) * tiles_of(g.n, L::TILE_N) * (L::WEIGHT ? g.experts : 1);
+    const int64_t tiles = row_tiles(&g, L::pass, L::TILE_M) *
+                          tiles_of(g.n, L::TILE_N * L::CLUSTER) * (L::WEIGHT ? g.experts : 1);
+    const int64_t most = blocks / L::CLUSTER > 0 ? blocks / L::CLUSTER : 1;
     assert(tiles <= INT32_MAX);
-    const unsigned grid = (unsigned)(tiles < blocks ? tiles : blocks);
+    const unsigned grid = (unsigned)(tiles < most ? tiles : most) * L::CLUSTER;
     struct maps maps;
     const bool encoded =
-        encode_codes(&maps.a, g.a, g.m, g.lda, 0, L::TILE_M) &&
+        encode_codes(&maps.a, g.a, g.m, g.lda, 0, L::PART_M) &&
         encode_scales(&maps.scale_a, p.scale_a, g.m, g.lda, p.pitch_a, L::TILE_M) &&
         encode_codes(&maps.b, g.b, g.n, g.ldb, L::WEIGHT ? 0 : g.experts, L::TILE_N) &&
         (!L::WEIGHT || encode_scales(&maps.scale_b, p.scale_b, g.n, g.ldb, p.pitch_b, L::TILE_N));
@@ -452,7 +485,11 @@ template <class L> static bool launch(cudaStream_t stream, const struct gemm_fp8
         (void)cudaGetLastError(); /* of a launch that is not made */
         return false;
     }
-    LAUNCH(gemm_fp8_sm90_kernel<L>, grid, THREADS, BYTES, stream, maps, p);
+    if constexpr (L::CLUSTER > 1) {
+        LAUNCH_CLUSTER(gemm_fp8_sm90_kernel<L>, L::CLUSTER, grid, THREADS, BYTES, stream, maps, p);
+    } else {
+        LAUNCH(gemm_fp8_sm90_kernel<L>, grid, THREADS, BYTES, stream, maps, p);
+    }
     return true;
 }
 
@@ -463,20 +500,23 @@ struct entry {
 
 template <class L> static constexpr struct entry entry_of()
 {
-    return {{L::TILE_M, L::TILE_N, L::STAGES, (int)sizeof(struct shared_tiles<L>)}, launch<L>};
+    return {{L::TILE_M, L::TILE_N, L::STAGES, (int)sizeof(struct shared_tiles<L>), L::CLUSTER},
+            launch<L>};
 }
 
 static constexpr struct entry forward_tiles[] = {
-    entry_of<layout<GEMM_FORWARD, 1, 1, 32>>(),  entry_of<layout<GEMM_FORWARD, 1, 1, 64>>(),
-    entry_of<layout<GEMM_FORWARD, 1, 1, 128>>(), entry_of<layout<GEMM_FORWARD, 2, 1, 96>>(),
-    entry_of<layout<GEMM_FORWARD, 2, 1, 112>>(), entry_of<layout<GEMM_FORWARD, 2, 1, 128>>(),
-    entry_of<layout<GEMM_FORWARD, 2, 1, 160>>(), entry_of<layout<GEMM_FORWARD, 2, 1, 192>>(),
-    entry_of<layout<GEMM_FORWARD, 2, 2, 128>>(),
+    entry_of<layout<GEMM_FORWARD, 1, 1, 32>>(),     entry_of<layout<GEMM_FORWARD, 1, 1, 64>>(),
+    entry_of<layout<GEMM_FORWARD, 1, 1, 128>>(),    entry_of<layout<GEMM_FORWARD, 2, 1, 96>>(),
+    entry_of<layout<GEMM_FORWARD, 2, 1, 112>>(),    entry_of<layout<GEMM_FORWARD, 2, 1, 128>>(),
+    entry_of<layout<GEMM_FORWARD, 2, 1, 160>>(),    entry_of<layout<GEMM_FORWARD, 2, 1, 192>>(),
+    entry_of<layout<GEMM_FORWARD, 2, 2, 128>>(),    entry_of<layout<GEMM_FORWARD, 2, 1, 128, 2>>(),
+    entry_of<layout<GEMM_FORWARD, 2, 2, 128, 2>>(),
 };
 static constexpr struct entry weight_tiles[] = {
-    entry_of<layout<GEMM_WEIGHT, 1, 1, 64>>(),  entry_of<layout<GEMM_WEIGHT, 2, 1, 96>>(),
-    entry_of<layout<GEMM_WEIGHT, 2, 1, 128>>(), entry_of<layout<GEMM_WEIGHT, 2, 1, 160>>(),
-    entry_of<layout<GEMM_WEIGHT, 2, 1, 192>>(), entry_of<layout<GEMM_WEIGHT, 2, 2, 128>>(),
+    entry_of<layout<GEMM_WEIGHT, 1, 1, 64>>(),     entry_of<layout<GEMM_WEIGHT, 2, 1, 96>>(),
+    entry_of<layout<GEMM_WEIGHT, 2, 1, 128>>(),    entry_of<layout<GEMM_WEIGHT, 2, 1, 160>>(),
+    entry_of<layout<GEMM_WEIGHT, 2, 1, 192>>(),    entry_of<layout<GEMM_WEIGHT, 2, 2, 128>>(),
+    entry_of<layout<GEMM_WEIGHT, 2, 2, 128, 2>>(),
 };
 
 static int table(bool weight, const struct entry **entries)
@@ -486,33 +526,13 @@ static int table(bool weight, const struct entry **entries)
                         : sizeof forward_tiles / sizeof forward_tiles[0]);
 }
 
-/* Of one tile: every step takes what its slowest part takes; then it is stored. Of all: whole waves
- * of them. An expert's last row tile is half full on average. */
-static double cycles(bool weight, const struct cuda_fp8_tile &t, const struct cuda_fp8_shape &s)
-{
-    const double products = 4096, lanes = 128; /* a cycle: of 8-bit numbers, of f32 */
-    const double from_l2 = fmin(64, 6150.0 / s.multiprocessors), to_memory = 16; /* bytes a cycle */
-    const double ring = 1500; /* filling it, finding the tile, the first and last latency */
-    const double rows = t.rows, cols = t.cols, groups = (double)(s.groups > 0 ? s.groups : 1);
-    const double m = (double)(weight ? s.out : s.rows), n = (double)(weight ? s.in : s.out);
-    const double k = weight ? (double)s.rows / groups : (double)s.in;
-    const double step =
-        fmax(fmax(rows * cols * FP8_TILE / products, (rows + cols) * FP8_TILE / from_l2),
-             rows * cols * (weight ? 2 : 1) / lanes);
-    const double tile =
-        ceil(k / FP8_TILE) * step + rows * cols * (weight ? 8 : 2) / to_memory + ring;
-    const double spread = weight || groups < 2 ? 0 : fmin(groups, m) / 2;
-    const double down = ceil(m / rows + spread), across = ceil(n / cols);
-    return ceil(down * across * (weight ? groups : 1) / s.multiprocessors) * tile;
-}
-
 extern "C" {
 
 double cuda_fp8_tile_cycles(bool weight, int tile, const struct cuda_fp8_shape *shape)
 {
     const struct entry *entries;
     assert(tile >= 0 && tile < table(weight, &entries));
-    return cycles(weight, entries[tile].tile, *shape);
+    return fp8_tile_cycles(weight, entries[tile].tile, *shape);
 }
 
 int cuda_fp8_tile_choice(bool weight, const struct cuda_fp8_shape *shape)
@@ -521,11 +541,19 @@ int cuda_fp8_tile_choice(bool weight, const struct cuda_fp8_shape *shape)
     const int count = table(weight, &entries);
     int best = 0;
     for (int i = 1; i < count; i++) {
-        best = cycles(weight, entries[i].tile, *shape) < cycles(weight, entries[best].tile, *shape)
+        best = fp8_tile_cycles(weight, entries[i].tile, *shape) <
+                       fp8_tile_cycles(weight, entries[best].tile, *shape)
                    ? i
                    : best;
     }
     return best;
+}
+
+double cuda_fp8_seconds(bool weight, int64_t rows, int64_t out, int64_t in, int64_t groups)
+{
+    const double clock = 1.83e9; /* at which 132 multiprocessors reach 1979 TFLOP/s */
+    const struct cuda_fp8_shape shape = {rows, out, in, groups, 132};
+    return cuda_fp8_tile_cycles(weight, cuda_fp8_tile_choice(weight, &shape), &shape) / clock;
 }
 
 int cuda_fp8_tiles(bool weight, int tile, struct cuda_fp8_tile *out)

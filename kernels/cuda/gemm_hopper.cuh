@@ -23,6 +23,20 @@ template <int STAGES> struct ring {
     }
 };
 
+/* Makes a ring's barriers: one thread fills a stage, `readers` warps give it back. All threads call
+ * it and then wait for each other. */
+template <int STAGES>
+DEVICE void ring_init(uint64_t (&full)[STAGES], uint64_t (&empty)[STAGES], int readers)
+{
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < STAGES; i++) {
+            mbarrier_init(&full[i], 1);
+            mbarrier_init(&empty[i], (uint32_t)readers);
+        }
+        fence_mbarrier_init();
+    }
+}
+
 /* A lane's share of a warp's 16 rows of STAGED columns of C: four columns of row l / 8 and of every
  * fourth below. Whole parts of four only (wide_c). */
 template <class T> struct strip {

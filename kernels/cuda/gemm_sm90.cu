@@ -180,13 +180,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     struct ring<STAGES> ring = {
         0
     };
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < STAGES; i++) {
-            mbarrier_init(&s->full[i], 1);
-            mbarrier_init(&s->empty[i], CONSUMERS / 32);
-        }
-        fence_mbarrier_init();
-    }
+    ring_init(s->full, s->empty, CONSUMERS / 32);
     __syncthreads();
     if (warp < 4) {
         registers_decrease<GIVEN>();

@@ -3,8 +3,8 @@
  *
  * The only file with inline assembly. Every wrapper is the whole idiom (mbarrier_wait is the loop),
  * so the emulator can model what it means; its half is tests/emulator/ptx_host.h. What needs
- * sm_90a: mbarrier_*, tma_*, wgmma_*, registers_*, stmatrix_*, elect_one. From sm_80 on: mma_*,
- * cp_async_*, max_nan; from sm_89 on: e4m3x2_*. ldmatrix_*, named_barrier_*: anywhere.
+ * sm_90a: mbarrier_*, tma_*, cluster_*, wgmma_*, registers_*, stmatrix_*, elect_one. From sm_80 on:
+ * mma_*, cp_async_*, max_nan; from sm_89 on: e4m3x2_*. ldmatrix_*, named_barrier_*: anywhere.
  *
  * mbarrier: 8 bytes of shared memory. `parity` starts at 0 and flips each time the barrier
  * completes; mbarrier_wait(bar, p) returns once the phase of parity p has completed, so a consumer
@@ -13,6 +13,10 @@
  *   multiples of 16 bytes; rows outside the tensor read as zero and are not written. Written by one
  *   thread. Generic writes to shared memory need fence_proxy_async by the writers, then a barrier,
  *   before a TMA store or a wgmma reads them.
+ * Clusters: blocks launched by LAUNCH_CLUSTER run at once, numbered by cluster_rank. Another one's
+ *   shared memory may be touched (mbarrier_arrive_at, multicast) once cluster_sync has followed its
+ *   mbarrier_init, and as long as it has not returned: hence a cluster_sync at the end too. A phase
+ *   counts bytes that another block's TMA delivers, before its own thread has announced them too.
  * wgmma: all 128 threads of a warpgroup. D[64, N] += A[64, K] B[N, K]^T, A and B in shared memory;
  *   thread t holds rows 16 (t / 32) + (t % 32) / 4 (+ 8 for elements 4i + 2, 4i + 3) and columns
  *   8 i + 2 (t % 4) (+ 1). wgmma_fence before the first of a group and whenever registers of the
@@ -62,6 +66,17 @@ PTX void mbarrier_arrive_expect_tx(uint64_t *bar, uint32_t bytes)
         "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)),
         "r"(bytes)
         : "memory");
+}
+
+/* Arrives at the mbarrier that block `rank` of the cluster has at this place. */
+PTX void mbarrier_arrive_at(uint64_t *bar, uint32_t rank)
+{
+    asm volatile("{\n.reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}" ::"r"(
+                     shared_address(bar)),
+                 "r"(rank)
+                 : "memory");
 }
 
 PTX bool mbarrier_test(uint64_t *bar, uint32_t parity)
@@ -118,7 +133,19 @@ PTX void tma_load_2d(void *shared, const CUtensorMap *map, uint64_t *bar, int x,
                  : "memory");
 }
 
-/* ... of plane z. */
+/* ... into every block of the cluster whose bit of `mask` is set, at the same place of each, whose
+ * mbarrier at that place counts the bytes. */
+PTX void tma_load_2d_multicast(void *shared, const CUtensorMap *map, uint64_t *bar, int x, int y,
+                               uint16_t mask)
+{
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+        ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(shared)),
+        "l"(map), "r"(shared_address(bar)), "r"(x), "r"(y), "h"(mask)
+        : "memory");
+}
+
+/* A box of plane z. */
 PTX void tma_load_3d(void *shared, const CUtensorMap *map, uint64_t *bar, int x, int y, int z)
 {
     asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
@@ -167,6 +194,23 @@ template <int pending> PTX void tma_store_wait_read()
 template <int pending> PTX void tma_store_wait()
 {
     asm volatile("cp.async.bulk.wait_group %0;" ::"n"(pending) : "memory");
+}
+
+/* ---- clusters ---- */
+
+PTX uint32_t cluster_rank()
+{
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+/* All threads of all blocks of the cluster. */
+PTX void cluster_sync()
+{
+    asm volatile("barrier.cluster.arrive.release;\n"
+                 "barrier.cluster.wait.acquire;" ::
+                     : "memory");
 }
 
 /* ---- registers, barriers, election ---- */

@@ -181,6 +181,14 @@ make_config
 expect_rc 77 train_on 1 1 "$work/wild" train.precision=fp8 run.steps=200 optimizer.lr=100 optimizer.weight_decay=10 optimizer.clip_norm=0 schedule.kind=constant
 expect_text "FP8 tiles with NaN or infinity"
 
+echo "its kernels one by one"
+# shellcheck disable=SC2046
+expect_rc 0 "$binary" bench "$work/tiny.yaml" --kernels train.precision=fp8 $(widths_of mixtral)
+expect_text "fp8_experts_weight"
+if "$binary" --version | grep -q '^devices: .*cuda'; then
+    expect_text "gemm_fp8_sm90_kernel"
+fi
+
 echo "refusals"
 refused() {
     expect_error 64 "$1" "$binary" train "$work/tiny.yaml" "run.dir=$work/refused" "${@:2}"

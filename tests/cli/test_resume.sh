@@ -83,13 +83,13 @@ expect_same "$before" "$(cat "$work/move-fp32/metrics.jsonl")" "metrics when few
 echo "other settings are told, and where the data goes on"
 cp -r "$work/fp32-1-halves" "$work/other"
 expect_rc 0 train_on 2 2 "$work/other" model.router_jitter_noise=0.05 run.steps=22 optimizer.lr=1e-3 data.shuffle=false
-expect_text "other settings than step 20 was saved with: run.steps 20 -> 22, optimizer.lr 0.003 -> 0.001, parallel.ep 1 -> 2, data.shuffle true -> false; samples come in another order"
+expect_text "other settings than step 20 was saved with: run.steps 20 -> 22, optimizer.lr 0.003 -> 0.001, parallel.ep 1 -> 2, data.shuffle true -> false; epochs under way are read on as they were begun"
 grep -q "other settings than step 20" "$work/other/log.txt" || fail "log.txt does not tell other settings"
 # 22 steps of 8 samples of 32 tokens are 176 samples, or 117 and a third of 48.
 expect_rc 0 train_on 1 1 "$work/other" model.router_jitter_noise=0.05 run.steps=23 optimizer.lr=1e-3 data.shuffle=false \
     train.sequence_length=48
 expect_text "train.sequence_length 32 -> 48"
-expect_text "the position in the data is kept to less than one sample"
+expect_text "epochs under way are read on as they were begun"
 position=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["position"])' \
     "$work/other/checkpoints/00000023/state.json")
 expect_same "$position" $((118 + 8)) "position after another sequence length"

@@ -21,4 +21,6 @@ print(f"{name}: loss {losses[0]:.4f} to {losses[-1]:.4f} in {len(losses)} steps"
 sys.exit(not (len(losses) == 60 and losses[-1] <= losses[0] - 1.5))
 PY
 done
+expect_rc 0 "$binary" generate runs/tiny-coder-fim --fim-prefix '#define ' --fim-suffix '#endif' --count 40
+grep -q '^#define ' "$out" && grep -q '#endif$' "$out" || fail "no middle was filled in"
 finish

@@ -32,14 +32,16 @@ struct meeting {
     struct emu_at at;
 };
 
-static struct barrier barriers[BARRIERS];
+static struct barrier barriers[EMU_CLUSTER_MAX][BARRIERS], cluster;
 static struct collective collectives[WARPS][COLLECTIVES];
 static struct meeting meetings[WARPGROUPS];
 
 void barriers_begin()
 {
-    for (struct barrier &b : barriers)
-        b.arrived = b.sum[0] = b.sum[1] = 0;
+    for (struct barrier(&block)[BARRIERS] : barriers)
+        for (struct barrier &b : block)
+            b.arrived = b.sum[0] = b.sum[1] = 0;
+    cluster.arrived = 0;
     for (struct collective(&warp)[COLLECTIVES] : collectives)
         for (struct collective &c : warp)
             c.left = 0;
@@ -49,11 +51,13 @@ void barriers_begin()
 
 void barriers_end(struct emu_at)
 {
-    for (int id = 0; id < BARRIERS; id++)
-        if (barriers[id].arrived)
-            emu_fail(barriers[id].at,
-                     "barrier %d: %d of %d threads arrived and nobody completed it", id,
-                     barriers[id].arrived, barriers[id].count);
+    for (int rank = 0; rank < block_ranks(); rank++)
+        for (int id = 0; id < BARRIERS; id++) {
+            const struct barrier *b = &barriers[rank][id];
+            if (b->arrived)
+                emu_fail(b->at, "barrier %d: %d of %d threads arrived and nobody completed it", id,
+                         b->arrived, b->count);
+        }
 }
 
 static struct barrier *barrier_arrive(int id, int count, int value, struct emu_at at)
@@ -61,12 +65,12 @@ static struct barrier *barrier_arrive(int id, int count, int value, struct emu_a
     if (id < 0 || id >= BARRIERS)
         emu_fail(at, "barrier %d: there are %d", id, BARRIERS);
     if (count == 0)
-        count = block_threads();
-    else if (count % 32 || count > block_threads())
+        count = block_size();
+    else if (count % 32 || count > block_size())
         emu_fail(at,
                  "barrier %d of %d threads in a block of %d: a multiple of 32 that the block has",
-                 id, count, block_threads());
-    struct barrier *b = &barriers[id];
+                 id, count, block_size());
+    struct barrier *b = &barriers[block_rank()][id];
     if (b->arrived == 0) {
         b->count = count;
         b->at = at;
@@ -87,7 +91,7 @@ static struct barrier *barrier_arrive(int id, int count, int value, struct emu_a
 
 void emu_barrier(int id, int count, int value, int *votes, struct emu_at at)
 {
-    unsigned generation = id >= 0 && id < BARRIERS ? barriers[id].generation : 0;
+    unsigned generation = id >= 0 && id < BARRIERS ? barriers[block_rank()][id].generation : 0;
     struct barrier *b = barrier_arrive(id, count, value, at);
     if (b->generation == generation)
         block_wait(b, id ? "a named barrier" : "__syncthreads", at);
@@ -99,6 +103,20 @@ void emu_barrier(int id, int count, int value, int *votes, struct emu_at at)
 void emu_barrier_arrive(int id, int count, struct emu_at at)
 {
     barrier_arrive(id, count, 0, at);
+}
+
+void emu_cluster_sync(struct emu_at at)
+{
+    const unsigned generation = cluster.generation;
+    race_release(&cluster.race[generation & 1]);
+    if (++cluster.arrived == block_threads()) {
+        cluster.arrived = 0;
+        cluster.generation++;
+        block_wake(&cluster, 0, block_threads());
+    } else {
+        block_wait(&cluster, "cluster_sync", at);
+    }
+    race_acquire(&cluster.race[generation & 1]);
 }
 
 static const char *kind_name(enum emu_warp_kind kind)
@@ -180,7 +198,7 @@ void warpgroup_meet(const char *kind, void (*run)(int first_thread, int argument
 {
     int group = block_current() / 128;
     struct meeting *m = &meetings[group];
-    if (128 * (group + 1) > block_threads())
+    if (128 * (group + 1) > block_threads() || (block_ranks() > 1 && block_size() % 128))
         emu_fail(at, "%s: the block has no whole warpgroup %d", kind, group);
     if (m->arrived == 0) {
         m->kind = kind;

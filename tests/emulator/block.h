@@ -1,4 +1,5 @@
-/* block: the state of the block that is being executed; shared by the runtime's files only. */
+/* block: the state of the block, or cluster of blocks, that is being executed; shared by the
+ * runtime's files only. */
 #ifndef EMULATOR_BLOCK_H
 #define EMULATOR_BLOCK_H
 
@@ -74,16 +75,23 @@ static inline void asan_unpoison(const void *, size_t)
 
 /* scheduler.cpp */
 extern struct emu_thread emu_threads[EMU_THREADS_MAX];
-int block_threads();               /* threads of the block */
-int block_current();               /* number of the running thread */
+int block_threads();               /* threads of the block, or of all blocks of the cluster */
+int block_size();                  /* of one block */
+int block_ranks();                 /* blocks of the cluster */
+int block_rank();                  /* of the running thread's block in its cluster */
+bool block_runs(int rank);         /* it has threads that have not returned */
+int block_current();               /* number of the running thread, of all of the cluster */
 struct emu_thread *block_thread(); /* the running thread */
 void block_wait(const void *object, const char *waits_for, struct emu_at at);
 void block_wake(const void *object, int first, int count); /* of the threads from first on */
 void scheduler_seed_from_environment();
 
 /* shared.cpp */
+enum { SHARED_STRIDE = 256 << 10 }; /* from a block's shared memory to the next one's */
+/* Of the block that was selected last, that of the running thread: */
 extern uint8_t *emu_shared;       /* the generic proxy's view: what threads read and write */
 extern uint8_t *emu_shared_async; /* the async proxy's view: TMA stores and wgmma read this one */
+void shared_select(int rank);
 void shared_begin(size_t dynamic_bytes, size_t most); /* most: with static ones */
 /* Address of a range inside what the block has allocated, or a report. */
 uint32_t shared_range(const void *p, size_t bytes, size_t align, const char *what,
@@ -112,7 +120,7 @@ void mbarrier_check_async(uint64_t *bar, struct emu_at at);
 void tma_begin();
 bool tma_step(); /* advances copies in flight; false: there are none */
 void tma_end(struct emu_at kernel);
-/* The load in flight that writes this shared address, or NULL. */
+/* The load in flight that writes this address of the running thread's block, or NULL. */
 const struct emu_at *tma_load_at(uint32_t address);
 
 /* cp_async.cpp */
@@ -122,8 +130,8 @@ void cp_async_end(struct emu_at kernel);
 /* wgmma.cpp */
 void wgmma_begin();
 void wgmma_end(struct emu_at kernel);
-/* A wgmma in flight that reads from this shared range, or NULL. */
-const struct emu_at *wgmma_reading(uint32_t address, uint32_t bytes);
+/* A wgmma of that block in flight that reads from this shared range, or NULL. */
+const struct emu_at *wgmma_reading(int rank, uint32_t address, uint32_t bytes);
 
 /* device.cpp */
 size_t device_shared_allowed(const void *kernel);

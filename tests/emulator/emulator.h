@@ -3,7 +3,8 @@
  * Every CUDA thread is a fiber. A round resumes each runnable fiber once, in an order drawn from
  * the seed (seed 0: ascending); a fiber runs until it waits. When nothing can run any more the
  * deadlock is reported with the line every thread waits at. Blocks run one after another, in seeded
- * order. One emulated device per process; nothing here is for several host threads.
+ * order; those of a cluster together. One emulated device per process; nothing here is for several
+ * host threads.
  *
  * The runtime is never instrumented by a sanitizer: it tells the race checker itself what orders
  * what (race.h). It therefore calls no libc function that ThreadSanitizer intercepts.
@@ -24,7 +25,7 @@ struct emu_at {
 #define EMU_AT const char *emu_file = __builtin_FILE(), int emu_line = __builtin_LINE()
 #define EMU_HERE (emu_at{emu_file, emu_line})
 
-enum { EMU_SHARED_MAX = 227 << 10, EMU_THREADS_MAX = 1024, EMU_EXIT = 86 };
+enum { EMU_SHARED_MAX = 227 << 10, EMU_THREADS_MAX = 1024, EMU_CLUSTER_MAX = 4, EMU_EXIT = 86 };
 
 /* A launch; `name` and the line are for reports. */
 struct emu_grid {
@@ -33,6 +34,7 @@ struct emu_grid {
     const void *kernel;
     const char *name;
     struct emu_at at;
+    int cluster; /* blocks side by side in x that run at once; 0: 1 */
 };
 
 /* Kinds of warp collectives; lanes that meet must agree. */
@@ -88,18 +90,24 @@ void emu_barrier_arrive(int id, int count, struct emu_at at);
 const uint64_t *emu_warp(unsigned mask, enum emu_warp_kind kind, uint64_t value, bool orders,
                          struct emu_at at);
 int emu_lane(void);
+/* Clusters. */
+int emu_cluster_rank(void);
+void emu_cluster_sync(struct emu_at at);
 void emu_yield(struct emu_at at);
 
 /* PTX models; ptx.cuh says what each does. */
 void emu_mbarrier_init(uint64_t *bar, uint32_t arrivals, struct emu_at at);
 void emu_mbarrier_fence_init(void);
 void emu_mbarrier_arrive(uint64_t *bar, uint32_t bytes, struct emu_at at);
+void emu_mbarrier_arrive_at(uint64_t *bar, int rank, struct emu_at at);
 bool emu_mbarrier_test(uint64_t *bar, uint32_t parity, struct emu_at at);
 void emu_mbarrier_wait(uint64_t *bar, uint32_t parity, struct emu_at at);
 void emu_fence_proxy_async(void);
 void emu_tma_load(void *shared, const void *global, uint32_t bytes, uint64_t *bar,
                   struct emu_at at);
 void emu_tma_load_box(void *shared, const void *map, uint64_t *bar, int x, int y, struct emu_at at);
+void emu_tma_load_multicast(void *shared, const void *map, uint64_t *bar, int x, int y,
+                            uint32_t mask, struct emu_at at);
 void emu_tma_load_plane(void *shared, const void *map, uint64_t *bar, int x, int y, int z,
                         struct emu_at at);
 void emu_tma_store(void *global, const void *shared, uint32_t bytes, struct emu_at at);

@@ -26,7 +26,7 @@ void mbarriers_end(struct emu_at kernel)
         const struct mbarrier *b = (const struct mbarrier *)known[i];
         if (b->magic == MAGIC && b->tx != 0)
             emu_fail(kernel, "block ends: mbarrier at %u has unbalanced tx-count %d",
-                     (uint32_t)((uint8_t *)known[i] - emu_shared), b->tx);
+                     (uint32_t)((uint8_t *)known[i] - emu_shared) % SHARED_STRIDE, b->tx);
     }
 }
 
@@ -61,7 +61,8 @@ void emu_mbarrier_init(uint64_t *bar, uint32_t arrivals, struct emu_at at)
 void emu_mbarrier_fence_init()
 {
     for (int i = 0; i < known_count; i++)
-        ((struct mbarrier *)known[i])->fenced = 1;
+        if ((uint8_t *)known[i] >= emu_shared && (uint8_t *)known[i] < emu_shared + SHARED_STRIDE)
+            ((struct mbarrier *)known[i])->fenced = 1;
 }
 
 void mbarrier_check_async(uint64_t *bar, struct emu_at at)
@@ -99,6 +100,21 @@ void emu_mbarrier_arrive(uint64_t *bar, uint32_t bytes, struct emu_at at)
     b->tx += (int)bytes;
     b->pending--;
     mbarrier_complete(bar, b);
+}
+
+/* NOTE: on hardware memory of a block that has returned belongs to another; to one that has not
+ * begun, too. The barrier's init and the arrival are ordered by cluster_sync alone. */
+void emu_mbarrier_arrive_at(uint64_t *bar, int rank, struct emu_at at)
+{
+    if (rank < 0 || rank >= block_ranks())
+        emu_fail(at, "mbarrier_arrive_at: block %d of a cluster of %d", rank, block_ranks());
+    if (!block_runs(rank))
+        emu_fail(at, "mbarrier_arrive_at: block %d of the cluster has returned", rank);
+    shared_range(bar, 8, 8, "mbarrier_arrive_at", at);
+    shared_select(rank);
+    emu_mbarrier_arrive(
+        (uint64_t *)((uint8_t *)bar + (rank - block_rank()) * (ptrdiff_t)SHARED_STRIDE), 0, at);
+    shared_select(block_rank());
 }
 
 void mbarrier_complete_tx(uint64_t *bar, uint32_t bytes)

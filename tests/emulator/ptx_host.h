@@ -26,6 +26,10 @@ inline void mbarrier_arrive_expect_tx(uint64_t *bar, uint32_t bytes, EMU_AT)
 {
     emu_mbarrier_arrive(bar, bytes, EMU_HERE);
 }
+inline void mbarrier_arrive_at(uint64_t *bar, uint32_t rank, EMU_AT)
+{
+    emu_mbarrier_arrive_at(bar, (int)rank, EMU_HERE);
+}
 inline bool mbarrier_test(uint64_t *bar, uint32_t parity, EMU_AT)
 {
     return emu_mbarrier_test(bar, parity, EMU_HERE);
@@ -50,6 +54,11 @@ inline void tma_load_1d(void *shared, const void *global, uint32_t bytes, uint64
 inline void tma_load_2d(void *shared, const CUtensorMap *map, uint64_t *bar, int x, int y, EMU_AT)
 {
     emu_tma_load_box(shared, map, bar, x, y, EMU_HERE);
+}
+inline void tma_load_2d_multicast(void *shared, const CUtensorMap *map, uint64_t *bar, int x, int y,
+                                  uint16_t mask, EMU_AT)
+{
+    emu_tma_load_multicast(shared, map, bar, x, y, mask, EMU_HERE);
 }
 inline void tma_load_3d(void *shared, const CUtensorMap *map, uint64_t *bar, int x, int y, int z,
                         EMU_AT)
@@ -79,6 +88,16 @@ template <int pending> void tma_store_wait_read(EMU_AT)
 template <int pending> void tma_store_wait(EMU_AT)
 {
     emu_tma_store_wait(pending, false, EMU_HERE);
+}
+
+/* ---- clusters ---- */
+inline uint32_t cluster_rank()
+{
+    return (uint32_t)emu_cluster_rank();
+}
+inline void cluster_sync(EMU_AT)
+{
+    emu_cluster_sync(EMU_HERE);
 }
 
 /* ---- registers, barriers, election ---- */

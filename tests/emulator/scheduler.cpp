@@ -11,6 +11,9 @@ struct emu_thread emu_threads[EMU_THREADS_MAX];
 
 static struct {
     int threads, live, current; /* current -1: the scheduler runs */
+    int size, ranks;            /* threads of a block, blocks of a cluster */
+    int live_of[EMU_CLUSTER_MAX], late[EMU_CLUSTER_MAX]; /* rounds until a block begins */
+    uint3 first; /* block of the cluster */
     int order[EMU_THREADS_MAX];
     void (*body)(void *);
     void *argument;
@@ -20,6 +23,11 @@ static struct {
 } run = {.threads = 0,
          .live = 0,
          .current = -1,
+         .size = 0,
+         .ranks = 1,
+         .live_of = {},
+         .late = {},
+         .first = {},
          .order = {},
          .body = nullptr,
          .argument = nullptr,
@@ -66,6 +74,26 @@ int block_threads()
     return run.threads;
 }
 
+int block_size()
+{
+    return run.size;
+}
+
+int block_ranks()
+{
+    return run.ranks;
+}
+
+int block_rank()
+{
+    return run.current / run.size;
+}
+
+bool block_runs(int rank)
+{
+    return run.live_of[rank] > 0;
+}
+
 int block_current()
 {
     return run.current;
@@ -74,6 +102,11 @@ int block_current()
 struct emu_thread *block_thread()
 {
     return &emu_threads[run.current];
+}
+
+int emu_cluster_rank()
+{
+    return block_rank();
 }
 
 int emu_lane()
@@ -131,6 +164,7 @@ static void thread_main()
     race_release(&joined);
     block_thread()->state = THREAD_DONE;
     run.live--;
+    run.live_of[block_rank()]--;
     fiber_yield(&block_thread()->fiber, true);
 }
 
@@ -138,6 +172,8 @@ static void resume(int i)
 {
     run.current = i;
     emu_thread_index = emu_threads[i].index;
+    emu_block_index = {run.first.x + (unsigned)block_rank(), run.first.y, run.first.z};
+    shared_select(block_rank());
     fiber_resume(&emu_threads[i].fiber);
     run.current = -1;
 }
@@ -182,9 +218,12 @@ static void run_rounds()
         shuffle(run.order, run.threads);
         for (int k = 0; k < run.threads; k++)
             if (emu_threads[run.order[k]].state == THREAD_RUNS) {
-                resume(run.order[k]);
+                if (run.late[run.order[k] / run.size] == 0)
+                    resume(run.order[k]);
                 progress = true;
             }
+        for (int &late : run.late)
+            late -= late > 0;
         if (!tma_step() && !progress)
             report_deadlock();
     }
@@ -200,8 +239,12 @@ static void run_block()
     cp_async_begin();
     wgmma_begin();
     run.live = run.threads;
+    for (int rank = 0; rank < run.ranks; rank++) {
+        run.live_of[rank] = run.size;
+        run.late[rank] = run.ranks > 1 && run.seed ? (int)(emu_random() % 8) : 0;
+    }
     for (int i = 0; i < run.threads; i++) {
-        unsigned n = (unsigned)i;
+        unsigned n = (unsigned)(i % run.size);
         emu_threads[i].index = {n % block.x, n / block.x % block.y, n / (block.x * block.y)};
         emu_threads[i].state = THREAD_RUNS;
         emu_threads[i].at = run.grid.at;
@@ -221,7 +264,8 @@ static void run_block()
  * of blocks is nobody's to rely on. */
 static void run_blocks(dim3 grid)
 {
-    uint64_t count = (uint64_t)grid.x * grid.y * grid.z, first = 0, stride = 1;
+    unsigned ranks = (unsigned)run.ranks, across = grid.x / ranks;
+    uint64_t count = (uint64_t)across * grid.y * grid.z, first = 0, stride = 1;
     if (run.seed) {
         first = emu_random() % count;
         stride = emu_random() % count + 1;
@@ -235,8 +279,9 @@ static void run_blocks(dim3 grid)
             stride = count > 1 ? count - 1 : 1;
     }
     for (uint64_t i = 0, at = first; i < count; i++, at = (at + stride) % count) {
-        emu_block_index = {(unsigned)(at % grid.x), (unsigned)(at / grid.x % grid.y),
-                           (unsigned)(at / ((uint64_t)grid.x * grid.y))};
+        run.first = {(unsigned)(at % across) * ranks, (unsigned)(at / across % grid.y),
+                     (unsigned)(at / ((uint64_t)across * grid.y))};
+        emu_block_index = run.first;
         run_block();
     }
 }
@@ -258,7 +303,16 @@ void emu_run_grid(const struct emu_grid *grid, void (*body)(void *), void *argum
     if (grid->shared_bytes > device_shared_allowed(grid->kernel))
         emu_fail(grid->at, "launch of %s: %zu bytes of shared memory without ALLOW_SMEM",
                  grid->name, grid->shared_bytes);
-    run.threads = (int)threads;
+    const int ranks = grid->cluster > 1 ? grid->cluster : 1;
+    if (ranks > EMU_CLUSTER_MAX || grid->grid.x % (unsigned)ranks ||
+        threads * ranks > EMU_THREADS_MAX || (ranks > 1 && threads % 32))
+        emu_fail(grid->at,
+                 "launch of %s: clusters of %d blocks of %d threads in a grid of %u: the model has "
+                 "whole warps, at most %d blocks and %d threads, and the grid whole clusters",
+                 grid->name, ranks, (int)threads, grid->grid.x, EMU_CLUSTER_MAX, EMU_THREADS_MAX);
+    run.size = (int)threads;
+    run.ranks = ranks;
+    run.threads = run.size * ranks;
     run.body = body;
     run.argument = argument;
     run.grid = *grid;

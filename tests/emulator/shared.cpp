@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 enum { STATICS_MAX = 64, GAP_BYTES = 32 };
+static uint8_t *memory; /* [EMU_CLUSTER_MAX], then as many of the async view */
 
 uint8_t *emu_shared, *emu_shared_async;
 static struct {
@@ -13,28 +14,38 @@ static struct {
 } statics[STATICS_MAX];
 static int static_count;
 static size_t dynamic_bytes, static_bytes, top, allowed;
+static size_t used[EMU_CLUSTER_MAX]; /* by earlier blocks: what is not NaN any more */
 static bool fenced;
+
+void shared_select(int rank)
+{
+    emu_shared = memory + (size_t)rank * SHARED_STRIDE;
+    emu_shared_async = emu_shared + (size_t)EMU_CLUSTER_MAX * SHARED_STRIDE;
+}
 
 void shared_begin(size_t bytes, size_t most)
 {
-    if (!emu_shared) {
-        enum { BYTES = 256 << 10 };
-        void *p =
-            mmap(nullptr, 2 * BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (!memory) {
+        void *p = mmap(nullptr, (size_t)2 * EMU_CLUSTER_MAX * SHARED_STRIDE, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (p == MAP_FAILED) {
             perror("emulator: shared memory");
             exit(71);
         }
-        emu_shared = (uint8_t *)p;
-        emu_shared_async = emu_shared + BYTES;
-        top = EMU_SHARED_MAX;
+        memory = (uint8_t *)p;
+        for (size_t &all : used)
+            all = EMU_SHARED_MAX;
     }
-    asan_unpoison(emu_shared, EMU_SHARED_MAX);
-    /* All bits set is NaN in every float type and an absurd index: uninitialised reads are loud.
-     * Only what the last block used can be anything else. */
-    fill_bytes(emu_shared, 0xff, top);
-    fill_bytes(emu_shared_async, 0xff, top);
-    asan_poison(emu_shared + bytes, EMU_SHARED_MAX - bytes);
+    for (int rank = block_ranks() - 1; rank >= 0; rank--) {
+        shared_select(rank);
+        asan_unpoison(emu_shared, EMU_SHARED_MAX);
+        /* All bits set is NaN in every float type and an absurd index: uninitialised reads are
+         * loud. Only what earlier blocks used can be anything else. */
+        fill_bytes(emu_shared, 0xff, used[rank]);
+        fill_bytes(emu_shared_async, 0xff, used[rank]);
+        asan_poison(emu_shared + bytes, EMU_SHARED_MAX - bytes);
+        used[rank] = bytes;
+    }
     dynamic_bytes = bytes;
     top = bytes;
     static_count = 0;
@@ -65,7 +76,10 @@ void *emu_shared_static(const void *key, size_t bytes, size_t align)
                  "ALLOW_SMEM",
                  static_bytes, dynamic_bytes);
     top = offset + bytes;
-    asan_unpoison(emu_shared + offset, bytes);
+    for (int rank = 0; rank < block_ranks(); rank++) {
+        asan_unpoison(memory + (size_t)rank * SHARED_STRIDE + offset, bytes);
+        used[rank] = top;
+    }
     return emu_shared + offset;
 }
 
@@ -107,7 +121,9 @@ void emu_fence_proxy_async()
 
 void shared_sync_async_view()
 {
-    if (fenced)
-        copy_bytes(emu_shared_async, emu_shared, top);
+    for (int rank = 0; rank < block_ranks() && fenced; rank++) {
+        uint8_t *from = memory + (size_t)rank * SHARED_STRIDE;
+        copy_bytes(from + (size_t)EMU_CLUSTER_MAX * SHARED_STRIDE, from, top);
+    }
     fenced = false;
 }

@@ -32,14 +32,17 @@ using std::min;
 #define SMEM_DYN(name) unsigned char *name = (unsigned char *)emu_shared_dynamic()
 #define ALLOW_SMEM(kernel, bytes) emu_allow_shared((const void *)(kernel), (size_t)(bytes))
 #define LAUNCH(kernel, grid, block, smem_bytes, stream, ...)                                       \
+    LAUNCH_CLUSTER(kernel, 1, grid, block, smem_bytes, stream __VA_OPT__(, ) __VA_ARGS__)
+#define LAUNCH_CLUSTER(kernel, cluster, grid, block, smem_bytes, stream, ...)                      \
     emu_launch((kernel),                                                                           \
                emu_grid{dim3(grid),                                                                \
                         dim3(block),                                                               \
                         (size_t)(smem_bytes),                                                      \
                         (const void *)(kernel),                                                    \
                         #kernel,                                                                   \
-                        {__FILE__, __LINE__}},                                                     \
-               (stream) __VA_OPT__(,) __VA_ARGS__)
+                        {__FILE__, __LINE__},                                                      \
+                        (cluster)},                                                                \
+               (stream)__VA_OPT__(, ) __VA_ARGS__)
 
 /* ---- launch: arguments converted to the kernel's own parameter types and captured by value ----
  */

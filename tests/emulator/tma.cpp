@@ -14,6 +14,7 @@ struct copy {
     uint8_t *shared;
     uint64_t *bar;
     int x, y, delay;
+    int rank;          /* of the block in its cluster whose shared memory it is */
     int thread, group; /* of stores: who waits for it */
     struct emu_at at;
     int buffer; /* of stores: index of the staging buffer */
@@ -96,6 +97,8 @@ static uint8_t *global_chunk(const struct copy *c, uint32_t row, uint32_t byte, 
 
 static void load_run(const struct copy *c)
 {
+    if (!block_runs(c->rank))
+        emu_fail(c->at, "multicast into block %d of the cluster, which has returned", c->rank);
     uint32_t row_bytes = c->map.box[0] * c->map.element_bytes;
     uint32_t base = (uint32_t)(c->shared - emu_shared);
     for (uint32_t row = 0; row < c->map.box[1]; row++)
@@ -168,6 +171,7 @@ static const void *store_object(int thread, bool read_only)
 
 static bool copy_step(struct copy *c)
 {
+    shared_select(c->rank);
     race_switch(c->store ? &store_engine : &load_engine);
     bool done = !c->store || c->staged;
     if (!c->store)
@@ -207,7 +211,8 @@ const struct emu_at *tma_load_at(uint32_t address)
 {
     for (int i = 0; i < copy_count && !RACE_CHECKED; i++) { /* it says more */
         uint32_t first = (uint32_t)(copies[i].shared - emu_shared);
-        if (!copies[i].store && address >= first && address < first + box_bytes(&copies[i].map))
+        if (!copies[i].store && copies[i].rank == block_rank() && address >= first &&
+            address < first + box_bytes(&copies[i].map))
             return &copies[i].at;
     }
     return nullptr;
@@ -236,6 +241,7 @@ static struct copy *copy_new(bool store, void *shared, const struct tensor_map *
     c->x = x;
     c->y = y;
     c->at = at;
+    c->rank = block_rank();
     c->thread = block_current();
     c->group = committed[c->thread];
     c->delay = emu_seed() ? (int)(emu_random() % 4) : 0;
@@ -270,17 +276,37 @@ static const struct tensor_map *map_get(const void *map, uint32_t rank, const ch
     return m;
 }
 
-static void load_issue(void *shared, const struct tensor_map *map, uint64_t *bar, int x, int y,
-                       const char *what, struct emu_at at)
+/* To the block `rank` of the cluster, whose shared memory is selected: shared and bar are there. */
+static void load_to(int rank, void *shared, const struct tensor_map *map, uint64_t *bar, int x,
+                    int y, const char *what, struct emu_at at)
 {
     mbarrier_check_async(bar, at);
     struct copy *c = copy_new(false, shared, map, x, y, what, at);
-    const struct emu_at *reader = wgmma_reading((uint32_t)(c->shared - emu_shared), box_bytes(map));
+    c->rank = rank;
+    const struct emu_at *reader =
+        wgmma_reading(rank, (uint32_t)(c->shared - emu_shared), box_bytes(map));
     if (reader)
         emu_fail(at, "%s overwrites an operand of the wgmma at %s:%d, which is in flight", what,
                  reader->file, reader->line);
     c->bar = bar;
     fill_bytes(shared, 0xff, box_bytes(map)); /* undefined until the barrier says so */
+}
+
+/* To the blocks of `mask`, each at the same place. */
+static void load_issue(void *shared, const struct tensor_map *map, uint64_t *bar, int x, int y,
+                       uint32_t mask, const char *what, struct emu_at at)
+{
+    for (int rank = 0; rank < block_ranks(); rank++) {
+        const ptrdiff_t away = (rank - block_rank()) * (ptrdiff_t)SHARED_STRIDE;
+        if (mask >> rank & 1) {
+            if (!block_runs(rank))
+                emu_fail(at, "%s: block %d of the cluster has returned", what, rank);
+            shared_select(rank);
+            load_to(rank, (uint8_t *)shared + away, map, (uint64_t *)((uint8_t *)bar + away), x, y,
+                    what, at);
+        }
+    }
+    shared_select(block_rank());
     if (RACE_CHECKED) {
         race_release(&load_issued);
         issuer = race_current();
@@ -311,15 +337,30 @@ static void store_issue(void *shared, const struct tensor_map *map, int x, int y
     }
 }
 
+static uint32_t own_block()
+{
+    return 1U << block_rank();
+}
+
 void emu_tma_load(void *shared, const void *global, uint32_t bytes, uint64_t *bar, struct emu_at at)
 {
     struct tensor_map map = byte_row(global, bytes, "tma_load_1d", at);
-    load_issue(shared, &map, bar, 0, 0, "tma_load_1d", at);
+    load_issue(shared, &map, bar, 0, 0, own_block(), "tma_load_1d", at);
 }
 
 void emu_tma_load_box(void *shared, const void *map, uint64_t *bar, int x, int y, struct emu_at at)
 {
-    load_issue(shared, map_get(map, 2, "tma_load_2d", at), bar, x, y, "tma_load_2d", at);
+    load_issue(shared, map_get(map, 2, "tma_load_2d", at), bar, x, y, own_block(), "tma_load_2d",
+               at);
+}
+
+void emu_tma_load_multicast(void *shared, const void *map, uint64_t *bar, int x, int y,
+                            uint32_t mask, struct emu_at at)
+{
+    const char *what = "tma_load_2d_multicast";
+    if (mask == 0 || mask >> block_ranks() != 0)
+        emu_fail(at, "%s: mask %x in a cluster of %d blocks", what, mask, block_ranks());
+    load_issue(shared, map_get(map, 2, what, at), bar, x, y, mask, what, at);
 }
 
 void emu_tma_load_plane(void *shared, const void *map, uint64_t *bar, int x, int y, int z,
@@ -330,7 +371,7 @@ void emu_tma_load_plane(void *shared, const void *map, uint64_t *bar, int x, int
         plane.base += (uint64_t)z * plane.plane_bytes;
     else
         plane.dim[1] = 0; /* zeros */
-    load_issue(shared, &plane, bar, x, y, "tma_load_3d", at);
+    load_issue(shared, &plane, bar, x, y, own_block(), "tma_load_3d", at);
 }
 
 void emu_tma_store(void *global, const void *shared, uint32_t bytes, struct emu_at at)

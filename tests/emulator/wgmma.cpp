@@ -307,9 +307,10 @@ static uint32_t operand_address(uint64_t desc)
     return (uint32_t)(desc & 0x3FFF) << 4;
 }
 
-const struct emu_at *wgmma_reading(uint32_t address, uint32_t bytes)
+const struct emu_at *wgmma_reading(int rank, uint32_t address, uint32_t bytes)
 {
-    for (int t = 0; t < block_threads() && !RACE_CHECKED; t += 32)
+    const int first = rank * block_size();
+    for (int t = first; t < first + block_size() && !RACE_CHECKED; t += 32)
         for (int i = 0; i < queues[t].count; i++) {
             const struct op *o = &queues[t].ops[i];
             if (operand_address(o->a) - address < bytes || operand_address(o->b) - address < bytes)
@@ -394,12 +395,12 @@ void emu_registers(int count, struct emu_at at)
     /* A block is launched with as many registers a thread as its threads share, a multiple of 8,
      * and gets no more: an increase waits for what other warpgroups give up, for ever if that is
      * too little. Warpgroups that have not asked yet may go down to the least. */
-    const int launched = REGISTERS / block_threads() / 8 * 8,
-              groups = (block_threads() + 127) / 128;
+    const int launched = REGISTERS / block_size() / 8 * 8, groups = (block_size() + 127) / 128,
+              first = block_rank() * groups;
     int sum = 0;
     registers[block_current() / 128] = count;
     for (int i = 0; i < groups; i++)
-        sum += registers[i] ? registers[i] : REGISTERS_LEAST;
+        sum += registers[first + i] ? registers[first + i] : REGISTERS_LEAST;
     if (sum > groups * launched)
         emu_fail(at, "setmaxnreg %d: the block's warpgroups want %d registers of %d x %d", count,
                  sum, groups, launched);

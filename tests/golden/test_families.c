@@ -41,6 +41,8 @@ struct golden {
     int64_t *documents;    /* owned */
     struct token_store store;
     struct loader loader;
+    struct mixture_source source;
+    struct mixture mixture;
     struct model model;
     struct batch first; /* the first batch */
     int32_t *storage;   /* of `first`, owned */
@@ -400,7 +402,8 @@ static struct curves train(struct golden *g)
     for (int c = 0; c < CURVES; c++) {
         curves.value[c] = values + c * steps;
     }
-    check(stepper_init(&stepper, &g->model, &g->loader));
+    check(mixture_single(&g->mixture, &g->source, &g->loader));
+    check(stepper_init(&stepper, &g->model, &g->mixture));
     for (int64_t i = 0; i < steps; i++) {
         check(stepper_step(&stepper, i + 1, i * g->config.train.global_batch, &result));
         curves.value[0][i] = result.loss;
@@ -413,6 +416,7 @@ static struct curves train(struct golden *g)
         }
     }
     stepper_free(&stepper);
+    mixture_free(&g->mixture);
     free(expected);
     return curves;
 }

@@ -6,7 +6,7 @@
 # source folder and the whole demangled name without arguments; !KERNEL: all that do not match. NEED is FIGURE OP NUMBER in one word, OP one of
 # >= <= =:
 #   hgmma, qgmma, hmma   wgmma of 16-bit and of 8-bit operands, mma.sync in the SASS
-#   tma                  TMA tensor instructions
+#   tma, multicast       TMA tensor instructions, those of them that load for several blocks
 #   register             highest register the SASS names, accumulators to their last
 #   local                loads and stores of local memory (STL, LDL)
 #   spill, stack         bytes that ptxas spilled (stores), bytes of stack frame
@@ -39,6 +39,7 @@ figures() { # FILE CUBIN PTXAS_LOG
             }
             if ($0 ~ /[^A-Z]HMMA\./) hmma[k]++
             if ($0 ~ /UTMA(LDG|STG|REDG)/) tma[k]++
+            if ($0 ~ /UTMALDG.*MULTICAST/) multicast[k]++
             if ($0 ~ /[^A-Z](STL|LDL)[. ]/) local[k]++
             rest = $0; first = 1
             while (match(rest, /[^A-Za-z0-9_]R[0-9]+/)) {
@@ -51,8 +52,8 @@ figures() { # FILE CUBIN PTXAS_LOG
             for (i = 1; i <= kernels; i++) {
                 k = order[i]
                 if (coded[k])
-                    printf "%s %s hgmma=%d qgmma=%d hmma=%d tma=%d register=%d local=%d spill=%d stack=%d\n", file, k,
-                        hgmma[k], qgmma[k], hmma[k], tma[k], register[k], local[k], spill[k], stack[k]
+                    printf "%s %s hgmma=%d qgmma=%d hmma=%d tma=%d multicast=%d register=%d local=%d spill=%d stack=%d\n",
+                        file, k, hgmma[k], qgmma[k], hmma[k], tma[k], multicast[k], register[k], local[k], spill[k], stack[k]
             }
         }'
 }

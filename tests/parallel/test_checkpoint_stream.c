@@ -91,11 +91,50 @@ static void test_source_fails(struct comm *world)
     CHECK(world, world->rank != 0 || rmdir(root) == 0);
 }
 
+/* A tensor of several blocks in parts in any order: forwards in small steps, backwards, back and
+ * forth; small steps read each block once. */
+static void test_parts_in_any_order(struct comm *world)
+{
+    enum { MANY = 7 * (1 << 20) + 123, STEP = 99991, JUMPS = 60 };
+    char root[MOST_PATH], place[2 * MOST_PATH];
+    struct checkpoint_reader *reader = NULL;
+    uint32_t *all = ranks_memory(world, MANY * sizeof *all),
+             *got = ranks_memory(world, MANY * sizeof *got);
+    const struct checkpoint_slice slice = {
+        .name = "long", .dtype = DTYPE_F32, .ndim = 1, .shape = {MANY}, .count = MANY, .data = all};
+    make_root(world, root);
+    snprintf(place, sizeof place, "%s/one", root);
+    for (int64_t i = 0; i < MANY; i++) {
+        all[i] = (uint32_t)i * 2654435761u;
+    }
+    CHECK_EQUAL(world, checkpoint_write(world, place, 0, "{}", &slice, world->rank == 0),
+                STATUS_OK);
+    CHECK_EQUAL(world, checkpoint_open(&reader, place), STATUS_OK);
+    io_fault_arm_reads(IO_FAULT_NONE, 0, false);
+    for (int64_t at = 0; at < MANY; at += STEP) {
+        const int64_t count = MANY - at < STEP ? MANY - at : STEP;
+        CHECK_EQUAL(world, checkpoint_read(reader, "long", at, count, got + at), STATUS_OK);
+    }
+    CHECK(world, memcmp(all, got, MANY * sizeof *all) == 0);
+    CHECK_EQUAL(world, io_reads(), 1 + (MANY * 4 + 65536) / MANIFEST_BLOCK_BYTES + 1);
+    for (int64_t i = 0; i < JUMPS; i++) {
+        const int64_t at = i < JUMPS / 2 ? MANY - (i + 1) * (MANY / JUMPS) * 2 + 120
+                                         : i * 7919 * 7919 % (MANY - STEP);
+        CHECK_EQUAL(world, checkpoint_read(reader, "long", at, STEP, got), STATUS_OK);
+        CHECK(world, memcmp(all + at, got, STEP * sizeof *all) == 0);
+    }
+    checkpoint_close(reader);
+    free(all);
+    free(got);
+    drop_root(world, root);
+}
+
 int main(void)
 {
     static const struct ranks_test tests[] = {
         RANKS_TEST(test_streams),
         RANKS_TEST(test_source_fails),
+        RANKS_TEST(test_parts_in_any_order),
     };
     return RANKS_MAIN(tests);
 }

@@ -176,8 +176,9 @@ static void test_flips(struct comm *world)
     comm_barrier(world);
     CHECK_EQUAL(world, load_small(world, root, NEW), STATUS_OK); /* put back */
     if (world->rank == 0) {
-        printf("%lld single flips, %lld of 16 bits: all found, 0 used\n", (long long)single,
-               (long long)several);
+        printf("flips of 1 bit: %lld tried, %lld found, 0 used; of 16 bits: %lld tried, %lld "
+               "found, 0 used\n",
+               (long long)single, (long long)single, (long long)several, (long long)several);
     }
     drop_root(world, root);
 }
@@ -251,9 +252,11 @@ static void test_cuts_and_holes(struct comm *world)
         CHECK(world, world->rank != 0 || io_remove(saved.path) == STATUS_OK);
         expect_found(world, root, f == 0 ? "manifest" : files.name[f]);
         put_back(world, &saved);
+        trials++;
     }
     if (world->rank == 0) {
-        printf("%lld cuts and holes: all found, 0 used\n", (long long)trials);
+        printf("cuts, holes and missing files: %lld tried, %lld found, 0 used\n", (long long)trials,
+               (long long)trials);
     }
     drop_root(world, root);
 }
@@ -262,6 +265,7 @@ static void test_cuts_and_holes(struct comm *world)
 static void test_mixed_up_shards(struct comm *world)
 {
     char root[MOST_PATH], name[64];
+    int64_t trials = 0;
     make_root(world, root);
     save_small(world, root, OLD);
     save_small(world, root, NEW);
@@ -284,7 +288,12 @@ static void test_mixed_up_shards(struct comm *world)
             }
             expect_found(world, root, name);
             put_back(world, &saved);
+            trials++;
         }
+    }
+    if (world->rank == 0) {
+        printf("shards of other ranks and older checkpoints: %lld tried, %lld found, 0 used\n",
+               (long long)trials, (long long)trials);
     }
     drop_root(world, root);
 }

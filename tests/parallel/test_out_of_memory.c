@@ -72,7 +72,7 @@ static enum status make_stepper(struct rig *rig)
 {
     struct stepper stepper = {0};
     const enum status status =
-        comm_agree(rig->world, stepper_init(&stepper, &rig->tiny.model, &rig->tiny.loader), NULL);
+        comm_agree(rig->world, stepper_init(&stepper, &rig->tiny.model, &rig->tiny.mixture), NULL);
     stepper_free(&stepper);
     return status;
 }

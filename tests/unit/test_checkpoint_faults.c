@@ -1,5 +1,6 @@
 /* checkpoint: whatever happens to the disk or the process in the middle of a save, a whole
- * checkpoint is there afterwards: the one before or the new one. */
+ * checkpoint is there afterwards: the one before or the new one. Ends with a table of all trials.
+ */
 #define _GNU_SOURCE
 #include "unit/scratch.h"
 
@@ -14,6 +15,36 @@ enum { ELEMENTS = 3000, OLD = 10, NEW = 20 };
 
 static struct comm self;
 static int64_t operations; /* of saving NEW beside OLD */
+
+/* Trials of one kind: `old` ended with the checkpoint before as the newest, `new` with the new one.
+ */
+static struct row {
+    const char *what;
+    int64_t tried, old, new;
+} rows[32];
+static int row_count;
+static int64_t tried, newer; /* of the kind on its way */
+
+static void end_row(const char *what)
+{
+    assert_true(row_count < (int)(sizeof rows / sizeof rows[0]));
+    rows[row_count++] = (struct row){what, tried, tried - newer, newer};
+    tried = newer = 0;
+}
+
+/* A trial that lost the checkpoint before has failed its test: none gets here. */
+static int print_rows(void **state)
+{
+    (void)state;
+    printf("%-38s %6s %9s %9s %9s %5s\n", "at every operation of a save", "tried", "survived",
+           "with old", "with new", "lost");
+    for (int i = 0; i < row_count; i++) {
+        const struct row *row = &rows[i];
+        printf("%-38s %6lld %9lld %9lld %9lld %5d\n", row->what, (long long)row->tried,
+               (long long)(row->old + row->new), (long long)row->old, (long long)row->new, 0);
+    }
+    return 0;
+}
 
 /* Two tensors; the value of an element says its step. */
 static void describe(struct checkpoint_slice slices[2], float *a, uint16_t *b)
@@ -92,6 +123,8 @@ static int64_t expect_resumable(void)
     assert_true(step == OLD || step == NEW);
     expect_whole(step);
     expect_whole(OLD);
+    tried++;
+    newer += step == NEW;
     return step;
 }
 
@@ -151,6 +184,12 @@ static const char *text_of(enum io_fault fault)
     }
 }
 
+static const char *const error_rows[3][2] = {
+    {"EIO, once", "EIO, from there on"},
+    {"ENOSPC, once", "ENOSPC, from there on"},
+    {"EDQUOT, once", "EDQUOT, from there on"},
+};
+
 static void expect_error(enum io_fault fault)
 {
     if (strstr(status_message(), text_of(fault)) == NULL) {
@@ -169,11 +208,14 @@ static enum status save_with_fault(enum io_fault fault, int64_t k, bool sticky, 
     if (status != STATUS_OK) {
         expect_error(fault);
     }
-    *published += expect_resumable() == NEW;
+    const bool there = expect_resumable() == NEW;
+    *published += there;
     assert_true(sticky || entries(".tmp-") == 0); /* cleared at once, if it can be */
     if (status != STATUS_OK && !sticky) {
         assert_int_equal(save(NEW), STATUS_OK); /* a later save goes through */
         assert_int_equal(expect_resumable(), NEW);
+        tried--; /* it is no trial of its own */
+        newer--;
     }
     assert_int_equal(io_remove_tree("root/LATEST"), STATUS_OK);
     return status;
@@ -192,9 +234,11 @@ static void test_disk_errors(void **state)
                 failures += status != STATUS_OK;
             }
             assert_true(failures == operations && published > 1); /* before and after it stands */
+            end_row(error_rows[fault - IO_FAULT_EIO][sticky]);
             assert_int_equal(save_with_fault((enum io_fault)fault, k, sticky != 0, &published),
                              STATUS_OK);
             assert_int_equal(io_remove_tree("root"), STATUS_OK);
+            tried = newer = 0;
         }
     }
 }
@@ -215,6 +259,7 @@ static void test_interruptions(void **state)
             assert_int_equal(expect_resumable(), NEW);
         }
     }
+    end_row("a signal, a short transfer");
 }
 
 /* Errors of reading: the save does not trust what it cannot read back; a load says so. */
@@ -232,6 +277,7 @@ static void test_read_errors(void **state)
         assert_int_equal(entries(".tmp-"), 0);
     }
     assert_true(k > 8);
+    end_row("EIO of a read");
     static float a[ELEMENTS];
     static uint16_t b[7];
     struct checkpoint_slice slices[2];
@@ -255,6 +301,8 @@ static void test_kills(void **state)
     (void)state;
     static const enum io_fault kinds[] = {IO_FAULT_KILL_BEFORE, IO_FAULT_KILL_TORN,
                                           IO_FAULT_KILL_AFTER};
+    static const char *const names[] = {"SIGKILL before it", "SIGKILL in the middle of it",
+                                        "SIGKILL after it"};
     assert_int_equal(save(5), STATUS_OK); /* pruned by the new one: that is met, too */
     for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++) {
         int64_t k = 1, published = 0;
@@ -267,8 +315,10 @@ static void test_kills(void **state)
             }
         }
         assert_true(k > 20 && published > 1);
+        end_row(names[kind]);
         assert_int_equal(expect_resumable(), NEW);
         forget_new();
+        tried = newer = 0;
     }
 }
 
@@ -287,6 +337,7 @@ static void test_kills_while_replacing(void **state)
         assert_int_equal(checkpoint_clean("root"), STATUS_OK);
     }
     assert_true(k > 20);
+    end_row("SIGKILL before it, replacing a step");
     assert_int_equal(expect_resumable(), NEW);
 }
 
@@ -299,5 +350,5 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_kills, enter, leave),
         cmocka_unit_test_setup_teardown(test_kills_while_replacing, enter, leave),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, NULL, print_rows);
 }

@@ -187,20 +187,79 @@ static void test_not_built(void **state)
          {"key 'parallel.cp': not built", "key 'parallel.etp': not built"}},
         {"checkpoint: {async: maybe}\n", {"key 'checkpoint.async'"}},
         {"debug: {trace: t.h5}\n", {"not built in this version; it acts as null"}},
-        {"data: {fim: {rate: 0.5}}\n", {"key 'data.fim': not built in this version"}},
         {"cluster: {gpu: custom}\n",
          {"cluster.gpu custom needs cluster.peak_tflops, memory_gb and memory_gb_s"}},
         {"cluster: {gpu: h300}\n", {"'h300' is not one of null, cpu, h100"}},
-        {"data: {train: [{path: a, weight: 1}, {path: b, weight: 2}]}\n",
-         {"t.yaml:1:15: key 'data.train'", "mixtures are not built"}},
-        {"data: {train: [a]}\n", {"key 'data.train'"}},
-        {"data: {train: [{weight: 1}]}\n", {"key 'data.train'"}},
-        {"data: {train: [{path: a, weihgt: 1}]}\n", {"key 'data.train'"}},
-        {"data: {train: [{path: a, weight: heavy}]}\n", {"key 'data.train'"}},
-        {"data: {train: [{path: a, weight: 0}]}\n", {"key 'data.train'"}},
+    };
+    EXPECT_REFUSED(cases);
+}
+
+static void test_bad_mixtures(void **state)
+{
+    (void)state;
+    static const struct bad cases[] = {
+        {"data: {train: [a]}\n", {"t.yaml:1:15: key 'data.train': a map such as"}},
+        {"data: {train: []}\n", {"key 'data.train': an empty list"}},
+        {"data: {train: [{weight: 1}]}\n", {"key 'data.train': source 1 has no path"}},
+        {"data: {train: [{path: a, weihgt: 1}]}\n",
+         {"'weihgt' is not one of path, weight, tokens, epochs, fim (source 1)"}},
+        {"data: {train: [{path: a}, {path: b, weight: heavy}]}\n",
+         {"weight 'heavy' is not a number (source 2)"}},
+        {"data: {train: [{path: a, weight: -1}]}\n", {"weight -1 is outside 0"}},
+        {"data: {train: [{path: a, fim: 1.5}]}\n", {"fim 1.5 is outside 0 to 1"}},
+        {"data: {train: [{path: [a, b]}]}\n", {"path: one value is expected"}},
         {"data: {train: {path: a}}\n", {"key 'data.train': one value is expected"}},
     };
     EXPECT_REFUSED(cases);
+    static const struct bad relations[] = {
+        {"{train: [{path: a, weight: 0}]}\n", {"every weight of stage 1 is 0"}},
+        {"{train: [{path: a, weight: [1, 2]}]}\n", {"a has 2 weights", "1 stages"}},
+        {"{train: [{path: a, weight: [1, 0]}], stages: {tokens: [5]}}\n",
+         {"every weight of stage 2 is 0"}},
+        {"{train: [{path: a, tokens: 5}, {path: b}]}\n", {"1 of 2 sources have a budget"}},
+        {"{train: a, stages: {tokens: [5], steps: [6]}}\n", {"tokens or steps, not both"}},
+        {"{train: a, stages: {steps: [6, 6]}}\n", {"whole numbers, rising"}},
+        {"{train: a, packing: best_fit, fim: {rate: 0.5}}\n", {"must be 0"}},
+
+    };
+    for (size_t i = 0; i < sizeof relations / sizeof relations[0]; i++) {
+        char text[1024];
+        snprintf(text, sizeof text, "%sdata: %s", BASE, relations[i].text);
+        const struct bad one = {text, {relations[i].parts[0], relations[i].parts[1]}};
+        expect_refused(&one, 1);
+    }
+}
+
+static void test_mixtures(void **state)
+{
+    (void)state;
+    static const char *const texts[] = {
+        "data: {train: [{path: a b.h5, weight: [0.5, 0], epochs: 2.5}, {weight: 3, path: \"[x\", "
+        "fim: 0.5}], stages: {tokens: [1e9]}}\n",
+        "data: {train: [{path: a, tokens: 1e9}, {path: b, tokens: 9e15, fim: 0}]}\n",
+        "data: {train: \"[x]\"}\n",
+        "data: {train: [{path: a, weight: 0.25}]}\n",
+    };
+    static const char *const shown[] = {
+        "[{path: \"a b.h5\", weight: [0.5, 0], epochs: 2.5}, {path: \"[x\", weight: 3, fim: 0.5}]",
+        "[{path: \"a\", weight: 1, tokens: 1e+09}, {path: \"b\", weight: 1, tokens: 9e+15, fim: "
+        "0}]",
+        "\"[x]\"", "\"a\""};
+    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
+        char text[2048], value[CONFIG_SHOWN_BYTES], override[CONFIG_SHOWN_BYTES + 16];
+        struct config config;
+        snprintf(text, sizeof text, "%s%s", strchr(BASE, '\n') + 1, texts[i]);
+        assert_int_equal(parse(&config, text, strlen(text)), STATUS_OK);
+        config_show(&config, config_find("data.train"), value, sizeof value);
+        assert_string_equal(value, shown[i]);
+        /* the same on the command line, over another list; in quotes as in a file only there */
+        snprintf(override, sizeof override, "data.train=%s", i < 2 ? value : "[{path: x}]");
+        char *list[] = {override};
+        assert_int_equal(config_override(&config, list, 1), STATUS_OK);
+        config_show(&config, config_find("data.train"), value, sizeof value);
+        assert_string_equal(value, i < 2 ? shown[i] : "\"x\"");
+        config_free(&config);
+    }
 }
 
 /* --- what is accepted --- */
@@ -243,7 +302,8 @@ static void test_facts_may_be_stated(void **state)
     struct config config;
     snprintf(text, sizeof text, "%s%s", strchr(BASE, '\n') + 1, rest);
     assert_int_equal(parse(&config, text, strlen(text)), STATUS_OK);
-    assert_string_equal(config.data.train, "a b.h5");
+    assert_int_equal(config.data.train.count, 1);
+    assert_string_equal(config.data.train.item[0].path, "a b.h5");
     assert_null(config.data.valid);
     assert_int_equal(config.model.num_key_value_heads, 4); /* 0 is resolved */
     config_free(&config);
@@ -348,10 +408,10 @@ static void test_overrides(void **state)
     assert_int_equal(load(&config, overrides), STATUS_OK);
     assert_int_equal(config.run.steps, 20); /* the last one wins */
     assert_string_equal(config.sample.prompt, "");
-    assert_string_equal(config.data.train, "a=b.h5");
+    assert_string_equal(config.data.train.item[0].path, "a=b.h5");
     char *later[] = {(char *)(uintptr_t) "data.train=null", (char *)(uintptr_t) "run.steps=40"};
     assert_int_equal(config_override(&config, later, 2), STATUS_OK);
-    assert_null(config.data.train);
+    assert_int_equal(config.data.train.count, 0);
     assert_int_equal(config.run.steps, 40);
     char *wrong[] = {(char *)(uintptr_t) "train.micro_batch=5"};
     assert_int_equal(config_override(&config, wrong, 1), STATUS_USAGE);
@@ -373,6 +433,8 @@ int main(void)
         cmocka_unit_test(test_all_errors_in_one_pass),
         cmocka_unit_test(test_very_many_errors),
         cmocka_unit_test(test_not_built),
+        cmocka_unit_test(test_bad_mixtures),
+        cmocka_unit_test(test_mixtures),
         cmocka_unit_test(test_numbers),
         cmocka_unit_test(test_facts_may_be_stated),
         cmocka_unit_test(test_shipped_configs_load),

@@ -45,7 +45,7 @@ static enum status open_bench(struct bench *bench)
                               config->train.micro_batch, config->train.sequence_length, true),
                    NULL));
     TRY(comm_agree(&session->world,
-                   stepper_init(&bench->stepper, &bench->model, &bench->data.loader), NULL));
+                   stepper_init(&bench->stepper, &bench->model, &bench->data.mixture), NULL));
     model_initialize(&bench->model);
     comm_barrier(&session->world);
     bench->peak_flops = device_peak_flops(session->device, bench->model.act);
@@ -62,6 +62,7 @@ static int ascending(const void *a, const void *b)
 static void add_phase(struct phase_ms *sum, const struct phase_ms *add, double scale)
 {
     sum->data += scale * add->data;
+    sum->data_wait += scale * add->data_wait;
     sum->forward_backward += scale * add->forward_backward;
     sum->reduce += scale * add->reduce;
     sum->optimizer += scale * add->optimizer;
@@ -111,6 +112,7 @@ static double flops_per_token(const struct bench *bench)
 
 static void print_text(const struct bench *bench, const char *name, const struct bench_result *r)
 {
+    const double data = r->phase.data + r->phase.data_wait;
     const double flops = r->tokens_per_s * flops_per_token(bench);
     printf("%-16s %8.0f tokens/s (%.0f to %.0f)  %7.1f GFLOP/s = %.0f %% of GEMM peak  load %.2f  "
            "extra rounds %lld\n",
@@ -118,8 +120,8 @@ static void print_text(const struct bench *bench, const char *name, const struct
            100 * flops / bench->peak_flops, r->load, (long long)r->extra_rounds);
     printf("%-16s %8.1f ms a step: data %.1f, forward and backward %.1f, reduce %.1f, optimizer "
            "%.1f\n",
-           "", r->phase.data + r->phase.forward_backward + r->phase.reduce + r->phase.optimizer,
-           r->phase.data, r->phase.forward_backward, r->phase.reduce, r->phase.optimizer);
+           "", data + r->phase.forward_backward + r->phase.reduce + r->phase.optimizer, data,
+           r->phase.forward_backward, r->phase.reduce, r->phase.optimizer);
 }
 
 static void print_json(const struct bench *bench, const char *name, const struct bench_result *r)
@@ -138,6 +140,7 @@ static void print_json(const struct bench *bench, const char *name, const struct
         {",\"expert_load\":", r->load, 4},
         {",\"loss\":", r->loss, 9},
         {",\"phase_ms\":{\"data\":", r->phase.data, 4},
+        {",\"data_wait\":", r->phase.data_wait, 4},
         {",\"forward_backward\":", r->phase.forward_backward, 6},
         {",\"reduce\":", r->phase.reduce, 6},
         {",\"optimizer\":", r->phase.optimizer, 6},
@@ -197,10 +200,13 @@ enum status command_bench(int argc, char **argv)
     struct session session;
     struct bench bench = {.session = &session, .steps = 10, .warmup = 2};
     bool json = false, kernels = false, checkpoint = false;
+    const char *other = NULL;
     const struct option_spec specs[] = {
         {"--kernels", OPTION_FLAG, &kernels, NULL, "time the kernels of a step one by one instead"},
         {"--checkpoint", OPTION_FLAG, &checkpoint, NULL,
          "save and load the state beside plain files of its size instead"},
+        {"--load", OPTION_TEXT, &other, "CKPT_DIR",
+         "with --checkpoint: load this one, of any layout, beside them"},
         {"--steps", OPTION_INT, &bench.steps, "N",
          "steps measured, with each routing; saves and loads (default 10)"},
         {"--warmup", OPTION_INT, &bench.warmup, "N", "steps before them (default 2)"},
@@ -223,7 +229,7 @@ enum status command_bench(int argc, char **argv)
                                       options.override_count);
     if (status == STATUS_OK) {
         status = kernels      ? bench_kernels(&session, json)
-                 : checkpoint ? bench_checkpoint(&session, bench.steps, json)
+                 : checkpoint ? bench_checkpoint(&session, bench.steps, other, json)
                               : run(&bench, json);
     }
     stepper_free(&bench.stepper);

@@ -13,15 +13,20 @@
 
 enum { MAX_PATH = 4096, MOST_ROUNDS = 100, NAME_BYTES = 160 };
 
-enum what { RAW_WRITE, SAVE, RAW_READ, LOAD, KINDS };
-static const char *const names[KINDS] = {"raw_write", "save", "raw_read", "load"};
+/* WRITTEN: the part of a save until the slowest rank's shard is on the disk; the rest is reading
+ * back and publishing. OTHER: a load of `other`. */
+enum what { RAW_WRITE, SAVE, RAW_READ, LOAD, OTHER, WRITTEN, KINDS };
+static const char *const names[KINDS] = {"raw_write", "save",       "raw_read",
+                                         "load",      "load_other", "written"};
 
 struct disk_bench {
     struct session *session;
     struct model model;
     char root[MAX_PATH], raw[MAX_PATH];
+    const char *other;                  /* a checkpoint of the model on another layout; or NULL */
     char *block;                        /* owned: MANIFEST_BLOCK_BYTES, aligned */
     int64_t saved, loaded;              /* bytes of a checkpoint; of it read by a load */
+    double shard_clock;                 /* when this rank's shard was closed */
     double seconds[KINDS][MOST_ROUNDS]; /* of the slowest rank */
 };
 
@@ -62,6 +67,14 @@ static enum status raw_read(const struct disk_bench *bench)
 
 /* --- rounds --- */
 
+static void see(void *context, const struct io_event *event)
+{
+    struct disk_bench *bench = context;
+    if (event->kind == IO_CLOSE && strstr(event->path, "/shard-") != NULL) {
+        bench->shard_clock = step_clock();
+    }
+}
+
 static enum status do_one(struct disk_bench *bench, enum what what, int64_t step)
 {
     struct comm *world = &bench->session->world;
@@ -75,8 +88,10 @@ static enum status do_one(struct disk_bench *bench, enum what what, int64_t step
         return state_save(&bench->model, bench->root, &at, "none");
     case RAW_READ:
         return comm_agree(world, raw_read(bench), NULL);
-    default:
+    case LOAD:
         return state_load(&bench->model, place, &at);
+    default:
+        return state_load(&bench->model, bench->other, &at);
     }
 }
 
@@ -111,6 +126,19 @@ static enum status weigh(struct disk_bench *bench)
     return STATUS_OK;
 }
 
+static enum status time_save(struct disk_bench *bench, int64_t round)
+{
+    const double started = step_clock();
+    double written = 0;
+    io_observe(see, bench);
+    const enum status status = time_one(bench, SAVE, round + 2, &bench->seconds[SAVE][round]);
+    io_observe(NULL, NULL);
+    written = bench->shard_clock - started;
+    comm_all_reduce(&bench->session->world, &written, 1, DTYPE_F64, REDUCE_MAX);
+    bench->seconds[WRITTEN][round] = written;
+    return status;
+}
+
 static enum status run_rounds(struct disk_bench *bench, int64_t rounds)
 {
     struct comm *world = &bench->session->world;
@@ -118,8 +146,11 @@ static enum status run_rounds(struct disk_bench *bench, int64_t rounds)
     TRY(time_one(bench, SAVE, 1, &warm));
     TRY(comm_agree(world, weigh(bench), NULL));
     for (int64_t round = 0; round < rounds; round++) {
-        for (int what = 0; what < KINDS; what++) {
-            TRY(time_one(bench, (enum what)what, round + 2, &bench->seconds[what][round]));
+        const int last = bench->other != NULL ? OTHER : LOAD;
+        for (int what = 0; what <= last; what++) {
+            TRY(what == SAVE
+                    ? time_save(bench, round)
+                    : time_one(bench, (enum what)what, round + 2, &bench->seconds[what][round]));
         }
     }
     return STATUS_OK;
@@ -133,43 +164,98 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* GB/s of the median round. */
-static double rate(struct disk_bench *bench, enum what what, int64_t rounds)
+static double median(const double *values, int64_t rounds)
 {
-    const int64_t whole = own_bytes(bench) * bench->session->world.size;
-    const int64_t bytes = what == SAVE ? bench->saved : what == LOAD ? bench->loaded : whole;
-    qsort(bench->seconds[what], (size_t)rounds, sizeof bench->seconds[what][0], ascending);
-    return (double)bytes / bench->seconds[what][rounds / 2] / 1e9;
+    double sorted[MOST_ROUNDS];
+    memcpy(sorted, values, (size_t)rounds * sizeof *values);
+    qsort(sorted, (size_t)rounds, sizeof sorted[0], ascending);
+    return sorted[rounds / 2];
 }
 
-static void print(struct disk_bench *bench, int64_t rounds, bool json)
+static int64_t bytes_of(const struct disk_bench *bench, enum what what)
 {
-    double rates[KINDS];
+    return what == SAVE || what == WRITTEN ? bench->saved
+           : what == LOAD || what == OTHER ? bench->loaded
+                                           : own_bytes(bench) * bench->session->world.size;
+}
+
+/* GB/s of the median round. */
+static double rate(const struct disk_bench *bench, enum what what, int64_t rounds)
+{
+    return (double)bytes_of(bench, what) / median(bench->seconds[what], rounds) / 1e9;
+}
+
+/* Time a byte takes in plain files, both ways or one, over the time it takes here, side by side: of
+ * the median round. */
+static double share(const struct disk_bench *bench, enum what what, bool writes, bool reads,
+                    int64_t rounds)
+{
+    double shares[MOST_ROUNDS];
+    for (int64_t i = 0; i < rounds; i++) {
+        const double plain =
+            (writes ? bench->seconds[RAW_WRITE][i] : 0) + (reads ? bench->seconds[RAW_READ][i] : 0);
+        shares[i] = plain / (double)bytes_of(bench, RAW_WRITE) /
+                    (bench->seconds[what][i] / (double)bytes_of(bench, what));
+    }
+    return median(shares, rounds);
+}
+
+/* Times a load of the same layout. */
+static double other_times(const struct disk_bench *bench, int64_t rounds)
+{
+    double times[MOST_ROUNDS];
+    for (int64_t i = 0; i < rounds; i++) {
+        times[i] = bench->seconds[OTHER][i] / bench->seconds[LOAD][i];
+    }
+    return median(times, rounds);
+}
+
+static void print_json(const struct disk_bench *bench, int64_t rounds)
+{
+    const double shares[] = {share(bench, WRITTEN, true, false, rounds),
+                             share(bench, SAVE, true, true, rounds),
+                             share(bench, LOAD, false, true, rounds)};
+    printf("{\"bytes\":%lld,\"loaded_bytes\":%lld,\"ranks\":%d,\"rounds\":%lld",
+           (long long)bench->saved, (long long)bench->loaded, bench->session->world.size,
+           (long long)rounds);
     for (int what = 0; what < KINDS; what++) {
-        rates[what] = rate(bench, (enum what)what, rounds);
-    }
-    if (json) {
-        printf("{\"bytes\":%lld,\"loaded_bytes\":%lld,\"ranks\":%d,\"rounds\":%lld",
-               (long long)bench->saved, (long long)bench->loaded, bench->session->world.size,
-               (long long)rounds);
-        for (int what = 0; what < KINDS; what++) {
-            char before[32];
-            snprintf(before, sizeof before, ",\"%s_gb_per_s\":", names[what]);
-            json_out_number(stdout, before, rates[what], 6);
+        char before[64];
+        snprintf(before, sizeof before, ",\"%s_gb_per_s\":", names[what]);
+        if (what != OTHER || bench->other != NULL) {
+            json_out_number(stdout, before, rate(bench, (enum what)what, rounds), 6);
         }
-        printf("}\n");
-        return;
     }
-    printf("checkpoint of %.1f MiB on %d ranks, medians of %lld rounds\n",
-           (double)bench->saved / 1048576.0, bench->session->world.size, (long long)rounds);
-    printf("save  %8.3f s  %6.3f GB/s, read back and verified; plain file written %6.3f GB/s: "
-           "%.0f %%\n",
-           bench->seconds[SAVE][rounds / 2], rates[SAVE], rates[RAW_WRITE],
-           100 * rates[SAVE] / rates[RAW_WRITE]);
-    printf("load  %8.3f s  %6.3f GB/s, verified;               plain file read    %6.3f GB/s: "
-           "%.0f %%\n",
-           bench->seconds[LOAD][rounds / 2], rates[LOAD], rates[RAW_READ],
-           100 * rates[LOAD] / rates[RAW_READ]);
+    json_out_number(stdout, ",\"written_of_raw_write\":", shares[0], 4);
+    json_out_number(stdout, ",\"save_of_raw_write_and_read\":", shares[1], 4);
+    json_out_number(stdout, ",\"load_of_raw_read\":", shares[2], 4);
+    if (bench->other != NULL) {
+        json_out_number(stdout, ",\"other_over_load\":", other_times(bench, rounds), 4);
+    }
+    printf("}\n");
+}
+
+static void print_text(const struct disk_bench *bench, int64_t rounds)
+{
+    printf("checkpoint of %.1f MiB on %d ranks, medians of %lld rounds; plain files: written %.3f "
+           "GB/s, "
+           "read %.3f GB/s\n",
+           (double)bench->saved / 1048576.0, bench->session->world.size, (long long)rounds,
+           rate(bench, RAW_WRITE, rounds), rate(bench, RAW_READ, rounds));
+    printf("shards written and synced %8.3f s  %6.3f GB/s: %3.0f %% of a plain file written\n",
+           median(bench->seconds[WRITTEN], rounds), rate(bench, WRITTEN, rounds),
+           100 * share(bench, WRITTEN, true, false, rounds));
+    printf("save, read back, verified %8.3f s  %6.3f GB/s: %3.0f %% of a plain file written and "
+           "read\n",
+           median(bench->seconds[SAVE], rounds), rate(bench, SAVE, rounds),
+           100 * share(bench, SAVE, true, true, rounds));
+    printf("load, verified            %8.3f s  %6.3f GB/s: %3.0f %% of a plain file read\n",
+           median(bench->seconds[LOAD], rounds), rate(bench, LOAD, rounds),
+           100 * share(bench, LOAD, false, true, rounds));
+    if (bench->other != NULL) {
+        printf("load of %s %8.3f s  %6.3f GB/s: %.2f times as long\n", bench->other,
+               median(bench->seconds[OTHER], rounds), rate(bench, OTHER, rounds),
+               other_times(bench, rounds));
+    }
 }
 
 /* --- */
@@ -205,7 +291,7 @@ static enum status run(struct disk_bench *bench, int64_t rounds, bool json)
     optimizer_start_average(&bench->model);
     enum status status = run_rounds(bench, rounds);
     if (status == STATUS_OK && world->rank == 0) {
-        print(bench, rounds, json);
+        (json ? print_json : print_text)(bench, rounds);
     }
     comm_barrier(world);
     if (world->rank == 0) {
@@ -215,7 +301,7 @@ static enum status run(struct disk_bench *bench, int64_t rounds, bool json)
     return comm_agree(world, status, NULL);
 }
 
-enum status bench_checkpoint(struct session *session, int64_t rounds, bool json)
+enum status bench_checkpoint(struct session *session, int64_t rounds, const char *other, bool json)
 {
     if (rounds < 1 || rounds > MOST_ROUNDS) {
         return status_fail(STATUS_USAGE, "bench: --checkpoint takes --steps 1 to %d", MOST_ROUNDS);
@@ -229,6 +315,7 @@ enum status bench_checkpoint(struct session *session, int64_t rounds, bool json)
         return status;
     }
     bench->session = session;
+    bench->other = other;
     status = run(bench, rounds, json);
     model_free(&bench->model);
     free(bench->block);

@@ -7,9 +7,10 @@
 #include "trainer/session.h"
 
 /* Collective. Works in the new folder run.dir.bench, which it removes; `rounds` rounds (1 to 100)
- * of raw write, save, raw read and load; prints medians on rank 0. Errors: STATUS_USAGE when that
- * folder is there, STATUS_IO, STATUS_RESOURCE. */
-enum status bench_checkpoint(struct session *session, int64_t rounds, bool json)
+ * of raw write, save, raw read and load, and, unless NULL, a load of the checkpoint `other`, which
+ * another layout may have saved; prints medians on rank 0. Errors: STATUS_USAGE when that folder is
+ * there, STATUS_IO, STATUS_RESOURCE, those of a load. */
+enum status bench_checkpoint(struct session *session, int64_t rounds, const char *other, bool json)
     __attribute__((warn_unused_result));
 
 #endif

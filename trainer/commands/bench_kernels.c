@@ -5,47 +5,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/base/arena.h"
 #include "kernels/base/json_out.h"
 #include "kernels/base/rng.h"
-#include "trainer/model/architecture.h"
+#include "trainer/commands/bench_case.h"
+#include "trainer/commands/bench_facts.h"
 #include "trainer/step.h"
 
 enum { MOST_RUNS = 25, LEAST_RUNS = 3, MOST_REPEATS = 100, FILL_PIECE = 1 << 20 };
 static const double SECONDS = 0.3;        /* of runs of one kernel */
 static const double LEAST_SECONDS = 1e-3; /* of what is timed at once */
 
-/* Shapes and buffers. N tokens of a micro-batch, R = N*K rows, E experts of this rank. */
-struct bench {
-    struct device *device;
-    const struct ops *ops;
-    enum dtype act;
-    struct arena arena;
-    int64_t n, width, vocab, rows, experts, top_k, expert_width;
-    struct attention_shape attention;
-    struct router_shape router;
-    struct tensor x, y, dx, norm_w, norm_dw;         /* [N,C] act, [C] act, [C] f32 */
-    struct tensor q, dq, kv, dkv, k_rope, dk_rope;   /* [N, row] act */
-    struct tensor o, d_o;                            /* [N,H*v] act */
-    struct tensor in, out, gate_up, dgate_up, inner; /* [R,C] [R,C] [R,2F] [R,2F] [R,F] act */
-    struct tensor expert_w, expert_dw;               /* [E, 3FC] act, f32 */
-    struct tensor master, moment1, moment2;          /* [E, 3FC] f32 */
-    struct tensor head_w, head_dw;                   /* [V,C] act, f32 */
-    struct tensor router_w, logits, score;           /* [E,C] act, [N,E] f32 */
-    struct tensor weight, choice, slot_row, row;     /* [N,K] f32, int32; [R] int32 */
-    struct tensor labels, rstd, lse, router_lse;     /* [N] int32, f32; [B*H,T]; [N] */
-    struct tensor count, offset;                     /* [B,E] int64, [E+1] int64 */
-    struct tensor loss, fill;                        /* [1] f64, [FILL_PIECE] f32 */
-};
-
-struct kernel {
-    const char *name;
-    void (*run)(struct bench *bench);
-    double (*work)(const struct bench *bench); /* FLOPs, or bytes moved */
-    bool flops;
-};
-
-static struct tensor hand_out(struct bench *bench, enum dtype dtype, int64_t rows, int64_t cols)
+struct tensor bench_hand_out(struct bench *bench, enum dtype dtype, int64_t rows, int64_t cols)
 {
     struct tensor t = tensor_2d(NULL, dtype, rows, cols);
     t.data = arena_alloc(&bench->arena, tensor_bytes(&t));
@@ -55,15 +25,15 @@ static struct tensor hand_out(struct bench *bench, enum dtype dtype, int64_t row
 static void layout_attention(struct bench *b)
 {
     const struct attention_shape *s = &b->attention;
-    b->q = hand_out(b, b->act, b->n, s->q_stride);
-    b->dq = hand_out(b, b->act, b->n, s->q_stride);
-    b->kv = hand_out(b, b->act, b->n, s->k_stride);
-    b->dkv = hand_out(b, b->act, b->n, s->k_stride);
-    b->k_rope = hand_out(b, b->act, b->n, s->k_rope_stride);
-    b->dk_rope = hand_out(b, b->act, b->n, s->k_rope_stride);
-    b->o = hand_out(b, b->act, b->n, s->o_stride);
-    b->d_o = hand_out(b, b->act, b->n, s->o_stride);
-    b->lse = hand_out(b, DTYPE_F32, s->batch * s->heads, s->sequence);
+    b->q = bench_hand_out(b, b->act, b->n, s->q_stride);
+    b->dq = bench_hand_out(b, b->act, b->n, s->q_stride);
+    b->kv = bench_hand_out(b, b->act, b->n, s->k_stride);
+    b->dkv = bench_hand_out(b, b->act, b->n, s->k_stride);
+    b->k_rope = bench_hand_out(b, b->act, b->n, s->k_rope_stride);
+    b->dk_rope = bench_hand_out(b, b->act, b->n, s->k_rope_stride);
+    b->o = bench_hand_out(b, b->act, b->n, s->o_stride);
+    b->d_o = bench_hand_out(b, b->act, b->n, s->o_stride);
+    b->lse = bench_hand_out(b, DTYPE_F32, s->batch * s->heads, s->sequence);
 }
 
 static void layout(struct bench *b)
@@ -72,36 +42,39 @@ static void layout(struct bench *b)
     struct tensor *const streams[] = {&b->x, &b->y, &b->dx};
     struct tensor *const states[] = {&b->expert_dw, &b->master, &b->moment1, &b->moment2};
     for (size_t i = 0; i < sizeof streams / sizeof streams[0]; i++) {
-        *streams[i] = hand_out(b, b->act, b->n, b->width);
+        *streams[i] = bench_hand_out(b, b->act, b->n, b->width);
     }
-    b->norm_w = hand_out(b, b->act, 1, b->width);
-    b->norm_dw = hand_out(b, DTYPE_F32, 1, b->width);
+    b->norm_w = bench_hand_out(b, b->act, 1, b->width);
+    b->norm_dw = bench_hand_out(b, DTYPE_F32, 1, b->width);
     layout_attention(b);
-    b->in = hand_out(b, b->act, b->rows, b->width);
-    b->out = hand_out(b, b->act, b->rows, b->width);
-    b->gate_up = hand_out(b, b->act, b->rows, 2 * b->expert_width);
-    b->dgate_up = hand_out(b, b->act, b->rows, 2 * b->expert_width);
-    b->inner = hand_out(b, b->act, b->rows, b->expert_width);
-    b->expert_w = hand_out(b, b->act, b->experts, expert);
+    b->in = bench_hand_out(b, b->act, b->rows, b->width);
+    b->out = bench_hand_out(b, b->act, b->rows, b->width);
+    b->gate_up = bench_hand_out(b, b->act, b->rows, 2 * b->expert_width);
+    b->dgate_up = bench_hand_out(b, b->act, b->rows, 2 * b->expert_width);
+    b->inner = bench_hand_out(b, b->act, b->rows, b->expert_width);
+    b->expert_w = bench_hand_out(b, b->act, b->experts, expert);
     for (size_t i = 0; i < sizeof states / sizeof states[0]; i++) {
-        *states[i] = hand_out(b, DTYPE_F32, b->experts, expert);
+        *states[i] = bench_hand_out(b, DTYPE_F32, b->experts, expert);
     }
-    b->head_w = hand_out(b, b->act, b->vocab, b->width);
-    b->head_dw = hand_out(b, DTYPE_F32, b->vocab, b->width);
-    b->router_w = hand_out(b, b->act, b->router.experts, b->width);
-    b->logits = hand_out(b, DTYPE_F32, b->n, b->router.experts);
-    b->score = hand_out(b, DTYPE_F32, b->n, b->router.experts);
-    b->weight = hand_out(b, DTYPE_F32, b->n, b->top_k);
-    b->choice = hand_out(b, DTYPE_I32, b->n, b->top_k);
-    b->slot_row = hand_out(b, DTYPE_I32, b->n, b->top_k);
-    b->row = hand_out(b, DTYPE_I32, b->rows, 1);
-    b->labels = hand_out(b, DTYPE_I32, b->n, 1);
-    b->loss = hand_out(b, DTYPE_F64, 1, 1);
-    b->fill = hand_out(b, DTYPE_F32, FILL_PIECE, 1);
-    b->rstd = hand_out(b, DTYPE_F32, b->n, 1);
-    b->router_lse = hand_out(b, DTYPE_F32, b->n, 1);
-    b->count = hand_out(b, DTYPE_I64, b->attention.batch, b->router.experts);
-    b->offset = hand_out(b, DTYPE_I64, b->experts + 1, 1);
+    b->head_w = bench_hand_out(b, b->act, b->vocab, b->width);
+    b->head_dw = bench_hand_out(b, DTYPE_F32, b->vocab, b->width);
+    b->router_w = bench_hand_out(b, b->act, b->router.experts, b->width);
+    b->logits = bench_hand_out(b, DTYPE_F32, b->n, b->router.experts);
+    b->score = bench_hand_out(b, DTYPE_F32, b->n, b->router.experts);
+    b->weight = bench_hand_out(b, DTYPE_F32, b->n, b->top_k);
+    b->choice = bench_hand_out(b, DTYPE_I32, b->n, b->top_k);
+    b->slot_row = bench_hand_out(b, DTYPE_I32, b->n, b->top_k);
+    b->row = bench_hand_out(b, DTYPE_I32, b->rows, 1);
+    b->labels = bench_hand_out(b, DTYPE_I32, b->n, 1);
+    b->loss = bench_hand_out(b, DTYPE_F64, 1, 1);
+    b->fill = bench_hand_out(b, DTYPE_F32, FILL_PIECE, 1);
+    b->rstd = bench_hand_out(b, DTYPE_F32, b->n, 1);
+    b->router_lse = bench_hand_out(b, DTYPE_F32, b->n, 1);
+    b->count = bench_hand_out(b, DTYPE_I64, b->attention.batch, b->router.experts);
+    b->offset = bench_hand_out(b, DTYPE_I64, b->experts + 1, 1);
+    if (b->act == DTYPE_BF16 && b->ops->fp8 != NULL) {
+        bench_fp8_layout(b);
+    }
 }
 
 /* Keys, then values, in each head's part of a kv row; MLA's shared rope keys apart. */
@@ -153,7 +126,7 @@ static void dims(struct bench *b, const struct config *config, int ep)
                                       .loss_groups = arch.loss_groups};
 }
 
-static void fill(struct bench *b, struct tensor *t, float std, uint64_t key)
+void bench_fill(struct bench *b, struct tensor *t, float std, uint64_t key)
 {
     const int64_t count = tensor_count(t);
     for (int64_t at = 0; at < count; at += FILL_PIECE) {
@@ -216,9 +189,13 @@ static enum status open_bench(struct bench *b, struct session *session)
                                      &b->expert_w, &b->gate_up, &b->inner,  &b->head_w,
                                      &b->router_w, &b->weight,  &b->master, &b->dgate_up};
     for (size_t i = 0; i < sizeof inputs / sizeof inputs[0]; i++) {
-        fill(b, inputs[i], i == 1 ? 1.0F : 0.05F, rng_key(config->run.seed, "bench") + i);
+        bench_fill(b, inputs[i], i == 1 ? 1.0F : 0.05F, rng_key(config->run.seed, "bench") + i);
     }
-    return fill_rows(b, rng_key(config->run.seed, "labels"));
+    TRY(fill_rows(b, rng_key(config->run.seed, "labels")));
+    if (b->fp8.there) {
+        bench_fp8_fill(b);
+    }
+    return STATUS_OK;
 }
 
 /* --- kernels --- */
@@ -422,20 +399,20 @@ static double adamw_work(const struct bench *b)
 
 /* Kernels that write what others read stand behind them, AdamW last. */
 static const struct kernel kernels[] = {
-    {"attention_forward", run_attention, attention_work, true},
-    {"attention_backward", run_attention_backward, attention_backward_work, true},
-    {"experts_forward", run_experts, experts_work, true},
-    {"experts_backward_input", run_experts_input, experts_work, true},
-    {"experts_backward_weight", run_experts_weight, experts_work, true},
-    {"head_cross_entropy", run_head, head_work, true},
-    {"router", run_router, router_work, true},
-    {"norm_forward", run_norm, norm_work, false},
-    {"norm_backward", run_norm_backward, norm_work, false},
-    {"swiglu_forward", run_swiglu, swiglu_work, false},
-    {"swiglu_backward", run_swiglu_backward, swiglu_backward_work, false},
-    {"permute", run_permute, permute_work, false},
-    {"combine", run_combine, combine_work, false},
-    {"adamw", run_adamw, adamw_work, false},
+    {"attention_forward", run_attention, attention_work, true, NULL, NULL},
+    {"attention_backward", run_attention_backward, attention_backward_work, true, NULL, NULL},
+    {"experts_forward", run_experts, experts_work, true, NULL, NULL},
+    {"experts_backward_input", run_experts_input, experts_work, true, NULL, NULL},
+    {"experts_backward_weight", run_experts_weight, experts_work, true, NULL, NULL},
+    {"head_cross_entropy", run_head, head_work, true, NULL, NULL},
+    {"router", run_router, router_work, true, NULL, NULL},
+    {"norm_forward", run_norm, norm_work, false, NULL, NULL},
+    {"norm_backward", run_norm_backward, norm_work, false, NULL, NULL},
+    {"swiglu_forward", run_swiglu, swiglu_work, false, NULL, NULL},
+    {"swiglu_backward", run_swiglu_backward, swiglu_backward_work, false, NULL, NULL},
+    {"permute", run_permute, permute_work, false, NULL, NULL},
+    {"combine", run_combine, combine_work, false, NULL, NULL},
+    {"adamw", run_adamw, adamw_work, false, NULL, NULL},
 };
 enum { KERNELS = sizeof kernels / sizeof kernels[0] };
 
@@ -473,44 +450,83 @@ static double measure(struct bench *b, const struct kernel *kernel)
     return seconds[runs / 2];
 }
 
-static void print(const struct kernel *kernel, double seconds, double rate, double peak, bool json)
+/* What bounds a kernel: FLOP/s of large products, bytes/s of a copy. */
+struct bounds {
+    double flops, bytes;
+};
+
+/* The first of all begins the object. */
+static void print(const struct kernel *kernel, double seconds, double rate,
+                  const struct bounds *bounds, bool json)
 {
+    const double share = rate / (kernel->flops ? bounds->flops : bounds->bytes);
     if (json) {
         printf("%s\"%s\":", kernel == kernels ? "" : ",", kernel->name);
         json_out_number(stdout, "{\"ms\":", 1e3 * seconds, 6);
         json_out_number(stdout, kernel->flops ? ",\"flops\":" : ",\"bytes_per_s\":", rate, 6);
-        json_out_number(stdout, ",\"share_of_peak\":", kernel->flops ? rate / peak : (double)NAN,
-                        4);
+        json_out_number(stdout, ",\"share_of_peak\":", kernel->flops ? share : (double)NAN, 4);
+        json_out_number(stdout, ",\"share_of_copy\":", kernel->flops ? (double)NAN : share, 4);
         printf("}");
-    } else if (kernel->flops) {
-        printf("%-24s %10.3f ms  %8.1f GFLOP/s = %3.0f %% of GEMM peak\n", kernel->name,
-               1e3 * seconds, rate / 1e9, 100 * rate / peak);
     } else {
-        printf("%-24s %10.3f ms  %8.1f GB/s\n", kernel->name, 1e3 * seconds, rate / 1e9);
+        printf("%-26s %10.3f ms  %8.1f %s = %3.0f %% of %s\n", kernel->name, 1e3 * seconds,
+               rate / 1e9, kernel->flops ? "GFLOP/s" : "GB/s   ", 100 * share,
+               kernel->flops ? "GEMM peak" : "a copy");
+    }
+}
+
+static void run_copy(struct bench *b)
+{
+    b->ops->copy(b->device, b->expert_dw.data, b->master.data, tensor_bytes(&b->master));
+}
+
+static const struct kernel copy = {"copy", run_copy, NULL, false, NULL, NULL};
+
+static struct bounds measure_bounds(struct bench *b)
+{
+    return (struct bounds){
+        .flops = device_peak_flops(b->device, b->act),
+        .bytes = 2 * (double)tensor_bytes(&b->master) / measure(b, &copy),
+    };
+}
+
+static void measure_list(struct bench *b, const struct kernel *list, int count,
+                         const struct bounds *bounds, bool speaks, bool json)
+{
+    for (int i = 0; i < count; i++) {
+        const double seconds = measure(b, &list[i]);
+        if (speaks) {
+            print(&list[i], seconds, list[i].work(b) / seconds, bounds, json);
+        }
     }
 }
 
 static void measure_all(struct bench *b, const struct session *session, bool json)
 {
     const bool speaks = session_main_rank(session);
-    const double peak = device_peak_flops(session->device, b->act);
+    const struct bounds bounds = measure_bounds(b);
+    int fp8 = 0;
+    const struct kernel *list = bench_fp8_kernels(&fp8);
     if (speaks && json) {
         printf("{\"kernels\":{");
     } else if (speaks) {
         printf("kernels of one layer and %lld tokens, %s, rank 0 of %d, %d threads, GEMM peak %.0f "
-               "GFLOP/s\n",
+               "GFLOP/s, copy %.1f GB/s\n",
                (long long)b->n, dtype_name(b->act), session->world.size, session->threads,
-               peak / 1e9);
+               bounds.flops / 1e9, bounds.bytes / 1e9);
     }
-    for (int i = 0; i < KERNELS; i++) {
-        const double seconds = measure(b, &kernels[i]);
-        if (speaks) {
-            print(&kernels[i], seconds, kernels[i].work(b) / seconds, peak, json);
-        }
+    measure_list(b, kernels, KERNELS, &bounds, speaks, json);
+    if (b->fp8.there) {
+        measure_list(b, list, fp8, &bounds, speaks, json);
     }
     if (speaks && json) {
         printf("},\"ranks\":%d,\"threads\":%d", session->world.size, session->threads);
-        json_out_number(stdout, ",\"gemm_peak_flops\":", peak, 6);
+        json_out_number(stdout, ",\"gemm_peak_flops\":", bounds.flops, 6);
+        json_out_number(stdout, ",\"copy_bytes_per_s\":", bounds.bytes, 6);
+    }
+    if (speaks && device_stream(session->device) == NULL) {
+        bench_facts_print(b, list, b->fp8.there ? fp8 : 0, json);
+    }
+    if (speaks && json) {
         printf("}\n");
     }
 }

@@ -101,6 +101,32 @@ static void print(const struct checkpoint_entry *entry, bool json, bool first)
     }
 }
 
+/* What saves moved aside, which is never read again. */
+struct aside {
+    const char *root;
+    bool json, first;
+};
+
+static enum status print_aside(void *context, const char *name)
+{
+    struct aside *aside = context;
+    const size_t digits = strspn(name, "0123456789");
+    char path[CKPT_PATH_BYTES + 256];
+    if (digits < 8 || digits > MOST_DIGITS || strncmp(name + digits, ".replaced-", 10) != 0) {
+        return STATUS_OK;
+    }
+    const long long step = strtoll(name, NULL, 10);
+    snprintf(path, sizeof path, "%s/%s", aside->root, name);
+    if (aside->json) {
+        json_out_text(stdout, aside->first ? "{\"path\":" : ",{\"path\":", path);
+        printf(",\"step\":%lld,\"replaced\":true,\"valid\":false}", step);
+    } else {
+        printf("step %8lld  set aside, a later save has its place: %s\n", step, path);
+    }
+    aside->first = false;
+    return STATUS_OK;
+}
+
 enum status ckpt_ls(int argc, char **argv)
 {
     struct option_result options;
@@ -108,7 +134,9 @@ enum status ckpt_ls(int argc, char **argv)
     char root[CKPT_PATH_BYTES];
     const struct option_spec specs[] = {{"--json", OPTION_FLAG, &json, NULL, "print JSON"}, {0}};
     TRY(options_parse(&options, argc, argv, specs, "ckpt ls RUN_DIR",
-                      "Lists the checkpoints of a run, newest first: step, size, tensors, ranks.\n"
+                      "Lists the checkpoints of a run, newest first: step, size, tensors, ranks; "
+                      "then what\nlater saves of the same step set aside (`ckpt rm --damaged` "
+                      "removes that).\n"
                       "Manifests and file sizes are looked at; `ckpt verify` reads all of it.",
                       1, 1));
     if (options.help) {
@@ -122,9 +150,12 @@ enum status ckpt_ls(int argc, char **argv)
     for (int64_t i = 0; i < count; i++) {
         print(&entries[i], json, i == 0);
     }
+    struct aside aside = {root, json, count == 0};
+    bool there = false;
+    const enum status status = io_list(root, &there, print_aside, &aside);
     printf("%s", json ? "]\n" : "");
     checkpoint_list_free(entries, count);
-    return STATUS_OK;
+    return status;
 }
 
 /* --- rm --- */

@@ -5,6 +5,7 @@
 #include "kernels/base/io.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
+#include "trainer/fim_tokens.h"
 #include "trainer/run_tokenizer.h"
 #include "trainer/sample.h"
 #include "trainer/session.h"
@@ -15,6 +16,7 @@ enum { MOST_PROMPT_BYTES = 1 << 26 };
 struct request {
     struct option_texts prompts;
     const char *file, *tokens, *tokenizer;
+    const char *prefix, *suffix; /* of the middle to fill in; both NULL: continue prompts */
     int64_t count, seed, top_k;
     double temperature, top_p;
     bool ema, json;
@@ -27,6 +29,7 @@ struct prompts {
     size_t *bytes;                     /* [count] owned: its length */
     struct sample_sequence *sequences; /* [count] owned, with their ids */
     int64_t count;
+    int64_t asked; /* tokens of the one sequence whose middle is filled in, before it is */
 };
 
 static void prompts_free(struct prompts *prompts)
@@ -160,6 +163,57 @@ static enum status encode_all(struct prompts *prompts, const struct request *req
     return status;
 }
 
+/* PREFIX prefix SUFFIX suffix MIDDLE, as in training (fim.h): the middle comes next. */
+static enum status encode_middle(struct prompts *prompts, const struct request *request,
+                                 const struct tokenizer *tokenizer, const struct fim *fim)
+{
+    const char *prefix = request->prefix != NULL ? request->prefix : "",
+               *suffix = request->suffix != NULL ? request->suffix : "";
+    struct encoder encoder = {0};
+    struct id_list ids = {0};
+    enum status status = encoder_open(&encoder, tokenizer);
+    status = status == STATUS_OK ? id_list_add(&ids, (uint32_t)fim->prefix) : status;
+    status = status == STATUS_OK ? encoder_run(&encoder, prefix, strlen(prefix), &ids) : status;
+    status = status == STATUS_OK ? id_list_add(&ids, (uint32_t)fim->suffix) : status;
+    status = status == STATUS_OK ? encoder_run(&encoder, suffix, strlen(suffix), &ids) : status;
+    status = status == STATUS_OK ? id_list_add(&ids, (uint32_t)fim->middle) : status;
+    status = status == STATUS_OK ? reserve(prompts, 1) : status;
+    if (status == STATUS_OK) {
+        struct sample_sequence *sequence = &prompts->sequences[0];
+        sequence->ids = calloc(ids.count + (size_t)request->count, sizeof *sequence->ids);
+        status = sequence->ids != NULL ? STATUS_OK
+                                       : status_fail(STATUS_RESOURCE, "out of memory for a prompt");
+        for (size_t i = 0; status == STATUS_OK && i < ids.count; i++) {
+            sequence->ids[sequence->count++] = (int32_t)ids.data[i];
+        }
+        prompts->asked = sequence->count;
+    }
+    encoder_close(&encoder);
+    id_list_free(&ids);
+    return status;
+}
+
+static bool fills_in(const struct request *request)
+{
+    return request->prefix != NULL || request->suffix != NULL;
+}
+
+/* The text with its middle where it belongs. */
+static enum status print_middle(const struct request *request, const struct tokenizer *tokenizer,
+                                const struct prompts *prompts)
+{
+    const struct sample_sequence *sequence = &prompts->sequences[0];
+    struct byte_list text = {0};
+    const enum status status = tokenizer_show(tokenizer, sequence->ids + prompts->asked,
+                                              sequence->count - prompts->asked, &text);
+    if (status == STATUS_OK) {
+        printf("%s%s%s\n", request->prefix != NULL ? request->prefix : "", text.data,
+               request->suffix != NULL ? request->suffix : "");
+    }
+    byte_list_free(&text);
+    return status;
+}
+
 static enum status print(const struct request *request, const struct tokenizer *tokenizer,
                          const int32_t *ids, int64_t total)
 {
@@ -183,6 +237,9 @@ static enum status print(const struct request *request, const struct tokenizer *
 static enum status print_all(const struct request *request, const struct tokenizer *tokenizer,
                              const struct prompts *prompts)
 {
+    if (fills_in(request) && !request->json) {
+        return print_middle(request, tokenizer, prompts);
+    }
     for (int64_t i = 0; i < prompts->count; i++) {
         if (prompts->count > 1 && !request->json) {
             printf("--- %lld of %lld ---\n", (long long)i + 1, (long long)prompts->count);
@@ -201,7 +258,14 @@ static enum status read_prompts(struct session *session, struct tokenizer *token
     if (text) {
         TRY(run_tokenizer_open(tokenizer, session, path, request->tokenizer, "use --tokens"));
     }
-    enum status status = collect(prompts, request);
+    struct fim fim = {0};
+    enum status status = STATUS_OK;
+    if (fills_in(request)) {
+        status = fim_tokens_find(&fim, &session->config, tokenizer, path);
+        status = status == STATUS_OK ? encode_middle(prompts, request, tokenizer, &fim) : status;
+        return comm_agree(&session->world, status, NULL);
+    }
+    status = collect(prompts, request);
     if (status == STATUS_OK) {
         status =
             encode_all(prompts, request, text ? tokenizer : NULL, session->config.model.vocab_size);
@@ -234,11 +298,11 @@ static enum status generate(struct session *session, struct model *model,
 
 static enum status check(const struct request *request)
 {
-    const int sources =
-        (request->prompts.count > 0) + (request->file != NULL) + (request->tokens != NULL);
+    const int sources = (request->prompts.count > 0) + (request->file != NULL) +
+                        (request->tokens != NULL) + (fills_in(request) ? 1 : 0);
     if (sources != 1) {
         return status_fail(STATUS_USAGE, "generate: give --prompt TEXT (once or more), --prompts "
-                                         "FILE or --tokens 1,2,3");
+                                         "FILE, --tokens 1,2,3, or --fim-prefix and --fim-suffix");
     }
     if (request->count < 1 || request->temperature < 0 || request->top_k < 0 ||
         request->top_p <= 0 || request->top_p > 1) {
@@ -262,6 +326,10 @@ enum status command_generate(int argc, char **argv)
          "text to continue; several make a batch"},
         {"--prompts", OPTION_TEXT, &request.file, "FILE", "texts to continue, one a line"},
         {"--tokens", OPTION_TEXT, &request.tokens, "1,2,3", "token ids to continue"},
+        {"--fim-prefix", OPTION_TEXT, &request.prefix, "TEXT",
+         "fill in what stands behind this text"},
+        {"--fim-suffix", OPTION_TEXT, &request.suffix, "TEXT",
+         "and before this one (either may be left out)"},
         {"--tokenizer", OPTION_TEXT, &request.tokenizer, "bytes|FILE",
          "of the texts, where the checkpoint has none beside it"},
         {"--count", OPTION_INT, &request.count, "N", "tokens to add to each (128)"},

@@ -156,7 +156,7 @@ static int utf8_next(const char *text, uint32_t *code)
 }
 
 /* What config_print could not write whole into a file that reads back is refused here. */
-static bool set_text(char **at, const char *text, char *why, size_t bytes)
+bool config_set_text(char **at, const char *text, char *why, size_t bytes)
 {
     uint32_t code = 0;
     if (strlen(text) > CONFIG_TEXT_BYTES) {
@@ -199,6 +199,11 @@ bool config_set(struct config *config, const struct field *field, const char *te
     if (field->kind == FIELD_TEXTS || field->kind == FIELD_REALS) {
         return config_list_read(config, field, text, quoted, why, why_bytes);
     }
+    if (field->kind == FIELD_SOURCES) {
+        const bool none =
+            !quoted && (strcmp(text, "null") == 0 || strcmp(text, "~") == 0 || text[0] == '\0');
+        return config_sources_path(at, none ? NULL : text, why, why_bytes);
+    }
     if (!quoted && (strcmp(text, "null") == 0 || strcmp(text, "~") == 0 || text[0] == '\0')) {
         return set_null(at, field, why, why_bytes);
     }
@@ -215,7 +220,7 @@ bool config_set(struct config *config, const struct field *field, const char *te
         *(bool *)at = text[0] == 't';
         return true;
     case FIELD_TEXT:
-        return set_text(at, text, why, why_bytes);
+        return config_set_text(at, text, why, why_bytes);
     case FIELD_ENUM:
         return set_enum(at, field, text, why, why_bytes);
     default:
@@ -231,7 +236,7 @@ static bool plain(uint32_t code)
            (code >= 0xe000 && code < 0xfffe && code != 0xfeff) || code >= 0x10000;
 }
 
-static void show_text(const char *text, char *out, size_t bytes)
+void config_show_text(const char *text, char *out, size_t bytes)
 {
     size_t at = 0;
     if (text == NULL) {
@@ -242,7 +247,7 @@ static void show_text(const char *text, char *out, size_t bytes)
     for (const char *c = text; *c != '\0' && at + 8 < bytes;) {
         uint32_t code = 0;
         const int length = utf8_next(c, &code);
-        assert(length > 0); /* set_text saw to it */
+        assert(length > 0); /* config_set_text saw to it */
         if (!plain(code)) {
             at +=
                 (size_t)snprintf(out + at, bytes - at, code < 0x100 ? "\\x%02x" : "\\u%04x", code);
@@ -256,7 +261,7 @@ static void show_text(const char *text, char *out, size_t bytes)
 }
 
 /* The shortest decimal that reads back as the same double. */
-static void show_real(double value, char *out, size_t bytes)
+void config_show_real(double value, char *out, size_t bytes)
 {
     enum { MOST_DIGITS = 17, ROOM = 32 };
     char text[ROOM] = "";
@@ -291,11 +296,11 @@ void config_show(const struct config *config, const struct field *field, char *o
         if (optional && *(const double *)at < 0) {
             snprintf(out, bytes, "null");
         } else {
-            show_real(*(const double *)at, out, bytes);
+            config_show_real(*(const double *)at, out, bytes);
         }
         break;
     case FIELD_TEXT:
-        show_text(*(char *const *)at, out, bytes);
+        config_show_text(*(char *const *)at, out, bytes);
         break;
     case FIELD_ENUM:
         snprintf(out, bytes, "%s", field->names[*(const int *)at]);
@@ -303,6 +308,9 @@ void config_show(const struct config *config, const struct field *field, char *o
     case FIELD_TEXTS:
     case FIELD_REALS:
         config_list_show(config, field, out, bytes);
+        break;
+    case FIELD_SOURCES:
+        config_sources_show(at, out, bytes);
         break;
     }
 }
@@ -320,11 +328,18 @@ void config_init(struct config *config)
     }
 }
 
+bool config_masks_documents(const struct config *config)
+{
+    return config->data.mask_documents || config->data.packing == CONFIG_BEST_FIT;
+}
+
 void config_free(struct config *config)
 {
     for (int i = 0; i < config_field_count; i++) {
         if (config_fields[i].kind == FIELD_TEXTS) {
             config_list_free(config, &config_fields[i]);
+        } else if (config_fields[i].kind == FIELD_SOURCES) {
+            config_sources_free((void *)((char *)config + config_fields[i].offset));
         } else if (config_fields[i].kind == FIELD_TEXT) {
             char **text = (char **)(void *)((char *)config + config_fields[i].offset);
             free(*text);

@@ -34,6 +34,7 @@ enum config_decay { CONFIG_DECAY_MATRICES, CONFIG_DECAY_ALL };
 enum config_schedule { CONFIG_CONSTANT, CONFIG_COSINE, CONFIG_WSD, CONFIG_MULTISTEP };
 enum config_shape { CONFIG_LINEAR, CONFIG_HALF_COSINE };
 enum config_optimizer { CONFIG_ADAMW, CONFIG_MUON };
+enum config_packing { CONFIG_CONCAT, CONFIG_BEST_FIT };
 enum config_gpu {
     CONFIG_GPU_AUTO, /* null */
     CONFIG_GPU_CPU,
@@ -63,6 +64,20 @@ struct config_texts {
 struct config_reals {
     int64_t count;
     double item[CONFIG_MOST_ITEMS]; /* [count] */
+};
+
+/* data.train: one path, or a list of maps. */
+enum { CONFIG_MOST_STAGES = 16 };
+struct config_source {
+    char *path; /* owned */
+    int64_t weights;
+    double weight[CONFIG_MOST_STAGES]; /* [weights] one for all stages, or one for each */
+    double tokens, epochs;             /* at most; 0: no limit */
+    double fim;                        /* rate; < 0: data.fim.rate */
+};
+struct config_sources {
+    int64_t count;
+    struct config_source item[CONFIG_MOST_ITEMS]; /* [count] */
 };
 
 /* Strings are owned by the config; an optional string or number that is null is NULL / *_set false.
@@ -169,10 +184,17 @@ struct config {
         int pipeline, exchange; /* enum config_pipeline, config_exchange */
     } cluster;                  /* what plan plans for */
     struct {
-        char *train; /* path of the one training file (data.train: a path, or a list with one {path,
-                        weight}) */
-        char *valid; /* NULL: none */
+        struct config_sources train; /* none: null */
+        char *valid;                 /* NULL: none */
         bool shuffle, mask_documents;
+        int packing; /* enum config_packing */
+        struct {
+            struct config_reals tokens, steps; /* where a stage begins; one of the two is empty */
+        } stages;
+        struct {
+            double rate;
+            char *prefix, *middle, *suffix; /* an id or a token's text; NULL: DeepSeek's */
+        } fim;
     } data;
     struct {
         int64_t every_steps, batches;
@@ -223,6 +245,9 @@ enum status config_parse(struct config *config, const char *name, const char *te
 /* Applies `a.b=v` overrides and checks the result, as config_load does. */
 enum status config_override(struct config *config, char *const *overrides, int count)
     __attribute__((warn_unused_result));
+
+/* Whether tokens see their own document only. */
+bool config_masks_documents(const struct config *config);
 
 /* The resolved config as YAML that config_load reads back to the same values. */
 void config_print(const struct config *config, FILE *out);

@@ -323,6 +323,81 @@ static void check_fp8(const struct config *config, struct config_errors *errors)
     }
 }
 
+static double stage_weight(const struct config_source *source, int64_t stage)
+{
+    return source->weight[source->weights > 1 ? stage : 0];
+}
+
+static void check_stages(const struct config *config, struct config_errors *errors)
+{
+    const struct config_reals *tokens = &config->data.stages.tokens,
+                              *steps = &config->data.stages.steps,
+                              *used = tokens->count > 0 ? tokens : steps;
+    if (tokens->count > 0 && steps->count > 0) {
+        config_error(errors, "data.stages: give tokens or steps, not both");
+    }
+    for (int64_t i = 0; i < used->count; i++) {
+        if (used->item[i] != floor(used->item[i]) ||
+            (i > 0 && used->item[i] <= used->item[i - 1])) {
+            config_error(errors, "data.stages: %.17g: write whole numbers, rising", used->item[i]);
+        }
+    }
+    if (used->count >= CONFIG_MOST_STAGES) {
+        config_error(errors, "data.stages: at most %d borders are taken", CONFIG_MOST_STAGES - 1);
+        return;
+    }
+    for (int64_t stage = 0; stage <= used->count && config->data.train.count > 0; stage++) {
+        double sum = 0;
+        for (int64_t s = 0; s < config->data.train.count; s++) {
+            const struct config_source *source = &config->data.train.item[s];
+            sum += source->weights > 1 && source->weights != used->count + 1
+                       ? 1 /* told below */
+                       : stage_weight(source, stage);
+        }
+        if (sum <= 0) {
+            config_error(errors, "data.train: every weight of stage %lld is 0",
+                         (long long)stage + 1);
+        }
+    }
+}
+
+/* Mixtures, packing, fill-in-the-middle. */
+static void check_data(const struct config *config, struct config_errors *errors)
+{
+    const struct config_sources *train = &config->data.train;
+    const int64_t borders = config->data.stages.tokens.count + config->data.stages.steps.count;
+    int64_t budgets = 0;
+    bool fim = config->data.fim.rate > 0;
+    check_stages(config, errors);
+    for (int64_t s = 0; s < train->count; s++) {
+        const struct config_source *source = &train->item[s];
+        budgets += source->tokens > 0 ? 1 : 0;
+        fim = fim || source->fim > 0;
+        if (source->weights > 1 && source->weights != borders + 1) {
+            config_error(errors,
+                         "data.train: %s has %lld weights: give one, or one for each of the %lld "
+                         "stages that data.stages makes",
+                         source->path, (long long)source->weights, (long long)borders + 1);
+        }
+        if (source->tokens > 0 && borders > 0) {
+            config_error(errors,
+                         "data.train: %s: a budget of tokens holds for the whole run: it "
+                         "has no data.stages",
+                         source->path);
+        }
+    }
+    if (budgets != 0 && budgets != train->count) {
+        config_error(errors,
+                     "data.train: %lld of %lld sources have a budget of tokens: give every "
+                     "source one (they are mixed in that proportion), or none",
+                     (long long)budgets, (long long)train->count);
+    }
+    if (fim && config->data.packing == CONFIG_BEST_FIT) {
+        config_error(errors, "data.packing best_fit takes documents as they are: data.fim.rate and "
+                             "`fim` of a source must be 0");
+    }
+}
+
 /* Keys that another key makes idle: away from their defaults they would promise something. */
 static void check_unused(const struct config *config, struct config_errors *errors)
 {
@@ -382,6 +457,7 @@ void config_check(const struct config *config, const bool *given, struct config_
     check_schedule(config, errors);
     check_balance(config, errors);
     check_unused(config, errors);
+    check_data(config, errors);
     if ((config->train.mtp_loss_weight_late >= 0) != (config->train.mtp_loss_weight_switch >= 0)) {
         config_error(errors, "train.mtp_loss_weight_late and mtp_loss_weight_switch go together: "
                              "give both or none");

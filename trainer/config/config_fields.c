@@ -20,6 +20,7 @@ static const char *const decay_names[] = {"matrices", "all", NULL};
 static const char *const schedule_names[] = {"constant", "cosine", "wsd", "multistep", NULL};
 static const char *const shape_names[] = {"linear", "cosine", NULL};
 static const char *const optimizer_names[] = {"adamw", "muon", NULL};
+static const char *const packing_names[] = {"concat", "best_fit", NULL};
 static const char *const gpu_names[] = {"null", "cpu",  "h100",   "h800", "h200",
                                         "a100", "b200", "custom", NULL};
 static const char *const pipeline_names[] = {"auto", "1f1b", "zero_bubble", "dualpipe", NULL};
@@ -244,12 +245,25 @@ const struct field config_fields[] = {
     {"parallel.tp", FIELD_INT, AT(parallel.tp), 1, 64, "1", NULL, config_plan_only,
      "ranks that share each dense matrix, and a micro-batch's tokens; likewise"},
     INT("parallel.zero", parallel.zero, 1, 1, "1", "1: optimizer state sharded over replicas"),
-    TEXT("data.train", data.train, "null",
-         "token file to train on (.h5, Megatron's or llm.c's .bin); train needs it"),
+    {"data.train", FIELD_SOURCES, AT(data.train), 0, 0, "null", NULL, NULL,
+     "token file to train on (.h5, Megatron's or llm.c's .bin), or a mixture: a list of {path, "
+     "weight, tokens, epochs, fim}"},
     TEXT("data.valid", data.valid, "null", "token file to evaluate on"),
     BOOL("data.shuffle", data.shuffle, "true", "samples in a new random order each epoch"),
     BOOL("data.mask_documents", data.mask_documents, "false",
          "attention stays inside a document, positions restart"),
+    ENUM("data.packing", data.packing, "concat", packing_names, NULL,
+         "concat: documents one behind the other, cut every sequence_length tokens; best_fit: rows "
+         "of whole documents that do not see each other"),
+    REALS("data.stages.tokens", data.stages.tokens, 1, 9e15,
+          "rising; from each of these tokens of the run on the next weight of every source holds"),
+    REALS("data.stages.steps", data.stages.steps, 1, 9e15, "the same, behind these steps"),
+    REAL("data.fim.rate", data.fim.rate, 0, 1, "0",
+         "documents whose middle is to be filled in, of sources that do not say `fim`"),
+    TEXT("data.fim.prefix", data.fim.prefix, "null",
+         "id or text of the token before the prefix; null: DeepSeek's, of the tokenizer"),
+    TEXT("data.fim.middle", data.fim.middle, "null", "of the token before the middle"),
+    TEXT("data.fim.suffix", data.fim.suffix, "null", "of the token before the suffix"),
     INT("eval.every_steps", eval.every_steps, 0, 1e12, "0", "0: never"),
     INT("eval.batches", eval.batches, 0, 1e12, "0", "micro-batches; 0: the whole file"),
     INT("checkpoint.every_steps", checkpoint.every_steps, 0, 1e12, "100", "0: only at the end"),
@@ -319,7 +333,6 @@ const struct unbuilt_key config_unbuilt[] = {
     {"model.tie_word_embeddings", "false"},
     {"parallel.cp", "1"},
     {"parallel.etp", "1"},
-    {"data.fim", NULL},
     {"debug.trace", "null"},
     {"debug.profile", "null"},
 };

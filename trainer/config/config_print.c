@@ -4,11 +4,15 @@
 
 #include "trainer/config/config_table.h"
 
-static const char *const kind_names[] = {
-    [FIELD_BOOL] = "true/false",    [FIELD_INT] = "integer",
-    [FIELD_UINT] = "integer",       [FIELD_REAL] = "number",
-    [FIELD_TEXT] = "text",          [FIELD_ENUM] = "",
-    [FIELD_TEXTS] = "list of text", [FIELD_REALS] = "list of numbers"};
+static const char *const kind_names[] = {[FIELD_BOOL] = "true/false",
+                                         [FIELD_INT] = "integer",
+                                         [FIELD_UINT] = "integer",
+                                         [FIELD_REAL] = "number",
+                                         [FIELD_TEXT] = "text",
+                                         [FIELD_ENUM] = "",
+                                         [FIELD_TEXTS] = "list of text",
+                                         [FIELD_REALS] = "list of numbers",
+                                         [FIELD_SOURCES] = "path, or list of maps"};
 
 /* Letters of the key up to its last dot: its section, or the map in it. */
 static int parent_length(const struct field *field)
@@ -78,8 +82,8 @@ void config_differences(const struct config *from, const struct config *to, cons
 static void type_text(const struct field *field, char *out, size_t bytes)
 {
     if (field->kind != FIELD_ENUM) {
-        const bool number =
-            field->kind != FIELD_BOOL && field->kind != FIELD_TEXT && field->kind != FIELD_TEXTS;
+        const bool number = field->kind != FIELD_BOOL && field->kind != FIELD_TEXT &&
+                            field->kind != FIELD_TEXTS && field->kind != FIELD_SOURCES;
         snprintf(out, bytes, number ? "%s %g..%g" : "%s", kind_names[field->kind], field->low,
                  field->high);
         return;

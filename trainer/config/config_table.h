@@ -11,8 +11,9 @@ enum field_kind {
     FIELD_REAL,
     FIELD_TEXT,
     FIELD_ENUM,
-    FIELD_TEXTS, /* struct config_texts */
-    FIELD_REALS, /* struct config_reals; the range is each item's */
+    FIELD_TEXTS,   /* struct config_texts */
+    FIELD_REALS,   /* struct config_reals; the range is each item's */
+    FIELD_SOURCES, /* struct config_sources */
 };
 
 struct field {
@@ -42,7 +43,7 @@ extern const int config_unbuilt_count;
 const struct field *config_find(const char *key);
 
 /* Longest text a key takes; room that any value, printed, needs. */
-enum { CONFIG_TEXT_BYTES = 4096, CONFIG_SHOWN_BYTES = 4 * CONFIG_TEXT_BYTES + 16 };
+enum { CONFIG_TEXT_BYTES = 4096, CONFIG_SHOWN_BYTES = 10 * CONFIG_TEXT_BYTES };
 
 /* A finite decimal number: not nan, inf, 0x10 or 1_000. */
 bool config_number(const char *text, double *value);
@@ -64,6 +65,24 @@ bool config_list_read(struct config *config, const struct field *field, const ch
 void config_list_show(const struct config *config, const struct field *field, char *out,
                       size_t bytes);
 void config_list_free(struct config *config, const struct field *field);
+
+/* config_sources.c: data.train. One member of an item: its values as words, one unless it takes a
+ * list. */
+bool config_source_set(struct config_source *source, const char *name, const char *const *values,
+                       int64_t count, char *why, size_t why_bytes);
+/* Adds an item with every member at its default; NULL: there are too many. */
+struct config_source *config_source_add(struct config_sources *sources);
+/* One path with every other member at its default; NULL: none. */
+bool config_sources_path(struct config_sources *sources, const char *path, char *why,
+                         size_t why_bytes);
+/* Whether the list as a whole is one: paths given, not too long to print. */
+bool config_sources_whole(const struct config_sources *sources, char *why, size_t why_bytes);
+void config_sources_show(const struct config_sources *sources, char *out, size_t bytes);
+void config_sources_free(struct config_sources *sources);
+/* Text and numbers as config_show writes them. */
+bool config_set_text(char **at, const char *text, char *why, size_t bytes);
+void config_show_text(const char *text, char *out, size_t bytes);
+void config_show_real(double value, char *out, size_t bytes);
 
 /* Collects error lines; those that don't fit are counted. */
 struct config_errors {

@@ -121,36 +121,99 @@ static const char *word(const yaml_node_t *node)
     return text != NULL && strlen(text) == node->data.scalar.length ? text : NULL;
 }
 
-static bool is_weight(const yaml_node_t *node)
+/* Words of a member of a source: its value, or the items of its list; -1: neither. */
+static int64_t words_of(yaml_document_t *document, const yaml_node_t *value,
+                        const char *words[CONFIG_MOST_STAGES + 1])
 {
-    double weight = 0;
-    return word(node) != NULL && config_number(word(node), &weight) && weight > 0;
+    int64_t count = 0;
+    if (value->type != YAML_SEQUENCE_NODE) {
+        words[0] = word(value);
+        return words[0] != NULL ? 1 : -1;
+    }
+    for (yaml_node_item_t *item = value->data.sequence.items.start;
+         item < value->data.sequence.items.top && count <= CONFIG_MOST_STAGES; item++) {
+        words[count] = word(yaml_document_get_node(document, *item));
+        if (words[count++] == NULL) {
+            return -1;
+        }
+    }
+    return count;
 }
 
-/* data.train: [{path: P, weight: W}] with one entry. */
-static const yaml_node_t *single_source(yaml_document_t *document, const yaml_node_t *node)
+/* One map of data.train. */
+static bool read_source(yaml_document_t *document, const yaml_node_t *item,
+                        struct config_source *source, char *why, size_t bytes)
 {
-    if (node->type != YAML_SEQUENCE_NODE ||
-        node->data.sequence.items.top - node->data.sequence.items.start != 1) {
-        return NULL;
-    }
-    const yaml_node_t *item = yaml_document_get_node(document, *node->data.sequence.items.start),
-                      *path = NULL;
     if (item == NULL || item->type != YAML_MAPPING_NODE) {
-        return NULL;
+        snprintf(why, bytes, "a map such as {path: a.h5, weight: 0.5} is expected");
+        return false;
     }
     for (yaml_node_pair_t *pair = item->data.mapping.pairs.start;
          pair < item->data.mapping.pairs.top; pair++) {
-        const yaml_node_t *key = yaml_document_get_node(document, pair->key);
-        const yaml_node_t *value = yaml_document_get_node(document, pair->value);
-        const char *name = word(key) != NULL ? word(key) : "";
-        if (strcmp(name, "path") == 0 && path == NULL && word(value) != NULL) {
-            path = value;
-        } else if (strcmp(name, "weight") != 0 || !is_weight(value)) {
-            return NULL;
+        const char *words[CONFIG_MOST_STAGES + 1];
+        const char *name = word(yaml_document_get_node(document, pair->key));
+        const int64_t count =
+            words_of(document, yaml_document_get_node(document, pair->value), words);
+        if (name == NULL || count < 0) {
+            snprintf(why, bytes, "'%s' is not a number or a word", name != NULL ? name : "");
+            return false;
+        }
+        if (!config_source_set(source, name, words, count, why, bytes)) {
+            return false;
         }
     }
-    return path;
+    return true;
+}
+
+/* data.train as a list of maps. */
+static void read_sources(struct reader *r, yaml_document_t *document, const char *where,
+                         const struct field *field, const yaml_node_t *list)
+{
+    struct config_sources *sources = (void *)((char *)r->config + field->offset);
+    char why[512] = "";
+    bool good = true;
+    config_sources_free(sources);
+    for (yaml_node_item_t *item = list->data.sequence.items.start;
+         item < list->data.sequence.items.top && good; item++) {
+        struct config_source *source = config_source_add(sources);
+        good = source != NULL;
+        if (!good) {
+            snprintf(why, sizeof why, "more than %d sources", CONFIG_MOST_ITEMS);
+        } else if (!read_source(document, yaml_document_get_node(document, *item), source, why,
+                                sizeof why)) {
+            const size_t used = strlen(why);
+            snprintf(why + used, sizeof why - used, " (source %lld)", (long long)sources->count);
+            good = false;
+        }
+    }
+    if (!good || !config_sources_whole(sources, why, sizeof why)) {
+        config_error(&r->errors, "%s: key '%s': %s", where, field->key, why);
+    }
+    r->given[field - config_fields] = true;
+}
+
+/* An override of a list of maps is written as YAML writes it in one line. */
+static void read_inline(struct reader *r, const char *where, const struct field *field,
+                        const char *text)
+{
+    yaml_parser_t parser;
+    yaml_document_t document;
+    yaml_parser_initialize(&parser);
+    yaml_parser_set_input_string(&parser, (const unsigned char *)text, strlen(text));
+    const bool loaded = yaml_parser_load(&parser, &document) != 0;
+    const yaml_node_t *root = loaded ? yaml_document_get_root_node(&document) : NULL;
+    if (root != NULL && root->type == YAML_SEQUENCE_NODE) {
+        read_sources(r, &document, where, field, root);
+    } else {
+        config_error(&r->errors,
+                     "%s: key '%s': not a list of maps; in one line: '%s=[{path: a.h5, weight: "
+                     "0.7}, {path: b.h5, weight: 0.3}]'",
+                     where, field->key, field->key);
+    }
+    if (loaded) {
+        yaml_document_delete(&document);
+    }
+    yaml_parser_delete(&parser);
 }
 
 /* A list of words for a key that takes one. */
@@ -188,18 +251,6 @@ static void read_value(struct reader *r, yaml_document_t *document, const char *
 {
     char where[512];
     place(r, config_find(key) != NULL ? &value->start_mark : key_mark, where, sizeof where);
-    if (strcmp(key, "data.train") == 0 && value->type == YAML_SEQUENCE_NODE) {
-        const yaml_node_t *path = single_source(document, value);
-        if (path == NULL) {
-            config_error(&r->errors,
-                         "%s: key 'data.train': a path, or a list with one {path: P, weight: W}; "
-                         "mixtures are "
-                         "not built in this version",
-                         where);
-            return;
-        }
-        value = path;
-    }
     if (value->type == YAML_MAPPING_NODE && config_is_map(key)) {
         read_map(r, document, value, key);
         return;
@@ -208,6 +259,10 @@ static void read_value(struct reader *r, yaml_document_t *document, const char *
     if (field != NULL && (field->kind == FIELD_TEXTS || field->kind == FIELD_REALS) &&
         value->type == YAML_SEQUENCE_NODE) {
         read_list(r, document, where, field, value);
+        return;
+    }
+    if (field != NULL && field->kind == FIELD_SOURCES && value->type == YAML_SEQUENCE_NODE) {
+        read_sources(r, document, where, field, value);
         return;
     }
     if (word(value) == NULL) {
@@ -365,6 +420,11 @@ static void read_overrides(struct reader *r, char *const *overrides, int count)
             continue;
         }
         snprintf(key, sizeof key, "%.*s", (int)(equals - overrides[i]), overrides[i]);
+        const struct field *field = config_find(key);
+        if (field != NULL && field->kind == FIELD_SOURCES && equals[1] == '[') {
+            read_inline(r, "command line", field, equals + 1);
+            continue;
+        }
         set(r, "command line", key, equals + 1, strcmp(key, "sample.prompt") == 0);
     }
 }

@@ -111,7 +111,7 @@ static struct attention_shape shape_of(const struct model *model, const struct b
         .v_head_stride = shared ? arch->nope_dim + arch->v_dim : arch->v_dim,
         .window = arch->window,
         .scale = arch->attention_scale,
-        .first = model->config->data.mask_documents ? call->batch->first : NULL,
+        .first = config_masks_documents(model->config) ? call->batch->first : NULL,
         .dtype = model->act};
 }
 

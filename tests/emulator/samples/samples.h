@@ -31,6 +31,9 @@ cudaError_t launch_fp8_grouped_gemm(cudaStream_t stream, const CUtensorMap *map_
 /* map_x: x[m, n], map_y: y[n, m], float, boxes of 32 x 32; a block does `tiles` tiles */
 void launch_tma_transpose(cudaStream_t stream, const CUtensorMap *map_x, const CUtensorMap *map_y,
                           int m, int n, int tiles);
+/* map_x: x[pairs * rows, 64] of float, boxes of 1 x 32; block b of sum[2 * pairs, 32] gets, of its pair's rows, the
+ * sums of the first halves plus twice the second, times b % 2 + 1 */
+void launch_pair_sum(cudaStream_t stream, const CUtensorMap *map_x, float *sum, int pairs, int rows);
 /* y[n] = scale x[n] + shift */
 void launch_affine(cudaStream_t stream, const float *x, float *y, int n, float scale, float shift);
 #ifdef __cplusplus

@@ -1,0 +1,144 @@
+#include "trainer/data_state.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/base/hash.h"
+
+enum { HEX_BYTES = 17 };
+
+void data_state_path(char out[DATA_PATH_BYTES], const char *path)
+{
+    const size_t length = strlen(path);
+    const char *from = path + (length < DATA_PATH_BYTES ? 0 : length - DATA_PATH_BYTES + 1);
+    while (from > path && ((unsigned char)*from & 0xc0) == 0x80) {
+        from++; /* the rest of a character */
+    }
+    snprintf(out, DATA_PATH_BYTES, "%s", from);
+}
+
+static json_t *hex_write(uint64_t value)
+{
+    char text[HEX_BYTES];
+    hash_hex(text, value);
+    return json_string(text);
+}
+
+static bool hex_read(const json_t *json, uint64_t *value)
+{
+    const char *text = json_string_value(json);
+    char *end = NULL;
+    *value = text != NULL ? strtoull(text, &end, 16) : 0;
+    return text != NULL && strlen(text) == HEX_BYTES - 1 && *end == '\0';
+}
+
+static json_t *place_write(const struct loader_place *place)
+{
+    const struct loader_epoch *run = &place->run;
+    return json_pack("{s:I, s:I, s:I, s:o, s:I, s:I, s:o, s:I, s:b}", "epoch",
+                     (json_int_t)place->epoch, "done", (json_int_t)place->done, "tokens",
+                     (json_int_t)place->tokens, "order", hex_write(run->order), "cut",
+                     (json_int_t)run->cut, "fim_parts", (json_int_t)run->fim_parts, "fim_key",
+                     hex_write(run->fim_key), "stream", (json_int_t)run->stream, "packed",
+                     (int)run->packed);
+}
+
+static bool place_read(const json_t *json, struct loader_place *place)
+{
+    json_int_t epoch = -1, done = -1, tokens = -1, cut = 0, parts = -1, stream = 0;
+    json_t *order = NULL, *key = NULL;
+    int packed = 0;
+    if (json_unpack((json_t *)(uintptr_t)json, "{s:I, s:I, s:I, s:o, s:I, s:I, s:o, s:I, s:b}",
+                    "epoch", &epoch, "done", &done, "tokens", &tokens, "order", &order, "cut", &cut,
+                    "fim_parts", &parts, "fim_key", &key, "stream", &stream, "packed",
+                    &packed) != 0) {
+        return false;
+    }
+    *place = (struct loader_place){
+        .epoch = epoch,
+        .done = done,
+        .tokens = tokens,
+        .run = {.cut = cut, .fim_parts = parts, .stream = stream, .packed = packed != 0}};
+    return hex_read(order, &place->run.order) && hex_read(key, &place->run.fim_key) && epoch >= 0 &&
+           done >= 0 && tokens >= 0 && cut > 0 && parts >= 0 && parts <= fim_parts(1);
+}
+
+json_t *data_state_write(const struct data_state *state)
+{
+    json_t *sources = json_array();
+    for (int64_t i = 0; i < state->count; i++) {
+        const struct data_source_state *source = &state->source[i];
+        json_t *one =
+            json_pack("{s:o, s:o, s:o}", "fingerprint", hex_write(source->fingerprint), "origin",
+                      place_write(&source->origin), "now", place_write(&source->now));
+        json_object_set_new(one, "path", json_string(source->path)); /* left out when not UTF-8 */
+        json_array_append_new(sources, one);
+    }
+    return json_pack("{s:{s:I, s:I, s:I}, s:o}", "origin", "step", (json_int_t)state->step,
+                     "position", (json_int_t)state->position, "tokens", (json_int_t)state->tokens,
+                     "sources", sources);
+}
+
+static bool source_read(const json_t *json, struct data_source_state *source)
+{
+    const char *path = json_string_value(json_object_get(json, "path"));
+    snprintf(source->path, sizeof source->path, "%s", path != NULL ? path : "");
+    return hex_read(json_object_get(json, "fingerprint"), &source->fingerprint) &&
+           place_read(json_object_get(json, "origin"), &source->origin) &&
+           place_read(json_object_get(json, "now"), &source->now);
+}
+
+bool data_state_read(const json_t *json, struct data_state *state)
+{
+    const json_t *sources = json_object_get(json, "sources");
+    const size_t count = json_array_size(sources);
+    json_int_t step = -1, position = -1, tokens = -1;
+    *state = (struct data_state){0};
+    if (json == NULL) {
+        return true;
+    }
+    bool good = json_unpack((json_t *)(uintptr_t)json, "{s:{s:I, s:I, s:I}}", "origin", "step",
+                            &step, "position", &position, "tokens", &tokens) == 0 &&
+                step >= 0 && position >= 0 && tokens >= 0 && count > 0 && count <= MIXTURE_SOURCES;
+    for (size_t i = 0; i < count && good; i++) {
+        good = source_read(json_array_get(sources, i), &state->source[i]);
+    }
+    state->step = step;
+    state->position = position;
+    state->tokens = tokens;
+    state->count = good ? (int64_t)count : 0;
+    return good;
+}
+
+/* Hash of up to BLOCKS blocks of an array of `bytes`. */
+static uint64_t sample(const void *data, size_t bytes)
+{
+    enum { BLOCKS = 256, BLOCK = 4096 };
+    uint64_t hash[BLOCKS + 1] = {0};
+    size_t count = 0;
+    if (bytes <= (size_t)BLOCKS * BLOCK) {
+        return hash_bytes(data, bytes);
+    }
+    for (; count < BLOCKS; count++) {
+        const size_t at = (bytes - BLOCK) / (BLOCKS - 1) * count;
+        hash[count] = hash_bytes((const char *)data + at, BLOCK);
+    }
+    hash[count] = hash_bytes((const char *)data + bytes - BLOCK, BLOCK);
+    return hash_bytes(hash, sizeof hash);
+}
+
+uint64_t data_fingerprint(const struct token_store *store)
+{
+    const size_t tokens = (size_t)store->tokens, offsets = (size_t)store->documents + 1;
+    const uint64_t parts[] = {
+        (uint64_t)store->tokens,
+        (uint64_t)store->documents,
+        (uint64_t)store->vocab_size,
+        (uint64_t)store->width,
+        sample(store->token_data, tokens * (size_t)store->width),
+        store->loss_mask != NULL ? sample(store->loss_mask, tokens) : 0,
+        sample(store->document_offsets, offsets * sizeof *store->document_offsets)};
+    const uint64_t hash = hash_bytes(parts, sizeof parts);
+    return hash != 0 ? hash : 1;
+}
