@@ -87,11 +87,26 @@ static void forget(struct document_line *line)
     line->message_count = 0;
 }
 
+/* A byte order mark before it is none of the line; a whole number beyond 64 bits, which none of
+ * ours is, is read as a real one. */
+static json_t *load(const char *data, size_t bytes, json_error_t *problem)
+{
+    static const char mark[3] = "\xef\xbb\xbf";
+    const size_t flags = JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL,
+                 skip =
+                     bytes >= sizeof mark && memcmp(data, mark, sizeof mark) == 0 ? sizeof mark : 0;
+    json_t *json = json_loadb(data + skip, bytes - skip, flags, problem);
+    if (json == NULL && json_error_code(problem) == json_error_numeric_overflow) {
+        json = json_loadb(data + skip, bytes - skip, flags | JSON_DECODE_INT_AS_REAL, problem);
+    }
+    return json;
+}
+
 enum status document_parse(struct document_line *line, const char *data, size_t bytes)
 {
     json_error_t problem;
     forget(line);
-    json_t *json = json_loadb(data, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &problem);
+    json_t *json = load(data, bytes, &problem);
     line->json = json;
     if (json == NULL) {
         return status_fail(STATUS_DATA, "not JSON: %s", problem.text);

@@ -100,6 +100,21 @@ static bool matches(const char *const *patterns, int count, const char *below, c
     return false;
 }
 
+/* What no path below a folder is like would be left out unseen. */
+static enum status check_patterns(const char *const *patterns, int count)
+{
+    for (int i = 0; i < count; i++) {
+        const size_t length = strlen(patterns[i]);
+        if (length == 0 || patterns[i][0] == '/' || patterns[i][length - 1] == '/') {
+            return status_fail(STATUS_USAGE,
+                               "prepare: pattern '%s': paths below a folder neither begin nor end "
+                               "with a slash",
+                               patterns[i]);
+        }
+    }
+    return STATUS_OK;
+}
+
 static int by_name(const struct dirent **a, const struct dirent **b)
 {
     return strcmp((*a)->d_name, (*b)->d_name);
@@ -184,6 +199,8 @@ enum status input_files_list(struct input_files *files, char *const *inputs, int
 {
     struct search search = {.files = files, .filter = filter};
     *files = (struct input_files){0};
+    TRY(check_patterns(filter->include, filter->include_count));
+    TRY(check_patterns(filter->exclude, filter->exclude_count));
     find_own(&search);
     for (int i = 0; i < input_count; i++) {
         TRY(add_input(&search, inputs[i]));

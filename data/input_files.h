@@ -37,8 +37,8 @@ struct input_files {
 
 /* Local. Of what a folder holds: files and folders, and links to files. Pipes would hang a reader,
  * links to folders could lead back, and a link that leads nowhere holds no text.
- * Errors: STATUS_IO for what is named and not there; STATUS_USAGE where an input is the output;
- * STATUS_RESOURCE. Free it either way. */
+ * Errors: STATUS_IO for what is named and not there; STATUS_USAGE where an input is the output, or
+ * a pattern begins or ends with a slash; STATUS_RESOURCE. Free it either way. */
 enum status input_files_list(struct input_files *files, char *const *inputs, int input_count,
                              const struct input_filter *filter) __attribute__((warn_unused_result));
 void input_files_free(struct input_files *files); /* accepts a zeroed one; may be called twice */

@@ -8,6 +8,7 @@
 
 #include "data/prepare_journal.h"
 #include "data/prepare_pipeline.h"
+#include "kernels/base/io.h"
 #include "parallel/cores.h"
 
 enum { MAX_CORES = 1024, MAX_NOTES = 10 };
@@ -77,6 +78,7 @@ static enum status look(struct run *run)
 {
     struct input_filter filter = run->options->filter;
     filter.output = run->options->output;
+    TRY(io_check_output(run->options->output));
     TRY(prepare_rules_open(&run->rules, run->options));
     TRY(input_files_list(&run->files, run->options->inputs, run->options->input_count, &filter));
     run->rules.files = &run->files;

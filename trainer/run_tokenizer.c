@@ -153,3 +153,22 @@ enum status run_tokenizer_open(struct tokenizer *tokenizer, struct session *sess
     return comm_agree(&session->world, open_local(tokenizer, place, file, said, vocab, instead),
                       NULL);
 }
+
+static bool says_nothing(const char *said)
+{
+    return strcmp(said, "unknown") == 0 || strcmp(said, "none") == 0;
+}
+
+enum status run_tokenizer_match(struct session *session, const char *place,
+                                const struct token_store *store)
+{
+    char said[STATE_TOKENIZER_BYTES], own[STATE_TOKENIZER_BYTES];
+    TRY(state_tokenizer(&session->world, place, session->config.model.vocab_size, said));
+    run_tokenizer_describe(store, own);
+    return says_nothing(said) || says_nothing(own) || strcmp(said, own) == 0
+               ? STATUS_OK
+               : status_fail(STATUS_USAGE,
+                             "%s has ids of tokenizer %s, %s was trained with %s: prepare the text "
+                             "with that one",
+                             store->path, own, place, said);
+}

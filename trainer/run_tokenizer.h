@@ -32,4 +32,10 @@ enum status run_tokenizer_open(struct tokenizer *tokenizer, struct session *sess
                                const char *place, const char *file, const char *instead)
     __attribute__((warn_unused_result));
 
+/* Collective. That a token file has ids of the tokenizer that the checkpoint in `place` was trained
+ * with, as far as both say. Errors: STATUS_USAGE. */
+enum status run_tokenizer_match(struct session *session, const char *place,
+                                const struct token_store *store)
+    __attribute__((warn_unused_result));
+
 #endif

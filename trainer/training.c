@@ -56,6 +56,7 @@ static enum status open_data(struct training *t)
     TRY(sources_open(&t->train, t->config));
     if (t->config->data.valid != NULL) {
         TRY(dataset_open(&t->valid, t->config, t->config->data.valid, false));
+        TRY(token_store_match(t->train.store, &t->valid.store));
     }
     if (t->config->sample.every_steps == 0) {
         return STATUS_OK;
@@ -100,7 +101,10 @@ static enum status resume(struct training *t)
         if (path == NULL) {
             return STATUS_OK;
         }
-        const enum status status = state_load(&t->model, path, &t->at);
+        enum status status = state_load(&t->model, path, &t->at);
+        if (status == STATUS_OK) {
+            status = run_tokenizer_match(t->session, path, t->train.store);
+        }
         if (status == STATUS_OK && main_rank(t)) {
             printf("resuming at step %lld from %s\n", (long long)t->at.step, path);
         }

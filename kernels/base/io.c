@@ -335,8 +335,21 @@ enum status io_sync_dir(const char *path)
     return STATUS_OK;
 }
 
+/* What stands there, if it is neither a file nor nothing. */
+static const char *kind_of(const char *path)
+{
+    struct stat info;
+    return stat(path, &info) != 0 || S_ISREG(info.st_mode) ? NULL
+           : S_ISDIR(info.st_mode)                         ? "a folder"
+                                                           : "a pipe or a device";
+}
+
 enum status io_rename(const char *from, const char *to)
 {
+    struct stat info;
+    if (stat(to, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode)) {
+        return status_fail(STATUS_IO, "%s: is a pipe or a device: name a file to write", to);
+    }
     enum io_fault fault = io_meet();
     int result = -1;
     bool fails = io_fails(fault, true);
@@ -440,14 +453,19 @@ bool io_exists(const char *path)
 
 enum status io_check_regular(const char *path)
 {
-    struct stat info;
-    if (stat(path, &info) != 0) {
+    if (!io_exists(path)) {
         return failed(path, "look at");
     }
-    return S_ISREG(info.st_mode)
-               ? STATUS_OK
-               : status_fail(STATUS_DATA, "%s: is %s, not a file", path,
-                             S_ISDIR(info.st_mode) ? "a folder" : "a pipe or a device");
+    const char *kind = kind_of(path);
+    return kind == NULL ? STATUS_OK : status_fail(STATUS_DATA, "%s: is %s, not a file", path, kind);
+}
+
+enum status io_check_output(const char *path)
+{
+    const size_t length = strlen(path);
+    const char *kind = length == 0 || path[length - 1] == '/' ? "a folder" : kind_of(path);
+    return kind == NULL ? STATUS_OK
+                        : status_fail(STATUS_USAGE, "%s: is %s: name a file to write", path, kind);
 }
 
 enum status io_read_file(const char *path, char **data, size_t *bytes, size_t limit)
@@ -484,6 +502,7 @@ enum status io_write_file(const char *path, const void *data, size_t bytes)
     if (snprintf(beside, sizeof beside, "%s.tmp", path) >= MAX_PATH) {
         return status_fail(STATUS_IO, "path too long: %s", path);
     }
+    TRY(io_check_output(path));
     TRY(io_create(&file, beside));
     enum status status = io_write(&file, data, bytes);
     status = status == STATUS_OK ? io_sync(&file) : status;

@@ -49,6 +49,7 @@ enum status io_close(struct io_file *file) IO_CHECKED; /* error of close counts;
 /* And its parents, each synced where it was made; existing is fine. */
 enum status io_make_dir(const char *path) IO_CHECKED;
 enum status io_sync_dir(const char *path) IO_CHECKED;
+/* Never in place of a pipe or a device: as root /dev/null would become a file. */
 enum status io_rename(const char *from, const char *to) IO_CHECKED;
 enum status io_remove(const char *path) IO_CHECKED; /* a file; missing is fine */
 enum status
@@ -61,6 +62,8 @@ enum status io_list(const char *path, bool *there,
                     enum status (*each)(void *context, const char *name), void *context) IO_CHECKED;
 /* That it is a file, which ends and opens at once: no folder, pipe or device. STATUS_DATA. */
 enum status io_check_regular(const char *path) IO_CHECKED;
+/* That a file may come to stand there: nothing does, or a file. STATUS_USAGE. */
+enum status io_check_output(const char *path) IO_CHECKED;
 enum status io_free_bytes(const char *path,
                           int64_t *bytes) IO_CHECKED; /* of the file system that holds path */
 /* Whole file, NUL-terminated; *data owned by caller (free). Larger than `limit`: STATUS_DATA. */

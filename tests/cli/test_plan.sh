@@ -86,12 +86,37 @@ expect_error 64 "parallel.tp 3 does not divide the 128 heads" "$binary" plan "${
 expect_rc 0 "$binary" plan "$source_dir/configs/mixtral-8x7b.yaml" cluster.nodes=4 cluster.gpus_per_node=4 cluster.gpu=h100
 expect_text "routing is not limited to groups"
 expect_error 64 "x tp 1 does not divide the 800 ranks" "$binary" plan "${v3[@]}" cluster.nodes=100
+expect_rc 0 "$binary" plan "${v3[@]}" model.num_nextn_predict_layers=16 parallel.pp=64 parallel.ep=8 cluster.nodes=64 # modules on several stages
 expect_error 64 "train.global_batch 15360 is not a multiple of train.micro_batch 256" "$binary" plan "${v3[@]}" train.micro_batch=256
 expect_error 64 "parallel.pp 64 is more than the model's 62 blocks" "$binary" plan "${v3[@]}" parallel.pp=64 parallel.ep=1 cluster.nodes=8
 expect_error 64 "cluster.pipeline dualpipe needs" "$binary" plan "${v3[@]}" train.global_batch=3840 train.batch_ramp.start=3840 train.batch_ramp.increment=3840 cluster.pipeline=dualpipe
 expect_error 64 "a100 has no products in FP8" "$binary" plan "${v3[@]}" cluster.gpu=a100
 expect_error 64 "cluster.gpu custom needs" "$binary" plan "${v3[@]}" cluster.gpu=custom
 expect_rc 0 "$binary" plan "${v3[@]}" cluster.gpu=custom cluster.peak_tflops=500 cluster.memory_gb=64 cluster.memory_gb_s=2000 parallel.pp=1 cluster.nodes=128
+mixtral=$source_dir/configs/mixtral-8x7b.yaml
+expect_error 64 "cluster.virtual_stages 9 is more than the model's 32 blocks" "$binary" plan "$mixtral" parallel.pp=4 cluster.virtual_stages=9
+expect_error 64 "virtual_stages 2 is of cluster.pipeline 1f1b" "$binary" plan "$mixtral" parallel.pp=4 cluster.virtual_stages=2 cluster.pipeline=zero_bubble
+expect_rc 0 "$binary" plan "$mixtral" parallel.pp=4 cluster.virtual_stages=2
+expect_text "pp 4 (1f1b)"
+expect_rc 0 "$binary" plan "$mixtral" --search --stages cluster.pipeline=zero_bubble
+expect_text "cluster.pipeline=zero_bubble"
+expect_rc 0 "$binary" plan "$mixtral" cluster.gpus_per_node=6 cluster.nodes=4 train.global_batch=1152
+expect_text "ep 8 spans 2 nodes"
+expect_rc 0 "$binary" plan "$source_dir/configs/deepseek-v2-lite.yaml" parallel.pp=16 cluster.nodes=16 cluster.gpus_per_node=8 train.global_batch=15360 cluster.pipeline=dualpipe --json
+cp "$out" plan.json
+expect_rc 0 python3 -c 'import json, sys; b = json.load(open(sys.argv[1]))["blocks_of_stages"]; assert sum(b) == 27 and min(b) == 1, b' plan.json
+cat >held.py <<'EOF'
+import json, subprocess, sys
+def plan(pipeline):
+    text = subprocess.run([*sys.argv[1:], "cluster.pipeline=" + pipeline, "--json"], check=True, capture_output=True).stdout
+    return json.loads(text)
+for pipeline in ("1f1b", "dualpipe"): # two bytes a weight
+    p = plan(pipeline)
+    assert abs(p["memory"]["weights_bytes"] / 2 / p["parameters"]["per_rank"] - 1) < 0.001, pipeline
+EOF
+expect_rc 0 python3 held.py "$binary" plan "$mixtral" parallel.pp=4 parallel.tp=2
+expect_error 64 "--stages and --rows are of --search" "$binary" plan "$mixtral" --stages
+expect_error 64 "not of --search" "$binary" plan "$mixtral" --search --price 2
 expect_error 64 "needs a number such as 14.8T" "$binary" plan "${v3[@]}" --tokens many
 expect_error 64 "did you mean '--price'" "$binary" plan "${v3[@]}" --prize 3
 expect_error 64 "key 'parallel.pp': not built in this version" "$binary" train "$source_dir/configs/quickstart.yaml" parallel.pp=2

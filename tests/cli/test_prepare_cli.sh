@@ -104,6 +104,9 @@ expect_error 64 "at least one input" "$binary" prepare --tokenizer bytes --outpu
 expect_error 64 "did you mean '--output'" "$binary" prepare --tokenizer bytes --outptu x.h5 one.txt
 expect_error 74 "one.txt" "$binary" prepare --tokenizer bytes --output one.txt/x.h5 two.txt
 expect_error 64 "both an input and the output" "$binary" prepare --tokenizer bytes --output one.txt one.txt two.txt
+expect_error 64 "hollow: is a folder: name a file to write" "$binary" prepare --tokenizer bytes --output hollow one.txt
+expect_error 64 "a pipe or a device" "$binary" prepare --tokenizer bytes --output <(true) one.txt
+expect_error 64 "pattern 'b/'" "$binary" prepare --tokenizer bytes --exclude b/ --output x.h5 folder
 expect_same "int a;" "$(tr -d '\0' <one.txt)" "an input named as output"
 [ ! -e x.h5 ] || fail "a refused prepare left a file"
 cp text.h5 kept.h5

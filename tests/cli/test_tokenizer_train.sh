@@ -68,6 +68,11 @@ head -c 5000 /dev/urandom >random.bin
 "$binary" tokenizer decode --tokenizer ours.json <ids | cmp - random.bin || fail "random bytes do not come back"
 expect_rc 0 "$binary" prepare --tokenizer ours.json --output data.h5 texts.jsonl more.txt
 expect_rc 0 "$binary" train tiny.yaml run.dir=run data.train=data.h5 data.valid=null model.vocab_size=500 run.steps=2
+expect_rc 0 "$binary" prepare --tokenizer bytes --output bytes.h5 more.txt
+bytes="bytes.h5 has ids of tokenizer bytes, run"
+expect_error 64 "$bytes was trained with bpe:" "$binary" eval run --data bytes.h5
+expect_error 64 "$bytes/checkpoints/00000002 was trained with bpe:" "$binary" train tiny.yaml run.dir=run data.train=bytes.h5 data.valid=null model.vocab_size=500 run.steps=3
+expect_error 65 "bytes.h5 of bytes:bytes" "$binary" train tiny.yaml run.dir=other data.train=data.h5 data.valid=bytes.h5 model.vocab_size=500
 expect_rc 0 "$binary" generate run --prompt "the" --count 2
 
 echo "the same texts, the same file"
@@ -91,6 +96,7 @@ expect_text "fewer than the 4000 asked for"
 
 echo "what is wrong is said"
 expect_error 64 "--vocab-size N and --output FILE are needed" "$binary" tokenizer train more.txt
+expect_error 64 "tokenizer train: too few arguments" "$binary" tokenizer train --vocab-size 300 --output x.json
 expect_error 64 "a vocabulary of 256 has no room" "$binary" tokenizer train --vocab-size 256 --output x.json more.txt
 expect_error 64 "no pattern 'gpt3'" "$binary" tokenizer train --vocab-size 300 --pattern gpt3 --output x.json more.txt
 expect_error 64 "'<s>' is given twice" "$binary" tokenizer train --vocab-size 300 --special "<s>" --special "<s>" --output x.json more.txt

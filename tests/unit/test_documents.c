@@ -356,7 +356,8 @@ static void test_lines(void **state)
     struct document_line line = {0};
     static const char said[] = "{\"messages\": [{\"role\": \"system\", \"content\": \"s\"}, "
                                "{\"role\": \"assistant\", \"content\": \"a\\u0000b\", \"x\": 1}]}",
-                      ids[] = "{\"tokens\": [1, 70000], \"loss_mask\": [0, 1], \"text\": \"no\"}";
+                      ids[] = "{\"tokens\": [1, 70000], \"loss_mask\": [0, 1], \"text\": \"no\"}",
+                      large[] = "\xef\xbb\xbf{\"text\": \"t\", \"hash\": 18446744073709551615}";
     good(document_parse(&line, said, strlen(said)));
     assert_int_equal(line.kind, DOCUMENT_MESSAGES);
     assert_int_equal(line.message_count, 2);
@@ -369,6 +370,9 @@ static void test_lines(void **state)
     assert_int_equal(line.ids.count, 2);
     assert_int_equal(line.ids.data[1], 70000);
     assert_memory_equal(line.mask.data, "\0\1", 2);
+    good(document_parse(&line, large, strlen(large)));
+    assert_int_equal(line.kind, DOCUMENT_TEXT);
+    assert_int_equal(line.text_bytes, 1);
     static const struct {
         const char *line, *part;
     } bad[] = {
@@ -380,6 +384,7 @@ static void test_lines(void **state)
         {"{\"messages\": [{\"role\": \"user\", \"content\": [\"a\"]}]}", "needs \"content\""},
         {"{\"messages\": [{\"role\": \"assistant\", \"content\": \"\", \"tool_calls\": [1]}]}",
          "\"tool_calls\" are not built"},
+        {"{\"tokens\": [18446744073709551616]}", "token 0 is not a whole number"},
         {"{\"message\": \"\"}", "needs \"text\""},
         {"", "not JSON"},
     };

@@ -172,6 +172,28 @@ static void test_remove_tree_does_not_follow_links(void **state)
     expect_text("precious/file", "keep");
 }
 
+/* A file comes in place of a file or of nothing. */
+static void test_only_files_are_replaced(void **state)
+{
+    (void)state;
+    struct stat info;
+    assert_int_equal(io_make_dir("folder"), STATUS_OK);
+    assert_int_equal(mkfifo("pipe", 0600), 0);
+    put("file", "1");
+    assert_int_equal(io_check_output("file"), STATUS_OK);
+    assert_int_equal(io_check_output("none"), STATUS_OK);
+    const char *const others[] = {"folder", "none/", "", "pipe"};
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        assert_int_equal(io_check_output(others[i]), STATUS_USAGE);
+        expect_message("name a file to write");
+    }
+    assert_int_equal(io_write_file("pipe", "x", 1), STATUS_USAGE);
+    assert_int_equal(io_rename("file", "pipe"), STATUS_IO);
+    expect_message("a pipe or a device");
+    assert_int_equal(stat("pipe", &info), 0);
+    assert_true(S_ISFIFO(info.st_mode));
+}
+
 /* A path cut to a buffer's length would name another file. */
 static void test_paths_are_never_cut(void **state)
 {
@@ -541,6 +563,7 @@ int main(void)
         SCRATCH_TEST(test_folders),
         SCRATCH_TEST(test_file_in_place_of_a_folder),
         SCRATCH_TEST(test_remove_tree_does_not_follow_links),
+        SCRATCH_TEST(test_only_files_are_replaced),
         SCRATCH_TEST(test_paths_are_never_cut),
         SCRATCH_TEST(test_write_file_replaces_whole),
         SCRATCH_TEST(test_lock_holds_others_off),

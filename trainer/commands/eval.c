@@ -42,6 +42,7 @@ static enum status evaluate(struct session *session, struct model *model, struct
     double loss = 0;
     int64_t labels = 0;
     TRY(comm_agree(&session->world, dataset_open(dataset, config, request->data, false), NULL));
+    TRY(run_tokenizer_match(session, path, &dataset->store));
     TRY(comm_agree(&session->world,
                    model_init(model, config, &session->mesh, session->device,
                               config->train.micro_batch, config->train.sequence_length, false),

@@ -14,6 +14,8 @@ struct request {
     double budget, price;
 };
 
+enum { USUAL_ROWS = 12 };
+
 /* "14.8T", "300B", "5e9". */
 static bool read_tokens(const char *text, double *tokens)
 {
@@ -69,7 +71,7 @@ enum status command_plan(int argc, char **argv)
     struct option_result options;
     struct config config;
     struct hardware hardware = {0};
-    struct request request = {.rows = 12};
+    struct request request = {.rows = USUAL_ROWS};
     const struct option_spec specs[] = {
         {"--search", OPTION_FLAG, &request.search, NULL,
          "try every layout; the best ones, and why not the others"},
@@ -96,6 +98,13 @@ enum status command_plan(int argc, char **argv)
         return status_fail(STATUS_USAGE,
                            "plan: --tokens needs a number such as 14.8T, 300B or 5e9, not '%s'",
                            request.tokens);
+    }
+    if (request.search ? request.tokens != NULL || request.price > 0
+                       : request.stages || request.rows != USUAL_ROWS) {
+        return status_fail(STATUS_USAGE,
+                           request.search
+                               ? "plan: --tokens and --price are of one plan, not of --search"
+                               : "plan: --stages and --rows are of --search");
     }
     config_init(&config);
     config.planning = true;

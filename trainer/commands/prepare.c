@@ -149,8 +149,11 @@ static void print_text(const struct prepare_summary *summary, double seconds)
                    counts[i].text);
         }
     }
-    printf("%s%.3f bytes per token, %.0f tokens/s\n", shown > 0 ? "\n" : "",
-           bytes_per_token(summary), (double)(summary->tokens - summary->resumed) / seconds);
+    printf("%s", shown > 0 ? "\n" : "");
+    if (summary->text_tokens > 0) {
+        printf("%.3f bytes per token, ", bytes_per_token(summary));
+    }
+    printf("%.0f tokens/s\n", (double)(summary->tokens - summary->resumed) / seconds);
 }
 
 /* --- the command --- */

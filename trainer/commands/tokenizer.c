@@ -139,7 +139,8 @@ static enum status decode_line(struct work *work, const char *line, size_t bytes
         errno = 0;
         const unsigned long long id = strtoull(at, &after, 10);
         if (after == at || *at == '-' || errno != 0 || id > UINT32_MAX) {
-            return status_fail(STATUS_DATA, "%s: '%.20s' is no token id", where, at);
+            return status_fail(STATUS_DATA, "%s: '%.*s' is no token id", where,
+                               (int)strcspn(at, ", \t\r\n]"), at);
         }
         TRY(id_list_add(&work->ids, (uint32_t)id));
         at = after;
@@ -189,6 +190,8 @@ enum status command_tokenizer(int argc, char **argv)
         {"--json", OPTION_FLAG, &work.json, NULL, "print a JSON list, or string, a line each"},
         {0}};
     if (argc > 1 && strcmp(argv[1], "train") == 0) {
+        char word[] = "tokenizer train"; /* what errors call it */
+        argv[1] = word;
         return tokenizer_train_command(argc - 1, argv + 1);
     }
     TRY(options_parse(

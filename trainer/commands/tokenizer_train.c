@@ -66,6 +66,7 @@ static enum status read_all(struct work *work, char *const *inputs, int count)
 {
     const struct input_filter filter = {.output = work->output};
     bool more = true;
+    TRY(io_check_output(work->output));
     TRY(input_files_list(&work->files, inputs, count, &filter));
     TRY(documents_open(&work->documents, &work->files, MOST_DOCUMENT, 0, 1));
     for (;;) {

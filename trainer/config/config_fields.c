@@ -306,8 +306,8 @@ const struct field config_fields[] = {
     REAL("cluster.disk_gb_s", cluster.disk_gb_s, 1e-6, 1e6, "2",
          "what a node writes to the checkpoint folder's disk"),
     ENUM("cluster.pipeline", cluster.pipeline, "auto", pipeline_names, NULL,
-         "schedule where parallel.pp > 1; auto: dualpipe where the micro-batches suffice, else "
-         "1f1b"),
+         "schedule where parallel.pp > 1; auto: dualpipe where the micro-batches suffice and "
+         "virtual_stages is 1, else 1f1b"),
     INT("cluster.virtual_stages", cluster.virtual_stages, 1, 64, "1",
         "1f1b: parts a stage is cut into, interleaved (Megatron's virtual pipeline)"),
     ENUM("cluster.exchange", cluster.exchange, "auto", exchange_names, NULL,

@@ -61,6 +61,11 @@ static int64_t node_ranks(const struct exchange_shape *shape)
     return shape->ep < shape->ranks_per_node ? shape->ep : shape->ranks_per_node;
 }
 
+int64_t exchange_nodes(const struct exchange_shape *shape)
+{
+    return (shape->ep + node_ranks(shape) - 1) / node_ranks(shape);
+}
+
 /* Rows of worst-case messages go to every rank alike. */
 static struct exchange_bytes spread_evenly(const struct exchange_shape *shape, double to_each,
                                            double row)
@@ -71,7 +76,7 @@ static struct exchange_bytes spread_evenly(const struct exchange_shape *shape, d
 
 struct exchange_bytes exchange_bytes(const struct exchange_shape *shape, enum exchange_kind kind)
 {
-    const int64_t near = node_ranks(shape), nodes = shape->ep / near;
+    const int64_t near = node_ranks(shape), nodes = exchange_nodes(shape);
     const bool out = kind == EXCHANGE_DISPATCH || kind == EXCHANGE_DISPATCH_BACK;
     const double tokens = (double)shape->tokens, row = out ? shape->row_out : shape->row_back,
                  ep = (double)shape->ep, slots = tokens * (double)shape->top_k;

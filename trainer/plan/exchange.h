@@ -40,6 +40,8 @@ extern const char *const exchange_names[EXCHANGES];
 /* Of `bins` equal parts of the experts (nodes, ranks), the number that a token's experts are
  * expected in. Exact where groups of routing and bins divide one another. */
 double exchange_spread(const struct exchange_shape *shape, int64_t bins);
+/* Nodes that the group's ranks stand on. */
+int64_t exchange_nodes(const struct exchange_shape *shape);
 struct exchange_bytes exchange_bytes(const struct exchange_shape *shape, enum exchange_kind kind);
 /* s; busy: beside kernels. 0 where the group is one rank. */
 double exchange_seconds(const struct hardware *hardware, const struct exchange_shape *shape,

@@ -11,7 +11,8 @@ static struct config config_of(const struct config *config, const struct archite
     struct config own = *config; /* its texts are borrowed */
     const int64_t end = stage->first + stage->blocks;
     const int64_t dense = arch->dense_layers < end ? arch->dense_layers : end;
-    const int64_t mtp = end > arch->layers ? end - arch->layers : 0;
+    const int64_t behind = stage->first > arch->layers ? stage->first : arch->layers,
+                  mtp = end > behind ? end - behind : 0;
     own.model.num_hidden_layers = stage->blocks - mtp;
     own.model.first_k_dense_replace = dense > stage->first ? dense - stage->first : 0;
     own.model.num_nextn_predict_layers = mtp;

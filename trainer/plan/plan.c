@@ -31,6 +31,24 @@ static __attribute__((format(printf, 2, 3))) void warn(struct plan *plan, const 
 
 /* --- layout --- */
 
+/* Parts of stages are 1f1b's, and each has a block. */
+static enum status check_parts(const struct plan *plan)
+{
+    const int64_t parts = plan->config->cluster.virtual_stages,
+                  blocks = architecture_blocks(&plan->arch);
+    if (plan->pp > 1 && parts > 1 && plan->schedule != CONFIG_PIPELINE_1F1B) {
+        return status_fail(
+            STATUS_USAGE, "cluster.virtual_stages %lld is of cluster.pipeline 1f1b: use that, or 1",
+            (long long)parts);
+    }
+    return plan->pp == 1 || plan->pp * parts <= blocks
+               ? STATUS_OK
+               : status_fail(STATUS_USAGE,
+                             "parallel.pp %lld x cluster.virtual_stages %lld is more than the "
+                             "model's %lld blocks",
+                             (long long)plan->pp, (long long)parts, (long long)blocks);
+}
+
 static enum status choose_schedule(struct plan *plan)
 {
     const struct config *config = plan->config;
@@ -42,13 +60,13 @@ static enum status choose_schedule(struct plan *plan)
                            "of micro-batches a rank, at least 2 x %lld, not %lld",
                            (long long)plan->pp, (long long)plan->micro_batches);
     }
-    plan->schedule = said != CONFIG_PIPELINE_AUTO ? said
-                     : dual                       ? CONFIG_PIPELINE_DUALPIPE
-                                                  : CONFIG_PIPELINE_1F1B;
+    plan->schedule = said != CONFIG_PIPELINE_AUTO                  ? said
+                     : dual && config->cluster.virtual_stages == 1 ? CONFIG_PIPELINE_DUALPIPE
+                                                                   : CONFIG_PIPELINE_1F1B;
     plan->by_node = config->cluster.exchange == CONFIG_EXCHANGE_AUTO
                         ? plan->pp > 1
                         : config->cluster.exchange == CONFIG_EXCHANGE_BY_NODE;
-    return STATUS_OK;
+    return check_parts(plan);
 }
 
 static enum status set_split(struct plan *plan)
@@ -353,7 +371,8 @@ static enum status measure(struct planner *p)
     for (int64_t s = 0; s < plan->pp; s++) {
         const struct stage *own = &plan->stage[s], *last = s > 0 ? own - 1 : own;
         const bool middle = s > 1 && !own->head && own->blocks == last->blocks &&
-                            last->first >= plan->arch.dense_layers;
+                            last->first >= plan->arch.dense_layers &&
+                            own->first + own->blocks <= plan->arch.layers;
         if (middle) {
             p->memory[s] = p->memory[s - 1];
         } else {
@@ -362,6 +381,12 @@ static enum status measure(struct planner *p)
         }
     }
     return STATUS_OK;
+}
+
+/* Parameters of a stage on a rank. */
+static int64_t held_by(const struct stage_memory *stage, int64_t tp)
+{
+    return stage->elements[PARAM_DENSE] / tp + stage->elements[PARAM_EXPERT];
 }
 
 /* The fullest rank: its stages' states, and what is kept of every micro-batch under way. */
@@ -384,7 +409,7 @@ static enum status fill_memory(struct planner *p, const struct pipeline_result *
         }
         if (memory.arenas > plan->memory.arenas) {
             plan->memory = memory;
-            plan->held = own->elements[PARAM_DENSE] + own->elements[PARAM_EXPERT];
+            plan->held = held_by(own, plan->tp) + (dual ? held_by(other, plan->tp) : 0);
         }
     }
     struct plan_memory *most = &plan->memory;
@@ -422,9 +447,10 @@ static void count_flops(struct plan *plan)
     plain.mtp_depth = 0;
     plan->flops_per_token_mtp = architecture_flops_per_token(&plan->arch, t);
     plan->flops_per_token = architecture_flops_per_token(&plain, t);
-    /* a sequence of 2t has, on average, t visible keys */
-    plan->flops_per_token_whole =
-        plain.window > 0 ? plan->flops_per_token : architecture_flops_per_token(&plain, 2 * t);
+    /* a sequence of 2n has, on average, n visible keys */
+    const int64_t visible = plain.window > 0 && plain.window < t ? plain.window : t;
+    plain.window = 0;
+    plan->flops_per_token_whole = architecture_flops_per_token(&plain, 2 * visible);
 }
 
 static void finish_rates(struct plan *plan)
@@ -448,7 +474,7 @@ static void finish_rates(struct plan *plan)
 static void warn_exchange(struct plan *plan)
 {
     const struct exchange_shape *x = &plan->exchange;
-    const int64_t nodes = plan->ep / plan->hardware.ranks_per_node;
+    const int64_t nodes = exchange_nodes(x);
     if (nodes <= 1) {
         return;
     }

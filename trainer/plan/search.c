@@ -76,7 +76,7 @@ static int64_t combine(struct search_result *result, const struct config *config
                                                       .micro_batch = micro,
                                                       .recompute = variant % 4,
                                                       .dispatch = variant / 4,
-                                                      .pipeline = CONFIG_PIPELINE_AUTO};
+                                                      .pipeline = config->cluster.pipeline};
                     if (one.dispatch == CONFIG_PADDED && (ep == 1 || own_buffers)) {
                         continue; /* the same as exact, or refused with buffer_factor */
                     }

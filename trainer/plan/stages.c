@@ -35,20 +35,21 @@ static void cut(int64_t *begin, int64_t stages, int64_t wanted)
     }
 }
 
-/* Both ends at once: a rank has stages s and pp - 1 - s, which together may cost `most`. Returns
- * whether all blocks found a place. */
+/* Both ends at once: a rank has stages s and pp - 1 - s, which together may cost `most`; a block is
+ * left for each stage between. Returns whether all blocks found a place. */
 static bool pairs_within(const double *cost, int64_t blocks, double most, int64_t pp,
                          int64_t *begin)
 {
     int64_t front = 0, back = blocks;
     begin[pp] = blocks;
     for (int64_t s = 0; s < pp / 2; s++) {
+        const int64_t between = pp - 2 * (s + 1);
         double near = 0, far = 0;
         begin[s] = front;
         for (bool more = true; more && front < back;) {
             const bool first = near <= far;
             const double next = first ? cost[front] : cost[back - 1];
-            more = near == 0 || far == 0 || near + far + next <= most;
+            more = near == 0 || far == 0 || (near + far + next <= most && back - front > between);
             near += more && first ? next : 0;
             far += more && !first ? next : 0;
             front += more && first;
