@@ -247,8 +247,9 @@ static void look_for_dead(struct watchdog *w)
     struct beat beat;
     for (int r = 0; r < w->size; r++) {
         if (r != w->rank && read_beat(w, r, &beat) && beat.pid > 0 &&
-            beat.section != WATCHDOG_END && strcmp(beat.host, w->beat->host) == 0 &&
-            kill((pid_t)beat.pid, 0) != 0 && errno == ESRCH && !w->ending) {
+            strcmp(beat.host, w->beat->host) == 0 && kill((pid_t)beat.pid, 0) != 0 &&
+            errno == ESRCH && read_beat(w, r, &beat) && /* what it said last, now that it is gone */
+            beat.section != WATCHDOG_END && !w->ending) {
             end_lost(w, r, &beat);
         }
     }
@@ -275,8 +276,10 @@ static void refresh(struct watchdog *w, double quiet_s)
 
 static double limit_now(const struct watchdog *w, int64_t section)
 {
-    const double slow_s = (double)w->slow_ms / 1e3, least = w->limit_s[section];
-    return section == WATCHDOG_STEP && w->automatic && slow_s > least ? slow_s : least;
+    const double slow_s = (double)w->slow_ms / 1e3, least = w->limit_s[section],
+                 first = w->limit_s[WATCHDOG_SETUP]; /* how slow steps are is not known yet */
+    const double usual = slow_s > 0 ? slow_s : first;
+    return section == WATCHDOG_STEP && w->automatic && usual > least ? usual : least;
 }
 
 static void *watch(void *context)

@@ -55,6 +55,10 @@ sleep 4
 pkill -CONT -f "run.dir=$work/paused" || true
 wait "$job" || { fail "stopped and continued, it ended with $?"; show_last; }
 
+echo "no false alarm: one rank that computes for longer than the limit and exchanges nothing"
+expect_rc 0 "$binary" train "$work/tiny.yaml" "run.dir=$work/alone" run.steps=1 train.global_batch=1024 train.sequence_length=256 watchdog.step_seconds=1
+python3 -c 'import json, sys; sys.exit(not json.loads(sys.argv[1])["step_ms"] > 1500)' "$(cat "$work/alone/metrics.jsonl")" || fail "the step was too short to show anything"
+
 echo "switched off"
 expect_rc 0 train_on 1 1 "$work/off" run.steps=1 watchdog.enabled=false
 [ ! -e "$work/off/health" ] || fail "a folder in spite of watchdog.enabled=false"
