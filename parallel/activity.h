@@ -10,7 +10,7 @@ struct comm_activity {
     _Atomic(const char *) operation; /* "all_to_all" while in it, else NULL */
     _Atomic(const char *) group;     /* of it: "ep", or "" */
     _Atomic int64_t bytes;           /* that this rank sends in it */
-    _Atomic int64_t done;            /* operations so far */
+    _Atomic int64_t done;            /* operations and layers so far */
     _Atomic int64_t layer;           /* being computed, as the model says; -1: none */
 };
 

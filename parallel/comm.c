@@ -88,6 +88,7 @@ void comm_at_layer(struct comm *comm, int64_t layer)
 {
     if (comm->activity != NULL) {
         comm->activity->layer = layer;
+        comm->activity->done++;
     }
 }
 

@@ -7,8 +7,8 @@
 
 #include "trainer/step.h"
 
-/* "SS", "MM:SS" or "HH:MM:SS": whole numbers with colons between. */
-static bool clock_seconds(const char *text, double *seconds)
+/* "SS", "MM:SS" or "HH:MM:SS": numbers with colons between; behind days the first are hours. */
+static bool clock_seconds(const char *text, bool hours, double *seconds)
 {
     double sum = 0;
     for (int parts = 0; parts < 3; parts++) {
@@ -18,7 +18,7 @@ static bool clock_seconds(const char *text, double *seconds)
         }
         sum = 60 * sum + strtod(text, &end);
         if (*end == '\0') {
-            *seconds = sum;
+            *seconds = hours && parts < 2 ? sum * (parts == 0 ? 3600 : 60) : sum;
             return true;
         }
         if (*end != ':') {
@@ -51,7 +51,7 @@ bool deadline_seconds(const char *text, double *seconds)
         days = strtod(text, NULL);
         text = dash + 1;
     }
-    if (!clock_seconds(text, seconds)) {
+    if (!clock_seconds(text, dash != NULL, seconds)) {
         return false;
     }
     *seconds += 86400 * days;

@@ -11,13 +11,13 @@ struct deadline {
 };
 
 /* Seconds of "90" (seconds), "90s", "45m", "2h", "1d", "MM:SS", "HH:MM:SS" or, as Slurm has it,
- * "D-HH:MM:SS". False: it is none of these, or 0. */
+ * "D-HH", "D-HH:MM", "D-HH:MM:SS". False: it is none of these, or 0. */
 bool deadline_seconds(const char *text, double *seconds);
 
 /* text NULL: no limit. Errors: STATUS_USAGE. */
 enum status deadline_init(struct deadline *deadline, const char *text)
     __attribute__((warn_unused_result));
-/* What the last step, or save, took. */
+/* What the last step with its evaluation and sample, or a save, took. */
 void deadline_step(struct deadline *deadline, double seconds);
 void deadline_save(struct deadline *deadline, double seconds);
 /* Collective. Whether another step, a save and as much again no longer fit: the same on every rank

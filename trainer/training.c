@@ -37,6 +37,7 @@ struct training {
     struct metrics metrics;    /* rank 0 */
     struct io_file lock;       /* rank 0 */
     struct watchdog *watchdog; /* owned, or NULL */
+    double began; /* step_clock */
     struct deadline deadline;
     struct saving saving;
     struct progress_state at;
@@ -275,6 +276,7 @@ static enum status check(struct training *t, bool fresh)
     TRY(stepper_check(config, t->session->mesh.dp.size));
     TRY(fault_check(config->debug.fault));
     TRY(deadline_init(&t->deadline, config->run.time_limit));
+    t->deadline.started = t->began;
     TRY(comm_agree(t->world, optimizer_check(config), NULL));
     TRY(comm_agree(t->world, open_data(t), NULL));
     if (fresh || !has_checkpoints(t)) {
@@ -438,7 +440,6 @@ static enum status one_step(struct training *t, double *seconds)
         watchdog_enter(t->watchdog, WATCHDOG_SAMPLE, step);
         TRY(show_sample(t));
     }
-    deadline_step(&t->deadline, result.step_ms / 1e3);
     return STATUS_OK;
 }
 
@@ -446,10 +447,10 @@ static enum status one_step(struct training *t, double *seconds)
 static enum status stop_early(struct training *t)
 {
     const int signal = signals_agreed(t->world);
-    const bool late = deadline_due(&t->deadline, t->world) && t->at.step < t->config->run.steps;
+    const bool late = deadline_due(&t->deadline, t->world);
     char why[128];
-    if (signal == 0 && !late) {
-        return STATUS_OK;
+    if ((signal == 0 && !late) || t->at.step >= t->config->run.steps) {
+        return STATUS_OK; /* after the last step the run is done, whoever wants it to end */
     }
     TRY(saving_last(&t->saving, &t->at));
     if (signal != 0) {
@@ -470,7 +471,9 @@ static enum status loop(struct training *t)
     t->metrics.started = step_clock();
     TRY(fault_arm(t->config->debug.fault));
     while (t->at.step < t->config->run.steps) {
+        const double began = step_clock();
         TRY(one_step(t, &step_seconds));
+        deadline_step(&t->deadline, step_clock() - began);
         TRY(stop_early(t));
         TRY(saving_edge(&t->saving, &t->at, step_seconds));
     }
@@ -513,6 +516,8 @@ static enum status verify_first(const struct session *session)
 
 enum status training_run(struct session *session, bool fresh)
 {
+    const double began = step_clock();
+    signals_install(); /* one that comes while it verifies counts behind the first step */
     if (session->config.run.verify) {
         TRY(verify_first(session));
     }
@@ -523,8 +528,8 @@ enum status training_run(struct session *session, bool fresh)
     *t = (struct training){.session = session,
                            .config = &session->config,
                            .world = &session->world,
+                           .began = began,
                            .lock = {.fd = -1}};
-    signals_install();
     enum status status = open_training(t, fresh);
     if (status == STATUS_OK) {
         status = loop(t);

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -28,6 +29,7 @@ static const char *const section_names[] = {
 /* What a rank tells of itself, in its file. */
 struct beat {
     char host[64];
+    char processes[64]; /* whose numbers pid is one of: a machine, and a namespace on it */
     int64_t pid;
     int64_t ticks;                 /* of its thread: stands still where the process does */
     _Atomic int64_t section, step; /* written as they change */
@@ -121,6 +123,11 @@ static bool read_beat(const struct watchdog *w, int rank, struct beat *beat)
     return whole;
 }
 
+static bool same_processes(const struct watchdog *w, const struct beat *beat)
+{
+    return memcmp(beat->processes, w->beat->processes, sizeof beat->processes) == 0;
+}
+
 /* The first rank to ask is the one that speaks. */
 static bool claim(const struct watchdog *w)
 {
@@ -133,7 +140,7 @@ static bool claim(const struct watchdog *w)
     return fd >= 0;
 }
 
-static void print_row(FILE *out, int rank, const struct beat *beat, bool known, bool answers)
+static void print_row(FILE *out, int rank, const struct beat *beat, bool known, const char *silent)
 {
     char place[256];
     if (!known) {
@@ -142,8 +149,7 @@ static void print_row(FILE *out, int rank, const struct beat *beat, bool known, 
     }
     place_text(place, sizeof place, beat);
     fprintf(out, "  rank %d (%s, pid %lld): %s, for %.0f s%s\n", rank, beat->host,
-            (long long)beat->pid, place, (double)beat->quiet_ms / 1e3,
-            answers ? "" : "   <- does not answer: stopped, or its machine is gone");
+            (long long)beat->pid, place, (double)beat->quiet_ms / 1e3, silent);
 }
 
 /* Where every rank stands, and which ones stand still: beats are read twice. */
@@ -152,7 +158,7 @@ static void print_hang(const struct watchdog *w, double limit_s)
     enum { MOST_ROWS = 64 };
     char *text = NULL, last[1200], place[256];
     size_t bytes = 0;
-    struct beat *before = calloc((size_t)w->size, sizeof *before), after;
+    struct beat *before = calloc((size_t)w->size, sizeof *before), after = {0};
     FILE *out = open_memstream(&text, &bytes);
     if (before == NULL || out == NULL) {
         return;
@@ -170,7 +176,11 @@ static void print_hang(const struct watchdog *w, double limit_s)
         const bool answers = r == w->rank || (known && after.ticks != before[r].ticks);
         missing += !answers;
         if (rows < MOST_ROWS && (w->size <= MOST_ROWS || !answers)) {
-            print_row(out, r, &after, known, answers);
+            print_row(out, r, &after, known,
+                      answers                     ? ""
+                      : same_processes(w, &after) ? "   <- does not answer: stopped"
+                                                  : "   <- does not answer: stopped, its machine "
+                                                    "is gone, or run.dir shows its files late");
             rows++;
         }
     }
@@ -246,9 +256,10 @@ static void look_for_dead(struct watchdog *w)
 {
     struct beat beat;
     for (int r = 0; r < w->size; r++) {
-        if (r != w->rank && read_beat(w, r, &beat) && beat.pid > 0 &&
-            beat.section != WATCHDOG_END && strcmp(beat.host, w->beat->host) == 0 &&
-            kill((pid_t)beat.pid, 0) != 0 && errno == ESRCH && !w->ending) {
+        if (r != w->rank && read_beat(w, r, &beat) && beat.pid > 0 && same_processes(w, &beat) &&
+            kill((pid_t)beat.pid, 0) != 0 && errno == ESRCH &&
+            read_beat(w, r, &beat) && /* what it said last, now that it is gone */
+            beat.section != WATCHDOG_END && !w->ending) {
             end_lost(w, r, &beat);
         }
     }
@@ -275,8 +286,24 @@ static void refresh(struct watchdog *w, double quiet_s)
 
 static double limit_now(const struct watchdog *w, int64_t section)
 {
-    const double slow_s = (double)w->slow_ms / 1e3, least = w->limit_s[section];
-    return section == WATCHDOG_STEP && w->automatic && slow_s > least ? slow_s : least;
+    const double slow_s = (double)w->slow_ms / 1e3, least = w->limit_s[section],
+                 first = w->limit_s[WATCHDOG_SETUP]; /* how slow steps are is not known yet */
+    const double usual = slow_s > 0 ? slow_s : first;
+    return section == WATCHDOG_STEP && w->automatic && usual > least ? usual : least;
+}
+
+/* Bytes that this process has written so far: what moves in a save. 0: not known here. */
+static int64_t bytes_written(void)
+{
+    char text[512] = "";
+    const int fd = open("/proc/self/io", O_RDONLY | O_CLOEXEC);
+    const ssize_t got = fd >= 0 ? read(fd, text, sizeof text - 1) : 0;
+    if (fd >= 0) {
+        close(fd);
+    }
+    text[got > 0 ? got : 0] = '\0';
+    const char *at = strstr(text, "wchar: ");
+    return at != NULL ? strtoll(at + 7, NULL, 10) : 0;
 }
 
 static void *watch(void *context)
@@ -287,7 +314,9 @@ static void *watch(void *context)
     while (!w->ending) {
         sleep_ms(TICK_MS);
         const double now = now_s(), passed = now - last;
-        const int64_t moved = w->moves + w->activity->done, section = w->beat->section;
+        const int64_t section = w->beat->section;
+        const int64_t moved =
+            w->moves + w->activity->done + (section == WATCHDOG_SAVE ? bytes_written() : 0);
         last = now;
         /* a process that was stopped meanwhile has not hung meanwhile */
         quiet_s = moved != seen ? 0 : quiet_s + (passed < 1 ? passed : 1);
@@ -406,6 +435,21 @@ static void install_handlers(void)
 
 /* --- Start and stop --- */
 
+/* Two machines, or containers of one, may have the same name and other processes of these numbers.
+ */
+static void name_processes(char *out, size_t bytes)
+{
+    char boot[40] = "";
+    struct stat space = {0};
+    const int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) {
+        (void)!read(fd, boot, 36);
+        close(fd);
+    }
+    (void)!stat("/proc/self/ns/pid", &space);
+    snprintf(out, bytes, "%s %llu", boot, (unsigned long long)space.st_ino);
+}
+
 /* A mapped file whose blocks are there: writing it can't fail later. */
 static struct beat *map_beat(const struct watchdog *w)
 {
@@ -435,6 +479,7 @@ static enum status begin(struct watchdog *w, const struct session *session)
         return status_fail(STATUS_IO, "%s: no room for the watchdog", w->folder);
     }
     gethostname(w->beat->host, sizeof w->beat->host - 1);
+    name_processes(w->beat->processes, sizeof w->beat->processes);
     w->beat->pid = getpid();
     w->activity = session->world.activity;
     w->main = pthread_self();

@@ -19,6 +19,7 @@ expect_rc 0 "$binary" train deepseek_v3.yaml data.train=train.h5 run.steps=1 run
 expect_error 64 "is there already" "$binary" init --output mixtral.yaml
 expect_error 64 "gpt" "$binary" init --family gpt
 sed 's/"max_position_embeddings": [0-9]*/"max_position_embeddings": 4096/' "$source_dir/tests/golden/hf_tiny/deepseek_v3/config.json" >config.json
+expect_error 64 "give one of the two" "$binary" init --hf-config config.json --family mixtral
 expect_rc 0 "$binary" init --hf-config config.json
 expect_text "family: deepseek_v3"
 expect_text "vocab_size: $(sed -n 's/.*"vocab_size": \([0-9]*\).*/\1/p' config.json) "

@@ -70,9 +70,23 @@ expect_same "$(for t in 0 1 2; do state halted 000$t; done | sort -u)" done "sta
 sed -i 's/seed: 5/seed: 6/' halted.yaml
 expect_error 64 "made from another sweep file" "$binary" sweep halted.yaml
 
+echo "killed, while its trial trains on"
+name="or'p \"h\" %d"
+printf '%s\n' "base: tiny.yaml" "dir: $name" "set: {run.steps: 600}" "metric: loss" "parameters: {optimizer.lr: [1e-3, 2e-3]}" >orphan.yaml
+"$binary" sweep orphan.yaml >"$out" 2>"$err" &
+sweep=$!
+wait_for 30 has_steps "$name/0000" 3 || fail "no steps within 30 s"
+kill -KILL "$sweep"
+wait "$sweep" 2>/dev/null || true
+expect_rc 0 "$binary" sweep orphan.yaml
+expect_same "$(for t in 0 1; do state "$name" 000$t; done | sort -u)" done "states after the sweep was killed"
+expect_same "$(metric "$name/0000" step | tr '\n' ' ')" "$(seq 600 | tr '\n' ' ')" "steps of the trial that was left behind"
+expect_rc 0 "$binary" train "$name/best.yaml" run.steps=1
+[ -d "$name-best" ] || fail "best.yaml of a folder with quotes trained elsewhere"
+
 echo "asha"
-sweep_file asha "method: asha" "trials: 5" "set: {run.steps: 40, eval.every_steps: 5}" "parameters:" \
-    "  optimizer.lr: {low: 1e-5, high: 1e-2, scale: log}" "launch: {ranks: 1, slots: 2}" "asha: {rungs: [10, 20], keep: 0.4}"
+sweep_file asha "method: asha" "trials: 5" "set: {run.steps: 400, eval.every_steps: 20}" "parameters:" \
+    "  optimizer.lr: {low: 1e-5, high: 1e-2, scale: log}" "launch: {ranks: 1, slots: 2}" "asha: {rungs: [40, 200], keep: 0.4}" # far apart: a trial is looked at every 0.2 s
 expect_rc 0 "$binary" sweep asha.yaml --quiet
 python3 - <<'PY' || fail "asha did not choose as it should"
 import glob, json
@@ -80,8 +94,8 @@ trials = [json.load(open(name)) for name in sorted(glob.glob("asha/0*.json"))]
 states = [t["state"] for t in trials]
 assert set(states) <= {"done", "stopped"} and "done" in states and "stopped" in states, states
 best = min(trials, key=lambda t: t["rungs"][0])
-assert best["state"] == "done" and best["step"] == 40 and len(best["rungs"]) == 2, best
-assert all(t["step"] < 40 for t in trials if t["state"] == "stopped"), trials
+assert best["state"] == "done" and best["step"] == 400 and len(best["rungs"]) == 2, best
+assert all(t["step"] < 400 for t in trials if t["state"] == "stopped"), trials
 worst = max(trials, key=lambda t: t["rungs"][0])
 assert worst["state"] == "stopped" and len(worst["rungs"]) == 1, worst
 PY
@@ -95,6 +109,19 @@ expect_rc 0 env SLURM_ARRAY_TASK_ID=1 bash array/sweep.sbatch
 expect_rc 0 "$binary" sweep array.yaml --table
 expect_text "0001   done"
 expect_text "0000   waiting"
+sed -i 's/run.steps: 2/run.steps: 3000/; s/dir: array/dir: array2/; s/metric: loss/&\nlaunch: {command: "env RANKS=x{ranks}y"}/' array.yaml
+expect_rc 0 "$binary" sweep array.yaml --slurm
+mkdir -p bin
+printf '#!/bin/sh\necho "$@" >requeued\n' >bin/scontrol
+chmod +x bin/scontrol
+PATH=$PWD/bin:$PATH SLURM_ARRAY_TASK_ID=0 SLURM_JOB_ID=77 bash array2/sweep.sbatch >"$out" 2>"$err" &
+task=$!
+wait_for 30 has_steps array2/0000 3 || fail "no steps within 30 s"
+tr '\0' '\n' <"/proc/$(pgrep -f 'run.dir=array2/0000')/environ" | grep -qx RANKS=x1y || fail "{ranks} inside a word of the launcher"
+kill -USR1 "$task"
+rc=0
+wait "$task" || rc=$?
+expect_same "$rc $(cat requeued)" "85 requeue 77" "a task whose time is over"
 
 echo "bad files"
 # refused WORDS LINES...
@@ -114,5 +141,7 @@ refused "metric valid_loss: needs data.valid and eval.every_steps" "parameters: 
 refused "parameters is missing" "metric: loss"
 refused "every trial has its own" "parameters: {run.dir: [a, b]}"
 refused "asha.rungs and method: asha go together" "method: asha" "trials: 2" "parameters: {optimizer.lr: [1]}"
+refused "bad.yaml:4:1: metric: stands there twice" "metric: loss" "metric: loss" "parameters: {optimizer.lr: [1]}"
+refused "no valid_loss before step 20" "method: asha" "trials: 2" "set: {run.steps: 40, eval.every_steps: 20}" "asha: {rungs: [10]}" "parameters: {optimizer.lr: [1]}"
 refused "is not below run.steps" "method: asha" "trials: 2" "metric: loss" "asha: {rungs: [20]}" "parameters: {optimizer.lr: [1]}"
 finish

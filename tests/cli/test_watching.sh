@@ -45,6 +45,18 @@ expect_rc 0 "$binary" report "$run"
 expect_rc 0 python3 "$source_dir/tests/cli/read_report.py" "$run/report.html" "$run"
 expect_error 74 "no such file" "$binary" report "$run" "$work/nothing"
 
+echo "figures beyond all reason"
+mkdir "$work/h %s <b>"
+for ((i = 1; i < 30; i++)); do
+    echo "{\"step\":$i,\"loss\":$([ $((i % 2)) = 0 ] && echo -)1.7e308,\"grad_norm\":$([ $((i % 3)) = 0 ] && echo 1 || echo 5e-324),\"phase_ms\":{\"a\":1e308,\"b\":1e308}}"
+done >"$work/h %s <b>/metrics.jsonl"
+expect_rc 0 timeout 20 "$binary" report "$work/h %s <b>"
+grep -qE '[" ]-?(inf|nan)' "$work/h %s <b>/report.html" && fail "places that are no numbers"
+expect_rc 0 timeout 20 "$binary" watch "$work/h %s <b>" --once
+: >"$work/h %s <b>/metrics.jsonl"
+expect_rc 0 "$binary" report "$work/h %s <b>"
+expect_rc 0 "$binary" watch "$work/h %s <b>" --once
+
 browser=$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)
 if [ -n "$browser" ] && [ "$full" = 1 ]; then
     echo "rendered by $browser"

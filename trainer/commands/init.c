@@ -65,7 +65,7 @@ static enum status write_config(const struct config *config, const char *path)
 enum status command_init(int argc, char **argv)
 {
     struct option_result options;
-    const char *family = "mixtral", *output = NULL, *hf = NULL;
+    const char *family = NULL, *output = NULL, *hf = NULL;
     const struct option_spec specs[] = {
         {"--family", OPTION_TEXT, &family, "NAME", "mixtral (default), deepseek_v2, deepseek_v3"},
         {"--hf-config", OPTION_TEXT, &hf, "PATH", "the model of this config.json, or its folder"},
@@ -79,12 +79,16 @@ enum status command_init(int argc, char **argv)
     if (options.help) {
         return STATUS_OK;
     }
+    if (family != NULL && hf != NULL) {
+        return status_fail(STATUS_USAGE, "--family, --hf-config: config.json says the family: give "
+                                         "one of the two");
+    }
     struct config *config = malloc(sizeof *config);
     if (config == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory");
     }
     config_init(config);
-    enum status status = make(config, family, hf);
+    enum status status = make(config, family != NULL ? family : "mixtral", hf);
     status = status == STATUS_OK ? write_config(config, output) : status;
     config_free(config);
     free(config);

@@ -1,6 +1,7 @@
 #include <math.h>
 #include <stdio.h>
 
+#include "kernels/base/io.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
 #include "trainer/sweep/sweep.h"
@@ -22,6 +23,7 @@ static void look_at_all(struct sweep *sweep)
 static enum status run(struct sweep *sweep, bool table, bool quiet, bool retry)
 {
     enum status status = STATUS_OK;
+    char best[4096];
     if (table) {
         look_at_all(sweep);
     } else {
@@ -31,10 +33,14 @@ static enum status run(struct sweep *sweep, bool table, bool quiet, bool retry)
         return status;
     }
     sweep_print(stdout, sweep);
-    if (status == STATUS_OK && sweep_write(sweep) == STATUS_OK) {
-        printf("%s: results.csv, results.html, best.yaml\n", sweep->plan.dir);
+    if (status != STATUS_OK || !io_exists(sweep->plan.dir)) {
+        return status;
     }
-    return status;
+    TRY(sweep_write(sweep));
+    snprintf(best, sizeof best, "%.4000s/best.yaml", sweep->plan.dir);
+    printf("%s: results.csv, results.html%s\n", sweep->plan.dir,
+           io_exists(best) ? ", best.yaml" : "");
+    return STATUS_OK;
 }
 
 enum status command_sweep(int argc, char **argv)

@@ -316,10 +316,11 @@ const struct field config_fields[] = {
     BOOL("watchdog.enabled", watchdog.enabled, "true",
          "a rank that hangs or dies ends the job with a message that says where"),
     REAL("watchdog.setup_seconds", watchdog.setup_seconds, 1, 1e6, "600",
-         "longest without progress while starting, evaluating, sampling"),
+         "longest without progress while starting, in the first step, evaluating, sampling"),
     REAL("watchdog.step_seconds", watchdog.step_seconds, 0, 1e6, "0",
          "the same in a step; 0: 60, or ten times the median step"),
-    REAL("watchdog.save_seconds", watchdog.save_seconds, 1, 1e6, "600", "the same in a save"),
+    REAL("watchdog.save_seconds", watchdog.save_seconds, 1, 1e6, "600",
+         "the same in a save: no byte written either"),
     TEXT("debug.fault", debug.fault, "null",
          "tests: io:KIND:OPERATION, the file operation that fails; or KIND:STEP:RANK, what happens "
          "there"),

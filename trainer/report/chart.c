@@ -6,6 +6,7 @@
 
 enum { WIDTH = 440, HEIGHT = 250, LEFT = 54, RIGHT = 10, TOP = 8, BOTTOM = 34, POINTS = 300 };
 enum { MOST_TICKS = 12 };
+static const double LEAST = 1e-100, MOST = 1e100;
 
 /* A range of values and where they lie in the picture. */
 struct axis {
@@ -45,6 +46,12 @@ static double place(const struct axis *axis, double value)
     return axis->from + (axis->to - axis->from) * (high > low ? (v - low) / (high - low) : 0.5);
 }
 
+/* Sums and ranges of what is shown stay finite, and its logarithms near. */
+static bool is_shown(double value)
+{
+    return isfinite(value) && fabs(value) < MOST;
+}
+
 /* "1.5k", "20M", "0.003", "1e-05". */
 static void tick_text(char *out, size_t bytes, double value)
 {
@@ -80,9 +87,11 @@ static int linear_ticks(const struct axis *axis, int about, double tick[MOST_TIC
 static int log_ticks(const struct axis *axis, double tick[MOST_TICKS])
 {
     static const double digits[] = {1, 2, 5};
-    const int many = log10(axis->high / axis->low) > 3 ? 1 : 3;
+    const double decades = log10(axis->high / axis->low);
+    const double stride = pow(10, 1 + floor(decades / (MOST_TICKS - 1)));
+    const int many = decades > 3 ? 1 : 3;
     int count = 0;
-    for (double power = pow(10, floor(log10(axis->low))); power <= axis->high; power *= 10) {
+    for (double power = pow(10, floor(log10(axis->low))); power <= axis->high; power *= stride) {
         for (int d = 0; d < many && count < MOST_TICKS; d++) {
             const double at = power * digits[d];
             if (at >= axis->low * 0.999 && at <= axis->high * 1.001) {
@@ -137,7 +146,7 @@ static int points_of(const struct chart_line *line, struct point point[POINTS])
         struct point p = {.low = INFINITY, .high = -INFINITY};
         int64_t held = 0;
         for (int64_t i = c * line->count / cells; i < (c + 1) * line->count / cells; i++) {
-            if (isfinite(line->y[i])) {
+            if (is_shown(line->y[i])) {
                 p.x += (double)line->x[i];
                 p.mean += line->y[i];
                 p.low = fmin(p.low, line->y[i]);
@@ -239,7 +248,7 @@ static void ranges(const struct chart *chart, const struct point *points, const 
             x->high = fmax(x->high, p->x);
             y->low = fmin(y->low, p->low);
             y->high = fmax(y->high, p->high);
-            positive = positive && p->low > 0;
+            positive = positive && p->low > LEAST;
         }
     }
     y->logarithmic = chart->logarithmic && positive && y->high > y->low;

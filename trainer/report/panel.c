@@ -39,13 +39,13 @@ static const char *duration(char out[FIGURE], double seconds)
     return out;
 }
 
-/* Mean of the finite values of steps [from, to); NAN: there are none. */
+/* Mean of the finite values (below 1e100) of steps [from, to); NAN: there are none. */
 static double mean(const double *value, int64_t from, int64_t to)
 {
     double sum = 0;
     int64_t count = 0;
     for (int64_t i = from; i < to; i++) {
-        if (isfinite(value[i])) {
+        if (isfinite(value[i]) && fabs(value[i]) < 1e100) {
             sum += value[i];
             count++;
         }
@@ -159,7 +159,8 @@ static void figures(FILE *out, const struct history *history)
     figure(out, "loss ", history_last(history, "loss"), "");
     figure(out, "valid ", history_last(history, "valid_loss"), "");
     figure(out, "grad ", history_last(history, "grad_norm"), "");
-    fprintf(out, "lr %.2e\n", history_last(history, "lr"));
+    const double lr = history_last(history, "lr");
+    fprintf(out, isnan(lr) ? "\n" : "lr %.2e\n", lr);
     figure(out, "", history_last(history, "tokens_per_s"), " tok/s");
     figure(out, "MFU ", 100 * history_last(history, "mfu"), " %");
     const double mib = history_last(history, "memory_bytes") / 1048576.0;

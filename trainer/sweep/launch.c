@@ -22,7 +22,22 @@ static bool add(struct launch *launch, const char *text, size_t bytes)
     return launch->word[launch->words++] != NULL;
 }
 
-/* The launcher's words, {ranks} filled in. */
+/* A word of the launcher, {ranks} in it filled in. */
+static bool add_word(struct launch *launch, const char *text, size_t length, int64_t ranks)
+{
+    static const char name[] = "{ranks}";
+    char *word = strndup(text, length), *whole = NULL;
+    char *at = word != NULL ? strstr(word, name) : NULL;
+    const bool good =
+        word != NULL && (at == NULL || asprintf(&whole, "%.*s%lld%s", (int)(at - word), word,
+                                                (long long)ranks, at + sizeof name - 1) >= 0);
+    const char *filled = at != NULL ? whole : word;
+    const bool added = good && add(launch, filled, strlen(filled));
+    free(good ? whole : NULL);
+    free(word);
+    return added;
+}
+
 static bool add_launcher(struct launch *launch, const struct sweep_plan *plan)
 {
     const char *text = plan->command != NULL ? plan->command : default_command;
@@ -32,13 +47,22 @@ static bool add_launcher(struct launch *launch, const struct sweep_plan *plan)
     }
     while (good && *(text += strspn(text, " \t")) != '\0') {
         const size_t length = strcspn(text, " \t");
-        char ranks[32];
-        const bool count = length == 7 && strncmp(text, "{ranks}", 7) == 0;
-        snprintf(ranks, sizeof ranks, "%lld", (long long)plan->ranks);
-        good = count ? add(launch, ranks, strlen(ranks)) : add(launch, text, length);
+        good = add_word(launch, text, length, plan->ranks);
         text += length;
     }
     return good;
+}
+
+/* Whether the sweep itself sets the key. */
+static bool has_key(const struct sweep_trial *trial, const char *key)
+{
+    const size_t length = strlen(key);
+    bool has = false;
+    for (int i = 0; i < trial->values.count; i++) {
+        const char *text = trial->values.text[i];
+        has = has || (strncmp(text, key, length) == 0 && text[length] == '=');
+    }
+    return has;
 }
 
 enum status launch_init(struct launch *launch, const struct sweep_plan *plan,
@@ -58,9 +82,12 @@ enum status launch_init(struct launch *launch, const struct sweep_plan *plan,
     }
     snprintf(text, sizeof text, "run.dir=%.4000s", dir);
     good = good && add(launch, text, strlen(text));
-    if (threads > 0) {
+    if (threads > 0 && !has_key(trial, "run.threads")) {
         snprintf(text, sizeof text, "run.threads=%d", threads);
-        good = good && add(launch, text, strlen(text)) && add(launch, "run.pin=false", 13);
+        good = good && add(launch, text, strlen(text));
+    }
+    if (threads > 0 && !has_key(trial, "run.pin")) {
+        good = good && add(launch, "run.pin=false", 13);
     }
     return good ? STATUS_OK
                 : status_fail(STATUS_USAGE, "launch.command: more than %d words", LAUNCH_WORDS);

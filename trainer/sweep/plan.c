@@ -38,6 +38,18 @@ static yaml_node_t *item(const struct source *source, yaml_node_item_t index)
     return yaml_document_get_node(source->document, index);
 }
 
+static bool said_before(const struct source *source, const yaml_node_t *map,
+                        const yaml_node_pair_t *pair)
+{
+    const char *key = scalar(item(source, pair->key));
+    bool said = false;
+    for (yaml_node_pair_t *p = map->data.mapping.pairs.start; p < pair; p++) {
+        const char *other = scalar(item(source, p->key));
+        said = said || (other != NULL && strcmp(other, key) == 0);
+    }
+    return said;
+}
+
 /* Calls `each` for every pair of a map. */
 static enum status each_pair(struct source *source, yaml_node_t *map, const char *what,
                              enum status (*each)(struct source *, const char *key,
@@ -51,6 +63,9 @@ static enum status each_pair(struct source *source, yaml_node_t *map, const char
         yaml_node_t *key = item(source, pair->key), *value = item(source, pair->value);
         if (scalar(key) == NULL) {
             return bad(source, key, what, "a key must be one word");
+        }
+        if (said_before(source, map, pair)) {
+            return bad(source, key, scalar(key), "stands there twice");
         }
         TRY(each(source, scalar(key), key, value));
     }
@@ -474,6 +489,12 @@ static enum status try_trial(struct sweep_plan *plan, const char *path, int64_t 
             (config->data.valid == NULL || config->eval.every_steps == 0)) {
             status = status_fail(STATUS_USAGE, "metric valid_loss: needs data.valid and "
                                                "eval.every_steps, or write metric: loss");
+        } else if (status == STATUS_OK && strcmp(plan->metric, "valid_loss") == 0 &&
+                   plan->rungs > 0 && config->eval.every_steps > plan->rung[0]) {
+            status = status_fail(STATUS_USAGE,
+                                 "asha.rungs: no valid_loss before step %lld (eval.every_steps), "
+                                 "but a rung at %lld",
+                                 (long long)config->eval.every_steps, (long long)plan->rung[0]);
         }
         config_free(config);
     }

@@ -15,7 +15,7 @@
 #include "trainer/step.h"
 #include "trainer/sweep/launch.h"
 
-enum { MAX_PATH = 4096, POLL_MS = 200, EXIT_SAVED = 85 };
+enum { MAX_PATH = 4096, POLL_MS = 200, EXIT_USAGE = 64, EXIT_SAVED = 85 };
 
 enum status sweep_open(struct sweep *sweep, const char *path)
 {
@@ -44,6 +44,33 @@ void sweep_close(struct sweep *sweep)
 
 /* --- Which one next --- */
 
+/* Whether a process trains it that is none of ours: one that a killed sweep left behind. */
+static bool is_taken(const struct sweep *sweep, const struct sweep_trial *trial)
+{
+    char path[MAX_PATH];
+    struct io_file lock = {.fd = -1};
+    trial_path(&sweep->plan, trial->index, "/lock", path, sizeof path);
+    if (!io_exists(path)) {
+        return false;
+    }
+    const enum status status = io_lock(&lock, path);
+    if (status == STATUS_OK) {
+        io_unlock(&lock);
+    }
+    return status == STATUS_USAGE;
+}
+
+/* Left to begin once nobody else trains it. */
+static bool is_interrupted(const struct sweep_trial *trial)
+{
+    return trial->state == TRIAL_RUNNING && trial->pid == 0;
+}
+
+static double value_at(const struct sweep_trial *trial, int rung)
+{
+    return isnan(trial->rung_value[rung]) ? (double)INFINITY : trial->rung_value[rung];
+}
+
 static int ascending(const void *a, const void *b)
 {
     const double x = *(const double *)a, y = *(const double *)b;
@@ -58,8 +85,7 @@ static double bar_of(const struct sweep *sweep, int rung, double *value)
     for (int64_t i = 0; i < sweep->plan.trials; i++) {
         const struct sweep_trial *trial = &sweep->trial[i];
         if (trial->rungs > rung) {
-            const double v = trial->rung_value[rung];
-            value[reached++] = isnan(v) ? (double)INFINITY : v;
+            value[reached++] = value_at(trial, rung);
         }
     }
     qsort(value, (size_t)reached, sizeof *value, ascending);
@@ -94,13 +120,15 @@ static struct sweep_trial *winner(struct sweep *sweep)
     struct sweep_trial *best = NULL;
     for (int64_t i = 0; i < sweep->plan.trials; i++) {
         struct sweep_trial *trial = &sweep->trial[i];
-        if (trial->state == TRIAL_DONE || trial->pid != 0) {
+        if (trial->state == TRIAL_DONE || trial->state == TRIAL_RUNNING) {
             return NULL;
         }
-        const bool higher = best == NULL || trial->rungs > best->rungs ||
-                            (trial->rungs == best->rungs && trial->rung_value[trial->rungs - 1] <
-                                                                best->rung_value[best->rungs - 1]);
-        best = trial->state == TRIAL_PAUSED && higher ? trial : best;
+        if (trial->state == TRIAL_PAUSED &&
+            (best == NULL || trial->rungs > best->rungs ||
+             (trial->rungs == best->rungs &&
+              value_at(trial, trial->rungs - 1) < value_at(best, best->rungs - 1)))) {
+            best = trial;
+        }
     }
     return best;
 }
@@ -110,7 +138,7 @@ static struct sweep_trial *next_trial(struct sweep *sweep)
 {
     for (int64_t i = 0; i < sweep->plan.trials; i++) {
         struct sweep_trial *trial = &sweep->trial[i];
-        if (trial->state == TRIAL_RUNNING && trial->pid == 0) {
+        if (is_interrupted(trial) && !is_taken(sweep, trial)) {
             return trial;
         }
     }
@@ -127,6 +155,7 @@ static struct sweep_trial *next_trial(struct sweep *sweep)
 struct driver {
     struct sweep *sweep;
     bool quiet, stopping;
+    bool waiting; /* for trials that others train */
     int running;
     bool *busy; /* [slots] owned */
 };
@@ -207,8 +236,9 @@ static enum status ended(struct driver *driver, struct sweep_trial *trial, int h
         trial->state = TRIAL_DONE;
     } else if (trial->exit_code == EXIT_SAVED) {
         /* without a rung behind it: preempted, by us or from outside, and resumes */
-        trial->state = trial->pausing ? TRIAL_PAUSED : TRIAL_RUNNING;
-    } else if (driver->stopping) {
+        trial->state = trial->pausing && trial->rungs > 0 ? TRIAL_PAUSED : TRIAL_RUNNING;
+    } else if (driver->stopping ||
+               (trial->exit_code == EXIT_USAGE && is_taken(driver->sweep, trial))) {
         trial->state = TRIAL_RUNNING; /* it did not save in time: its last checkpoint resumes */
     } else {
         trial->state = TRIAL_FAILED;
@@ -261,6 +291,21 @@ static enum status stop_paused(struct driver *driver)
     return STATUS_OK;
 }
 
+/* Trials that others train: said once, then waited for. */
+static bool waits(struct driver *driver)
+{
+    bool any = false;
+    for (int64_t i = 0; i < driver->sweep->plan.trials && !driver->stopping; i++) {
+        const struct sweep_trial *trial = &driver->sweep->trial[i];
+        if (is_interrupted(trial) && !driver->waiting) {
+            say(driver, trial, "is trained by a process of an earlier sweep: waiting for it;");
+        }
+        any = any || is_interrupted(trial);
+    }
+    driver->waiting = any;
+    return any;
+}
+
 static enum status drive(struct driver *driver)
 {
     const struct timespec pause = {0, 1000000L * POLL_MS};
@@ -275,7 +320,7 @@ static enum status drive(struct driver *driver)
             }
             TRY(start(driver, trial));
         }
-        if (driver->running == 0) {
+        if (driver->running == 0 && !waits(driver)) {
             break;
         }
         nanosleep(&pause, NULL);

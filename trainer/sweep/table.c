@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kernels/base/io.h"
+#include "kernels/base/json_out.h"
 #include "trainer/report/chart.h"
 #include "trainer/sweep/sweep.h"
 
@@ -177,18 +178,19 @@ static enum status write_best(const struct sweep *sweep, const struct sweep_tria
     if (isnan(best->value) || !io_exists(path)) {
         return STATUS_OK;
     }
-    trial_path(&sweep->plan, best->index, "", dir, sizeof dir);
     TRY(io_read_file(path, &text, &bytes, most_bytes));
-    FILE *out = open_memstream(&whole, &whole_bytes);
     const char *line = strstr(text, "\n  dir: ");
-    if (out == NULL || line == NULL) {
+    FILE *out = line != NULL ? open_memstream(&whole, &whole_bytes) : NULL;
+    if (out == NULL) {
         free(text);
         return status_fail(STATUS_INTERNAL, "%s: no run.dir in it", path);
     }
+    snprintf(dir, sizeof dir, "%.4000s-best", sweep->plan.dir);
     fprintf(out, "# The best of %s: trial %04lld, %s %.6g. Train it: switchyard train best.yaml\n",
             sweep->plan.dir, (long long)best->index, sweep->plan.metric, best->value);
-    fprintf(out, "%.*s\n  dir: \"%s-best\"%s", (int)(line - text), text, sweep->plan.dir,
-            strchr(line + 1, '\n'));
+    fprintf(out, "%.*s", (int)(line - text), text);
+    json_out_text(out, "\n  dir: ", dir); /* YAML reads it alike */
+    fprintf(out, "%s", strchr(line + 1, '\n'));
     fclose(out);
     snprintf(path, sizeof path, "%.4000s/best.yaml", sweep->plan.dir);
     const enum status status = io_write_file(path, whole, whole_bytes);
@@ -210,33 +212,59 @@ enum status sweep_write(const struct sweep *sweep)
     return status;
 }
 
+/* As one word of a shell, whatever is in it. */
+static void shell_word(FILE *out, const char *text)
+{
+    fputc('\'', out);
+    for (const char *c = text; *c != '\0'; c++) {
+        fputs(*c == '\'' ? "'\\''" : (char[]){*c, '\0'}, out);
+    }
+    fputc('\'', out);
+}
+
+static void write_slurm(FILE *out, const struct sweep_plan *plan, const char *path)
+{
+    /* $0 of a batch script is a copy elsewhere: the program is named as it is found now */
+    char *found = realpath("/proc/self/exe", NULL);
+    fprintf(out,
+            "#!/bin/bash\n#SBATCH --job-name=sweep\n#SBATCH --array=0-%lld%%%lld\n"
+            "#SBATCH --ntasks=%lld\n#SBATCH --requeue\n#SBATCH --open-mode=append\n"
+            "#SBATCH --signal=B:USR1@180\n"
+            "# Each task is one trial; the table of all: switchyard sweep ... --table\nsweep=(",
+            (long long)plan->trials - 1, (long long)plan->slots, (long long)plan->ranks);
+    shell_word(out, found != NULL ? found : "switchyard");
+    fprintf(out, " sweep ");
+    shell_word(out, path);
+    fprintf(out, ")\ntrap 'kill -USR1 \"$run\" 2>/dev/null' USR1\n"
+                 "\"${sweep[@]}\" --trial \"$SLURM_ARRAY_TASK_ID\" &\nrun=$!\n"
+                 "while wait \"$run\"; rc=$?; kill -0 \"$run\" 2>/dev/null; do :; done\n"
+                 "# 85: saved before the end of its time; the same task again resumes\n"
+                 "[ $rc -ne 85 ] || scontrol requeue \"$SLURM_JOB_ID\"\nexit $rc\n");
+    free(found);
+}
+
 enum status sweep_write_slurm(const struct sweep *sweep, const char *path)
 {
     const struct sweep_plan *plan = &sweep->plan;
-    char file[MAX_PATH], text[2 * MAX_PATH], self[MAX_PATH];
+    char file[MAX_PATH], *text = NULL;
+    size_t bytes = 0;
     if (plan->method == SWEEP_ASHA) {
         return status_fail(STATUS_USAGE, "--slurm: asha decides while it runs: run the sweep "
                                          "itself inside one allocation");
     }
-    /* $0 of a batch script is a copy elsewhere: the program is named as it is found now */
-    char *found = realpath("/proc/self/exe", NULL);
-    snprintf(self, sizeof self, "%.4000s", found != NULL ? found : "switchyard");
-    free(found);
-    snprintf(text, sizeof text,
-             "#!/bin/bash\n#SBATCH --job-name=sweep\n#SBATCH --array=0-%lld%%%lld\n"
-             "#SBATCH --ntasks=%lld\n#SBATCH --requeue\n#SBATCH --signal=B:USR1@180\n"
-             "# Each task is one trial; the table of all: %.1000s sweep %.1000s --table\n"
-             "trap 'kill -USR1 $(jobs -p); wait' USR1\n"
-             "\"%.1000s\" sweep \"%.1000s\" --trial \"$SLURM_ARRAY_TASK_ID\" &\n"
-             "wait $!\nrc=$?\n"
-             "# 85: saved before the end of its time; the same task again resumes\n"
-             "[ $rc -ne 85 ] || scontrol requeue \"$SLURM_JOB_ID\"\nexit $rc\n",
-             (long long)plan->trials - 1, (long long)plan->slots, (long long)plan->ranks, self,
-             path, self, path);
     TRY(io_make_dir(plan->dir));
     snprintf(file, sizeof file, "%.4000s/sweep.sbatch", plan->dir);
-    TRY(io_write_file(file, text, strlen(text)));
-    printf("%s: %lld tasks, %lld at a time: sbatch %s\n", file, (long long)plan->trials,
-           (long long)plan->slots, file);
-    return STATUS_OK;
+    FILE *out = open_memstream(&text, &bytes);
+    if (out == NULL) {
+        return status_fail(STATUS_RESOURCE, "%s: out of memory", file);
+    }
+    write_slurm(out, plan, path);
+    fclose(out);
+    const enum status status = io_write_file(file, text, bytes);
+    free(text);
+    if (status == STATUS_OK) {
+        printf("%s: %lld tasks, %lld at a time: sbatch %s\n", file, (long long)plan->trials,
+               (long long)plan->slots, file);
+    }
+    return status;
 }

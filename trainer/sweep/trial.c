@@ -99,6 +99,8 @@ static enum status take_record(struct sweep_trial *trial, const struct sweep_pla
         json_t *at = json_array_get(rungs, (size_t)i);
         trial->rung_value[i] = json_is_number(at) ? json_number_value(at) : (double)NAN;
     }
+    /* a record that ends half: what its metrics say counts */
+    trial->state = trial->state == TRIAL_PAUSED && trial->rungs == 0 ? TRIAL_RUNNING : trial->state;
     trial->value = json_is_number(value) ? json_number_value(value) : (double)NAN;
     trial->step = json_integer_value(json_object_get(record, "step"));
     trial->exit_code = (int)json_integer_value(json_object_get(record, "exit"));
@@ -120,6 +122,9 @@ enum status trial_open(struct sweep_trial *trial, const struct sweep_plan *plan,
     json_t *record = json_loadb(text, bytes, 0, NULL);
     free(text);
     const enum status status = take_record(trial, plan, record, path);
+    if (status == STATUS_OK && json_object_get(record, plan->metric) == NULL) {
+        trial_look(trial, plan, 0); /* the sweep file names another metric now */
+    }
     json_decref(record);
     return status;
 }
