@@ -37,7 +37,7 @@ struct training {
     struct metrics metrics;    /* rank 0 */
     struct io_file lock;       /* rank 0 */
     struct watchdog *watchdog; /* owned, or NULL */
-    double began; /* step_clock */
+    double began;              /* step_clock */
     struct deadline deadline;
     struct saving saving;
     struct progress_state at;

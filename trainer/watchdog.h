@@ -3,11 +3,11 @@
  *
  * Each rank keeps a beat in run.dir/health/RANK, a mapped file that its thread refreshes: step,
  * section, the communication it is in, its layer and bytes. Progress is a new section, layer, a
- * finished communication or, in a save, a byte written; time without any counts only while this process runs, so that a stopped and
- * continued job is no hang. When a limit is over, one rank (the first to make run.dir/health/claim)
- * looks twice at all beats and prints one block: who waits in what, and whose beat stands still.
- * The process exits with 76, and mpirun ends the others. A rank that dies by a signal says so
- * itself; one that is killed is missed by the others.
+ * finished communication or, in a save, a byte written; time without any counts only while this
+ * process runs, so that a stopped and continued job is no hang. When a limit is over, one rank (the
+ * first to make run.dir/health/claim) looks twice at all beats and prints one block: who waits in
+ * what, and whose beat stands still. The process exits with 76, and mpirun ends the others. A rank
+ * that dies by a signal says so itself; one that is killed is missed by the others.
  */
 #ifndef TRAINER_WATCHDOG_H
 #define TRAINER_WATCHDOG_H

@@ -13,8 +13,8 @@
 
 enum { CHART_COLORS = 8, CHART_LEVELS = 7 };
 
-/* Values over steps; what is not finite, or beyond 1e100, is left out. More than a few hundred are averaged, and the
- * range they span is drawn behind the line. */
+/* Values over steps; what is not finite, or beyond 1e100, is left out. More than a few hundred are
+ * averaged, and the range they span is drawn behind the line. */
 struct chart_line {
     const char *label; /* borrowed, as HTML stands in the legend escaped */
     int color;         /* 0 .. CHART_COLORS - 1 */
