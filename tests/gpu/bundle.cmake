@@ -8,7 +8,7 @@ string(JOIN ":" bundle_rpath "$ORIGIN/../lib" /usr/local/cuda/lib64 /usr/local/c
 function(bundle_program target)
   target_link_options(${target} PRIVATE -Wl,--disable-new-dtags)
   set_target_properties(${target} PROPERTIES INSTALL_RPATH "${bundle_rpath}")
-  install(TARGETS ${target} DESTINATION bin COMPONENT bundle)
+  install(TARGETS ${target} DESTINATION bin COMPONENT bundle EXCLUDE_FROM_ALL)
   set_property(GLOBAL APPEND PROPERTY bundle_programs ${target})
 endfunction()
 bundle_program(switchyard)
