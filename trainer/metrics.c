@@ -13,6 +13,7 @@
 
 #include "kernels/base/io.h"
 #include "kernels/base/json_out.h"
+#include "trainer/figures.h"
 
 enum { MAX_PATH = 4096 };
 static const size_t MAX_LOG_BYTES = (size_t)1 << 32;
@@ -120,13 +121,6 @@ static double rate_of(const struct step_result *result)
     return (double)result->tokens / (result->step_ms / 1e3);
 }
 
-static void eta_text(char *out, size_t bytes, double seconds)
-{
-    const long long s = seconds > 0 ? (long long)(seconds + 0.5) : 0;
-    snprintf(out, bytes, s >= 3600 ? "%lld:%02lld:%02lld" : "%.0lld%lld:%02lld", s / 3600,
-             s / 60 % 60, s % 60);
-}
-
 /* A bar that is overwritten at every step, cut to the terminal's width. */
 static void show_bar(const struct metrics *metrics, int64_t step, const struct step_result *result,
                      double load, const char *eta)
@@ -144,11 +138,10 @@ static void show_bar(const struct metrics *metrics, int64_t step, const struct s
 static void show(struct metrics *metrics, int64_t step, const struct step_result *result,
                  double valid_loss, double load)
 {
-    char eta[32], valid[32] = "";
+    char eta[FIGURE_BYTES], valid[32] = "";
     metrics->tokens_done += result->tokens;
-    eta_text(eta, sizeof eta,
-             (step_clock() - metrics->started) / (double)metrics->tokens_done *
-                 (double)(metrics->tokens - metrics->tokens_done));
+    figure_duration(eta, (step_clock() - metrics->started) / (double)metrics->tokens_done *
+                             (double)(metrics->tokens - metrics->tokens_done));
     if (!isnan(valid_loss)) {
         snprintf(valid, sizeof valid, " valid %.4f", valid_loss);
     }
@@ -230,9 +223,13 @@ static void tell_loads(struct metrics *metrics, int64_t step, const struct stepp
 
 /* Scalars of every step, distributions of a hundred of the run; a run goes on without them. */
 static void tell_events(struct metrics *metrics, int64_t step, const struct step_result *result,
-                        double valid_loss, double mfu, double load, const struct stepper *stepper)
+                        double valid_loss, double mfu, int64_t memory, double load,
+                        const struct stepper *stepper)
 {
     enum { DISTRIBUTIONS = 100 };
+    if (metrics->events.file == NULL) {
+        return;
+    }
     const struct {
         const char *tag;
         double value;
@@ -246,7 +243,7 @@ static void tell_events(struct metrics *metrics, int64_t step, const struct step
         {"speed/tokens_per_s", rate_of(result)},
         {"speed/mfu", mfu},
         {"speed/step_ms", result->step_ms},
-        {"memory/bytes", (double)metrics_memory(metrics->device)},
+        {"memory/bytes", (double)memory},
         {"experts/dropped_fraction", result->dropped_fraction},
         {"experts/extra_rounds", (double)result->extra_rounds},
         {"experts/largest_load", load},
@@ -272,6 +269,7 @@ enum status metrics_step(struct metrics *metrics, int64_t step, const struct ste
     const double mfu = metrics->peak_flops > 0
                            ? rate * metrics->flops_per_token / metrics->peak_flops
                            : (double)NAN;
+    const int64_t memory = metrics_memory(metrics->device);
     double most = 0;
     fprintf(out, "{\"step\":%lld,\"tokens\":%lld", (long long)step, (long long)result->tokens);
     json_out_number(out, ",\"loss\":", result->loss, 17);
@@ -286,7 +284,7 @@ enum status metrics_step(struct metrics *metrics, int64_t step, const struct ste
     fprintf(out,
             ",\"step_ms\":%.6g,\"memory_bytes\":%lld,\"dropped_fraction\":%.9g,\"extra_rounds\":%"
             "lld,\"expert_load\":[",
-            result->step_ms, (long long)metrics_memory(metrics->device), result->dropped_fraction,
+            result->step_ms, (long long)memory, result->dropped_fraction,
             (long long)result->extra_rounds);
     for (int64_t l = 0; l < stepper->moe_blocks; l++) {
         fprintf(out, "%s%.6g", l > 0 ? "," : "", load[l]);
@@ -303,7 +301,7 @@ enum status metrics_step(struct metrics *metrics, int64_t step, const struct ste
         return status_fail(STATUS_IO, "metrics.jsonl: cannot write step %lld: %s", (long long)step,
                            strerror(errno));
     }
-    tell_events(metrics, step, result, valid_loss, mfu, most, stepper);
+    tell_events(metrics, step, result, valid_loss, mfu, memory, most, stepper);
     show(metrics, step, result, valid_loss, most);
     return STATUS_OK;
 }

@@ -17,7 +17,9 @@
 
 #include "kernels/base/io.h"
 #include "parallel/activity.h"
+#include "trainer/figures.h"
 #include "trainer/run_dir.h"
+#include "trainer/step.h"
 
 enum { MAX_PATH = 4096, TICK_MS = 100, LOOK_MS = 1500, STEPS = 31, FRAMES = 64 };
 enum { EXIT_HANG = 76, EXIT_LOST = 70 };
@@ -59,13 +61,6 @@ struct watchdog {
 
 /* A handler can reach nothing else. */
 static struct watchdog *watched;
-
-static double now_s(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
 
 static void sleep_ms(int ms)
 {
@@ -310,10 +305,10 @@ static void *watch(void *context)
 {
     struct watchdog *w = context;
     int64_t seen = -1, ticks = 0;
-    double quiet_s = 0, last = now_s();
+    double quiet_s = 0, last = step_clock();
     while (!w->ending) {
         sleep_ms(TICK_MS);
-        const double now = now_s(), passed = now - last;
+        const double now = step_clock(), passed = now - last;
         const int64_t section = w->beat->section;
         const int64_t moved =
             w->moves + w->activity->done + (section == WATCHDOG_SAVE ? bytes_written() : 0);
@@ -335,12 +330,6 @@ static void *watch(void *context)
     return NULL;
 }
 
-static int ascending(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* Keeps the duration of the step that ends; ten times the median is when one is overdue. */
 static void keep_step(struct watchdog *w, double seconds)
 {
@@ -348,7 +337,7 @@ static void keep_step(struct watchdog *w, double seconds)
     w->step_s[w->steps++ % STEPS] = seconds;
     const int64_t held = w->steps < STEPS ? w->steps : STEPS;
     memcpy(sorted, w->step_s, (size_t)held * sizeof sorted[0]);
-    qsort(sorted, (size_t)held, sizeof sorted[0], ascending);
+    figure_sort(sorted, held);
     w->slow_ms = (int64_t)(1e4 * sorted[held / 2]);
 }
 
@@ -357,7 +346,7 @@ void watchdog_enter(struct watchdog *watchdog, enum watchdog_section section, in
     if (watchdog == NULL) {
         return;
     }
-    const double now = now_s();
+    const double now = step_clock();
     if (watchdog->beat->section == WATCHDOG_STEP) {
         keep_step(watchdog, now - watchdog->section_began);
     }
@@ -376,7 +365,7 @@ void watchdog_saved(struct watchdog *watchdog, int64_t step)
 
 /* --- Signals that end a rank --- */
 
-/* Only what is safe in a handler: one write of words put together by hand, then the calls. */
+/* One write, and the calls; no memory is taken. The process is lost anyway. */
 static void on_crash(int number)
 {
     static const char *const names[] = {[SIGSEGV] = "segmentation fault",

@@ -7,6 +7,7 @@
 #include "trainer/commands/bench_kernels.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
+#include "trainer/figures.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
 #include "trainer/session.h"
@@ -53,12 +54,6 @@ static enum status open_bench(struct bench *bench)
     return STATUS_OK;
 }
 
-static int ascending(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static void add_phase(struct phase_ms *sum, const struct phase_ms *add, double scale)
 {
     sum->data += scale * add->data;
@@ -84,7 +79,7 @@ static enum status measure(struct bench *bench, bool balanced, struct bench_resu
             result->extra_rounds += step.extra_rounds;
         }
     }
-    qsort(rate, (size_t)bench->steps, sizeof rate[0], ascending);
+    figure_sort(rate, bench->steps);
     result->tokens_per_s = rate[bench->steps / 2];
     result->slowest = rate[0];
     result->fastest = rate[bench->steps - 1];

@@ -7,6 +7,7 @@
 #include "checkpoints/manifest.h"
 #include "kernels/base/io.h"
 #include "kernels/base/json_out.h"
+#include "trainer/figures.h"
 #include "trainer/optimizer.h"
 #include "trainer/state.h"
 #include "trainer/step.h"
@@ -158,17 +159,11 @@ static enum status run_rounds(struct disk_bench *bench, int64_t rounds)
 
 /* --- report --- */
 
-static int ascending(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static double median(const double *values, int64_t rounds)
 {
     double sorted[MOST_ROUNDS];
     memcpy(sorted, values, (size_t)rounds * sizeof *values);
-    qsort(sorted, (size_t)rounds, sizeof sorted[0], ascending);
+    figure_sort(sorted, rounds);
     return sorted[rounds / 2];
 }
 

@@ -9,6 +9,7 @@
 #include "kernels/base/rng.h"
 #include "trainer/commands/bench_case.h"
 #include "trainer/commands/bench_facts.h"
+#include "trainer/figures.h"
 #include "trainer/step.h"
 
 enum { MOST_RUNS = 25, LEAST_RUNS = 3, MOST_REPEATS = 100, FILL_PIECE = 1 << 20 };
@@ -416,12 +417,6 @@ static const struct kernel kernels[] = {
 };
 enum { KERNELS = sizeof kernels / sizeof kernels[0] };
 
-static int ascending(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* Seconds of a run, of `repeats` one behind the other. */
 static double timed(struct bench *b, const struct kernel *kernel, int repeats)
 {
@@ -446,7 +441,7 @@ static double measure(struct bench *b, const struct kernel *kernel)
         seconds[runs] = timed(b, kernel, repeats);
         total += seconds[runs++] * repeats;
     }
-    qsort(seconds, (size_t)runs, sizeof seconds[0], ascending);
+    figure_sort(seconds, runs);
     return seconds[runs / 2];
 }
 

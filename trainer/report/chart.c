@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "trainer/figures.h"
+
 enum { WIDTH = 440, HEIGHT = 250, LEFT = 54, RIGHT = 10, TOP = 8, BOTTOM = 34, POINTS = 300 };
 enum { MOST_TICKS = 12 };
 static const double LEAST = 1e-100, MOST = 1e100;
@@ -52,18 +54,6 @@ static bool is_shown(double value)
     return isfinite(value) && fabs(value) < MOST;
 }
 
-/* "1.5k", "20M", "0.003", "1e-05". */
-static void tick_text(char *out, size_t bytes, double value)
-{
-    static const char units[] = " kMGTP";
-    int unit = 0;
-    double shown = value;
-    for (; fabs(shown) >= 1000 && unit < 5; shown /= 1000) {
-        unit++;
-    }
-    snprintf(out, bytes, "%.4g%.*s", unit > 0 ? shown : value, unit > 0, units + unit);
-}
-
 /* 1, 2 or 5 times a power of ten, so that about `ticks` of them make up the range. */
 static double nice_step(double range, int ticks)
 {
@@ -105,11 +95,11 @@ static int log_ticks(const struct axis *axis, double tick[MOST_TICKS])
 static void draw_axes(FILE *out, const struct axis *x, const struct axis *y)
 {
     double tick[MOST_TICKS];
-    char text[32];
+    char text[FIGURE_BYTES];
     const int rows = y->logarithmic ? log_ticks(y, tick) : linear_ticks(y, 5, tick);
     fprintf(out, "<g class=\"axis y-axis\">");
     for (int i = 0; i < rows; i++) {
-        tick_text(text, sizeof text, tick[i]);
+        figure_short(text, tick[i]);
         fprintf(out,
                 "<line class=\"grid\" x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\"/>"
                 "<text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%s</text>",
@@ -121,7 +111,7 @@ static void draw_axes(FILE *out, const struct axis *x, const struct axis *y)
     const int columns = linear_ticks(x, 7, tick);
     fprintf(out, "<g class=\"axis x-axis\">");
     for (int i = 0; i < columns; i++) {
-        tick_text(text, sizeof text, tick[i]);
+        figure_short(text, tick[i]);
         fprintf(out, "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%s</text>",
                 place(x, tick[i]), HEIGHT - BOTTOM + 14, text);
     }

@@ -3,7 +3,9 @@
 #include <math.h>
 #include <string.h>
 
-enum { LABEL = 9, LEVELS = 8, FIGURE = 32 };
+#include "trainer/figures.h"
+
+enum { LABEL = 9, LEVELS = 8 };
 
 static const char *const blocks[LEVELS] = {"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
 static const char ascii_levels[] = "_.-:=+*#";
@@ -12,31 +14,6 @@ bool panel_done(const struct panel *panel, const struct history *history)
 {
     return panel->steps > 0 && history->count > 0 &&
            history->step[history->count - 1] >= panel->steps;
-}
-
-/* Four digits and a unit: "12.3M". */
-static const char *short_figure(char out[FIGURE], double value)
-{
-    static const char units[] = " kMGTP";
-    int unit = 0;
-    for (; fabs(value) >= 999.95 && unit < 5; value /= 1e3) {
-        unit++;
-    }
-    snprintf(out, FIGURE, "%.4g%.*s", value, unit > 0, units + unit);
-    return out;
-}
-
-static const char *duration(char out[FIGURE], double seconds)
-{
-    const long long s = seconds > 0 ? (long long)(seconds + 0.5) : 0;
-    if (s >= 86400) {
-        snprintf(out, FIGURE, "%lldd %lldh", s / 86400, s / 3600 % 24);
-    } else if (s >= 3600) {
-        snprintf(out, FIGURE, "%lld:%02lld:%02lld", s / 3600, s / 60 % 60, s % 60);
-    } else {
-        snprintf(out, FIGURE, "%lld:%02lld", s / 60, s % 60);
-    }
-    return out;
 }
 
 /* Mean of the finite values (below 1e100) of steps [from, to); NAN: there are none. */
@@ -62,7 +39,7 @@ static void spark(FILE *out, const struct panel *panel, const struct history *hi
     const int64_t count = history->count;
     const int cells = (int)(count < room ? count : room);
     double low = INFINITY, high = -INFINITY;
-    char from[FIGURE], to[FIGURE];
+    char from[FIGURE_BYTES], to[FIGURE_BYTES];
     if (value == NULL || cells < 2 || isnan(history_last(history, name))) {
         return;
     }
@@ -87,8 +64,8 @@ static void spark(FILE *out, const struct panel *panel, const struct history *hi
     for (int64_t i = 0; i < count && !isfinite(begin); i++) {
         begin = value[i];
     }
-    short_figure(from, begin);
-    short_figure(to, history_last(history, name));
+    figure_short(from, begin);
+    figure_short(to, history_last(history, name));
     fprintf(out, first ? " %s -> %s\n" : " %.0s%s\n", from, to);
 }
 
@@ -104,15 +81,15 @@ static void bar(FILE *out, const struct panel *panel, double share)
 }
 
 static const char *state_of(const struct panel *panel, const struct history *history,
-                            char out[2 * FIGURE])
+                            char out[2 * FIGURE_BYTES])
 {
     const double last_s = history_last(history, "step_ms") / 1e3;
-    char since[FIGURE];
+    char since[FIGURE_BYTES];
     if (panel_done(panel, history)) {
         return "done";
     }
     if (panel->quiet_s > 60 && !(panel->quiet_s < 20 * last_s)) {
-        snprintf(out, 2 * FIGURE, "no step for %s", duration(since, panel->quiet_s));
+        snprintf(out, 2 * FIGURE_BYTES, "no step for %s", figure_duration(since, panel->quiet_s));
         return out;
     }
     return "running";
@@ -131,14 +108,14 @@ static double left_s(const struct panel *panel, const struct history *history)
 
 static void head(FILE *out, const struct panel *panel, const struct history *history)
 {
-    char state[2 * FIGURE], eta[FIGURE];
+    char state[2 * FIGURE_BYTES], eta[FIGURE_BYTES];
     const int64_t step = history->count > 0 ? history->step[history->count - 1] : 0;
     fprintf(out, "%.*s  %s\n", panel->columns - 20, panel->name, state_of(panel, history, state));
     if (panel->steps > 0) {
         bar(out, panel, (double)step / (double)panel->steps);
         fprintf(out, " %lld/%lld", (long long)step, (long long)panel->steps);
         if (history->count > 0 && step < panel->steps) {
-            fprintf(out, "  ETA %s", duration(eta, left_s(panel, history)));
+            fprintf(out, "  ETA %s", figure_duration(eta, left_s(panel, history)));
         }
     } else {
         fprintf(out, "step %lld", (long long)step);
@@ -148,9 +125,9 @@ static void head(FILE *out, const struct panel *panel, const struct history *his
 
 static void figure(FILE *out, const char *label, double value, const char *unit)
 {
-    char text[FIGURE];
+    char text[FIGURE_BYTES];
     if (!isnan(value)) {
-        fprintf(out, "%s%s%s  ", label, short_figure(text, value), unit);
+        fprintf(out, "%s%s%s  ", label, figure_short(text, value), unit);
     }
 }
 
@@ -225,13 +202,13 @@ void panel_draw(FILE *out, const struct panel *panel, const struct history *hist
 
 void panel_line(FILE *out, const struct panel *panel, const struct history *history)
 {
-    char eta[FIGURE];
+    char eta[FIGURE_BYTES];
     const int64_t step = history->count > 0 ? history->step[history->count - 1] : 0;
     fprintf(out, "step %lld/%lld  ", (long long)step, (long long)panel->steps);
     if (history->count > 0) {
         figure(out, "loss ", history_last(history, "loss"), "");
         figure(out, "valid ", history_last(history, "valid_loss"), "");
         figure(out, "", history_last(history, "tokens_per_s"), " tok/s");
-        fprintf(out, "ETA %s", duration(eta, left_s(panel, history)));
+        fprintf(out, "ETA %s", figure_duration(eta, left_s(panel, history)));
     }
 }

@@ -1,5 +1,6 @@
 #define _POSIX_C_SOURCE 200809L
 #include "trainer/sweep/sweep.h"
+#include "trainer/figures.h"
 
 #include <errno.h>
 #include <math.h>
@@ -71,12 +72,6 @@ static double value_at(const struct sweep_trial *trial, int rung)
     return isnan(trial->rung_value[rung]) ? (double)INFINITY : trial->rung_value[rung];
 }
 
-static int ascending(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* The value that a trial must not exceed to go on from rung `rung`: that of the best `keep` of all
  * that reached it. NAN: too few have for one to be chosen. */
 static double bar_of(const struct sweep *sweep, int rung, double *value)
@@ -88,7 +83,7 @@ static double bar_of(const struct sweep *sweep, int rung, double *value)
             value[reached++] = value_at(trial, rung);
         }
     }
-    qsort(value, (size_t)reached, sizeof *value, ascending);
+    figure_sort(value, reached);
     const int64_t chosen = (int64_t)floor((double)reached * sweep->plan.keep + 1e-9);
     return chosen > 0 ? value[chosen - 1] : (double)NAN;
 }
