@@ -52,13 +52,24 @@ static enum status read_model(struct tokenizer *tokenizer, const char *name, con
     return STATUS_OK;
 }
 
+/* A tokenizer.json is one JSON object; white space alone is handed to that reader as well, for its
+ * message. data need not end in a zero. */
+static bool looks_like_json(const char *data, size_t bytes)
+{
+    size_t i = 0;
+    while (i < bytes && memchr(" \t\r\n", data[i], 4) != NULL) {
+        i++;
+    }
+    return i == bytes || data[i] == '{';
+}
+
 enum status tokenizer_read(struct tokenizer *tokenizer, const char *name, const char *data,
                            size_t bytes)
 {
     *tokenizer = (struct tokenizer){.kind = TOKENIZER_BPE, .bos_id = -1, .eos_id = -1};
     TRY(byte_list_add(&tokenizer->file, data, bytes));
     hash_hex(tokenizer->hash, hash_bytes(data, bytes));
-    if (bytes > 0 && data[strspn(data, " \t\r\n")] != '{') {
+    if (!looks_like_json(data, bytes)) {
         return read_model(tokenizer, name, data, bytes);
     }
     TRY(tokenizer_json_read(tokenizer, name, data, bytes));

@@ -469,6 +469,23 @@ static void test_damaged_model(void **state)
     free(data);
 }
 
+/* White space alone, of exactly the bytes it has: no byte behind them is looked at (under the
+ * address sanitizer). */
+static void test_only_space(void **state)
+{
+    struct tokenizer tokenizer;
+    char *data = malloc(2);
+    (void)state;
+    assert_non_null(data);
+    memcpy(data, "\r\n", 2);
+    for (size_t bytes = 0; bytes <= 2; bytes++) {
+        assert_int_equal(tokenizer_read(&tokenizer, "t", data, bytes), STATUS_DATA);
+        expect_message("t:");
+        tokenizer_close(&tokenizer);
+    }
+    free(data);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -483,6 +500,7 @@ int main(void)
         SCRATCH_TEST(test_refused),
         SCRATCH_TEST(test_damaged),
         cmocka_unit_test(test_damaged_model),
+        cmocka_unit_test(test_only_space),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
