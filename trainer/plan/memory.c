@@ -44,10 +44,10 @@ enum status memory_of_stage(struct stage_memory *memory, const struct config *co
 {
     struct architecture arch;
     struct model model;
-    struct mesh mesh = {.dp = {.size = (int)dp, .name = "dp"},
+    struct mesh mesh = {.stage = {.size = (int)dp, .name = "stage"},
                         .ep = {.size = (int)ep, .name = "ep"},
                         .edp = {.size = (int)(dp / ep), .name = "edp"}};
-    mesh.world = &mesh.dp;
+    mesh.world = &mesh.stage;
     architecture_init(&arch, config);
     const bool whole = stage->blocks == architecture_blocks(&arch);
     struct config own = whole ? *config : config_of(config, &arch, stage);
