@@ -18,14 +18,9 @@ static const char *const memory_help[MODEL_MEMORIES] = {
     [MODEL_EXCHANGE] = "rows from and to other ranks, at their most",
     [MODEL_SCRATCH] = "streams, gradients of activations, statistics",
 };
-static const char *const schedules[] = {[CONFIG_PIPELINE_AUTO] = "auto",
-                                        [CONFIG_PIPELINE_1F1B] = "1f1b",
-                                        [CONFIG_PIPELINE_ZERO_BUBBLE] = "zero_bubble",
-                                        [CONFIG_PIPELINE_DUALPIPE] = "dualpipe"};
-
 static const char *schedule_of(const struct plan *plan)
 {
-    return plan->pp > 1 ? schedules[plan->schedule] : "none";
+    return plan->pp > 1 ? pipeline_names[plan->shape.schedule] : "none";
 }
 
 /* --- text --- */
@@ -194,7 +189,7 @@ static void json_layout(const struct plan *plan)
     OBJECT("layout", layout);
     OBJECT("parameters", parameters);
     printf(",\"blocks_of_stages\":[");
-    for (int64_t s = 0; s < plan->pp; s++) {
+    for (int64_t s = 0; s < pipeline_stages(&plan->shape); s++) {
         printf("%s%lld", s > 0 ? "," : "", (long long)plan->stage[s].blocks);
     }
     printf("]");

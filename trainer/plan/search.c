@@ -11,10 +11,10 @@ static const char *const recompute_names[] = {[CONFIG_RECOMPUTE_NONE] = "none",
                                               [CONFIG_RECOMPUTE_EXPERTS] = "experts",
                                               [CONFIG_RECOMPUTE_BLOCK] = "block"};
 static const char *const dispatch_names[] = {[CONFIG_EXACT] = "exact", [CONFIG_PADDED] = "padded"};
-static const char *const pipeline_names[] = {[CONFIG_PIPELINE_AUTO] = "auto",
-                                             [CONFIG_PIPELINE_1F1B] = "1f1b",
-                                             [CONFIG_PIPELINE_ZERO_BUBBLE] = "zero_bubble",
-                                             [CONFIG_PIPELINE_DUALPIPE] = "dualpipe"};
+static const char *const config_names[] = {[CONFIG_PIPELINE_AUTO] = "auto",
+                                           [CONFIG_PIPELINE_1F1B] = "1f1b",
+                                           [CONFIG_PIPELINE_ZERO_BUBBLE] = "zero_bubble",
+                                           [CONFIG_PIPELINE_DUALPIPE] = "dualpipe"};
 enum { MOST_MICRO = 16 };
 
 static void plan_one(struct search_result *result, const struct config *config,
@@ -124,7 +124,7 @@ void search_overrides(const struct search_result *result, char *out, size_t byte
     char pp[64] = "";
     if (result->pp > 1) {
         snprintf(pp, sizeof pp, " parallel.pp=%lld cluster.pipeline=%s", (long long)result->pp,
-                 pipeline_names[result->pipeline]);
+                 config_names[result->pipeline]);
     }
     snprintf(out, bytes,
              "parallel.ep=%lld train.micro_batch=%lld train.recompute=%s router.dispatch=%s%s",
