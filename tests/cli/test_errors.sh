@@ -25,6 +25,10 @@ for command in train prepare tokenizer import export eval generate plan bench ck
     expect_text "usage: switchyard $command"
 done
 expect_rc 0 "$binary" --version
+# A program with the GPU device names what of it was built in.
+if grep -q cuda "$out"; then
+    grep -qE '^devices: .*cuda \(.*; (no cuBLASLt|cuBLASLt [0-9.]+), (no cuDNN|cuDNN [0-9.]+)\)$' "$out" || fail "--version does not name cuBLASLt and cuDNN"
+fi
 expect_rc 0 "$binary" --help-keys
 expect_text "router.buffer_factor"
 
