@@ -396,7 +396,8 @@ static enum status fill_memory(struct planner *p, const struct pipeline_result *
     const bool dual = plan->schedule == CONFIG_PIPELINE_DUALPIPE && plan->pp > 1;
     for (int64_t r = 0; r < plan->pp; r++) {
         const struct stage_memory *own = &p->memory[r], *other = &p->memory[plan->pp - 1 - r];
-        struct plan_memory memory = {.stage = r};
+        struct plan_memory memory = {.stage = r,
+                                     .staging = own->staging + (dual ? other->staging : 0)};
         for (int k = 0; k < MODEL_MEMORIES; k++) {
             const bool state = k <= MODEL_MOMENTS;
             const size_t second = dual ? other->kind[k] : 0;
@@ -417,7 +418,7 @@ static enum status fill_memory(struct planner *p, const struct pipeline_result *
     size_t untouched = 0;
     most->outside =
         memory_outside(plan->config, &plan->hardware, &plan->arch, fullest, plan->dp, plan->ep);
-    most->all = most->arenas + most->outside;
+    most->all = most->arenas + most->outside + (plan->hardware.cpu ? most->staging : 0);
     if (plan->hardware.cpu && plan->pp * plan->tp == 1) {
         TRY(memory_untouched(&untouched, plan->config, &plan->stage[0], fullest,
                              plan->hardware.device, plan->dp, plan->ep));
