@@ -26,25 +26,33 @@ static size_t padded(size_t bytes, size_t to)
     return (bytes + to - 1) / to * to;
 }
 
-static enum status reserve(struct snapshot *snapshot, const struct checkpoint_slice *slices)
+size_t snapshot_bytes(const struct checkpoint_slice *slices, int64_t count)
 {
     size_t bytes = 0;
+    for (int64_t i = 0; i < count; i++) {
+        bytes += padded(slice_bytes(&slices[i]), ALIGNMENT);
+    }
+    return padded(bytes + 1, bytes > PAGE_BYTES ? PAGE_BYTES : ALIGNMENT);
+}
+
+static enum status reserve(struct snapshot *snapshot, const struct checkpoint_slice *slices)
+{
     int64_t pieces = 0;
     for (int64_t i = 0; i < snapshot->slices; i++) {
-        bytes += padded(slice_bytes(&slices[i]), ALIGNMENT);
         pieces += (int64_t)(slice_bytes(&slices[i]) / PIECE_BYTES) + 1;
     }
-    snapshot->bytes = padded(bytes + 1, bytes > PAGE_BYTES ? PAGE_BYTES : ALIGNMENT);
+    snapshot->bytes = snapshot_bytes(slices, snapshot->slices);
+    const bool large = snapshot->bytes > PAGE_BYTES;
     snapshot->slice = calloc((size_t)snapshot->slices + 1, sizeof *snapshot->slice);
     snapshot->piece = calloc((size_t)pieces + 1, sizeof *snapshot->piece);
-    snapshot->memory = aligned_alloc(bytes > PAGE_BYTES ? PAGE_BYTES : ALIGNMENT, snapshot->bytes);
+    snapshot->memory = aligned_alloc(large ? PAGE_BYTES : ALIGNMENT, snapshot->bytes);
     if (snapshot->slice == NULL || snapshot->piece == NULL || snapshot->memory == NULL) {
         return status_fail(STATUS_RESOURCE,
                            "out of memory for the copy of the state to save (%zu "
                            "MiB)",
-                           bytes >> 20);
+                           snapshot->bytes >> 20);
     }
-    if (bytes > PAGE_BYTES) {
+    if (large) {
         (void)madvise(snapshot->memory, snapshot->bytes, MADV_HUGEPAGE); /* advice only */
     }
     return STATUS_OK;

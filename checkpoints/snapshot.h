@@ -28,6 +28,8 @@ struct snapshot {
     bool made;             /* lock and condition are */
 };
 
+/* Bytes of the copy: the slices, each padded to 64, all together to 2 MiB where they are more. */
+size_t snapshot_bytes(const struct checkpoint_slice *slices, int64_t count);
 /* Local. Memory for what `slices` (borrowed) hold, whose data, or what `read` reads it from, stays
  * where it is; `read` cannot fail. Nothing is copied yet. Errors: STATUS_RESOURCE. */
 enum status snapshot_init(struct snapshot *snapshot, const struct checkpoint_slice *slices,
