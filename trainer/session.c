@@ -77,8 +77,8 @@ static enum status open_device(struct session *session)
     const struct device_options options = {.name = names[config->run.device],
                                            .threads = share,
                                            .cores = config->run.pin ? cores : NULL,
-                                           .deterministic = config->run.deterministic ==
-                                                            CONFIG_DETERMINISTIC_RUN,
+                                           .deterministic = config->run.deterministic !=
+                                                            CONFIG_DETERMINISTIC_OFF,
                                            .node_rank = session->world.node_rank,
                                            .node_size = session->world.node_size};
     return device_open(&session->device, &options);

@@ -73,6 +73,7 @@ static const struct ops cpu_ops = {
     .muon_update = cpu_muon_update,
     .ema = cpu_ema,
     .fp8 = &cpu_fp8_ops,
+    .fixed = &cpu_fixed_ops,
 };
 
 /* Whether rows of products by oneDNN are the same bits whatever the number of rows, on a few shapes
