@@ -9,6 +9,7 @@
 #include "trainer/fault.h"
 #include "trainer/optimizer.h"
 #include "trainer/schedule.h"
+#include "trainer/trace.h"
 
 double step_clock(void)
 {
@@ -261,6 +262,7 @@ static void forward_backward(struct stepper *stepper, int64_t step, int64_t labe
         model->ops->copy(model->device, &stepper->losses[i], model->losses, sizeof *model->losses);
         counters[0] += model->result.slots;
         counters[1] += model->result.extra_rounds;
+        trace_unit(stepper->trace, (int64_t)unit);
     }
     const struct model_losses sums = sum_units(stepper);
     comm_all_reduce((struct comm *)&model->mesh->stage, counters, 2, DTYPE_I64, REDUCE_SUM);
@@ -311,6 +313,7 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
                                    .lr = schedule_lr(config, step)};
     stepper->units = batch / config->train.micro_batch;
     stepper->own = stepper->units / model->mesh->dp.size;
+    TRY(trace_begin(stepper->trace, step));
     double waited = 0;
     const int64_t labels = load_batches(stepper, position, batch, &waited);
     const double loaded = step_clock();
@@ -323,8 +326,13 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     result->bad_gradients = model->gradients.bad;
     expert_load(stepper);
     sum_counters(model, result->fp8);
+    TRY(trace_gradients(stepper->trace));
     const double reduced = step_clock();
-    TRY(check_finite(step, result));
+    const enum status finite = check_finite(step, result);
+    if (finite != STATUS_OK) { /* what led there is what a trace is for */
+        TRY(trace_weights(stepper->trace));
+        return finite;
+    }
     if (stepper->hold != NULL) {
         stepper->hold(stepper->hold_context);
     }
@@ -334,6 +342,7 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
         balance_update_bias(model, stepper->load, stepper->bias, model->arch.balance.bias_speed);
     }
     count_bad_weights(model, result); /* or the next step would be charged for this one */
+    TRY(trace_weights(stepper->trace));
     const double end = step_clock();
     result->phase_ms = (struct phase_ms){.data = 1e3 * (loaded - start - waited),
                                          .data_wait = 1e3 * waited,

@@ -58,6 +58,7 @@ enum config_pipeline {
     CONFIG_PIPELINE_DUALPIPE_V
 };
 enum config_exchange { CONFIG_EXCHANGE_AUTO, CONFIG_EXCHANGE_DIRECT, CONFIG_EXCHANGE_BY_NODE };
+enum config_trace { CONFIG_TRACE_HASHES, CONFIG_TRACE_SAMPLES, CONFIG_TRACE_ALL };
 enum config_moments { CONFIG_MOMENTS_FP32, CONFIG_MOMENTS_BF16 };
 
 /* Keys that take a list; the count stands first in both. */
@@ -227,8 +228,12 @@ struct config {
         double setup_seconds, step_seconds, save_seconds;
     } watchdog;
     struct {
-        char *fault;
-    } debug; /* "io:KIND:OPERATION": tests only */
+        char *fault; /* "io:KIND:OPERATION": tests only */
+        char *trace; /* NULL: none */
+        int64_t trace_from, trace_steps;
+        int trace_values; /* enum config_trace */
+        int64_t trace_mib;
+    } debug;
 };
 
 /* Defaults of every key. Set `stored` behind it to read what a run or a checkpoint was made with in

@@ -22,6 +22,7 @@
 #include "trainer/model/moe.h"
 #include "trainer/model/mtp.h"
 #include "trainer/model/params.h"
+#include "trainer/model/probe.h"
 #include "trainer/muon.h"
 
 /* One flat group of parameters on this rank. */
@@ -122,6 +123,7 @@ struct model {
     float *logits;               /* [V] of model_logits */
     struct moe moe;
     struct model_result result; /* of the last model_run or model_forward */
+    const struct probe *probe;  /* borrowed; NULL, or told of the tensors of training */
 };
 
 /* Local: what ranks must agree on is left to the caller. batch x sequence is the largest
