@@ -170,4 +170,7 @@ float cpu_combine_backward_part(float *out, const float *dy, const float *x, flo
 
 extern const struct fp8_ops cpu_fp8_ops;
 
+/* device_ceilings. */
+void cpu_ceilings(struct device *device, enum dtype dtype, struct device_ceilings *out);
+
 #endif
