@@ -171,4 +171,7 @@ float cpu_combine_backward_part(float *out, const float *dy, const float *x, flo
 extern const struct fp8_ops cpu_fp8_ops;
 extern const struct fixed_ops cpu_fixed_ops;
 
+/* device_ceilings. */
+void cpu_ceilings(struct device *device, enum dtype dtype, struct device_ceilings *out);
+
 #endif

@@ -226,6 +226,7 @@ enum status cpu_device_open(struct device **device, const struct device_options 
         .info = {.name = "cpu", .threads = options->threads},
         .threads = options->threads,
         .peak_flops = cpu_peak_flops,
+        .ceilings = cpu_ceilings,
         .close = cpu_device_close,
     };
     host_cpu_name(self->head.info.cpu, sizeof self->head.info.cpu);
