@@ -220,6 +220,16 @@ static enum status check_finite(int64_t step, const struct step_result *result)
             (unsigned long long)fp8[LINEAR_GRADIENTS].bad_tiles,
             (unsigned long long)fp8[LINEAR_WEIGHTS].bad_tiles);
     }
+    if (result->saturated + result->bad_gradients > 0) {
+        return status_fail(
+            STATUS_DIVERGED,
+            "step %lld: loss %g: %lld elements of gradients are NaN or infinity, %lld too large "
+            "for "
+            "run.deterministic layout; weights left as they were; resume from the last checkpoint "
+            "with a lower optimizer.lr",
+            (long long)step, result->loss, (long long)result->bad_gradients,
+            (long long)result->saturated);
+    }
     if (!isfinite(result->loss) || !isfinite(result->grad_norm)) {
         return status_fail(STATUS_DIVERGED,
                            "step %lld: loss %g, gradient norm %g: not finite, weights left as they "
@@ -303,14 +313,16 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     stepper->units = batch / config->train.micro_batch;
     stepper->own = stepper->units / model->mesh->dp.size;
     TRY(trace_begin(stepper->trace, step));
-    model_zero_grads(model);
     double waited = 0;
     const int64_t labels = load_batches(stepper, position, batch, &waited);
     const double loaded = step_clock();
     model->unit = result->unit = gradient_unit(model, labels);
+    model_zero_grads(model);
     forward_backward(stepper, step, labels, result);
     const double computed = step_clock();
     result->grad_norm = optimizer_reduce(model);
+    result->saturated = model->gradients.saturated;
+    result->bad_gradients = model->gradients.bad;
     expert_load(stepper);
     sum_counters(model, result->fp8);
     TRY(trace_gradients(stepper->trace));

@@ -27,7 +27,9 @@ struct step_result {
     struct fp8_counters fp8[LINEAR_KINDS]; /* all ranks together; values 0: no FP8. Gradients as
                                               they are quantised: times `unit` */
     double unit;                           /* model.unit */
-    int64_t bad_weights; /* this rank's tiles of updated weights that are not finite */
+    int64_t saturated, bad_gradients; /* with run.deterministic layout: elements of gradients that
+                                         were too large, or not finite, on all ranks */
+    int64_t bad_weights;              /* this rank's tiles of updated weights that are not finite */
     double step_ms;
     struct phase_ms phase_ms;
 };

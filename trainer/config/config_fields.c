@@ -4,7 +4,7 @@
 
 static const char *const device_names[] = {"cpu", "cuda", NULL};
 static const char *const comm_names[] = {"auto", "self", "mpi", "nccl", NULL};
-static const char *const deterministic_names[] = {"off", "run", NULL};
+static const char *const deterministic_names[] = {"off", "run", "layout", NULL};
 static const char *const family_names[] = {"mixtral", "deepseek_v2", "deepseek_v3", NULL};
 static const char *const precision_names[] = {"fp32", "bf16", "fp8", NULL};
 static const char *const scales_names[] = {"power_of_two", "amax", NULL};
@@ -69,10 +69,10 @@ const struct field config_fields[] = {
     INT("run.threads", run.threads, 0, 1024, "0",
         "threads per rank; 0: the rank's share of the node's allowed cores"),
     BOOL("run.pin", run.pin, "true", "pin each thread to a core of its own"),
-    ENUM("run.deterministic", run.deterministic, "run", deterministic_names, "layout",
-         "run: the same layout gives the same bits; off: cuDNN's attention may add in any order, "
-         "with "
-         "less memory (CPU: as run)"),
+    ENUM("run.deterministic", run.deterministic, "run", deterministic_names, NULL,
+         "run: the same layout gives the same bits; layout: every layout does, with gradients of "
+         "8 bytes (docs/determinism.md); off: cuDNN's attention may add in any order, with less "
+         "memory (CPU: as run)"),
     TEXT("run.time_limit", run.time_limit, "null",
          "7200, 90m, 2h, 1:30:00 or 1-12:00:00: saves in time before it and exits with 85"),
     BOOL("run.verify", run.verify, "false",

@@ -19,7 +19,8 @@ struct tensor model_weight(const struct model *model, enum param_group group, in
 struct tensor model_grad(const struct model *model, enum param_group group, int64_t offset,
                          int64_t rows, int64_t cols)
 {
-    return tensor_2d(model->group[group].grads + offset, DTYPE_F32, rows, cols);
+    float *place = gradients_place(&model->gradients, model->group[group].grads + offset);
+    return tensor_2d(place, DTYPE_F32, rows, cols);
 }
 
 struct tensor model_vector(const struct model *model, int64_t offset, int64_t width)
@@ -29,7 +30,15 @@ struct tensor model_vector(const struct model *model, int64_t offset, int64_t wi
 
 struct tensor model_vector_grad(const struct model *model, int64_t offset, int64_t width)
 {
-    return tensor_1d(model->group[PARAM_DENSE].grads + offset, DTYPE_F32, width);
+    return tensor_1d(model_grad(model, PARAM_DENSE, offset, 1, width).data, DTYPE_F32, width);
+}
+
+void model_add_grad(const struct model *model, enum param_group group, int64_t offset,
+                    int64_t count)
+{
+    if (model->gradients.fixed) {
+        gradients_add(&model->gradients, model->group[group].sums + offset, count);
+    }
 }
 
 static bool has_experts(const struct model *model, int64_t block)
@@ -374,6 +383,8 @@ static void feed_forward_backward(struct model *model, int64_t block, const stru
     if (routed) {
         moe_backward_finish(&model->moe, &state->moe, &weights, dx, x.act,
                             balance_gradient(model, block), z_scale);
+        model_add_grad(model, PARAM_DENSE, model->params.block[block].gate,
+                       tensor_count(&weights.dgate));
     }
     if (visited) {
         mlp_backward_up(&mlp, dx, routed);
@@ -390,6 +401,7 @@ static void norm_backward(struct model *model, struct tensor dstream, struct ten
     const int64_t width = model->arch.width;
     model->ops->norm_backward(model->device, dstream, model_vector_grad(model, weight, width),
                               dnorm, x, rstd, model_vector(model, weight, width));
+    model_add_grad(model, PARAM_DENSE, weight, width);
 }
 
 /* Gradients of the stream behind the block become those before its second norm. */

@@ -77,7 +77,7 @@ static size_t outside_of_gpu(const struct config *config, const struct architect
     const size_t t = (size_t)config->train.sequence_length, b = (size_t)config->train.micro_batch,
                  square = 2 * b * (size_t)arch->heads * t * t,
                  linear = 8 * b * (size_t)arch->heads * t * (size_t)arch->qk_dim,
-                 wanted = config->run.deterministic == CONFIG_DETERMINISTIC_RUN ? square : linear,
+                 wanted = config->run.deterministic != CONFIG_DETERMINISTIC_OFF ? square : linear,
                  most = GPU_ATTENTION_MIB * MIB;
     const bool alone = config->cluster.nodes == 1 && config->cluster.gpus_per_node == 1;
     return (GPU_CONTEXT_MIB + GPU_PRODUCTS_MIB + (alone ? 0 : 3 * GPU_GROUP_MIB)) * MIB +
