@@ -180,7 +180,7 @@ static void test_not_built(void **state)
 {
     (void)state;
     static const struct bad cases[] = {
-        {"run: {deterministic: layout}\n", {"'layout' is not built in this version"}},
+        {"run: {deterministic: layers}\n", {"'layers' is not one of off, run, layout"}},
         {"parallel: {pp: 2}\n", {"key 'parallel.pp': not built in this version; it acts as 1"}},
         {"parallel: {tp: 2}\n", {"key 'parallel.tp': not built in this version; it acts as 1"}},
         {"parallel: {cp: 2, etp: 2}\n",

@@ -431,6 +431,16 @@ static void check_unused(const struct config *config, struct config_errors *erro
     }
 }
 
+static void check_deterministic(const struct config *config, struct config_errors *errors)
+{
+    if (config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT && config->parallel.tp > 1) {
+        config_error(errors,
+                     "run.deterministic layout: parallel.tp %lld adds up parts of one product on "
+                     "several ranks, in f32: other bits than on one; use parallel.tp 1",
+                     (long long)config->parallel.tp);
+    }
+}
+
 static void check_cluster(const struct config *config, struct config_errors *errors)
 {
     if (config->cluster.gpu == CONFIG_GPU_CUSTOM &&
@@ -458,6 +468,7 @@ void config_check(const struct config *config, const bool *given, struct config_
         }
     }
     check_cluster(config, errors);
+    check_deterministic(config, errors);
     if (errors->count > 0) {
         return; /* relations between missing values would only add noise */
     }
