@@ -210,7 +210,7 @@ static void time_update(struct planner *p)
                 count[g] += (double)own->elements[g];
             }
         }
-        const double bytes = 4 + act, /* gradients there, weights back */
+        const double bytes = (p->load.layout ? 8 : 4) + act, /* gradients there, weights back */
             reduce =
                 exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_DENSE] / p->load.split,
                                         plan->dp, plan->tp) +
