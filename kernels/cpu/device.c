@@ -10,6 +10,7 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/gemm_onednn.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cpu/tile.h"
 
 static const struct ops cpu_ops = {
     .name = "cpu",
@@ -232,6 +233,7 @@ enum status cpu_device_open(struct device **device, const struct device_options 
     if (options->cores != NULL) {
         pin_threads(options->threads, options->cores);
     }
+    self->wide = tile_has_pairs() && onednn_has_pairs();
     open_onednn(self);
     *device = &self->head;
     return STATUS_OK;
