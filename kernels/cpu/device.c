@@ -130,9 +130,11 @@ static void open_onednn(struct cpu_device *device)
         onednn_close(device->onednn);
         device->onednn = NULL;
     }
+    device->wide = device->onednn != NULL && tile_has_pairs() && onednn_has_pairs();
     device_fact(info, "onednn", "%s", version);
     device_fact(info, "isa", "%s", onednn_isa());
-    device_fact(info, "gemm", "%s", device->onednn != NULL ? "oneDNN brgemm" : "own");
+    device_fact(info, "gemm", "%s%s", device->onednn != NULL ? "oneDNN brgemm" : "own",
+                device->wide ? ", experts: own, AVX-512 with bf16" : "");
     device_fact(info, "bf16_gemm", "%s", device->onednn != NULL && bf16 ? "native" : "float32");
 }
 
@@ -233,7 +235,6 @@ enum status cpu_device_open(struct device **device, const struct device_options 
     if (options->cores != NULL) {
         pin_threads(options->threads, options->cores);
     }
-    self->wide = tile_has_pairs() && onednn_has_pairs();
     open_onednn(self);
     *device = &self->head;
     return STATUS_OK;

@@ -411,6 +411,14 @@ fi
 expect_rc 0 "$binary" doctor
 expect_rc 0 "$binary" doctor --json
 python3 -m json.tool "$out" >/dev/null || fail "doctor --json is not JSON"
+for isa in AVX2 AVX512_CORE; do
+    expect_rc 0 env ONEDNN_MAX_CPU_ISA=$isa DNNL_MAX_CPU_ISA=$isa "$binary" doctor --json
+    python3 - "$out" <<'PY' || fail "doctor with $isa: $(cat "$out")"
+import json, sys
+cpu = json.load(open(sys.argv[1]))["devices"][0]
+assert cpu["bf16_gemm"] == "float32" and "bf16" not in cpu["gemm"], cpu
+PY
+done
 expect_rc 0 "$binary" ckpt ls run --json
 python3 -m json.tool "$out" >/dev/null || fail "ckpt ls --json is not JSON"
 
