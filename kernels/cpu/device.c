@@ -10,6 +10,7 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/gemm_onednn.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cpu/tile.h"
 
 static const struct ops cpu_ops = {
     .name = "cpu",
@@ -183,9 +184,11 @@ static void open_onednn(struct cpu_device *device, bool layout)
         onednn_close(device->onednn);
         device->onednn = NULL;
     }
+    device->wide = device->onednn != NULL && tile_has_pairs() && onednn_has_pairs();
     device_fact(info, "onednn", "%s", version);
     device_fact(info, "isa", "%s", onednn_isa());
-    device_fact(info, "gemm", "%s", device->onednn != NULL ? "oneDNN brgemm" : "own");
+    device_fact(info, "gemm", "%s%s", device->onednn != NULL ? "oneDNN brgemm" : "own",
+                device->wide ? ", experts: own, AVX-512 with bf16" : "");
     device_fact(info, "bf16_gemm", "%s", device->onednn != NULL && bf16 ? "native" : "float32");
     device_fact(info, "loops", "%s", loops());
 }
