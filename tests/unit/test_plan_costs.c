@@ -150,7 +150,7 @@ static void test_stages(void **state)
             for (int b = 0; b < 62; b++) {
                 cost[b] = b == 61 ? 3.4 : 1;
             }
-            stages_divide(stage, cost, 62, pp, pairs);
+            stages_divide(stage, cost, 62, 61, pp, pairs);
             for (int64_t s = 0; s < pp; s++) {
                 double sum = 0;
                 assert_int_equal(stage[s].first, next);
@@ -167,6 +167,21 @@ static void test_stages(void **state)
             assert_true(most <= (pairs ? 2 : 1) * 64.4 / (double)pp + 2.4);
         }
     }
+}
+
+static void test_stages_by_hand(void **state)
+{
+    (void)state;
+    struct stage stage[4];
+    struct config_reals list = {.item = {3, 4, 1, 2}, .count = 4};
+    assert_int_equal(stages_listed(stage, &list, 10, 8, 4), STATUS_OK);
+    assert_true(stage[0].embedding && !stage[1].embedding);
+    assert_true(stage[2].head && !stage[3].head && !stage[1].head); /* then two modules */
+    assert_int_equal(stage[3].first, 8);
+    assert_int_equal(stage[1].blocks, 4);
+    assert_int_equal(stages_listed(stage, &list, 11, 9, 4), STATUS_USAGE);
+    list.count = 3;
+    assert_int_equal(stages_listed(stage, &list, 10, 8, 4), STATUS_USAGE);
 }
 
 /* --- a published run --- */
@@ -208,6 +223,7 @@ int main(void)
         cmocka_unit_test(test_spread),
         cmocka_unit_test(test_bytes_of_messages),
         cmocka_unit_test(test_stages),
+        cmocka_unit_test(test_stages_by_hand),
         cmocka_unit_test(test_deepseek_v3_as_published),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -313,7 +313,8 @@ const struct field config_fields[] = {
     INT("cluster.virtual_stages", cluster.virtual_stages, 1, 64, "1",
         "1f1b: parts a stage is cut into, interleaved (Megatron's virtual pipeline)"),
     REALS("cluster.stages", cluster.stages, 0, 4096,
-          "blocks of each pipeline stage, first to last, prediction modules behind the layers; []: "
+          "blocks of each pipeline stage, first to last, prediction modules behind the layers, at "
+          "most 64; []: "
           "as even in cost as can be"),
     ENUM("cluster.exchange", cluster.exchange, "auto", exchange_names, NULL,
          "direct: rank to rank, as training does it; by_node: once to each node (DeepEP); auto: "

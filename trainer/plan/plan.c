@@ -152,24 +152,40 @@ static double cost_of(const struct planner *p, int64_t block)
     return whole_work(planner_work(p, block)) + head;
 }
 
-static enum status divide_blocks(struct planner *p)
+/* By cost. Of schedules that have two stages on a rank either these are alike together, or every
+ * stage is: whichever plays faster. */
+static enum status balance_stages(struct planner *p)
 {
     struct plan *plan = p->plan;
-    const struct config_reals *listed = &plan->config->cluster.stages;
-    const int64_t blocks = architecture_blocks(&plan->arch);
-    if (listed->count > 0) {
-        return stages_listed(plan->stage, listed, blocks, pipeline_stages(&plan->shape));
-    }
-    double *cost = malloc((size_t)blocks * sizeof *cost);
-    if (cost == NULL) {
-        return status_fail(STATUS_RESOURCE, "out of memory for %lld layers", (long long)blocks);
-    }
-    for (int64_t b = 0; b < blocks; b++) {
+    const int64_t blocks = architecture_blocks(&plan->arch), stages = pipeline_stages(&plan->shape);
+    double seconds[2] = {0}, *cost = malloc((size_t)blocks * sizeof *cost);
+    enum status status =
+        cost != NULL
+            ? STATUS_OK
+            : status_fail(STATUS_RESOURCE, "out of memory for %lld layers", (long long)blocks);
+    for (int64_t b = 0; b < blocks && cost != NULL; b++) {
         cost[b] = cost_of(p, b);
     }
-    stages_divide(plan->stage, cost, blocks, pipeline_stages(&plan->shape), is_dual(plan));
+    for (int pairs = 0; pairs < 2 && is_dual(plan) && status == STATUS_OK; pairs++) {
+        stages_divide(plan->stage, cost, blocks, plan->arch.layers, stages, pairs);
+        status = planner_time(p);
+        seconds[pairs] = plan->time.step;
+    }
+    if (status == STATUS_OK) {
+        stages_divide(plan->stage, cost, blocks, plan->arch.layers, stages,
+                      seconds[1] < seconds[0]);
+    }
     free(cost);
-    return STATUS_OK;
+    return status;
+}
+
+static enum status divide_blocks(struct planner *p)
+{
+    const struct config_reals *listed = &p->plan->config->cluster.stages;
+    return listed->count > 0
+               ? stages_listed(p->plan->stage, listed, architecture_blocks(&p->plan->arch),
+                               p->plan->arch.layers, pipeline_stages(&p->plan->shape))
+               : balance_stages(p);
 }
 
 /* Average rank, all micro-batches: kernels by family. */
@@ -451,8 +467,8 @@ static enum status work_out(struct planner *p)
     return STATUS_OK;
 }
 
-enum status plan_make(struct plan *plan, const struct config *config,
-                      const struct hardware *hardware)
+enum status plan_trace(struct plan *plan, const struct config *config,
+                       const struct hardware *hardware, const char *path)
 {
     struct planner *p = calloc(1, sizeof *p);
     if (p == NULL) {
@@ -461,9 +477,16 @@ enum status plan_make(struct plan *plan, const struct config *config,
     *plan = (struct plan){.config = config, .hardware = *hardware};
     architecture_init(&plan->arch, config);
     p->plan = plan;
+    p->trace = path;
     const enum status status = work_out(p);
     free(p);
     return status;
+}
+
+enum status plan_make(struct plan *plan, const struct config *config,
+                      const struct hardware *hardware)
+{
+    return plan_trace(plan, config, hardware, NULL);
 }
 
 double plan_gpu_hours(const struct plan *plan, double tokens)

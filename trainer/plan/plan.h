@@ -57,12 +57,20 @@ struct plan {
  * no error. */
 enum status plan_make(struct plan *plan, const struct config *config,
                       const struct hardware *hardware) __attribute__((warn_unused_result));
+/* The same, and its step as a Chrome trace (play_trace.h), of very many micro-batches the first
+ * ones; path NULL: none. Errors: STATUS_IO too. */
+enum status plan_trace(struct plan *plan, const struct config *config,
+                       const struct hardware *hardware, const char *path)
+    __attribute__((warn_unused_result));
 
 /* Of a budget of tokens. */
 double plan_gpu_hours(const struct plan *plan, double tokens);
 
 /* plan_print.c. price: of a GPU-hour, 0: not told; tokens: the budget. */
-void plan_print_text(const struct plan *plan, double tokens, double price);
-void plan_print_json(const struct plan *plan, double tokens, double price);
+struct comparison; /* compare.h */
+void plan_print_text(const struct plan *plan, const struct comparison *comparison, double tokens,
+                     double price);
+void plan_print_json(const struct plan *plan, const struct comparison *comparison, double tokens,
+                     double price);
 
 #endif

@@ -6,6 +6,7 @@
 
 struct planner {
     struct plan *plan; /* borrowed */
+    const char *trace; /* file for play_trace, borrowed; NULL: none */
     struct workload load;
     struct work dense, moe, mtp, head, embedding;
     double exchange[EXCHANGES];      /* s of each all-to-all, alone */

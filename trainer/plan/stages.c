@@ -67,17 +67,18 @@ static bool within(const double *cost, int64_t blocks, double most, int64_t pp, 
                  : stages_within(cost, blocks, most, begin) <= pp;
 }
 
-static void fill(struct stage *stage, const int64_t *begin, int64_t stages)
+static void fill(struct stage *stage, const int64_t *begin, int64_t stages, int64_t layers)
 {
     for (int64_t s = 0; s < stages; s++) {
         stage[s] = (struct stage){.first = begin[s],
                                   .blocks = begin[s + 1] - begin[s],
                                   .embedding = s == 0,
-                                  .head = s == stages - 1};
+                                  .head = begin[s] < layers && begin[s + 1] >= layers};
     }
 }
 
-void stages_divide(struct stage *stage, const double *cost, int64_t blocks, int64_t pp, bool pairs)
+void stages_divide(struct stage *stage, const double *cost, int64_t blocks, int64_t layers,
+                   int64_t pp, bool pairs)
 {
     int64_t begin[PLAN_STAGES + 1] = {0};
     double low = 0, high = 0;
@@ -97,11 +98,11 @@ void stages_divide(struct stage *stage, const double *cost, int64_t blocks, int6
         begin[stages] = blocks;
         cut(begin, stages, pp);
     }
-    fill(stage, begin, pp);
+    fill(stage, begin, pp, layers);
 }
 
 enum status stages_listed(struct stage *stage, const struct config_reals *list, int64_t blocks,
-                          int64_t stages)
+                          int64_t layers, int64_t stages)
 {
     int64_t begin[PLAN_STAGES + 1] = {0};
     if (list->count != stages) {
@@ -119,6 +120,6 @@ enum status stages_listed(struct stage *stage, const struct config_reals *list, 
                            "modules)",
                            (long long)begin[stages], (long long)blocks);
     }
-    fill(stage, begin, stages);
+    fill(stage, begin, stages, layers);
     return STATUS_OK;
 }

@@ -2,6 +2,7 @@
 
 #include "parallel/timeline.h"
 #include "trainer/plan/planner.h"
+#include "trainer/plan/play_trace.h"
 
 /* Messages of a block's forward or backward that nothing of the same micro-batch runs beside. */
 static double exposed(const struct planner *p, const struct work *work, bool backward)
@@ -148,6 +149,9 @@ static enum status play(struct planner *p, const struct stage_costs *costs, int6
     for (int64_t r = 0; r < shape.ranks && status == STATUS_OK; r++) {
         p->held[r] = timeline.kept[r];
     }
+    if (status == STATUS_OK && p->trace != NULL) {
+        status = play_trace_write(p->trace, &pipeline, &timeline);
+    }
     *seconds = timeline.seconds;
     *idle = timeline.idle;
     timeline_free(&timeline);
@@ -179,6 +183,7 @@ enum status planner_time(struct planner *p)
     struct plan *plan = p->plan;
     struct stage_costs costs;
     double seconds = 0, idle = 0, most = 0;
+    plan->time = (struct plan_times){0};
     fill_costs(p, &costs);
     note_units(plan, &costs);
     TRY(play_all(p, &costs, &seconds, &idle));
