@@ -39,12 +39,12 @@ enum status saving_measure(size_t *bytes, bool *beside, const struct model *mode
 static enum status init_async(struct saving *saving)
 {
     const struct model *model = saving->model;
-    /* Memory of a device that has its own is read by the thread that runs it. */
-    const bool reads = device_info(model->device)->memory_bytes == 0;
+    /* Memory of a device that has its own is copied by that. */
+    struct device *device = device_info(model->device)->memory_bytes > 0 ? model->device : NULL;
     TRY(state_slices_init(&saving->slices, model));
     const enum status status =
         background_init(&saving->background, saving->world, saving->slices.slice,
-                        saving->slices.count, reads, saving->config->run.pin);
+                        saving->slices.count, device, saving->config->run.pin);
     saving->async = status == STATUS_OK;
     return status == STATUS_OK
                ? STATUS_OK

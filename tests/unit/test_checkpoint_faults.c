@@ -73,7 +73,7 @@ static enum status save_beside(int64_t step, const char *text,
                                const struct checkpoint_slice slices[2])
 {
     static struct background background;
-    enum status status = background_init(&background, &self, slices, 2, true, false);
+    enum status status = background_init(&background, &self, slices, 2, NULL, false);
     assert_int_equal(status, STATUS_OK);
     status = background_start(&background, "root", step, strdup(text), 2);
     if (status == STATUS_OK) {

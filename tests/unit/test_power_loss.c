@@ -97,7 +97,7 @@ static void save_beside(int step, struct checkpoint_slice *slice)
 {
     enum { LINES = 4 };
     static struct background background;
-    enum status status = background_init(&background, &self, slice, 1, true, false);
+    enum status status = background_init(&background, &self, slice, 1, NULL, false);
     assert_int_equal(status, STATUS_OK);
     log_.begins = true;
     assert_int_equal(background_start(&background, "run/checkpoints", step, strdup("{}"), 2),
