@@ -210,6 +210,11 @@ static const char *const values[] = {
     "watchdog.step_seconds=62",
     "watchdog.save_seconds=63",
     "debug.fault=io:eio:3",
+    "debug.trace=t.h5",
+    "debug.trace_from=2",
+    "debug.trace_steps=3",
+    "debug.trace_values=all",
+    "debug.trace_mib=7",
 };
 
 /* Keys of the other families. */

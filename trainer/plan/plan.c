@@ -226,7 +226,7 @@ static void time_update(struct planner *p)
                 count[g] += (double)own->elements[g];
             }
         }
-        const double bytes = 4 + act, /* gradients there, weights back */
+        const double bytes = (p->load.layout ? 8 : 4) + act, /* gradients there, weights back */
             reduce =
                 exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_DENSE] / p->load.split,
                                         plan->dp, plan->tp) +
@@ -277,6 +277,9 @@ static int64_t held_by(const struct stage_memory *stage, int64_t tp)
 static struct plan_memory memory_of_rank(const struct planner *p, int64_t rank)
 {
     struct plan_memory memory = {.stage = pipeline_stage(&p->plan->shape, rank, 0)};
+    for (int64_t part = 0; part < p->plan->shape.parts; part++) {
+        memory.staging += memory_of(p, rank, part)->staging;
+    }
     for (int k = 0; k < MODEL_MEMORIES; k++) {
         for (int64_t part = 0; part < p->plan->shape.parts; part++) {
             const size_t own = memory_of(p, rank, part)->kind[k];
@@ -309,7 +312,7 @@ static enum status fill_memory(struct planner *p)
     size_t untouched = 0;
     most->outside =
         memory_outside(plan->config, &plan->hardware, &plan->arch, fullest, plan->dp, plan->ep);
-    most->all = most->arenas + most->outside;
+    most->all = most->arenas + most->outside + (plan->hardware.cpu ? most->staging : 0);
     if (plan->hardware.cpu && plan->pp * plan->tp == 1) {
         TRY(memory_untouched(&untouched, plan->config, &plan->stage[0], fullest,
                              plan->hardware.device, plan->dp, plan->ep));

@@ -58,6 +58,9 @@ static void print_memory(const struct plan *plan)
            plan->pp > 1 ? "together" : "together, as the run reserves them", m->arenas);
     printf("  %-18s %9.3f  program, libraries, scratch of kernels (estimated)\n", "outside",
            (double)m->outside / 1e9);
+    printf("  %-18s %9.3f  copy of the state that saves are written from%s: %zu bytes\n", "staging",
+           (double)m->staging / 1e9, plan->hardware.cpu ? "" : ", in the host's memory",
+           m->staging);
     printf("  %-18s %9.3f  of %.4g: %s\n", "at most", (double)m->all / 1e9,
            plan->hardware.memory / 1e9, plan->fits ? "fits" : "DOES NOT FIT");
     if (m->peak != m->all) {
@@ -205,8 +208,9 @@ static void json_memory(const struct plan *plan)
     for (int k = 0; k < MODEL_MEMORIES; k++) {
         printf("\"%s_bytes\":%zu,", memory_names[k], m->kind[k]);
     }
-    printf("\"arena_bytes\":%zu,\"outside_bytes\":%zu,\"total_bytes\":%zu,\"peak_bytes\":%zu}",
-           m->arenas, m->outside, m->all, m->peak);
+    printf("\"arena_bytes\":%zu,\"outside_bytes\":%zu,\"staging_bytes\":%zu,"
+           "\"total_bytes\":%zu,\"peak_bytes\":%zu}",
+           m->arenas, m->outside, m->staging, m->all, m->peak);
 }
 
 static void json_work(const struct plan *plan)
