@@ -8,6 +8,7 @@
 
 #include "checkpoints/checkpoint.h"
 #include "kernels/base/io.h"
+#include "kernels/invariance.h"
 #include "parallel/cores.h"
 #include "trainer/model/architecture.h"
 
@@ -130,6 +131,24 @@ static enum status check_alike(struct session *session)
     return comm_agree(world, status, NULL);
 }
 
+/* The same on products of this model's shapes, in both directions. Local. */
+static enum status check_products(const struct session *session, const struct architecture *arch)
+{
+    const struct config *config = &session->config;
+    if (config->run.deterministic != CONFIG_DETERMINISTIC_LAYOUT) {
+        return STATUS_OK;
+    }
+    const enum status status = invariance_check(
+        session->device, config->train.precision == CONFIG_FP32 ? DTYPE_F32 : DTYPE_BF16,
+        arch->width, arch->expert_width);
+    char why[512];
+    snprintf(why, sizeof why, "%s", status_message());
+    return status == STATUS_OK
+               ? STATUS_OK
+               : status_fail(status, "run.deterministic layout: %s: use run.deterministic run",
+                             why);
+}
+
 static int64_t common_divisor(int64_t a, int64_t b)
 {
     return b == 0 ? a : common_divisor(b, a % b);
@@ -166,10 +185,10 @@ enum status session_open(struct session *session, enum session_use use, const ch
     TRY(check_alike(session));
     struct architecture arch;
     architecture_init(&arch, &session->config);
-    TRY(comm_agree(
-        &session->world,
-        mesh_init(&session->mesh, &session->world, (int)session->config.parallel.ep, arch.experts),
-        NULL));
+    TRY(comm_agree(&session->world, check_products(session, &arch), NULL));
+    const struct mesh_shape shape = mesh_shape_of(1, (int)session->config.parallel.ep);
+    TRY(comm_agree(&session->world,
+                   mesh_init(&session->mesh, &session->world, &shape, arch.experts), NULL));
     return mesh_attach(&session->mesh, session->device, kinds[session->config.run.comm]);
 }
 

@@ -5,6 +5,8 @@
 #include "data/feed.h"
 #include "trainer/model/model.h"
 
+struct trace; /* trace.h */
+
 /* Wall time of the parts of a step, milliseconds. */
 struct phase_ms {
     double data_wait; /* for the thread that makes batches, or making them */
@@ -49,7 +51,8 @@ struct stepper {
     int64_t moe_blocks;
     /* NULL, or called in every step before anything that a checkpoint holds changes. */
     void (*hold)(void *context);
-    void *hold_context; /* borrowed */
+    void *hold_context;  /* borrowed */
+    struct trace *trace; /* borrowed; NULL: none */
 };
 
 /* Local. STATUS_USAGE when global_batch, or a size of its ramp, is not a multiple of micro_batch *

@@ -257,10 +257,11 @@ static void attend(struct model *model, int64_t block, const struct block_call *
 /* --- what a device may record (graph_begin, kernels/ops.h) --- */
 
 /* Whether the ops of a block are the same at every step. The router's jitter differs from step to
- * step, the z-loss with the size of the global batch. */
+ * step, the z-loss with the size of the global batch; who is told of tensors downloads them. */
 static bool is_constant(const struct model *model, const struct block_call *call)
 {
-    return call->training && model->arch.jitter == 0 && model->arch.balance.z == 0;
+    return call->training && model->arch.jitter == 0 && model->arch.balance.z == 0 &&
+           model->probe == NULL;
 }
 
 /* Whether the host must know how many tokens went where. */
@@ -297,12 +298,34 @@ static void record(const struct recorded *args, enum part part,
     }
 }
 
+/* Only of forward in training, not of what is made again for backward. */
+static void tell(const struct recorded *a, enum probe_point point, struct tensor x)
+{
+    if (a->call->training) {
+        probe_tell(a->model->probe, a->block, point, x);
+    }
+}
+
 static void forward_part(const struct recorded *a)
 {
     attend(a->model, a->block, a->call, a->x, a->delta);
+    tell(a, PROBE_INPUT, stream_of(a->model, a->model->blocks[a->block].input, a->call));
+    tell(a, PROBE_ATTENTION, stream_of(a->model, a->model->delta, a->call));
     if (!waits(a->model, a->block)) {
         feed_forward(a->model, a->block, a->call, stream_of(a->model, a->model->delta, a->call));
     }
+}
+
+static void tell_feed_forward(const struct recorded *a)
+{
+    const struct architecture *arch = &a->model->arch;
+    const struct moe_state *moe = &a->model->blocks[a->block].moe;
+    const int64_t n = a->call->count * a->call->sequence;
+    if (has_experts(a->model, a->block)) {
+        tell(a, PROBE_SCORE, tensor_2d(moe->score, DTYPE_F32, n, arch->experts));
+        tell(a, PROBE_EXPERT, tensor_2d(moe->expert, DTYPE_I32, n, arch->top_k));
+    }
+    tell(a, PROBE_FEED_FORWARD, stream_of(a->model, a->model->delta, a->call));
 }
 
 void block_forward(struct model *model, int64_t block, const struct block_call *call,
@@ -318,6 +341,7 @@ void block_forward(struct model *model, int64_t block, const struct block_call *
     if (waits(model, block)) {
         feed_forward(model, block, call, stream_of(model, model->delta, call));
     }
+    tell_feed_forward(&args);
 }
 
 /* What this mode of training.recompute did not keep. Experts are made again where they are used. */
@@ -421,4 +445,5 @@ void block_backward(struct model *model, int64_t block, const struct block_call 
         backward_experts(&args);
     }
     record(&args, PART_BACKWARD, backward_part);
+    probe_tell(model->probe, block, PROBE_STREAM_GRADIENT, stream_of(model, model->dstream, call));
 }

@@ -140,7 +140,7 @@ static enum status reserve(struct model *model)
 /* The optimizer's and the experts' view of the parameters on this rank. */
 static enum status init_groups(struct model *model, const struct mesh *mesh)
 {
-    struct comm *replicas[PARAM_GROUPS] = {(struct comm *)&mesh->dp, (struct comm *)&mesh->edp};
+    struct comm *replicas[PARAM_GROUPS] = {(struct comm *)&mesh->stage, (struct comm *)&mesh->edp};
     TRY(params_init(&model->params, &model->arch,
                     model->config->optimizer.decay == CONFIG_DECAY_ALL, mesh->ep.rank,
                     mesh->ep.size));
@@ -385,6 +385,9 @@ static void forward(struct model *model, const struct block_call *call)
                              stream(model, model->stream, n), model->final_rstd, x, delta,
                              model_vector(model, model->params.final_norm, model->arch.width),
                              model->arch.norm_eps);
+    if (call->training) {
+        probe_tell(model->probe, -1, PROBE_FINAL_NORM, stream(model, model->final_norm, n));
+    }
 }
 
 float model_z_scale(const struct model *model, int64_t tokens, const struct model_scale *scale)
@@ -397,6 +400,7 @@ static void backward(struct model *model, const struct block_call *call,
 {
     const int64_t n = call->count * call->sequence, width = model->arch.width;
     struct tensor dstream = stream(model, model->dstream, n);
+    probe_tell(model->probe, -1, PROBE_OUTPUT_GRADIENT, stream(model, model->dwork, n));
     model->ops->zero(model->device, model->dstream, tensor_bytes(&dstream));
     model->ops->norm_backward(
         model->device, dstream, model_vector_grad(model, model->params.final_norm, width),
@@ -442,6 +446,10 @@ void model_run(struct model *model, const struct batch *batch, int64_t count, in
                                     .jitter_key = scale != NULL ? scale->jitter_key : 0};
     struct tensor dx = {0}, dw = {0};
     take_batch(model, batch, n);
+    if (scale != NULL) {
+        probe_tell(model->probe, -1, PROBE_IDS, tensor_1d(model->input.ids, DTYPE_I32, n));
+        probe_tell(model->probe, -1, PROBE_LABELS, tensor_1d(model->input.labels, DTYPE_I32, n));
+    }
     model->ops->zero(model->device, model->losses, sizeof *model->losses);
     forward(model, &call);
     if (scale != NULL) {
@@ -454,6 +462,7 @@ void model_run(struct model *model, const struct batch *batch, int64_t count, in
                               scale != NULL ? (float)scale->loss : 0.0F);
     if (scale != NULL) {
         model_add_grad(model, PARAM_DENSE, model->params.head, model->arch.vocab * width);
+        probe_tell(model->probe, -1, PROBE_LOSS, tensor_1d(&model->losses->loss, DTYPE_F64, 1));
         mtp_forward(model, &model->losses->mtp, batch, count, sequence, scale);
         balance_losses(model, &model->losses->aux, count, sequence, scale->unit);
         mtp_backward(model, count, sequence, scale);

@@ -22,6 +22,7 @@
 #include "trainer/model/moe.h"
 #include "trainer/model/mtp.h"
 #include "trainer/model/params.h"
+#include "trainer/model/probe.h"
 #include "trainer/muon.h"
 
 /* One flat group of parameters on this rank. */
@@ -122,6 +123,7 @@ struct model {
     float *logits;               /* [V] of model_logits */
     struct moe moe;
     struct model_result result; /* of the last model_run or model_forward */
+    const struct probe *probe;  /* borrowed; NULL, or told of the tensors of training */
 };
 
 /* Local: what ranks must agree on is left to the caller. batch x sequence is the largest
@@ -131,7 +133,7 @@ enum status model_init(struct model *model, const struct config *config, const s
     __attribute__((warn_unused_result));
 void model_free(struct model *model); /* accepts a zeroed one */
 /* The same without the arenas: model->memory is what model_init would reserve; nothing can run. The
- * ranks and sizes of mesh->dp, edp and ep are all that is looked at. */
+ * ranks and sizes of mesh->stage, edp and ep are all that is looked at. */
 enum status model_measure(struct model *model, const struct config *config, const struct mesh *mesh,
                           struct device *device, int64_t batch, int64_t sequence, bool training)
     __attribute__((warn_unused_result));
