@@ -91,8 +91,10 @@ static size_t scratch_of_cpu(const struct config *config, const struct architect
     const size_t rows = (size_t)(config->train.micro_batch * config->train.sequence_length),
                  chunk = rows < CPU_LOSS_ROWS ? rows : CPU_LOSS_ROWS, vocab = (size_t)arch->vocab,
                  act = config->train.precision == CONFIG_FP32 ? 4 : 2,
-                 dense = dp > 1 ? (size_t)memory->elements[PARAM_DENSE] * sizeof(float) : 0,
-                 experts = dp > ep ? (size_t)memory->elements[PARAM_EXPERT] * sizeof(float) : 0;
+                 sum = config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT ? sizeof(int64_t)
+                                                                                : sizeof(float),
+                 dense = dp > 1 ? (size_t)memory->elements[PARAM_DENSE] * sum : 0,
+                 experts = dp > ep ? (size_t)memory->elements[PARAM_EXPERT] * sum : 0;
     return chunk * vocab * (sizeof(float) + (act == 2 ? 2 : 0)) +
            2 * vocab * (size_t)arch->width * act * chunk / CPU_LOSS_ROWS +
            (dense > experts ? dense : experts);

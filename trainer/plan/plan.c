@@ -344,7 +344,7 @@ static void time_update(struct planner *p)
         for (int g = 0; g < PARAM_GROUPS; g++) {
             count[g] = (double)own->elements[g] + (dual ? (double)other->elements[g] : 0);
         }
-        const double bytes = 4 + act, /* gradients there, weights back */
+        const double bytes = (p->load.layout ? 8 : 4) + act, /* gradients there, weights back */
             reduce =
                 exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_DENSE] / p->load.split,
                                         plan->dp, plan->tp) +
