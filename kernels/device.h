@@ -59,6 +59,20 @@ void *device_stream(const struct device *device);
 /* Measured peak of a large GEMM on this device, FLOP/s; takes a tenth of a second. */
 double device_peak_flops(struct device *device, enum dtype dtype);
 
+/* What nothing can exceed here, measured: products of registers alone (of the widest instruction
+ * for this dtype, on all threads of this rank), FLOP/s; and memory copied from one place to
+ * another, read and written, bytes/s. */
+struct device_ceilings {
+    double fma_flops, copy_bytes;
+};
+/* Takes a third of a second. False: this kind of device does not measure them. */
+bool device_ceilings(struct device *device, enum dtype dtype, struct device_ceilings *out);
+
+struct meter;
+/* From now on device_ops() counts in `meter` (kernels/meter.h), borrowed; before anybody asks for
+ * the ops. False: this kind of device's ops are not done when they return. */
+bool device_meter(struct device *device, struct meter *meter);
+
 /* What the compiler says of a CUDA kernel in this binary, for sm_90a. */
 struct device_kernel {
     const char *name;         /* "norm_forward_kernel<float>" */

@@ -186,10 +186,9 @@ enum status session_open(struct session *session, enum session_use use, const ch
     struct architecture arch;
     architecture_init(&arch, &session->config);
     TRY(comm_agree(&session->world, check_products(session, &arch), NULL));
-    TRY(comm_agree(
-        &session->world,
-        mesh_init(&session->mesh, &session->world, (int)session->config.parallel.ep, arch.experts),
-        NULL));
+    const struct mesh_shape shape = mesh_shape_of(1, (int)session->config.parallel.ep);
+    TRY(comm_agree(&session->world,
+                   mesh_init(&session->mesh, &session->world, &shape, arch.experts), NULL));
     return mesh_attach(&session->mesh, session->device, kinds[session->config.run.comm]);
 }
 

@@ -139,7 +139,8 @@ static void expert_load(struct stepper *stepper)
     const int64_t experts = model->arch.experts, loads = stepper->moe_blocks * experts;
     model->ops->download(model->device, stepper->load, model->load,
                          (size_t)loads * sizeof *stepper->load);
-    comm_all_reduce((struct comm *)&model->mesh->dp, stepper->load, loads, DTYPE_I64, REDUCE_SUM);
+    comm_all_reduce((struct comm *)&model->mesh->stage, stepper->load, loads, DTYPE_I64,
+                    REDUCE_SUM);
     for (int64_t m = 0; m < stepper->moe_blocks; m++) {
         int64_t most = 0, sum = 0;
         for (int64_t e = 0; e < experts; e++) {
@@ -264,7 +265,7 @@ static void forward_backward(struct stepper *stepper, int64_t step, int64_t labe
         trace_unit(stepper->trace, (int64_t)unit);
     }
     const struct model_losses sums = sum_units(stepper);
-    comm_all_reduce((struct comm *)dp, counters, 2, DTYPE_I64, REDUCE_SUM);
+    comm_all_reduce((struct comm *)&model->mesh->stage, counters, 2, DTYPE_I64, REDUCE_SUM);
     const double counted = labels > 0 ? (double)labels : 1.0;
     const int64_t depth = model->arch.mtp_depth;
     result->loss = sums.loss / counted;

@@ -10,6 +10,7 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/gemm_onednn.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cpu/tile.h"
 
 static const struct ops cpu_ops = {
     .name = "cpu",
@@ -20,6 +21,10 @@ static const struct ops cpu_ops = {
     .copy = cpu_copy,
     .upload = cpu_copy,
     .download = cpu_copy,
+    .host_alloc = cpu_memory_alloc,
+    .host_free = cpu_memory_free,
+    .download_begin = cpu_copy,
+    .download_wait = cpu_synchronize,
     .synchronize = cpu_synchronize,
     .graph_begin = cpu_graph_begin,
     .graph_end = cpu_graph_end,
@@ -183,9 +188,11 @@ static void open_onednn(struct cpu_device *device, bool layout)
         onednn_close(device->onednn);
         device->onednn = NULL;
     }
+    device->wide = device->onednn != NULL && tile_has_pairs() && onednn_has_pairs();
     device_fact(info, "onednn", "%s", version);
     device_fact(info, "isa", "%s", onednn_isa());
-    device_fact(info, "gemm", "%s", device->onednn != NULL ? "oneDNN brgemm" : "own");
+    device_fact(info, "gemm", "%s%s", device->onednn != NULL ? "oneDNN brgemm" : "own",
+                device->wide ? ", experts: own, AVX-512 with bf16" : "");
     device_fact(info, "bf16_gemm", "%s", device->onednn != NULL && bf16 ? "native" : "float32");
     device_fact(info, "loops", "%s", loops());
 }
@@ -280,6 +287,7 @@ enum status cpu_device_open(struct device **device, const struct device_options 
         .info = {.name = "cpu", .threads = options->threads},
         .threads = options->threads,
         .peak_flops = cpu_peak_flops,
+        .ceilings = cpu_ceilings,
         .close = cpu_device_close,
     };
     host_cpu_name(self->head.info.cpu, sizeof self->head.info.cpu);

@@ -227,21 +227,22 @@ static void check_group(struct comm *world, struct comm *group, const char *kind
     }
 }
 
-/* All ranks, halves of them, and a mesh's three groups, beside each other. */
+/* All ranks, halves of them, and a mesh's groups, beside each other. */
 static void check_kind(struct comm *world, const char *kind, const char *wire)
 {
     struct comm all = {0}, half = {0};
+    const struct mesh_shape shape = mesh_shape_of(1, world->size > 2 ? 2 : world->size);
     struct mesh mesh;
     comm_split(world, 0, world->rank, &all);
     comm_split(world, world->rank % 2, -world->rank, &half);
     check_group(world, &all, kind, wire, 1009);
     check_group(world, &half, kind, wire, 5);
     check_chain(world, &all);
-    CHECK_EQUAL(world, mesh_init(&mesh, world, world->size > 2 ? 2 : world->size, 4), STATUS_OK);
+    CHECK_EQUAL(world, mesh_init(&mesh, world, &shape, 4), STATUS_OK);
     CHECK_EQUAL(world, mesh_attach(&mesh, &gpu, kind), STATUS_OK);
     check_chain(world, &mesh.ep);
     check_chain(world, &mesh.edp);
-    check_chain(world, &mesh.dp);
+    check_chain(world, &mesh.stage);
     mesh_free(&mesh);
     comm_free(&half);
     comm_free(&all);

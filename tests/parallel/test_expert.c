@@ -431,11 +431,12 @@ static void test_there_and_back(struct comm *world)
     static struct layout layout;
     struct device *device = open_device(world);
     for (int ep = 1; ep <= world->size; ep++) {
+        const struct mesh_shape shape = mesh_shape_of(1, ep);
         struct mesh mesh;
         if (world->size % ep != 0) {
             continue;
         }
-        CHECK_EQUAL(world, mesh_init(&mesh, world, ep, 6 * ep), STATUS_OK);
+        CHECK_EQUAL(world, mesh_init(&mesh, world, &shape, 6 * ep), STATUS_OK);
         for (int pattern = 0; pattern < PATTERNS; pattern++) {
             for (int64_t k = 1; k <= 3; k++) {
                 lay_out(&layout, (enum pattern)pattern, ep, 2 * k * ep, k);

@@ -185,6 +185,7 @@ static const char *const values[] = {
     "cluster.disk_gb_s=11",
     "cluster.pipeline=1f1b",
     "cluster.virtual_stages=4",
+    "cluster.stages=3,4",
     "cluster.exchange=direct",
     "data.valid=~home",
     "data.shuffle=false",

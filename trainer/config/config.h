@@ -54,7 +54,8 @@ enum config_pipeline {
     CONFIG_PIPELINE_AUTO,
     CONFIG_PIPELINE_1F1B,
     CONFIG_PIPELINE_ZERO_BUBBLE,
-    CONFIG_PIPELINE_DUALPIPE
+    CONFIG_PIPELINE_DUALPIPE,
+    CONFIG_PIPELINE_DUALPIPE_V
 };
 enum config_exchange { CONFIG_EXCHANGE_AUTO, CONFIG_EXCHANGE_DIRECT, CONFIG_EXCHANGE_BY_NODE };
 enum config_trace { CONFIG_TRACE_HASHES, CONFIG_TRACE_SAMPLES, CONFIG_TRACE_ALL };
@@ -186,8 +187,9 @@ struct config {
         double peak_tflops, peak_fp8_tflops, memory_gb, memory_gb_s, nvlink_gb_s, network_gb_s;
         double disk_gb_s; /* of a node */
         int64_t virtual_stages;
-        int pipeline, exchange; /* enum config_pipeline, config_exchange */
-    } cluster;                  /* what plan plans for */
+        int pipeline, exchange;     /* enum config_pipeline, config_exchange */
+        struct config_reals stages; /* blocks of each pipeline stage; empty: balanced */
+    } cluster;                      /* what plan plans for */
     struct {
         struct config_sources train; /* none: null */
         char *valid;                 /* NULL: none */

@@ -449,6 +449,12 @@ static void check_cluster(const struct config *config, struct config_errors *err
         config_error(errors, "cluster.gpu custom needs cluster.peak_tflops, memory_gb and "
                              "memory_gb_s");
     }
+    for (int64_t i = 0; i < config->cluster.stages.count; i++) {
+        if (config->cluster.stages.item[i] != floor(config->cluster.stages.item[i])) {
+            config_error(errors, "cluster.stages: %g is no number of blocks",
+                         config->cluster.stages.item[i]);
+        }
+    }
 }
 
 void config_check(const struct config *config, const bool *given, struct config_errors *errors)

@@ -23,7 +23,8 @@ static const char *const optimizer_names[] = {"adamw", "muon", NULL};
 static const char *const packing_names[] = {"concat", "best_fit", NULL};
 static const char *const gpu_names[] = {"null", "cpu",  "h100",   "h800", "h200",
                                         "a100", "b200", "custom", NULL};
-static const char *const pipeline_names[] = {"auto", "1f1b", "zero_bubble", "dualpipe", NULL};
+static const char *const pipeline_names[] = {"auto",     "1f1b",       "zero_bubble",
+                                             "dualpipe", "dualpipe_v", NULL};
 static const char *const exchange_names[] = {"auto", "direct", "by_node", NULL};
 static const char *const trace_names[] = {"hashes", "samples", "all", NULL};
 static const char *const moments_names[] = {"fp32", "bf16", NULL};
@@ -311,6 +312,10 @@ const struct field config_fields[] = {
          "virtual_stages is 1, else 1f1b"),
     INT("cluster.virtual_stages", cluster.virtual_stages, 1, 64, "1",
         "1f1b: parts a stage is cut into, interleaved (Megatron's virtual pipeline)"),
+    REALS("cluster.stages", cluster.stages, 0, 4096,
+          "blocks of each pipeline stage, first to last, prediction modules behind the layers, at "
+          "most 64; []: "
+          "as even in cost as can be"),
     ENUM("cluster.exchange", cluster.exchange, "auto", exchange_names, NULL,
          "direct: rank to rank, as training does it; by_node: once to each node (DeepEP); auto: "
          "by_node with pipelines"),

@@ -140,7 +140,7 @@ static enum status reserve(struct model *model)
 /* The optimizer's and the experts' view of the parameters on this rank. */
 static enum status init_groups(struct model *model, const struct mesh *mesh)
 {
-    struct comm *replicas[PARAM_GROUPS] = {(struct comm *)&mesh->dp, (struct comm *)&mesh->edp};
+    struct comm *replicas[PARAM_GROUPS] = {(struct comm *)&mesh->stage, (struct comm *)&mesh->edp};
     TRY(params_init(&model->params, &model->arch,
                     model->config->optimizer.decay == CONFIG_DECAY_ALL, mesh->ep.rank,
                     mesh->ep.size));

@@ -133,7 +133,7 @@ enum status model_init(struct model *model, const struct config *config, const s
     __attribute__((warn_unused_result));
 void model_free(struct model *model); /* accepts a zeroed one */
 /* The same without the arenas: model->memory is what model_init would reserve; nothing can run. The
- * ranks and sizes of mesh->dp, edp and ep are all that is looked at. */
+ * ranks and sizes of mesh->stage, edp and ep are all that is looked at. */
 enum status model_measure(struct model *model, const struct config *config, const struct mesh *mesh,
                           struct device *device, int64_t batch, int64_t sequence, bool training)
     __attribute__((warn_unused_result));
