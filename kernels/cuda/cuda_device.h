@@ -135,6 +135,7 @@ void cuda_op_cross_entropy(struct device *device, double *total, struct tensor d
 
 /* ops_fp8_cuda.c */
 extern const struct fp8_ops cuda_fp8_ops;
+extern const struct fixed_ops cuda_fixed_ops;
 
 /* ops_cuda.c */
 extern const struct ops cuda_ops;

@@ -283,14 +283,16 @@ static void close_cuda(struct device *device)
 }
 
 /* What NVIDIA's libraries do of the work, where they are found; else our own kernels do it. */
-static void open_libraries(struct cuda_device *self, bool deterministic)
+static void open_libraries(struct cuda_device *self, const struct device_options *options)
 {
     struct device_info *info = &self->head.info;
-    const enum status blas = cublaslt_open(&self->blas, false);
+    const enum status blas = cublaslt_open(&self->blas, options->layout);
     info->batch_invariant = self->blas == NULL; /* it chooses by the number of rows */
     device_fact(info, "dense_products", "%s",
-                blas == STATUS_OK ? "cuBLASLt, own where it has none" : status_message());
-    const enum status cudnn = cudnn_attention_open(&self->cudnn, deterministic);
+                options->layout     ? "own"
+                : blas == STATUS_OK ? "cuBLASLt, own where it has none"
+                                    : status_message());
+    const enum status cudnn = cudnn_attention_open(&self->cudnn, options->deterministic);
     device_fact(info, "attention", "%s",
                 cudnn == STATUS_OK ? "cuDNN, own where it does not fit" : status_message());
 }
@@ -350,7 +352,7 @@ enum status cuda_device_open(struct device **device, const struct device_options
         return status;
     }
     describe(self, &gpu, visible);
-    open_libraries(self, options->deterministic);
+    open_libraries(self, options);
     *device = &self->head;
     return STATUS_OK;
 }

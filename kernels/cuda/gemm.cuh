@@ -29,6 +29,7 @@ struct gemm {
     int64_t stride;        /* from an expert's w (WEIGHT: dw) to the next expert's */
     const int64_t *offset; /* [experts + 1], device memory; NULL: one product */
     int experts;
+    int first; /* WEIGHT: the number of the first of them, in offset and in strides of C */
     enum dtype a_dtype, b_dtype, c_dtype;
     bool add;                    /* C += instead of C = */
     bool wide_a, wide_b, wide_c; /* set by gemm_widths */
@@ -184,7 +185,7 @@ DEVICE bool find_tile(struct gemm_tile *t, const struct gemm &g, int tile_m, int
     const int64_t columns = (g.n + tile_n - 1) / tile_n;
     int64_t row, column;
     tile_order<int64_t>(blockIdx.x, gridDim.x / columns, columns, &row, &column);
-    t->expert = pass == GEMM_WEIGHT ? (int)blockIdx.z : 0;
+    t->expert = pass == GEMM_WEIGHT ? g.first + (int)blockIdx.z : 0;
     t->m = row * tile_m;
     t->m_end = g.m;
     t->n = column * tile_n;

@@ -1,4 +1,5 @@
 /* gemm_fp8: the products of struct fp8_ops, told to the kernels. */
+#include "kernels/cuda/cuda_ops_fixed.h"
 #include "kernels/cuda/gemm_fp8.cuh"
 
 static bool aligned_rows(const struct fp8_rows &x)
@@ -72,6 +73,17 @@ void cuda_fp8_linear_weight(void *stream, float *dw, int64_t stride, struct fp8_
                             int64_t tokens)
 {
     const struct gemm_fp8 p = weight(dw, stride, dyt, xt, offset, groups, tokens);
+    if (!empty(p) && !gemm_fp8_sm90_launch((cudaStream_t)stream, GEMM_WEIGHT, &p, best)) {
+        gemm_fp8_mma_launch((cudaStream_t)stream, GEMM_WEIGHT, &p);
+    }
+}
+
+void cuda_fp8_linear_weight_of(void *stream, float *dw, struct fp8_rows dyt, struct fp8_rows xt,
+                               const int64_t *offset, int64_t group, int64_t groups, int64_t tokens)
+{
+    struct gemm_fp8 p = weight(dw, 0, dyt, xt, offset, groups, tokens);
+    p.g.first = (int)group;
+    p.g.experts = 1;
     if (!empty(p) && !gemm_fp8_sm90_launch((cudaStream_t)stream, GEMM_WEIGHT, &p, best)) {
         gemm_fp8_mma_launch((cudaStream_t)stream, GEMM_WEIGHT, &p);
     }

@@ -98,7 +98,7 @@ template <class L, class F> DEVICE void for_work(const struct gemm &g, F body)
     for (unsigned i = blockIdx.x / L::CLUSTER; i < count; i += gridDim.x / L::CLUSTER) {
         struct work w;
         unsigned row, column;
-        w.expert = L::WEIGHT ? (int)(i / each) : 0;
+        w.expert = L::WEIGHT ? g.first + (int)(i / each) : 0;
         tile_order(L::WEIGHT ? i % each : i, rows, columns, &row, &column);
         w.n = (int)(column * ACROSS) + own;
         w.first = 0;

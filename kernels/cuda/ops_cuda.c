@@ -431,4 +431,5 @@ const struct ops cuda_ops = {
     .muon_update = muon_update,
     .ema = ema,
     .fp8 = &cuda_fp8_ops,
+    .fixed = &cuda_fixed_ops,
 };

@@ -42,6 +42,12 @@ is "step=1"
 is "unit=-1"
 grep -q '^tensor=gradient of ' diff || fail "two ranks differ elsewhere than in a gradient"
 
+echo "run.deterministic layout: every tensor is the same"
+traced layout-1 1 1 run.steps=2 run.deterministic=layout debug.trace_values=hashes
+traced layout-2 2 2 run.steps=2 run.deterministic=layout debug.trace_values=hashes
+expect_rc 0 "$binary" trace diff layout-1.h5 layout-2.h5
+expect_text "the same: steps 0 to 2, 3 compared"
+
 echo "another learning rate: the first weight after the first update"
 traced rate 1 1 run.steps=2 optimizer.lr=0.0021 debug.trace_values=all
 expect_rc 1 "$binary" trace diff again.h5 rate.h5
