@@ -15,6 +15,8 @@ struct device_options {
         *cores; /* [threads] core numbers to pin to, borrowed during open, or NULL: no pinning.
                    A GPU's rank is pinned to cores near the GPU instead, if they are known */
     bool deterministic;       /* the same calls give the same bits; the CPU always does so */
+    bool layout;              /* nor do they depend on the number of threads, as far as a quick test
+                                 at open shows; CPU: libraries that fail it are not used */
     int node_rank, node_size; /* of the world: choose the GPU and its cores; size 0: alone */
 };
 
@@ -30,14 +32,16 @@ struct device_info {
     int threads;          /* of the host */
     char cpu[128];        /* the host processor's name */
     bool batch_invariant; /* rows of a GEMM do not depend on the other rows of the batch. CPU:
-                             tested at open on a few shapes. CUDA: by choice of kernels */
+                             oneDNN is tested at open on a few shapes, and not used where it
+                             fails. CUDA: by choice of kernels */
     size_t memory_bytes;  /* of the device itself; 0 on the CPU, whose memory is the host's */
     size_t memory_used;   /* of memory_bytes, by this rank's tensors and scratch, now */
     char bus[32]; /* which GPU of the machine: "0000:17:00.0"; "" on the CPU. Ranks of a node
                      with the same bus share a GPU, which NCCL refuses */
     struct device_fact fact[DEVICE_FACTS];
     int fact_count; /* CPU: onednn (version), isa (what it uses), gemm (its kernels or our own),
-                       bf16_gemm. CUDA: gpu, compute_capability, gpu_memory, cuda, libraries, ... */
+                       bf16_gemm, loops (the level our own are compiled for). CUDA: gpu,
+                       compute_capability, gpu_memory, cuda, libraries, ... */
 };
 
 /* Opens the device of this rank. Errors: STATUS_USAGE for a device this binary lacks,

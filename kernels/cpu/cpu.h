@@ -172,6 +172,7 @@ float cpu_combine_backward_part(float *out, const float *dy, const float *x, flo
                                 int64_t count);
 
 extern const struct fp8_ops cpu_fp8_ops;
+extern const struct fixed_ops cpu_fixed_ops;
 
 /* device_ceilings. */
 void cpu_ceilings(struct device *device, enum dtype dtype, struct device_ceilings *out);

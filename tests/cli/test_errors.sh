@@ -19,12 +19,17 @@ expect_error 64 "--top-p" "$binary" generate run --prompt a --top-p 2
 expect_error 64 "--seed needs a value" "$binary" generate run --prompt a --seed
 expect_error 64 "did you mean '--data'" "$binary" eval run --dta x
 expect_error 64 "unknown action 'remove'" "$binary" ckpt remove run
-expect_error 64 "unknown command 'trace'" "$binary" trace
-for command in train prepare tokenizer import export eval generate plan bench ckpt doctor config; do
+expect_error 64 "trace: too few arguments" "$binary" trace
+expect_error 64 "did you mean 'diff'" "$binary" trace dif a.h5 b.h5
+for command in train prepare tokenizer import export eval generate plan bench ckpt trace doctor config; do
     expect_rc 0 "$binary" $command --help
     expect_text "usage: switchyard $command"
 done
 expect_rc 0 "$binary" --version
+# A program with the GPU device names what of it was built in.
+if grep -q cuda "$out"; then
+    grep -qE '^devices: .*cuda \(.*; (no cuBLASLt|cuBLASLt [0-9.]+), (no cuDNN|cuDNN [0-9.]+)\)$' "$out" || fail "--version does not name cuBLASLt and cuDNN"
+fi
 expect_rc 0 "$binary" --help-keys
 expect_text "router.buffer_factor"
 
