@@ -1,6 +1,7 @@
 /* gemm: batches of matrix products whose rows do not depend on the other rows or on the threads.
  *
- * oneDNN's brgemm kernels where this machine has them (gemm_onednn.h); else the kernel of gemm.c,
+ * oneDNN's brgemm kernels where this machine has them (gemm_onednn.h), but for products whose sizes
+ * vary with the routing where there is AVX512_BF16 (gemm_wide.h); else the kernel of gemm.c,
  * where every element of C is a chain of fused multiply-adds over k in ascending order, whatever M,
  * N, the other rows, or the number of threads. It packs operands to f32 panels on the way, so any
  * strides and f32 or bf16 storage cost the same.
