@@ -60,3 +60,13 @@ if(emulator_builds)
   set_tests_properties(emulated_program emulated_families PROPERTIES LABELS emulator TIMEOUT 600 COST 60)
 endif()
 emulated_test(emulated_device plain emulated_device clean)
+
+# Batch invariance of every op of the device's table.
+if(emulator_builds)
+  emulated(emulated_invariance plain test_invariance.c LINK switchyard_flags device_cuda_emulated)
+  target_include_directories(emulated_invariance PRIVATE ${CMAKE_SOURCE_DIR}/tests)
+endif()
+if(SWITCHYARD_FULL_TESTS AND TARGET emulated_invariance)
+  add_test(NAME emulated_invariance COMMAND emulated_invariance)
+  set_tests_properties(emulated_invariance PROPERTIES ENVIRONMENT EMU_SEED=3 LABELS emulator TIMEOUT 600)
+endif()
