@@ -4,7 +4,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 expect_rc 0 cmake --install "$(dirname "$binary")" --prefix "$work/prefix"
 for file in bin/switchyard share/switchyard/configs/quickstart.yaml share/switchyard/configs/slurm/one-node.sbatch \
-    share/doc/switchyard/README.md share/bash-completion/completions/switchyard; do
+    share/doc/switchyard/README.md share/doc/switchyard/docs/first-run.md share/bash-completion/completions/switchyard; do
     [ -e "$work/prefix/$file" ] || fail "$file was not installed"
 done
 expect_rc 0 "$work/prefix/bin/switchyard" config "$work/prefix/share/switchyard/configs/quickstart.yaml"
