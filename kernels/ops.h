@@ -149,6 +149,7 @@ struct muon {
 };
 
 struct fp8_ops;
+struct fixed_ops;
 
 struct ops {
     const char *name;
@@ -413,7 +414,8 @@ struct ops {
     /* ema += (1 - decay) (x - ema): the average of what stays is exactly it. */
     void (*ema)(struct device *, float *ema, const float *x, int64_t count, double decay);
 
-    const struct fp8_ops *fp8; /* ops_fp8.h */
+    const struct fp8_ops *fp8;     /* ops_fp8.h */
+    const struct fixed_ops *fixed; /* ops_fixed.h; NULL: the device has none */
 };
 
 #endif

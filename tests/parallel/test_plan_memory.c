@@ -67,7 +67,7 @@ static void test_planned_is_reserved(struct comm *world)
         {"train.precision=bf16", "train.recompute=norms"},
         {"train.precision=bf16", "train.recompute=experts", "optimizer.moments=bf16"},
         {"train.precision=bf16", "train.recompute=block", "optimizer.ema=0.99"},
-        {"train.precision=bf16", "router.dispatch=padded"},
+        {"train.precision=bf16", "router.dispatch=padded", "run.deterministic=layout"},
         {"optimizer.name=muon", "router.buffer_factor=1.3", "router.capacity_factor=1"},
         {"train.micro_batch=1", "router.z_loss_coef=0.1", "router.sequence_loss_coef=0.1"},
     };

@@ -45,10 +45,10 @@ enum status memory_of_stage(struct stage_memory *memory, const struct config *co
 {
     struct architecture arch;
     struct model model;
-    struct mesh mesh = {.dp = {.size = (int)dp, .name = "dp"},
+    struct mesh mesh = {.stage = {.size = (int)dp, .name = "stage"},
                         .ep = {.size = (int)ep, .name = "ep"},
                         .edp = {.size = (int)(dp / ep), .name = "edp"}};
-    mesh.world = &mesh.dp;
+    mesh.world = &mesh.stage;
     architecture_init(&arch, config);
     const bool whole = stage->blocks == architecture_blocks(&arch);
     struct config own = whole ? *config : config_of(config, &arch, stage);
@@ -81,7 +81,7 @@ static size_t outside_of_gpu(const struct config *config, const struct architect
     const size_t t = (size_t)config->train.sequence_length, b = (size_t)config->train.micro_batch,
                  square = 2 * b * (size_t)arch->heads * t * t,
                  linear = 8 * b * (size_t)arch->heads * t * (size_t)arch->qk_dim,
-                 wanted = config->run.deterministic == CONFIG_DETERMINISTIC_RUN ? square : linear,
+                 wanted = config->run.deterministic != CONFIG_DETERMINISTIC_OFF ? square : linear,
                  most = GPU_ATTENTION_MIB * MIB;
     const bool alone = config->cluster.nodes == 1 && config->cluster.gpus_per_node == 1;
     return (GPU_CONTEXT_MIB + GPU_PRODUCTS_MIB + (alone ? 0 : 3 * GPU_GROUP_MIB)) * MIB +
@@ -95,8 +95,10 @@ static size_t scratch_of_cpu(const struct config *config, const struct architect
     const size_t rows = (size_t)(config->train.micro_batch * config->train.sequence_length),
                  chunk = rows < CPU_LOSS_ROWS ? rows : CPU_LOSS_ROWS, vocab = (size_t)arch->vocab,
                  act = config->train.precision == CONFIG_FP32 ? 4 : 2,
-                 dense = dp > 1 ? (size_t)memory->elements[PARAM_DENSE] * sizeof(float) : 0,
-                 experts = dp > ep ? (size_t)memory->elements[PARAM_EXPERT] * sizeof(float) : 0;
+                 sum = config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT ? sizeof(int64_t)
+                                                                                : sizeof(float),
+                 dense = dp > 1 ? (size_t)memory->elements[PARAM_DENSE] * sum : 0,
+                 experts = dp > ep ? (size_t)memory->elements[PARAM_EXPERT] * sum : 0;
     return chunk * vocab * (sizeof(float) + (act == 2 ? 2 : 0)) +
            2 * vocab * (size_t)arch->width * act * chunk / CPU_LOSS_ROWS +
            (dense > experts ? dense : experts);
