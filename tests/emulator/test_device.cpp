@@ -183,7 +183,7 @@ static bool fp8_products()
 static bool choice()
 {
     struct device *third = nullptr;
-    const struct device_options options = {"cuda", 1, nullptr, true, 10, 16};
+    const struct device_options options = {"cuda", 1, nullptr, true, false, 10, 16};
     bool right = device_open(&third, &options) == STATUS_OK;
     right = expect(right && strcmp(device_info(third)->bus, "0000:03:00.0") == 0,
                    "rank 10 of a node of 8 GPUs");
@@ -194,7 +194,7 @@ static bool choice()
 
 static bool test()
 {
-    const struct device_options options = {"cuda", 1, nullptr, 0, 1};
+    const struct device_options options = {"cuda", 1, nullptr, false, false, 1, 0};
     if (device_open(&device, &options) != STATUS_OK) {
         printf("WRONG: %s\n", status_message());
         return false;
