@@ -208,7 +208,18 @@ static const char *const values[] = {
     "watchdog.setup_seconds=61",
     "watchdog.step_seconds=62",
     "watchdog.save_seconds=63",
+    "watchdog.straggler_every_steps=64",
+    "watchdog.straggler_ratio=1.75",
+    "guard.on_nonfinite=skip",
+    "guard.on_spike=stop",
+    "guard.spike_factor=7.5",
+    "guard.spike_window=65",
+    "guard.tries=4",
+    "guard.replicas_every_steps=66",
     "debug.fault=io:eio:3",
+    "debug.profile=trace.json",
+    "debug.profile_from=67",
+    "debug.profile_steps=68",
 };
 
 /* Keys of the other families. */

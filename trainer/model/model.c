@@ -421,9 +421,11 @@ void model_run(struct model *model, const struct batch *batch, int64_t count, in
         dx = stream(model, model->dwork, n);
         dw = model_grad(model, PARAM_DENSE, model->params.head, model->arch.vocab, width);
     }
+    const int64_t began = comm_span_begin(model->mesh->world);
     model->ops->cross_entropy(model->device, &model->losses->loss, dx, dw,
                               stream(model, model->final_norm, n), head(model), model->input.labels,
                               scale != NULL ? (float)scale->loss : 0.0F);
+    comm_span_end(model->mesh->world, "head and loss", began);
     if (scale != NULL) {
         mtp_forward(model, &model->losses->mtp, batch, count, sequence, scale);
         balance_losses(model, &model->losses->aux, count, sequence, scale->unit);
