@@ -132,7 +132,9 @@ static void print_events(FILE *out, const struct profile *profile)
                 rank, lane, lane_names[lane]);
     }
     for (int64_t i = 0; i < kept(&profile->spans); i++) {
-        print_span(out, profile, &profile->spans.span[i]);
+        if (profile->spans.span[i].name != NULL) { /* not one that the writer is about to add */
+            print_span(out, profile, &profile->spans.span[i]);
+        }
     }
 }
 

@@ -342,8 +342,8 @@ const struct field config_fields[] = {
         "steps between comparisons of the weights that several ranks hold, made before every save, "
         "too; 0: never"),
     TEXT("debug.fault", debug.fault, "null",
-         "tests: io:KIND:OPERATION, the file operation that fails; or KIND:STEP:RANK, what happens "
-         "there"),
+         "drills: io:KIND:OPERATION, the file operation that fails; or KIND:STEP:RANK, what happens "
+         "there (docs/health.md)"),
     TEXT("debug.profile", debug.profile, "null",
          "Chrome trace of every rank's phases, operations and messages (chrome://tracing, "
          "Perfetto)"),
