@@ -230,7 +230,7 @@ enum status saving_settle(struct saving *saving)
 void saving_went_back(struct saving *saving, int64_t step)
 {
     saving->saved_step = step;
-    saving->step = step > 0 ? step : 0;
+    saving->step = step;
 }
 
 enum status saving_edge(struct saving *saving, const struct progress_state *at, double step_seconds)

@@ -71,7 +71,8 @@ enum status saving_last(struct saving *saving, const struct progress_state *at)
 /* Collective. The end of the save under way, waited for; a failure is warned of. Errors, agreed:
  * three saves in a row failed. */
 enum status saving_settle(struct saving *saving) __attribute__((warn_unused_result));
-/* Local. The run went back to a step whose checkpoint is good; -1: to its start. */
+/* Local. The run went back to a step whose checkpoint is good, or to its start: neither is saved.
+ */
 void saving_went_back(struct saving *saving, int64_t step);
 
 /* Local. Seconds that saves have held the training up at step edges since this was last asked. */

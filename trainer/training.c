@@ -382,7 +382,7 @@ static enum status roll_back(struct training *t, int64_t trouble, int64_t sequen
     }
     const int64_t back_at = t->at.position;
     rollback_place(&t->at, &was, trouble, sequences);
-    saving_went_back(&t->saving, found ? t->at.step : -1);
+    saving_went_back(&t->saving, t->at.step);
     t->replicas.equal = t->at.step;
     TRY(comm_agree(t->world, sources_check(&t->train, t->config, t->at.step, t->at.position),
                    NULL));

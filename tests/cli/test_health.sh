@@ -106,6 +106,11 @@ if [ "$full" = 1 ]; then
     expect_rc 77 train_on 2 2 "$work/stopped" $spikes guard.on_spike=stop
     expect_text "step 11: gradient norm"
 
+    echo "back to the start, where there is no checkpoint yet"
+    expect_rc 0 train_on 2 2 "$work/start" run.steps=6 checkpoint.every_steps=4 guard.on_nonfinite=rollback debug.fault=nan:3:0
+    expect_text "back to step 0, passing over the 24 samples since"
+    expect_same "$(ls "$work/start/checkpoints" | grep -c 00000000 || true)" 0 "checkpoints of step 0"
+
     echo "before a save, too; and copies of biases"
     expect_rc 77 train_on 2 2 "$work/saved" guard.replicas_every_steps=1000 checkpoint.every_steps=2 debug.fault=weight:4:0
     expect_text "step 4: copies of "
