@@ -121,7 +121,7 @@ if [ "$full" = 1 ]; then
     expect_text "step 5: copies of e_score_correction_bias of [router, expert] differ: at [0, 0] "
     make_config
 
-    echo "a slow rank is named, an even run names nobody"
+    echo "a slow rank is named"
     expect_rc 0 train_on 2 2 "$work/slow" run.steps=40 train.sequence_length=128 debug.fault=slow:1:1 watchdog.straggler_every_steps=10
     expect_text "warning: rank 1 ($(hostname)) is slow"
     expect_text "most in forward and backward"
