@@ -1,41 +1,106 @@
 #include "parallel/mesh.h"
 
-enum status mesh_init(struct mesh *mesh, struct comm *world, int ep, int64_t experts)
+#include <stddef.h>
+#include <stdio.h>
+
+/* Axes of the two grids, the fastest first. */
+enum { TP = 1, CP = 2, DP = 4, ETP = 1, EP = 2, EDP = 4, PP = 8, AXES = 4 };
+
+static const struct {
+    const char *name;
+    size_t at;    /* in struct mesh */
+    int axes;     /* that its ranks differ in */
+    bool experts; /* of the experts' grid */
+} groups[MESH_GROUPS] = {
+    [MESH_PP] = {"pp", offsetof(struct mesh, pp), PP, false},
+    [MESH_DP] = {"dp", offsetof(struct mesh, dp), DP, false},
+    [MESH_CP] = {"cp", offsetof(struct mesh, cp), CP, false},
+    [MESH_TP] = {"tp", offsetof(struct mesh, tp), TP, false},
+    [MESH_REPLICAS] = {"replicas", offsetof(struct mesh, replicas), DP | CP, false},
+    [MESH_STAGE] = {"stage", offsetof(struct mesh, stage), DP | CP | TP, false},
+    [MESH_EP] = {"ep", offsetof(struct mesh, ep), EP, true},
+    [MESH_ETP] = {"etp", offsetof(struct mesh, etp), ETP, true},
+    [MESH_EDP] = {"edp", offsetof(struct mesh, edp), EDP, true},
+};
+
+static struct comm *group_of(struct mesh *mesh, enum mesh_group group)
 {
-    *mesh = (struct mesh){.world = world};
-    if (world->size % ep != 0) {
+    return (struct comm *)((char *)mesh + groups[group].at);
+}
+
+enum status mesh_check(const struct mesh_shape *shape, int ranks, int64_t experts)
+{
+    const int64_t dense = (int64_t)shape->pp * shape->tp * shape->cp,
+                  expert = (int64_t)shape->ep * shape->etp;
+    if (ranks % dense != 0) {
         return status_fail(STATUS_USAGE,
-                           "parallel.ep %d does not divide the %d ranks: change one of them", ep,
-                           world->size);
+                           "parallel.pp %d x tp %d x cp %d does not divide the %d ranks: change "
+                           "one of them",
+                           shape->pp, shape->tp, shape->cp, ranks);
     }
-    if (experts % ep != 0) {
+    if (ranks / shape->pp % expert != 0) {
+        char etp[32] = "";
+        if (shape->etp > 1) {
+            snprintf(etp, sizeof etp, " x etp %d", shape->etp);
+        }
         return status_fail(STATUS_USAGE,
-                           "parallel.ep %d does not divide the %lld experts of a layer", ep,
+                           "parallel.ep %d%s does not divide the %d ranks%s: change one of them",
+                           shape->ep, etp, ranks / shape->pp, shape->pp > 1 ? " of a stage" : "");
+    }
+    if (experts % shape->ep != 0) {
+        return status_fail(STATUS_USAGE,
+                           "parallel.ep %d does not divide the %lld experts of a layer", shape->ep,
                            (long long)experts);
     }
-    comm_split(world, 0, world->rank, &mesh->dp);
-    comm_split(world, world->rank / ep, world->rank, &mesh->ep);
-    comm_split(world, world->rank % ep, world->rank, &mesh->edp);
-    mesh->dp.name = "dp";
-    mesh->ep.name = "ep";
-    mesh->edp.name = "edp";
+    return STATUS_OK;
+}
+
+int mesh_first(const struct mesh_shape *shape, int ranks, enum mesh_group group, int rank)
+{
+    const int stage = ranks / shape->pp;
+    const int dense[AXES] = {shape->tp, shape->cp, stage / (shape->tp * shape->cp), shape->pp},
+              expert[AXES] = {shape->etp, shape->ep, stage / (shape->etp * shape->ep), shape->pp};
+    const int *size = groups[group].experts ? expert : dense;
+    int first = rank, stride = 1;
+    for (int axis = 0; axis < AXES; axis++) {
+        if ((groups[group].axes & 1 << axis) != 0) {
+            first -= rank / stride % size[axis] * stride;
+        }
+        stride *= size[axis];
+    }
+    return first;
+}
+
+enum status mesh_init(struct mesh *mesh, struct comm *world, const struct mesh_shape *shape,
+                      int64_t experts)
+{
+    *mesh = (struct mesh){.world = world, .shape = *shape};
+    TRY(mesh_check(shape, world->size, experts));
+    for (int g = 0; g < MESH_GROUPS; g++) {
+        struct comm *group = group_of(mesh, (enum mesh_group)g);
+        comm_split(world, mesh_first(shape, world->size, (enum mesh_group)g, world->rank),
+                   world->rank, group);
+        group->name = groups[g].name;
+    }
     return STATUS_OK;
 }
 
 enum status mesh_attach(struct mesh *mesh, struct device *device, const char *kind)
 {
-    struct comm *const groups[] = {&mesh->dp, &mesh->ep, &mesh->edp};
-    for (size_t i = 0; i < sizeof groups / sizeof groups[0]; i++) {
+    static const enum mesh_group carriers[] = {MESH_STAGE, MESH_TP, MESH_EP,
+                                               MESH_EDP,   MESH_PP, MESH_REPLICAS};
+    const size_t count = sizeof carriers / sizeof carriers[0] - (mesh->tp.size > 1 ? 0 : 1);
+    for (size_t i = 0; i < count; i++) {
         /* One ep group may fail where another does not. */
-        TRY(comm_agree(mesh->world, comm_attach(groups[i], device, kind), NULL));
+        TRY(comm_agree(mesh->world, comm_attach(group_of(mesh, carriers[i]), device, kind), NULL));
     }
     return STATUS_OK;
 }
 
 void mesh_free(struct mesh *mesh)
 {
-    comm_free(&mesh->dp);
-    comm_free(&mesh->ep);
-    comm_free(&mesh->edp);
+    for (int g = 0; g < MESH_GROUPS; g++) {
+        comm_free(group_of(mesh, (enum mesh_group)g));
+    }
     *mesh = (struct mesh){0};
 }

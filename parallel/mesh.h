@@ -1,24 +1,73 @@
 /* mesh: which ranks form which groups.
  *
- * Attention is replicated over dp (all ranks here); experts live on ep x edp over the same ranks:
- * rank r has ep rank r % ep and edp rank r / ep. Expert e lives on ep rank e / (E / ep).
+ * The ranks are pp stages of a pipeline, one behind the other. Inside a stage every rank stands in
+ * two grids at once (parallel folding, Liu et al. 2025): for attention and all that every token
+ * visits dp x cp x tp, for the experts edp x ep x etp, over the same ranks. The last axis runs
+ * fastest:
+ *
+ *   rank = ((p * dp + d) * cp + c) * tp + t = ((p * edp + x) * ep + e) * etp + f
+ *
+ * Expert e lives on the ep rank e / (E / ep). What every rank of a stage has alike (norms, routers)
+ * is reduced over the stage, what tp divides over `replicas`, experts over edp.
  */
 #ifndef PARALLEL_MESH_H
 #define PARALLEL_MESH_H
 
 #include "parallel/comm.h"
 
-struct mesh {
-    struct comm *world; /* borrowed */
-    struct comm dp;     /* ranks with the same dense parameters: all */
-    struct comm ep;     /* ranks among which one set of experts is divided */
-    struct comm edp;    /* ranks holding the same experts */
+/* Sizes of the axes; dp and edp follow from the number of ranks. */
+struct mesh_shape {
+    int pp;  /* stages of the pipeline */
+    int tp;  /* ranks among which dense matrices and sequences are divided */
+    int cp;  /* ranks among which a sequence's attention is divided */
+    int ep;  /* ranks among which one set of experts is divided */
+    int etp; /* ranks among which each expert's matrices are divided */
 };
 
-/* Collective over world. Errors: STATUS_USAGE when ep does not divide the ranks or the experts. */
-enum status mesh_init(struct mesh *mesh, struct comm *world, int ep, int64_t experts)
+/* The other axes 1. */
+static inline struct mesh_shape mesh_shape_of(int tp, int ep)
+{
+    return (struct mesh_shape){.pp = 1, .tp = tp, .cp = 1, .ep = ep, .etp = 1};
+}
+
+enum mesh_group {
+    MESH_PP,
+    MESH_DP,
+    MESH_CP,
+    MESH_TP,
+    MESH_REPLICAS,
+    MESH_STAGE,
+    MESH_EP,
+    MESH_ETP,
+    MESH_EDP,
+    MESH_GROUPS
+};
+
+struct mesh {
+    struct comm *world; /* borrowed */
+    struct mesh_shape shape;
+    struct comm pp;       /* the same place in every stage, first stage first */
+    struct comm dp;       /* ranks with micro-batches of their own */
+    struct comm cp, tp;   /* struct mesh_shape */
+    struct comm replicas; /* dp x cp: ranks with the same part of what tp divides */
+    struct comm stage;    /* dp x cp x tp = edp x ep x etp */
+    struct comm ep, etp;  /* struct mesh_shape */
+    struct comm edp;      /* ranks holding the same experts, or the same part of them */
+};
+
+/* Local. Whether `ranks` ranks can stand so, for layers of `experts` experts. Errors: STATUS_USAGE
+ * with the numbers. */
+enum status mesh_check(const struct mesh_shape *shape, int ranks, int64_t experts)
     __attribute__((warn_unused_result));
-/* comm_attach of every group. Collective over world; the same result on every rank of it. */
+/* Local. The lowest rank of rank `rank`'s group of this kind; it names the group. Ranks of a group
+ * are in rising order. */
+int mesh_first(const struct mesh_shape *shape, int ranks, enum mesh_group group, int rank);
+
+/* Collective over world. Errors: mesh_check's. */
+enum status mesh_init(struct mesh *mesh, struct comm *world, const struct mesh_shape *shape,
+                      int64_t experts) __attribute__((warn_unused_result));
+/* comm_attach of the groups that exchange device memory: stage, tp, ep, edp, pp, and `replicas`
+ * where that is not the stage. Collective over world; the same result on every rank of it. */
 enum status mesh_attach(struct mesh *mesh, struct device *device, const char *kind)
     __attribute__((warn_unused_result));
 void mesh_free(struct mesh *mesh);

@@ -89,13 +89,13 @@ static enum status parse(const char *text, struct request *request)
     *request = (struct request){.event = -1};
     return text == NULL || parse_io(text, request) || parse_event(text, request)
                ? STATUS_OK
-               : status_fail(STATUS_USAGE,
-                             "debug.fault: '%s' is neither io:KIND:OPERATION with KIND eio, "
-                             "enospc, edquot, eintr, short, kill-before, kill-torn or kill-after, "
-                             "nor KIND:STEP:RANK with KIND kill, segv, stop, exit, nan, gradient, "
-                             "spike, slow, "
-                             "weight or bias",
-                             text);
+               : status_fail(
+                     STATUS_USAGE,
+                     "debug.fault: '%s' is neither io:KIND:OPERATION with KIND eio, "
+                     "enospc, edquot, eintr, short, slow, kill-before, kill-torn or "
+                     "kill-after, nor KIND:STEP:RANK with KIND kill, segv, stop, exit, nan, "
+                     "gradient, spike, slow, weight or bias",
+                     text);
 }
 
 enum status fault_check(const char *text)

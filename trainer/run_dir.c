@@ -77,7 +77,7 @@ static enum status write_record(const struct session *session, int64_t step)
         "host", host, "ranks", session->world.size, "threads_per_rank", session->threads, "comm",
         session->world.table->name, "device", device->name, "cpu", device->cpu);
     if (device_stream(session->device) != NULL) {
-        json_object_set_new(json, "gpu_comm", json_string(comm_wire_name(&session->mesh.dp)));
+        json_object_set_new(json, "gpu_comm", json_string(comm_wire_name(&session->mesh.stage)));
     }
     for (int i = 0; i < device->fact_count; i++) {
         json_object_set_new(json, device->fact[i].key, json_string(device->fact[i].value));

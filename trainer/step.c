@@ -12,6 +12,7 @@
 #include "trainer/fault.h"
 #include "trainer/optimizer.h"
 #include "trainer/schedule.h"
+#include "trainer/trace.h"
 
 double step_clock(void)
 {
@@ -141,7 +142,8 @@ static void expert_load(struct stepper *stepper)
     const int64_t experts = model->arch.experts, loads = stepper->moe_blocks * experts;
     model->ops->download(model->device, stepper->load, model->load,
                          (size_t)loads * sizeof *stepper->load);
-    comm_all_reduce((struct comm *)&model->mesh->dp, stepper->load, loads, DTYPE_I64, REDUCE_SUM);
+    comm_all_reduce((struct comm *)&model->mesh->stage, stepper->load, loads, DTYPE_I64,
+                    REDUCE_SUM);
     for (int64_t m = 0; m < stepper->moe_blocks; m++) {
         int64_t most = 0, sum = 0;
         for (int64_t e = 0; e < experts; e++) {
@@ -224,7 +226,14 @@ static bool not_finite(const struct step_result *result, char *why, size_t bytes
         snprintf(why, bytes, "loss %g, gradient norm %g: not finite", result->loss,
                  result->grad_norm);
     }
-    return tiles || !isfinite(result->loss) || !isfinite(result->grad_norm);
+    const bool gradients = result->saturated + result->bad_gradients > 0;
+    if (gradients && !tiles) {
+        snprintf(why, bytes,
+                 "loss %g: %lld elements of gradients are NaN or infinity, %lld too large for "
+                 "run.deterministic layout",
+                 result->loss, (long long)result->bad_gradients, (long long)result->saturated);
+    }
+    return tiles || gradients || !isfinite(result->loss) || !isfinite(result->grad_norm);
 }
 
 static enum guard_verdict judge(struct stepper *stepper, int64_t step,
@@ -276,12 +285,13 @@ static void forward_backward(struct stepper *stepper, int64_t step, int64_t labe
         model->ops->copy(model->device, &stepper->losses[i], model->losses, sizeof *model->losses);
         counters[0] += model->result.slots;
         counters[1] += model->result.extra_rounds;
+        trace_unit(stepper->trace, (int64_t)unit);
     }
     const struct mark ended = mark_now(model);
     fault_slow(config->debug.fault, step, rank,
                ended.at - began.at - (ended.waited - began.waited));
     const struct model_losses sums = sum_units(stepper);
-    comm_all_reduce((struct comm *)dp, counters, 2, DTYPE_I64, REDUCE_SUM);
+    comm_all_reduce((struct comm *)&model->mesh->stage, counters, 2, DTYPE_I64, REDUCE_SUM);
     const double counted = labels > 0 ? (double)labels : 1.0;
     const int64_t depth = model->arch.mtp_depth;
     result->loss = sums.loss / counted;
@@ -372,6 +382,15 @@ static void update(struct stepper *stepper, int64_t step, struct step_result *re
     count_bad_weights(model, result); /* or the next step would be charged for this one */
 }
 
+/* The guard's message is the one that counts. */
+static enum status stop_traced(struct stepper *stepper)
+{
+    char message[1024];
+    snprintf(message, sizeof message, "%s", status_message());
+    TRY(trace_weights(stepper->trace));
+    return status_lines(STATUS_DIVERGED, message);
+}
+
 enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position,
                          struct step_result *result)
 {
@@ -384,20 +403,24 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
                                    .lr = schedule_lr(config, step)};
     stepper->units = batch / config->train.micro_batch;
     stepper->own = stepper->units / model->mesh->dp.size;
-    model_zero_grads(model);
+    TRY(trace_begin(stepper->trace, step));
     double waited = 0;
     const int64_t labels = load_batches(stepper, position, batch, &waited);
     mark[MARK_LOADED] = mark_now(model);
     model->unit = result->unit = gradient_unit(model, labels);
+    model_zero_grads(model);
     forward_backward(stepper, step, labels, result);
     mark[MARK_COMPUTED] = mark_now(model);
     result->grad_norm = optimizer_reduce(model);
+    result->saturated = model->gradients.saturated;
+    result->bad_gradients = model->gradients.bad;
     expert_load(stepper);
     sum_counters(model, result->fp8);
+    TRY(trace_gradients(stepper->trace));
     mark[MARK_REDUCED] = mark_now(model);
     result->verdict = judge(stepper, step, result);
-    if (result->verdict == GUARD_STOP) {
-        return STATUS_DIVERGED;
+    if (result->verdict == GUARD_STOP) { /* what led there is what a trace is for */
+        return stop_traced(stepper);
     }
     if (result->verdict == GUARD_UPDATE && stepper->hold != NULL) {
         stepper->hold(stepper->hold_context);
@@ -407,6 +430,7 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
         update(stepper, step, result);
     }
     mark[MARK_END] = mark_now(model);
+    TRY(trace_weights(stepper->trace));
     account(model, mark, waited, result);
     return STATUS_OK;
 }

@@ -24,6 +24,7 @@
 #include "trainer/sources.h"
 #include "trainer/state.h"
 #include "trainer/straggler.h"
+#include "trainer/trace.h"
 #include "trainer/verify.h"
 #include "trainer/watchdog.h"
 
@@ -39,6 +40,7 @@ struct training {
     struct dataset valid;
     struct tokenizer tokenizer; /* of samples; zeroed without */
     struct stepper stepper;
+    struct trace trace;        /* of debug.trace */
     struct metrics metrics;    /* rank 0 */
     struct io_file lock;       /* rank 0 */
     struct watchdog *watchdog; /* owned, or NULL */
@@ -301,6 +303,10 @@ static enum status open_training(struct training *t, bool fresh)
                    NULL));
     TRY(comm_agree(t->world, stepper_init(&t->stepper, &t->model, &t->train.mixture), NULL));
     TRY(start_weights(t));
+    if (config->debug.trace != NULL) {
+        TRY(trace_open(&t->trace, &t->model, t->at.step));
+        t->stepper.trace = &t->trace;
+    }
     TRY(comm_agree(t->world, open_saving(t), NULL));
     TRY(comm_agree(t->world, sources_check(&t->train, config, t->at.step, t->at.position), NULL));
     double peak = device_peak_flops(t->session->device, t->model.act);
@@ -326,6 +332,7 @@ static void close_training(struct training *t)
     profile_close(&t->profile);
     straggler_free(&t->straggler);
     metrics_close(&t->metrics);
+    trace_close(&t->trace);
     stepper_free(&t->stepper);
     model_free(&t->model);
     tokenizer_close(&t->tokenizer);

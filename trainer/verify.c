@@ -110,7 +110,8 @@ static enum status run_alone(const struct session *session, struct comm *alone, 
     struct mesh mesh = {0};
     struct architecture arch;
     architecture_init(&arch, &side->config);
-    enum status status = mesh_init(&mesh, alone, 1, arch.experts);
+    const struct mesh_shape shape = mesh_shape_of(1, 1);
+    enum status status = mesh_init(&mesh, alone, &shape, arch.experts);
     status = status == STATUS_OK ? mesh_attach(&mesh, session->device, "auto") : status;
     status = status == STATUS_OK ? run_side(session, &mesh, side, NULL, NULL) : status;
     mesh_free(&mesh);

@@ -119,7 +119,7 @@ static void check_chain(struct comm *world, struct comm *group)
     for (int again = 0; again < 3; again++) {
         copy(&gpu, a, junk, all);
         copy(&gpu, a, input, all);
-        comm_device_reduce_scatter(group, (float *)(void *)b, (float *)(void *)a, N);
+        comm_device_reduce_scatter(group, b, a, N, DTYPE_F32);
         comm_device_all_gather(group, c, b, part);
         comm_device_all_to_all_fixed(group, d, c, N, sizeof *x); /* block `rank` from everyone */
         comm_device_all_to_all_fixed(group, c, d, N, sizeof *x); /* and back */
@@ -227,21 +227,22 @@ static void check_group(struct comm *world, struct comm *group, const char *kind
     }
 }
 
-/* All ranks, halves of them, and a mesh's three groups, beside each other. */
+/* All ranks, halves of them, and a mesh's groups, beside each other. */
 static void check_kind(struct comm *world, const char *kind, const char *wire)
 {
     struct comm all = {0}, half = {0};
+    const struct mesh_shape shape = mesh_shape_of(1, world->size > 2 ? 2 : world->size);
     struct mesh mesh;
     comm_split(world, 0, world->rank, &all);
     comm_split(world, world->rank % 2, -world->rank, &half);
     check_group(world, &all, kind, wire, 1009);
     check_group(world, &half, kind, wire, 5);
     check_chain(world, &all);
-    CHECK_EQUAL(world, mesh_init(&mesh, world, world->size > 2 ? 2 : world->size, 4), STATUS_OK);
+    CHECK_EQUAL(world, mesh_init(&mesh, world, &shape, 4), STATUS_OK);
     CHECK_EQUAL(world, mesh_attach(&mesh, &gpu, kind), STATUS_OK);
     check_chain(world, &mesh.ep);
     check_chain(world, &mesh.edp);
-    check_chain(world, &mesh.dp);
+    check_chain(world, &mesh.stage);
     mesh_free(&mesh);
     comm_free(&half);
     comm_free(&all);

@@ -195,7 +195,8 @@ static void golden_open(struct golden *g, const char *fixture, struct variant va
         g->config.router.bias_update_speed = 0;
     }
     check(comm_open(&g->world, "self"));
-    check(mesh_init(&g->mesh, &g->world, 1, g->arch.experts));
+    const struct mesh_shape shape = mesh_shape_of(1, 1);
+    check(mesh_init(&g->mesh, &g->world, &shape, g->arch.experts));
     check(device_open(&g->device, &options));
     check(model_init(&g->model, &g->config, &g->mesh, g->device, g->config.train.micro_batch,
                      g->config.train.sequence_length, !variant.inference));

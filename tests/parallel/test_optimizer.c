@@ -70,7 +70,8 @@ static enum status place_open(struct comm *world, struct comm *ranks, int ep,
     CHECK(world, config_override(&place->config, list, count) == STATUS_OK);
     TRY(optimizer_check(&place->config));
     CHECK(world, device_open(&place->device, &options) == STATUS_OK);
-    CHECK(world, mesh_init(&place->mesh, ranks, ep, 4) == STATUS_OK);
+    const struct mesh_shape shape = mesh_shape_of(1, ep);
+    CHECK(world, mesh_init(&place->mesh, ranks, &shape, 4) == STATUS_OK);
     return model_init(&place->model, &place->config, &place->mesh, place->device, 1, 16, true);
 }
 

@@ -58,7 +58,8 @@ static void rig_open(struct rig *rig, const char *text, int precision)
     struct architecture arch;
     architecture_init(&arch, &rig->config);
     check(comm_open(&rig->world, "self"));
-    check(mesh_init(&rig->mesh, &rig->world, 1, arch.experts));
+    const struct mesh_shape shape = mesh_shape_of(1, 1);
+    check(mesh_init(&rig->mesh, &rig->world, &shape, arch.experts));
     check(device_open(&rig->device, &options));
     check(model_init(&rig->model, &rig->config, &rig->mesh, rig->device, 1, CONTEXT, false));
     model_initialize(&rig->model);
