@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "parallel/cores.h"
+#include "parallel/spans.h"
 
 enum status background_init(struct background *background, struct comm *comm,
                             const struct checkpoint_slice *slices, int64_t count,
@@ -28,6 +29,7 @@ static void *work(void *context)
 {
     struct background *background = context;
     const double began = now();
+    const int64_t span = comm_span_begin(background->comm);
     if (background->phase == BACKGROUND_PUBLISHING) {
         save_publish(&background->save);
     } else {
@@ -38,6 +40,8 @@ static void *work(void *context)
         save_write(&background->save);
     }
     background->seconds += now() - began;
+    comm_span_end_by(background->comm, SPAN_WRITER,
+                     background->phase == BACKGROUND_WRITING ? "write" : "publish", span);
     atomic_store(&background->finished, true);
     return NULL;
 }

@@ -1,10 +1,13 @@
-/* activity: what this rank's communication is doing, for a thread that watches it. The groups of a
- * process share one record, which comm_open makes; they write it, anyone reads it. */
+/* activity: what this rank's communication is doing and how long it took, for a thread that watches
+ * it and for who counts. The groups of a process share one record, which comm_open makes; they
+ * write it, anyone reads it. */
 #ifndef PARALLEL_ACTIVITY_H
 #define PARALLEL_ACTIVITY_H
 
 #include <stdatomic.h>
 #include <stdint.h>
+
+#include "parallel/spans.h"
 
 struct comm_activity {
     _Atomic(const char *) operation; /* "all_to_all" while in it, else NULL */
@@ -12,6 +15,11 @@ struct comm_activity {
     _Atomic int64_t bytes;           /* that this rank sends in it */
     _Atomic int64_t done;            /* operations and layers so far */
     _Atomic int64_t layer;           /* being computed, as the model says; -1: none */
+    /* Time that this rank's training has spent in operations on host memory so far; what a device
+     * does by itself (nccl) is not in it. */
+    int64_t waited_ns, exchanged_ns; /* all of them; of these, all-to-alls */
+    int64_t entered_ns;
+    _Atomic(struct spans *) spans; /* borrowed, or NULL: nothing is recorded */
 };
 
 #endif

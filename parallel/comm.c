@@ -99,15 +99,53 @@ static void enter(struct comm *comm, const char *operation, size_t bytes)
         activity->group = comm->name != NULL ? comm->name : "";
         activity->bytes = (int64_t)bytes;
         activity->operation = operation;
+        activity->entered_ns = spans_clock();
     }
 }
 
 static void leave(struct comm *comm)
 {
-    if (comm->activity != NULL) {
-        comm->activity->operation = NULL;
-        comm->activity->done++;
+    struct comm_activity *activity = comm->activity;
+    if (activity == NULL) {
+        return;
     }
+    const int64_t now = spans_clock(), took = now - activity->entered_ns;
+    const char *operation = activity->operation;
+    activity->waited_ns += took;
+    activity->exchanged_ns += strcmp(operation, "all_to_all") == 0 ? took : 0;
+    spans_add(activity->spans, (struct span){.name = operation,
+                                             .group = activity->group,
+                                             .begin_ns = activity->entered_ns,
+                                             .end_ns = now,
+                                             .bytes = activity->bytes,
+                                             .layer = activity->layer,
+                                             .ranks = comm->size,
+                                             .kind = SPAN_MESSAGE});
+    activity->operation = NULL;
+    activity->done++;
+}
+
+int64_t comm_span_begin(const struct comm *comm)
+{
+    return comm->activity != NULL ? spans_begin(comm->activity->spans) : 0;
+}
+
+void comm_span_end_by(const struct comm *comm, int lane, const char *name, int64_t began)
+{
+    if (began != 0) {
+        spans_add(comm->activity->spans,
+                  (struct span){.name = name,
+                                .begin_ns = began,
+                                .end_ns = spans_clock(),
+                                .layer = lane == SPAN_TRAINING ? comm->activity->layer : -1,
+                                .lane = (uint8_t)lane,
+                                .kind = SPAN_OPERATION});
+    }
+}
+
+void comm_span_end(const struct comm *comm, const char *name, int64_t began)
+{
+    comm_span_end_by(comm, SPAN_TRAINING, name, began);
 }
 
 void comm_all_reduce(struct comm *comm, void *data, int64_t count, enum dtype dtype, enum reduce op)

@@ -65,6 +65,13 @@ void comm_abort(struct comm *world, int exit_code)
 /* Local. For who watches (activity.h): the layer being computed, -1: none. */
 void comm_at_layer(struct comm *comm, int64_t layer);
 
+/* Local. An operation of this rank for a trace (spans.h), from comm_span_begin on; name: a literal.
+ * A branch each where none is made. */
+int64_t comm_span_begin(const struct comm *comm);
+void comm_span_end(const struct comm *comm, const char *name, int64_t began);
+/* The same of another thread than the one that trains: enum span_lane. */
+void comm_span_end_by(const struct comm *comm, int lane, const char *name, int64_t began);
+
 /* `out` is not attached, whatever `comm` is. */
 void comm_split(struct comm *comm, int color, int key, struct comm *out);
 

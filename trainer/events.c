@@ -240,14 +240,23 @@ void events_text(struct events *events, const char *tag, int64_t step, const cha
 
 /* --- Files --- */
 
-static void begin(struct events *events, int64_t first)
+void events_restart(struct events *events, int64_t first)
 {
-    struct message version = event_at(0), start = event_at(first), log = {0};
-    put_text(&version, 3, "brain.Event:2");
-    write_frame(events, &version);
+    struct message start = event_at(first), log = {0};
+    if (events->file == NULL) {
+        return;
+    }
     put_integer(&log, 1, 1); /* SessionLog: status = 1, START = 1 */
     put_message(&start, 7, &log);
     write_frame(events, &start);
+}
+
+static void begin(struct events *events, int64_t first)
+{
+    struct message version = event_at(0);
+    put_text(&version, 3, "brain.Event:2");
+    write_frame(events, &version);
+    events_restart(events, first);
 }
 
 enum status events_open(struct events *events, const char *folder, int64_t first)

@@ -24,6 +24,8 @@ struct events {
 enum status events_open(struct events *events, const char *folder, int64_t first)
     __attribute__((warn_unused_result));
 void events_close(struct events *events); /* accepts a zeroed one */
+/* The run goes on at step `first` again: what the file holds of it and later is dropped. */
+void events_restart(struct events *events, int64_t first);
 
 /* One value under `tag` ("train/loss"); not finite: nothing is written. */
 void events_scalar(struct events *events, const char *tag, int64_t step, double value);

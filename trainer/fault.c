@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "kernels/base/io.h"
@@ -31,10 +32,12 @@ static const struct {
     int signal;    /* it sends itself; 0: none */
     double factor; /* of its gradients */
 } events[] = {
-    {"kill", SIGKILL, 1}, {"segv", SIGSEGV, 1},    {"stop", SIGSTOP, 1},
-    {"exit", 0, 1},       {"nan", 0, (double)NAN}, {"gradient", 0, 1.01},
+    {"kill", SIGKILL, 1},    {"segv", SIGSEGV, 1},  {"stop", SIGSTOP, 1}, {"exit", 0, 1},
+    {"nan", 0, (double)NAN}, {"gradient", 0, 1.01}, {"spike", 0, 1000},   {"slow", 0, 1},
+    {"weight", 0, 1},        {"bias", 0, 1},
 };
-enum { EVENTS = sizeof events / sizeof events[0], EXIT = 3 };
+enum { EVENTS = sizeof events / sizeof events[0], EXIT = 3, SLOW = 7, WEIGHT = 8, BIAS = 9 };
+static const double SLOWER = 0.5; /* that a slow rank takes longer */
 
 struct request {
     enum io_fault fault;
@@ -86,12 +89,13 @@ static enum status parse(const char *text, struct request *request)
     *request = (struct request){.event = -1};
     return text == NULL || parse_io(text, request) || parse_event(text, request)
                ? STATUS_OK
-               : status_fail(STATUS_USAGE,
-                             "debug.fault: '%s' is neither io:KIND:OPERATION with KIND eio, "
-                             "enospc, edquot, eintr, short, slow, kill-before, kill-torn or "
-                             "kill-after, "
-                             "nor KIND:STEP:RANK with KIND kill, segv, stop, exit, nan or gradient",
-                             text);
+               : status_fail(
+                     STATUS_USAGE,
+                     "debug.fault: '%s' is neither io:KIND:OPERATION with KIND eio, "
+                     "enospc, edquot, eintr, short, slow, kill-before, kill-torn or "
+                     "kill-after, nor KIND:STEP:RANK with KIND kill, segv, stop, exit, nan, "
+                     "gradient, spike, slow, weight or bias",
+                     text);
 }
 
 enum status fault_check(const char *text)
@@ -110,12 +114,15 @@ enum status fault_arm(const char *text)
     return STATUS_OK;
 }
 
-/* The event of this rank and step; -1: none. */
+/* The event of this rank and step; -1: none. A slow rank stays slow. */
 static int event_of(const char *text, int64_t step, int rank)
 {
     struct request request;
-    const bool asked = text != NULL && parse(text, &request) == STATUS_OK && request.event >= 0;
-    return asked && request.step == step && request.rank == rank ? request.event : -1;
+    const bool asked = text != NULL && parse(text, &request) == STATUS_OK && request.event >= 0 &&
+                       request.rank == rank;
+    const bool now =
+        asked && (request.step == step || (request.event == SLOW && step > request.step));
+    return now ? request.event : -1;
 }
 
 void fault_step(const char *text, int64_t step, int rank)
@@ -133,4 +140,19 @@ double fault_gradient(const char *text, int64_t step, int rank)
 {
     const int event = event_of(text, step, rank);
     return event >= 0 ? events[event].factor : 1;
+}
+
+void fault_slow(const char *text, int64_t step, int rank, double seconds)
+{
+    if (event_of(text, step, rank) == SLOW && seconds > 0) {
+        const double more = SLOWER * seconds;
+        const struct timespec pause = {(time_t)more, (long)(1e9 * (more - (double)(time_t)more))};
+        nanosleep(&pause, NULL);
+    }
+}
+
+enum fault_flip fault_flips(const char *text, int64_t step, int rank)
+{
+    const int event = event_of(text, step, rank);
+    return event == WEIGHT ? FAULT_FLIP_WEIGHT : event == BIAS ? FAULT_FLIP_BIAS : FAULT_NO_FLIP;
 }

@@ -101,6 +101,20 @@ void metrics_close(struct metrics *metrics)
     *metrics = (struct metrics){0};
 }
 
+enum status metrics_rewind(struct metrics *metrics, const char *run_dir, int64_t step,
+                           int64_t tokens)
+{
+    char path[MAX_PATH];
+    snprintf(path, sizeof path, "%s/metrics.jsonl", run_dir);
+    fclose(metrics->jsonl);
+    metrics->jsonl = NULL;
+    TRY(truncate_to(path, step));
+    TRY(open_append(&metrics->jsonl, path));
+    events_restart(&metrics->events, step + 1);
+    metrics->tokens = metrics->tokens_done + tokens;
+    return STATUS_OK;
+}
+
 void metrics_say(struct metrics *metrics, const char *format, ...)
 {
     char line[4096];
@@ -114,6 +128,12 @@ void metrics_say(struct metrics *metrics, const char *format, ...)
         fprintf(metrics->log, "%s\n", line);
         fflush(metrics->log);
     }
+}
+
+/* Part of a step that all-to-alls took; NAN where the host does not see them. */
+static double exchange_of(const struct step_result *result)
+{
+    return result->phase_ms.exchange / result->step_ms;
 }
 
 static double rate_of(const struct step_result *result)
@@ -135,10 +155,22 @@ static void show_bar(const struct metrics *metrics, int64_t step, const struct s
     fflush(stdout);
 }
 
-static void show(struct metrics *metrics, int64_t step, const struct step_result *result,
-                 double valid_loss, double load)
+/* " a2a 12% mfu 31%", where known. */
+static const char *shares(char out[64], const struct step_result *result, double mfu)
 {
-    char eta[FIGURE_BYTES], valid[32] = "";
+    const double exchange = exchange_of(result);
+    const int used = isnan(exchange) ? 0 : snprintf(out, 64, " a2a %.0f%%", 100 * exchange);
+    out[used] = '\0';
+    if (!isnan(mfu)) {
+        snprintf(out + used, 64 - (size_t)used, " mfu %.1f%%", 100 * mfu);
+    }
+    return out;
+}
+
+static void show(struct metrics *metrics, int64_t step, const struct step_result *result,
+                 double valid_loss, double mfu, int64_t memory, double load)
+{
+    char eta[FIGURE_BYTES], bytes[FIGURE_BYTES], share[64], valid[32] = "";
     metrics->tokens_done += result->tokens;
     figure_duration(eta, (step_clock() - metrics->started) / (double)metrics->tokens_done *
                              (double)(metrics->tokens - metrics->tokens_done));
@@ -148,10 +180,11 @@ static void show(struct metrics *metrics, int64_t step, const struct step_result
     if (step % metrics->every == 0 || step == metrics->steps || !isnan(valid_loss)) {
         metrics_say(metrics,
                     "step %lld/%lld loss %.4f%s grad %.2f lr %.2e %.0f tok/s load %.2f dropped "
-                    "%.1f%% ETA %s",
+                    "%.1f%%%s mem %sB ETA %s",
                     (long long)step, (long long)metrics->steps, result->loss, valid,
                     result->grad_norm, result->lr, rate_of(result), load,
-                    100 * result->dropped_fraction, eta);
+                    100 * result->dropped_fraction, shares(share, result, mfu),
+                    figure_short(bytes, (double)memory), eta);
     }
     if (metrics->columns > 0 && step < metrics->steps) {
         show_bar(metrics, step, result, load, eta);
@@ -227,6 +260,7 @@ static void tell_events(struct metrics *metrics, int64_t step, const struct step
                         const struct stepper *stepper)
 {
     enum { DISTRIBUTIONS = 100 };
+    const struct guard_state *guard = stepper->guard->state;
     if (metrics->events.file == NULL) {
         return;
     }
@@ -243,10 +277,13 @@ static void tell_events(struct metrics *metrics, int64_t step, const struct step
         {"speed/tokens_per_s", rate_of(result)},
         {"speed/mfu", mfu},
         {"speed/step_ms", result->step_ms},
+        {"speed/all_to_all_fraction", exchange_of(result)},
         {"memory/bytes", (double)memory},
         {"experts/dropped_fraction", result->dropped_fraction},
         {"experts/extra_rounds", (double)result->extra_rounds},
         {"experts/largest_load", load},
+        {"guard/skipped", (double)guard->skipped},
+        {"guard/rollbacks", (double)guard->rollbacks},
     };
     const int64_t every = (metrics->steps + DISTRIBUTIONS - 1) / DISTRIBUTIONS;
     for (size_t i = 0; i < sizeof scalars / sizeof scalars[0]; i++) {
@@ -261,6 +298,17 @@ static void tell_events(struct metrics *metrics, int64_t step, const struct step
     }
 }
 
+/* They add up to the step: all-to-alls are taken out of the phase they lie in. */
+static void print_phases(FILE *out, const struct phase_ms *phase)
+{
+    const double exchange = isnan(phase->exchange) ? 0 : phase->exchange;
+    fprintf(out, ",\"phase_ms\":{\"data\":%.4g,\"data_wait\":%.4g,\"forward_backward\":%.6g",
+            phase->data, phase->data_wait, phase->forward_backward - exchange);
+    json_out_number(out, ",\"exchange\":", phase->exchange, 6);
+    fprintf(out, ",\"reduce\":%.6g,\"optimizer\":%.6g,\"save\":%.4g}", phase->reduce,
+            phase->optimizer, phase->save);
+}
+
 enum status metrics_step(struct metrics *metrics, int64_t step, const struct step_result *result,
                          double valid_loss, const struct stepper *stepper)
 {
@@ -270,10 +318,12 @@ enum status metrics_step(struct metrics *metrics, int64_t step, const struct ste
                            ? rate * metrics->flops_per_token / metrics->peak_flops
                            : (double)NAN;
     const int64_t memory = metrics_memory(metrics->device);
+    const struct guard_state *guard = stepper->guard->state;
     double most = 0;
     fprintf(out, "{\"step\":%lld,\"tokens\":%lld", (long long)step, (long long)result->tokens);
     json_out_number(out, ",\"loss\":", result->loss, 17);
-    fprintf(out, ",\"loss_hex\":\"%a\"", result->loss);
+    fprintf(out, isfinite(result->loss) ? ",\"loss_hex\":\"%a\"" : ",\"loss_hex\":null",
+            result->loss);
     json_out_number(out, ",\"aux_loss\":", result->aux_loss, 17);
     json_out_number(out, ",\"mtp_loss\":", result->mtp_loss, 17);
     json_out_number(out, ",\"valid_loss\":", valid_loss, 17);
@@ -292,16 +342,14 @@ enum status metrics_step(struct metrics *metrics, int64_t step, const struct ste
     }
     fprintf(out, "]");
     print_fp8(out, result->fp8, result->unit);
-    fprintf(out,
-            ",\"phase_ms\":{\"data\":%.4g,\"data_wait\":%.4g,\"forward_backward\":%.6g,\"reduce\":%"
-            ".6g,\"optimizer\":%.6g,\"save\":%.4g}}\n",
-            result->phase_ms.data, result->phase_ms.data_wait, result->phase_ms.forward_backward,
-            result->phase_ms.reduce, result->phase_ms.optimizer, result->phase_ms.save);
+    print_phases(out, &result->phase_ms);
+    fprintf(out, ",\"skipped\":%lld,\"rollbacks\":%lld}\n", (long long)guard->skipped,
+            (long long)guard->rollbacks);
     if (fflush(out) != 0) {
         return status_fail(STATUS_IO, "metrics.jsonl: cannot write step %lld: %s", (long long)step,
                            strerror(errno));
     }
     tell_events(metrics, step, result, valid_loss, mfu, memory, most, stepper);
-    show(metrics, step, result, valid_loss, most);
+    show(metrics, step, result, valid_loss, mfu, memory, most);
     return STATUS_OK;
 }

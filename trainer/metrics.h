@@ -29,6 +29,9 @@ struct metrics {
 enum status metrics_open(struct metrics *metrics, const char *run_dir, int64_t step)
     __attribute__((warn_unused_result));
 void metrics_close(struct metrics *metrics); /* accepts a zeroed one */
+/* The run went back to `step`, and `tokens` of training are left: later lines are taken out. */
+enum status metrics_rewind(struct metrics *metrics, const char *run_dir, int64_t step,
+                           int64_t tokens) __attribute__((warn_unused_result));
 
 /* Bytes of memory of this rank: of its GPU what it holds now, on the CPU its largest resident set
  * so far. */

@@ -240,6 +240,22 @@ static enum status see_to(struct saving *saving)
     return conclude(saving, status, false);
 }
 
+static enum status check(const struct saving *saving, int64_t step)
+{
+    return saving->check != NULL ? saving->check(saving->check_context, step) : STATUS_OK;
+}
+
+enum status saving_settle(struct saving *saving)
+{
+    return under_way(saving) ? finish(saving) : STATUS_OK;
+}
+
+void saving_went_back(struct saving *saving, int64_t step)
+{
+    saving->saved_step = step;
+    saving->step = step;
+}
+
 enum status saving_edge(struct saving *saving, const struct progress_state *at, double step_seconds)
 {
     count_step(saving, step_seconds);
@@ -247,9 +263,8 @@ enum status saving_edge(struct saving *saving, const struct progress_state *at, 
     if (!is_due(saving, at->step) || saving->saved_step == at->step) {
         return STATUS_OK;
     }
-    if (under_way(saving)) {
-        TRY(finish(saving));
-    }
+    TRY(saving_settle(saving));
+    TRY(check(saving, at->step));
     const bool goes_on = at->step < saving->config->run.steps;
     return saving->async && goes_on ? start(saving, at) : save_now(saving, at, false);
 }
@@ -260,7 +275,11 @@ enum status saving_last(struct saving *saving, const struct progress_state *at)
         const enum status earlier = finish(saving);
         (void)earlier; /* one more try, the last, says how the run ends */
     }
-    return saving->saved_step == at->step ? STATUS_OK : save_now(saving, at, true);
+    if (saving->saved_step == at->step) {
+        return STATUS_OK;
+    }
+    TRY(check(saving, at->step));
+    return save_now(saving, at, true);
 }
 
 void saving_close(struct saving *saving)

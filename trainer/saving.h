@@ -10,7 +10,7 @@
  * rank (checkpoints/background.h). A second save waits for the first. The last one of a run, at its
  * end or on a signal, is written straight from the model: there is nothing to train meanwhile.
  * A save that fails is warned of when that is known, and training goes on; three in a row, and the
- * last, end it.
+ * last, end it. What `check` refuses is not saved, and ends the run.
  */
 #ifndef TRAINER_SAVING_H
 #define TRAINER_SAVING_H
@@ -25,9 +25,12 @@ struct saving {
     const struct model *model; /* borrowed */
     const struct config *config;
     struct comm *world;
-    struct metrics *metrics;               /* borrowed: rank 0 says what it has to say there */
-    struct watchdog *watchdog;             /* borrowed, or NULL: is told of waits and of saves */
-    struct deadline *deadline;             /* borrowed, or NULL: is told what a save takes */
+    struct metrics *metrics;   /* borrowed: rank 0 says what it has to say there */
+    struct watchdog *watchdog; /* borrowed, or NULL: is told of waits and of saves */
+    struct deadline *deadline; /* borrowed, or NULL: is told what a save takes */
+    /* NULL, or asked before every save whether the state may be saved; collective, agreed. */
+    enum status (*check)(void *context, int64_t step);
+    void *check_context;                   /* borrowed */
     const char *root;                      /* borrowed: the folder of checkpoints */
     char tokenizer[STATE_TOKENIZER_BYTES]; /* of the data */
     struct state_slices slices;            /* these two: of saves beside the training; */
@@ -64,6 +67,13 @@ enum status saving_edge(struct saving *saving, const struct progress_state *at, 
 /* Collective. At return the checkpoint of `at` is there; else an error, the same on every rank. */
 enum status saving_last(struct saving *saving, const struct progress_state *at)
     __attribute__((warn_unused_result));
+
+/* Collective. The end of the save under way, waited for; a failure is warned of. Errors, agreed:
+ * three saves in a row failed. */
+enum status saving_settle(struct saving *saving) __attribute__((warn_unused_result));
+/* Local. The run went back to a step whose checkpoint is good, or to its start: neither is saved.
+ */
+void saving_went_back(struct saving *saving, int64_t step);
 
 /* Local. Seconds that saves have held the training up at step edges since this was last asked. */
 double saving_held_up(struct saving *saving);

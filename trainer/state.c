@@ -142,6 +142,7 @@ char *state_text(const struct model *model, const struct progress_state *at, con
     if (at->data.count > 0) { /* bench and verify train on no files */
         json_object_set_new(json, "data", data_state_write(&at->data));
     }
+    json_object_set_new(json, "guard", guard_write(&at->guard));
     json_object_set_new(json, "tokenizer", json_string(tokenizer)); /* left out when not UTF-8 */
     char *text = json_dumps(json, JSON_INDENT(1) | JSON_SORT_KEYS);
     json_decref(json);
@@ -295,7 +296,8 @@ static enum status read_progress(const char *path, struct progress_state *at)
     const json_t *step = json_object_get(json, "step"),
                  *position = json_object_get(json, "position");
     const bool good = json_is_integer(step) && json_is_integer(position) &&
-                      data_state_read(json_object_get(json, "data"), &at->data);
+                      data_state_read(json_object_get(json, "data"), &at->data) &&
+                      guard_read(json_object_get(json, "guard"), &at->guard);
     at->step = json_integer_value(step);
     at->position = json_integer_value(position);
     json_decref(json);

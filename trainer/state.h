@@ -5,6 +5,7 @@
 
 #include "checkpoints/checkpoint.h"
 #include "trainer/data_state.h"
+#include "trainer/guard.h"
 #include "trainer/model/model.h"
 
 /* Where a run stands. */
@@ -12,6 +13,7 @@ struct progress_state {
     int64_t step;           /* optimizer steps done */
     int64_t position;       /* samples consumed */
     struct data_state data; /* where each source stands */
+    struct guard_state guard;
 };
 
 enum { STATE_TOKENIZER_BYTES = 64, STATE_NAME_BYTES = 128 };

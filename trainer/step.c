@@ -2,10 +2,13 @@
 
 #include <assert.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 #include "kernels/base/rng.h"
+#include "parallel/activity.h"
 #include "trainer/fault.h"
 #include "trainer/optimizer.h"
 #include "trainer/schedule.h"
@@ -204,40 +207,57 @@ static void sum_counters(const struct model *model, struct fp8_counters *sum)
     }
 }
 
-/* Nothing is updated from what is not finite. */
-static enum status check_finite(int64_t step, const struct step_result *result)
+/* What is not finite, in words; false: nothing. */
+static bool not_finite(const struct step_result *result, char *why, size_t bytes)
 {
     const struct fp8_counters *fp8 = result->fp8;
-    if (fp8[LINEAR_ACTIVATIONS].bad_tiles + fp8[LINEAR_GRADIENTS].bad_tiles +
-            fp8[LINEAR_WEIGHTS].bad_tiles >
-        0) {
-        return status_fail(
-            STATUS_DIVERGED,
-            "step %lld: loss %g, gradient norm %g: FP8 tiles with NaN or infinity: %llu of "
-            "activations, %llu of gradients, %llu of weights; weights left as they were; resume "
-            "from the last checkpoint with a lower optimizer.lr, or with train.precision bf16",
-            (long long)step, result->loss, result->grad_norm,
-            (unsigned long long)fp8[LINEAR_ACTIVATIONS].bad_tiles,
-            (unsigned long long)fp8[LINEAR_GRADIENTS].bad_tiles,
-            (unsigned long long)fp8[LINEAR_WEIGHTS].bad_tiles);
+    const bool tiles = fp8[LINEAR_ACTIVATIONS].bad_tiles + fp8[LINEAR_GRADIENTS].bad_tiles +
+                           fp8[LINEAR_WEIGHTS].bad_tiles >
+                       0;
+    if (tiles) {
+        snprintf(why, bytes,
+                 "loss %g, gradient norm %g: FP8 tiles with NaN or infinity: %llu of activations, "
+                 "%llu of gradients, %llu of weights (train.precision bf16 has more range)",
+                 result->loss, result->grad_norm,
+                 (unsigned long long)fp8[LINEAR_ACTIVATIONS].bad_tiles,
+                 (unsigned long long)fp8[LINEAR_GRADIENTS].bad_tiles,
+                 (unsigned long long)fp8[LINEAR_WEIGHTS].bad_tiles);
+    } else {
+        snprintf(why, bytes, "loss %g, gradient norm %g: not finite", result->loss,
+                 result->grad_norm);
     }
-    if (result->saturated + result->bad_gradients > 0) {
-        return status_fail(
-            STATUS_DIVERGED,
-            "step %lld: loss %g: %lld elements of gradients are NaN or infinity, %lld too large "
-            "for "
-            "run.deterministic layout; weights left as they were; resume from the last checkpoint "
-            "with a lower optimizer.lr",
-            (long long)step, result->loss, (long long)result->bad_gradients,
-            (long long)result->saturated);
+    const bool gradients = result->saturated + result->bad_gradients > 0;
+    if (gradients && !tiles) {
+        snprintf(why, bytes,
+                 "loss %g: %lld elements of gradients are NaN or infinity, %lld too large for "
+                 "run.deterministic layout",
+                 result->loss, (long long)result->bad_gradients, (long long)result->saturated);
     }
-    if (!isfinite(result->loss) || !isfinite(result->grad_norm)) {
-        return status_fail(STATUS_DIVERGED,
-                           "step %lld: loss %g, gradient norm %g: not finite, weights left as they "
-                           "were; resume from the last checkpoint with a lower optimizer.lr",
-                           (long long)step, result->loss, result->grad_norm);
+    return tiles || gradients || !isfinite(result->loss) || !isfinite(result->grad_norm);
+}
+
+static enum guard_verdict judge(struct stepper *stepper, int64_t step,
+                                const struct step_result *result)
+{
+    char why[256];
+    const bool bad = not_finite(result, why, sizeof why);
+    return guard_judge(stepper->guard, step, result->loss, result->grad_norm, bad ? why : NULL);
+}
+
+/* The clock, and how long this rank has waited in communication until then; s. */
+struct mark {
+    double at, waited, exchanged;
+};
+
+static struct mark mark_now(const struct model *model)
+{
+    const struct comm_activity *activity = model->mesh->world->activity;
+    struct mark mark = {.at = step_clock()};
+    if (activity != NULL) {
+        mark.waited = 1e-9 * (double)activity->waited_ns;
+        mark.exchanged = 1e-9 * (double)activity->exchanged_ns;
     }
-    return STATUS_OK;
+    return mark;
 }
 
 static void forward_backward(struct stepper *stepper, int64_t step, int64_t labels,
@@ -246,7 +266,10 @@ static void forward_backward(struct stepper *stepper, int64_t step, int64_t labe
     struct model *model = stepper->model;
     const struct config *config = model->config;
     const struct comm *dp = &model->mesh->dp;
-    const double fault = fault_gradient(config->debug.fault, step, model->mesh->world->rank);
+    const int64_t passed = stepper->guard != NULL ? stepper->guard->state->passed : 0;
+    const int rank = model->mesh->world->rank;
+    const double fault = fault_gradient(config->debug.fault, step + passed, rank);
+    const struct mark began = mark_now(model);
     int64_t counters[2] = {0}; /* slots, extra rounds */
     for (int64_t i = 0; i < stepper->own; i++) {
         const uint64_t unit = (uint64_t)(i * dp->size + dp->rank);
@@ -264,6 +287,9 @@ static void forward_backward(struct stepper *stepper, int64_t step, int64_t labe
         counters[1] += model->result.extra_rounds;
         trace_unit(stepper->trace, (int64_t)unit);
     }
+    const struct mark ended = mark_now(model);
+    fault_slow(config->debug.fault, step, rank,
+               ended.at - began.at - (ended.waited - began.waited));
     const struct model_losses sums = sum_units(stepper);
     comm_all_reduce((struct comm *)&model->mesh->stage, counters, 2, DTYPE_I64, REDUCE_SUM);
     const double counted = labels > 0 ? (double)labels : 1.0;
@@ -301,13 +327,77 @@ enum status stepper_updated(int64_t step, const struct step_result *result)
                              (long long)result->bad_weights);
 }
 
+/* Times between the marks of a step: begin, loaded, computed, reduced, held, end. */
+enum { MARK_BEGIN, MARK_LOADED, MARK_COMPUTED, MARK_REDUCED, MARK_HELD, MARK_END, MARKS };
+
+static void account(const struct model *model, const struct mark mark[MARKS], double data_wait,
+                    struct step_result *result)
+{
+    static const struct {
+        const char *name;
+        int work; /* -1: none */
+    } phases[MARKS] = {[MARK_LOADED] = {"data", WORK_DATA},
+                       [MARK_COMPUTED] = {"forward and backward", WORK_FORWARD_BACKWARD},
+                       [MARK_REDUCED] = {"reduce", WORK_REDUCE},
+                       [MARK_HELD] = {"hold for a save", -1},
+                       [MARK_END] = {"optimizer", WORK_OPTIMIZER}};
+    const struct comm_activity *activity = model->mesh->world->activity;
+    double ms[MARKS] = {0};
+    for (int m = 1; m < MARKS; m++) {
+        const struct mark *from = &mark[m - 1], *to = &mark[m];
+        ms[m] = 1e3 * (to->at - from->at);
+        if (phases[m].work >= 0) {
+            result->own_ms[phases[m].work] = ms[m] - 1e3 * (to->waited - from->waited);
+        }
+        if (activity != NULL) {
+            spans_add(activity->spans, (struct span){.name = phases[m].name,
+                                                     .begin_ns = (int64_t)(1e9 * from->at),
+                                                     .end_ns = (int64_t)(1e9 * to->at),
+                                                     .layer = -1,
+                                                     .kind = SPAN_PHASE});
+        }
+    }
+    result->phase_ms = (struct phase_ms){
+        .data = ms[MARK_LOADED] - 1e3 * data_wait,
+        .data_wait = 1e3 * data_wait,
+        .forward_backward = ms[MARK_COMPUTED],
+        .exchange = strcmp(comm_wire_name(&model->mesh->ep), "nccl") == 0
+                        ? (double)NAN
+                        : 1e3 * (mark[MARK_COMPUTED].exchanged - mark[MARK_LOADED].exchanged),
+        .reduce = ms[MARK_REDUCED],
+        .optimizer = ms[MARK_END],
+        .save = ms[MARK_HELD]};
+    result->step_ms = 1e3 * (mark[MARK_END].at - mark[MARK_BEGIN].at);
+}
+
+static void update(struct stepper *stepper, int64_t step, struct step_result *result)
+{
+    struct model *model = stepper->model;
+    const int64_t skipped = stepper->guard != NULL ? stepper->guard->state->skipped : 0;
+    optimizer_step(model, result->grad_norm, result->lr, step - skipped);
+    if (model->arch.has_bias &&
+        !is_late(model->config, step, model->config->router.bias_update_until)) {
+        balance_update_bias(model, stepper->load, stepper->bias, model->arch.balance.bias_speed);
+    }
+    count_bad_weights(model, result); /* or the next step would be charged for this one */
+}
+
+/* The guard's message is the one that counts. */
+static enum status stop_traced(struct stepper *stepper)
+{
+    char message[1024];
+    snprintf(message, sizeof message, "%s", status_message());
+    TRY(trace_weights(stepper->trace));
+    return status_lines(STATUS_DIVERGED, message);
+}
+
 enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position,
                          struct step_result *result)
 {
     struct model *model = stepper->model;
     const struct config *config = model->config;
-    const double start = step_clock();
     const int64_t batch = schedule_batch(config, position);
+    struct mark mark[MARKS] = {[MARK_BEGIN] = mark_now(model)};
     *result = (struct step_result){.sequences = batch,
                                    .tokens = batch * config->train.sequence_length,
                                    .lr = schedule_lr(config, step)};
@@ -316,41 +406,32 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     TRY(trace_begin(stepper->trace, step));
     double waited = 0;
     const int64_t labels = load_batches(stepper, position, batch, &waited);
-    const double loaded = step_clock();
+    mark[MARK_LOADED] = mark_now(model);
     model->unit = result->unit = gradient_unit(model, labels);
     model_zero_grads(model);
     forward_backward(stepper, step, labels, result);
-    const double computed = step_clock();
+    mark[MARK_COMPUTED] = mark_now(model);
     result->grad_norm = optimizer_reduce(model);
     result->saturated = model->gradients.saturated;
     result->bad_gradients = model->gradients.bad;
     expert_load(stepper);
     sum_counters(model, result->fp8);
     TRY(trace_gradients(stepper->trace));
-    const double reduced = step_clock();
-    const enum status finite = check_finite(step, result);
-    if (finite != STATUS_OK) { /* what led there is what a trace is for */
-        TRY(trace_weights(stepper->trace));
-        return finite;
+    mark[MARK_REDUCED] = mark_now(model);
+    result->verdict = judge(stepper, step, result);
+    if (result->verdict == GUARD_STOP) { /* what led there is what a trace is for */
+        return stop_traced(stepper);
     }
-    if (stepper->hold != NULL) {
+    if (result->verdict == GUARD_UPDATE && stepper->hold != NULL) {
         stepper->hold(stepper->hold_context);
     }
-    const double held = step_clock();
-    optimizer_step(model, result->grad_norm, result->lr, step);
-    if (model->arch.has_bias && !is_late(config, step, config->router.bias_update_until)) {
-        balance_update_bias(model, stepper->load, stepper->bias, model->arch.balance.bias_speed);
+    mark[MARK_HELD] = mark_now(model);
+    if (result->verdict == GUARD_UPDATE) {
+        update(stepper, step, result);
     }
-    count_bad_weights(model, result); /* or the next step would be charged for this one */
+    mark[MARK_END] = mark_now(model);
     TRY(trace_weights(stepper->trace));
-    const double end = step_clock();
-    result->phase_ms = (struct phase_ms){.data = 1e3 * (loaded - start - waited),
-                                         .data_wait = 1e3 * waited,
-                                         .forward_backward = 1e3 * (computed - loaded),
-                                         .reduce = 1e3 * (reduced - computed),
-                                         .optimizer = 1e3 * (end - held),
-                                         .save = 1e3 * (held - reduced)};
-    result->step_ms = 1e3 * (end - start);
+    account(model, mark, waited, result);
     return STATUS_OK;
 }
 

@@ -3,6 +3,7 @@
 #define TRAINER_STEP_H
 
 #include "data/feed.h"
+#include "trainer/guard.h"
 #include "trainer/model/model.h"
 
 struct trace; /* trace.h */
@@ -13,7 +14,12 @@ struct phase_ms {
     double data;      /* else until the batches are there and their labels counted */
     double forward_backward, reduce, optimizer;
     double save; /* held up by a save, between this step and the one before, too (not in step_ms) */
+    double
+        exchange; /* of forward_backward: this rank's in all-to-alls; NAN: on the device (nccl) */
 };
+
+/* Whose own work a slow rank shows in. */
+enum step_work { WORK_DATA, WORK_FORWARD_BACKWARD, WORK_REDUCE, WORK_OPTIMIZER, STEP_WORKS };
 
 struct step_result {
     int64_t sequences, tokens; /* of the global batch */
@@ -32,11 +38,14 @@ struct step_result {
     int64_t bad_weights;              /* this rank's tiles of updated weights that are not finite */
     double step_ms;
     struct phase_ms phase_ms;
+    double own_ms[STEP_WORKS];  /* of this rank, without what it waited in communication */
+    enum guard_verdict verdict; /* not GUARD_UPDATE: nothing was updated */
 };
 
 /* Batches of a step on this rank. */
 struct stepper {
     struct model *model;             /* borrowed */
+    struct guard *guard;             /* borrowed, or NULL: only what is not finite stops */
     struct feed feed;                /* the batches of this rank, the next step's made meanwhile */
     int64_t most_units;              /* micro-batches of the largest global batch */
     int64_t units;                   /* of this step's: U */
@@ -68,7 +77,8 @@ void stepper_free(struct stepper *stepper); /* accepts a zeroed one */
 
 /* Collective. Step `step` (from 1): the global batch at sample position `position` (its size is
  * schedule_batch), forward, backward, update. When the loss or the gradient norm is not finite, or
- * a tile of FP8 held what is not, nothing is updated: STATUS_DIVERGED. In FP8 the objective is
+ * a tile of FP8 held what is not, or guard says so, nothing is updated: STATUS_DIVERGED, or what
+ * result->verdict says. In FP8 the objective is
  * multiplied by a power of two, at least the counted labels: gradients of single tokens are then
  * about 1, far above the smallest value that codes tell from 0, and they are divided by it,
  * exactly, where they are used. */

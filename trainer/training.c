@@ -5,20 +5,25 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "trainer/data_words.h"
 #include "trainer/dataset.h"
 #include "trainer/deadline.h"
 #include "trainer/fault.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
+#include "trainer/profile.h"
+#include "trainer/replicas.h"
 #include "trainer/resume.h"
+#include "trainer/rollback.h"
 #include "trainer/run_dir.h"
 #include "trainer/run_tokenizer.h"
-#include "trainer/sample.h"
+#include "trainer/sample_text.h"
 #include "trainer/saving.h"
 #include "trainer/schedule.h"
 #include "trainer/signals.h"
 #include "trainer/sources.h"
 #include "trainer/state.h"
+#include "trainer/straggler.h"
 #include "trainer/trace.h"
 #include "trainer/verify.h"
 #include "trainer/watchdog.h"
@@ -43,6 +48,10 @@ struct training {
     struct deadline deadline;
     struct saving saving;
     struct progress_state at;
+    struct guard guard; /* of at.guard */
+    struct replicas replicas;
+    struct straggler straggler;
+    struct profile profile;
     bool resumed_whole; /* the run goes on from a checkpoint */
     char checkpoints[MAX_PATH];
     char resumed[RESUME_NOTE_BYTES]; /* what changed since the checkpoint */
@@ -148,10 +157,9 @@ static void tell_differences(const char *from, const struct config *to)
     free(saved);
 }
 
-static enum status start_weights(struct training *t)
+/* What a run that is not resumed starts from; keeps what a resumed one has. */
+static enum status start_anew(struct training *t)
 {
-    model_initialize(&t->model);
-    TRY(resume(t));
     if (t->at.step == 0 && t->config->checkpoint.init_from != NULL) {
         TRY(state_load_newest(&t->model, t->config->checkpoint.init_from, false));
         if (main_rank(t)) {
@@ -162,6 +170,24 @@ static enum status start_weights(struct training *t)
         optimizer_start_average(&t->model);
     }
     return STATUS_OK;
+}
+
+static enum status start_weights(struct training *t)
+{
+    model_initialize(&t->model);
+    TRY(resume(t));
+    t->guard = (struct guard){.config = t->config, .state = &t->at.guard};
+    t->stepper.guard = &t->guard;
+    t->replicas = (struct replicas){.model = &t->model, .equal = t->at.step};
+    return start_anew(t);
+}
+
+static enum status compare_replicas(void *context, int64_t step)
+{
+    struct training *t = context;
+    return t->config->guard.replicas_every_steps > 0 && t->replicas.equal < step
+               ? replicas_check(&t->replicas, step)
+               : STATUS_OK;
 }
 
 /* Local. */
@@ -175,7 +201,16 @@ static enum status open_saving(struct training *t)
                                            tokenizer, &t->at, t->resumed_whole);
     t->saving.watchdog = t->watchdog;
     t->saving.deadline = &t->deadline;
+    t->saving.check = compare_replicas;
+    t->saving.check_context = t;
     return status;
+}
+
+static int64_t tokens_left(const struct training *t)
+{
+    const int64_t steps = t->config->run.steps - t->at.step;
+    return t->config->train.sequence_length *
+           (schedule_position(t->config, t->at.position, steps) - t->at.position);
 }
 
 static enum status open_metrics(struct training *t)
@@ -188,43 +223,8 @@ static enum status open_metrics(struct training *t)
     t->metrics.first_step = t->at.step + 1;
     t->metrics.flops_per_token =
         architecture_flops_per_token(&t->model.arch, t->config->train.sequence_length);
-    t->metrics.tokens =
-        t->config->train.sequence_length *
-        (schedule_position(t->config, t->at.position, t->config->run.steps - t->at.step) -
-         t->at.position);
+    t->metrics.tokens = tokens_left(t);
     return metrics_open(&t->metrics, t->config->run.dir, t->at.step);
-}
-
-/* What a source does to its tokens, and what of them is not used. */
-static void describe_data(struct training *t)
-{
-    const struct sources *data = &t->train;
-    for (int64_t s = 0; s < data->count; s++) {
-        const struct row_packing *packing = &data->packing[s];
-        const struct loader *loader = &data->source[s].loader;
-        if (data->count > 1) {
-            metrics_say(&t->metrics, "data %lld: %s, %lld samples an epoch", (long long)s + 1,
-                        data->store[s].path, (long long)loader->samples);
-        }
-        if (loader->packing != NULL) {
-            metrics_say(&t->metrics,
-                        "%s: %lld documents packed into %lld rows, %.1f %% of them filled; %lld "
-                        "longer than %lld tokens cut (%lld tokens not used), %lld of fewer than "
-                        "two tokens left out",
-                        data->store[s].path, (long long)data->store[s].documents,
-                        (long long)packing->rows,
-                        100.0 * (double)packing->used / (double)(packing->rows * packing->length),
-                        (long long)packing->cut, (long long)packing->length + 1,
-                        (long long)packing->cut_tokens, (long long)packing->empty);
-        }
-        if (loader->fim.parts > 0) {
-            metrics_say(&t->metrics,
-                        "%s: %.4g %% of its documents with the middle to fill in (tokens %d %d %d)",
-                        data->store[s].path,
-                        100.0 * (double)loader->fim.parts / (double)fim_parts(1),
-                        loader->fim.prefix, loader->fim.suffix, loader->fim.middle);
-        }
-    }
 }
 
 static void describe(struct training *t)
@@ -240,7 +240,7 @@ static void describe(struct training *t)
     if (t->resumed[0] != '\0') {
         metrics_say(&t->metrics, "%s", t->resumed);
     }
-    describe_data(t);
+    data_words(&t->train, &t->metrics);
     const struct mesh *mesh = &t->session->mesh;
     metrics_say(
         &t->metrics,
@@ -312,6 +312,8 @@ static enum status open_training(struct training *t, bool fresh)
     double peak = device_peak_flops(t->session->device, t->model.act);
     comm_all_reduce(t->world, &peak, 1, DTYPE_F64, REDUCE_SUM);
     t->metrics.peak_flops = peak;
+    TRY(straggler_init(&t->straggler, &t->session->mesh, config, &t->metrics));
+    TRY(profile_open(&t->profile, t->world, config));
     status = main_rank(t) ? run_dir_describe(t->session, t->at.step) : STATUS_OK;
     status = status == STATUS_OK && main_rank(t) ? run_tokenizer_keep(t->session, t->train.store)
                                                  : status;
@@ -327,6 +329,8 @@ static void close_training(struct training *t)
 {
     saving_close(&t->saving);
     watchdog_stop(t->watchdog);
+    profile_close(&t->profile);
+    straggler_free(&t->straggler);
     metrics_close(&t->metrics);
     trace_close(&t->trace);
     stepper_free(&t->stepper);
@@ -352,68 +356,77 @@ static enum status write_sample(struct training *t, const char *text)
                           : status_fail(STATUS_IO, "%s: cannot append the sample", path);
 }
 
-/* Ids of the prompt, with room for the tokens to come: *ids owned by the caller. */
-static enum status encode_prompt(struct training *t, int32_t **ids, int64_t *count)
-{
-    const char *prompt = t->config->sample.prompt;
-    struct encoder encoder;
-    struct id_list list = {0};
-    enum status status = encoder_open(&encoder, &t->tokenizer);
-    status = status == STATUS_OK ? encoder_run(&encoder, prompt, strlen(prompt), &list) : status;
-    if (status == STATUS_OK && list.count == 0) { /* as at the start of a document */
-        status = t->tokenizer.eos_id >= 0
-                     ? id_list_add(&list, (uint32_t)t->tokenizer.eos_id)
-                     : status_fail(STATUS_USAGE, "sample.prompt: empty, but the tokenizer names no "
-                                                 "end of document to stand behind: give a text");
-    }
-    *ids = calloc(list.count + (size_t)t->config->sample.tokens, sizeof **ids);
-    if (status == STATUS_OK && *ids == NULL) {
-        status = status_fail(STATUS_RESOURCE, "out of memory for a sample");
-    }
-    for (size_t i = 0; status == STATUS_OK && i < list.count; i++) {
-        (*ids)[i] = (int32_t)list.data[i];
-    }
-    *count = (int64_t)list.count;
-    id_list_free(&list);
-    encoder_close(&encoder);
-    return status;
-}
-
-static enum status make_sample(struct training *t, struct sample_sequence *sequence)
-{
-    const struct config *config = t->config;
-    const struct sample_options options = {.temperature = config->sample.temperature,
-                                           .top_p = 1,
-                                           .seed = config->run.seed,
-                                           .eos_id = t->tokenizer.eos_id,
-                                           .context = config->train.sequence_length};
-    TRY(sample_tokens(&t->model, sequence, 1, config->sample.tokens, &options));
-    if (!main_rank(t)) {
-        return STATUS_OK;
-    }
-    struct byte_list text = {0};
-    enum status status = tokenizer_show(&t->tokenizer, sequence->ids, sequence->count, &text);
-    status = status == STATUS_OK ? write_sample(t, text.data) : status;
-    byte_list_free(&text);
-    return status;
-}
-
 /* A sample of text as training goes. */
 static enum status show_sample(struct training *t)
 {
-    struct sample_sequence sequence = {0};
-    enum status status =
-        comm_agree(t->world, encode_prompt(t, &sequence.ids, &sequence.count), NULL);
-    if (status == STATUS_OK) {
-        status = comm_agree(t->world, make_sample(t, &sequence), NULL);
+    struct byte_list text = {0};
+    enum status status = sample_text(&t->model, &t->tokenizer, &text);
+    if (status == STATUS_OK && main_rank(t)) {
+        status = write_sample(t, text.data);
     }
-    free(sequence.ids);
-    return status;
+    byte_list_free(&text);
+    return comm_agree(t->world, status, NULL);
 }
 
 static bool due(int64_t step, int64_t every, int64_t last)
 {
     return every > 0 && (step % every == 0 || step == last);
+}
+
+/* Back to an older checkpoint, or the start, and on behind the batch of step `trouble`. */
+static enum status roll_back(struct training *t, int64_t trouble, int64_t sequences)
+{
+    const struct progress_state was = t->at;
+    bool found = false;
+    watchdog_enter(t->watchdog, WATCHDOG_SETUP, trouble);
+    TRY(saving_settle(&t->saving));
+    t->at = (struct progress_state){0};
+    TRY(rollback_load(&t->model, t->checkpoints, trouble, &t->at, &found));
+    if (!found) {
+        t->at = (struct progress_state){0};
+        model_initialize(&t->model);
+        TRY(start_anew(t));
+    }
+    const int64_t back_at = t->at.position;
+    rollback_place(&t->at, &was, trouble, sequences);
+    saving_went_back(&t->saving, t->at.step);
+    t->replicas.equal = t->at.step;
+    TRY(comm_agree(t->world, sources_check(&t->train, t->config, t->at.step, t->at.position),
+                   NULL));
+    sources_state(&t->train, t->at.position, &t->at.data);
+    if (!main_rank(t)) {
+        return comm_agree(t->world, STATUS_OK, NULL);
+    }
+    metrics_say(&t->metrics,
+                "step %lld: %s: back to step %lld, passing over the %lld samples since (rollback "
+                "%lld of the run)",
+                (long long)trouble, t->guard.why, (long long)t->at.step,
+                (long long)(t->at.position - back_at), (long long)t->at.guard.rollbacks);
+    return comm_agree(t->world,
+                      metrics_rewind(&t->metrics, t->config->run.dir, t->at.step, tokens_left(t)),
+                      NULL);
+}
+
+static void tell_skip(struct training *t, int64_t step)
+{
+    if (main_rank(t)) {
+        metrics_say(&t->metrics,
+                    "step %lld: %s: its update is left out (%lld in a row, %lld of the run)",
+                    (long long)step, t->guard.why, (long long)t->at.guard.skips,
+                    (long long)t->at.guard.skipped);
+    }
+}
+
+/* What is watched behind an update. */
+static enum status look_after(struct training *t, const struct step_result *result)
+{
+    const int64_t step = t->at.step, every = t->config->guard.replicas_every_steps;
+    const enum fault_flip flip = fault_flips(t->config->debug.fault, step, t->world->rank);
+    if (flip != FAULT_NO_FLIP) {
+        replicas_flip(&t->model, flip);
+    }
+    straggler_step(&t->straggler, result);
+    return due(step, every, -1) ? compare_replicas(t, step) : STATUS_OK;
 }
 
 static enum status one_step(struct training *t, double *seconds)
@@ -424,13 +437,21 @@ static enum status one_step(struct training *t, double *seconds)
     double valid = NAN;
     int64_t labels = 0;
     watchdog_enter(t->watchdog, WATCHDOG_STEP, step);
+    TRY(profile_step(&t->profile, step));
     fault_step(config->debug.fault, step, t->world->rank);
     TRY(stepper_step(&t->stepper, step, t->at.position, &result));
     *seconds = result.step_ms / 1e3;
+    if (result.verdict == GUARD_ROLLBACK) {
+        return roll_back(t, step, result.sequences);
+    }
+    if (result.verdict == GUARD_SKIP) {
+        tell_skip(t, step);
+    }
     result.phase_ms.save += 1e3 * saving_held_up(&t->saving);
     t->at.step = step;
     t->at.position += result.sequences;
     sources_state(&t->train, t->at.position, &t->at.data);
+    TRY(look_after(t, &result));
     if (config->data.valid != NULL && due(step, config->eval.every_steps, config->run.steps)) {
         watchdog_enter(t->watchdog, WATCHDOG_EVALUATE, step);
         TRY(step_evaluate(&t->model, &t->valid.loader, config->eval.batches, &valid, &labels));
@@ -482,7 +503,9 @@ static enum status loop(struct training *t)
         TRY(one_step(t, &step_seconds));
         deadline_step(&t->deadline, step_clock() - began);
         TRY(stop_early(t));
+        const int64_t saves = comm_span_begin(t->world);
         TRY(saving_edge(&t->saving, &t->at, step_seconds));
+        comm_span_end(t->world, "step edge: saves", saves);
     }
     return saving_last(&t->saving, &t->at);
 }
@@ -540,6 +563,10 @@ enum status training_run(struct session *session, bool fresh)
     enum status status = open_training(t, fresh);
     if (status == STATUS_OK) {
         status = loop(t);
+    }
+    if (status == STATUS_OK || status == STATUS_PREEMPTED) { /* the same on every rank */
+        const enum status written = profile_end(&t->profile);
+        status = status == STATUS_OK ? written : status;
     }
     if (status == STATUS_OK && main_rank(t)) {
         summary(t);

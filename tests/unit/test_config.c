@@ -186,6 +186,7 @@ static void test_not_built(void **state)
         {"parallel: {cp: 2, etp: 2}\n",
          {"key 'parallel.cp': not built", "key 'parallel.etp': not built"}},
         {"checkpoint: {async: maybe}\n", {"key 'checkpoint.async'"}},
+        {"guard: {on_nonfinite: off}\n", {"'off' is not one of stop, skip, rollback"}},
         {"cluster: {gpu: custom}\n",
          {"cluster.gpu custom needs cluster.peak_tflops, memory_gb and memory_gb_s"}},
         {"cluster: {gpu: h300}\n", {"'h300' is not one of null, cpu, h100"}},
@@ -355,6 +356,10 @@ static void test_relations(void **state)
          {"router.buffer_factor: router.dispatch padded has no use for it"}},
         {{"schedule.warmup_steps=301"}, {"schedule.warmup_steps 301 is more than run.steps 300"}},
         {{"schedule.warmup_steps=11", "run.steps=10"}, {"11 is more than run.steps 10"}},
+        {{"guard.on_spike=rollback", "checkpoint.every_steps=0", "checkpoint.keep_last=1"},
+         {"rollback needs checkpoints to go back to", "checkpoint.keep_last of at least 2"}},
+        {{"guard.spike_factor=5", "debug.profile_steps=5"},
+         {"guard.spike_factor: guard.on_spike off", "debug.profile_steps: debug.profile is null"}},
         {{"train.micro_batch=3", "parallel.ep=3"},
          {"base.yaml: parallel.ep 3", "\nbase.yaml: train.global_batch 8"}},
     };

@@ -60,6 +60,13 @@ enum config_pipeline {
 enum config_exchange { CONFIG_EXCHANGE_AUTO, CONFIG_EXCHANGE_DIRECT, CONFIG_EXCHANGE_BY_NODE };
 enum config_trace { CONFIG_TRACE_HASHES, CONFIG_TRACE_SAMPLES, CONFIG_TRACE_ALL };
 enum config_moments { CONFIG_MOMENTS_FP32, CONFIG_MOMENTS_BF16 };
+enum config_guard {
+    CONFIG_GUARD_STOP,
+    CONFIG_GUARD_SKIP,
+    CONFIG_GUARD_ROLLBACK,
+    CONFIG_GUARD_OFF /* of spikes only */
+};
+enum { CONFIG_MOST_WINDOW = 512 }; /* of guard.spike_window */
 
 /* Keys that take a list; the count stands first in both. */
 enum { CONFIG_MOST_ITEMS = 64 };
@@ -226,9 +233,19 @@ struct config {
     struct {
         bool enabled;
         double setup_seconds, step_seconds, save_seconds;
+        int64_t straggler_every_steps; /* 0 = off */
+        double straggler_ratio;
     } watchdog;
     struct {
-        char *fault; /* "io:KIND:OPERATION": tests only */
+        int on_nonfinite, on_spike; /* enum config_guard */
+        double spike_factor;
+        int64_t spike_window, tries;
+        int64_t replicas_every_steps; /* 0 = off */
+    } guard;
+    struct {
+        char *fault;   /* fault.h */
+        char *profile; /* Chrome trace; NULL: none */
+        int64_t profile_from, profile_steps;
         char *trace; /* NULL: none */
         int64_t trace_from, trace_steps;
         int trace_values; /* enum config_trace */

@@ -419,6 +419,15 @@ static void check_unused(const struct config *config, struct config_errors *erro
         config_error(errors, "router.buffer_factor: router.dispatch padded has no use for it: its "
                              "buffers hold the worst case");
     }
+    if (config->guard.on_spike == CONFIG_GUARD_OFF && !is_default(config, "guard.spike_factor")) {
+        config_error(errors, "guard.spike_factor: guard.on_spike off has no use for it");
+    }
+    static const char *const profile[] = {"debug.profile_from", "debug.profile_steps"};
+    for (size_t i = 0; i < sizeof profile / sizeof profile[0]; i++) {
+        if (config->debug.profile == NULL && !is_default(config, profile[i])) {
+            config_error(errors, "%s: debug.profile is null", profile[i]);
+        }
+    }
     static const char *const traces[] = {"debug.trace_from", "debug.trace_steps",
                                          "debug.trace_values", "debug.trace_mib"};
     for (size_t i = 0; i < sizeof traces / sizeof traces[0]; i++) {
@@ -428,6 +437,24 @@ static void check_unused(const struct config *config, struct config_errors *erro
     }
     if (config->optimizer.name != CONFIG_MUON && !is_default(config, "optimizer.momentum")) {
         config_error(errors, "optimizer.momentum: only optimizer.name muon has it");
+    }
+}
+
+static void check_guard(const struct config *config, struct config_errors *errors)
+{
+    if (config->guard.on_nonfinite != CONFIG_GUARD_ROLLBACK &&
+        config->guard.on_spike != CONFIG_GUARD_ROLLBACK) {
+        return;
+    }
+    if (config->checkpoint.every_steps == 0 && config->checkpoint.every_minutes <= 0 &&
+        config->checkpoint.mtbf_hours <= 0) {
+        config_error(errors, "guard: rollback needs checkpoints to go back to: set "
+                             "checkpoint.every_steps");
+    }
+    if (config->checkpoint.keep_last < 2) {
+        config_error(errors, "guard: rollback needs checkpoint.keep_last of at least 2: a "
+                             "preempted run saves one more, and must still go back where one that "
+                             "was not does");
     }
 }
 
@@ -482,6 +509,7 @@ void config_check(const struct config *config, const bool *given, struct config_
     check_balance(config, errors);
     check_unused(config, errors);
     check_data(config, errors);
+    check_guard(config, errors);
     if ((config->train.mtp_loss_weight_late >= 0) != (config->train.mtp_loss_weight_switch >= 0)) {
         config_error(errors, "train.mtp_loss_weight_late and mtp_loss_weight_switch go together: "
                              "give both or none");

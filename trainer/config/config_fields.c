@@ -28,6 +28,8 @@ static const char *const pipeline_names[] = {"auto",     "1f1b",       "zero_bub
 static const char *const exchange_names[] = {"auto", "direct", "by_node", NULL};
 static const char *const trace_names[] = {"hashes", "samples", "all", NULL};
 static const char *const moments_names[] = {"fp32", "bf16", NULL};
+static const char *const nonfinite_names[] = {"stop", "skip", "rollback", NULL};
+static const char *const spike_names[] = {"stop", "skip", "rollback", "off", NULL};
 
 const char config_plan_only[] = "more";
 
@@ -327,9 +329,33 @@ const struct field config_fields[] = {
          "the same in a step; 0: 60, or ten times the median step"),
     REAL("watchdog.save_seconds", watchdog.save_seconds, 1, 1e6, "600",
          "the same in a save: no byte written either"),
-    TEXT("debug.fault", debug.fault, "null",
-         "tests: io:KIND:OPERATION, the file operation that fails; or KIND:STEP:RANK, what happens "
-         "there"),
+    INT("watchdog.straggler_every_steps", watchdog.straggler_every_steps, 0, 1e6, "50",
+        "steps between two looks for slow ranks; 0: never"),
+    REAL("watchdog.straggler_ratio", watchdog.straggler_ratio, 1.05, 100, "1.3",
+         "a rank whose own work takes this many times the median rank's, twice in a row, is named"),
+    ENUM("guard.on_nonfinite", guard.on_nonfinite, "stop", nonfinite_names, NULL,
+         "NaN or infinity in the loss or gradient: stop (exit 77); skip: no update; rollback: back "
+         "to the last checkpoint, passing over the batches since"),
+    ENUM("guard.on_spike", guard.on_spike, "off", spike_names, NULL,
+         "the same where the loss or gradient norm is far above those before"),
+    REAL("guard.spike_factor", guard.spike_factor, 1, 1000, "6",
+         "a spike: so many deviations (1.4826 x median distance) above the median"),
+    INT("guard.spike_window", guard.spike_window, 8, CONFIG_MOST_WINDOW, "128",
+        "updates whose median that is; judged once half of them are there"),
+    INT("guard.tries", guard.tries, 1, 1000, "3",
+        "skips in a row, or rollbacks less than spike_window steps apart; one more: exit 77"),
+    INT("guard.replicas_every_steps", guard.replicas_every_steps, 0, 1e12, "100",
+        "steps between comparisons of the weights that several ranks hold, made before every save, "
+        "too; 0: never"),
+    TEXT(
+        "debug.fault", debug.fault, "null",
+        "drills: io:KIND:OPERATION, the file operation that fails; or KIND:STEP:RANK, what happens "
+        "there (docs/health.md)"),
+    TEXT("debug.profile", debug.profile, "null",
+         "Chrome trace of every rank's phases, operations and messages (chrome://tracing, "
+         "Perfetto)"),
+    INT("debug.profile_from", debug.profile_from, 1, 1e12, "2", "its first step"),
+    INT("debug.profile_steps", debug.profile_steps, 1, 1e6, "10", "its number of steps"),
     TEXT("debug.trace", debug.trace, "null",
          "file.h5: hashes and values of what each step computes, for `trace diff` (docs/trace.md)"),
     INT("debug.trace_from", debug.trace_from, 1, 1e15, "1", "the first step that is traced"),
@@ -348,6 +374,5 @@ const struct unbuilt_key config_unbuilt[] = {
     {"model.tie_word_embeddings", "false"},
     {"parallel.cp", "1"},
     {"parallel.etp", "1"},
-    {"debug.profile", "null"},
 };
 const int config_unbuilt_count = sizeof config_unbuilt / sizeof config_unbuilt[0];

@@ -232,13 +232,17 @@ static void feed_forward(struct model *model, int64_t block, const struct block_
                           call->training);
     }
     if (visited) { /* beside tokens on their way to their experts */
+        const int64_t began = comm_span_begin(model->mesh->world);
         mlp_forward_up(&mlp, &x, call->training);
+        comm_span_end(model->mesh->world, "dense mlp, up", began);
     }
     if (routed) {
         moe_forward_finish(&model->moe, &state->moe, &weights, y, x.act, call->training);
     }
     if (visited) {
+        const int64_t began = comm_span_begin(model->mesh->world);
         mlp_forward_down(&mlp, y, routed);
+        comm_span_end(model->mesh->world, "dense mlp, down", began);
     }
 }
 
@@ -249,8 +253,10 @@ static void attend(struct model *model, int64_t block, const struct block_call *
     struct block_state *state = &model->blocks[block];
     const struct tensor projected = stream_of(model, model->delta, call);
     const struct operand norm1 = norm1_of(model, block, call);
+    const int64_t began = comm_span_begin(model->mesh->world);
     first_norm(model, block, call, x, delta);
     attention_forward(model, block, call, projected, &norm1);
+    comm_span_end(model->mesh->world, "attention", began);
     second_norm(model, block, call, stream_of(model, state->input, call), projected);
 }
 
@@ -373,12 +379,14 @@ static void feed_forward_backward(struct model *model, int64_t block, const stru
         moe_backward_start(&model->moe, &state->moe, &weights, dy);
     }
     if (visited) { /* beside gradients on their way to the experts */
+        const int64_t began = comm_span_begin(model->mesh->world);
         if (model->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
             mlp_restore(&mlp, &x);
         }
         mlp_backward_prepare(&mlp, dy.dim[0]);
         mlp_backward_down(&mlp, (struct operand){.act = dy});
         mlp_backward_up_weight(&mlp, &x);
+        comm_span_end(model->mesh->world, "dense mlp, backward", began);
     }
     if (routed) {
         moe_backward_finish(&model->moe, &state->moe, &weights, dx, x.act,
@@ -424,7 +432,9 @@ static void backward_attention(const struct recorded *a)
     norm_backward(model, dstream, dnorm, stream_of(model, state->middle, a->call), state->rstd2,
                   at->post_norm);
     const struct operand norm1 = norm1_of(model, a->block, a->call);
+    const int64_t began = comm_span_begin(model->mesh->world);
     attention_backward(model, a->block, a->call, dnorm, dstream, &norm1);
+    comm_span_end(model->mesh->world, "attention, backward", began);
     norm_backward(model, dstream, dnorm, stream_of(model, state->input, a->call), state->rstd1,
                   at->input_norm);
 }

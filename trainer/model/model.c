@@ -457,9 +457,11 @@ void model_run(struct model *model, const struct batch *batch, int64_t count, in
         dx = stream(model, model->dwork, n);
         dw = model_grad(model, PARAM_DENSE, model->params.head, model->arch.vocab, width);
     }
+    const int64_t began = comm_span_begin(model->mesh->world);
     model->ops->cross_entropy(model->device, &model->losses->loss, dx, dw,
                               stream(model, model->final_norm, n), head(model), model->input.labels,
                               scale != NULL ? (float)scale->loss : 0.0F);
+    comm_span_end(model->mesh->world, "head and loss", began);
     if (scale != NULL) {
         model_add_grad(model, PARAM_DENSE, model->params.head, model->arch.vocab * width);
         probe_tell(model->probe, -1, PROBE_LOSS, tensor_1d(&model->losses->loss, DTYPE_F64, 1));

@@ -272,7 +272,9 @@ static struct tensor expert_side(const struct moe *moe, const struct moe_state *
 void moe_forward_start(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
                        struct tensor x, int64_t sequence, bool training)
 {
+    const int64_t began = comm_span_begin(state->plan.ep);
     route(moe, state, weights, x, sequence, training);
+    comm_span_end(state->plan.ep, "router", began);
     tokens_start(moe, state, weights, x, 0);
 }
 
@@ -287,8 +289,10 @@ void moe_forward_finish(struct moe *moe, struct moe_state *state, const struct m
         const struct operand input = tokens_finish(moe, state, weights, x);
         const struct mlp experts = experts_of(moe, state, weights);
         struct tensor rows = expert_side(moe, state, output);
+        const int64_t began = comm_span_begin(state->plan.ep);
         mlp_forward_up(&experts, &input, training);
         mlp_forward_down(&experts, rows, false);
+        comm_span_end(state->plan.ep, "experts", began);
         if (!alone(state)) {
             expert_combine_start(&state->plan, output, rows, moe->scratch.buffer);
             expert_combine_finish(&state->plan, output, moe->scratch.buffer);
@@ -344,12 +348,17 @@ static void experts_backward(struct moe *moe, struct moe_state *state,
     const struct operand input = input_of(moe, state, weights);
     struct tensor drows = expert_side(moe, state, dsent);
     mlp_backward_prepare(&experts, state->plan.received);
-    mlp_backward_down(&experts, gradients_finish(moe, state, weights, drows));
+    const struct operand dy = gradients_finish(moe, state, weights, drows);
+    const int64_t began = comm_span_begin(state->plan.ep);
+    mlp_backward_down(&experts, dy);
     mlp_backward_up(&experts, drows, false);
+    comm_span_end(state->plan.ep, "experts, backward", began);
     if (!alone(state)) {
         expert_combine_start(&state->plan, dsent, drows, moe->scratch.buffer);
     }
+    const int64_t weight = comm_span_begin(state->plan.ep);
     mlp_backward_up_weight(&experts, &input);
+    comm_span_end(state->plan.ep, "experts, weight gradients", weight);
     if (!alone(state)) {
         expert_combine_finish(&state->plan, dsent, moe->scratch.buffer);
     }
