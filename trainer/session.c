@@ -92,6 +92,7 @@ static int64_t common_divisor(int64_t a, int64_t b)
 static void fit_layout(struct session *session, char *const *overrides, int count)
 {
     static const char key[] = "parallel.ep=";
+    session->config.parallel.tp = 1;
     for (int i = 0; i < count; i++) {
         if (strncmp(overrides[i], key, sizeof key - 1) == 0) {
             return;
@@ -119,7 +120,8 @@ enum status session_open(struct session *session, enum session_use use, const ch
     TRY(comm_agree(&session->world, open_device(session), NULL));
     struct architecture arch;
     architecture_init(&arch, &session->config);
-    const struct mesh_shape shape = mesh_shape_of(1, (int)session->config.parallel.ep);
+    const struct mesh_shape shape =
+        mesh_shape_of((int)session->config.parallel.tp, (int)session->config.parallel.ep);
     TRY(comm_agree(&session->world,
                    mesh_init(&session->mesh, &session->world, &shape, arch.experts), NULL));
     return mesh_attach(&session->mesh, session->device, kinds[session->config.run.comm]);

@@ -182,7 +182,6 @@ static void test_not_built(void **state)
     static const struct bad cases[] = {
         {"run: {deterministic: layout}\n", {"'layout' is not built in this version"}},
         {"parallel: {pp: 2}\n", {"key 'parallel.pp': not built in this version; it acts as 1"}},
-        {"parallel: {tp: 2}\n", {"key 'parallel.tp': not built in this version; it acts as 1"}},
         {"parallel: {cp: 2, etp: 2}\n",
          {"key 'parallel.cp': not built", "key 'parallel.etp': not built"}},
         {"checkpoint: {async: maybe}\n", {"key 'checkpoint.async'"}},
