@@ -71,10 +71,10 @@ static const float *all_lse(struct model *model, const struct moe_state *moe,
     if (moe->lse == NULL || tp_alone(&model->tp)) {
         return moe->lse;
     }
-    tp_gather(&model->tp, tensor_2d(model->wide[0], DTYPE_F32, shape->tokens, 1),
+    tp_gather(&model->tp, tensor_2d(model->wide[1], DTYPE_F32, shape->tokens, 1),
               tensor_2d(moe->lse, DTYPE_F32, rows * tp_tokens(&model->tp, shape->row_tokens), 1),
               rows);
-    return model->wide[0];
+    return model->wide[1];
 }
 
 static struct balance_terms terms_of(const struct model *model, const struct router_shape *shape,

@@ -75,7 +75,7 @@ struct tensor block_part(const struct model *model, const struct block_call *cal
 {
     return tp_alone(&model->tp)
                ? y
-               : model_act(model, model->wide[1], call->count * call->sequence, y.dim[1]);
+               : tensor_2d(model->wide[1], DTYPE_F32, call->count * call->sequence, y.dim[1]);
 }
 
 void block_join(const struct model *model, const struct block_call *call, struct tensor y,

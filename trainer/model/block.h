@@ -44,7 +44,8 @@ int64_t block_sequence(const struct model *model, const struct block_call *call)
  * block_divided: y of all tokens = x w^T; uses wide[0].
  * block_divided_backward: dx = dy w of dy of all tokens, and the gradient of w; uses both.
  * block_join: y = (add ? y : 0) + the sum over tp of this rank's tokens of `part`, which stands in
- * what block_part gave, wide[1]; with one rank that is y itself. */
+ * what block_part gave, f32 in wide[1], so that sums are rounded once; with one rank that is y
+ * itself. */
 struct operand block_gather(const struct model *model, const struct block_call *call, int buffer,
                             const struct operand *x);
 void block_divided(const struct model *model, const struct linear *linear,

@@ -71,8 +71,9 @@ static void activation_layout(struct model *model)
     for (size_t i = 0; i < sizeof streams / sizeof streams[0]; i++) {
         *streams[i] = arena_alloc(arena, stream);
     }
-    for (int i = 0; i < 2 && !tp_alone(&model->tp); i++) {
-        model->wide[i] = arena_alloc(arena, (size_t)(n * model->tp.width) * act);
+    if (!tp_alone(&model->tp)) {
+        model->wide[0] = arena_alloc(arena, (size_t)(n * model->tp.width) * act);
+        model->wide[1] = arena_alloc(arena, (size_t)(n * model->tp.width) * sizeof(float));
     }
     tp_layout(&model->tp, arena);
     model->final_rstd = arena_alloc(arena, (size_t)own * sizeof(float));

@@ -93,7 +93,8 @@ struct model {
     struct model_group group[PARAM_GROUPS];
     struct linears linears;
     struct tp tp;  /* sequences and matrices divided between ranks */
-    void *wide[2]; /* [N, tp.width] act: rows of all tokens (block_gather); NULL: tp has one rank */
+    void *wide[2]; /* [N, tp.width] act, and f32: rows of all tokens (block_gather); NULL: tp has
+                      one rank */
     double unit;   /* what gradients are counted in: the true ones times this power of
                       two. 1 but in FP8 (stepper_step) */
     float *muon_scratch;        /* for the largest matrix this rank orthogonalises */
