@@ -1,6 +1,7 @@
 /* Tensor parallelism: rows gathered and sums scattered, exactly, on integers; tiny models of every
  * kind of attention against one rank; checkpoints between layouts; and verify finds a reduction
  * that is missing.
+ * SWITCHYARD_FULL=1: V2 and ways to save memory, too.
  */
 #include <math.h>
 #include <unistd.h>
@@ -195,6 +196,12 @@ static void compare(struct comm *world, const char *text, const char *more, int 
     comm_free(&alone);
 }
 
+static bool is_full(void)
+{
+    const char *full = getenv("SWITCHYARD_FULL");
+    return full != NULL && strcmp(full, "1") == 0;
+}
+
 static void test_models(struct comm *world)
 {
     if (world->size % 2 != 0) {
@@ -202,6 +209,9 @@ static void test_models(struct comm *world)
     }
     compare(world, TINY_MIXTRAL, "router.z_loss_coef=0.001", 10);
     compare(world, TINY_V3, NULL, 10);
+    if (!is_full()) {
+        return;
+    }
     compare(world, TINY_V2, "model.q_lora_rank=null", 3);
     compare(world, TINY_MIXTRAL, "model.router_jitter_noise=0.1", 1);
     compare(world, TINY_V3, "train.recompute=norms", 1);
@@ -291,7 +301,9 @@ static void test_checkpoints(struct comm *world)
     }
     make_folder(world, folder, sizeof folder);
     between_layouts(world, TINY_MIXTRAL, folder, "mixtral");
-    between_layouts(world, TINY_V3, folder, "v3");
+    if (is_full()) {
+        between_layouts(world, TINY_V3, folder, "v3");
+    }
     comm_barrier(world);
     CHECK(world, world->rank != 0 || io_remove_tree(folder) == STATUS_OK);
 }
@@ -344,7 +356,7 @@ static void test_verify(struct comm *world)
         return;
     }
     make_folder(world, folder, sizeof folder);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < (is_full() ? 2 : 1); i++) {
         const bool right = verified(world, texts[i], folder, NULL),
                    wrong = verified(world, texts[i], folder, &lying);
         CHECK(world, world->rank != 0 || right);
