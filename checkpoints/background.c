@@ -9,11 +9,11 @@
 #include "parallel/cores.h"
 
 enum status background_init(struct background *background, struct comm *comm,
-                            const struct checkpoint_slice *slices, int64_t count, bool reads,
-                            bool roams)
+                            const struct checkpoint_slice *slices, int64_t count,
+                            struct device *device, bool roams)
 {
-    *background = (struct background){.comm = comm, .reads = reads, .roams = roams};
-    return snapshot_init(&background->snapshot, slices, count);
+    *background = (struct background){.comm = comm, .roams = roams};
+    return snapshot_init(&background->snapshot, slices, count, device);
 }
 
 static double now(void)
@@ -31,7 +31,7 @@ static void *work(void *context)
     if (background->phase == BACKGROUND_PUBLISHING) {
         save_publish(&background->save);
     } else {
-        if (background->reads) {
+        if (background->snapshot.device == NULL) {
             snapshot_copy(&background->snapshot);
         }
         snapshot_wait(&background->snapshot);

@@ -21,9 +21,8 @@ struct background {
     struct comm *comm; /* borrowed */
     struct snapshot snapshot;
     struct save save;
-    char *state; /* owned: of the save under way */
-    bool reads;  /* the thread can read what the slices point to (else the caller's copies it) */
-    bool roams;  /* it leaves the core that the caller is pinned to */
+    char *state;                 /* owned: of the save under way */
+    bool roams;                  /* it leaves the core that the caller is pinned to */
     enum background_phase phase; /* the same on every rank */
     pthread_t thread;
     bool running;         /* thread is there, to be joined */
@@ -31,10 +30,11 @@ struct background {
     double seconds;       /* that this rank has worked on the save */
 };
 
-/* Local. Memory for a copy of the slices (snapshot_init). Errors: STATUS_RESOURCE. */
+/* Local. Memory for a copy of the slices (snapshot_init, which says of `device`). Errors:
+ * STATUS_RESOURCE. */
 enum status background_init(struct background *background, struct comm *comm,
-                            const struct checkpoint_slice *slices, int64_t count, bool reads,
-                            bool roams) __attribute__((warn_unused_result));
+                            const struct checkpoint_slice *slices, int64_t count,
+                            struct device *device, bool roams) __attribute__((warn_unused_result));
 /* Local. Accepts a zeroed one. A save under way is waited for, and lost: background_finish first.
  */
 void background_free(struct background *background);

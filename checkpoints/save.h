@@ -42,6 +42,9 @@ struct save {
     char message[SAVE_MESSAGE_BYTES]; /* its words: status_message() is each thread's own */
 };
 
+/* Bytes of memory that save_write of so many bytes of slices takes at most, for blocks on their
+ * way to the disk. */
+size_t save_block_bytes(size_t bytes);
 /* Collective over comm. As checkpoint_save; nothing may be left in *save. root: copied. */
 void save_begin(struct save *save, struct comm *comm, const char *root, int64_t step,
                 const char *state, const struct checkpoint_slice *slices, int64_t slice_count,

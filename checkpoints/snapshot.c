@@ -26,35 +26,46 @@ static size_t padded(size_t bytes, size_t to)
     return (bytes + to - 1) / to * to;
 }
 
-static enum status reserve(struct snapshot *snapshot, const struct checkpoint_slice *slices)
+size_t snapshot_bytes(const struct checkpoint_slice *slices, int64_t count)
 {
     size_t bytes = 0;
+    for (int64_t i = 0; i < count; i++) {
+        bytes += padded(slice_bytes(&slices[i]), ALIGNMENT);
+    }
+    return padded(bytes + 1, bytes > PAGE_BYTES ? PAGE_BYTES : ALIGNMENT);
+}
+
+static enum status reserve(struct snapshot *snapshot, const struct checkpoint_slice *slices)
+{
     int64_t pieces = 0;
     for (int64_t i = 0; i < snapshot->slices; i++) {
-        bytes += padded(slice_bytes(&slices[i]), ALIGNMENT);
         pieces += (int64_t)(slice_bytes(&slices[i]) / PIECE_BYTES) + 1;
     }
-    snapshot->bytes = padded(bytes + 1, bytes > PAGE_BYTES ? PAGE_BYTES : ALIGNMENT);
+    snapshot->bytes = snapshot_bytes(slices, snapshot->slices);
+    const bool large = snapshot->bytes > PAGE_BYTES;
     snapshot->slice = calloc((size_t)snapshot->slices + 1, sizeof *snapshot->slice);
     snapshot->piece = calloc((size_t)pieces + 1, sizeof *snapshot->piece);
-    snapshot->memory = aligned_alloc(bytes > PAGE_BYTES ? PAGE_BYTES : ALIGNMENT, snapshot->bytes);
+    snapshot->memory =
+        snapshot->device != NULL
+            ? device_ops(snapshot->device)->host_alloc(snapshot->device, snapshot->bytes)
+            : aligned_alloc(large ? PAGE_BYTES : ALIGNMENT, snapshot->bytes);
     if (snapshot->slice == NULL || snapshot->piece == NULL || snapshot->memory == NULL) {
         return status_fail(STATUS_RESOURCE,
                            "out of memory for the copy of the state to save (%zu "
                            "MiB)",
-                           bytes >> 20);
+                           snapshot->bytes >> 20);
     }
-    if (bytes > PAGE_BYTES) {
+    if (large && snapshot->device == NULL) {
         (void)madvise(snapshot->memory, snapshot->bytes, MADV_HUGEPAGE); /* advice only */
     }
     return STATUS_OK;
 }
 
 enum status snapshot_init(struct snapshot *snapshot, const struct checkpoint_slice *slices,
-                          int64_t count)
+                          int64_t count, struct device *device)
 {
     size_t at = 0;
-    *snapshot = (struct snapshot){.slices = count};
+    *snapshot = (struct snapshot){.slices = count, .device = device};
     TRY(reserve(snapshot, slices));
     for (int64_t i = 0; i < count; i++) {
         const size_t bytes = slice_bytes(&slices[i]);
@@ -85,7 +96,12 @@ void snapshot_free(struct snapshot *snapshot)
     }
     free(snapshot->slice);
     free(snapshot->piece);
-    free(snapshot->memory);
+    if (snapshot->device != NULL) {
+        device_ops(snapshot->device)
+            ->host_free(snapshot->device, snapshot->memory, snapshot->bytes);
+    } else {
+        free(snapshot->memory);
+    }
     *snapshot = (struct snapshot){0};
 }
 
@@ -93,6 +109,22 @@ void snapshot_start(struct snapshot *snapshot)
 {
     pthread_mutex_lock(&snapshot->lock);
     snapshot->taken = snapshot->copied = 0;
+    pthread_mutex_unlock(&snapshot->lock);
+    for (int64_t i = 0; i < snapshot->pieces && snapshot->device != NULL; i++) {
+        const struct snapshot_piece *piece = &snapshot->piece[i];
+        device_ops(snapshot->device)
+            ->download_begin(snapshot->device, piece->to,
+                             (const char *)piece->from->data + piece->offset, piece->bytes);
+    }
+}
+
+/* What the device copies. */
+static void wait_for_device(struct snapshot *snapshot)
+{
+    device_ops(snapshot->device)->download_wait(snapshot->device);
+    pthread_mutex_lock(&snapshot->lock);
+    snapshot->taken = snapshot->copied = snapshot->pieces;
+    pthread_cond_broadcast(&snapshot->whole);
     pthread_mutex_unlock(&snapshot->lock);
 }
 
@@ -137,6 +169,10 @@ void snapshot_wait(struct snapshot *snapshot)
 
 void snapshot_finish(struct snapshot *snapshot)
 {
-    snapshot_copy(snapshot);
-    snapshot_wait(snapshot);
+    if (snapshot->device != NULL) {
+        wait_for_device(snapshot);
+    } else {
+        snapshot_copy(snapshot);
+        snapshot_wait(snapshot);
+    }
 }

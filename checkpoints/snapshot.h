@@ -4,6 +4,10 @@
  * A step of training changes weights and moments only at its very end, so the copy is made while
  * the next step computes; whoever is about to change them calls snapshot_finish first, which copies
  * what is left. Memory: once the slices.
+ *
+ * A device with memory of its own copies by itself (ops->download_begin), into memory of the host
+ * that it may write to; only the thread that runs the device may then call anything but
+ * snapshot_wait.
  */
 #ifndef CHECKPOINTS_SNAPSHOT_H
 #define CHECKPOINTS_SNAPSHOT_H
@@ -11,6 +15,7 @@
 #include <pthread.h>
 
 #include "checkpoints/checkpoint.h"
+#include "kernels/device.h"
 
 struct snapshot_piece;
 
@@ -18,7 +23,8 @@ struct snapshot {
     struct checkpoint_slice
         *slice; /* [slices] owned: as given, but of the copies; `name` borrowed */
     int64_t slices;
-    char *memory; /* owned */
+    struct device *device; /* borrowed: whose memory the slices are; NULL: any thread reads them */
+    char *memory;          /* owned */
     size_t bytes;
     struct snapshot_piece *piece; /* [pieces] owned */
     int64_t pieces;
@@ -28,10 +34,13 @@ struct snapshot {
     bool made;             /* lock and condition are */
 };
 
+/* Bytes of the copy: the slices, each padded to 64, all together to 2 MiB where they are more. */
+size_t snapshot_bytes(const struct checkpoint_slice *slices, int64_t count);
 /* Local. Memory for what `slices` (borrowed) hold, whose data, or what `read` reads it from, stays
- * where it is; `read` cannot fail. Nothing is copied yet. Errors: STATUS_RESOURCE. */
+ * where it is; `read` cannot fail. Nothing is copied yet. device: NULL, or the one whose memory
+ * their data is. Errors: STATUS_RESOURCE. */
 enum status snapshot_init(struct snapshot *snapshot, const struct checkpoint_slice *slices,
-                          int64_t count) __attribute__((warn_unused_result));
+                          int64_t count, struct device *device) __attribute__((warn_unused_result));
 void snapshot_free(struct snapshot *snapshot); /* accepts a zeroed one */
 
 /* What the slices hold from here on to snapshot_finish is what the copy will hold. */

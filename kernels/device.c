@@ -44,6 +44,27 @@ double device_peak_flops(struct device *device, enum dtype dtype)
     return device->peak_flops(device, dtype);
 }
 
+bool device_ceilings(struct device *device, enum dtype dtype, struct device_ceilings *out)
+{
+    *out = (struct device_ceilings){0};
+    if (device->ceilings != NULL) {
+        device->ceilings(device, dtype, out);
+    }
+    return device->ceilings != NULL;
+}
+
+bool device_meter(struct device *device, struct meter *meter)
+{
+    if (device->stream != NULL) {
+        return false;
+    }
+    *meter = (struct meter){.ops = device->ops, .counting = *device->ops};
+    meter_wrap(&meter->counting);
+    device->meter = meter;
+    device->ops = &meter->counting;
+    return true;
+}
+
 int device_kernels(const struct device_kernel **list)
 {
     return cuda_device_kernels(list);

@@ -15,6 +15,8 @@ struct device_options {
         *cores; /* [threads] core numbers to pin to, borrowed during open, or NULL: no pinning.
                    A GPU's rank is pinned to cores near the GPU instead, if they are known */
     bool deterministic;       /* the same calls give the same bits; the CPU always does so */
+    bool layout;              /* nor do they depend on the number of threads, as far as a quick test
+                                 at open shows; CPU: libraries that fail it are not used */
     int node_rank, node_size; /* of the world: choose the GPU and its cores; size 0: alone */
 };
 
@@ -30,14 +32,16 @@ struct device_info {
     int threads;          /* of the host */
     char cpu[128];        /* the host processor's name */
     bool batch_invariant; /* rows of a GEMM do not depend on the other rows of the batch. CPU:
-                             tested at open on a few shapes. CUDA: by choice of kernels */
+                             oneDNN is tested at open on a few shapes, and not used where it
+                             fails. CUDA: by choice of kernels */
     size_t memory_bytes;  /* of the device itself; 0 on the CPU, whose memory is the host's */
     size_t memory_used;   /* of memory_bytes, by this rank's tensors and scratch, now */
     char bus[32]; /* which GPU of the machine: "0000:17:00.0"; "" on the CPU. Ranks of a node
                      with the same bus share a GPU, which NCCL refuses */
     struct device_fact fact[DEVICE_FACTS];
     int fact_count; /* CPU: onednn (version), isa (what it uses), gemm (its kernels or our own),
-                       bf16_gemm. CUDA: gpu, compute_capability, gpu_memory, cuda, libraries, ... */
+                       bf16_gemm, loops (the level our own are compiled for). CUDA: gpu,
+                       compute_capability, gpu_memory, cuda, libraries, ... */
 };
 
 /* Opens the device of this rank. Errors: STATUS_USAGE for a device this binary lacks,
@@ -54,6 +58,20 @@ void *device_stream(const struct device *device);
 
 /* Measured peak of a large GEMM on this device, FLOP/s; takes a tenth of a second. */
 double device_peak_flops(struct device *device, enum dtype dtype);
+
+/* What nothing can exceed here, measured: products of registers alone (of the widest instruction
+ * for this dtype, on all threads of this rank), FLOP/s; and memory copied from one place to
+ * another, read and written, bytes/s. */
+struct device_ceilings {
+    double fma_flops, copy_bytes;
+};
+/* Takes a third of a second. False: this kind of device does not measure them. */
+bool device_ceilings(struct device *device, enum dtype dtype, struct device_ceilings *out);
+
+struct meter;
+/* From now on device_ops() counts in `meter` (kernels/meter.h), borrowed; before anybody asks for
+ * the ops. False: this kind of device's ops are not done when they return. */
+bool device_meter(struct device *device, struct meter *meter);
 
 /* What the compiler says of a CUDA kernel in this binary, for sm_90a. */
 struct device_kernel {

@@ -4,13 +4,16 @@
 #define KERNELS_DEVICE_KIND_H
 
 #include "kernels/device.h"
+#include "kernels/meter.h"
 
 struct device {
     const struct ops *ops; /* borrowed */
     struct device_info info;
-    int threads;  /* of the host, of this rank */
-    void *stream; /* device_stream() */
+    int threads;         /* of the host, of this rank */
+    void *stream;        /* device_stream() */
+    struct meter *meter; /* borrowed; NULL: nobody counts */
     double (*peak_flops)(struct device *, enum dtype);
+    void (*ceilings)(struct device *, enum dtype, struct device_ceilings *); /* NULL: not known */
     void (*close)(struct device *); /* frees the device itself too */
 };
 

@@ -149,6 +149,7 @@ struct muon {
 };
 
 struct fp8_ops;
+struct fixed_ops;
 
 struct ops {
     const char *name;
@@ -165,6 +166,15 @@ struct ops {
     void (*upload)(struct device *, void *to, const void *host, size_t bytes);
     /* To host memory: waits for everything called before. */
     void (*download)(struct device *, void *host, const void *from, size_t bytes);
+    /* Memory of the host that the device copies to by itself, NULL where there is not so much.
+     * host_free: bytes as allocated; NULL is accepted. */
+    void *(*host_alloc)(struct device *, size_t bytes);
+    void (*host_free)(struct device *, void *data, size_t bytes);
+    /* To memory of host_alloc, of what is there after everything called before, beside what is
+     * called next: `host` is not read, nor `from` changed, until download_wait has returned, which
+     * waits for all that were begun. */
+    void (*download_begin)(struct device *, void *host, const void *from, size_t bytes);
+    void (*download_wait)(struct device *);
     /* Waits for everything called before. */
     void (*synchronize)(struct device *);
     /* A run of ops that is the same at every call with this key: same arguments, no download, no
@@ -404,7 +414,8 @@ struct ops {
     /* ema += (1 - decay) (x - ema): the average of what stays is exactly it. */
     void (*ema)(struct device *, float *ema, const float *x, int64_t count, double decay);
 
-    const struct fp8_ops *fp8; /* ops_fp8.h */
+    const struct fp8_ops *fp8;     /* ops_fp8.h */
+    const struct fixed_ops *fixed; /* ops_fixed.h; NULL: the device has none */
 };
 
 #endif

@@ -117,10 +117,11 @@ void comm_all_reduce(struct comm *comm, void *data, int64_t count, enum dtype dt
     leave(comm);
 }
 
-void comm_reduce_scatter(struct comm *comm, float *out, const float *in, int64_t count)
+void comm_reduce_scatter(struct comm *comm, void *out, const void *in, int64_t count,
+                         enum dtype dtype)
 {
-    enter(comm, "reduce_scatter", (size_t)comm->size * (size_t)count * sizeof *in);
-    comm->table->reduce_scatter(comm, out, in, count);
+    enter(comm, "reduce_scatter", (size_t)comm->size * (size_t)count * dtype_bytes(dtype));
+    comm->table->reduce_scatter(comm, out, in, count, dtype);
     leave(comm);
 }
 

@@ -28,7 +28,7 @@ struct device;
 struct comm_table {
     const char *name; /* "self", "mpi" */
     void (*all_reduce)(struct comm *, void *data, int64_t count, enum dtype, enum reduce);
-    void (*reduce_scatter)(struct comm *, float *out, const float *in, int64_t count);
+    void (*reduce_scatter)(struct comm *, void *out, const void *in, int64_t count, enum dtype);
     void (*all_gather)(struct comm *, void *out, const void *in, size_t bytes);
     void (*all_to_all)(struct comm *, void *recv, const int64_t *recv_rows, const void *send,
                        const int64_t *send_rows, size_t row_bytes);
@@ -71,8 +71,10 @@ void comm_split(struct comm *comm, int color, int key, struct comm *out);
 /* data[count] in place; dtype F32, F64, I64, I32. */
 void comm_all_reduce(struct comm *comm, void *data, int64_t count, enum dtype dtype,
                      enum reduce op);
-/* out[count] = sum over ranks, in rank order, of in[rank*count ...]; in has size*count elements. */
-void comm_reduce_scatter(struct comm *comm, float *out, const float *in, int64_t count);
+/* out[count] = sum over ranks, in rank order, of in[rank*count ...]; in has size*count elements;
+ * dtype F32 or I64. */
+void comm_reduce_scatter(struct comm *comm, void *out, const void *in, int64_t count,
+                         enum dtype dtype);
 /* out[size*bytes], every rank's `in` in rank order; in may be out + rank*bytes. */
 void comm_all_gather(struct comm *comm, void *out, const void *in, size_t bytes);
 /* Rows of row_bytes, contiguous by destination in `send`, by source in `recv`. Counts may exceed
@@ -109,7 +111,8 @@ const char *comm_nccl_built(void); /* "nccl 2.28.9", or "" where this binary has
  * sums repeat on the same machines, and equal direct's where they are exact. */
 void comm_device_all_reduce(struct comm *comm, void *data, int64_t count, enum dtype dtype,
                             enum reduce op); /* dtype F32, F64 or I64 */
-void comm_device_reduce_scatter(struct comm *comm, float *out, const float *in, int64_t count);
+void comm_device_reduce_scatter(struct comm *comm, void *out, const void *in, int64_t count,
+                                enum dtype dtype); /* F32 or I64 */
 void comm_device_all_gather(struct comm *comm, void *out, const void *in, size_t bytes);
 /* recv_rows, send_rows: host memory, exact counts; free to reuse at return. One message per pair
  * of ranks, rows to oneself are copied. recv and send do not overlap. */
@@ -131,8 +134,8 @@ void comm_device_all_to_all_start(struct comm *comm, void *recv, const int64_t *
                                   const void *send, const int64_t *send_rows, size_t row_bytes);
 void comm_device_all_to_all_fixed_start(struct comm *comm, void *recv, const void *send,
                                         int64_t rows_per_peer, size_t row_bytes);
-void comm_device_reduce_scatter_start(struct comm *comm, float *out, const float *in,
-                                      int64_t count);
+void comm_device_reduce_scatter_start(struct comm *comm, void *out, const void *in, int64_t count,
+                                      enum dtype dtype);
 void comm_device_finish(struct comm *comm);
 /* Local. Whether the wire needs nothing of the host while an operation runs, so that a device can
  * record it (graph_begin, kernels/ops.h). */

@@ -98,9 +98,10 @@ void comm_device_all_reduce(struct comm *comm, void *data, int64_t count, enum d
     comm_device_finish(comm);
 }
 
-void comm_device_reduce_scatter(struct comm *comm, float *out, const float *in, int64_t count)
+void comm_device_reduce_scatter(struct comm *comm, void *out, const void *in, int64_t count,
+                                enum dtype dtype)
 {
-    comm_device_reduce_scatter_start(comm, out, in, count);
+    comm_device_reduce_scatter_start(comm, out, in, count, dtype);
     comm_device_finish(comm);
 }
 
@@ -124,9 +125,11 @@ void comm_device_all_to_all_fixed(struct comm *comm, void *recv, const void *sen
     comm_device_finish(comm);
 }
 
-void comm_device_reduce_scatter_start(struct comm *comm, float *out, const float *in, int64_t count)
+void comm_device_reduce_scatter_start(struct comm *comm, void *out, const void *in, int64_t count,
+                                      enum dtype dtype)
 {
-    wire(comm)->reduce_scatter(comm, out, in, count);
+    assert(dtype == DTYPE_F32 || dtype == DTYPE_I64);
+    wire(comm)->reduce_scatter(comm, out, in, count, dtype);
 }
 
 void comm_device_all_to_all_start(struct comm *comm, void *recv, const int64_t *recv_rows,

@@ -18,9 +18,10 @@ static void all_reduce(struct comm *comm, void *data, int64_t count, enum dtype 
     (void)comm, (void)data, (void)count, (void)dtype, (void)op;
 }
 
-static void reduce_scatter(struct comm *comm, float *out, const float *in, int64_t count)
+static void reduce_scatter(struct comm *comm, void *out, const void *in, int64_t count,
+                           enum dtype dtype)
 {
-    copy(comm, out, in, (size_t)count * sizeof *out);
+    copy(comm, out, in, (size_t)count * dtype_bytes(dtype));
 }
 
 static void all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, const void *send,

@@ -162,22 +162,35 @@ static void all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, 
     MPI_Waitall(count, requests, MPI_STATUSES_IGNORE);
 }
 
-/* Every rank gets all contributions to its share and adds them in rank order. */
-static void reduce_scatter(struct comm *comm, float *out, const float *in, int64_t count)
+static void add_part(void *out, const void *part, int64_t count, enum dtype dtype)
 {
-    const size_t ranks = (size_t)comm->size;
-    int64_t *rows = scratch(comm, ranks * (sizeof *rows + (size_t)count * sizeof *out));
-    float *parts = (float *)(void *)(rows + ranks);
+    if (dtype == DTYPE_I64) {
+        int64_t *sum = out;
+        for (int64_t i = 0; i < count; i++) {
+            sum[i] += ((const int64_t *)part)[i];
+        }
+        return;
+    }
+    float *sum = out;
+    for (int64_t i = 0; i < count; i++) {
+        sum[i] += ((const float *)part)[i];
+    }
+}
+
+/* Every rank gets all contributions to its share and adds them in rank order. */
+static void reduce_scatter(struct comm *comm, void *out, const void *in, int64_t count,
+                           enum dtype dtype)
+{
+    const size_t ranks = (size_t)comm->size, bytes = (size_t)count * dtype_bytes(dtype);
+    int64_t *rows = scratch(comm, ranks * (sizeof *rows + bytes));
+    char *parts = (char *)(rows + ranks);
     for (int r = 0; r < comm->size; r++) {
         rows[r] = count;
     }
-    all_to_all(comm, parts, rows, in, rows, sizeof *in);
-    memcpy(out, parts, (size_t)count * sizeof *out);
+    all_to_all(comm, parts, rows, in, rows, dtype_bytes(dtype));
+    memcpy(out, parts, bytes);
     for (int r = 1; r < comm->size; r++) {
-        const float *part = parts + (int64_t)r * count;
-        for (int64_t i = 0; i < count; i++) {
-            out[i] += part[i];
-        }
+        add_part(out, parts + (size_t)r * bytes, count, dtype);
     }
 }
 

@@ -324,13 +324,15 @@ static void all_reduce(struct comm *comm, void *data, int64_t count, enum dtype 
     }
 }
 
-static void reduce_scatter(struct comm *comm, float *out, const float *in, int64_t count)
+static void reduce_scatter(struct comm *comm, void *out, const void *in, int64_t count,
+                           enum dtype dtype)
 {
     if (count > 0) {
         struct group *g =
-            begin(comm, "reduce-scatter", (size_t)count * (size_t)comm->size * sizeof *in);
-        end(g, g->nccl.reduce_scatter(in, out, (size_t)count, ncclFloat32, ncclSum, g->comm,
-                                      g->stream));
+            begin(comm, "reduce-scatter", (size_t)count * (size_t)comm->size * dtype_bytes(dtype));
+        end(g, g->nccl.reduce_scatter(in, out, (size_t)count,
+                                      dtype == DTYPE_I64 ? ncclInt64 : ncclFloat32, ncclSum,
+                                      g->comm, g->stream));
     }
 }
 

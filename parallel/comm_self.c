@@ -17,10 +17,11 @@ static void copy(void *out, const void *in, size_t bytes)
     }
 }
 
-static void reduce_scatter(struct comm *comm, float *out, const float *in, int64_t count)
+static void reduce_scatter(struct comm *comm, void *out, const void *in, int64_t count,
+                           enum dtype dtype)
 {
     (void)comm;
-    copy(out, in, (size_t)count * sizeof *out);
+    copy(out, in, (size_t)count * dtype_bytes(dtype));
 }
 
 static void all_gather(struct comm *comm, void *out, const void *in, size_t bytes)

@@ -52,19 +52,20 @@ static void all_reduce(struct comm *comm, void *data, int64_t count, enum dtype 
     }
 }
 
-static void reduce_scatter(struct comm *comm, float *out, const float *in, int64_t count)
+static void reduce_scatter(struct comm *comm, void *out, const void *in, int64_t count,
+                           enum dtype dtype)
 {
-    const size_t ranks = (size_t)comm->size;
-    const int64_t most = (int64_t)(staged(comm)->bytes / ranks / sizeof *in);
+    const size_t ranks = (size_t)comm->size, size = dtype_bytes(dtype);
+    const int64_t most = (int64_t)(staged(comm)->bytes / ranks / size);
     for (int64_t at = 0; at < count; at += most) {
         const int64_t some = count - at < most ? count - at : most;
-        const size_t bytes = (size_t)some * sizeof *in;
+        const size_t bytes = (size_t)some * size;
         for (size_t r = 0; r < ranks; r++) {
-            download(comm, staged(comm)->send + r * bytes, in + (int64_t)r * count + at, bytes);
+            download(comm, staged(comm)->send + r * bytes,
+                     (const char *)in + (r * (size_t)count + (size_t)at) * size, bytes);
         }
-        comm_reduce_scatter(comm, (float *)(void *)staged(comm)->recv,
-                            (const float *)(const void *)staged(comm)->send, some);
-        upload(comm, out + at, staged(comm)->recv, bytes);
+        comm_reduce_scatter(comm, staged(comm)->recv, staged(comm)->send, some, dtype);
+        upload(comm, (char *)out + (size_t)at * size, staged(comm)->recv, bytes);
     }
 }
 

@@ -4,6 +4,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "kernels/ops_fixed.h"
+
 /* Elements of plan->taken. */
 static size_t taken_count(const struct expert_plan *plan)
 {
@@ -39,7 +41,8 @@ enum status expert_plan_init(struct expert_plan *plan, struct comm *ep, struct d
                                  .ops = ops,
                                  .slots = slots,
                                  .experts = experts,
-                                 .local_experts = experts / ep->size};
+                                 .local_experts = experts / ep->size,
+                                 .by_source = sizes->by_source && ep->size > 1};
     set_rooms(plan, sizes);
     plan->counts = calloc(ranks * ((size_t)experts + ranks), sizeof *plan->counts);
     plan->send_rows = calloc(ranks, sizeof *plan->send_rows);
@@ -50,10 +53,11 @@ enum status expert_plan_init(struct expert_plan *plan, struct comm *ep, struct d
     plan->bounds = calloc((size_t)experts + ranks + 2, sizeof *plan->bounds);
     plan->taken = calloc(taken_count(plan), sizeof *plan->taken);
     plan->host_pick = calloc((size_t)slots, sizeof *plan->host_pick);
+    plan->source_begin = calloc((size_t)experts + 1, sizeof *plan->source_begin);
     const bool good = plan->counts != NULL && plan->send_rows != NULL && plan->recv_rows != NULL &&
                       plan->send_begin != NULL && plan->send_tokens != NULL &&
                       plan->recv_tokens != NULL && plan->bounds != NULL && plan->taken != NULL &&
-                      plan->host_pick != NULL;
+                      plan->host_pick != NULL && plan->source_begin != NULL;
     return good ? STATUS_OK
                 : status_fail(STATUS_RESOURCE, "out of memory for the dispatch plan of %lld slots",
                               (long long)slots);
@@ -87,6 +91,9 @@ void expert_plan_layout(struct expert_plan *plan, struct arena *arena)
     plan->place = arena_alloc(arena, slots * sizeof *plan->place);
     plan->fan = arena_alloc(arena, bound * sizeof *plan->fan);
     plan->offset = arena_alloc(arena, (local + 1) * sizeof *plan->offset);
+    if (plan->by_source) { /* E = local * ranks */
+        plan->source_offset = arena_alloc(arena, (experts + 1) * sizeof *plan->source_offset);
+    }
     plan->regroup = arena_alloc(arena, bound * sizeof *plan->regroup);
     plan->ungroup = arena_alloc(arena, bound * sizeof *plan->ungroup);
     if (plan->padded) {
@@ -109,6 +116,7 @@ void expert_plan_free(struct expert_plan *plan)
     free(plan->bounds);
     free(plan->taken);
     free(plan->host_pick);
+    free(plan->source_begin);
     *plan = (struct expert_plan){0};
 }
 
@@ -181,6 +189,58 @@ static void exchange_counts(struct expert_plan *plan, int64_t slots)
                                  plan->local_experts + shape.pair_slots, sizeof *plan->leaving);
     plan->ops->expert_unpad(plan->device, plan->regroup, plan->ungroup, plan->fan, plan->offset,
                             plan->arriving, &shape);
+    if (plan->by_source) {
+        plan->ops->fixed->expert_sources(plan->device, plan->source_offset, plan->arriving, &shape);
+    }
+}
+
+/* Which rows of a destination's order a round carries, [low, high); `at`: overlap's. */
+struct window {
+    int64_t low, high, at;
+};
+
+/* Rows that source `from` has for the i-th pair (expert of rank `to`, source). */
+static int64_t pair_rows(const struct expert_plan *plan, int to, int64_t i)
+{
+    const int64_t expert = to * plan->local_experts + i / plan->ep->size;
+    return counts_of(plan, (int)(i % plan->ep->size))[expert];
+}
+
+/* Round `round` of rows to `to`; past the last one it is empty. */
+static struct window window_of(const struct expert_plan *plan, int to, int64_t round)
+{
+    const int64_t bound = plan->bound;
+    struct window window = {.low = round * bound, .high = (round + 1) * bound};
+    int64_t at = 0;
+    if (!plan->by_source) {
+        return window;
+    }
+    window.low = 0;
+    for (int64_t i = 0; i < plan->experts; i++) { /* pairs: local experts * ranks */
+        const int64_t rows = pair_rows(plan, to, i);
+        assert(rows <= bound);
+        if (at + rows - window.low > bound) {
+            if (round == 0) {
+                break;
+            }
+            round--;
+            window.low = at;
+        }
+        at += rows;
+    }
+    window.low = round > 0 ? at : window.low;
+    window.high = at;
+    return window;
+}
+
+static int64_t rounds_to(const struct expert_plan *plan, int to)
+{
+    const int64_t rows = rows_to(plan, to);
+    int64_t rounds = 0;
+    while (window_of(plan, to, rounds).low < rows) {
+        rounds++;
+    }
+    return rounds;
 }
 
 void expert_plan_make(struct expert_plan *plan, const int32_t *expert, int64_t tokens,
@@ -203,7 +263,7 @@ void expert_plan_make(struct expert_plan *plan, const int32_t *expert, int64_t t
     comm_all_gather(plan->ep, plan->counts, counts_of(plan, plan->ep->rank),
                     (size_t)(experts + ranks) * sizeof *plan->counts);
     for (int to = 0; to < ranks; to++) {
-        const int64_t there = rows_to(plan, to), rounds = (there + plan->bound - 1) / plan->bound;
+        const int64_t there = rows_to(plan, to), rounds = rounds_to(plan, to);
         plan->rounds = rounds > plan->rounds ? rounds : plan->rounds;
         rows += there;
         for (int from = 0; from < ranks; from++) {
@@ -213,12 +273,8 @@ void expert_plan_make(struct expert_plan *plan, const int32_t *expert, int64_t t
     plan->once = ranks > 1 && plan->rounds == 1 && unique < rows;
 }
 
-/* Calls for each (expert of rank `to`, source) in order: how many of its rows fall into [low, high)
- * of the destination's order. */
-struct window {
-    int64_t low, high, at;
-};
-
+/* Calls for each pair (expert of the destination, source) in order: how many of its rows fall into
+ * the window. */
 static int64_t overlap(struct window *window, int64_t rows)
 {
     const int64_t begin = window->at > window->low ? window->at : window->low;
@@ -230,7 +286,7 @@ static int64_t overlap(struct window *window, int64_t rows)
 /* What this rank sends to `to` in this round: its rows are in expert order, so they are one run. */
 static void plan_send(struct expert_plan *plan, int to, int64_t round)
 {
-    struct window window = {.low = round * plan->bound, .high = (round + 1) * plan->bound};
+    struct window window = window_of(plan, to, round);
     int64_t before = 0, rows = 0;
     for (int64_t e = 0; e < to * plan->local_experts; e++) {
         before += counts_of(plan, plan->ep->rank)[e];
@@ -256,7 +312,7 @@ static void plan_receive(struct expert_plan *plan, int64_t round)
 {
     const int ranks = plan->ep->size;
     const int64_t local = plan->local_experts, first = plan->ep->rank * local;
-    struct window window = {.low = round * plan->bound, .high = (round + 1) * plan->bound};
+    struct window window = window_of(plan, plan->ep->rank, round);
     plan->received = 0;
     for (int from = 0; from < ranks; from++) {
         plan->recv_rows[from] = 0;
@@ -265,8 +321,10 @@ static void plan_receive(struct expert_plan *plan, int64_t round)
         const int from = (int)(i % ranks);
         plan->taken[i] = overlap(&window, counts_of(plan, from)[first + i / ranks]);
         plan->recv_rows[from] += plan->taken[i];
+        plan->source_begin[i] = plan->received;
         plan->received += plan->taken[i];
     }
+    plan->source_begin[local * ranks] = plan->received;
 }
 
 /* Tokens there and back, and where each source's rows and tokens begin (behind taken). */
@@ -299,6 +357,10 @@ void expert_plan_round(struct expert_plan *plan, int64_t round)
     plan_tokens(plan);
     plan->ops->upload(plan->device, plan->device_taken, plan->taken,
                       taken_count(plan) * sizeof *plan->taken);
+    if (plan->by_source) {
+        plan->ops->upload(plan->device, plan->source_offset, plan->source_begin,
+                          (size_t)(plan->experts + 1) * sizeof *plan->source_begin);
+    }
     plan->ops->expert_regroup(plan->device, plan->regroup, plan->ungroup, plan->offset,
                               plan->device_taken, plan->local_experts, ranks);
 }

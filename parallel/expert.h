@@ -12,7 +12,8 @@
  * ranks, for which it waits. The receive buffer has a hard bound of `bound` rows: when a
  * destination's rows exceed it, they travel in several rounds, round r carrying rows [r*bound,
  * (r+1)*bound) of that destination's order. All ranks compute the same rounds from the all-gathered
- * counts, so imbalance costs time, never memory, never tokens. Where tokens sent once save nothing
+ * counts, so imbalance costs time, never memory, never tokens. `by_source`: a round ends with the
+ * last (expert, source) that fits whole. Where tokens sent once save nothing
  * (no token of any rank has two experts on one rank), or there are several rounds, each slot's row
  * travels.
  *
@@ -33,7 +34,9 @@
 struct expert_sizes {
     int64_t tokens, top_k, experts; /* N, K of the largest call; of all ranks together */
     bool padded;
-    double buffer_factor; /* exact: bound / (N*K) */
+    double buffer_factor; /* exact: bound / (N*K), at least 1 / K */
+    bool by_source;       /* source_offset is wanted, and no source's rows for an expert come in two
+                             rounds */
 };
 
 struct expert_plan {
@@ -47,6 +50,7 @@ struct expert_plan {
     int64_t bound;         /* receive rows per round */
     int64_t sending;       /* rows that a message to all ranks may hold */
     bool padded;           /* and ep has more than one rank */
+    bool by_source;        /* and ep has more than one rank */
     struct padded_shape pad;
     /* set by expert_plan_make, for the current layer and micro-batch */
     int64_t rounds;    /* >= 1, the same on every rank of ep */
@@ -65,6 +69,8 @@ struct expert_plan {
     int64_t received;    /* rows received this round; padded: bound */
     int64_t *offset;     /* [local_experts + 1] device: expert boundaries among the received rows;
                             `sorted` where ep is 1 */
+    int64_t *source_offset; /* [local_experts * ep + 1] device: the same of (expert, source);
+                               by_source only */
     int32_t *regroup; /* [bound] device: regroup[i] = arrival position (source, expert, token order)
                          of row i of (expert, source, token) order; NULL where ep is 1 */
     int32_t *ungroup; /* [bound] device: its inverse */
@@ -81,6 +87,7 @@ struct expert_plan {
     int64_t *taken;        /* [local_experts, ep] owned: rows of this round, by expert and source;
                               then [ep+1] where each source's rows begin, [ep+1] its tokens */
     int64_t *device_taken; /* the same, device */
+    int64_t *source_begin; /* [local_experts * ep + 1] owned: source_offset on the host */
     /* padded, device: expert_pad's and expert_unpad's */
     int32_t *leaving, *arriving; /* [ep, local_experts + P] messages of counts and places */
     int32_t *pad_token;          /* [ep * U] */

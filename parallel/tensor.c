@@ -77,7 +77,7 @@ void tp_reduce(const struct tp *tp, struct tensor own, struct tensor full, int64
                           tensor_2d(row(full, s * tokens), full.dtype, tokens, width));
             parts = tp->sums;
         }
-        comm_device_reduce_scatter(tp->comm, sum, parts, tp->share * width);
+        comm_device_reduce_scatter(tp->comm, sum, parts, tp->share * width, DTYPE_F32);
         take(tp, own, s * mine, mine, sum, add);
     }
 }

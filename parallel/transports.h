@@ -14,7 +14,7 @@ struct comm_wire {
     const char *name;
     bool recordable;
     void (*all_reduce)(struct comm *, void *data, int64_t count, enum dtype, enum reduce);
-    void (*reduce_scatter)(struct comm *, float *out, const float *in, int64_t count);
+    void (*reduce_scatter)(struct comm *, void *out, const void *in, int64_t count, enum dtype);
     void (*all_gather)(struct comm *, void *out, const void *in, size_t bytes);
     void (*all_to_all)(struct comm *, void *recv, const int64_t *recv_rows, const void *send,
                        const int64_t *send_rows, size_t row_bytes);

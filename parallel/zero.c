@@ -18,20 +18,20 @@ void zero_init(struct zero *zero, struct comm *comm, int64_t padded_count)
         .comm = comm, .count = padded_count, .share = share, .first = comm->rank * share};
 }
 
-void zero_reduce_start(const struct zero *zero, const float *grads, float *scratch)
+void zero_reduce_start(const struct zero *zero, const void *sums, void *scratch, enum dtype dtype)
 {
     if (zero->comm->size > 1) {
-        comm_device_reduce_scatter_start(zero->comm, scratch, grads, zero->share);
+        comm_device_reduce_scatter_start(zero->comm, scratch, sums, zero->share, dtype);
     }
 }
 
-void zero_reduce_finish(const struct zero *zero, struct device *device, const struct ops *ops,
-                        float *grads, const float *scratch)
+void *zero_reduce_finish(const struct zero *zero, void *sums, void *scratch)
 {
-    if (zero->comm->size > 1) {
-        comm_device_finish(zero->comm);
-        ops->copy(device, grads + zero->first, scratch, (size_t)zero->share * sizeof *grads);
+    if (zero->comm->size == 1) {
+        return sums;
     }
+    comm_device_finish(zero->comm);
+    return scratch;
 }
 
 void zero_all_gather(const struct zero *zero, void *params, enum dtype dtype)

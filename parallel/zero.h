@@ -4,7 +4,6 @@
 #ifndef PARALLEL_ZERO_H
 #define PARALLEL_ZERO_H
 
-#include "kernels/ops.h"
 #include "parallel/comm.h"
 
 struct zero {
@@ -17,13 +16,12 @@ struct zero {
 int64_t zero_padded(int64_t count, int size); /* next multiple of size * 64 */
 void zero_init(struct zero *zero, struct comm *comm, int64_t padded_count);
 
-/* Collective over zero->comm. grads[count] holds this rank's gradient sums; afterwards grads[first
- * .. first+share) holds the sum over ranks. With one rank: nothing to do. `scratch` has room for
- * `share` floats. Memory of the device comm is attached to. What is called between the halves may
- * run beside the exchange (comm_device_finish). */
-void zero_reduce_start(const struct zero *zero, const float *grads, float *scratch);
-void zero_reduce_finish(const struct zero *zero, struct device *device, const struct ops *ops,
-                        float *grads, const float *scratch);
+/* Collective over zero->comm. sums[count], F32 or I64, holds this rank's gradient sums; finish
+ * returns where the sum over ranks of this rank's share is: in `scratch` with room for `share`
+ * elements, or, of one rank, sums. Memory of the device comm is attached to. What is called between
+ * the halves may run beside the exchange (comm_device_finish). */
+void zero_reduce_start(const struct zero *zero, const void *sums, void *scratch, enum dtype dtype);
+void *zero_reduce_finish(const struct zero *zero, void *sums, void *scratch);
 /* Collective. params[count] of dtype: every rank's share goes to all, in place. */
 void zero_all_gather(const struct zero *zero, void *params, enum dtype dtype);
 

@@ -44,6 +44,7 @@ struct check_piece {
 struct check {
     struct device *devices[2]; /* owned; with 1 and 2 threads */
     struct onednn *onednn[2];  /* owned by them */
+    bool wide[2];              /* what they were opened with */
     /* Of the running pass: */
     struct device *device; /* borrowed */
     const struct ops *ops; /* borrowed */
@@ -347,6 +348,7 @@ static inline void check_passes(struct check *c, void (*run)(struct check *, con
         c->threads = pass + 1;
         c->floor = 0;
         cpu_device_of(c->device)->onednn = c->own ? NULL : c->onednn[pass];
+        cpu_device_of(c->device)->wide = !c->own && c->wide[pass];
         run(c, args);
         made[pass] = c->pieces;
         check_end(c);
@@ -383,6 +385,7 @@ static inline int check_open(void **state)
         const struct device_options options = {.name = "cpu", .threads = i + 1};
         assert_int_equal(device_open(&c->devices[i], &options), STATUS_OK);
         c->onednn[i] = cpu_device_of(c->devices[i])->onednn;
+        c->wide[i] = cpu_device_of(c->devices[i])->wide;
     }
     *state = c;
     return 0;

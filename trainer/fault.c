@@ -88,7 +88,8 @@ static enum status parse(const char *text, struct request *request)
                ? STATUS_OK
                : status_fail(STATUS_USAGE,
                              "debug.fault: '%s' is neither io:KIND:OPERATION with KIND eio, "
-                             "enospc, edquot, eintr, short, kill-before, kill-torn or kill-after, "
+                             "enospc, edquot, eintr, short, slow, kill-before, kill-torn or "
+                             "kill-after, "
                              "nor KIND:STEP:RANK with KIND kill, segv, stop, exit, nan or gradient",
                              text);
 }

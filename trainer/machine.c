@@ -62,20 +62,82 @@ static void look_at_limits(struct machine *machine, const struct comm *world)
     }
 }
 
-/* What the control group allows, where it does not allow all. */
-static void look_at_group(struct machine *machine)
+/* The number a file of a control group begins with; INFINITY: "max", or no such file. */
+static double group_number(const char *path)
 {
     char *text = NULL;
     size_t bytes = 0;
-    const bool there = io_exists("/sys/fs/cgroup/memory.max") &&
-                       io_read_file("/sys/fs/cgroup/memory.max", &text, &bytes, 4096) == STATUS_OK;
-    const double limit = there && text[0] != 'm' ? strtod(text, NULL) : (double)INFINITY;
+    const bool there = io_exists(path) && io_read_file(path, &text, &bytes, 4096) == STATUS_OK;
+    char *end = text;
+    const double number = there ? strtod(text, &end) : (double)INFINITY;
+    const bool is_number = end != text;
+    free(text);
+    return is_number ? number : (double)INFINITY;
+}
+
+/* Least of `file` in the group `group` below `mount` and in all groups above it. */
+static double group_limit(const char *mount, const char *group, const char *file)
+{
+    char path[4096], at[2048];
+    double limit = INFINITY;
+    snprintf(at, sizeof at, "%.2000s", strcmp(group, "/") == 0 ? "" : group);
+    for (;;) {
+        snprintf(path, sizeof path, "%.1900s%.2000s/%s", mount, at, file);
+        limit = fmin(limit, group_number(path));
+        char *last = strrchr(at, '/');
+        if (last == NULL) {
+            return limit;
+        }
+        *last = '\0';
+    }
+}
+
+double machine_memory_limit(const char *root)
+{
+    char path[4096], *text = NULL, *rest = NULL;
+    size_t bytes = 0;
+    double limit = INFINITY;
+    snprintf(path, sizeof path, "%.3900s/proc/self/cgroup", root);
+    if (!io_exists(path) || io_read_file(path, &text, &bytes, 1 << 16) != STATUS_OK) {
+        return limit;
+    }
+    /* "0::/GROUP" of version 2; "N:memory:/GROUP" of version 1, "memory" one of several perhaps */
+    for (char *line = strtok_r(text, "\n", &rest); line != NULL;
+         line = strtok_r(NULL, "\n", &rest)) {
+        char *kinds = strchr(line, ':'), *group = kinds != NULL ? strchr(kinds + 1, ':') : NULL;
+        if (group == NULL) {
+            continue;
+        }
+        *group++ = '\0';
+        if (kinds[1] == '\0') {
+            snprintf(path, sizeof path, "%.3900s/sys/fs/cgroup", root);
+            limit = fmin(limit, group_limit(path, group, "memory.max"));
+            snprintf(path, sizeof path, "%.3900s/sys/fs/cgroup/unified", root);
+            limit = fmin(limit, group_limit(path, group, "memory.max"));
+        } else if (strstr(kinds, "memory") != NULL) {
+            snprintf(path, sizeof path, "%.3900s/sys/fs/cgroup/memory", root);
+            limit = fmin(limit, group_limit(path, group, "memory.limit_in_bytes"));
+        }
+    }
+    free(text);
+    return limit;
+}
+
+/* What the control groups allow, where they do not allow all. */
+static void look_at_group(struct machine *machine, const struct comm *world)
+{
+    const double limit = machine_memory_limit("");
     const double whole = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
     struct finding *f = add(machine, "memory limit", "memory_limit_gib",
                             (limit < whole ? limit : whole) / 1073741824.0);
-    snprintf(f->text, sizeof f->text, limit < whole ? "%.1f GiB of this control group" : "none",
-             limit / 1073741824.0);
-    free(text);
+    snprintf(f->text, sizeof f->text,
+             limit < whole ? "%.1f GiB of this control group, for its %d ranks" : "none",
+             limit / 1073741824.0, world->node_size);
+    if (limit < whole) {
+        snprintf(
+            f->remedy, sizeof f->remedy,
+            "beyond it ranks are killed: see what plan says, or ask for more (--mem, --memory)");
+    }
 }
 
 static void look_at_cores(struct machine *machine, const struct comm *world, int threads)
@@ -155,7 +217,7 @@ void machine_look(struct machine *machine, struct comm *world, const char *folde
     look_at_cores(machine, world, threads);
     look_at_shared_memory(machine, world);
     look_at_limits(machine, world);
-    look_at_group(machine);
+    look_at_group(machine, world);
     if (world->rank == 0) {
         look_at_disk(machine, folder);
     }

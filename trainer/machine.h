@@ -20,6 +20,10 @@ struct machine {
     int findings;
 };
 
+/* Bytes that this process's control groups (version 1 or 2, however deeply nested) let it have;
+ * INFINITY: all. root: "", or a folder with proc/ and sys/ in it. */
+double machine_memory_limit(const char *root);
+
 /* Collective over world; the findings are rank 0's. `folder`: whose disk is written to (64 MiB,
  * removed again). threads: of a rank. */
 void machine_look(struct machine *machine, struct comm *world, const char *folder, int threads);

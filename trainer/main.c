@@ -26,6 +26,7 @@ static const struct {
     {"ckpt", "list, verify, compare, export, remove checkpoints", command_ckpt},
     {"rerun", "repeat a run and compare it bit by bit", command_rerun},
     {"verify", "check a layout against one rank before a long run", command_verify},
+    {"trace", "name the first tensor where two traced runs part", command_trace},
     {"sweep", "train a config with many values of some keys", command_sweep},
     {"watch", "follow a run in the terminal", command_watch},
     {"report", "write a page of charts of one or more runs", command_report},

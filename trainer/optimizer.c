@@ -133,8 +133,49 @@ void optimizer_reduce_start(struct model *model, enum param_group g)
 {
     struct model_group *group = &model->group[g];
     assert(!group->reducing);
-    zero_reduce_start(&group->zero, group->grads, group->reduced);
+    if (model->gradients.fixed) {
+        zero_reduce_start(&group->zero, group->sums, group->reduced, DTYPE_I64);
+    } else {
+        zero_reduce_start(&group->zero, group->grads, group->reduced, DTYPE_F32);
+    }
     group->reducing = true;
+}
+
+/* What is frozen has no part in the norm. */
+static void clear_frozen(const struct model *model, const struct model_group *group, float *grads,
+                         int64_t *sums)
+{
+    for (int64_t i = 0; i < model->params.count; i++) {
+        const struct param *param = &model->params.table[i];
+        const struct param_piece piece = param_piece(param, &group->zero, group->zero.comm->rank);
+        const int64_t at = piece.first - group->zero.first, count = piece.last - piece.first;
+        if (!param->frozen || &model->group[param->group] != group || count <= 0) {
+            continue;
+        }
+        if (sums != NULL) {
+            model->ops->zero(model->device, sums + at, (size_t)count * sizeof *sums);
+        } else {
+            model->ops->zero(model->device, grads + at, (size_t)count * sizeof *grads);
+        }
+    }
+}
+
+/* The sum over the replicas, in f32, of this rank's share, and its part of the norm. */
+static void take_share(struct model *model, struct model_group *group)
+{
+    const struct zero *zero = &group->zero;
+    float *share = group->grads + zero->first;
+    if (model->gradients.fixed) {
+        int64_t *sums = zero_reduce_finish(zero, group->sums, group->reduced);
+        clear_frozen(model, group, NULL, sums);
+        gradients_decode(&model->gradients, share, sums, zero->share, model->unit);
+        return;
+    }
+    const float *sums = zero_reduce_finish(zero, group->grads, group->reduced);
+    if (zero->comm->size > 1) {
+        model->ops->copy(model->device, share, sums, (size_t)zero->share * sizeof *share);
+    }
+    clear_frozen(model, group, share, NULL);
 }
 
 /* One group after the other; experts first, which may be under way. */
@@ -147,7 +188,7 @@ static void reduce_groups(struct model *model)
         if (!group->reducing) {
             optimizer_reduce_start(model, (enum param_group)g);
         }
-        zero_reduce_finish(&group->zero, model->device, model->ops, group->grads, group->reduced);
+        take_share(model, group);
         group->reducing = false;
     }
 }
@@ -156,18 +197,12 @@ double optimizer_reduce(struct model *model)
 {
     double sum = 0;
     reduce_groups(model);
+    if (model->gradients.fixed) {
+        return gradients_norm(&model->gradients, model->mesh->world);
+    }
     model->ops->zero(model->device, model->norm, sizeof *model->norm);
     for (int g = 0; g < model->params.groups; g++) {
         struct model_group *group = &model->group[g];
-        for (int64_t i = 0; i < model->params.count; i++) {
-            const struct param *param = &model->params.table[i];
-            const struct param_piece piece =
-                param_piece(param, &group->zero, group->zero.comm->rank);
-            if (param->frozen && param->group == (enum param_group)g && piece.first < piece.last) {
-                model->ops->zero(model->device, group->grads + piece.first,
-                                 (size_t)(piece.last - piece.first) * sizeof *group->grads);
-            }
-        }
         model->ops->sum_squares(model->device, model->norm, group->grads + group->zero.first,
                                 group->zero.share);
     }

@@ -12,15 +12,39 @@ static bool saves_at_edges(const struct config *config)
            config->checkpoint.mtbf_hours > 0;
 }
 
+static bool has_copy(const struct config *config)
+{
+    return config->checkpoint.async && saves_at_edges(config);
+}
+
+enum status saving_measure(size_t *bytes, bool *beside, const struct model *model)
+{
+    const struct config *config = model->config;
+    const bool by_time = config->checkpoint.every_minutes > 0 || config->checkpoint.mtbf_hours > 0;
+    struct state_slices slices = {0};
+    *bytes = 0;
+    *beside = false;
+    if (!has_copy(config)) {
+        return STATUS_OK;
+    }
+    const enum status status = state_slices_init(&slices, model);
+    if (status == STATUS_OK) {
+        *bytes = snapshot_bytes(slices.slice, slices.count);
+        *beside = by_time || config->checkpoint.every_steps < config->run.steps;
+    }
+    state_slices_free(&slices);
+    return status;
+}
+
 static enum status init_async(struct saving *saving)
 {
     const struct model *model = saving->model;
-    /* Memory of a device that has its own is read by the thread that runs it. */
-    const bool reads = device_info(model->device)->memory_bytes == 0;
+    /* Memory of a device that has its own is copied by that. */
+    struct device *device = device_info(model->device)->memory_bytes > 0 ? model->device : NULL;
     TRY(state_slices_init(&saving->slices, model));
     const enum status status =
         background_init(&saving->background, saving->world, saving->slices.slice,
-                        saving->slices.count, reads, saving->config->run.pin);
+                        saving->slices.count, device, saving->config->run.pin);
     saving->async = status == STATUS_OK;
     return status == STATUS_OK
                ? STATUS_OK
@@ -40,8 +64,7 @@ enum status saving_init(struct saving *saving, const struct model *model, struct
                               .step = at->step,
                               .ended = step_clock()};
     snprintf(saving->tokenizer, sizeof saving->tokenizer, "%s", tokenizer);
-    return saving->config->checkpoint.async && saves_at_edges(saving->config) ? init_async(saving)
-                                                                              : STATUS_OK;
+    return has_copy(saving->config) ? init_async(saving) : STATUS_OK;
 }
 
 size_t saving_bytes(const struct saving *saving)

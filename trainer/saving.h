@@ -69,5 +69,9 @@ enum status saving_last(struct saving *saving, const struct progress_state *at)
 double saving_held_up(struct saving *saving);
 /* Local. Bytes of host memory for the copy. */
 size_t saving_bytes(const struct saving *saving);
+/* Local. The same of a run of this model, which may be one that is only measured; *beside: whether
+ * a run of so many steps comes to use it. Errors: STATUS_RESOURCE. */
+enum status saving_measure(size_t *bytes, bool *beside, const struct model *model)
+    __attribute__((warn_unused_result));
 
 #endif

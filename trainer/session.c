@@ -8,6 +8,7 @@
 
 #include "checkpoints/checkpoint.h"
 #include "kernels/base/io.h"
+#include "kernels/invariance.h"
 #include "parallel/cores.h"
 #include "trainer/model/architecture.h"
 
@@ -74,14 +75,78 @@ static enum status open_device(struct session *session)
     int cores[MAX_CORES];
     const int share = cores_share(&session->world, (int)config->run.threads, cores, MAX_CORES);
     session->threads = share;
-    const struct device_options options = {.name = names[config->run.device],
-                                           .threads = share,
-                                           .cores = config->run.pin ? cores : NULL,
-                                           .deterministic = config->run.deterministic ==
-                                                            CONFIG_DETERMINISTIC_RUN,
-                                           .node_rank = session->world.node_rank,
-                                           .node_size = session->world.node_size};
+    const struct device_options options = {
+        .name = names[config->run.device],
+        .threads = share,
+        .cores = config->run.pin ? cores : NULL,
+        .deterministic = config->run.deterministic != CONFIG_DETERMINISTIC_OFF,
+        .layout = config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT,
+        .node_rank = session->world.node_rank,
+        .node_size = session->world.node_size};
     return device_open(&session->device, &options);
+}
+
+/* What the bits of a result depend on besides the program: processor, kernels, libraries. */
+static void describe_device(const struct device *device, char *out, size_t bytes)
+{
+    static const char *const own[] = {"gpu",
+                                      "gpu_memory"}; /* which one of several alike, how full */
+    const struct device_info *info = device_info(device);
+    int length = snprintf(out, bytes, "%s", info->cpu);
+    for (int i = 0; i < info->fact_count && length >= 0 && (size_t)length < bytes; i++) {
+        const struct device_fact *fact = &info->fact[i];
+        if (strcmp(fact->key, own[0]) != 0 && strcmp(fact->key, own[1]) != 0) {
+            length +=
+                snprintf(out + length, bytes - (size_t)length, ", %s: %s", fact->key, fact->value);
+        }
+    }
+}
+
+/* Collective. run.deterministic layout: rows may be computed on any rank, so all must compute
+ * alike.
+ */
+static enum status check_alike(struct session *session)
+{
+    char mine[2048], first[2048];
+    struct comm *world = &session->world;
+    enum status status = STATUS_OK;
+    if (session->config.run.deterministic != CONFIG_DETERMINISTIC_LAYOUT) {
+        return STATUS_OK;
+    }
+    describe_device(session->device, mine, sizeof mine);
+    memcpy(first, mine, sizeof first);
+    comm_broadcast(world, first, sizeof first, 0);
+    if (strcmp(mine, first) != 0) {
+        status = status_fail(STATUS_USAGE,
+                             "run.deterministic layout: ranks compute differently: rank 0 with %s; "
+                             "rank %d with %s: run on machines that are alike, or with "
+                             "run.deterministic run",
+                             first, world->rank, mine);
+    } else if (!device_info(session->device)->batch_invariant) {
+        status = status_fail(STATUS_USAGE,
+                             "run.deterministic layout: rows of this device's products depend on "
+                             "the other rows of the batch (switchyard doctor): use "
+                             "run.deterministic run");
+    }
+    return comm_agree(world, status, NULL);
+}
+
+/* The same on products of this model's shapes, in both directions. Local. */
+static enum status check_products(const struct session *session, const struct architecture *arch)
+{
+    const struct config *config = &session->config;
+    if (config->run.deterministic != CONFIG_DETERMINISTIC_LAYOUT) {
+        return STATUS_OK;
+    }
+    const enum status status = invariance_check(
+        session->device, config->train.precision == CONFIG_FP32 ? DTYPE_F32 : DTYPE_BF16,
+        arch->width, arch->expert_width);
+    char why[512];
+    snprintf(why, sizeof why, "%s", status_message());
+    return status == STATUS_OK
+               ? STATUS_OK
+               : status_fail(status, "run.deterministic layout: %s: use run.deterministic run",
+                             why);
 }
 
 static int64_t common_divisor(int64_t a, int64_t b)
@@ -131,8 +196,10 @@ enum status session_open(struct session *session, enum session_use use, const ch
         TRY(comm_agree(&session->world, fit_layout(session, overrides, count), NULL));
     }
     TRY(comm_agree(&session->world, open_device(session), NULL));
+    TRY(check_alike(session));
     struct architecture arch;
     architecture_init(&arch, &session->config);
+    TRY(comm_agree(&session->world, check_products(session, &arch), NULL));
     const struct mesh_shape shape =
         mesh_shape_of((int)session->config.parallel.tp, (int)session->config.parallel.ep);
     TRY(comm_agree(&session->world,

@@ -39,26 +39,25 @@ void state_slices_free(struct state_slices *slices)
     *slices = (struct state_slices){0};
 }
 
-/* Memory of element `first` of the group: all but the weights hold this rank's share only. */
+/* Memory of element `first` of the group: all but the weights hold this rank's share only. NULL in
+ * a model that is only measured. */
 static void *element(const struct state_slices *slices, const struct model *model,
                      const struct model_group *group, enum kind kind, int64_t first)
 {
     const bool staged = slices->moments != model->moments;
-    const size_t at = (size_t)(first - group->zero.first);
-    switch (kind) {
-    case KIND_WEIGHT:
-        return (char *)group->weights + (size_t)first * dtype_bytes(model->act);
-    case KIND_MASTER:
-        return group->master + at;
-    case KIND_EMA:
-        return group->ema + at;
-    case KIND_MOMENT1:
-        return (char *)(staged ? group->grads : group->moment1) + at * dtype_bytes(slices->moments);
-    case KIND_MOMENT2:
-        return (char *)(staged ? group->reduced : group->moment2) +
-               at * dtype_bytes(slices->moments);
-    }
-    return NULL;
+    void *const base[KINDS] = {
+        [KIND_WEIGHT] = group->weights,
+        [KIND_MASTER] = group->master,
+        [KIND_EMA] = group->ema,
+        [KIND_MOMENT1] = staged ? (void *)group->grads : group->moment1,
+        [KIND_MOMENT2] = staged ? (void *)group->reduced : group->moment2,
+    };
+    const bool is_moment = kind == KIND_MOMENT1 || kind == KIND_MOMENT2;
+    const enum dtype dtype = kind == KIND_WEIGHT ? model->act
+                             : is_moment         ? slices->moments
+                                                 : DTYPE_F32;
+    const int64_t at = kind == KIND_WEIGHT ? first : first - group->zero.first;
+    return base[kind] != NULL ? (char *)base[kind] + (size_t)at * dtype_bytes(dtype) : NULL;
 }
 
 /* Slices are the device's memory. */
@@ -123,15 +122,16 @@ static void add_biases(struct state_slices *slices, const struct model *model)
         struct checkpoint_slice *slice = &slices->slice[slices->count++];
         char *name = slices->name[slices->names++];
         params_bias_name(name, NAME_BYTES, m + arch->dense_layers);
-        *slice = (struct checkpoint_slice){.name = name,
-                                           .dtype = DTYPE_F32,
-                                           .ndim = 1,
-                                           .shape = {arch->experts, 1, 1, 1},
-                                           .count = arch->experts,
-                                           .data = model->router_bias + m * arch->experts,
-                                           .read = read_device,
-                                           .write = write_device,
-                                           .context = (void *)(uintptr_t)model};
+        *slice = (struct checkpoint_slice){
+            .name = name,
+            .dtype = DTYPE_F32,
+            .ndim = 1,
+            .shape = {arch->experts, 1, 1, 1},
+            .count = arch->experts,
+            .data = model->router_bias != NULL ? model->router_bias + m * arch->experts : NULL,
+            .read = read_device,
+            .write = write_device,
+            .context = (void *)(uintptr_t)model};
     }
 }
 

@@ -24,7 +24,8 @@ struct state_slices {
     enum dtype moments; /* of the moments; when not the model's, they are staged in the gradients */
 };
 
-/* Local. What a save of this rank writes. Errors: STATUS_RESOURCE. */
+/* Local. What a save of this rank writes; of a model that is only measured without `data`. Errors:
+ * STATUS_RESOURCE. */
 enum status state_slices_init(struct state_slices *slices, const struct model *model)
     __attribute__((warn_unused_result));
 void state_slices_free(struct state_slices *slices); /* accepts a zeroed one */

@@ -9,6 +9,7 @@
 #include "trainer/fault.h"
 #include "trainer/optimizer.h"
 #include "trainer/schedule.h"
+#include "trainer/trace.h"
 
 double step_clock(void)
 {
@@ -220,6 +221,16 @@ static enum status check_finite(int64_t step, const struct step_result *result)
             (unsigned long long)fp8[LINEAR_GRADIENTS].bad_tiles,
             (unsigned long long)fp8[LINEAR_WEIGHTS].bad_tiles);
     }
+    if (result->saturated + result->bad_gradients > 0) {
+        return status_fail(
+            STATUS_DIVERGED,
+            "step %lld: loss %g: %lld elements of gradients are NaN or infinity, %lld too large "
+            "for "
+            "run.deterministic layout; weights left as they were; resume from the last checkpoint "
+            "with a lower optimizer.lr",
+            (long long)step, result->loss, (long long)result->bad_gradients,
+            (long long)result->saturated);
+    }
     if (!isfinite(result->loss) || !isfinite(result->grad_norm)) {
         return status_fail(STATUS_DIVERGED,
                            "step %lld: loss %g, gradient norm %g: not finite, weights left as they "
@@ -251,6 +262,7 @@ static void forward_backward(struct stepper *stepper, int64_t step, int64_t labe
         model->ops->copy(model->device, &stepper->losses[i], model->losses, sizeof *model->losses);
         counters[0] += model->result.slots;
         counters[1] += model->result.extra_rounds;
+        trace_unit(stepper->trace, (int64_t)unit);
     }
     const struct model_losses sums = sum_units(stepper);
     comm_all_reduce((struct comm *)&model->mesh->stage, counters, 2, DTYPE_I64, REDUCE_SUM);
@@ -301,18 +313,26 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
                                    .lr = schedule_lr(config, step)};
     stepper->units = batch / config->train.micro_batch;
     stepper->own = stepper->units / model->mesh->dp.size;
-    model_zero_grads(model);
+    TRY(trace_begin(stepper->trace, step));
     double waited = 0;
     const int64_t labels = load_batches(stepper, position, batch, &waited);
     const double loaded = step_clock();
     model->unit = result->unit = gradient_unit(model, labels);
+    model_zero_grads(model);
     forward_backward(stepper, step, labels, result);
     const double computed = step_clock();
     result->grad_norm = optimizer_reduce(model);
+    result->saturated = model->gradients.saturated;
+    result->bad_gradients = model->gradients.bad;
     expert_load(stepper);
     sum_counters(model, result->fp8);
+    TRY(trace_gradients(stepper->trace));
     const double reduced = step_clock();
-    TRY(check_finite(step, result));
+    const enum status finite = check_finite(step, result);
+    if (finite != STATUS_OK) { /* what led there is what a trace is for */
+        TRY(trace_weights(stepper->trace));
+        return finite;
+    }
     if (stepper->hold != NULL) {
         stepper->hold(stepper->hold_context);
     }
@@ -322,6 +342,7 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
         balance_update_bias(model, stepper->load, stepper->bias, model->arch.balance.bias_speed);
     }
     count_bad_weights(model, result); /* or the next step would be charged for this one */
+    TRY(trace_weights(stepper->trace));
     const double end = step_clock();
     result->phase_ms = (struct phase_ms){.data = 1e3 * (loaded - start - waited),
                                          .data_wait = 1e3 * waited,

@@ -5,6 +5,8 @@
 #include "data/feed.h"
 #include "trainer/model/model.h"
 
+struct trace; /* trace.h */
+
 /* Wall time of the parts of a step, milliseconds. */
 struct phase_ms {
     double data_wait; /* for the thread that makes batches, or making them */
@@ -25,7 +27,9 @@ struct step_result {
     struct fp8_counters fp8[LINEAR_KINDS]; /* all ranks together; values 0: no FP8. Gradients as
                                               they are quantised: times `unit` */
     double unit;                           /* model.unit */
-    int64_t bad_weights; /* this rank's tiles of updated weights that are not finite */
+    int64_t saturated, bad_gradients; /* with run.deterministic layout: elements of gradients that
+                                         were too large, or not finite, on all ranks */
+    int64_t bad_weights;              /* this rank's tiles of updated weights that are not finite */
     double step_ms;
     struct phase_ms phase_ms;
 };
@@ -47,7 +51,8 @@ struct stepper {
     int64_t moe_blocks;
     /* NULL, or called in every step before anything that a checkpoint holds changes. */
     void (*hold)(void *context);
-    void *hold_context; /* borrowed */
+    void *hold_context;  /* borrowed */
+    struct trace *trace; /* borrowed; NULL: none */
 };
 
 /* Local. STATUS_USAGE when global_batch, or a size of its ramp, is not a multiple of micro_batch *

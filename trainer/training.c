@@ -19,6 +19,7 @@
 #include "trainer/signals.h"
 #include "trainer/sources.h"
 #include "trainer/state.h"
+#include "trainer/trace.h"
 #include "trainer/verify.h"
 #include "trainer/watchdog.h"
 
@@ -34,6 +35,7 @@ struct training {
     struct dataset valid;
     struct tokenizer tokenizer; /* of samples; zeroed without */
     struct stepper stepper;
+    struct trace trace;        /* of debug.trace */
     struct metrics metrics;    /* rank 0 */
     struct io_file lock;       /* rank 0 */
     struct watchdog *watchdog; /* owned, or NULL */
@@ -301,6 +303,10 @@ static enum status open_training(struct training *t, bool fresh)
                    NULL));
     TRY(comm_agree(t->world, stepper_init(&t->stepper, &t->model, &t->train.mixture), NULL));
     TRY(start_weights(t));
+    if (config->debug.trace != NULL) {
+        TRY(trace_open(&t->trace, &t->model, t->at.step));
+        t->stepper.trace = &t->trace;
+    }
     TRY(comm_agree(t->world, open_saving(t), NULL));
     TRY(comm_agree(t->world, sources_check(&t->train, config, t->at.step, t->at.position), NULL));
     double peak = device_peak_flops(t->session->device, t->model.act);
@@ -322,6 +328,7 @@ static void close_training(struct training *t)
     saving_close(&t->saving);
     watchdog_stop(t->watchdog);
     metrics_close(&t->metrics);
+    trace_close(&t->trace);
     stepper_free(&t->stepper);
     model_free(&t->model);
     tokenizer_close(&t->tokenizer);

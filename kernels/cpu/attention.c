@@ -5,6 +5,7 @@
  * bf16 as they are stored, whose products are exact. */
 #include <assert.h>
 #include <omp.h>
+#include <string.h>
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/rows.h"

@@ -16,7 +16,9 @@
 enum cpu_slot {
     CPU_SLOT_BATCH, /* the products of one gemm_run, */
     CPU_SLOT_PLAN,  /* how our own kernel goes about them, */
-    CPU_SLOT_GEMM,  /* and their packed operands */
+    CPU_SLOT_WIDE,  /* which of them the wide kernel takes, */
+    CPU_SLOT_SLAB,  /* its slabs, */
+    CPU_SLOT_GEMM,  /* and packed operands */
     CPU_SLOT_ATTENTION,
     CPU_SLOT_LOSS,
     CPU_SLOT_FP8, /* operands of FP8 products as numbers */
@@ -26,7 +28,8 @@ enum cpu_slot {
 
 struct cpu_device {
     struct device head;
-    struct onednn *onednn; /* owned; NULL: products by our own kernel */
+    struct onednn *onednn; /* owned; NULL: products by our own kernels */
+    bool wide;             /* products by gemm_wide, where it takes them */
     struct {
         void *data; /* owned */
         size_t bytes;
@@ -169,5 +172,9 @@ float cpu_combine_backward_part(float *out, const float *dy, const float *x, flo
                                 int64_t count);
 
 extern const struct fp8_ops cpu_fp8_ops;
+extern const struct fixed_ops cpu_fixed_ops;
+
+/* device_ceilings. */
+void cpu_ceilings(struct device *device, enum dtype dtype, struct device_ceilings *out);
 
 #endif

@@ -1,5 +1,6 @@
 #include <assert.h>
 #include <math.h>
+#include <string.h>
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/rows.h"
@@ -7,10 +8,23 @@
 
 enum { CHUNK = 1024, LANES = 16 };
 
+/* By lanes: one after another, every comparison would wait for the last. */
 CPU_CLONES static float row_max(const float *x, int64_t count)
 {
-    float most = x[0];
-    for (int64_t i = 1; i < count; i++) {
+    float lane[LANES], most = x[0];
+    const int64_t whole = count / LANES * LANES;
+    for (int j = 0; j < LANES; j++) {
+        lane[j] = x[0];
+    }
+    for (int64_t i = 0; i < whole; i += LANES) {
+        for (int j = 0; j < LANES; j++) {
+            lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+        }
+    }
+    for (int j = 0; j < LANES; j++) {
+        most = lane[j] > most ? lane[j] : most;
+    }
+    for (int64_t i = whole; i < count; i++) {
         most = x[i] > most ? x[i] : most;
     }
     return most;
@@ -48,39 +62,48 @@ CPU_CLONES static void row_scale(float *x, float scale, int64_t count)
     }
 }
 
-/* One row: logits become d loss / d logits (scale 0: of no use). Returns -log p of the label. */
-static double row_loss(float *logits, int32_t label, int64_t vocab, float scale)
+/* The same, to bf16; x stays. */
+CPU_CLONES static void row_scale_narrow(uint16_t *out, const float *x, float scale, int64_t count)
 {
+    for (int64_t i = 0; i < count; i++) {
+        out[i] = bf16_from_float(x[i] * scale);
+    }
+}
+
+/* One row: logits become d loss / d logits (scale 0: of no use), or with `narrow` leave them there.
+ * Returns -log p of the label. */
+static double row_loss(float *logits, uint16_t *narrow, int32_t label, int64_t vocab, float scale)
+{
+    if (label < 0 && narrow != NULL) {
+        memset(narrow, 0, (size_t)vocab * sizeof *narrow);
+        return 0;
+    }
     if (label < 0) {
         memset(logits, 0, (size_t)vocab * sizeof *logits);
         return 0;
     }
     const float most = row_max(logits, vocab), own = logits[label];
     const double sum = row_exp(logits, most, vocab);
-    row_scale(logits, (float)((double)scale / sum), vocab);
-    logits[label] -= scale;
+    const float factor = (float)((double)scale / sum);
+    if (narrow != NULL) {
+        row_scale_narrow(narrow, logits, factor, vocab);
+        narrow[label] = bf16_from_float(logits[label] * factor - scale);
+    } else {
+        row_scale(logits, factor, vocab);
+        logits[label] -= scale;
+    }
     return log(sum) + (double)most - (double)own;
 }
 
-CPU_CLONES static void row_narrow(uint16_t *out, const float *in, int64_t count)
-{
-    for (int64_t i = 0; i < count; i++) {
-        out[i] = bf16_from_float(in[i]);
-    }
-}
-
-/* Softmax and loss of a chunk: logits become their gradients, copied to `narrow` (may be NULL) as
- * bf16: such products are twice as fast, and published implementations round here too. */
+/* Softmax and loss of a chunk: logits become their gradients, in `narrow` (may be NULL) as bf16:
+ * such products are twice as fast, and published implementations round here too. */
 static void chunk_loss(struct device *device, float *logits, uint16_t *narrow, double *loss,
                        const int32_t *labels, int64_t count, int64_t vocab, float scale)
 {
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t n = 0; n < count; n++) {
-        float *row = logits + n * vocab;
-        loss[n] = row_loss(row, labels[n], vocab, scale);
-        if (narrow != NULL) {
-            row_narrow(narrow + n * vocab, row, vocab);
-        }
+        loss[n] = row_loss(logits + n * vocab, narrow != NULL ? narrow + n * vocab : NULL,
+                           labels[n], vocab, scale);
     }
 }
 

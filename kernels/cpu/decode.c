@@ -3,6 +3,7 @@
  * order of the cached rows, so a sequence's result depends on nothing but the sequence. */
 #include <assert.h>
 #include <omp.h>
+#include <string.h>
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/rows.h"

@@ -10,6 +10,7 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/gemm_onednn.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cpu/tile.h"
 
 static const struct ops cpu_ops = {
     .name = "cpu",
@@ -20,6 +21,10 @@ static const struct ops cpu_ops = {
     .copy = cpu_copy,
     .upload = cpu_copy,
     .download = cpu_copy,
+    .host_alloc = cpu_memory_alloc,
+    .host_free = cpu_memory_free,
+    .download_begin = cpu_copy,
+    .download_wait = cpu_synchronize,
     .synchronize = cpu_synchronize,
     .graph_begin = cpu_graph_begin,
     .graph_end = cpu_graph_end,
@@ -73,6 +78,7 @@ static const struct ops cpu_ops = {
     .muon_update = cpu_muon_update,
     .ema = cpu_ema,
     .fp8 = &cpu_fp8_ops,
+    .fixed = &cpu_fixed_ops,
 };
 
 /* Whether rows of products by oneDNN are the same bits whatever the number of rows, on a few shapes
@@ -115,24 +121,80 @@ static bool rows_invariant(struct cpu_device *device, enum dtype dtype, bool *na
     return same;
 }
 
+/* Whether a gradient of weights [M, N] over so many tokens is the same bits with any number of
+ * threads: nothing but the tokens may decide how it is summed. */
+static bool threads_invariant(struct cpu_device *device, enum dtype dtype)
+{
+    enum { M = 96, N = 256, MOST = 1024 };
+    static const int64_t tokens[] = {1, 37, 333, MOST};
+    const int threads[] = {1, 2, device->head.threads};
+    const size_t width = dtype_bytes(dtype);
+    char *dy = calloc((size_t)MOST * (M + N), width), *x = dy + (size_t)MOST * M * width;
+    float *dw = calloc((size_t)2 * M * N, sizeof *dw), *first = dw + M * N;
+    bool same = dy != NULL && dw != NULL;
+    for (int64_t i = 0; same && i < MOST * (M + N); i++) {
+        const float value = (float)rng_normal(2, (uint64_t)i);
+        row_store(dy, dtype, i, &value, 1);
+    }
+    for (size_t i = 0; i < 3 * sizeof tokens / sizeof tokens[0] && same; i++) {
+        const struct gemm gemm = {.m = M,
+                                  .n = N,
+                                  .k = tokens[i / 3],
+                                  .a = dy,
+                                  .b = x,
+                                  .c = i % 3 == 0 ? first : dw,
+                                  .a_row = 1,
+                                  .a_col = M,
+                                  .b_row = N,
+                                  .b_col = 1,
+                                  .c_row = N,
+                                  .a_dtype = dtype,
+                                  .b_dtype = dtype,
+                                  .c_dtype = DTYPE_F32,
+                                  .add = true};
+        memset(gemm.c, 0, (size_t)M * N * sizeof *dw);
+        const bool native = onednn_gemm(device->onednn, &gemm, threads[i % 3]);
+        same = !native || i % 3 == 0 || memcmp(first, dw, (size_t)M * N * sizeof *dw) == 0;
+    }
+    free(dy);
+    free(dw);
+    return same;
+}
+
+static const char *loops(void)
+{
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("x86-64-v4")   ? "x86-64-v4"
+           : __builtin_cpu_supports("x86-64-v3") ? "x86-64-v3"
+                                                 : "x86-64";
+#else
+    return "baseline";
+#endif
+}
+
 /* oneDNN where it keeps what gemm.h promises. */
-static void open_onednn(struct cpu_device *device)
+static void open_onednn(struct cpu_device *device, bool layout)
 {
     bool f32 = false, bf16 = false;
     char version[32];
     struct device_info *info = &device->head.info;
     onednn_version(version, sizeof version);
     device->onednn = onednn_open();
-    info->batch_invariant = device->onednn != NULL && rows_invariant(device, DTYPE_F32, &f32) &&
-                            rows_invariant(device, DTYPE_BF16, &bf16);
-    if (!info->batch_invariant || !f32) {
+    info->batch_invariant = true; /* our own kernel always is */
+    if (device->onednn == NULL || !rows_invariant(device, DTYPE_F32, &f32) ||
+        !rows_invariant(device, DTYPE_BF16, &bf16) || !f32 ||
+        (layout && !(threads_invariant(device, DTYPE_F32) &&
+                     (!bf16 || threads_invariant(device, DTYPE_BF16))))) {
         onednn_close(device->onednn);
         device->onednn = NULL;
     }
+    device->wide = device->onednn != NULL && tile_has_pairs() && onednn_has_pairs();
     device_fact(info, "onednn", "%s", version);
     device_fact(info, "isa", "%s", onednn_isa());
-    device_fact(info, "gemm", "%s", device->onednn != NULL ? "oneDNN brgemm" : "own");
+    device_fact(info, "gemm", "%s%s", device->onednn != NULL ? "oneDNN brgemm" : "own",
+                device->wide ? ", experts: own, AVX-512 with bf16" : "");
     device_fact(info, "bf16_gemm", "%s", device->onednn != NULL && bf16 ? "native" : "float32");
+    device_fact(info, "loops", "%s", loops());
 }
 
 static void pin_threads(int threads, const int *cores)
@@ -225,13 +287,14 @@ enum status cpu_device_open(struct device **device, const struct device_options 
         .info = {.name = "cpu", .threads = options->threads},
         .threads = options->threads,
         .peak_flops = cpu_peak_flops,
+        .ceilings = cpu_ceilings,
         .close = cpu_device_close,
     };
     host_cpu_name(self->head.info.cpu, sizeof self->head.info.cpu);
     if (options->cores != NULL) {
         pin_threads(options->threads, options->cores);
     }
-    open_onednn(self);
+    open_onednn(self, options->layout);
     *device = &self->head;
     return STATUS_OK;
 }

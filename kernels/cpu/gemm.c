@@ -1,6 +1,7 @@
 #include "kernels/cpu/gemm.h"
 
 #include "kernels/cpu/gemm_onednn.h"
+#include "kernels/cpu/gemm_wide.h"
 
 /* Register tile MR x NR; a task is a TILE_M x TILE_N piece of C; KC of k at a time, so that a B
  * panel stays in L1. */
@@ -221,15 +222,23 @@ static void run_own(struct device *device, struct plan *plans, int64_t count)
 
 void gemm_run(struct device *device, const struct gemm *batch, int64_t count)
 {
+    const struct cpu_device *self = cpu_device_of(device);
     struct plan *plans = cpu_scratch(device, CPU_SLOT_PLAN, (size_t)count * sizeof *plans);
-    struct onednn *onednn = cpu_device_of(device)->onednn;
-    int64_t own = 0;
+    const struct gemm **wide = cpu_scratch(device, CPU_SLOT_WIDE, (size_t)count * sizeof *wide);
+    int64_t own = 0, wides = 0;
     for (int64_t i = 0; i < count; i++) {
         const struct gemm *g = &batch[i];
-        const bool empty = g->m == 0 || g->n == 0 || (g->k == 0 && g->add);
-        if (!empty && (onednn == NULL || !onednn_gemm(onednn, g, device->threads))) {
+        if (g->m == 0 || g->n == 0 || (g->k == 0 && g->add)) {
+            continue;
+        }
+        if (self->wide && g->varies && gemm_wide_takes(g)) {
+            wide[wides++] = g;
+        } else if (self->onednn == NULL || !onednn_gemm(self->onednn, g, device->threads)) {
             plans[own++].gemm = g; /* none is empty: first tasks ascend strictly */
         }
+    }
+    if (wides > 0) {
+        gemm_wide_run(device, wide, wides);
     }
     if (own > 0) {
         run_own(device, plans, own);

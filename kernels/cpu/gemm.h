@@ -18,6 +18,7 @@ struct gemm {
     int64_t a_row, a_col, b_row, b_col, c_row;
     enum dtype a_dtype, b_dtype, c_dtype;
     bool add;
+    bool varies; /* m or k is how many tokens chose an expert: another one at every call */
 };
 
 /* Runs `count` independent products (no C overlaps another). */

@@ -322,6 +322,11 @@ void onednn_version(char *out, size_t bytes)
     snprintf(out, bytes, "%d.%d.%d", version->major, version->minor, version->patch);
 }
 
+bool onednn_has_pairs(void)
+{
+    return dnnl_get_effective_cpu_isa() == dnnl_cpu_isa_avx512_core_bf16;
+}
+
 const char *onednn_isa(void)
 {
     static const struct {

@@ -19,5 +19,8 @@ bool onednn_gemm(struct onednn *onednn, const struct gemm *gemm, int threads);
 
 void onednn_version(char *out, size_t bytes);
 const char *onednn_isa(void); /* the widest instruction set it uses here */
+/* Its best bf16 products are by AVX512_BF16, as ours would be: not capped (ONEDNN_MAX_CPU_ISA), and
+ * no AMX, which is faster. */
+bool onednn_has_pairs(void);
 
 #endif

@@ -126,10 +126,10 @@ static void grouped(struct device *device, enum pass pass, struct tensor out, st
         if (rows == 0) {
             continue;
         }
-        batch[count++] = pass == PASS_FORWARD ? forward(mine, other, matrix, dtype, false)
-                         : pass == PASS_INPUT
-                             ? backward_input(mine, other, matrix, dtype, false)
-                             : backward_weight((float *)(void *)matrix, mine, other);
+        batch[count] = pass == PASS_FORWARD ? forward(mine, other, matrix, dtype, false)
+                       : pass == PASS_INPUT ? backward_input(mine, other, matrix, dtype, false)
+                                            : backward_weight((float *)(void *)matrix, mine, other);
+        batch[count++].varies = true;
     }
     gemm_run(device, batch, count);
 }

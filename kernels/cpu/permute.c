@@ -1,4 +1,5 @@
 #include <assert.h>
+#include <string.h>
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/rows.h"

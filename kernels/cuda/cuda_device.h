@@ -54,6 +54,10 @@ struct cuda_device {
     } scratch[CUDA_SLOTS];
     int64_t generation; /* counts the scratch's moves, which outdate graphs */
     struct cuda_stage stage;
+    struct {
+        cudaStream_t stream; /* owned, NULL before the first: downloads beside ops */
+        cudaEvent_t called;  /* owned: what was called before a download */
+    } downloads;
     struct cuda_graph *graphs; /* owned; [graph_count] */
     int graph_count;
     char *list;               /* owned, host: the pieces of adamw, grows in the first step */
@@ -86,6 +90,10 @@ void cuda_zero(struct device *device, void *data, size_t bytes);
 void cuda_copy(struct device *device, void *to, const void *from, size_t bytes);
 void cuda_upload(struct device *device, void *to, const void *host, size_t bytes);
 void cuda_download(struct device *device, void *host, const void *from, size_t bytes);
+void *cuda_host_alloc(struct device *device, size_t bytes);
+void cuda_host_free(struct device *device, void *data, size_t bytes);
+void cuda_download_begin(struct device *device, void *host, const void *from, size_t bytes);
+void cuda_download_wait(struct device *device);
 void cuda_synchronize(struct device *device);
 bool cuda_graph_begin(struct device *device, uint64_t key);
 void cuda_graph_end(struct device *device);

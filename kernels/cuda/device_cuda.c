@@ -362,5 +362,5 @@ double cuda_device_fp8_seconds(bool weight, int64_t rows, int64_t out, int64_t i
 
 const char *cuda_device_built(void)
 {
-    return "cuda (" CUDA_CODE ")";
+    return "cuda (" CUDA_CODE "; " CUDA_LIBRARIES ")";
 }

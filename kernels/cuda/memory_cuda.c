@@ -147,6 +147,60 @@ void cuda_download(struct device *device, void *host, const void *from, size_t b
     cuda_end(self);
 }
 
+void *cuda_host_alloc(struct device *device, size_t bytes)
+{
+    struct cuda_device *self = cuda_begin(device, "host_alloc");
+    void *data = NULL;
+    const cudaError_t error = cudaHostAlloc(&data, bytes > 0 ? bytes : 1, cudaHostAllocDefault);
+    if (error == cudaErrorMemoryAllocation) {
+        (void)cudaGetLastError(); /* said by NULL */
+        data = NULL;
+    } else {
+        cuda_check(self, error, "pinned memory");
+    }
+    cuda_end(self);
+    return data;
+}
+
+void cuda_host_free(struct device *device, void *data, size_t bytes)
+{
+    struct cuda_device *self = cuda_begin(device, "host_free");
+    (void)bytes;
+    cuda_check(self, cudaFreeHost(data), "cudaFreeHost");
+    cuda_end(self);
+}
+
+/* The copy's own stream waits for the ops', never the other way: they go on. */
+void cuda_download_begin(struct device *device, void *host, const void *from, size_t bytes)
+{
+    struct cuda_device *self = cuda_begin(device, "download_begin");
+    assert(!self->recording);
+    if (self->downloads.stream == NULL) {
+        cuda_check(self, cudaStreamCreateWithFlags(&self->downloads.stream, cudaStreamNonBlocking),
+                   "cudaStreamCreate");
+        cuda_check(self, cudaEventCreateWithFlags(&self->downloads.called, cudaEventDisableTiming),
+                   "cudaEventCreate");
+    }
+    if (bytes > 0) {
+        cudaStream_t stream = self->downloads.stream;
+        cuda_check(self, cudaEventRecord(self->downloads.called, self->stream), "cudaEventRecord");
+        cuda_check(self, cudaStreamWaitEvent(stream, self->downloads.called, 0),
+                   "cudaStreamWaitEvent");
+        cuda_check(self, cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, stream),
+                   "cudaMemcpyAsync");
+    }
+    cuda_end(self);
+}
+
+void cuda_download_wait(struct device *device)
+{
+    struct cuda_device *self = cuda_begin(device, "download_wait");
+    if (self->downloads.stream != NULL) {
+        cuda_check(self, cudaStreamSynchronize(self->downloads.stream), "a kernel before it");
+    }
+    cuda_end(self);
+}
+
 void cuda_synchronize(struct device *device)
 {
     struct cuda_device *self = cuda_begin(device, "synchronize");
@@ -254,4 +308,8 @@ void cuda_memory_close(struct cuda_device *self)
         }
     }
     (void)cudaFreeHost(self->stage.ring);
+    if (self->downloads.stream != NULL) {
+        (void)cudaStreamDestroy(self->downloads.stream);
+        (void)cudaEventDestroy(self->downloads.called);
+    }
 }

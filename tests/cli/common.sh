@@ -4,8 +4,8 @@
 # the exit code, so that one run shows all that is wrong.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMP_WAIT_POLICY=passive OMPI_MCA_mpi_yield_when_idle=1 # several ranks share a core here
-source_dir=$1
-binary=$2
+source_dir=$(realpath "$1")
+binary=$(realpath "$2")
 full=${SWITCHYARD_FULL:-0}
 work=$(mktemp -d "${TMPDIR:-/tmp}/switchyard-XXXXXX")
 # Launches of other tests remove the common folder while this one makes its own there.

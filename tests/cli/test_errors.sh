@@ -19,12 +19,17 @@ expect_error 64 "--top-p" "$binary" generate run --prompt a --top-p 2
 expect_error 64 "--seed needs a value" "$binary" generate run --prompt a --seed
 expect_error 64 "did you mean '--data'" "$binary" eval run --dta x
 expect_error 64 "unknown action 'remove'" "$binary" ckpt remove run
-expect_error 64 "unknown command 'trace'" "$binary" trace
-for command in train prepare tokenizer import export eval generate plan bench ckpt doctor config; do
+expect_error 64 "trace: too few arguments" "$binary" trace
+expect_error 64 "did you mean 'diff'" "$binary" trace dif a.h5 b.h5
+for command in train prepare tokenizer import export eval generate plan bench ckpt trace doctor config; do
     expect_rc 0 "$binary" $command --help
     expect_text "usage: switchyard $command"
 done
 expect_rc 0 "$binary" --version
+# A program with the GPU device names what of it was built in.
+if grep -q cuda "$out"; then
+    grep -qE '^devices: .*cuda \(.*; (no cuBLASLt|cuBLASLt [0-9.]+), (no cuDNN|cuDNN [0-9.]+)\)$' "$out" || fail "--version does not name cuBLASLt and cuDNN"
+fi
 expect_rc 0 "$binary" --help-keys
 expect_text "router.buffer_factor"
 
@@ -369,9 +374,22 @@ expect_same "$(metric measured valid_loss | tail -n 1)" \
 [ -s measured/samples.txt ] || fail "no samples.txt"
 expect_rc 0 "$binary" bench tiny.yaml --steps 2 --warmup 1
 expect_text "tokens/s"
-expect_rc 0 ranks 2 "$binary" bench tiny.yaml --steps 2 --warmup 1 --json parallel.ep=2
-python3 -c 'import json, sys; r = json.load(open(sys.argv[1])); assert r["ranks"] == 2 and r["learned"]["tokens_per_s"] > 0' "$out" ||
-    fail "bench --json is not what it should be"
+expect_text "roofline of a step"
+expect_rc 0 ranks 2 "$binary" bench tiny.yaml --steps 2 --warmup 1 --learned --json parallel.ep=2
+python3 - "$out" <<'PY' || fail "bench --json is not what it should be"
+import json, sys
+r = json.load(open(sys.argv[1]))
+assert r["ranks"] == 2 and r["learned"]["tokens_per_s"] > 0 and "balanced" not in r, r
+roofline = r["roofline"]
+families = {k: v for k, v in roofline.items() if isinstance(v, dict)}
+assert roofline["fma_flops"] > 0 and roofline["copy_bytes_per_s"] > 0 and len(families) >= 15, r
+for name, f in families.items():
+    assert f["calls"] > 0 and f["ms"] > 0 and f["bytes"] > 0 and f["bound"] in ("flops", "memory"), name
+# Forward, and a gradient of either operand: the same FLOPs.
+assert families["experts"]["flops"] > 0
+for name in "experts_input", "experts_weight":
+    assert families[name]["flops"] == families["experts"]["flops"], families
+PY
 expect_error 64 "--steps" "$binary" bench tiny.yaml --steps 0
 expect_rc 0 "$binary" bench tiny.yaml --kernels train.precision=bf16
 expect_text "attention_backward"
@@ -398,6 +416,14 @@ fi
 expect_rc 0 "$binary" doctor
 expect_rc 0 "$binary" doctor --json
 python3 -m json.tool "$out" >/dev/null || fail "doctor --json is not JSON"
+for isa in AVX2 AVX512_CORE; do
+    expect_rc 0 env ONEDNN_MAX_CPU_ISA=$isa DNNL_MAX_CPU_ISA=$isa "$binary" doctor --json
+    python3 - "$out" <<'PY' || fail "doctor with $isa: $(cat "$out")"
+import json, sys
+cpu = json.load(open(sys.argv[1]))["devices"][0]
+assert cpu["bf16_gemm"] == "float32" and "bf16" not in cpu["gemm"], cpu
+PY
+done
 expect_rc 0 "$binary" ckpt ls run --json
 python3 -m json.tool "$out" >/dev/null || fail "ckpt ls --json is not JSON"
 

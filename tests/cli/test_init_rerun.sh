@@ -35,4 +35,9 @@ expect_error 64 "old-rerun: is there already" ranks 2 "$binary" rerun old
 sed -i '3s/"loss":\([0-9]\)\.\([0-9]\)/"loss":\1.9\2/' old/metrics.jsonl
 expect_rc 1 ranks 2 "$binary" rerun old/ --dir fourth
 expect_text "step 3 differs"
+mkdir empty
+cp old/config.yaml old/run.json empty
+: >empty/metrics.jsonl
+expect_error 65 "empty: no steps in its metrics.jsonl to compare with" ranks 2 "$binary" rerun empty
+[ ! -e empty-rerun ] || fail "trained though there is nothing to compare with"
 finish

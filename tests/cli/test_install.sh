@@ -51,7 +51,7 @@ complete_words() {
     bash -c 'source "$1"; compopt() { :; }; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _switchyard; echo "${COMPREPLY[*]}"' _ \
         "$source_dir/scripts/completion.bash" "$@"
 }
-expect_same "$(complete_words "$binary" tra)" train "completion of a command"
+expect_same "$(complete_words "$binary" trai)" train "completion of a command"
 expect_same "$(complete_words "$binary" train optimizer.beta1)" optimizer.beta1= "completion of a key"
 expect_same "$(complete_words "$binary" report --ou)" --output "completion of an option"
 finish

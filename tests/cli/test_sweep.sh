@@ -27,6 +27,7 @@ for trial in 0000 0004; do
     expect_same "$(state grid $trial)" done "state of trial $trial"
 done
 expect_same "$(for t in 1 2 3 5 6 7; do state grid 000$t; done | sort -u)" failed "state of the sabotaged ones"
+expect_text "6 of 8 trials failed"
 expect_text "exit 137"
 expect_text "exit 139"
 expect_text "exit 77: step 5: loss"
@@ -69,6 +70,44 @@ expect_same "$(metric halted/0000 step | tr '\n' ' ')" "$(seq 60 | tr '\n' ' ')"
 expect_same "$(for t in 0 1 2; do state halted 000$t; done | sort -u)" done "states at the end"
 sed -i 's/seed: 5/seed: 6/' halted.yaml
 expect_error 64 "made from another sweep file" "$binary" sweep halted.yaml
+
+echo "stopped while a launcher is starting"
+cat >late.sh <<'END'
+trap : USR1 # as mpirun before its ranks are there: the signal is lost
+touch starting
+while [ ! -e go ]; do sleep 0.05; done
+exec "$@"
+END
+sweep_file late "set: {run.steps: 1000000}" "metric: loss" "parameters: {optimizer.lr: [1e-3]}" 'launch: {command: "bash late.sh"}'
+"$binary" sweep late.yaml >"$out" 2>"$err" &
+sweep=$!
+wait_for 30 test -e starting || fail "the launcher did not start within 30 s"
+kill -TERM "$sweep"
+sleep 0.5 # time to lose a signal in
+touch go
+rc=0
+wait "$sweep" || rc=$?
+expect_same "$rc $(state late 0000)" "85 running" "a sweep stopped while its trial started"
+[ -f "late/0000/checkpoints/$(printf %08d "$(metric late/0000 step | tail -n 1)")/manifest.json" ] || fail "the trial did not save"
+
+echo "all fail"
+sweep_file lost "set: {run.steps: 5}" "metric: loss" "parameters: {debug.fault: ['nan:2:0', 'nan:3:0']}" "launch: {slots: 2}"
+expect_error 77 "every trial failed; the first with exit code 77: step 2" "$binary" sweep lost.yaml --quiet
+[ ! -e lost/best.yaml ] || fail "a best config of trials that all failed"
+expect_rc 0 "$binary" sweep lost.yaml --table
+sweep_file lost2 "set: {run.steps: 5}" "metric: loss" "parameters: {debug.fault: ['nan:2:0', 'kill:2:0']}" "launch: {slots: 2}"
+expect_error 70 "every trial failed" "$binary" sweep lost2.yaml --quiet
+
+echo "values that are lists of maps; steps of each trial its own"
+sweep_file nested "metric: loss" "set: {data.valid: null, eval.every_steps: 0}" "parameters:" \
+    "  data.train: [[{path: train.h5, weight: 2}, {path: \"valid.h5\", weight: 1, epochs: 100}], [{path: train.h5}]]" \
+    "  run.steps: [3, 2]" "launch: {slots: 2}"
+expect_rc 0 "$binary" sweep nested.yaml
+expect_text "data.train=[{path: train.h5, weight: 2}, {path: 'valid.h5', weight: 1, epochs: 100}]  run.steps=3"
+grep -q 'valid.h5' nested/0000/config.yaml || fail "the nested list did not reach the trial"
+rm nested/*.json
+expect_rc 0 "$binary" sweep nested.yaml --table
+for trial in 0000 0001 0002 0003; do expect_text "$trial   done"; done
 
 echo "killed, while its trial trains on"
 name="or'p \"h\" %d"
@@ -143,5 +182,7 @@ refused "every trial has its own" "parameters: {run.dir: [a, b]}"
 refused "asha.rungs and method: asha go together" "method: asha" "trials: 2" "parameters: {optimizer.lr: [1]}"
 refused "bad.yaml:4:1: metric: stands there twice" "metric: loss" "metric: loss" "parameters: {optimizer.lr: [1]}"
 refused "no valid_loss before step 20" "method: asha" "trials: 2" "set: {run.steps: 40, eval.every_steps: 20}" "asha: {rungs: [10]}" "parameters: {optimizer.lr: [1]}"
+refused "is not below run.steps 8 of trial " "method: asha" "trials: 2" "metric: loss" "asha: {rungs: [10]}" "parameters: {run.steps: [8, 8]}"
+refused "lists nested too deep" "metric: loss" "parameters: {data.train: [[[[[[[[[[[1]]]]]]]]]]]}"
 refused "is not below run.steps" "method: asha" "trials: 2" "metric: loss" "asha: {rungs: [20]}" "parameters: {optimizer.lr: [1]}"
 finish

@@ -56,6 +56,9 @@ expect_rc 0 timeout 20 "$binary" watch "$work/h %s <b>" --once
 : >"$work/h %s <b>/metrics.jsonl"
 expect_rc 0 "$binary" report "$work/h %s <b>"
 expect_rc 0 "$binary" watch "$work/h %s <b>" --once
+expect_text "no step yet"
+# shellcheck disable=SC2046
+expect_error 64 "report: at most 64 at a time, '$run' is one too many" "$binary" report $(for ((i = 0; i < 65; i++)); do echo "$run"; done)
 
 browser=$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)
 if [ -n "$browser" ] && [ "$full" = 1 ]; then

@@ -119,7 +119,7 @@ static void check_chain(struct comm *world, struct comm *group)
     for (int again = 0; again < 3; again++) {
         copy(&gpu, a, junk, all);
         copy(&gpu, a, input, all);
-        comm_device_reduce_scatter(group, (float *)(void *)b, (float *)(void *)a, N);
+        comm_device_reduce_scatter(group, b, a, N, DTYPE_F32);
         comm_device_all_gather(group, c, b, part);
         comm_device_all_to_all_fixed(group, d, c, N, sizeof *x); /* block `rank` from everyone */
         comm_device_all_to_all_fixed(group, c, d, N, sizeof *x); /* and back */

@@ -53,6 +53,35 @@ static bool uploads()
     return right;
 }
 
+/* Downloads beside other ops: of what was called before them, whatever is called after the wait. */
+static bool downloads_beside()
+{
+    enum { COUNT = 1 << 18, PIECES = 8, PIECE = COUNT / PIECES };
+    const size_t bytes = COUNT * sizeof(float);
+    float *x = (float *)ops->memory_alloc(device, bytes),
+          *y = (float *)ops->memory_alloc(device, bytes);
+    float *host = (float *)ops->host_alloc(device, bytes);
+    bool right = expect(host != nullptr, "pinned memory");
+    ops->download_wait(device); /* none was begun */
+    for (int save = 1; save <= 3; save++) {
+        ops->fill(device, x, COUNT, (float)save);
+        for (int i = 0; i < PIECES; i++)
+            ops->download_begin(device, host + i * PIECE, x + i * PIECE, PIECE * sizeof(float));
+        ops->download_begin(device, host, x, 0);
+        ops->copy(device, y, x, bytes);
+        ops->download_wait(device);
+        ops->fill(device, x, COUNT, -1); /* what the host has stays */
+        for (int i = 0; i < COUNT; i++)
+            right = right && host[i] == (float)save;
+        right = expect(right, "downloads beside ops");
+    }
+    ops->host_free(device, host, bytes);
+    ops->host_free(device, nullptr, 0);
+    ops->memory_free(device, x, bytes);
+    ops->memory_free(device, y, bytes);
+    return right;
+}
+
 static bool out_of_memory()
 {
     const size_t most = device_info(device)->memory_bytes;
@@ -172,7 +201,7 @@ static bool test()
     }
     ops = device_ops(device);
     bool right = expect(device_stream(device) != nullptr, "a stream");
-    right = uploads() & out_of_memory() & graphs() & fp8_products() & right;
+    right = uploads() & downloads_beside() & out_of_memory() & graphs() & fp8_products() & right;
     device_close(device);
     return choice() && right;
 }

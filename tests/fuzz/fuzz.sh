@@ -25,7 +25,7 @@ run_fuzzer() {
     local rc=0 runs most=$1 least=$2
     shift 2
     echo "leak:libhdf5" >"$work/not-ours" # of files that it refuses
-    ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS="suppressions=$work/not-ours:print_suppressions=0" "$work/fuzz" -max_total_time="$seconds" -max_len="$most" -timeout=1 -rss_limit_mb=512 \
+    ASAN_OPTIONS=detect_leaks=1 LSAN_OPTIONS="suppressions=$work/not-ours:print_suppressions=0" "$work/fuzz" -max_total_time="$seconds" -max_len="$most" -timeout=30 -rss_limit_mb=512 \
         -print_final_stats=1 "$@" -artifact_prefix="$work/" "$work/corpus" >"$out" 2>"$err" || rc=$?
     [ "$rc" = 0 ] || { fail "the fuzzer found something"; tail -n 40 "$err"; }
     runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$err")

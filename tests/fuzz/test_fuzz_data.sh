@@ -68,7 +68,7 @@ for target in tokenizer_json document_line token_files; do
         "$work/readers.a" $(pkg-config --cflags --libs "$hdf5" jansson libxxhash libpcre2-8 libutf8proc) -o "$work/fuzz-$target"
     corpus $target
     rc=0
-    ASAN_OPTIONS=detect_leaks=1 "$work/fuzz-$target" -max_total_time="$seconds" -max_len=16384 -timeout=5 -rss_limit_mb=1024 -verbosity=0 \
+    ASAN_OPTIONS=detect_leaks=1 "$work/fuzz-$target" -max_total_time="$seconds" -max_len=16384 -timeout=30 -rss_limit_mb=1024 -verbosity=0 \
         -print_final_stats=1 -artifact_prefix="$work/" "$work/$target" >"$out" 2>"$err" || rc=$?
     [ "$rc" = 0 ] || {
         fail "$target: the fuzzer found something"

@@ -119,7 +119,7 @@ static inline void check_reduce_scatter(const struct rig *rig, int64_t count)
     }
     unsigned char *in = device_copy(rig, mine, all * sizeof *mine);
     unsigned char *out = device_take(rig, (size_t)count * sizeof *expected);
-    comm_device_reduce_scatter(rig->group, (float *)(void *)out, (float *)(void *)in, count);
+    comm_device_reduce_scatter(rig->group, out, in, count, DTYPE_F32);
     device_expect(rig, "reduce-scatter", out, expected, (size_t)count * sizeof *expected);
     device_expect(rig, "input of reduce-scatter", in, mine, all * sizeof *mine);
     device_give(rig, in);

@@ -16,6 +16,7 @@ struct rig {
     struct comm *world;
     struct state state;
     struct background background;
+    struct device *device; /* copies the state by itself, or nothing does */
     char root[MOST_PATH];
 };
 
@@ -32,24 +33,27 @@ static enum status read_slowly(const struct checkpoint_slice *slice, int64_t off
     return STATUS_OK;
 }
 
-static void rig_open(struct rig *rig, struct comm *world, enum layout layout, bool reads)
+static void rig_open(struct rig *rig, struct comm *world, enum layout layout, bool copies)
 {
+    const struct device_options options = {.name = "cpu", .threads = 1};
     *rig = (struct rig){.world = world};
+    CHECK_EQUAL(world, device_open(&rig->device, &options), STATUS_OK);
     make_state(world, &rig->state, layout, 0);
     caller = pthread_self();
     for (int64_t i = 0; i < rig->state.count; i++) {
         rig->state.slice[i].read = read_slowly;
     }
     make_root(world, rig->root);
-    CHECK_EQUAL(
-        world,
-        background_init(&rig->background, world, rig->state.slice, rig->state.count, reads, true),
-        STATUS_OK);
+    CHECK_EQUAL(world,
+                background_init(&rig->background, world, rig->state.slice, rig->state.count,
+                                copies ? rig->device : NULL, true),
+                STATUS_OK);
 }
 
 static void rig_close(struct rig *rig)
 {
     background_free(&rig->background);
+    device_close(rig->device);
     free_state(&rig->state);
     drop_root(rig->world, rig->root);
 }
@@ -113,10 +117,10 @@ static void compare_folders(struct comm *world, const char *one, const char *two
 static void test_as_it_was(struct comm *world)
 {
     for (int layout = 0; layout < LAYOUTS; layout++) {
-        for (int reads = 0; reads < 2; reads++) {
+        for (int copies = 0; copies < 2; copies++) {
             char beside[MOST_PATH];
             struct rig rig;
-            rig_open(&rig, world, (enum layout)layout, reads != 0);
+            rig_open(&rig, world, (enum layout)layout, copies != 0);
             make_root(world, beside);
             for (int64_t step = 1; step <= 3; step++) { /* the copy's memory is used again */
                 CHECK_EQUAL(world, start(&rig, step, (int)step + layout, 3), STATUS_OK);
@@ -140,7 +144,7 @@ static void test_as_it_was(struct comm *world)
 static void test_while_it_writes(struct comm *world)
 {
     struct rig rig;
-    rig_open(&rig, world, EVEN, true);
+    rig_open(&rig, world, EVEN, false);
     CHECK_EQUAL(world, start(&rig, OLD, OLD, 1), STATUS_OK);
     CHECK_EQUAL(world, edges(&rig), STATUS_OK);
     gate_close();
@@ -208,7 +212,7 @@ static void test_every_operation_of_every_rank(struct comm *world)
 {
     struct rig rig;
     int64_t failures = 0;
-    rig_open(&rig, world, EVEN, true);
+    rig_open(&rig, world, EVEN, false);
     CHECK_EQUAL(world, start(&rig, OLD, OLD, 2), STATUS_OK);
     CHECK_EQUAL(world, edges(&rig), STATUS_OK);
     for (int rank = 0; rank < world->size; rank++) {
@@ -229,7 +233,7 @@ static void test_every_operation_of_every_rank(struct comm *world)
 static void test_given_up(struct comm *world)
 {
     struct rig rig;
-    rig_open(&rig, world, EVEN, false);
+    rig_open(&rig, world, EVEN, true);
     CHECK_EQUAL(world, start(&rig, NEW, NEW, 1), STATUS_OK);
     background_free(&rig.background);
     CHECK(world, !io_exists(step_path(rig.root, NEW)));

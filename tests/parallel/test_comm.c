@@ -71,7 +71,7 @@ static void test_sums_go_in_rank_order(struct comm *world)
     for (int r = 0; r < world->size; r++) {
         memcpy(all + r * COUNT, mine, sizeof mine);
     }
-    comm_reduce_scatter(world, part, all, COUNT);
+    comm_reduce_scatter(world, part, all, COUNT, DTYPE_F32);
     CHECK(world, memcmp(part, sum, sizeof sum) == 0);
     comm_all_reduce(world, mine, COUNT, DTYPE_F32, REDUCE_SUM);
     CHECK(world, memcmp(mine, sum, sizeof sum) == 0);
@@ -88,7 +88,7 @@ static void test_reduce_scatter(struct comm *world)
             in[i] = (float)value(world->rank, i);
         }
         out[count] = -7;
-        comm_reduce_scatter(world, out, in, count);
+        comm_reduce_scatter(world, out, in, count, DTYPE_F32);
         for (int64_t i = 0; i < count; i++) {
             int64_t sum = 0;
             for (int r = 0; r < world->size; r++) {

@@ -134,16 +134,61 @@ static int64_t kept_slots(const struct layout *layout, int rank)
     return kept;
 }
 
-static int64_t expected_rounds(const struct layout *layout, int64_t bound)
+/* Where the run of arrivals of one expert from one source that begins at `at` ends. */
+static int64_t pair_end(const struct arrivals *arrivals, int64_t at)
+{
+    int64_t end = at;
+    while (end < arrivals->count && arrivals->expert[end] == arrivals->expert[at] &&
+           arrivals->source[end] == arrivals->source[at]) {
+        end++;
+    }
+    return end;
+}
+
+/* As many pairs as fit whole. */
+static int64_t whole_rounds(const struct arrivals *arrivals, int64_t bound)
+{
+    int64_t rounds = 0, end = 0;
+    for (int64_t at = 0; at < arrivals->count; rounds++) {
+        for (end = at; end < arrivals->count && pair_end(arrivals, end) - at <= bound;) {
+            end = pair_end(arrivals, end);
+        }
+        at = end;
+    }
+    return rounds;
+}
+
+static int64_t expected_rounds(const struct layout *layout, int64_t bound, bool by_source)
 {
     int64_t rounds = 1;
     for (int to = 0; to < layout->ep; to++) {
         struct arrivals arrivals;
         expect_arrivals(&arrivals, layout, to);
-        const int64_t needed = (arrivals.count + bound - 1) / bound;
+        const int64_t needed =
+            by_source ? whole_rounds(&arrivals, bound) : (arrivals.count + bound - 1) / bound;
         rounds = needed > rounds ? needed : rounds;
     }
     return rounds;
+}
+
+/* The round's rows from arrivals[next] on, pair by pair, none of which goes on in the next round.
+ */
+static void check_sources(struct comm *world, const struct expert_plan *plan,
+                          const struct arrivals *arrivals, int64_t next)
+{
+    const int64_t sources = plan->ep->size, first = plan->ep->rank * plan->local_experts;
+    CHECK_EQUAL(world, plan->source_offset[0], 0);
+    for (int64_t g = 0; g < plan->local_experts * sources; g++) {
+        const int64_t rows = plan->source_offset[g + 1] - plan->source_offset[g];
+        if (rows > 0) {
+            CHECK_EQUAL(world, arrivals->expert[next], first + g / sources);
+            CHECK_EQUAL(world, arrivals->source[next], g % sources);
+            CHECK_EQUAL(world, pair_end(arrivals, next), next + rows);
+            next += rows;
+        }
+    }
+    CHECK_EQUAL(world, plan->source_offset[plan->local_experts * sources],
+                plan->offset[plan->local_experts]);
 }
 
 /* One round there and back: what arrives continues at arrivals[*next]; what comes back changes this
@@ -307,7 +352,7 @@ static struct device *open_device(struct comm *world)
 
 static void open_plan(struct comm *world, struct expert_plan *plan, struct arena *arena,
                       struct comm *ep, struct device *device, const struct layout *layout,
-                      double factor)
+                      double factor, bool by_source)
 {
     const struct ops *ops = device_ops(device);
     *arena = (struct arena){.source = {device, ops->memory_alloc, ops->memory_free}};
@@ -317,7 +362,8 @@ static void open_plan(struct comm *world, struct expert_plan *plan, struct arena
                                                         .top_k = layout->top_k,
                                                         .experts = layout->experts,
                                                         .padded = factor == PADDED,
-                                                        .buffer_factor = factor}),
+                                                        .buffer_factor = factor,
+                                                        .by_source = by_source}),
                 STATUS_OK);
     expert_plan_layout(plan, arena);
     CHECK_EQUAL(world, arena_reserve(arena, "the plan"), STATUS_OK);
@@ -325,7 +371,7 @@ static void open_plan(struct comm *world, struct expert_plan *plan, struct arena
 }
 
 static void check_plan(struct comm *world, struct comm *ep, struct device *device,
-                       const struct layout *layout, double factor, enum dtype dtype)
+                       const struct layout *layout, double factor, bool by_source, enum dtype dtype)
 {
     static struct arrivals arrivals;
     static int32_t send_slot[MOST_SLOTS];
@@ -333,12 +379,12 @@ static void check_plan(struct comm *world, struct comm *ep, struct device *devic
     struct arena arena;
     const int me = ep->rank;
     int64_t next = 0;
-    open_plan(world, &plan, &arena, ep, device, layout, factor);
+    open_plan(world, &plan, &arena, ep, device, layout, factor, by_source);
     const int64_t kept = kept_slots(layout, me);
     CHECK_EQUAL(world, plan.padded, factor == PADDED && ep->size > 1);
     CHECK(world, plan.bound >= layout->slots && plan.bound <= layout->slots * ep->size);
     expert_plan_make(&plan, layout->expert[me], layout->tokens[me], layout->top_k, !plan.padded);
-    CHECK_EQUAL(world, plan.rounds, expected_rounds(layout, plan.bound));
+    CHECK_EQUAL(world, plan.rounds, expected_rounds(layout, plan.bound, by_source));
     check_send_order(world, &plan, layout, send_slot);
     struct tensor x = make(world, dtype, plan.sent), y = make(world, dtype, plan.sent),
                   all = make(world, dtype, plan.sent);
@@ -354,6 +400,9 @@ static void check_plan(struct comm *world, struct comm *ep, struct device *devic
     }
     for (int64_t round = 0; round < plan.rounds; round++) {
         expert_plan_round(&plan, round);
+        if (plan.by_source) {
+            check_sources(world, &plan, &arrivals, next);
+        }
         check_round(world, &plan, x, y, &arrivals, &next, buffer);
         for (int64_t i = 0; i < kept; i++) { /* gathers what each round brought back */
             for (int64_t c = 0; c < COLUMNS && get(&y, i, 0) != -1; c++) {
@@ -391,8 +440,8 @@ static void test_there_and_back(struct comm *world)
         for (int pattern = 0; pattern < PATTERNS; pattern++) {
             for (int64_t k = 1; k <= 3; k++) {
                 lay_out(&layout, (enum pattern)pattern, ep, 2 * k * ep, k);
-                for (int f = 0; f < 5; f++) {
-                    check_plan(world, &mesh.ep, device, &layout, factors[f],
+                for (int f = 0; f < 10; f++) {
+                    check_plan(world, &mesh.ep, device, &layout, factors[f % 5], f >= 5,
                                (f + k) % 2 == 0 ? DTYPE_F32 : DTYPE_BF16);
                 }
             }
@@ -411,7 +460,7 @@ static void test_imbalance_costs_rounds(struct comm *world)
     struct arena arena;
     lay_out(&layout, ONE_EXPERT, world->size, 2 * world->size, 2);
     layout.slots = MOST_SLOTS;
-    open_plan(world, &plan, &arena, world, device, &layout, 1);
+    open_plan(world, &plan, &arena, world, device, &layout, 1, false);
     CHECK_EQUAL(world, plan.bound, MOST_SLOTS);
     expert_plan_make(&plan, layout.expert[world->rank], layout.tokens[world->rank], 2, false);
     CHECK_EQUAL(world, plan.rounds, world->size);
@@ -445,7 +494,7 @@ static void test_a_token_travels_once(struct comm *world)
                 layout.expert[r][slot] = (int32_t)((slot + 2 * r) % layout.experts);
             }
         }
-        open_plan(world, &plan, &arena, world, device, &layout, 1000);
+        open_plan(world, &plan, &arena, world, device, &layout, 1000, false);
         expert_plan_make(&plan, layout.expert[world->rank], layout.tokens[world->rank], 2, false);
         CHECK_EQUAL(world, plan.once, local == 2);
         expect_arrivals(&arrivals, &layout, world->rank);

@@ -6,6 +6,7 @@
 #include "ranks.h"
 #include "tiny_model.h"
 #include "trainer/plan/memory.h"
+#include "trainer/saving.h"
 
 static void measure(struct comm *world, const struct config *config, struct device *device,
                     int64_t ranks, struct stage_memory *memory)
@@ -16,6 +17,25 @@ static void measure(struct comm *world, const struct config *config, struct devi
         .blocks = architecture_blocks(&arch), .embedding = true, .head = true};
     CHECK(world,
           memory_of_stage(memory, config, &whole, device, ranks, config->parallel.ep) == STATUS_OK);
+}
+
+/* The copy that saves are written from: what is planned is the first rank's, to the byte, and once
+ * what it saves; others have the same but for its router biases and the padding of their slices. */
+static void compare_copy(struct comm *world, const struct tiny *tiny,
+                         const struct stage_memory *planned)
+{
+    struct saving saving;
+    const struct progress_state at = {0};
+    size_t saved = 0;
+    CHECK(world, saving_init(&saving, &tiny->model, NULL, "", "none", &at, false) == STATUS_OK);
+    for (int64_t i = 0; i < saving.slices.count; i++) {
+        saved += (size_t)saving.slices.slice[i].count * dtype_bytes(saving.slices.slice[i].dtype);
+    }
+    const size_t padding = 64 * ((size_t)saving.slices.count + 1), bytes = saving_bytes(&saving);
+    CHECK(world, bytes >= saved && bytes <= saved + padding);
+    CHECK(world, world->rank > 0 || bytes == planned->staging);
+    CHECK(world, bytes <= planned->staging + padding);
+    saving_close(&saving);
 }
 
 static void compare(struct comm *world, const char *text, const char *const *overrides)
@@ -32,6 +52,7 @@ static void compare(struct comm *world, const char *text, const char *const *ove
         sum += tiny.model.memory[k];
     }
     CHECK_EQUAL(world, sum, model_bytes(&tiny.model));
+    compare_copy(world, &tiny, &planned);
     for (int g = 0; g < PARAM_GROUPS; g++) {
         CHECK_EQUAL(world, planned.elements[g], tiny.model.group[g].zero.count);
     }
@@ -46,7 +67,7 @@ static void test_planned_is_reserved(struct comm *world)
         {"train.precision=bf16", "train.recompute=norms"},
         {"train.precision=bf16", "train.recompute=experts", "optimizer.moments=bf16"},
         {"train.precision=bf16", "train.recompute=block", "optimizer.ema=0.99"},
-        {"train.precision=bf16", "router.dispatch=padded"},
+        {"train.precision=bf16", "router.dispatch=padded", "run.deterministic=layout"},
         {"optimizer.name=muon", "router.buffer_factor=1.3", "router.capacity_factor=1"},
         {"train.micro_batch=1", "router.z_loss_coef=0.1", "router.sequence_loss_coef=0.1"},
     };

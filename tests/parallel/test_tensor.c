@@ -309,9 +309,10 @@ static void test_checkpoints(struct comm *world)
 }
 
 /* A wire whose reductions keep this rank's part: what a missing reduction does. */
-static void keep_own(struct comm *comm, float *out, const float *in, int64_t count)
+static void keep_own(struct comm *comm, void *out, const void *in, int64_t count, enum dtype dtype)
 {
-    memcpy(out, in + comm->rank * count, (size_t)count * sizeof *out);
+    const size_t bytes = (size_t)count * dtype_bytes(dtype);
+    memcpy(out, (const char *)in + (size_t)comm->rank * bytes, bytes);
 }
 
 static void detach(struct comm *comm)

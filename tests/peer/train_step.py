@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import statistics
+import sys
 import time
 
 
@@ -25,6 +26,8 @@ def arguments():
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--serve", action="store_true",
+                        help="a line of JSON for every line of standard input, until it ends (side_by_side.py)")
     return parser.parse_args()
 
 
@@ -84,7 +87,15 @@ def main():
     generator = torch.Generator().manual_seed(1)
     for _ in range(ARGS.warmup):
         step(run, optimizer, generator)
-    rates = [step(run, optimizer, generator) for _ in range(ARGS.steps)]
+    if not ARGS.serve:
+        report([step(run, optimizer, generator) for _ in range(ARGS.steps)], model)
+        return
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        report([step(run, optimizer, generator) for _ in range(ARGS.steps)], model)
+
+
+def report(rates, model):
     print(json.dumps({
         "shape": ARGS.shape, "dtype": ARGS.dtype, "experts": ARGS.experts, "compile": ARGS.compile,
         "mkl_avx512": "mkl_avx512" in os.environ.get("LD_PRELOAD", ""),

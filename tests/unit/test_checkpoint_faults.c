@@ -1,5 +1,7 @@
 /* checkpoint: whatever happens to the disk or the process in the middle of a save, a whole
- * checkpoint is there afterwards: the one before or the new one. Ends with a table of all trials.
+ * checkpoint is there afterwards: the one before or the new one. All of it twice: with saves that
+ * the caller waits for, and with saves beside it, whose files are the thread's business alone while
+ * the caller changes what is saved. Ends with a table of all trials.
  */
 #define _GNU_SOURCE
 #include "unit/scratch.h"
@@ -8,18 +10,23 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/wait.h>
+#include <time.h>
 
-#include "checkpoints/checkpoint.h"
+#include "checkpoints/background.h"
 
-enum { ELEMENTS = 3000, OLD = 10, NEW = 20 };
+/* Tensor "a" has SMALL elements, or WIDE: several blocks, which a thread of their own writes. */
+enum { SMALL = 3000, WIDE = 2100000, OLD = 10, NEW = 20 };
 
 static struct comm self;
-static int64_t operations; /* of saving NEW beside OLD */
+static bool beside;              /* how is saved */
+static int64_t elements = SMALL; /* of "a" */
+static int64_t operations;       /* of saving NEW beside OLD */
 
 /* Trials of one kind: `old` ended with the checkpoint before as the newest, `new` with the new one.
  */
 static struct row {
     const char *what;
+    bool beside;
     int64_t tried, old, new;
 } rows[32];
 static int row_count;
@@ -28,22 +35,24 @@ static int64_t tried, newer; /* of the kind on its way */
 static void end_row(const char *what)
 {
     assert_true(row_count < (int)(sizeof rows / sizeof rows[0]));
-    rows[row_count++] = (struct row){what, tried, tried - newer, newer};
+    rows[row_count++] = (struct row){what, beside, tried, tried - newer, newer};
     tried = newer = 0;
 }
 
 /* A trial that lost the checkpoint before has failed its test: none gets here. */
-static int print_rows(void **state)
+static void print_rows(void)
 {
-    (void)state;
-    printf("%-38s %6s %9s %9s %9s %5s\n", "at every operation of a save", "tried", "survived",
-           "with old", "with new", "lost");
     for (int i = 0; i < row_count; i++) {
         const struct row *row = &rows[i];
+        if (i == 0 || row->beside != row[-1].beside) {
+            printf("%-38s %6s %9s %9s %9s %5s\n",
+                   row->beside ? "... of a save beside the training"
+                               : "at every operation of a save",
+                   "tried", "survived", "with old", "with new", "lost");
+        }
         printf("%-38s %6lld %9lld %9lld %9lld %5d\n", row->what, (long long)row->tried,
                (long long)(row->old + row->new), (long long)row->old, (long long)row->new, 0);
     }
-    return 0;
 }
 
 /* Two tensors; the value of an element says its step. */
@@ -52,21 +61,40 @@ static void describe(struct checkpoint_slice slices[2], float *a, uint16_t *b)
     slices[0] = (struct checkpoint_slice){.name = "layers.0.a",
                                           .dtype = DTYPE_F32,
                                           .ndim = 2,
-                                          .shape = {ELEMENTS / 3, 3},
-                                          .count = ELEMENTS,
+                                          .shape = {elements / 3, 3},
+                                          .count = elements,
                                           .data = a};
     slices[1] = (struct checkpoint_slice){
         .name = "b", .dtype = DTYPE_BF16, .ndim = 1, .shape = {7}, .count = 7, .data = b};
 }
 
+/* Step edges until a save by the threads has ended; training changes what is saved at once. */
+static enum status save_beside(int64_t step, const char *text,
+                               const struct checkpoint_slice slices[2])
+{
+    static struct background background;
+    enum status status = background_init(&background, &self, slices, 2, NULL, false);
+    assert_int_equal(status, STATUS_OK);
+    status = background_start(&background, "root", step, strdup(text), 2);
+    if (status == STATUS_OK) {
+        background_hold(&background);
+        memset(slices[0].data, 0x55, (size_t)elements * sizeof(float));
+        while (!background_poll(&background, &status)) {
+            nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+        }
+    }
+    background_free(&background);
+    return status;
+}
+
 static enum status save(int64_t step)
 {
-    static float a[ELEMENTS];
+    static float a[WIDE];
     static uint16_t b[7];
     struct checkpoint_slice slices[2];
     char state[32];
     const struct checkpoint_options options = {.keep_last = 2};
-    for (int i = 0; i < ELEMENTS; i++) {
+    for (int64_t i = 0; i < elements; i++) {
         a[i] = (float)(step * 10000 + i);
     }
     for (int i = 0; i < 7; i++) {
@@ -74,7 +102,8 @@ static enum status save(int64_t step)
     }
     describe(slices, a, b);
     snprintf(state, sizeof state, "{\"step\": %d}", (int)step);
-    return checkpoint_save(&self, "root", step, state, slices, 2, &options);
+    return beside ? save_beside(step, state, slices)
+                  : checkpoint_save(&self, "root", step, state, slices, 2, &options);
 }
 
 static void warn(void *context, const char *message)
@@ -85,7 +114,7 @@ static void warn(void *context, const char *message)
 
 static void expect_whole(int64_t step)
 {
-    static float a[ELEMENTS];
+    static float a[WIDE];
     static uint16_t b[7];
     struct checkpoint_slice slices[2];
     char path[64], expected[32], *state = NULL;
@@ -95,7 +124,7 @@ static void expect_whole(int64_t step)
     if (checkpoint_load(&self, path, slices, 2) != STATUS_OK) {
         fail_msg("%s", status_message());
     }
-    for (int i = 0; i < ELEMENTS; i++) {
+    for (int64_t i = 0; i < elements; i++) {
         assert_true(a[i] == (float)(step * 10000 + i));
     }
     for (int i = 0; i < 7; i++) {
@@ -151,21 +180,51 @@ static void forget_new(void)
     assert_int_equal(entries(".tmp-") + entries(".trash-"), 0);
 }
 
+/* Operations of the caller's own thread. */
+static pthread_t caller;
+static int64_t own;
+
+static void count_own(void *context, const struct io_event *event)
+{
+    (void)context;
+    (void)event;
+    own += pthread_equal(pthread_self(), caller) != 0;
+}
+
 static int enter(void **state)
 {
     if (scratch_enter(state) != 0 || comm_open(&self, "self") != STATUS_OK ||
         save(OLD) != STATUS_OK) {
         return 1;
     }
+    caller = pthread_self();
+    own = tried = newer = 0;
     io_fault_arm(IO_FAULT_NONE, 0, false);
+    io_observe(count_own, NULL);
     const enum status status = save(NEW);
+    io_observe(NULL, NULL);
     operations = io_operations();
-    return status != STATUS_OK || io_remove_tree("root") != STATUS_OK;
+    return status != STATUS_OK || own != (beside ? 0 : operations) ||
+           io_remove_tree("root") != STATUS_OK;
+}
+
+static int enter_beside(void **state)
+{
+    beside = true;
+    return enter(state);
+}
+
+static int enter_wide(void **state)
+{
+    elements = WIDE;
+    return enter_beside(state);
 }
 
 static int leave(void **state)
 {
     comm_close(&self);
+    elements = SMALL;
+    beside = false;
     return scratch_leave(state);
 }
 
@@ -278,7 +337,7 @@ static void test_read_errors(void **state)
     }
     assert_true(k > 8);
     end_row("EIO of a read");
-    static float a[ELEMENTS];
+    static float a[WIDE];
     static uint16_t b[7];
     struct checkpoint_slice slices[2];
     describe(slices, a, b);
@@ -291,6 +350,8 @@ static void test_read_errors(void **state)
     printf("  %lld reads of a save, %lld of a load\n", (long long)k - 1, (long long)reads - 1);
 }
 
+#define WIDE_NAME "3 blocks: "
+
 static enum status save_new(void)
 {
     return save(NEW);
@@ -301,8 +362,9 @@ static void test_kills(void **state)
     (void)state;
     static const enum io_fault kinds[] = {IO_FAULT_KILL_BEFORE, IO_FAULT_KILL_TORN,
                                           IO_FAULT_KILL_AFTER};
-    static const char *const names[] = {"SIGKILL before it", "SIGKILL in the middle of it",
-                                        "SIGKILL after it"};
+    static const char *const names[] = {WIDE_NAME "SIGKILL before it",
+                                        WIDE_NAME "SIGKILL in the middle of it",
+                                        WIDE_NAME "SIGKILL after it"};
     assert_int_equal(save(5), STATUS_OK); /* pruned by the new one: that is met, too */
     for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++) {
         int64_t k = 1, published = 0;
@@ -315,7 +377,7 @@ static void test_kills(void **state)
             }
         }
         assert_true(k > 20 && published > 1);
-        end_row(names[kind]);
+        end_row(names[kind] + (elements == WIDE ? 0 : sizeof WIDE_NAME - 1));
         assert_int_equal(expect_resumable(), NEW);
         forget_new();
         tried = newer = 0;
@@ -341,14 +403,28 @@ static void test_kills_while_replacing(void **state)
     assert_int_equal(expect_resumable(), NEW);
 }
 
+#define FAULTS_TEST(name, enter) cmocka_unit_test_setup_teardown(name, enter, leave)
+
 int main(void)
 {
+    const char *full = getenv("SWITCHYARD_FULL");
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_disk_errors, enter, leave),
-        cmocka_unit_test_setup_teardown(test_interruptions, enter, leave),
-        cmocka_unit_test_setup_teardown(test_read_errors, enter, leave),
-        cmocka_unit_test_setup_teardown(test_kills, enter, leave),
-        cmocka_unit_test_setup_teardown(test_kills_while_replacing, enter, leave),
+        FAULTS_TEST(test_disk_errors, enter),
+        FAULTS_TEST(test_interruptions, enter),
+        FAULTS_TEST(test_read_errors, enter),
+        FAULTS_TEST(test_kills, enter),
+        FAULTS_TEST(test_kills_while_replacing, enter),
+        FAULTS_TEST(test_disk_errors, enter_beside),
+        FAULTS_TEST(test_interruptions, enter_beside),
+        FAULTS_TEST(test_read_errors, enter_beside),
+        FAULTS_TEST(test_kills, enter_beside),
+        FAULTS_TEST(test_kills_while_replacing, enter_beside),
     };
-    return cmocka_run_group_tests(tests, NULL, print_rows);
+    const struct CMUnitTest wide[] = {FAULTS_TEST(test_kills, enter_wide)};
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    if (full != NULL && strcmp(full, "1") == 0) {
+        failed += cmocka_run_group_tests(wide, NULL, NULL);
+    }
+    print_rows();
+    return failed;
 }

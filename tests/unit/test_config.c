@@ -180,12 +180,11 @@ static void test_not_built(void **state)
 {
     (void)state;
     static const struct bad cases[] = {
-        {"run: {deterministic: layout}\n", {"'layout' is not built in this version"}},
+        {"run: {deterministic: layers}\n", {"'layers' is not one of off, run, layout"}},
         {"parallel: {pp: 2}\n", {"key 'parallel.pp': not built in this version; it acts as 1"}},
         {"parallel: {cp: 2, etp: 2}\n",
          {"key 'parallel.cp': not built", "key 'parallel.etp': not built"}},
         {"checkpoint: {async: maybe}\n", {"key 'checkpoint.async'"}},
-        {"debug: {trace: t.h5}\n", {"not built in this version; it acts as null"}},
         {"cluster: {gpu: custom}\n",
          {"cluster.gpu custom needs cluster.peak_tflops, memory_gb and memory_gb_s"}},
         {"cluster: {gpu: h300}\n", {"'h300' is not one of null, cpu, h100"}},
@@ -357,6 +356,7 @@ static void test_relations(void **state)
         {{"model.max_position_embeddings=31"},
          {"train.sequence_length 32 is more than model.max_position_embeddings 31"}},
         {{"schedule.decay_end=0.9"}, {"schedule.decay_end: only schedule.kind wsd has it"}},
+        {{"debug.trace_steps=2"}, {"debug.trace_steps: only with debug.trace"}},
         {{"optimizer.momentum=0.9"}, {"optimizer.momentum: only optimizer.name muon has it"}},
         {{"router.dispatch=padded", "router.buffer_factor=3"},
          {"router.buffer_factor: router.dispatch padded has no use for it"}},

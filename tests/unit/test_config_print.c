@@ -185,6 +185,7 @@ static const char *const values[] = {
     "cluster.disk_gb_s=11",
     "cluster.pipeline=1f1b",
     "cluster.virtual_stages=4",
+    "cluster.stages=3,4",
     "cluster.exchange=direct",
     "data.valid=~home",
     "data.shuffle=false",
@@ -209,6 +210,11 @@ static const char *const values[] = {
     "watchdog.step_seconds=62",
     "watchdog.save_seconds=63",
     "debug.fault=io:eio:3",
+    "debug.trace=t.h5",
+    "debug.trace_from=2",
+    "debug.trace_steps=3",
+    "debug.trace_values=all",
+    "debug.trace_mib=7",
 };
 
 /* Keys of the other families. */

@@ -7,7 +7,8 @@ struct group {
     int64_t offset[9];
 };
 
-/* Tiles of our own kernel are 6 x 16 in 96 x 256, 256 of k at a time; oneDNN's rows go by 32. */
+/* Tiles of our own kernels are 6 x 16 in 96 x 256, 256 of k at a time, and for bf16 14 x 32 in 56 x
+ * 128, 1024 of k at a time, of slabs of 2^19 elements; oneDNN's rows go by 32. */
 static const struct group linears[] = {
     {1, 5, 3, 0, {0, 0}},    {1, 1, 1, 0, {0, 1}},     {1, 33, 17, 0, {0, 1}},
     {1, 5, 3, 0, {0, 7}},    {1, 64, 48, 0, {0, 33}},  {1, 130, 71, 0, {0, 65}},
@@ -21,6 +22,11 @@ static const struct group groups[] = {
     {3, 16, 32, 0, {0, 6, 6, 6}},
     {8, 33, 19, 1, {0, 33, 33, 97, 98, 98, 131, 133, 133}},
     {2, 64, 130, 0, {0, 97, 102}},
+    {3, 130, 66, 2, {0, 57, 57, 130}},
+    {2, 1100, 40, 0, {0, 3, 20}},
+    {1, 1040, 420, 0, {0, 2}},
+    {2, 10, 6, 0, {0, 1, 1060}},
+    {1, 4, 240, 0, {0, 1001}},
 };
 enum { LINEARS = sizeof linears / sizeof linears[0], GROUPS = sizeof groups / sizeof groups[0] };
 

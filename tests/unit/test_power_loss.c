@@ -1,6 +1,9 @@
-/* checkpoint: power lost at any moment of a save. The operations of two saves are recorded; then
+/* checkpoint: power lost at any moment of a save. The operations of three saves are recorded; then
  * states of the disk are made in which what was not synced is lost, torn or done out of order, and
- * in each the newest checkpoint that was published must load.
+ * in each the newest checkpoint that was published must load. Once with saves that the caller waits
+ * for; once with saves beside it, while it writes files of its own as steps do: between the
+ * beginning and the end of a save the operations of both are mixed anew in every state, each
+ * thread's own in their order.
  *
  * What a disk promises here is as little as POSIX does: the contents of a file survive when it was
  * synced after them; a name survives when its folder was synced after it; everything else may be
@@ -12,7 +15,9 @@
 #define _GNU_SOURCE
 #include "unit/scratch.h"
 
-#include "checkpoints/checkpoint.h"
+#include <time.h>
+
+#include "checkpoints/background.h"
 #include "kernels/base/rng.h"
 
 enum { SECTOR = 512, MOST_OPS = 2000, MOST_NODES = 400, MOST_NAME = 256, ELEMENTS = 3000 };
@@ -25,11 +30,15 @@ struct operation {
     char *data; /* owned */
     int64_t bytes, offset;
     int published; /* newest step whose save had returned before it; 0: none */
+    bool beside;   /* not the caller's own */
+    int part;      /* operations of one part may have come in any order of the threads */
 };
 
 static struct {
     struct operation op[MOST_OPS];
-    int count, published;
+    int count, published, part;
+    bool begins; /* the next operation of a save's threads is its first */
+    pthread_t caller;
 } log_;
 
 static void record(void *context, const struct io_event *event)
@@ -37,10 +46,15 @@ static void record(void *context, const struct io_event *event)
     (void)context;
     assert_true(log_.count < MOST_OPS);
     struct operation *op = &log_.op[log_.count++];
+    const bool beside = pthread_equal(pthread_self(), log_.caller) == 0;
+    log_.part += beside && log_.begins;
+    log_.begins = log_.begins && !beside;
     *op = (struct operation){.kind = event->kind,
                              .bytes = event->bytes,
                              .offset = event->offset,
-                             .published = log_.published};
+                             .published = log_.published,
+                             .beside = beside,
+                             .part = log_.part};
     assert_true(snprintf(op->path, MOST_NAME, "%s", event->path) < MOST_NAME);
     if (event->to != NULL) {
         assert_true(snprintf(op->to, MOST_NAME, "%s", event->to) < MOST_NAME);
@@ -66,7 +80,42 @@ static void describe(struct checkpoint_slice *slice, float *values)
                                        .data = values};
 }
 
-static void save(int step)
+/* What steps write beside a save. */
+static void write_line(int step)
+{
+    struct io_file file;
+    const char line[] = "{\"loss\": 1}\n";
+    assert_int_equal(io_open_append(&file, "run/metrics.jsonl"), STATUS_OK);
+    assert_int_equal(io_write(&file, line, sizeof line - 1), STATUS_OK);
+    assert_int_equal(io_sync(&file), STATUS_OK);
+    assert_int_equal(io_close(&file), STATUS_OK);
+    put(step % 20 == 0 ? "run/report.html" : "run/run.json", line);
+    assert_int_equal(io_sync_dir("run"), STATUS_OK);
+}
+
+static void save_beside(int step, struct checkpoint_slice *slice)
+{
+    enum { LINES = 4 };
+    static struct background background;
+    enum status status = background_init(&background, &self, slice, 1, NULL, false);
+    assert_int_equal(status, STATUS_OK);
+    log_.begins = true;
+    assert_int_equal(background_start(&background, "run/checkpoints", step, strdup("{}"), 2),
+                     STATUS_OK);
+    background_hold(&background);
+    memset(slice->data, 0x55, ELEMENTS * sizeof(float));
+    for (int line = 0; !background_poll(&background, &status); line++) {
+        if (line < LINES) {
+            write_line(step);
+        }
+        nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
+    }
+    assert_int_equal(status, STATUS_OK);
+    background_free(&background);
+    log_.part++;
+}
+
+static void save(int step, bool beside)
 {
     static float values[ELEMENTS];
     struct checkpoint_slice slice;
@@ -75,9 +124,12 @@ static void save(int step)
         values[i] = (float)(step * 10000 + i);
     }
     describe(&slice, values);
-    assert_int_equal(
-        checkpoint_save(&self, "run/checkpoints", step, "{\"step\": 1}", &slice, 1, &options),
-        STATUS_OK);
+    if (beside) {
+        save_beside(step, &slice);
+    } else {
+        assert_int_equal(checkpoint_save(&self, "run/checkpoints", step, "{}", &slice, 1, &options),
+                         STATUS_OK);
+    }
     log_.published = step;
 }
 
@@ -357,17 +409,45 @@ static int64_t newest_that_loads(const char *root)
     }
 }
 
+/* The next operation of a part: the first that is left of either thread, by chance. */
+static int draw_next(const bool *done, int first)
+{
+    int next[2] = {-1, -1};
+    for (int i = first; i < log_.count && log_.op[i].part == log_.op[first].part; i++) {
+        int *own = &next[log_.op[i].beside];
+        *own = *own < 0 && !done[i] ? i : *own;
+    }
+    const bool beside = next[0] < 0 || (next[1] >= 0 && coin());
+    return next[beside];
+}
+
+/* An order in which the operations may have come. */
+static void draw_order(int *order)
+{
+    bool done[MOST_OPS] = {false};
+    for (int i = 0, first = 0; i < log_.count; i++) {
+        while (done[first]) {
+            first++;
+        }
+        order[i] = draw_next(done, first);
+        done[order[i]] = true;
+    }
+}
+
 /* Power lost after `count` operations, those of the kind `skipped` (-1: none) taken as not done;
  * returns the step that survived. */
 static int64_t cut_off(uint64_t trial, int count, int skipped)
 {
+    int order[MOST_OPS];
     disk_free();
     disk.count = 1; /* the folder that all is in */
     disk.node[0].folder = true;
     disk.key = rng_key(trial, "power");
+    draw_order(order);
     for (int i = 0; i < count; i++) {
-        if ((int)log_.op[i].kind != skipped) {
-            apply(&log_.op[i]);
+        const struct operation *op = &log_.op[order[i]];
+        if ((int)op->kind != skipped) {
+            apply(op);
         }
         if (coin() && coin()) {
             leak();
@@ -427,17 +507,28 @@ static void test_syncs_are_needed(void **state)
     assert_true(count_lost(200, IO_SYNC_DIR, &newer) > 10);
 }
 
-static int enter(void **state)
+static int record_saves(void **state, bool beside)
 {
     if (scratch_enter(state) != 0 || comm_open(&self, "self") != STATUS_OK) {
         return 1;
     }
+    log_.caller = pthread_self();
     io_observe(record, NULL);
-    save(10);
-    save(20);
-    save(30); /* the first one is pruned */
+    save(10, beside);
+    save(20, beside);
+    save(30, beside); /* the first one is pruned */
     io_observe(NULL, NULL);
     return 0;
+}
+
+static int enter(void **state)
+{
+    return record_saves(state, false);
+}
+
+static int enter_beside(void **state)
+{
+    return record_saves(state, true);
 }
 
 static int leave(void **state)
@@ -447,7 +538,7 @@ static int leave(void **state)
     for (int i = 0; i < log_.count; i++) {
         free(log_.op[i].data);
     }
-    log_.count = log_.published = 0;
+    log_.count = log_.published = log_.part = 0;
     comm_close(&self);
     return scratch_leave(state);
 }
@@ -457,6 +548,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_power_loss, enter, leave),
         cmocka_unit_test_setup_teardown(test_syncs_are_needed, enter, leave),
+        cmocka_unit_test_setup_teardown(test_power_loss, enter_beside, leave),
+        cmocka_unit_test_setup_teardown(test_syncs_are_needed, enter_beside, leave),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

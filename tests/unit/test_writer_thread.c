@@ -65,7 +65,7 @@ static void test_threads(void **state)
     int64_t under_way = 0, saved = 0;
     assert_int_equal(comm_open(&self, "self"), STATUS_OK);
     describe(slices, values);
-    assert_int_equal(background_init(&background, &self, slices, TENSORS, true, true), STATUS_OK);
+    assert_int_equal(background_init(&background, &self, slices, TENSORS, NULL, true), STATUS_OK);
     for (int64_t step = 1; step <= STEPS; step++) {
         enum status status = STATUS_OK;
         if (!race) {

@@ -5,6 +5,7 @@
 #include "kernels/base/json_out.h"
 #include "trainer/commands/bench_checkpoint.h"
 #include "trainer/commands/bench_kernels.h"
+#include "trainer/commands/bench_roofline.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
 #include "trainer/figures.h"
@@ -22,8 +23,11 @@ struct bench {
     struct stepper stepper;
     struct synthetic data;
     int64_t steps, warmup;
+    bool learned_only;
     double peak_flops; /* GEMM, all ranks */
     int64_t done;      /* steps so far, for the schedule */
+    struct meter meter;
+    struct roofline roofline; /* of the steps with learned routing */
 };
 
 /* Of one routing. */
@@ -39,6 +43,7 @@ static enum status open_bench(struct bench *bench)
     struct session *session = bench->session;
     const struct config *config = &session->config;
     session->config.train.batch_ramp.start = 0; /* the full batch, from the first step */
+    bench->roofline.there = device_meter(session->device, &bench->meter);
     TRY(comm_agree(&session->world, optimizer_check(config), NULL));
     TRY(comm_agree(&session->world, synthetic_init(&bench->data, config), NULL));
     TRY(comm_agree(&session->world,
@@ -51,6 +56,7 @@ static enum status open_bench(struct bench *bench)
     comm_barrier(&session->world);
     bench->peak_flops = device_peak_flops(session->device, bench->model.act);
     comm_all_reduce(&session->world, &bench->peak_flops, 1, DTYPE_F64, REDUCE_SUM);
+    roofline_ceilings(&bench->roofline, session, bench->model.act);
     return STATUS_OK;
 }
 
@@ -73,7 +79,9 @@ static enum status measure(struct bench *bench, bool balanced, struct bench_resu
     for (int64_t i = -bench->warmup; i < bench->steps; i++) {
         const int64_t position = bench->done * config->train.global_batch;
         TRY(stepper_step(&bench->stepper, ++bench->done, position, &step));
-        if (i >= 0) {
+        if (i < 0) {
+            memset(bench->meter.line, 0, sizeof bench->meter.line);
+        } else {
             rate[i] = (double)step.tokens / (step.step_ms / 1e3);
             add_phase(&result->phase, &step.phase_ms, 1.0 / (double)bench->steps);
             result->extra_rounds += step.extra_rounds;
@@ -150,6 +158,7 @@ static void print_json(const struct bench *bench, const char *name, const struct
 static void print(const struct bench *bench, const struct bench_result results[2], int64_t memory,
                   bool json)
 {
+    const int count = bench->learned_only ? 1 : 2;
     static const char *const names[2] = {"learned", "balanced"};
     const struct session *session = bench->session;
     const double per_token = flops_per_token(bench);
@@ -158,33 +167,43 @@ static void print(const struct bench *bench, const struct bench_result results[2
     }
     if (json) {
         printf("{");
-        for (int i = 0; i < 2; i++) {
+        for (int i = 0; i < count; i++) {
             print_json(bench, names[i], &results[i]);
         }
         printf("\"ranks\":%d,\"threads\":%d,\"parameters\":%lld", session->world.size,
                session->threads, (long long)bench->model.params.total);
         json_out_number(stdout, ",\"flops_per_token\":", per_token, 6);
         json_out_number(stdout, ",\"gemm_peak_flops\":", bench->peak_flops, 6);
-        printf(",\"reserved_bytes\":%zu,\"peak_memory_bytes\":%lld}\n", model_bytes(&bench->model),
+        printf(",\"reserved_bytes\":%zu,\"peak_memory_bytes\":%lld", model_bytes(&bench->model),
                (long long)memory);
+        roofline_json(&bench->roofline);
+        printf("}\n");
         return;
     }
     printf("%.1fM parameters, %.4f GFLOP a token, %d ranks x %d threads, ep %lld, GEMM peak %.0f "
            "GFLOP/s\n",
            (double)bench->model.params.total / 1e6, per_token / 1e9, session->world.size,
            session->threads, (long long)session->config.parallel.ep, bench->peak_flops / 1e9);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < count; i++) {
         print_text(bench, i == 0 ? "learned routing" : "balanced routing", &results[i]);
     }
     printf("memory           %8.0f MiB at most, all ranks\n", (double)memory / 1048576.0);
+    roofline_print(&bench->roofline);
 }
 
 static enum status run(struct bench *bench, bool json)
 {
     struct bench_result results[2];
     TRY(open_bench(bench));
+    memset(bench->meter.line, 0, sizeof bench->meter.line);
     TRY(measure(bench, false, &results[0]));
-    TRY(measure(bench, true, &results[1]));
+    if (bench->roofline.there) {
+        const double flops = results[0].tokens_per_s * flops_per_token(bench);
+        roofline_take(&bench->roofline, &bench->meter, &results[0].phase, bench->steps, flops);
+    }
+    if (!bench->learned_only) {
+        TRY(measure(bench, true, &results[1]));
+    }
     print(bench, results, peak_memory(bench->session), json);
     return STATUS_OK;
 }
@@ -205,13 +224,17 @@ enum status command_bench(int argc, char **argv)
         {"--steps", OPTION_INT, &bench.steps, "N",
          "steps measured, with each routing; saves and loads (default 10)"},
         {"--warmup", OPTION_INT, &bench.warmup, "N", "steps before them (default 2)"},
+        {"--learned", OPTION_FLAG, &bench.learned_only, NULL,
+         "with learned routing only, not with balanced routing too"},
         {"--json", OPTION_FLAG, &json, NULL, "print JSON"},
         {0}};
     TRY(options_parse(
         &options, argc, argv, specs, "bench CONFIG [key=value ...]",
         "Training speed of a config on random tokens: tokens/s, FLOP/s and its share of the GEMM "
         "peak measured\n"
-        "here, time by phase, memory; with learned routing and with routing forced to be balanced.",
+        "here, time by phase, memory; with learned routing and with routing forced to be balanced; "
+        "and on the\n"
+        "CPU, for each family of ops, what time it took beside the least that this machine allows.",
         1, 1));
     if (options.help) {
         return STATUS_OK;

@@ -17,6 +17,7 @@ enum status command_bench(int argc, char **argv);
 enum status command_plan(int argc, char **argv);
 enum status command_ckpt(int argc, char **argv);
 enum status command_verify(int argc, char **argv);
+enum status command_trace(int argc, char **argv);
 enum status command_sweep(int argc, char **argv);
 enum status command_init(int argc, char **argv);
 enum status command_rerun(int argc, char **argv);

@@ -104,6 +104,10 @@ enum status options_parse(struct option_result *result, int argc, char **argv,
             }
             result->overrides[result->override_count++] = argv[i];
         } else {
+            if (result->word_count == max_words && max_words > 2) {
+                return status_fail(STATUS_USAGE, "%s: at most %d at a time, '%s' is one too many",
+                                   argv[0], max_words, argv[i]);
+            }
             if (result->word_count == max_words) {
                 return status_fail(STATUS_USAGE, "%s: unexpected '%s' (usage: switchyard %s)",
                                    argv[0], argv[i], usage);

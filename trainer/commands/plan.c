@@ -5,12 +5,13 @@
 
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
+#include "trainer/plan/compare.h"
 #include "trainer/plan/search.h"
 
 struct request {
     bool json, search, stages;
     int64_t rows;
-    const char *tokens;
+    const char *tokens, *timeline;
     double budget, price;
 };
 
@@ -53,13 +54,17 @@ static enum status run_plan(const struct request *request, const struct config *
     struct plan *plan = malloc(sizeof *plan);
     enum status status =
         plan != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory for a plan");
+    struct comparison comparison;
     if (status == STATUS_OK) {
-        status = plan_make(plan, config, hardware);
+        status = plan_trace(plan, config, hardware, request->timeline);
+    }
+    if (status == STATUS_OK) {
+        status = compare_make(&comparison, plan);
     }
     if (status == STATUS_OK) {
         const double whole = plan->tokens_per_step * (double)config->run.steps;
         (request->json ? plan_print_json : plan_print_text)(
-            plan, request->budget > 0 ? request->budget : whole, request->price);
+            plan, &comparison, request->budget > 0 ? request->budget : whole, request->price);
         printf(request->json ? "\n" : "");
     }
     free(plan);
@@ -81,6 +86,8 @@ enum status command_plan(int argc, char **argv)
         {"--tokens", OPTION_TEXT, &request.tokens, "14.8T",
          "budget of GPU-hours and cost (default: that of run.steps)"},
         {"--price", OPTION_REAL, &request.price, "P", "of a GPU-hour"},
+        {"--timeline", OPTION_TEXT, &request.timeline, "FILE",
+         "write the step as a Chrome trace: what each rank of the pipeline does when"},
         {"--json", OPTION_FLAG, &request.json, NULL, "print JSON"},
         {0}};
     TRY(options_parse(&options, argc, argv, specs, "plan CONFIG [key=value ...]",
@@ -99,12 +106,13 @@ enum status command_plan(int argc, char **argv)
                            "plan: --tokens needs a number such as 14.8T, 300B or 5e9, not '%s'",
                            request.tokens);
     }
-    if (request.search ? request.tokens != NULL || request.price > 0
+    if (request.search ? request.tokens != NULL || request.price > 0 || request.timeline != NULL
                        : request.stages || request.rows != USUAL_ROWS) {
-        return status_fail(STATUS_USAGE,
-                           request.search
-                               ? "plan: --tokens and --price are of one plan, not of --search"
-                               : "plan: --stages and --rows are of --search");
+        return status_fail(
+            STATUS_USAGE,
+            request.search
+                ? "plan: --tokens, --price and --timeline are of one plan, not of --search"
+                : "plan: --stages and --rows are of --search");
     }
     config_init(&config);
     config.planning = true;

@@ -53,6 +53,19 @@ static enum status check_same(const struct session *session, const char *path)
     return status;
 }
 
+/* A run that never got to a step has nothing to be compared with. */
+static enum status check_steps(const char *old_dir)
+{
+    struct history old;
+    enum status status = history_open(&old, old_dir);
+    if (status == STATUS_OK && old.count == 0) {
+        status =
+            status_fail(STATUS_DATA, "%s: no steps in its metrics.jsonl to compare with", old_dir);
+    }
+    history_close(&old);
+    return status;
+}
+
 /* Step by step, bit by bit. */
 static enum status compare(const char *old_dir, const char *new_dir)
 {
@@ -96,8 +109,12 @@ static void folder_of(const char *word, char out[MAX_PATH])
 
 static enum status rerun(struct session *session, const char *old_dir, const char *record)
 {
-    TRY(comm_agree(&session->world,
-                   session_main_rank(session) ? check_same(session, record) : STATUS_OK, NULL));
+    enum status status = STATUS_OK;
+    if (session_main_rank(session)) {
+        status = check_same(session, record);
+        status = status == STATUS_OK ? check_steps(old_dir) : status;
+    }
+    TRY(comm_agree(&session->world, status, NULL));
     if (io_exists(session->config.run.dir)) {
         return status_fail(STATUS_USAGE, "%s: is there already: --dir names another",
                            session->config.run.dir);

@@ -13,9 +13,10 @@ static void look_at_all(struct sweep *sweep)
         struct sweep_trial *trial = &sweep->trial[i];
         if (trial->state == TRIAL_WAITING || trial->state == TRIAL_RUNNING) {
             trial_look(trial, &sweep->plan, 0);
-            trial->state = trial->step >= sweep->plan.steps ? TRIAL_DONE
-                           : trial->step > 0                ? TRIAL_RUNNING
-                                                            : trial->state;
+            trial->state = trial->step >= sweep_plan_steps(&sweep->plan, &trial->values)
+                               ? TRIAL_DONE
+                           : trial->step > 0 ? TRIAL_RUNNING
+                                             : trial->state;
         }
     }
 }
@@ -33,6 +34,11 @@ static enum status run(struct sweep *sweep, bool table, bool quiet, bool retry)
         return status;
     }
     sweep_print(stdout, sweep);
+    if (sweep_failed(sweep) > 0) {
+        printf("%lld of %lld trials failed: %s/KKKK.log has what they printed, --retry runs them "
+               "again\n",
+               (long long)sweep_failed(sweep), (long long)sweep->plan.trials, sweep->plan.dir);
+    }
     if (status != STATUS_OK || !io_exists(sweep->plan.dir)) {
         return status;
     }
@@ -40,7 +46,7 @@ static enum status run(struct sweep *sweep, bool table, bool quiet, bool retry)
     snprintf(best, sizeof best, "%.4000s/best.yaml", sweep->plan.dir);
     printf("%s: results.csv, results.html%s\n", sweep->plan.dir,
            io_exists(best) ? ", best.yaml" : "");
-    return STATUS_OK;
+    return table ? STATUS_OK : sweep_outcome(sweep);
 }
 
 enum status command_sweep(int argc, char **argv)

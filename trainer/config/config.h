@@ -15,7 +15,11 @@
 
 enum config_device { CONFIG_DEVICE_CPU, CONFIG_DEVICE_CUDA };
 enum config_comm { CONFIG_COMM_AUTO, CONFIG_COMM_SELF, CONFIG_COMM_MPI, CONFIG_COMM_NCCL };
-enum config_deterministic { CONFIG_DETERMINISTIC_OFF, CONFIG_DETERMINISTIC_RUN };
+enum config_deterministic {
+    CONFIG_DETERMINISTIC_OFF,
+    CONFIG_DETERMINISTIC_RUN,
+    CONFIG_DETERMINISTIC_LAYOUT
+};
 enum config_family { CONFIG_MIXTRAL, CONFIG_DEEPSEEK_V2, CONFIG_DEEPSEEK_V3, CONFIG_FAMILIES };
 enum config_precision { CONFIG_FP32, CONFIG_BF16, CONFIG_FP8 };
 enum config_scales { CONFIG_SCALES_POWER_OF_TWO, CONFIG_SCALES_AMAX };
@@ -50,9 +54,11 @@ enum config_pipeline {
     CONFIG_PIPELINE_AUTO,
     CONFIG_PIPELINE_1F1B,
     CONFIG_PIPELINE_ZERO_BUBBLE,
-    CONFIG_PIPELINE_DUALPIPE
+    CONFIG_PIPELINE_DUALPIPE,
+    CONFIG_PIPELINE_DUALPIPE_V
 };
 enum config_exchange { CONFIG_EXCHANGE_AUTO, CONFIG_EXCHANGE_DIRECT, CONFIG_EXCHANGE_BY_NODE };
+enum config_trace { CONFIG_TRACE_HASHES, CONFIG_TRACE_SAMPLES, CONFIG_TRACE_ALL };
 enum config_moments { CONFIG_MOMENTS_FP32, CONFIG_MOMENTS_BF16 };
 
 /* Keys that take a list; the count stands first in both. */
@@ -181,8 +187,9 @@ struct config {
         double peak_tflops, peak_fp8_tflops, memory_gb, memory_gb_s, nvlink_gb_s, network_gb_s;
         double disk_gb_s; /* of a node */
         int64_t virtual_stages;
-        int pipeline, exchange; /* enum config_pipeline, config_exchange */
-    } cluster;                  /* what plan plans for */
+        int pipeline, exchange;     /* enum config_pipeline, config_exchange */
+        struct config_reals stages; /* blocks of each pipeline stage; empty: balanced */
+    } cluster;                      /* what plan plans for */
     struct {
         struct config_sources train; /* none: null */
         char *valid;                 /* NULL: none */
@@ -221,8 +228,12 @@ struct config {
         double setup_seconds, step_seconds, save_seconds;
     } watchdog;
     struct {
-        char *fault;
-    } debug; /* "io:KIND:OPERATION": tests only */
+        char *fault; /* "io:KIND:OPERATION": tests only */
+        char *trace; /* NULL: none */
+        int64_t trace_from, trace_steps;
+        int trace_values; /* enum config_trace */
+        int64_t trace_mib;
+    } debug;
 };
 
 /* Defaults of every key. Set `stored` behind it to read what a run or a checkpoint was made with in

@@ -419,8 +419,25 @@ static void check_unused(const struct config *config, struct config_errors *erro
         config_error(errors, "router.buffer_factor: router.dispatch padded has no use for it: its "
                              "buffers hold the worst case");
     }
+    static const char *const traces[] = {"debug.trace_from", "debug.trace_steps",
+                                         "debug.trace_values", "debug.trace_mib"};
+    for (size_t i = 0; i < sizeof traces / sizeof traces[0]; i++) {
+        if (config->debug.trace == NULL && !is_default(config, traces[i])) {
+            config_error(errors, "%s: only with debug.trace", traces[i]);
+        }
+    }
     if (config->optimizer.name != CONFIG_MUON && !is_default(config, "optimizer.momentum")) {
         config_error(errors, "optimizer.momentum: only optimizer.name muon has it");
+    }
+}
+
+static void check_deterministic(const struct config *config, struct config_errors *errors)
+{
+    if (config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT && config->parallel.tp > 1) {
+        config_error(errors,
+                     "run.deterministic layout: parallel.tp %lld adds up parts of one product on "
+                     "several ranks, in f32: other bits than on one; use parallel.tp 1",
+                     (long long)config->parallel.tp);
     }
 }
 
@@ -431,6 +448,12 @@ static void check_cluster(const struct config *config, struct config_errors *err
          config->cluster.memory_gb_s < 0)) {
         config_error(errors, "cluster.gpu custom needs cluster.peak_tflops, memory_gb and "
                              "memory_gb_s");
+    }
+    for (int64_t i = 0; i < config->cluster.stages.count; i++) {
+        if (config->cluster.stages.item[i] != floor(config->cluster.stages.item[i])) {
+            config_error(errors, "cluster.stages: %g is no number of blocks",
+                         config->cluster.stages.item[i]);
+        }
     }
 }
 
@@ -476,6 +499,18 @@ static void check_tensor(const struct config *config, struct config_errors *erro
                      "rows are not gathered between ranks; use bf16",
                      (long long)tp);
     }
+    if (config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT) {
+        config_error(errors,
+                     "parallel.tp %lld with run.deterministic layout: sums over tp depend on how "
+                     "many ranks there are: use run",
+                     (long long)tp);
+    }
+    if (config->debug.trace != NULL) {
+        config_error(errors,
+                     "parallel.tp %lld with debug.trace: not built: it hashes whole tensors, of "
+                     "which each rank has a part",
+                     (long long)tp);
+    }
     if (config->optimizer.name == CONFIG_MUON) {
         config_error(errors,
                      "parallel.tp %lld with optimizer.name muon: not built: it orthogonalises "
@@ -507,6 +542,7 @@ void config_check(const struct config *config, const bool *given, struct config_
         }
     }
     check_cluster(config, errors);
+    check_deterministic(config, errors);
     if (errors->count > 0) {
         return; /* relations between missing values would only add noise */
     }

@@ -4,7 +4,7 @@
 
 static const char *const device_names[] = {"cpu", "cuda", NULL};
 static const char *const comm_names[] = {"auto", "self", "mpi", "nccl", NULL};
-static const char *const deterministic_names[] = {"off", "run", NULL};
+static const char *const deterministic_names[] = {"off", "run", "layout", NULL};
 static const char *const family_names[] = {"mixtral", "deepseek_v2", "deepseek_v3", NULL};
 static const char *const precision_names[] = {"fp32", "bf16", "fp8", NULL};
 static const char *const scales_names[] = {"power_of_two", "amax", NULL};
@@ -23,8 +23,10 @@ static const char *const optimizer_names[] = {"adamw", "muon", NULL};
 static const char *const packing_names[] = {"concat", "best_fit", NULL};
 static const char *const gpu_names[] = {"null", "cpu",  "h100",   "h800", "h200",
                                         "a100", "b200", "custom", NULL};
-static const char *const pipeline_names[] = {"auto", "1f1b", "zero_bubble", "dualpipe", NULL};
+static const char *const pipeline_names[] = {"auto",     "1f1b",       "zero_bubble",
+                                             "dualpipe", "dualpipe_v", NULL};
 static const char *const exchange_names[] = {"auto", "direct", "by_node", NULL};
+static const char *const trace_names[] = {"hashes", "samples", "all", NULL};
 static const char *const moments_names[] = {"fp32", "bf16", NULL};
 
 const char config_plan_only[] = "more";
@@ -68,10 +70,10 @@ const struct field config_fields[] = {
     INT("run.threads", run.threads, 0, 1024, "0",
         "threads per rank; 0: the rank's share of the node's allowed cores"),
     BOOL("run.pin", run.pin, "true", "pin each thread to a core of its own"),
-    ENUM("run.deterministic", run.deterministic, "run", deterministic_names, "layout",
-         "run: the same layout gives the same bits; off: cuDNN's attention may add in any order, "
-         "with "
-         "less memory (CPU: as run)"),
+    ENUM("run.deterministic", run.deterministic, "run", deterministic_names, NULL,
+         "run: the same layout gives the same bits; layout: every layout does, with gradients of "
+         "8 bytes (docs/determinism.md); off: cuDNN's attention may add in any order, with less "
+         "memory (CPU: as run)"),
     TEXT("run.time_limit", run.time_limit, "null",
          "7200, 90m, 2h, 1:30:00 or 1-12:00:00: saves in time before it and exits with 85"),
     BOOL("run.verify", run.verify, "false",
@@ -310,6 +312,10 @@ const struct field config_fields[] = {
          "virtual_stages is 1, else 1f1b"),
     INT("cluster.virtual_stages", cluster.virtual_stages, 1, 64, "1",
         "1f1b: parts a stage is cut into, interleaved (Megatron's virtual pipeline)"),
+    REALS("cluster.stages", cluster.stages, 0, 4096,
+          "blocks of each pipeline stage, first to last, prediction modules behind the layers, at "
+          "most 64; []: "
+          "as even in cost as can be"),
     ENUM("cluster.exchange", cluster.exchange, "auto", exchange_names, NULL,
          "direct: rank to rank, as training does it; by_node: once to each node (DeepEP); auto: "
          "by_node with pipelines"),
@@ -324,6 +330,14 @@ const struct field config_fields[] = {
     TEXT("debug.fault", debug.fault, "null",
          "tests: io:KIND:OPERATION, the file operation that fails; or KIND:STEP:RANK, what happens "
          "there"),
+    TEXT("debug.trace", debug.trace, "null",
+         "file.h5: hashes and values of what each step computes, for `trace diff` (docs/trace.md)"),
+    INT("debug.trace_from", debug.trace_from, 1, 1e15, "1", "the first step that is traced"),
+    INT("debug.trace_steps", debug.trace_steps, 0, 1e15, "0", "how many are; 0: to the end"),
+    ENUM("debug.trace_values", debug.trace_values, "samples", trace_names, NULL,
+         "kept of each tensor: hashes: none, samples: 64 of its values, all: all of them"),
+    INT("debug.trace_mib", debug.trace_mib, 1, 1e9, "1024",
+        "largest file; what comes after it is not traced"),
 };
 const int config_field_count = sizeof config_fields / sizeof config_fields[0];
 
@@ -334,7 +348,6 @@ const struct unbuilt_key config_unbuilt[] = {
     {"model.tie_word_embeddings", "false"},
     {"parallel.cp", "1"},
     {"parallel.etp", "1"},
-    {"debug.trace", "null"},
     {"debug.profile", "null"},
 };
 const int config_unbuilt_count = sizeof config_unbuilt / sizeof config_unbuilt[0];

@@ -19,7 +19,8 @@ struct tensor model_weight(const struct model *model, enum param_group group, in
 struct tensor model_grad(const struct model *model, enum param_group group, int64_t offset,
                          int64_t rows, int64_t cols)
 {
-    return tensor_2d(model->group[group].grads + offset, DTYPE_F32, rows, cols);
+    float *place = gradients_place(&model->gradients, model->group[group].grads + offset);
+    return tensor_2d(place, DTYPE_F32, rows, cols);
 }
 
 struct tensor model_vector(const struct model *model, int64_t offset, int64_t width)
@@ -29,7 +30,15 @@ struct tensor model_vector(const struct model *model, int64_t offset, int64_t wi
 
 struct tensor model_vector_grad(const struct model *model, int64_t offset, int64_t width)
 {
-    return tensor_1d(model->group[PARAM_DENSE].grads + offset, DTYPE_F32, width);
+    return tensor_1d(model_grad(model, PARAM_DENSE, offset, 1, width).data, DTYPE_F32, width);
+}
+
+void model_add_grad(const struct model *model, enum param_group group, int64_t offset,
+                    int64_t count)
+{
+    if (model->gradients.fixed) {
+        gradients_add(&model->gradients, model->group[group].sums + offset, count);
+    }
 }
 
 int64_t block_sequence(const struct model *model, const struct block_call *call)
@@ -318,12 +327,12 @@ static void attend(struct model *model, int64_t block, const struct block_call *
 /* --- what a device may record (graph_begin, kernels/ops.h) --- */
 
 /* Whether the ops of a block are the same at every step. The router's jitter differs from step to
- * step, the z-loss with the size of the global batch; ranks of tp exchange rows, which not every
- * wire can record. */
+ * step, the z-loss with the size of the global batch; who is told of tensors downloads them; ranks
+ * of tp exchange rows, which not every wire can record. */
 static bool is_constant(const struct model *model, const struct block_call *call)
 {
     return call->training && model->arch.jitter == 0 && model->arch.balance.z == 0 &&
-           tp_alone(&model->tp);
+           model->probe == NULL && tp_alone(&model->tp);
 }
 
 /* Whether the host must know how many tokens went where. */
@@ -360,12 +369,34 @@ static void record(const struct recorded *args, enum part part,
     }
 }
 
+/* Only of forward in training, not of what is made again for backward. */
+static void tell(const struct recorded *a, enum probe_point point, struct tensor x)
+{
+    if (a->call->training) {
+        probe_tell(a->model->probe, a->block, point, x);
+    }
+}
+
 static void forward_part(const struct recorded *a)
 {
     attend(a->model, a->block, a->call, a->x, a->delta);
+    tell(a, PROBE_INPUT, stream_of(a->model, a->model->blocks[a->block].input, a->call));
+    tell(a, PROBE_ATTENTION, stream_of(a->model, a->model->delta, a->call));
     if (!waits(a->model, a->block)) {
         feed_forward(a->model, a->block, a->call, stream_of(a->model, a->model->delta, a->call));
     }
+}
+
+static void tell_feed_forward(const struct recorded *a)
+{
+    const struct architecture *arch = &a->model->arch;
+    const struct moe_state *moe = &a->model->blocks[a->block].moe;
+    const int64_t n = a->call->count * a->call->sequence;
+    if (has_experts(a->model, a->block)) {
+        tell(a, PROBE_SCORE, tensor_2d(moe->score, DTYPE_F32, n, arch->experts));
+        tell(a, PROBE_EXPERT, tensor_2d(moe->expert, DTYPE_I32, n, arch->top_k));
+    }
+    tell(a, PROBE_FEED_FORWARD, stream_of(a->model, a->model->delta, a->call));
 }
 
 void block_forward(struct model *model, int64_t block, const struct block_call *call,
@@ -381,6 +412,7 @@ void block_forward(struct model *model, int64_t block, const struct block_call *
     if (waits(model, block)) {
         feed_forward(model, block, call, stream_of(model, model->delta, call));
     }
+    tell_feed_forward(&args);
 }
 
 /* What this mode of training.recompute did not keep. Experts are made again where they are used. */
@@ -427,6 +459,8 @@ static void feed_forward_backward(struct model *model, int64_t block, const stru
     if (routed) {
         moe_backward_finish(&model->moe, &state->moe, &weights, dx, x.act,
                             balance_gradient(model, block), z_scale);
+        model_add_grad(model, PARAM_DENSE, model->params.block[block].gate,
+                       tensor_count(&weights.dgate));
     }
     if (visited) {
         const struct tensor part = block_part(model, call, dx);
@@ -444,6 +478,7 @@ static void norm_backward(struct model *model, struct tensor dstream, struct ten
     const int64_t width = model->arch.width;
     model->ops->norm_backward(model->device, dstream, model_vector_grad(model, weight, width),
                               dnorm, x, rstd, model_vector(model, weight, width));
+    model_add_grad(model, PARAM_DENSE, weight, width);
 }
 
 /* Gradients of the stream behind the block become those before its second norm. */
@@ -487,4 +522,5 @@ void block_backward(struct model *model, int64_t block, const struct block_call 
         backward_experts(&args);
     }
     record(&args, PART_BACKWARD, backward_part);
+    probe_tell(model->probe, block, PROBE_STREAM_GRADIENT, stream_of(model, model->dstream, call));
 }

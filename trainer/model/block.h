@@ -65,5 +65,8 @@ struct tensor model_grad(const struct model *model, enum param_group group, int6
                          int64_t rows, int64_t cols);
 struct tensor model_vector(const struct model *model, int64_t offset, int64_t width);
 struct tensor model_vector_grad(const struct model *model, int64_t offset, int64_t width);
+/* After the op that adds to one of the two, before the next that does (gradients.h). */
+void model_add_grad(const struct model *model, enum param_group group, int64_t offset,
+                    int64_t count);
 
 #endif

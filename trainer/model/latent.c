@@ -236,6 +236,7 @@ static void norm_down(struct model *model, struct tensor dx, struct tensor dy, s
     model->ops->zero(model->device, dx.data, tensor_bytes(&dx));
     model->ops->norm_backward(model->device, dx, model_vector_grad(model, weight, x.dim[1]), dy, x,
                               rstd, model_vector(model, weight, x.dim[1]));
+    model_add_grad(model, PARAM_DENSE, weight, x.dim[1]);
 }
 
 /* Back through a divided one, to dx of this rank's tokens. */

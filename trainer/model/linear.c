@@ -12,6 +12,7 @@ enum status linears_init(struct linears *linears, const struct model *model)
     const int64_t blocks = architecture_blocks(&model->arch), last = config->fp8.last_bf16;
     *linears = (struct linears){.device = model->device,
                                 .ops = model->ops,
+                                .gradients = &model->gradients,
                                 .act = model->act,
                                 .training = model->training,
                                 .blocks = blocks,
@@ -48,7 +49,22 @@ const struct linear *linears_at(const struct linears *linears, int64_t block, en
     return at(linears, block, name);
 }
 
+/* Groups of rows of what is transposed. */
+static int64_t groups_of(const struct linear *linear)
+{
+    return linear->matrices * linear->sources;
+}
+
 /* --- the table --- */
+
+static void place_gradient(struct linear *linear, const struct model_group *group, int64_t offset)
+{
+    if (group->sums != NULL) {
+        linear->sum = group->sums + offset;
+    } else if (group->grads != NULL) {
+        linear->grad = group->grads + offset;
+    }
+}
 
 /* A dense layer at `offset` of group `g`; addresses once there are any. */
 static void add_dense(struct linears *linears, const struct model *model, int64_t block,
@@ -57,10 +73,11 @@ static void add_dense(struct linears *linears, const struct model *model, int64_
 {
     struct linear *linear = at(linears, block, name);
     const struct model_group *group = &model->group[g];
-    *linear = (struct linear){.out = out, .in = in, .matrices = 1, .stride = out * in};
+    *linear =
+        (struct linear){.out = out, .in = in, .matrices = 1, .sources = 1, .stride = out * in};
     if (group->weights != NULL) {
         linear->weight = model_weight(model, g, offset, out, in).data;
-        linear->grad = group->grads != NULL ? group->grads + offset : NULL;
+        place_gradient(linear, group, offset);
     }
 }
 
@@ -94,6 +111,7 @@ static void add_experts(struct linears *linears, const struct model *model, int6
     const struct model_group *group = &model->group[PARAM_EXPERT];
     const int64_t first = model->params.block[b].experts;
     const struct linear shape = {.matrices = model->moe.local_experts,
+                                 .sources = model->gradients.fixed ? model->mesh->ep.size : 1,
                                  .stride = model->params.expert_stride};
     const int64_t offsets[] = {first, first + model->params.down_offset};
     for (int i = 0; i < 2; i++) {
@@ -103,7 +121,7 @@ static void add_experts(struct linears *linears, const struct model *model, int6
         linear->in = i == 0 ? arch->width : arch->expert_width;
         if (group->weights != NULL) {
             linear->weight = model_weight(model, PARAM_EXPERT, offsets[i], 1, 1).data;
-            linear->grad = group->grads != NULL ? group->grads + offsets[i] : NULL;
+            place_gradient(linear, group, offsets[i]);
         }
     }
 }
@@ -172,7 +190,7 @@ static void scratch_layout(struct linears *linears, const struct model *model, s
         const enum linear_name name = (enum linear_name)(i % LINEARS);
         const bool experts = name == LINEAR_EXPERTS_UP || name == LINEAR_EXPERTS_DOWN;
         const int64_t rows = experts ? model->moe.bound : model->batch * model->sequence,
-                      columns = fp8_token_columns(rows, linear->matrices);
+                      columns = fp8_token_columns(rows, groups_of(linear));
         if (linear->out == 0) {
             continue;
         }
@@ -322,19 +340,55 @@ void linear_backward_input(const struct linears *linears, const struct linear *l
     }
 }
 
+/* One matrix. */
+static void dense_backward_weight(const struct linears *linears, const struct linear *linear,
+                                  const struct operand *dy, const struct operand *x, int64_t tokens)
+{
+    const struct ops *ops = linears->ops;
+    const struct fp8_how how = linears_how_silent(linears);
+    float *dw = gradients_place(linears->gradients, linear->grad);
+    if (in_fp8(linear)) {
+        ops->fp8->linear_weight(linears->device, dw, linear->stride, dy->t, x->t, NULL, 1, tokens,
+                                &how);
+    } else {
+        ops->linear_backward_weight(
+            linears->device, tensor_2d(dw, DTYPE_F32, linear->out, linear->in), dy->act, x->act);
+    }
+    gradients_add(linears->gradients, linear->sum, linear->out * linear->in);
+}
+
+/* As integers: an expert's from every source by itself. */
+static void fixed_backward_weight(const struct linears *linears, const struct linear *linear,
+                                  const struct operand *dy, const struct operand *x,
+                                  const int64_t *offset, int64_t tokens)
+{
+    const struct gradients *gradients = linears->gradients;
+    const struct fixed_ops *ops = linears->ops->fixed;
+    const struct fp8_how how = linears_how_silent(linears);
+    if (in_fp8(linear)) {
+        ops->fp8_linear_weight(linears->device, linear->sum, linear->stride, gradients->unit, dy->t,
+                               x->t, offset, linear->matrices, linear->sources, tokens, &how,
+                               gradients->point);
+    } else {
+        ops->grouped_backward_weight(linears->device, linear->sum, linear->stride, gradients->unit,
+                                     dy->act, x->act, offset, linear->matrices, linear->sources,
+                                     gradients->point);
+    }
+}
+
 void linear_backward_weight(const struct linears *linears, const struct linear *linear,
                             const struct operand *dy, const struct operand *x,
                             const int64_t *offset, int64_t tokens)
 {
     const struct ops *ops = linears->ops;
     const struct fp8_how how = linears_how_silent(linears);
-    if (in_fp8(linear)) {
+    if (offset == NULL) {
+        dense_backward_weight(linears, linear, dy, x, tokens);
+    } else if (linears->gradients->fixed) {
+        fixed_backward_weight(linears, linear, dy, x, offset, tokens);
+    } else if (in_fp8(linear)) {
         ops->fp8->linear_weight(linears->device, linear->grad, linear->stride, dy->t, x->t, offset,
                                 linear->matrices, tokens, &how);
-    } else if (offset == NULL) {
-        ops->linear_backward_weight(linears->device,
-                                    tensor_2d(linear->grad, DTYPE_F32, linear->out, linear->in),
-                                    dy->act, x->act);
     } else {
         ops->grouped_backward_weight(linears->device, linear->grad, linear->stride, dy->act, x->act,
                                      offset, linear->matrices);
@@ -361,8 +415,8 @@ void linear_turn(const struct linears *linears, const struct linear *linear, str
 {
     if (in_fp8(linear) && x->t.code == NULL) {
         const int64_t rows = x->q.code != NULL ? x->q.rows : x->act.dim[0];
-        turn(linears, x, fp8_turned(linears->scratch.x_turned, rows, linear->in, linear->matrices),
-             offset, linear->matrices);
+        turn(linears, x, fp8_turned(linears->scratch.x_turned, rows, linear->in, groups_of(linear)),
+             offset, groups_of(linear));
     }
 }
 
@@ -375,15 +429,15 @@ void linear_ready(const struct linears *linears, const struct linear *linear, st
     }
     const int64_t rows = dy->q.code != NULL ? dy->q.rows : dy->act.dim[0];
     const struct fp8_rows t =
-        fp8_turned(linears->scratch.dy_turned, rows, linear->out, linear->matrices);
+        fp8_turned(linears->scratch.dy_turned, rows, linear->out, groups_of(linear));
     if (dy->q.code != NULL) {
-        turn(linears, dy, t, offset, linear->matrices);
+        turn(linears, dy, t, offset, groups_of(linear));
         return;
     }
     dy->q = fp8_view(linears->scratch.dy, rows, linear->out);
     dy->t = t;
     linears->ops->fp8->quantize(linears->device, dy->q, dy->t, dy->act, NULL, rows, offset,
-                                linear->matrices, &how);
+                                groups_of(linear), &how);
 }
 
 void linear_backward(const struct linears *linears, const struct linear *linear, struct tensor dx,

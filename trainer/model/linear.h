@@ -15,6 +15,7 @@
 #include "kernels/base/arena.h"
 #include "kernels/ops_fp8.h"
 #include "trainer/config/config.h"
+#include "trainer/model/gradients.h"
 #include "trainer/model/layout.h"
 
 struct model;
@@ -38,9 +39,12 @@ enum linear_name {
 struct linear {
     int64_t out, in;         /* of a matrix; 0: the block has none */
     int64_t matrices;        /* 1, or local experts */
+    int64_t sources;         /* units whose rows an expert's gradient is made of one by one
+                                (gradients.h): 1, or, with integers, the ranks of ep */
     int64_t stride;          /* elements from one expert's to the next, of weights and gradients */
     void *weight;            /* [matrices, out, in] act */
-    float *grad;             /* the same; NULL without training */
+    float *grad;             /* the same; NULL without training, and where it is */
+    int64_t *sum;            /* in integers; else NULL */
     struct fp8_weights w, t; /* w transposed: t, when training. code NULL: this layer is in act */
 };
 
@@ -62,8 +66,9 @@ struct linear_scratch {
 };
 
 struct linears {
-    struct device *device; /* borrowed */
-    const struct ops *ops; /* borrowed */
+    struct device *device;             /* borrowed */
+    const struct ops *ops;             /* borrowed */
+    const struct gradients *gradients; /* borrowed */
     enum dtype act;
     bool training;
     struct linear *table; /* [blocks, LINEARS] owned */
@@ -120,7 +125,10 @@ void linear_forward(const struct linears *linears, const struct linear *linear, 
 void linear_backward_input(const struct linears *linears, const struct linear *linear,
                            struct tensor dx, const struct operand *dy, const int64_t *offset,
                            bool add);
-/* The weight's gradient adds dy^T x; in FP8 of dy->t and x->t. tokens: rows of x. */
+/* What a gradient of weights sums over, and what is transposed for it, has its rows by expert and
+ * source: `offset` [matrices * sources + 1] (device), NULL for one matrix.
+ *
+ * The weight's gradient adds dy^T x; in FP8 of dy->t and x->t. tokens: rows of x. */
 void linear_backward_weight(const struct linears *linears, const struct linear *linear,
                             const struct operand *dy, const struct operand *x,
                             const int64_t *offset, int64_t tokens);

@@ -78,7 +78,7 @@ static struct operand hidden_of(const struct mlp *mlp, int64_t rows)
 /* The gradient of gate and up: in FP8 its codes, else in place of what they were. */
 static struct operand gradient_of(const struct mlp *mlp, int64_t rows)
 {
-    const int64_t width = mlp->up->out, groups = mlp->up->matrices;
+    const int64_t width = mlp->up->out, groups = mlp->up->matrices * mlp->up->sources;
     if (in_fp8(mlp)) {
         return (struct operand){
             .q = fp8_view(mlp->scratch->d_codes, rows, width),
@@ -133,22 +133,23 @@ void mlp_backward_prepare(const struct mlp *mlp, int64_t rows)
 void mlp_backward_down(const struct mlp *mlp, struct operand dy)
 {
     const struct linears *linears = mlp->linears;
-    const int64_t rows = rows_of(&dy), inner = mlp->down->in, groups = mlp->up->matrices;
+    const int64_t rows = rows_of(&dy), inner = mlp->down->in,
+                  groups = mlp->up->matrices * mlp->up->sources;
     const struct tensor dhidden = rows_2d(mlp, mlp->scratch->dhidden, rows, inner), none = {0};
     const struct operand d = gradient_of(mlp, rows);
     struct operand hidden = hidden_of(mlp, rows);
-    linear_ready(linears, mlp->down, &dy, mlp->offset);
+    linear_ready(linears, mlp->down, &dy, mlp->source_offset);
     linear_backward_input(linears, mlp->down, dhidden, &dy, mlp->offset, false);
     if (in_fp8(mlp)) {
         const struct fp8_how how = linears_how(linears, LINEAR_GRADIENTS);
         hidden.t = fp8_turned(linears->scratch.x_turned, rows, inner, groups);
         linears->ops->fp8->swiglu_backward(linears->device, d.q, d.t, hidden.t, dhidden, none,
-                                           fp8_view(mlp->state->kept, rows, 2 * inner), mlp->offset,
-                                           groups, &how);
+                                           fp8_view(mlp->state->kept, rows, 2 * inner),
+                                           mlp->source_offset, groups, &how);
     } else {
         linears->ops->swiglu_backward(linears->device, d.act, dhidden, d.act);
     }
-    linear_backward_weight(linears, mlp->down, &dy, &hidden, mlp->offset, rows);
+    linear_backward_weight(linears, mlp->down, &dy, &hidden, mlp->source_offset, rows);
 }
 
 void mlp_backward_up(const struct mlp *mlp, struct tensor dx, bool add)
@@ -162,6 +163,6 @@ void mlp_backward_up_weight(const struct mlp *mlp, const struct operand *x)
     const int64_t rows = rows_of(x);
     const struct operand d = gradient_of(mlp, rows);
     struct operand input = *x;
-    linear_turn(mlp->linears, mlp->up, &input, mlp->offset);
-    linear_backward_weight(mlp->linears, mlp->up, &d, &input, mlp->offset, rows);
+    linear_turn(mlp->linears, mlp->up, &input, mlp->source_offset);
+    linear_backward_weight(mlp->linears, mlp->up, &d, &input, mlp->source_offset, rows);
 }

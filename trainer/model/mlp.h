@@ -32,6 +32,8 @@ struct mlp {
     struct mlp_state *state;           /* borrowed */
     const struct linear *up, *down;    /* [2F,C], [C,F] */
     const int64_t *offset;             /* rows of each expert (device); NULL: one MLP for all */
+    const int64_t *source_offset; /* of each expert and source, where linear.sources is not 1, else
+                                     the same */
 };
 
 /* Inner width of the widest that every token visits; 0: the model has none. */

@@ -16,6 +16,24 @@ static void count(struct model *model, enum model_memory kind, const struct aren
     *before = arena->used;
 }
 
+/* With integers the f32 gradients of the share stand where nothing is any more once they are
+ * decoded: several ranks' sums are in `reduced` then, one rank's stay where they were. */
+static void gradients_of_group(struct model *model, struct model_group *group)
+{
+    struct arena *arena = &model->arena_grads;
+    const size_t count = (size_t)group->zero.count, share = (size_t)group->zero.share;
+    if (!model->gradients.fixed) {
+        group->grads = arena_alloc(arena, count * sizeof *group->grads);
+        group->reduced = arena_alloc(arena, share * sizeof *group->reduced);
+        return;
+    }
+    group->sums = arena_alloc(arena, count * sizeof *group->sums);
+    group->reduced = arena_alloc(arena, share * sizeof *group->sums);
+    group->grads = group->zero.comm->size > 1 ? (float *)(void *)group->sums
+                   : group->reduced != NULL   ? group->reduced + share
+                                              : NULL;
+}
+
 static void group_layout(struct model *model)
 {
     size_t params = model->arena_params.used, optimizer = model->arena_optimizer.used,
@@ -31,8 +49,7 @@ static void group_layout(struct model *model)
             group->master = arena_alloc(&model->arena_optimizer, share * sizeof(float));
         }
         if (model->training) {
-            group->grads = arena_alloc(&model->arena_grads, count * sizeof(float));
-            group->reduced = arena_alloc(&model->arena_grads, share * sizeof(float));
+            gradients_of_group(model, group);
         }
     }
     count(model, MODEL_MASTERS, &model->arena_optimizer, &optimizer);
@@ -41,6 +58,7 @@ static void group_layout(struct model *model)
     }
     size_t activations = model->arena_activations.used;
     linears_layout(&model->linears, model, &model->arena_params, &model->arena_activations);
+    gradients_layout(&model->gradients, model, &model->arena_grads);
     count(model, MODEL_WEIGHTS, &model->arena_params, &params);
     count(model, MODEL_GRADIENTS, &model->arena_grads, &grads);
     count(model, MODEL_MOMENTS, &model->arena_optimizer, &optimizer);
@@ -165,6 +183,7 @@ static enum status init_experts(struct model *model, const struct mesh *mesh)
                                        .top_k = arch->top_k,
                                        .experts = arch->experts,
                                        .padded = model->config->router.dispatch == CONFIG_PADDED,
+                                       .by_source = model->gradients.fixed,
                                        .buffer_factor = model->config->router.buffer_factor};
     for (int64_t b = arch->dense_layers; b < blocks; b++) {
         struct expert_plan *plan = &model->blocks[b].moe.plan;
@@ -228,6 +247,7 @@ static enum status prepare(struct model *model, const struct config *config,
     model->whole.mtp_depth = training ? model->whole.mtp_depth : 0;
     TRY(init_tensor(model, mesh));
     TRY(init_groups(model, mesh));
+    TRY(gradients_init(&model->gradients, model));
     TRY(linears_init(&model->linears, model));
     if (training) {
         TRY(optimizer_init(model));
@@ -335,9 +355,15 @@ void model_zero_grads(struct model *model)
 {
     const int64_t loads = architecture_moe_blocks(&model->arch) * model->arch.experts;
     for (int g = 0; g < model->params.groups && model->training; g++) {
-        model->ops->zero(model->device, model->group[g].grads,
-                         (size_t)model->group[g].zero.count * sizeof(float));
+        const struct model_group *group = &model->group[g];
+        const size_t count = (size_t)group->zero.count;
+        if (model->gradients.fixed) {
+            model->ops->zero(model->device, group->sums, count * sizeof *group->sums);
+        } else {
+            model->ops->zero(model->device, group->grads, count * sizeof *group->grads);
+        }
     }
+    gradients_begin(&model->gradients, model->unit);
     model->ops->zero(model->device, model->load, (size_t)loads * sizeof(int64_t));
     linears_count_anew(&model->linears);
 }
@@ -394,6 +420,9 @@ static void forward(struct model *model, const struct block_call *call)
                              stream(model, model->stream, n), model->final_rstd, x, delta,
                              model_vector(model, model->params.final_norm, model->arch.width),
                              model->arch.norm_eps);
+    if (call->training) {
+        probe_tell(model->probe, -1, PROBE_FINAL_NORM, stream(model, model->final_norm, n));
+    }
 }
 
 float model_z_scale(const struct model *model, int64_t tokens, const struct model_scale *scale)
@@ -406,11 +435,13 @@ static void backward(struct model *model, const struct block_call *call,
 {
     const int64_t n = block_tokens(model, call), width = model->arch.width;
     struct tensor dstream = stream(model, model->dstream, n);
+    probe_tell(model->probe, -1, PROBE_OUTPUT_GRADIENT, stream(model, model->dwork, n));
     model->ops->zero(model->device, model->dstream, tensor_bytes(&dstream));
     model->ops->norm_backward(
         model->device, dstream, model_vector_grad(model, model->params.final_norm, width),
         stream(model, model->dwork, n), stream(model, model->stream, n), model->final_rstd,
         model_vector(model, model->params.final_norm, width));
+    model_add_grad(model, PARAM_DENSE, model->params.final_norm, width);
     for (int64_t l = model->arch.layers - 1; l >= 0; l--) {
         comm_at_layer(model->mesh->world, l);
         block_backward(model, l, call, model_z_scale(model, call->count * call->sequence, scale));
@@ -424,6 +455,7 @@ static void backward(struct model *model, const struct block_call *call,
         model->device,
         model_grad(model, PARAM_DENSE, model->params.embed, model->arch.vocab, width),
         call->batch->ids, dstream);
+    model_add_grad(model, PARAM_DENSE, model->params.embed, model->arch.vocab * width);
 }
 
 void model_own_tokens(const struct model *model, int32_t *to, const int32_t *from, int64_t count,
@@ -485,6 +517,10 @@ void model_run(struct model *model, const struct batch *batch, int64_t count, in
     const int64_t n = block_tokens(model, &call);
     assert(tp_alone(&model->tp) || sequence == model->sequence);
     take_batch(model, batch, count, sequence);
+    if (scale != NULL) {
+        probe_tell(model->probe, -1, PROBE_IDS, tensor_1d(model->input.ids, DTYPE_I32, n));
+        probe_tell(model->probe, -1, PROBE_LABELS, tensor_1d(model->input.labels, DTYPE_I32, n));
+    }
     model->ops->zero(model->device, model->losses, sizeof *model->losses);
     forward(model, &call);
     if (scale != NULL) {
@@ -496,6 +532,8 @@ void model_run(struct model *model, const struct batch *batch, int64_t count, in
                               stream(model, model->final_norm, n), head(model), model->input.labels,
                               scale != NULL ? (float)scale->loss : 0.0F);
     if (scale != NULL) {
+        model_add_grad(model, PARAM_DENSE, model->params.head, model->arch.vocab * width);
+        probe_tell(model->probe, -1, PROBE_LOSS, tensor_1d(&model->losses->loss, DTYPE_F64, 1));
         mtp_forward(model, &model->losses->mtp, batch, count, sequence, scale);
         balance_losses(model, &model->losses->aux, count, sequence, scale->unit);
         mtp_backward(model, count, sequence, scale);

@@ -17,23 +17,27 @@
 #include "trainer/config/config.h"
 #include "trainer/model/attention.h"
 #include "trainer/model/balance.h"
+#include "trainer/model/gradients.h"
 #include "trainer/model/linear.h"
 #include "trainer/model/mlp.h"
 #include "trainer/model/moe.h"
 #include "trainer/model/mtp.h"
 #include "trainer/model/params.h"
+#include "trainer/model/probe.h"
 #include "trainer/muon.h"
 
 /* One flat group of parameters on this rank. */
 struct model_group {
     struct zero zero;
     void *weights; /* [zero.count] act */
-    float *grads;  /* [zero.count]; NULL without training */
+    float *grads;  /* [zero.count]; with sums room for it, of which this rank's share alone is
+                      used, and not before the reduction; NULL without training */
+    int64_t *sums; /* [zero.count] gradients as integers (gradients.h), else NULL */
     float *master; /* [zero.share] this rank's share in f32; with fp32 a view into weights */
     void *moment1, *moment2; /* [zero.share] model->moments; NULL without training; moment2 NULL
                                 where all is Muon's, whose momentum is moment1 */
     float *ema;              /* [zero.share] running average of master; NULL: none */
-    float *reduced;          /* [zero.share] scratch of the reduction */
+    float *reduced;          /* [zero.share] scratch of the reduction; with sums int64 */
     bool reducing;           /* between optimizer_reduce_start and optimizer_reduce */
     struct muon_plan muon;
 };
@@ -68,7 +72,7 @@ struct model_result {
 /* What the arenas are made of: their bytes by kind add up to model_bytes. */
 enum model_memory {
     MODEL_WEIGHTS, /* in the form the kernels read, codes of FP8 and the selection bias included */
-    MODEL_GRADIENTS, /* and room for their reduction */
+    MODEL_GRADIENTS, /* and room for their reduction, and for what one op adds */
     MODEL_MASTERS,   /* f32, where they are not the weights */
     MODEL_MOMENTS,   /* and average, and Muon's scratch */
     MODEL_BLOCKS,    /* what forward keeps of each block for backward */
@@ -95,8 +99,9 @@ struct model {
     struct tp tp;  /* sequences and matrices divided between ranks */
     void *wide[2]; /* [N, tp.width] act, and f32: rows of all tokens (block_gather); NULL: tp has
                       one rank */
-    double unit;   /* what gradients are counted in: the true ones times this power of
-                      two. 1 but in FP8 (stepper_step) */
+    struct gradients gradients;
+    double unit;                /* what gradients are counted in: the true ones times this power of
+                                   two. 1 but in FP8 (stepper_step) */
     float *muon_scratch;        /* for the largest matrix this rank orthogonalises */
     struct adamw_piece *pieces; /* [params] owned, host: of the step that runs */
     double *norm;               /* [1] */
@@ -124,6 +129,7 @@ struct model {
     float *logits;               /* [V] of model_logits */
     struct moe moe;
     struct model_result result; /* of the last model_run or model_forward */
+    const struct probe *probe;  /* borrowed; NULL, or told of the tensors of training */
 };
 
 /* Local: what ranks must agree on is left to the caller. batch x sequence is the largest
@@ -145,6 +151,7 @@ void model_initialize(struct model *model);
  * those in FP8. */
 void model_publish(struct model *model);
 
+/* Those to come are counted in model->unit. */
 void model_zero_grads(struct model *model);
 
 /* With both times a power of two, gradients are so too (model.unit). */

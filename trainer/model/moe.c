@@ -164,7 +164,9 @@ static struct mlp experts_of(const struct moe *moe, struct moe_state *state,
                         .state = &state->mlp,
                         .up = weights->up,
                         .down = weights->down,
-                        .offset = state->plan.offset};
+                        .offset = state->plan.offset,
+                        .source_offset =
+                            state->plan.by_source ? state->plan.source_offset : state->plan.offset};
 }
 
 /* The rows of this round in expert order, as the experts read them. */

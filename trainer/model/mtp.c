@@ -172,6 +172,7 @@ static void module_forward(struct model *model, double *loss, int64_t k,
                               model_act(model, state->normed, n, width),
                               model_weight(model, PARAM_DENSE, model->params.head, vocab, width),
                               call->batch->labels, loss_scale);
+    model_add_grad(model, PARAM_DENSE, model->params.head, vocab * width);
 }
 
 void mtp_forward(struct model *model, double *loss, const struct batch *batch, int64_t count,
@@ -199,6 +200,7 @@ static struct tensor half_backward(struct model *model, int64_t first, struct te
     model->ops->zero(model->device, dx.data, tensor_bytes(&dx));
     model->ops->norm_backward(model->device, dx, model_vector_grad(model, weight, width), dy, x,
                               rstd, model_vector(model, weight, width));
+    model_add_grad(model, PARAM_DENSE, weight, width);
     return dx;
 }
 
@@ -214,6 +216,7 @@ static void enter_backward(struct model *model, int64_t k, const struct block_ca
     model->ops->linear_backward_weight(
         model->device, model_grad(model, PARAM_DENSE, at->eh_proj, width, 2 * width), dstream,
         both);
+    model_add_grad(model, PARAM_DENSE, at->eh_proj, 2 * width * width);
     model->ops->linear_backward_input(
         model->device, dboth, dstream,
         model_weight(model, PARAM_DENSE, at->eh_proj, width, 2 * width), false);
@@ -223,6 +226,7 @@ static void enter_backward(struct model *model, int64_t k, const struct block_ca
         model->device,
         model_grad(model, PARAM_DENSE, model->params.embed, model->arch.vocab, width),
         call->batch->ids, dembedded);
+    model_add_grad(model, PARAM_DENSE, model->params.embed, model->arch.vocab * width);
     const struct tensor dh = half_backward(model, width, model_act(model, state->before, n, width),
                                            state->rstd_h, at->hnorm);
     each_sample(model, before_gradient(model, k, call->count, call->sequence + k), dh, call->count,
@@ -243,6 +247,7 @@ void mtp_backward(struct model *model, int64_t count, int64_t sequence,
                                   model_act(model, state->dnormed, n, width),
                                   model_act(model, state->out, n, width), state->rstd_out,
                                   model_vector(model, weight, width));
+        model_add_grad(model, PARAM_DENSE, weight, width);
         block_backward(model, block_of(model, k), &call,
                        model_z_scale(model, call.count * call.sequence, scale));
         enter_backward(model, k, &call);

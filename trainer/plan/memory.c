@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "kernels/device.h"
+#include "trainer/saving.h"
 
 /* The config of a model that is the stage. */
 static struct config config_of(const struct config *config, const struct architecture *arch,
@@ -43,8 +44,11 @@ enum status memory_of_stage(struct stage_memory *memory, const struct config *co
     const bool whole = stage->blocks == architecture_blocks(&arch);
     struct config own = whole ? *config : config_of(config, &arch, stage);
     *memory = (struct stage_memory){0};
-    const enum status status = model_measure(&model, &own, &mesh, device, own.train.micro_batch,
-                                             own.train.sequence_length, true);
+    enum status status = model_measure(&model, &own, &mesh, device, own.train.micro_batch,
+                                       own.train.sequence_length, true);
+    if (status == STATUS_OK) {
+        status = saving_measure(&memory->staging, &memory->stages, &model);
+    }
     memcpy(memory->kind, model.memory, sizeof memory->kind);
     for (int g = 0; g < model.params.groups; g++) {
         memory->elements[g] = model.group[g].zero.count;
@@ -66,7 +70,7 @@ static size_t outside_of_gpu(const struct config *config, const struct architect
     const size_t t = (size_t)config->train.sequence_length, b = (size_t)config->train.micro_batch,
                  square = 2 * b * (size_t)arch->heads * t * t,
                  linear = 8 * b * (size_t)arch->heads * t * (size_t)arch->qk_dim,
-                 wanted = config->run.deterministic == CONFIG_DETERMINISTIC_RUN ? square : linear,
+                 wanted = config->run.deterministic != CONFIG_DETERMINISTIC_OFF ? square : linear,
                  most = GPU_ATTENTION_MIB * MIB;
     const bool alone = config->cluster.nodes == 1 && config->cluster.gpus_per_node == 1;
     return (GPU_CONTEXT_MIB + GPU_PRODUCTS_MIB + (alone ? 0 : 3 * GPU_GROUP_MIB)) * MIB +
@@ -81,11 +85,11 @@ static size_t scratch_of_cpu(const struct config *config, const struct architect
                                  config->parallel.tp),
                  chunk = rows < CPU_LOSS_ROWS ? rows : CPU_LOSS_ROWS, vocab = (size_t)arch->vocab,
                  act = config->train.precision == CONFIG_FP32 ? 4 : 2,
+                 sum = config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT ? sizeof(int64_t)
+                                                                                : sizeof(float),
                  ranks = (size_t)(dp * config->parallel.tp),
-                 dense = ranks > 1 ? (size_t)memory->elements[PARAM_DENSE] * sizeof(float) : 0,
-                 experts = ranks > (size_t)ep
-                               ? (size_t)memory->elements[PARAM_EXPERT] * sizeof(float)
-                               : 0;
+                 dense = ranks > 1 ? (size_t)memory->elements[PARAM_DENSE] * sum : 0,
+                 experts = ranks > (size_t)ep ? (size_t)memory->elements[PARAM_EXPERT] * sum : 0;
     return chunk * vocab * (sizeof(float) + (act == 2 ? 2 : 0)) +
            2 * vocab * (size_t)arch->width * act * chunk / CPU_LOSS_ROWS +
            (dense > experts ? dense : experts);
@@ -101,7 +105,8 @@ size_t memory_outside(const struct config *config, const struct hardware *hardwa
         return outside_of_gpu(config, arch);
     }
     return (CPU_PROGRAM_MIB + CPU_THREAD_MIB * (size_t)hardware->threads) * MIB + batch +
-           scratch_of_cpu(config, arch, memory, dp, ep);
+           scratch_of_cpu(config, arch, memory, dp, ep) +
+           (memory->stages ? save_block_bytes(memory->staging) : 0);
 }
 
 enum status memory_untouched(size_t *bytes, const struct config *config, const struct stage *stage,
@@ -112,7 +117,7 @@ enum status memory_untouched(size_t *bytes, const struct config *config, const s
     const int64_t replicas[PARAM_GROUPS] = {dp * tp, dp * tp / ep, dp};
     struct config even = *config;
     struct stage_memory fair;
-    *bytes = 0;
+    *bytes = memory->stages ? 0 : memory->staging;
     for (int g = 0; g < PARAM_GROUPS; g++) {
         *bytes += replicas[g] == 1 ? (size_t)memory->elements[g] * sizeof(float) : 0;
     }

@@ -20,15 +20,19 @@ struct stage {
 struct stage_memory {
     size_t kind[MODEL_MEMORIES];
     int64_t elements[PARAM_GROUPS]; /* of a rank, padding included */
+    size_t staging;                 /* host memory: the copy that saves are written from */
+    bool stages;                    /* a save comes to use it before the run's end */
 };
 
 struct plan_memory {
     size_t kind[MODEL_MEMORIES]; /* bytes of the fullest rank */
     size_t arenas;               /* their sum; with one stage what the run reserves */
+    size_t staging;              /* host memory: the copy that saves beside the training are written
+                                    from, to the byte what a run of one stage reserves */
     size_t outside;              /* program, libraries, scratch of kernels: estimated */
-    size_t all;                  /* arenas + outside: what there must be */
+    size_t all;                  /* arenas + outside, on a CPU + staging: what there must be */
     size_t peak; /* what a process is expected to reach: on a CPU, pages that balanced routing never
-                    touches do not count */
+                    touches do not count, nor a copy that no save comes to use */
     int64_t stage; /* of the fullest rank */
 };
 

@@ -5,18 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "trainer/plan/planner.h"
 #include "trainer/plan/stages.h"
 #include "trainer/step.h"
-
-/* Works out one plan. */
-struct planner {
-    struct plan *plan;
-    struct workload load;
-    struct work dense, moe, mtp, head, embedding;
-    double exchange[EXCHANGES];      /* s of each all-to-all, alone */
-    double exchange_busy[EXCHANGES]; /* beside kernels */
-    struct stage_memory memory[PIPELINE_MOST];
-};
 
 static __attribute__((format(printf, 2, 3))) void warn(struct plan *plan, const char *format, ...)
 {
@@ -31,42 +22,74 @@ static __attribute__((format(printf, 2, 3))) void warn(struct plan *plan, const 
 
 /* --- layout --- */
 
-/* Parts of stages are 1f1b's, and each has a block. */
-static enum status check_parts(const struct plan *plan)
+static bool is_dual(const struct plan *plan)
+{
+    return plan->pp > 1 && (plan->shape.schedule == PIPELINE_DUALPIPE ||
+                            plan->shape.schedule == PIPELINE_DUALPIPE_V);
+}
+
+/* The schedule that cluster.pipeline names. */
+static struct pipeline_shape shape_of(const struct plan *plan, int pipeline)
+{
+    static const enum pipeline_schedule schedules[] = {
+        [CONFIG_PIPELINE_AUTO] = PIPELINE_1F1B,
+        [CONFIG_PIPELINE_1F1B] = PIPELINE_1F1B,
+        [CONFIG_PIPELINE_ZERO_BUBBLE] = PIPELINE_ZERO_BUBBLE,
+        [CONFIG_PIPELINE_DUALPIPE] = PIPELINE_DUALPIPE,
+        [CONFIG_PIPELINE_DUALPIPE_V] = PIPELINE_DUALPIPE_V};
+    const int64_t parts = plan->pp > 1 ? plan->config->cluster.virtual_stages : 1;
+    struct pipeline_shape shape = {.schedule = plan->pp > 1 ? schedules[pipeline] : PIPELINE_1F1B,
+                                   .ranks = plan->pp,
+                                   .parts = 1,
+                                   .batches = plan->micro_batches};
+    if (shape.schedule == PIPELINE_1F1B && parts > 1) {
+        shape.schedule = PIPELINE_INTERLEAVED;
+        shape.parts = parts;
+    } else if (shape.schedule >= PIPELINE_DUALPIPE) {
+        shape.parts = 2;
+    }
+    return shape;
+}
+
+/* Every stage has a block; parts of stages are 1f1b's. */
+static enum status check_stages(const struct plan *plan)
 {
     const int64_t parts = plan->config->cluster.virtual_stages,
-                  blocks = architecture_blocks(&plan->arch);
-    if (plan->pp > 1 && parts > 1 && plan->schedule != CONFIG_PIPELINE_1F1B) {
+                  blocks = architecture_blocks(&plan->arch), stages = pipeline_stages(&plan->shape);
+    if (plan->pp > 1 && parts > 1 && plan->shape.schedule != PIPELINE_INTERLEAVED) {
         return status_fail(
             STATUS_USAGE, "cluster.virtual_stages %lld is of cluster.pipeline 1f1b: use that, or 1",
             (long long)parts);
     }
-    return plan->pp == 1 || plan->pp * parts <= blocks
+    if (stages > blocks && parts > 1) {
+        return status_fail(STATUS_USAGE,
+                           "parallel.pp %lld x cluster.virtual_stages %lld is more than the "
+                           "model's %lld blocks",
+                           (long long)plan->pp, (long long)parts, (long long)blocks);
+    }
+    return stages <= blocks && stages <= PLAN_STAGES
                ? STATUS_OK
                : status_fail(STATUS_USAGE,
-                             "parallel.pp %lld x cluster.virtual_stages %lld is more than the "
-                             "model's %lld blocks",
-                             (long long)plan->pp, (long long)parts, (long long)blocks);
+                             "parallel.pp %lld makes %lld stages, more than the model's %lld "
+                             "blocks or %d",
+                             (long long)plan->pp, (long long)stages, (long long)blocks,
+                             PLAN_STAGES);
 }
 
 static enum status choose_schedule(struct plan *plan)
 {
     const struct config *config = plan->config;
-    const bool dual = pipeline_fits(CONFIG_PIPELINE_DUALPIPE, plan->pp, plan->micro_batches);
-    const int said = config->cluster.pipeline;
-    if (said == CONFIG_PIPELINE_DUALPIPE && plan->pp > 1 && !dual) {
-        return status_fail(STATUS_USAGE,
-                           "cluster.pipeline dualpipe needs an even parallel.pp and an even number "
-                           "of micro-batches a rank, at least 2 x %lld, not %lld",
-                           (long long)plan->pp, (long long)plan->micro_batches);
+    plan->shape = shape_of(plan, config->cluster.pipeline);
+    if (config->cluster.pipeline == CONFIG_PIPELINE_AUTO && config->cluster.virtual_stages == 1 &&
+        plan->pp > 1) {
+        const struct pipeline_shape dual = shape_of(plan, CONFIG_PIPELINE_DUALPIPE);
+        plan->shape = pipeline_fits(&dual) == STATUS_OK ? dual : plan->shape;
     }
-    plan->schedule = said != CONFIG_PIPELINE_AUTO                  ? said
-                     : dual && config->cluster.virtual_stages == 1 ? CONFIG_PIPELINE_DUALPIPE
-                                                                   : CONFIG_PIPELINE_1F1B;
+    TRY(pipeline_fits(&plan->shape));
     plan->by_node = config->cluster.exchange == CONFIG_EXCHANGE_AUTO
                         ? plan->pp > 1
                         : config->cluster.exchange == CONFIG_EXCHANGE_BY_NODE;
-    return check_parts(plan);
+    return check_stages(plan);
 }
 
 static enum status set_layout(struct plan *plan)
@@ -75,10 +98,10 @@ static enum status set_layout(struct plan *plan)
     const int64_t ranks = plan->hardware.ranks;
     plan->ep = config->parallel.ep;
     plan->pp = config->parallel.pp;
-    if (plan->pp > PIPELINE_MOST || plan->pp > architecture_blocks(&plan->arch)) {
+    if (plan->pp > PLAN_RANKS || plan->pp > architecture_blocks(&plan->arch)) {
         return status_fail(
             STATUS_USAGE, "parallel.pp %lld is more than the model's %lld blocks or %d",
-            (long long)plan->pp, (long long)architecture_blocks(&plan->arch), PIPELINE_MOST);
+            (long long)plan->pp, (long long)architecture_blocks(&plan->arch), PLAN_RANKS);
     }
     plan->tp = config->parallel.tp;
     if (ranks % (plan->pp * plan->ep) != 0 || ranks % (plan->pp * plan->tp) != 0) {
@@ -96,7 +119,7 @@ static enum status set_layout(struct plan *plan)
     return choose_schedule(plan);
 }
 
-static const struct work *work_of(const struct planner *p, int64_t block)
+const struct work *planner_work(const struct planner *p, int64_t block)
 {
     const struct architecture *arch = &p->plan->arch;
     return block < arch->dense_layers ? &p->dense : block < arch->layers ? &p->moe : &p->mtp;
@@ -112,190 +135,43 @@ static double cost_of(const struct planner *p, int64_t block)
 {
     const struct architecture *arch = &p->plan->arch;
     const double head = block >= arch->layers - 1 ? whole_work(&p->head) : 0; /* last, and MTP's */
-    return whole_work(work_of(p, block)) + head;
+    return whole_work(planner_work(p, block)) + head;
+}
+
+/* By cost. Of schedules that have two stages on a rank either these are alike together, or every
+ * stage is: whichever plays faster. */
+static enum status balance_stages(struct planner *p)
+{
+    struct plan *plan = p->plan;
+    const int64_t blocks = architecture_blocks(&plan->arch), stages = pipeline_stages(&plan->shape);
+    double seconds[2] = {0}, *cost = malloc((size_t)blocks * sizeof *cost);
+    enum status status =
+        cost != NULL
+            ? STATUS_OK
+            : status_fail(STATUS_RESOURCE, "out of memory for %lld layers", (long long)blocks);
+    for (int64_t b = 0; b < blocks && cost != NULL; b++) {
+        cost[b] = cost_of(p, b);
+    }
+    for (int pairs = 0; pairs < 2 && is_dual(plan) && status == STATUS_OK; pairs++) {
+        stages_divide(plan->stage, cost, blocks, plan->arch.layers, stages, pairs);
+        status = planner_time(p);
+        seconds[pairs] = plan->time.step;
+    }
+    if (status == STATUS_OK) {
+        stages_divide(plan->stage, cost, blocks, plan->arch.layers, stages,
+                      seconds[1] < seconds[0]);
+    }
+    free(cost);
+    return status;
 }
 
 static enum status divide_blocks(struct planner *p)
 {
-    struct plan *plan = p->plan;
-    const int64_t blocks = architecture_blocks(&plan->arch);
-    double *cost = malloc((size_t)blocks * sizeof *cost);
-    if (cost == NULL) {
-        return status_fail(STATUS_RESOURCE, "out of memory for %lld layers", (long long)blocks);
-    }
-    for (int64_t b = 0; b < blocks; b++) {
-        cost[b] = cost_of(p, b);
-    }
-    stages_divide(plan->stage, cost, blocks, plan->pp,
-                  plan->pp > 1 && plan->schedule == CONFIG_PIPELINE_DUALPIPE);
-    free(cost);
-    return STATUS_OK;
-}
-
-/* --- time --- */
-
-/* Messages of a block's forward or backward that nothing of the same micro-batch runs beside. */
-static double exposed(const struct planner *p, const struct work *work, bool backward)
-{
-    const double *s = p->exchange;
-    const double forward =
-        fmax(0, s[EXCHANGE_DISPATCH] - work->shared[PHASE_FORWARD]) + s[EXCHANGE_COMBINE];
-    if (!backward) {
-        return forward;
-    }
-    const bool again = p->plan->config->train.recompute == CONFIG_RECOMPUTE_BLOCK;
-    return fmax(0, s[EXCHANGE_DISPATCH_BACK] - work->shared[PHASE_BACKWARD] -
-                       work->shared[PHASE_WEIGHT]) +
-           fmax(0, s[EXCHANGE_COMBINE_BACK] - work->up_weight) + (again ? forward : 0);
-}
-
-/* One micro-batch on one stage. */
-struct stage_time {
-    double kernel[PHASES], exposed[2]; /* [backward] */
-    double messages[2];                /* [backward], beside kernels */
-    double split;                      /* of exposed: those of parallel.tp */
-};
-
-static void add_work(struct stage_time *time, const struct work *work)
-{
-    for (int i = 0; i < PHASES; i++) {
-        time->kernel[i] += work_sum(work, (enum phase)i);
-    }
-}
-
-static struct stage_time time_stage(const struct planner *p, const struct stage *stage)
-{
-    const struct architecture *arch = &p->plan->arch;
-    struct stage_time time = {0};
-    for (int64_t b = stage->first; b < stage->first + stage->blocks; b++) {
-        const struct work *work = work_of(p, b);
-        add_work(&time, work);
-        if (b >= arch->layers) {
-            add_work(&time, &p->head);
-        }
-        const double split =
-            work_split_messages(&p->load, b < arch->dense_layers ? WORK_DENSE : WORK_MOE);
-        time.exposed[0] += split; /* nothing runs beside them */
-        time.exposed[1] += split;
-        time.split += 2 * split;
-        if (b >= arch->dense_layers) {
-            time.exposed[0] += exposed(p, work, false);
-            time.exposed[1] += exposed(p, work, true);
-            time.messages[0] +=
-                p->exchange_busy[EXCHANGE_DISPATCH] + p->exchange_busy[EXCHANGE_COMBINE];
-            time.messages[1] +=
-                p->exchange_busy[EXCHANGE_DISPATCH_BACK] + p->exchange_busy[EXCHANGE_COMBINE_BACK];
-        }
-    }
-    if (stage->embedding) {
-        add_work(&time, &p->embedding);
-    }
-    if (stage->head) {
-        add_work(&time, &p->head);
-    }
-    return time;
-}
-
-static double kernels_of(const struct stage_time *time)
-{
-    return time->kernel[PHASE_FORWARD] + time->kernel[PHASE_BACKWARD] + time->kernel[PHASE_WEIGHT];
-}
-
-static void fill_times(const struct planner *p, const struct stage_time *stages,
-                       struct pipeline_times *times)
-{
-    const struct plan *plan = p->plan;
-    const struct hardware *hw = &plan->hardware;
-    const double stream = p->load.exchange.row_back * (double)p->load.tokens / p->load.split;
-    *times = (struct pipeline_times){.stages = plan->pp, .micro_batches = plan->micro_batches};
-    times->hop = stream / (hw->network_share * hw->network) + hw->message;
-    for (int64_t s = 0; s < plan->pp; s++) {
-        const struct stage_time *own = &stages[s], *other = &stages[plan->pp - 1 - s];
-        const double kernels = own->kernel[PHASE_FORWARD] + other->kernel[PHASE_BACKWARD] +
-                               other->kernel[PHASE_WEIGHT],
-                     messages = own->messages[0] + other->messages[1];
-        times->forward[s] = own->kernel[PHASE_FORWARD] + own->exposed[0];
-        times->backward[s] = own->kernel[PHASE_BACKWARD] + own->exposed[1];
-        times->weight[s] = own->kernel[PHASE_WEIGHT];
-        times->pair[s] = fmax(kernels, messages) * (messages > 0 ? 1 + hw->imperfect : 1) +
-                         (own->split + other->split) / 2;
-    }
-}
-
-/* Of one micro-batch: the slowest stage's. */
-static void note_units(struct plan *plan, const struct pipeline_times *times)
-{
-    for (int64_t s = 0; s < times->stages; s++) {
-        plan->time.forward = fmax(plan->time.forward, times->forward[s]);
-        plan->time.backward = fmax(plan->time.backward, times->backward[s]);
-        plan->time.weight = fmax(plan->time.weight, times->weight[s]);
-        plan->time.pair = fmax(plan->time.pair, times->pair[s]);
-    }
-}
-
-/* Stages cut into v parts, taken in turn: gaps are a v-th, and rank r keeps as many parts more as
- * it is ahead (Narayanan et al. 2021). */
-static void interleave(const struct plan *plan, struct pipeline_result *result)
-{
-    const int64_t parts =
-        plan->schedule == CONFIG_PIPELINE_1F1B ? plan->config->cluster.virtual_stages : 1;
-    const double gone = result->idle * (1 - 1 / (double)parts);
-    result->seconds -= gone;
-    result->idle -= gone;
-    for (int64_t r = 0; r < plan->pp && parts > 1; r++) {
-        result->held[r] += (plan->pp - 1 + parts - 1) / parts;
-    }
-}
-
-/* Plays a schedule; of very many micro-batches the first ones, which tell what each more takes. */
-static enum status play(struct pipeline_result *result, const struct pipeline_times *times,
-                        int schedule)
-{
-    enum { MOST = 2048 };
-    struct pipeline_times some = *times;
-    struct pipeline_result half;
-    if (times->micro_batches <= MOST) {
-        return pipeline_play(result, times, schedule);
-    }
-    some.micro_batches = MOST / 2;
-    TRY(pipeline_play(&half, &some, schedule));
-    some.micro_batches = MOST;
-    TRY(pipeline_play(result, &some, schedule));
-    result->seconds += (result->seconds - half.seconds) * (double)(times->micro_batches - MOST) /
-                       (double)(MOST / 2);
-    return STATUS_OK;
-}
-
-static enum status time_batches(struct planner *p, struct pipeline_result *result)
-{
-    struct plan *plan = p->plan;
-    struct stage_time stages[PIPELINE_MOST];
-    struct pipeline_times times;
-    double most = 0;
-    const bool dual = plan->schedule == CONFIG_PIPELINE_DUALPIPE;
-    for (int64_t s = 0; s < plan->pp; s++) {
-        stages[s] = time_stage(p, &plan->stage[s]);
-    }
-    fill_times(p, stages, &times);
-    note_units(plan, &times);
-    if (plan->pp == 1) {
-        *result = (struct pipeline_result){
-            .seconds = (double)plan->micro_batches *
-                       (times.forward[0] + times.backward[0] + times.weight[0]),
-            .held[0] = 1};
-    } else {
-        TRY(play(result, &times, plan->schedule));
-        interleave(plan, result);
-    }
-    for (int64_t s = 0; s < plan->pp; s++) {
-        const double own = kernels_of(&stages[s]), other = kernels_of(&stages[plan->pp - 1 - s]);
-        most = fmax(most, (dual && plan->pp > 1 ? (own + other) / 2 : own));
-    }
-    plan->time.kernels = (double)plan->micro_batches * most;
-    plan->time.bubble = result->idle;
-    plan->time.exposed = fmax(0, result->seconds - result->idle - plan->time.kernels);
-    plan->time.step = result->seconds;
-    return STATUS_OK;
+    const struct config_reals *listed = &p->plan->config->cluster.stages;
+    return listed->count > 0
+               ? stages_listed(p->plan->stage, listed, architecture_blocks(&p->plan->arch),
+                               p->plan->arch.layers, pipeline_stages(&p->plan->shape))
+               : balance_stages(p);
 }
 
 /* Average rank, all micro-batches: kernels by family. */
@@ -304,7 +180,7 @@ static void sum_kernels(struct planner *p)
     struct plan *plan = p->plan;
     const double each = (double)plan->micro_batches / (double)plan->pp;
     for (int64_t b = 0; b < architecture_blocks(&plan->arch); b++) {
-        const struct work *parts[] = {work_of(p, b), b >= plan->arch.layers ? &p->head : NULL,
+        const struct work *parts[] = {planner_work(p, b), b >= plan->arch.layers ? &p->head : NULL,
                                       b == 0 ? &p->embedding : NULL,
                                       b == plan->arch.layers - 1 ? &p->head : NULL};
         for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
@@ -318,19 +194,25 @@ static void sum_kernels(struct planner *p)
     plan->kernel_s[KERNEL_OPTIMIZER] += plan->time.optimizer;
 }
 
+static const struct stage_memory *memory_of(const struct planner *p, int64_t rank, int64_t part)
+{
+    return &p->memory[pipeline_stage(&p->plan->shape, rank, part)];
+}
+
 /* Gradients to their owners, the update, weights back to all: of the slowest rank. */
 static void time_update(struct planner *p)
 {
     struct plan *plan = p->plan;
-    const bool dual = plan->schedule == CONFIG_PIPELINE_DUALPIPE && plan->pp > 1;
     const double act = plan->config->train.precision == CONFIG_FP32 ? 4 : 2;
-    for (int64_t s = 0; s < plan->pp; s++) {
-        const struct stage_memory *own = &p->memory[s], *other = &p->memory[plan->pp - 1 - s];
-        double count[PARAM_GROUPS];
-        for (int g = 0; g < PARAM_GROUPS; g++) {
-            count[g] = (double)own->elements[g] + (dual ? (double)other->elements[g] : 0);
+    for (int64_t r = 0; r < plan->pp; r++) {
+        double count[PARAM_GROUPS] = {0};
+        for (int64_t part = 0; part < plan->shape.parts; part++) {
+            const struct stage_memory *own = memory_of(p, r, part);
+            for (int g = 0; g < PARAM_GROUPS; g++) {
+                count[g] += (double)own->elements[g];
+            }
         }
-        const double bytes = 4 + act, /* gradients there, weights back */
+        const double bytes = (p->load.layout ? 8 : 4) + act, /* gradients there, weights back */
             reduce = exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_DENSE],
                                              plan->dp * plan->tp, 1) +
                      exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_TENSOR], plan->dp,
@@ -357,7 +239,7 @@ static void time_update(struct planner *p)
 static enum status measure(struct planner *p)
 {
     const struct plan *plan = p->plan;
-    for (int64_t s = 0; s < plan->pp; s++) {
+    for (int64_t s = 0; s < pipeline_stages(&plan->shape); s++) {
         const struct stage *own = &plan->stage[s], *last = s > 0 ? own - 1 : own;
         const bool middle = s > 1 && !own->head && own->blocks == last->blocks &&
                             last->first >= plan->arch.dense_layers &&
@@ -368,6 +250,7 @@ static enum status measure(struct planner *p)
             TRY(memory_of_stage(&p->memory[s], plan->config, own, plan->hardware.device,
                                 plan->dp * plan->tp, plan->ep));
         }
+        p->kept[s] = (double)p->memory[s].kind[MODEL_BLOCKS];
     }
     return STATUS_OK;
 }
@@ -379,27 +262,39 @@ static int64_t held_by(const struct stage_memory *stage)
            stage->elements[PARAM_EXPERT];
 }
 
-/* The fullest rank: its stages' states, and what is kept of every micro-batch under way. */
-static enum status fill_memory(struct planner *p, const struct pipeline_result *result)
+/* States of all stages of a rank, what it keeps of the micro-batches under way, and of what stages
+ * use one after the other the larger. */
+static struct plan_memory memory_of_rank(const struct planner *p, int64_t rank)
+{
+    struct plan_memory memory = {.stage = pipeline_stage(&p->plan->shape, rank, 0)};
+    for (int64_t part = 0; part < p->plan->shape.parts; part++) {
+        memory.staging += memory_of(p, rank, part)->staging;
+    }
+    for (int k = 0; k < MODEL_MEMORIES; k++) {
+        for (int64_t part = 0; part < p->plan->shape.parts; part++) {
+            const size_t own = memory_of(p, rank, part)->kind[k];
+            memory.kind[k] = k <= MODEL_MOMENTS     ? memory.kind[k] + own
+                             : own > memory.kind[k] ? own
+                                                    : memory.kind[k];
+        }
+        memory.kind[k] = k == MODEL_BLOCKS ? (size_t)p->held[rank] : memory.kind[k];
+        memory.arenas += memory.kind[k];
+    }
+    return memory;
+}
+
+/* The fullest rank. */
+static enum status fill_memory(struct planner *p)
 {
     struct plan *plan = p->plan;
-    const bool dual = plan->schedule == CONFIG_PIPELINE_DUALPIPE && plan->pp > 1;
     for (int64_t r = 0; r < plan->pp; r++) {
-        const struct stage_memory *own = &p->memory[r], *other = &p->memory[plan->pp - 1 - r];
-        struct plan_memory memory = {.stage = r};
-        for (int k = 0; k < MODEL_MEMORIES; k++) {
-            const bool state = k <= MODEL_MOMENTS;
-            const size_t second = dual ? other->kind[k] : 0;
-            memory.kind[k] = k == MODEL_BLOCKS ? own->kind[k] * (size_t)result->held[r] +
-                                                     second * (size_t)result->held_2[r]
-                             : state                 ? own->kind[k] + second
-                             : own->kind[k] > second ? own->kind[k]
-                                                     : second;
-            memory.arenas += memory.kind[k];
-        }
+        const struct plan_memory memory = memory_of_rank(p, r);
         if (memory.arenas > plan->memory.arenas) {
             plan->memory = memory;
-            plan->held = held_by(own) + (dual ? held_by(other) : 0);
+            plan->held = 0;
+            for (int64_t part = 0; part < plan->shape.parts; part++) {
+                plan->held += held_by(memory_of(p, r, part));
+            }
         }
     }
     struct plan_memory *most = &plan->memory;
@@ -407,7 +302,7 @@ static enum status fill_memory(struct planner *p, const struct pipeline_result *
     size_t untouched = 0;
     most->outside =
         memory_outside(plan->config, &plan->hardware, &plan->arch, fullest, plan->dp, plan->ep);
-    most->all = most->arenas + most->outside;
+    most->all = most->arenas + most->outside + (plan->hardware.cpu ? most->staging : 0);
     if (plan->hardware.cpu && plan->pp * plan->tp == 1) {
         TRY(memory_untouched(&untouched, plan->config, &plan->stage[0], fullest,
                              plan->hardware.device, plan->dp, plan->ep));
@@ -534,7 +429,7 @@ static void prepare(struct planner *p)
     struct plan *plan = p->plan;
     const struct hardware *hw = &plan->hardware;
     workload_init(&p->load, plan->config, hw, plan->by_node);
-    const bool beside = plan->pp > 1 && plan->schedule == CONFIG_PIPELINE_DUALPIPE && plan->ep > 1;
+    const bool beside = is_dual(plan) && plan->ep > 1;
     p->load.own = beside ? hw->own : 1;
     plan->exchange = p->load.exchange;
     p->dense = work_block(&p->load, WORK_DENSE);
@@ -552,13 +447,12 @@ static void prepare(struct planner *p)
 static enum status work_out(struct planner *p)
 {
     struct plan *plan = p->plan;
-    struct pipeline_result result;
     TRY(set_layout(plan));
     prepare(p);
     TRY(divide_blocks(p));
-    TRY(time_batches(p, &result));
     TRY(measure(p));
-    TRY(fill_memory(p, &result));
+    TRY(planner_time(p));
+    TRY(fill_memory(p));
     time_update(p);
     TRY(count_parameters(plan));
     sum_kernels(p);
@@ -568,8 +462,8 @@ static enum status work_out(struct planner *p)
     return STATUS_OK;
 }
 
-enum status plan_make(struct plan *plan, const struct config *config,
-                      const struct hardware *hardware)
+enum status plan_trace(struct plan *plan, const struct config *config,
+                       const struct hardware *hardware, const char *path)
 {
     struct planner *p = calloc(1, sizeof *p);
     if (p == NULL) {
@@ -578,9 +472,16 @@ enum status plan_make(struct plan *plan, const struct config *config,
     *plan = (struct plan){.config = config, .hardware = *hardware};
     architecture_init(&plan->arch, config);
     p->plan = plan;
+    p->trace = path;
     const enum status status = work_out(p);
     free(p);
     return status;
+}
+
+enum status plan_make(struct plan *plan, const struct config *config,
+                      const struct hardware *hardware)
+{
+    return plan_trace(plan, config, hardware, NULL);
 }
 
 double plan_gpu_hours(const struct plan *plan, double tokens)

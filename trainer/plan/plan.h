@@ -4,11 +4,12 @@
 #ifndef TRAINER_PLAN_PLAN_H
 #define TRAINER_PLAN_PLAN_H
 
+#include "parallel/pipeline.h"
 #include "trainer/plan/memory.h"
-#include "trainer/plan/pipeline.h"
 #include "trainer/plan/work.h"
 
 enum { PLAN_WARNINGS = 12, PLAN_TEXT = 320 };
+enum { PLAN_RANKS = 64, PLAN_STAGES = 256 }; /* of a pipeline, at most */
 
 /* s of a step, on the rank that is done last */
 struct plan_times {
@@ -28,9 +29,11 @@ struct plan {
     /* layout */
     int64_t ep, pp, tp, dp, edp;
     int64_t micro_batches; /* of a rank, a step */
-    int schedule;          /* enum config_pipeline, not auto; of pp > 1 */
+    struct pipeline_shape shape;
     bool by_node;
-    struct stage stage[PIPELINE_MOST];
+    struct stage stage[PLAN_STAGES]; /* [pipeline_stages(&shape)] */
+    double held_batches; /* most micro-batches whose activations a rank keeps, 1 for each that goes
+                            through as many stages as a rank has of pp ranks' one each */
     /* model */
     int64_t total, active, mtp; /* parameters; mtp: of total, in prediction modules */
     int64_t held;               /* parameters of a rank, the fullest */
@@ -54,12 +57,20 @@ struct plan {
  * no error. */
 enum status plan_make(struct plan *plan, const struct config *config,
                       const struct hardware *hardware) __attribute__((warn_unused_result));
+/* The same, and its step as a Chrome trace (play_trace.h), of very many micro-batches the first
+ * ones; path NULL: none. Errors: STATUS_IO too. */
+enum status plan_trace(struct plan *plan, const struct config *config,
+                       const struct hardware *hardware, const char *path)
+    __attribute__((warn_unused_result));
 
 /* Of a budget of tokens. */
 double plan_gpu_hours(const struct plan *plan, double tokens);
 
 /* plan_print.c. price: of a GPU-hour, 0: not told; tokens: the budget. */
-void plan_print_text(const struct plan *plan, double tokens, double price);
-void plan_print_json(const struct plan *plan, double tokens, double price);
+struct comparison; /* compare.h */
+void plan_print_text(const struct plan *plan, const struct comparison *comparison, double tokens,
+                     double price);
+void plan_print_json(const struct plan *plan, const struct comparison *comparison, double tokens,
+                     double price);
 
 #endif

@@ -1,6 +1,7 @@
 #include <stdio.h>
 
 #include "kernels/base/json_out.h"
+#include "trainer/plan/compare.h"
 #include "trainer/plan/plan.h"
 
 static const char *const memory_names[MODEL_MEMORIES] = {
@@ -18,14 +19,9 @@ static const char *const memory_help[MODEL_MEMORIES] = {
     [MODEL_EXCHANGE] = "rows from and to other ranks, at their most",
     [MODEL_SCRATCH] = "streams, gradients of activations, statistics",
 };
-static const char *const schedules[] = {[CONFIG_PIPELINE_AUTO] = "auto",
-                                        [CONFIG_PIPELINE_1F1B] = "1f1b",
-                                        [CONFIG_PIPELINE_ZERO_BUBBLE] = "zero_bubble",
-                                        [CONFIG_PIPELINE_DUALPIPE] = "dualpipe"};
-
 static const char *schedule_of(const struct plan *plan)
 {
-    return plan->pp > 1 ? schedules[plan->schedule] : "none";
+    return plan->pp > 1 ? pipeline_names[plan->shape.schedule] : "none";
 }
 
 /* --- text --- */
@@ -62,6 +58,9 @@ static void print_memory(const struct plan *plan)
            plan->pp > 1 ? "together" : "together, as the run reserves them", m->arenas);
     printf("  %-18s %9.3f  program, libraries, scratch of kernels (estimated)\n", "outside",
            (double)m->outside / 1e9);
+    printf("  %-18s %9.3f  copy of the state that saves are written from%s: %zu bytes\n", "staging",
+           (double)m->staging / 1e9, plan->hardware.cpu ? "" : ", in the host's memory",
+           m->staging);
     printf("  %-18s %9.3f  of %.4g: %s\n", "at most", (double)m->all / 1e9,
            plan->hardware.memory / 1e9, plan->fits ? "fits" : "DOES NOT FIT");
     if (m->peak != m->all) {
@@ -136,13 +135,15 @@ static void print_outcome(const struct plan *plan, double tokens, double price)
     printf("checkpoint   %.4g GB, %.3g s to save\n", plan->checkpoint_bytes / 1e9, plan->save_s);
 }
 
-void plan_print_text(const struct plan *plan, double tokens, double price)
+void plan_print_text(const struct plan *plan, const struct comparison *comparison, double tokens,
+                     double price)
 {
     print_layout(plan);
     print_memory(plan);
     print_exchange(plan);
     print_kernels(plan);
     print_step(plan);
+    compare_print_text(comparison);
     print_outcome(plan, tokens, price);
     for (int i = 0; i < plan->warnings; i++) {
         printf("%swarning: %s\n", i == 0 ? "\n" : "", plan->warning[i]);
@@ -194,7 +195,7 @@ static void json_layout(const struct plan *plan)
     OBJECT("layout", layout);
     OBJECT("parameters", parameters);
     printf(",\"blocks_of_stages\":[");
-    for (int64_t s = 0; s < plan->pp; s++) {
+    for (int64_t s = 0; s < pipeline_stages(&plan->shape); s++) {
         printf("%s%lld", s > 0 ? "," : "", (long long)plan->stage[s].blocks);
     }
     printf("]");
@@ -207,8 +208,9 @@ static void json_memory(const struct plan *plan)
     for (int k = 0; k < MODEL_MEMORIES; k++) {
         printf("\"%s_bytes\":%zu,", memory_names[k], m->kind[k]);
     }
-    printf("\"arena_bytes\":%zu,\"outside_bytes\":%zu,\"total_bytes\":%zu,\"peak_bytes\":%zu}",
-           m->arenas, m->outside, m->all, m->peak);
+    printf("\"arena_bytes\":%zu,\"outside_bytes\":%zu,\"staging_bytes\":%zu,"
+           "\"total_bytes\":%zu,\"peak_bytes\":%zu}",
+           m->arenas, m->outside, m->staging, m->all, m->peak);
 }
 
 static void json_work(const struct plan *plan)
@@ -244,7 +246,8 @@ static void json_work(const struct plan *plan)
     OBJECT("step", step);
 }
 
-void plan_print_json(const struct plan *plan, double tokens, double price)
+void plan_print_json(const struct plan *plan, const struct comparison *comparison, double tokens,
+                     double price)
 {
     const double hours = plan_gpu_hours(plan, tokens), ranks = (double)plan->hardware.ranks;
     const struct pair speed[] = {{"tokens_per_step", plan->tokens_per_step},
@@ -270,6 +273,7 @@ void plan_print_json(const struct plan *plan, double tokens, double price)
     OBJECT("speed", speed);
     OBJECT("budget", budget);
     OBJECT("checkpoint", checkpoint);
+    compare_print_json(comparison);
     printf(",\"warnings\":[");
     for (int i = 0; i < plan->warnings; i++) {
         json_out_text(stdout, i > 0 ? "," : "", plan->warning[i]);

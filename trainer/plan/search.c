@@ -5,17 +5,14 @@
 #include <string.h>
 
 #include "kernels/base/json_out.h"
+#include "trainer/plan/compare.h"
 
 static const char *const recompute_names[] = {[CONFIG_RECOMPUTE_NONE] = "none",
                                               [CONFIG_RECOMPUTE_NORMS] = "norms",
                                               [CONFIG_RECOMPUTE_EXPERTS] = "experts",
                                               [CONFIG_RECOMPUTE_BLOCK] = "block"};
 static const char *const dispatch_names[] = {[CONFIG_EXACT] = "exact", [CONFIG_PADDED] = "padded"};
-static const char *const pipeline_names[] = {[CONFIG_PIPELINE_AUTO] = "auto",
-                                             [CONFIG_PIPELINE_1F1B] = "1f1b",
-                                             [CONFIG_PIPELINE_ZERO_BUBBLE] = "zero_bubble",
-                                             [CONFIG_PIPELINE_DUALPIPE] = "dualpipe"};
-enum { MOST_MICRO = 16 };
+enum { MOST_MICRO = 16, MOST_STAGES = 16 };
 
 static void plan_one(struct search_result *result, const struct config *config,
                      const struct hardware *hardware, struct plan *plan)
@@ -26,7 +23,8 @@ static void plan_one(struct search_result *result, const struct config *config,
     own.train.micro_batch = result->micro_batch;
     own.train.recompute = result->recompute;
     own.router.dispatch = result->dispatch;
-    own.cluster.pipeline = result->pipeline;
+    own.cluster.pipeline = result->schedule.pipeline;
+    own.cluster.virtual_stages = result->schedule.virtual_stages;
     result->legal = plan_make(plan, &own, hardware) == STATUS_OK;
     if (!result->legal) {
         snprintf(result->why, sizeof result->why, "%s", status_message());
@@ -55,36 +53,56 @@ static int compare(const void *a, const void *b)
     return x->legal ? (x->memory > y->memory) - (x->memory < y->memory) : strcmp(x->why, y->why);
 }
 
-/* Every combination, or, with result NULL, how many there are. */
-static int64_t combine(struct search_result *result, const struct config *config,
-                       const struct hardware *hardware, bool stages)
+/* Schedules of a pipeline: the config's, or all where it leaves them open. */
+static int schedules_of(struct compare_schedule *out, const struct config *config, int64_t pp)
+{
+    const bool open = pp > 1 && config->cluster.pipeline == CONFIG_PIPELINE_AUTO &&
+                      config->cluster.virtual_stages == 1;
+    out[0] = (struct compare_schedule){config->cluster.pipeline, config->cluster.virtual_stages};
+    for (int i = 0; i < COMPARE_SCHEDULES && open; i++) {
+        out[i] = compare_schedules[i];
+    }
+    return open ? COMPARE_SCHEDULES : 1;
+}
+
+/* Adds every combination of an ep and a pp; result NULL: counts them. */
+static void combine(struct search_result *result, int64_t *count, const struct config *config,
+                    int64_t ep, int64_t pp)
+{
+    struct compare_schedule schedule[COMPARE_SCHEDULES];
+    const int schedules = schedules_of(schedule, config, pp);
+    const bool own_buffers = config->router.buffer_factor != 2; /* its default */
+    for (int64_t micro = 1; micro <= MOST_MICRO; micro *= 2) {
+        for (int variant = 0; variant < 8 * schedules; variant++) {
+            const struct search_result one = {.ep = ep,
+                                              .pp = pp,
+                                              .micro_batch = micro,
+                                              .recompute = variant % 4,
+                                              .dispatch = variant / 4 % 2,
+                                              .schedule = schedule[variant / 8]};
+            if (one.dispatch == CONFIG_PADDED && (ep == 1 || own_buffers)) {
+                continue; /* the same as exact, or refused with buffer_factor */
+            }
+            if (result != NULL) {
+                result[*count] = one;
+            }
+            (*count)++;
+        }
+    }
+}
+
+/* A pipeline has at most as many ranks as the model has blocks. */
+static int64_t combine_all(struct search_result *result, const struct config *config,
+                           const struct hardware *hardware, bool stages)
 {
     int64_t count = 0;
     struct architecture arch;
     architecture_init(&arch, config);
-    const int64_t most_pp = stages ? 16 : 1, ranks = hardware->ranks;
-    const bool own_buffers = config->router.buffer_factor != 2; /* its default */
-    for (int64_t pp = 1; pp <= most_pp && pp <= ranks; pp *= 2) {
-        for (int64_t ep = 1; ep <= arch.experts && ep <= ranks; ep++) {
-            if (arch.experts % ep != 0) {
-                continue;
-            }
-            for (int64_t micro = 1; micro <= MOST_MICRO; micro *= 2) {
-                for (int variant = 0; variant < 8; variant++) {
-                    const struct search_result one = {.ep = ep,
-                                                      .pp = pp,
-                                                      .micro_batch = micro,
-                                                      .recompute = variant % 4,
-                                                      .dispatch = variant / 4,
-                                                      .pipeline = config->cluster.pipeline};
-                    if (one.dispatch == CONFIG_PADDED && (ep == 1 || own_buffers)) {
-                        continue; /* the same as exact, or refused with buffer_factor */
-                    }
-                    if (result != NULL) {
-                        result[count] = one;
-                    }
-                    count++;
-                }
+    const int64_t ranks = hardware->ranks, most = stages ? MOST_STAGES : 1;
+    for (int64_t pp = 1; pp <= most && pp <= architecture_blocks(&arch); pp++) {
+        for (int64_t ep = 1; ep <= arch.experts && ranks % pp == 0; ep++) {
+            if (arch.experts % ep == 0 && ep <= ranks) {
+                combine(result, &count, config, ep, pp);
             }
         }
     }
@@ -95,14 +113,14 @@ enum status search_run(struct search *search, const struct config *config,
                        const struct hardware *hardware, bool stages)
 {
     struct plan *plan = malloc(sizeof *plan);
-    *search = (struct search){.count = combine(NULL, config, hardware, stages)};
+    *search = (struct search){.count = combine_all(NULL, config, hardware, stages)};
     search->result = calloc((size_t)search->count + 1, sizeof *search->result);
     if (search->result == NULL || plan == NULL) {
         free(plan);
         return status_fail(STATUS_RESOURCE, "out of memory for %lld layouts",
                            (long long)search->count);
     }
-    (void)combine(search->result, config, hardware, stages);
+    (void)combine_all(search->result, config, hardware, stages);
     for (int64_t i = 0; i < search->count; i++) {
         plan_one(&search->result[i], config, hardware, plan);
         search->legal += search->result[i].legal;
@@ -121,10 +139,11 @@ void search_free(struct search *search)
 
 void search_overrides(const struct search_result *result, char *out, size_t bytes)
 {
-    char pp[64] = "";
+    char pp[128] = "";
     if (result->pp > 1) {
-        snprintf(pp, sizeof pp, " parallel.pp=%lld cluster.pipeline=%s", (long long)result->pp,
-                 pipeline_names[result->pipeline]);
+        snprintf(pp, sizeof pp, " parallel.pp=%lld cluster.pipeline=%s cluster.virtual_stages=%lld",
+                 (long long)result->pp, compare_names[result->schedule.pipeline],
+                 (long long)result->schedule.virtual_stages);
     }
     snprintf(out, bytes,
              "parallel.ep=%lld train.micro_batch=%lld train.recompute=%s router.dispatch=%s%s",

@@ -1,18 +1,19 @@
 /* search: every layout of a config on a cluster, ranked.
  *
- * Tried: parallel.ep x parallel.pp x train.micro_batch x train.recompute x router.dispatch (and
- * cluster.pipeline where there are stages); parallel.zero has one value. Layouts that cannot be say
- * why; those that do not fit say by how much. Blocks of a kind are alike, so that one, two and
- * three of them tell the memory of all; the best are then planned in full.
+ * Tried: parallel.ep x parallel.pp x train.micro_batch x train.recompute x router.dispatch x,
+ * where there are stages and the config leaves it open, the schedules of compare.h; parallel.zero
+ * has one value. Blocks go to stages by cost. Layouts that cannot be say why; those that do not fit
+ * say by how much.
  */
 #ifndef TRAINER_PLAN_SEARCH_H
 #define TRAINER_PLAN_SEARCH_H
 
-#include "trainer/plan/plan.h"
+#include "trainer/plan/compare.h"
 
 struct search_result {
     int64_t ep, pp, micro_batch;
-    int recompute, dispatch, pipeline; /* enum config_... */
+    int recompute, dispatch; /* enum config_... */
+    struct compare_schedule schedule;
     double tokens_per_s, step, bubble; /* 0: not planned */
     size_t memory;
     bool legal, fits;

@@ -10,7 +10,7 @@ static int64_t stages_within(const double *cost, int64_t blocks, double most, in
     double sum = 0;
     for (int64_t b = 0; b < blocks; b++) {
         if (b == 0 || sum + cost[b] > most) {
-            if (begin != NULL && stages < PIPELINE_MOST) {
+            if (begin != NULL && stages < PLAN_STAGES) {
                 begin[stages] = b;
             }
             stages++;
@@ -67,9 +67,20 @@ static bool within(const double *cost, int64_t blocks, double most, int64_t pp, 
                  : stages_within(cost, blocks, most, begin) <= pp;
 }
 
-void stages_divide(struct stage *stage, const double *cost, int64_t blocks, int64_t pp, bool pairs)
+static void fill(struct stage *stage, const int64_t *begin, int64_t stages, int64_t layers)
 {
-    int64_t begin[PIPELINE_MOST + 1] = {0};
+    for (int64_t s = 0; s < stages; s++) {
+        stage[s] = (struct stage){.first = begin[s],
+                                  .blocks = begin[s + 1] - begin[s],
+                                  .embedding = s == 0,
+                                  .head = begin[s] < layers && begin[s + 1] >= layers};
+    }
+}
+
+void stages_divide(struct stage *stage, const double *cost, int64_t blocks, int64_t layers,
+                   int64_t pp, bool pairs)
+{
+    int64_t begin[PLAN_STAGES + 1] = {0};
     double low = 0, high = 0;
     for (int64_t b = 0; b < blocks; b++) {
         low = fmax(low, cost[b]);
@@ -87,10 +98,28 @@ void stages_divide(struct stage *stage, const double *cost, int64_t blocks, int6
         begin[stages] = blocks;
         cut(begin, stages, pp);
     }
-    for (int64_t s = 0; s < pp; s++) {
-        stage[s] = (struct stage){.first = begin[s],
-                                  .blocks = begin[s + 1] - begin[s],
-                                  .embedding = s == 0,
-                                  .head = s == pp - 1};
+    fill(stage, begin, pp, layers);
+}
+
+enum status stages_listed(struct stage *stage, const struct config_reals *list, int64_t blocks,
+                          int64_t layers, int64_t stages)
+{
+    int64_t begin[PLAN_STAGES + 1] = {0};
+    if (list->count != stages) {
+        return status_fail(STATUS_USAGE,
+                           "cluster.stages names %lld stages, the schedule has %lld (parallel.pp x "
+                           "stages of a rank)",
+                           (long long)list->count, (long long)stages);
     }
+    for (int64_t s = 0; s < stages; s++) {
+        begin[s + 1] = begin[s] + (int64_t)list->item[s];
+    }
+    if (begin[stages] != blocks) {
+        return status_fail(STATUS_USAGE,
+                           "cluster.stages has %lld blocks, the model %lld (layers and prediction "
+                           "modules)",
+                           (long long)begin[stages], (long long)blocks);
+    }
+    fill(stage, begin, stages, layers);
+    return STATUS_OK;
 }

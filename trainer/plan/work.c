@@ -13,6 +13,7 @@ void workload_init(struct workload *load, const struct config *config,
                               .hardware = hardware,
                               .tokens = config->train.micro_batch * config->train.sequence_length,
                               .fp8 = config->train.precision == CONFIG_FP8,
+                              .layout = config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT,
                               .split = (double)config->parallel.tp,
                               .own = 1};
     architecture_init(&load->arch, config);
@@ -61,7 +62,9 @@ static double product_seconds(const struct workload *load, const struct product 
     const double peak = p->fp8 ? hw->peak_fp8 : hw->peak,
                  share = p->fp8 ? hw->share_fp8[kernel] : hw->share[kernel], act = act_bytes(load),
                  code = p->fp8 ? 1 : act, matrix = p->in * p->out * p->matrices;
-    const double bytes = weight ? code * p->rows * (p->in + p->out) + 8 * matrix
+    /* what is summed as integers: read and cleared in f32, added to, once for every unit */
+    const double taken = load->layout ? 24 * (p->experts ? (double)load->exchange.ep : 1) : 0;
+    const double bytes = weight ? code * p->rows * (p->in + p->out) + (8 + taken) * matrix
                                 : code * (p->rows * p->in + matrix) + act * p->rows * p->out;
     return 2 * p->rows * p->in * p->out / (share * peak * load->own) +
            bytes / (hw->gemm_memory * hw->memory_rate) + hw->start;
@@ -319,8 +322,11 @@ double work_optimizer(const struct workload *load, double weights, double share)
     const struct hardware *hw = load->hardware;
     const double moment = load->config->optimizer.moments == CONFIG_MOMENTS_BF16 ? 2 : 4,
                  act = act_bytes(load), rate = hw->share[KERNEL_OPTIMIZER] * hw->memory_rate;
-    /* gradient read twice (norm, update), master and moments both ways, the weight written */
-    const double bytes = share * (2 * 4 + 2 * 4 + 4 * moment + (act < 4 ? act : 0));
+    /* gradient read twice (norm, update), or as an integer and written for the update; master and
+     * moments both ways, the weight written */
+    const double gradient = load->layout ? 8 + 2 * 4 : 2 * 4;
+    const double bytes = share * (gradient + 2 * 4 + 4 * moment + (act < 4 ? act : 0));
     const double codes = load->fp8 ? weights * (act + 2) : 0;
-    return (bytes + codes) / rate + weights * 4 / rate; /* gradients are zeroed */
+    return (bytes + codes) / rate +
+           weights * (load->layout ? 8 : 4) / rate; /* gradients are zeroed */
 }

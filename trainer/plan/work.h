@@ -32,7 +32,8 @@ struct workload {
     double split;   /* ranks that share dense matrices (parallel.tp): between such products each has
                        n / split tokens */
     bool fp8;
-    double own; /* share of the GPU that kernels have */
+    bool layout; /* run.deterministic layout: gradients are integers */
+    double own;  /* share of the GPU that kernels have */
     struct exchange_shape exchange;
 };
 

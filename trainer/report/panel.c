@@ -92,7 +92,7 @@ static const char *state_of(const struct panel *panel, const struct history *his
         snprintf(out, 2 * FIGURE_BYTES, "no step for %s", figure_duration(since, panel->quiet_s));
         return out;
     }
-    return "running";
+    return history->count > 0 ? "running" : "no step yet";
 }
 
 /* Seconds that the steps to come take at the pace of the last ones. */

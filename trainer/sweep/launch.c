@@ -151,6 +151,8 @@ enum status launch_start(struct sweep_trial *trial, const struct sweep_plan *pla
               threads = cores > plan->ranks ? cores / (int)plan->ranks : 1;
     trial_path(plan, trial->index, ".log", log, sizeof log);
     enum status status = launch_init(&launch, plan, trial, threads);
+    trial->pausing = trial->asked = false;
+    trial->record_before = trial_record(trial, plan);
     if (status == STATUS_OK) {
         fflush(NULL);
         trial->pid = fork();
@@ -164,6 +166,5 @@ enum status launch_start(struct sweep_trial *trial, const struct sweep_plan *pla
     }
     launch_free(&launch);
     trial->slot = slot;
-    trial->pausing = false;
     return status;
 }

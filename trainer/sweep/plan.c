@@ -8,7 +8,6 @@
 #include <yaml.h>
 
 #include "kernels/base/io.h"
-#include "kernels/base/rng.h"
 #include "trainer/config/config.h"
 #include "trainer/config/nearest.h"
 
@@ -119,23 +118,59 @@ static enum status read_choice(const struct source *source, const yaml_node_t *n
     return bad(source, node, what, why);
 }
 
-/* A flow list inside a value stays one value: "[a, b]" of a key that takes a list. */
-static enum status flow_text(const struct source *source, const yaml_node_t *node, char **out)
+static void flow_scalar(FILE *out, const yaml_node_t *node)
+{
+    const bool quoted = node->data.scalar.style == YAML_SINGLE_QUOTED_SCALAR_STYLE ||
+                        node->data.scalar.style == YAML_DOUBLE_QUOTED_SCALAR_STYLE;
+    fputs(quoted ? "'" : "", out);
+    for (const char *c = scalar(node); *c != '\0'; c++) {
+        fputs(quoted && *c == '\'' ? "''" : (char[]){*c, '\0'}, out);
+    }
+    fputs(quoted ? "'" : "", out);
+}
+
+/* A list or map inside a value stays part of it, as one line of YAML, whatever is inside. */
+static bool flow_node(FILE *out, const struct source *source, const yaml_node_t *node, int depth)
+{
+    enum { DEEPEST = 8 };
+    bool good = depth < DEEPEST;
+    if (node->type == YAML_SCALAR_NODE) {
+        flow_scalar(out, node);
+    } else if (node->type == YAML_SEQUENCE_NODE) {
+        const yaml_node_item_t *first = node->data.sequence.items.start;
+        for (const yaml_node_item_t *i = first; good && i < node->data.sequence.items.top; i++) {
+            fputs(i > first ? ", " : "[", out);
+            good = flow_node(out, source, item(source, *i), depth + 1);
+        }
+        fputs(first == node->data.sequence.items.top ? "[]" : "]", out);
+    } else if (node->type == YAML_MAPPING_NODE) {
+        const yaml_node_pair_t *first = node->data.mapping.pairs.start;
+        for (const yaml_node_pair_t *i = first; good && i < node->data.mapping.pairs.top; i++) {
+            fputs(i > first ? ", " : "{", out);
+            good = flow_node(out, source, item(source, i->key), depth + 1);
+            fputs(": ", out);
+            good = good && flow_node(out, source, item(source, i->value), depth + 1);
+        }
+        fputs(first == node->data.mapping.pairs.top ? "{}" : "}", out);
+    }
+    return good;
+}
+
+/* A value as the text of an override; owned by the caller. */
+static enum status value_text(const struct source *source, const yaml_node_t *node,
+                              const char *what, char **out)
 {
     size_t bytes = 0;
-    FILE *stream = open_memstream(out, &bytes);
-    if (stream == NULL) {
+    *out = scalar(node) != NULL ? strdup(scalar(node)) : NULL;
+    FILE *stream = scalar(node) == NULL ? open_memstream(out, &bytes) : NULL;
+    const bool good = stream == NULL || flow_node(stream, source, node, 0);
+    if (stream != NULL) {
+        fclose(stream);
+    }
+    if (*out == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory");
     }
-    for (yaml_node_item_t *i = node->data.sequence.items.start; i < node->data.sequence.items.top;
-         i++) {
-        const char *text = scalar(item(source, *i));
-        fprintf(stream, "%s%s", i > node->data.sequence.items.start ? "," : "[",
-                text != NULL ? text : "");
-    }
-    fprintf(stream, "]");
-    fclose(stream);
-    return STATUS_OK;
+    return good ? STATUS_OK : bad(source, node, what, "lists nested too deep");
 }
 
 /* --- Parameters --- */
@@ -186,16 +221,9 @@ static enum status read_values(struct source *source, const char *key, yaml_node
         if (p->values == SWEEP_VALUES) {
             return bad(source, value, key, "too many values");
         }
-        if (value->type == YAML_SEQUENCE_NODE) {
-            TRY(flow_text(source, value, &p->value[p->values]));
-        } else if (scalar(value) == NULL) {
-            return bad(source, value, key, "a value or a list of them is expected");
-        } else {
-            p->value[p->values] = strdup(scalar(value));
-        }
-        if (p->value[p->values++] == NULL) {
-            return status_fail(STATUS_RESOURCE, "out of memory");
-        }
+        const enum status status = value_text(source, value, key, &p->value[p->values]);
+        p->values++; /* freed with the rest, good or not */
+        TRY(status);
     }
     return p->values > 0 ? STATUS_OK : bad(source, list, key, "no values");
 }
@@ -228,15 +256,18 @@ static enum status read_fixed(struct source *source, const char *key, yaml_node_
                               yaml_node_t *value)
 {
     struct sweep_plan *plan = source->plan;
-    if (scalar(value) == NULL || plan->fixed_count == SWEEP_PARAMETERS ||
-        strcmp(key, "run.dir") == 0) {
-        return bad(source, key_node, key, "one value is expected, of at most 32 keys but run.dir");
+    char *text = NULL;
+    if (plan->fixed_count == SWEEP_PARAMETERS || strcmp(key, "run.dir") == 0) {
+        return bad(source, key_node, key, "at most 32 keys but run.dir are expected");
     }
-    if (asprintf(&plan->fixed[plan->fixed_count], "%s=%s", key, scalar(value)) < 0) {
-        return status_fail(STATUS_RESOURCE, "out of memory");
+    enum status status = value_text(source, value, key, &text);
+    if (status == STATUS_OK && asprintf(&plan->fixed[plan->fixed_count], "%s=%s", key, text) < 0) {
+        plan->fixed[plan->fixed_count] = NULL;
+        status = status_fail(STATUS_RESOURCE, "out of memory");
     }
-    plan->fixed_count++;
-    return STATUS_OK;
+    plan->fixed_count += status == STATUS_OK;
+    free(text);
+    return status;
 }
 
 /* --- The rest of the file --- */
@@ -365,75 +396,6 @@ static enum status parse(struct sweep_plan *plan, const char *path, const char *
     return status;
 }
 
-/* --- Trials --- */
-
-/* Uniform in [0, 1), the same for every run of the file. */
-static double draw(const struct sweep_plan *plan, int64_t trial, int parameter)
-{
-    const uint64_t key = rng_subkey(rng_key(plan->seed, "sweep"), (uint64_t)parameter);
-    return rng_uniform(key, (uint64_t)trial);
-}
-
-static void range_value(const struct sweep_parameter *p, double u, char out[64])
-{
-    const double value = p->logarithmic ? p->low * pow(p->high / p->low, u)
-                         : p->whole     ? p->low + floor(u * (p->high - p->low + 1))
-                                        : p->low + u * (p->high - p->low);
-    snprintf(out, 64, p->whole ? "%.0f" : "%.6g", value);
-}
-
-static void value_of(const struct sweep_plan *plan, int64_t trial, int parameter, const char **text,
-                     char room[64])
-{
-    const struct sweep_parameter *p = &plan->parameter[parameter];
-    *text = room;
-    if (plan->method == SWEEP_GRID) {
-        int64_t rest = trial;
-        for (int i = plan->parameters - 1; i > parameter; i--) {
-            rest /= plan->parameter[i].values;
-        }
-        *text = p->value[rest % p->values];
-        return;
-    }
-    const double u = draw(plan, trial, parameter);
-    if (p->values > 0) {
-        *text = p->value[(int)(u * p->values)];
-    } else {
-        range_value(p, u, room);
-    }
-}
-
-enum status sweep_plan_trial(const struct sweep_plan *plan, int64_t index,
-                             struct sweep_trial_values *values)
-{
-    *values = (struct sweep_trial_values){0};
-    for (int i = 0; i < plan->fixed_count; i++) {
-        values->text[values->count] = strdup(plan->fixed[i]);
-        if (values->text[values->count++] == NULL) {
-            return status_fail(STATUS_RESOURCE, "out of memory");
-        }
-    }
-    for (int i = 0; i < plan->parameters; i++) {
-        const char *text;
-        char room[64];
-        value_of(plan, index, i, &text, room);
-        if (asprintf(&values->text[values->count], "%s=%s", plan->parameter[i].key, text) < 0) {
-            values->text[values->count] = NULL;
-            return status_fail(STATUS_RESOURCE, "out of memory");
-        }
-        values->count++;
-    }
-    return STATUS_OK;
-}
-
-void sweep_trial_values_free(struct sweep_trial_values *values)
-{
-    for (int i = 0; i < values->count; i++) {
-        free(values->text[i]);
-    }
-    *values = (struct sweep_trial_values){0};
-}
-
 /* --- What must hold of the whole --- */
 
 static enum status count_grid(struct sweep_plan *plan, const char *path)
@@ -516,10 +478,18 @@ static enum status try_trials(struct sweep_plan *plan, const char *path)
             TRY(try_trial(plan, path, i));
         }
     }
-    if (plan->rungs > 0 && plan->rung[plan->rungs - 1] >= plan->steps) {
-        return status_fail(STATUS_USAGE,
-                           "%s: asha.rungs: the last, %lld, is not below run.steps %lld", path,
-                           (long long)plan->rung[plan->rungs - 1], (long long)plan->steps);
+    for (int64_t i = 0; i < plan->trials && plan->rungs > 0; i++) {
+        struct sweep_trial_values values;
+        enum status status = sweep_plan_trial(plan, i, &values);
+        const int64_t steps = sweep_plan_steps(plan, &values);
+        sweep_trial_values_free(&values);
+        if (status == STATUS_OK && plan->rung[plan->rungs - 1] >= steps) {
+            status = status_fail(
+                STATUS_USAGE,
+                "%s: asha.rungs: the last, %lld, is not below run.steps %lld of trial %lld", path,
+                (long long)plan->rung[plan->rungs - 1], (long long)steps, (long long)i);
+        }
+        TRY(status);
     }
     return STATUS_OK;
 }

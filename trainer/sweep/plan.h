@@ -3,12 +3,15 @@
  *   base: configs/quickstart.yaml
  *   dir: runs/sweeps/lr             # trial K runs in DIR/KKKK
  *   method: grid                    # grid | random | asha
- *   metric: valid_loss              # least is best: valid_loss (the last), or loss (mean of the
- * last tenth) trials: 12                      # random, asha seed: 1 set: {run.steps: 300} # of
- * every trial parameters: optimizer.lr: [3e-4, 1e-3]                             # one of these
- *     optimizer.weight_decay: {low: 0.01, high: 0.3, scale: log}   # random, asha: uniform, or in
- * the logarithm launch: {ranks: 2, slots: 1, command: "mpirun -np {ranks} --bind-to none"} asha:
- * {rungs: [100, 300], keep: 0.34}                    # steps at which the best share goes on
+ *   metric: valid_loss              # least is best: valid_loss (the last), or loss
+ *   trials: 12                      # random, asha
+ *   seed: 1
+ *   set: {run.steps: 300}           # of every trial
+ *   parameters:
+ *     optimizer.lr: [3e-4, 1e-3]                                     # one of these
+ *     optimizer.weight_decay: {low: 0.01, high: 0.3, scale: log}     # random, asha: drawn
+ *   launch: {ranks: 2, slots: 1, command: "mpirun -np {ranks} --bind-to none"}
+ *   asha: {rungs: [100, 300], keep: 0.34}        # steps at which the best share goes on
  *
  * Trial K's values depend on the file and K alone: a grid counts through the lists, the last
  * parameter fastest; random draws are counter-based (kernels/base/rng.h).
@@ -45,7 +48,7 @@ struct sweep_plan {
     int rungs;
     int64_t rung[SWEEP_RUNGS]; /* rising; the last stands for the end of the run */
     double keep;
-    int64_t steps; /* of the run, from the config */
+    int64_t steps; /* of the run, as the config has them; a trial's: sweep_plan_steps */
 };
 
 /* The overrides of one trial. */
@@ -64,6 +67,8 @@ void sweep_plan_free(struct sweep_plan *plan); /* accepts a zeroed one */
 /* Values of trial `index` < plan->trials. Errors: STATUS_RESOURCE. */
 enum status sweep_plan_trial(const struct sweep_plan *plan, int64_t index,
                              struct sweep_trial_values *values) __attribute__((warn_unused_result));
+/* The run.steps of a trial with these values. */
+int64_t sweep_plan_steps(const struct sweep_plan *plan, const struct sweep_trial_values *values);
 void sweep_trial_values_free(struct sweep_trial_values *values);
 
 #endif

@@ -16,7 +16,7 @@
 #include "trainer/step.h"
 #include "trainer/sweep/launch.h"
 
-enum { MAX_PATH = 4096, POLL_MS = 200, EXIT_USAGE = 64, EXIT_SAVED = 85 };
+enum { MAX_PATH = 4096, POLL_MS = 200, PATIENCE_S = 60, EXIT_USAGE = 64, EXIT_SAVED = 85 };
 
 enum status sweep_open(struct sweep *sweep, const char *path)
 {
@@ -150,7 +150,8 @@ static struct sweep_trial *next_trial(struct sweep *sweep)
 struct driver {
     struct sweep *sweep;
     bool quiet, stopping;
-    bool waiting; /* for trials that others train */
+    double stopped; /* when, by step_clock */
+    bool waiting;   /* for trials that others train */
     int running;
     bool *busy; /* [slots] owned */
 };
@@ -181,7 +182,6 @@ static enum status start(struct driver *driver, struct sweep_trial *trial)
     trial->state = TRIAL_RUNNING;
     TRY(trial_keep(trial, plan)); /* first: one that is interrupted now resumes */
     TRY(launch_start(trial, plan, slot));
-    trial->began = step_clock();
     driver->busy[slot] = true;
     driver->running++;
     say(driver, trial, "begins");
@@ -194,16 +194,29 @@ static int64_t next_rung(const struct sweep *sweep, const struct sweep_trial *tr
     return trial->rungs < sweep->plan.rungs ? sweep->plan.rung[trial->rungs] : 0;
 }
 
-/* Asks a trial that has reached its rung to save and end. */
-static void watch_rung(struct driver *driver, struct sweep_trial *trial)
+/* Asks a trial to save and end, once. A launcher that is still starting its ranks would lose the
+ * signal, or die of it: the trial is asked when its record shows that all of its ranks listen. One
+ * that shows nothing for long has done nothing that could be saved, and is ended. */
+static void ask(struct driver *driver, struct sweep_trial *trial)
+{
+    const bool listens = trial_record(trial, &driver->sweep->plan) != trial->record_before;
+    const bool overdue = driver->stopping && step_clock() - driver->stopped > PATIENCE_S;
+    if (!trial->asked && (listens || overdue)) {
+        trial->asked = true;
+        kill(trial->pid, listens ? SIGUSR1 : SIGTERM);
+    }
+}
+
+/* Asks a trial that has reached its rung, or every one when the sweep stops. */
+static void watch(struct driver *driver, struct sweep_trial *trial)
 {
     const int64_t rung = next_rung(driver->sweep, trial);
-    if (rung > 0 && !trial->pausing) {
+    if (rung > 0 && !trial->pausing && !driver->stopping) {
         trial_look(trial, &driver->sweep->plan, 0);
-        if (trial->step >= rung) {
-            trial->pausing = true;
-            kill(trial->pid, SIGUSR1);
-        }
+        trial->pausing = trial->step >= rung;
+    }
+    if (trial->pausing || driver->stopping) {
+        ask(driver, trial);
     }
 }
 
@@ -256,20 +269,20 @@ static enum status look(struct driver *driver)
         if (waitpid(trial->pid, &how, WNOHANG) == trial->pid) {
             TRY(ended(driver, trial, how));
         } else {
-            watch_rung(driver, trial);
+            watch(driver, trial);
         }
     }
     return STATUS_OK;
 }
 
-static void pass_on(struct driver *driver, int signal)
+/* An error of ours: nobody would look after those that run. */
+static void end_all(const struct driver *driver)
 {
     for (int64_t i = 0; i < driver->sweep->plan.trials; i++) {
         if (driver->sweep->trial[i].pid > 0) {
-            kill(driver->sweep->trial[i].pid, signal);
+            kill(driver->sweep->trial[i].pid, SIGTERM);
         }
     }
-    driver->stopping = true;
 }
 
 /* Those that wait at a rung when nothing is left to begin. */
@@ -306,7 +319,8 @@ static enum status drive(struct driver *driver)
     const struct timespec pause = {0, 1000000L * POLL_MS};
     for (;;) {
         if (signals_caught() != 0 && !driver->stopping) {
-            pass_on(driver, SIGUSR1);
+            driver->stopping = true;
+            driver->stopped = step_clock();
         }
         while (!driver->stopping && driver->running < driver->sweep->plan.slots) {
             struct sweep_trial *trial = next_trial(driver->sweep);
@@ -356,12 +370,47 @@ enum status sweep_run(struct sweep *sweep, bool quiet, bool retry)
         }
         status = drive(&driver);
         if (status != STATUS_OK && driver.running > 0) {
-            pass_on(&driver, SIGTERM); /* an error of ours: nobody would look after them */
+            end_all(&driver);
         }
         io_unlock(&lock);
     }
     free(driver.busy);
     return status;
+}
+
+int64_t sweep_failed(const struct sweep *sweep)
+{
+    int64_t failed = 0;
+    for (int64_t i = 0; i < sweep->plan.trials; i++) {
+        failed += sweep->trial[i].state == TRIAL_FAILED;
+    }
+    return failed;
+}
+
+/* The status that ends a process with `code`; STATUS_INTERNAL where none does. */
+static enum status status_of_exit(int code)
+{
+    for (int s = STATUS_OK + 1; s <= STATUS_PREEMPTED; s++) {
+        if (status_exit_code((enum status)s) == code) {
+            return (enum status)s;
+        }
+    }
+    return STATUS_INTERNAL;
+}
+
+enum status sweep_outcome(const struct sweep *sweep)
+{
+    const struct sweep_trial *first = &sweep->trial[0];
+    bool alike = true;
+    if (sweep_failed(sweep) < sweep->plan.trials) {
+        return STATUS_OK;
+    }
+    for (int64_t i = 0; i < sweep->plan.trials; i++) {
+        alike = alike && sweep->trial[i].exit_code == first->exit_code;
+    }
+    return status_fail(alike ? status_of_exit(first->exit_code) : STATUS_INTERNAL,
+                       "sweep: every trial failed; the first with exit code %d: %.200s",
+                       first->exit_code, first->why[0] != '\0' ? first->why : "it said nothing");
 }
 
 enum status sweep_exec(struct sweep *sweep, int64_t index)

@@ -31,6 +31,12 @@ enum status sweep_run(struct sweep *sweep, bool quiet, bool retry)
 /* Replaces this process by the launcher of one trial, for job arrays. Returns only on error. */
 enum status sweep_exec(struct sweep *sweep, int64_t index) __attribute__((warn_unused_result));
 
+/* How many trials have failed. */
+int64_t sweep_failed(const struct sweep *sweep);
+/* When every trial has failed: the status whose exit code they all have, else STATUS_INTERNAL, with
+ * the first one's reason. STATUS_OK when any has not. */
+enum status sweep_outcome(const struct sweep *sweep) __attribute__((warn_unused_result));
+
 /* The trials, best first: lines for the terminal. */
 void sweep_print(FILE *out, const struct sweep *sweep);
 /* Writes DIR/results.csv, results.html and, when a trial has a value, best.yaml: its config. */

@@ -175,7 +175,7 @@ static enum status write_best(const struct sweep *sweep, const struct sweep_tria
     char path[MAX_PATH], dir[MAX_PATH], *text = NULL, *whole = NULL;
     size_t bytes = 0, whole_bytes = 0;
     trial_path(&sweep->plan, best->index, "/config.yaml", path, sizeof path);
-    if (isnan(best->value) || !io_exists(path)) {
+    if (best->state == TRIAL_FAILED || isnan(best->value) || !io_exists(path)) {
         return STATUS_OK;
     }
     TRY(io_read_file(path, &text, &bytes, most_bytes));

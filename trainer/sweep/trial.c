@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "kernels/base/io.h"
 #include "trainer/report/history.h"
@@ -130,6 +131,15 @@ enum status trial_open(struct sweep_trial *trial, const struct sweep_plan *plan,
 }
 
 /* --- What it has done --- */
+
+uint64_t trial_record(const struct sweep_trial *trial, const struct sweep_plan *plan)
+{
+    char path[MAX_PATH];
+    struct stat about;
+    trial_path(plan, trial->index, "/run.json", path, sizeof path);
+    /* written beside and renamed: another file each time */
+    return stat(path, &about) == 0 ? (uint64_t)about.st_ino : 0;
+}
 
 /* The last validation up to `count` steps, or the mean loss of the last tenth of them. */
 static double metric_of(const struct history *history, const char *metric, int64_t count)

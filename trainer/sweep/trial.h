@@ -30,8 +30,9 @@ struct sweep_trial {
     /* while it runs */
     pid_t pid; /* 0: it does not */
     int slot;
-    bool pausing; /* asked to save and end */
-    double began;
+    bool pausing;           /* to save and end at a rung */
+    bool asked;             /* signalled to save and end */
+    uint64_t record_before; /* trial_record when its process began */
 };
 
 const char *trial_state_name(int state);
@@ -44,6 +45,10 @@ void trial_close(struct sweep_trial *trial); /* accepts a zeroed one */
 /* Writes DIR/KKKK.json. */
 enum status trial_keep(const struct sweep_trial *trial, const struct sweep_plan *plan)
     __attribute__((warn_unused_result));
+
+/* Which run.json the trial's directory holds, as a number that changes when a start of the trial
+ * writes its own: from then on all its ranks heed signals. 0: none yet. */
+uint64_t trial_record(const struct sweep_trial *trial, const struct sweep_plan *plan);
 
 /* DIR/KKKK, with `suffix` behind it. */
 void trial_path(const struct sweep_plan *plan, int64_t index, const char *suffix, char *out,

@@ -1,0 +1,507 @@
+#include "kernels/cpu/gemm_wide.h"
+
+#include <assert.h>
+#include <string.h>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+/* A word is 32 bits of k: one f32 or a pair of bf16. Register tile: at most ROWS x COLS. A task is
+ * TILE_M x TILE_N of C, KW words of k at a time: its part of A and B stays in the second cache. */
+enum { ROWS = 14, COLS = 32, LANES = 16, TILE_M = 4 * ROWS, TILE_N = 4 * COLS, KW = 512 };
+enum { WORD = 4, SLAB_BYTES = 1 << 20, PHASE_BYTES = 2 << 20 };
+
+/* Words of k do not straddle its end where a line is read as it stands. */
+static bool even(const struct gemm *g)
+{
+    return g->a_dtype == DTYPE_F32 || g->k % 2 == 0;
+}
+
+bool gemm_wide_takes(const struct gemm *g)
+{
+    return g->a_dtype == g->b_dtype && g->k > 0 && (g->a_row == 1 || (g->a_col == 1 && even(g))) &&
+           (g->b_col == 1 || (g->b_row == 1 && even(g)));
+}
+
+#ifdef __x86_64__
+#define WIDE __attribute__((target("arch=x86-64-v4,avx512bf16")))
+#define WIDE_INLINE __attribute__((target("arch=x86-64-v4,avx512bf16"), always_inline)) inline
+
+static int64_t up(int64_t value, int64_t unit)
+{
+    return (value + unit - 1) / unit;
+}
+
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static bool is_pairs(const struct gemm *g)
+{
+    return g->a_dtype == DTYPE_BF16;
+}
+
+static int64_t words_of(const struct gemm *g)
+{
+    return is_pairs(g) ? up(g->k, 2) : g->k;
+}
+
+/* A's rows are not read as they stand. */
+static bool packs_a(const struct gemm *g)
+{
+    return g->a_col != 1 || !even(g);
+}
+
+/* The first `count` of 16 lanes. */
+WIDE_INLINE static __mmask16 first_lanes(int64_t count)
+{
+    return (__mmask16)(count >= LANES ? 0xffff : count <= 0 ? 0 : (1 << count) - 1);
+}
+
+/* --- packing --- */
+
+/* One operand: `lines` of it lie side by side in a panel. Bytes from one line to the next, and from
+ * one k to the next; one of the two is an element. */
+struct operand {
+    const char *data;
+    int64_t line, step, lines, k;
+    bool pairs;
+};
+
+static struct operand operand_of(const struct gemm *g, bool is_a)
+{
+    const int64_t element = (int64_t)dtype_bytes(g->a_dtype);
+    return is_a ? (struct operand){.data = g->a,
+                                   .line = g->a_row * element,
+                                   .step = g->a_col * element,
+                                   .lines = g->m,
+                                   .k = g->k,
+                                   .pairs = is_pairs(g)}
+                : (struct operand){.data = g->b,
+                                   .line = g->b_col * element,
+                                   .step = g->b_row * element,
+                                   .lines = g->n,
+                                   .k = g->k,
+                                   .pairs = is_pairs(g)};
+}
+
+/* At most 32 adjacent lines from `at` on: rows k and k + 1 become words, out_row words apart;
+ * `room` words may be written. */
+WIDE static void pack_rows_pairs(float *out, int64_t out_row, int64_t room,
+                                 const struct operand *from, const char *at, int64_t lines)
+{
+    const __mmask32 in = lines >= 32 ? 0xffffffffU : (1U << lines) - 1;
+    const __mmask16 low = first_lanes(room), high = first_lanes(room - LANES);
+    const __m512i low_order =
+        _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
+                         37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    const __m512i high_order = _mm512_add_epi16(low_order, _mm512_set1_epi16(16));
+    for (int64_t k = 0; k < from->k; k += 2, out += out_row) {
+        const char *row = at + k * from->step;
+        const __m512i a = _mm512_maskz_loadu_epi16(in, row);
+        const __m512i b = k + 1 < from->k ? _mm512_maskz_loadu_epi16(in, row + from->step)
+                                          : _mm512_setzero_si512();
+        _mm512_mask_storeu_epi32(out, low, _mm512_permutex2var_epi16(a, low_order, b));
+        _mm512_mask_storeu_epi32(out + LANES, high, _mm512_permutex2var_epi16(a, high_order, b));
+    }
+}
+
+WIDE static void pack_rows_f32(float *out, int64_t out_row, int64_t room,
+                               const struct operand *from, const char *at, int64_t lines)
+{
+    const __mmask16 in[2] = {first_lanes(lines), first_lanes(lines - LANES)};
+    const __mmask16 to[2] = {first_lanes(room), first_lanes(room - LANES)};
+    for (int64_t k = 0; k < from->k; k++, out += out_row) {
+        const float *row = (const float *)(const void *)(at + k * from->step);
+        _mm512_mask_storeu_ps(out, to[0], _mm512_maskz_loadu_ps(in[0], row));
+        _mm512_mask_storeu_ps(out + LANES, to[1], _mm512_maskz_loadu_ps(in[1], row + LANES));
+    }
+}
+
+/* 16 lines of 16 words become 16 words of 16 lines. */
+WIDE_INLINE static void transpose(__m512i r[LANES])
+{
+    __m512i t[LANES];
+    for (int i = 0; i < LANES; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < LANES; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+    }
+}
+
+/* 16 lines, contiguous along k, from `at` on; what lies beyond `lines` is zero. */
+WIDE static void pack_lines(float *out, int64_t out_row, const struct operand *from, const char *at,
+                            int64_t lines)
+{
+    const int64_t words = from->pairs ? from->k / 2 : from->k;
+    for (int64_t w = 0; w < words; w += LANES) {
+        const __mmask16 some = first_lanes(words - w);
+        __m512i r[LANES];
+        for (int i = 0; i < LANES; i++) {
+            r[i] = i < lines ? _mm512_maskz_loadu_epi32(some, at + i * from->line + w * WORD)
+                             : _mm512_setzero_si512();
+        }
+        transpose(r);
+        for (int i = 0; i < LANES && w + i < words; i++) {
+            _mm512_storeu_si512(out + (w + i) * out_row, r[i]);
+        }
+    }
+}
+
+/* Lines [first, first + width) side by side: out[words][width]. width: COLS or TILE_M. */
+static void pack_panel(float *out, const struct operand *from, int64_t first, int64_t width)
+{
+    const int64_t element = from->pairs ? 2 : 4;
+    const bool adjacent = from->line == element;
+    const char *at = from->data + first * from->line;
+    for (int64_t j = 0; j < width; j += adjacent ? COLS : LANES) {
+        const int64_t lines = from->lines - first - j;
+        if (!adjacent) {
+            pack_lines(out + j, width, from, at + j * from->line, lines);
+        } else if (from->pairs) {
+            pack_rows_pairs(out + j, width, width - j, from, at + j * from->line,
+                            lines < 0 ? 0 : lines);
+        } else {
+            pack_rows_f32(out + j, width, width - j, from, at + j * from->line, lines);
+        }
+    }
+}
+
+/* --- products --- */
+
+/* acc[rows][TILE_N] of 32 columns, continued if `more`, over `words` of a and of b's panel. Bytes
+ * from one row of a to the next, and from one word to the next. */
+WIDE_INLINE static void micro(bool pairs, int rows, float *acc, const char *a, int64_t a_row,
+                              int64_t a_step, const float *b, int64_t words, bool more)
+{
+    __m512 sum[ROWS][2];
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; r++) {
+        sum[r][0] = more ? _mm512_loadu_ps(acc + r * TILE_N) : _mm512_setzero_ps();
+        sum[r][1] = more ? _mm512_loadu_ps(acc + r * TILE_N + LANES) : _mm512_setzero_ps();
+    }
+    for (int64_t w = 0; w < words; w++, a += a_step, b += COLS) {
+        const __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + LANES);
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; r++) {
+            float word;
+            memcpy(&word, a + r * a_row, sizeof word);
+            const __m512 both = _mm512_set1_ps(word);
+            if (pairs) {
+                sum[r][0] = _mm512_dpbf16_ps(sum[r][0], (__m512bh)both, (__m512bh)b0);
+                sum[r][1] = _mm512_dpbf16_ps(sum[r][1], (__m512bh)both, (__m512bh)b1);
+            } else {
+                sum[r][0] = _mm512_fmadd_ps(both, b0, sum[r][0]);
+                sum[r][1] = _mm512_fmadd_ps(both, b1, sum[r][1]);
+            }
+        }
+    }
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; r++) {
+        _mm512_storeu_ps(acc + r * TILE_N, sum[r][0]);
+        _mm512_storeu_ps(acc + r * TILE_N + LANES, sum[r][1]);
+    }
+}
+
+/* Where a task's rows of A stand. */
+struct left {
+    const char *data;
+    int64_t row, step; /* bytes */
+};
+
+/* One kernel for every number of rows. */
+#define CASE(ROWS_HERE)                                                                            \
+    case ROWS_HERE:                                                                                \
+        packed ? micro(pairs, ROWS_HERE, acc, a, WORD, TILE_M *WORD, b, words, more)               \
+               : micro(pairs, ROWS_HERE, acc, a, a_row, WORD, b, words, more);                     \
+        break
+
+#define KERNEL(NAME, PAIRS)                                                                        \
+    WIDE static void NAME(int64_t rows, float *acc, const char *a, int64_t a_row, const float *b,  \
+                          int64_t words, bool more, bool packed)                                   \
+    {                                                                                              \
+        const bool pairs = PAIRS;                                                                  \
+        switch (rows) {                                                                            \
+            CASE(1);                                                                               \
+            CASE(2);                                                                               \
+            CASE(3);                                                                               \
+            CASE(4);                                                                               \
+            CASE(5);                                                                               \
+            CASE(6);                                                                               \
+            CASE(7);                                                                               \
+            CASE(8);                                                                               \
+            CASE(9);                                                                               \
+            CASE(10);                                                                              \
+            CASE(11);                                                                              \
+            CASE(12);                                                                              \
+            CASE(13);                                                                              \
+            CASE(14);                                                                              \
+        }                                                                                          \
+    }
+KERNEL(kernel_pairs, true)
+KERNEL(kernel_f32, false)
+#undef KERNEL
+#undef CASE
+
+/* A row of sums to where it belongs. */
+WIDE static void finish_row(void *c, enum dtype dtype, const float *acc, int64_t count, bool add)
+{
+    for (int64_t j = 0; j < count; j += LANES) {
+        const __mmask16 some = first_lanes(count - j);
+        __m512 sum = _mm512_loadu_ps(acc + j);
+        if (dtype == DTYPE_F32) {
+            float *out = (float *)c + j;
+            sum = add ? _mm512_add_ps(_mm512_maskz_loadu_ps(some, out), sum) : sum;
+            _mm512_mask_storeu_ps(out, some, sum);
+            continue;
+        }
+        uint16_t *out = (uint16_t *)c + j;
+        if (add) {
+            const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, out));
+            sum = _mm512_add_ps(_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)), sum);
+        }
+        _mm256_mask_storeu_epi16(out, some, (__m256i)_mm512_cvtneps_pbh(sum));
+    }
+}
+
+/* --- slabs --- */
+
+/* A piece of one product: columns [first, first + count), or, where A is packed, rows. Neighbours
+ * that are small share a phase: they are packed, and then multiplied, at the same time. */
+struct slab {
+    const struct gemm *gemm;
+    int64_t first, count;
+    float *part;          /* packed: B's columns, or A's rows */
+    float *whole;         /* where A is packed, all of B */
+    int64_t parts;        /* panels of `part` */
+    int64_t packs, tiles; /* panels to pack, those of `whole` too with its first slab; tasks */
+    int64_t phase;
+};
+
+static void pack_task(const struct slab *slab, int64_t task)
+{
+    const struct gemm *g = slab->gemm;
+    const int64_t words = words_of(g);
+    const bool a = packs_a(g) && task < slab->parts;
+    const int64_t width = a ? TILE_M : COLS, panel = task < slab->parts ? task : task - slab->parts,
+                  first = (task < slab->parts ? slab->first : 0) + panel * width;
+    const struct operand from = operand_of(g, a);
+    pack_panel((task < slab->parts ? slab->part : slab->whole) + panel * words * width, &from,
+               first, width);
+}
+
+static void multiply(const struct gemm *g, float *acc, struct left left, const float *b, int64_t m,
+                     int64_t n)
+{
+    const int64_t words = words_of(g), blocks = up(m, ROWS);
+    for (int64_t w = 0; w < words; w += KW) {
+        const int64_t some = least(KW, words - w);
+        for (int64_t j = 0; j < n; j += COLS) {
+            for (int64_t i = 0; i < blocks; i++) {
+                const int64_t r0 = m * i / blocks, rows = m * (i + 1) / blocks - r0;
+                (is_pairs(g) ? kernel_pairs : kernel_f32)(
+                    rows, acc + r0 * TILE_N + j, left.data + r0 * left.row + w * left.step,
+                    left.row, b + j * words + w * COLS, some, w > 0, packs_a(g));
+            }
+        }
+    }
+}
+
+/* Rows too short for the hardware to see a stream: those of A, and those of C that sums will be
+ * added to, come before they are asked for. */
+static void prefetch_rows(const char *at, int64_t row, int64_t rows, int64_t bytes)
+{
+    const int64_t line = 64;
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t byte = 0; byte < bytes; byte += line) {
+            _mm_prefetch(at + r * row + byte, _MM_HINT_T1);
+        }
+    }
+}
+
+static void tile_task(const struct slab *slab, int64_t task)
+{
+    const struct gemm *g = slab->gemm;
+    const bool packed = packs_a(g);
+    const int64_t words = words_of(g), rows = packed ? slab->count : g->m,
+                  cols = packed ? g->n : slab->count, down = up(rows, TILE_M);
+    const int64_t i = task % down * TILE_M, j = task / down * TILE_N;
+    const int64_t m = least(rows - i, TILE_M), n = least(cols - j, TILE_N);
+    const int64_t row = i + (packed ? slab->first : 0), col = j + (packed ? 0 : slab->first);
+    const int64_t element = (int64_t)dtype_bytes(g->a_dtype),
+                  out = (int64_t)dtype_bytes(g->c_dtype);
+    const struct left left =
+        packed ? (struct left){(const char *)(slab->part + i * words), WORD, TILE_M * WORD}
+               : (struct left){(const char *)g->a + row * g->a_row * element, g->a_row * element,
+                               WORD};
+    float acc[TILE_M * TILE_N] __attribute__((aligned(64)));
+    char *const c = (char *)g->c + (row * g->c_row + col) * out;
+    if (!packed) {
+        prefetch_rows(left.data, left.row, m, least(words, KW) * WORD);
+    }
+    if (g->add) {
+        prefetch_rows(c, g->c_row * out, m, n * out);
+    }
+    multiply(g, acc, left, (packed ? slab->whole : slab->part) + j * words, m, n);
+    for (int64_t r = 0; r < m; r++) {
+        finish_row(c + r * g->c_row * out, g->c_dtype, acc + r * TILE_N, n, g->add);
+    }
+}
+
+/* How many lines of the slabbed side make a slab. */
+static int64_t slab_lines(const struct gemm *g)
+{
+    const int64_t unit = packs_a(g) ? TILE_M : TILE_N, fit = SLAB_BYTES / WORD / words_of(g);
+    return fit < unit ? unit : fit / unit * unit;
+}
+
+static int64_t slab_side(const struct gemm *g)
+{
+    return packs_a(g) ? g->m : g->n;
+}
+
+/* Floats of a packed slab, and of B packed whole. */
+static size_t part_floats(const struct gemm *g)
+{
+    const int64_t unit = packs_a(g) ? TILE_M : COLS;
+    return (size_t)(up(least(slab_lines(g), slab_side(g)), unit) * unit * words_of(g));
+}
+
+static size_t whole_floats(const struct gemm *g)
+{
+    return packs_a(g) ? (size_t)(up(g->n, COLS) * COLS * words_of(g)) : 0;
+}
+
+static struct slab slab_at(const struct gemm *g, int64_t first)
+{
+    const int64_t count = least(slab_lines(g), slab_side(g) - first);
+    const bool a = packs_a(g);
+    struct slab slab = {.gemm = g, .first = first, .count = count};
+    slab.parts = up(count, a ? TILE_M : COLS);
+    slab.packs = slab.parts + (a && first == 0 ? up(g->n, COLS) : 0);
+    slab.tiles = a ? up(count, TILE_M) * up(g->n, TILE_N) : up(g->m, TILE_M) * up(count, TILE_N);
+    return slab;
+}
+
+/* A multiple of a cache line. */
+static size_t round_floats(size_t floats)
+{
+    return (floats + LANES - 1) / LANES * LANES;
+}
+
+/* All slabs of all products, in order, with their phases; returns how many. Neighbouring phases
+ * have different buffers of 2 * PHASE_BYTES or of the largest part, behind them stand B's packed
+ * whole. */
+static int64_t make_slabs(struct device *device, struct slab **out, const struct gemm *const *batch,
+                          int64_t count)
+{
+    size_t part = 0, whole = 0;
+    int64_t slabs = 0, phase = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const size_t floats = round_floats(part_floats(batch[i]));
+        slabs += up(slab_side(batch[i]), slab_lines(batch[i]));
+        part = floats > part ? floats : part;
+        whole += round_floats(whole_floats(batch[i]));
+    }
+    const size_t room = part > PHASE_BYTES / WORD ? part : PHASE_BYTES / WORD;
+    float *memory = cpu_scratch(device, CPU_SLOT_GEMM, (2 * room + whole) * sizeof *memory),
+          *next_whole = memory + 2 * room;
+    struct slab *slab = cpu_scratch(device, CPU_SLOT_SLAB, (size_t)slabs * sizeof *slab);
+    size_t used = 0;
+    *out = slab;
+    for (int64_t i = 0; i < count; i++) {
+        const struct gemm *g = batch[i];
+        const size_t floats = round_floats(part_floats(g));
+        for (int64_t first = 0; first < slab_side(g); first += slab_lines(g)) {
+            if (used + floats > room) {
+                used = 0;
+                phase++;
+            }
+            *slab = slab_at(g, first);
+            slab->phase = phase;
+            slab->part = memory + (phase % 2 != 0 ? room : 0) + used;
+            slab->whole = next_whole;
+            used += floats;
+            slab++;
+        }
+        next_whole += round_floats(whole_floats(g));
+    }
+    return slabs;
+}
+
+/* Slabs [first, end) of a phase. */
+struct phase {
+    int64_t first, end, packs, tiles;
+};
+
+static struct phase phase_at(const struct slab *slab, int64_t slabs, int64_t first)
+{
+    struct phase phase = {.first = first, .end = first};
+    for (; phase.end < slabs && slab[phase.end].phase == slab[first].phase; phase.end++) {
+        phase.packs += slab[phase.end].packs;
+        phase.tiles += slab[phase.end].tiles;
+    }
+    return phase;
+}
+
+/* The tasks of a phase that is multiplied, behind those of the next, which is packed. */
+static void phase_task(const struct slab *slab, const struct phase *now, const struct phase *next,
+                       int64_t task)
+{
+    if (task < next->packs) {
+        const struct slab *at = slab + next->first;
+        for (; task >= at->packs; at++) {
+            task -= at->packs;
+        }
+        pack_task(at, task);
+    } else {
+        const struct slab *at = slab + now->first;
+        for (task -= next->packs; task >= at->tiles; at++) {
+            task -= at->tiles;
+        }
+        tile_task(at, task);
+    }
+}
+
+void gemm_wide_run(struct device *device, const struct gemm *const *batch, int64_t count)
+{
+    struct slab *slab;
+    const int64_t slabs = make_slabs(device, &slab, batch, count);
+#pragma omp parallel num_threads(device->threads)
+    {
+        struct phase now = {0}, next = phase_at(slab, slabs, 0);
+        while (now.packs + next.packs > 0) {
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t task = 0; task < next.packs + now.tiles; task++) {
+                phase_task(slab, &now, &next, task);
+            }
+            now = next;
+            next = phase_at(slab, slabs, now.end);
+        }
+    }
+}
+#else
+void gemm_wide_run(struct device *device, const struct gemm *const *batch, int64_t count)
+{
+    (void)device, (void)batch, (void)count;
+    assert(false);
+}
+#endif

@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# A run that is asked to stop at random times, in each of the ways it can be asked, saves the step it is in, leaves
+# with 85, and the same command goes on: losses and the last checkpoint are those of a run that nobody stopped.
+# test_preempt.sh SOURCE_DIR BINARY [COUNT [SEED]]: so many stops, 10 unless said otherwise.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+count=${3:-10}
+seed=${4:-1}
+RANDOM=$seed
+steps=60
+make_data
+make_config
+sed -i "s/micro_batch: 2, global_batch: 8/micro_batch: 1, global_batch: 4/" "$work/tiny.yaml"
+
+# settings LAYOUT DIR: sets $command. Four ranks train in bf16, two in fp32.
+settings() {
+    local n=${1%,*} precision=fp32
+    [ "$n" = 2 ] || precision=bf16
+    command=(mpirun --allow-run-as-root --oversubscribe --bind-to none -q -np "$n" "$binary" train "$work/tiny.yaml"
+        "run.dir=$2" "parallel.ep=${1#*,}" "train.precision=$precision" "run.steps=$steps" model.router_jitter_noise=0.05)
+}
+
+record() { stat -c %i "$1/run.json" 2>/dev/null || echo none; }
+is_new() { [ "$(record "$1")" != "$2" ]; }
+listens_or_gone() { is_new "$1" "$2" || ! kill -0 "$3" 2>/dev/null; }
+
+# stop WAY MILLISECONDS DIR: starts $command and asks it so long after its ranks listen. Sets $rc.
+stop() {
+    local way=$1 dir=$3 before launcher children more=()
+    before=$(record "$dir")
+    [ "$way" != limit ] || more=("run.time_limit=$(printf '%d.%03d' $((1 + $2 / 1000)) $(($2 % 1000)))")
+    "${command[@]}" "${more[@]}" >"$out" 2>"$err" </dev/null &
+    launcher=$!
+    last="${command[*]} ($way after $2 ms)"
+    wait_for 60 listens_or_gone "$dir" "$before" "$launcher" || fail "no ranks within 60 s"
+    sleep "$(printf '%d.%03d' $(($2 / 1000)) $(($2 % 1000)))"
+    mapfile -t children < <(pgrep -P "$launcher" -f "$binary" || true)
+    if [ ${#children[@]} -gt 0 ]; then
+        case $way in
+        mpirun) kill -USR1 "$launcher" ;;
+        rank) kill -USR1 "${children[RANDOM % ${#children[@]}]}" ;;
+        ranks) kill -USR1 "${children[@]}" ;;
+        term) kill -TERM "${children[@]}" ;;
+        limit) ;;
+        esac 2>/dev/null || true
+    fi
+    rc=0
+    wait "$launcher" || rc=$?
+}
+
+ways=(mpirun rank ranks term limit)
+declare -A stops takes
+layouts=(2,2 4,2)
+for layout in "${layouts[@]}"; do
+    settings "$layout" "$work/whole-${layout/,/-}"
+    expect_rc 0 "${command[@]}"
+    takes[$layout]=$(($(metric "$work/whole-${layout/,/-}" step_ms | awk '{ sum += $1 } END { print int(sum) }') + 1))
+done
+done_stops=0 runs=0
+while [ "$done_stops" -lt "$count" ] && [ "$failures" -lt 5 ]; do
+    layout=${layouts[runs % 2]} dir=$work/stopped rc=85
+    whole=$work/whole-${layout/,/-}
+    runs=$((runs + 1))
+    rm -rf "$dir"
+    settings "$layout" "$dir"
+    for ((i = 0; i < 5 && done_stops < count && rc == 85; i++)); do
+        way=${ways[(done_stops + i) % 5]}
+        stop "$way" $((RANDOM % (takes[$layout] / 4 + 1))) "$dir"
+        case $rc in
+        0) ;; # done before it was asked
+        85)
+            stops[$way]=$((${stops[$way]:-0} + 1))
+            done_stops=$((done_stops + 1))
+            step=$(metric "$dir" step | tail -n 1)
+            [ -f "$dir/checkpoints/$(printf %08d "$step")/manifest.json" ] || fail "step $step was not saved"
+            ;;
+        *) fail "exit code $rc, expected 85"; show_last ;;
+        esac
+    done
+    expect_rc 0 "${command[@]}"
+    expect_same "$(metric "$whole" loss_hex)" "$(metric "$dir" loss_hex)" "losses at $layout, seed $seed"
+    for file in "$whole"/checkpoints/000000$steps/*.h5; do
+        cmp -s "$file" "$dir/checkpoints/000000$steps/${file##*/}" || fail "$layout: ${file##*/} differs"
+    done
+done
+for way in "${ways[@]}"; do
+    printf '%-8s %5d\n' "$way" "${stops[$way]:-0}"
+done
+echo "$done_stops stops in $runs runs of $steps steps, seed $seed: $failures failures"
+finish

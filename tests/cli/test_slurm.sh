@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Under a real Slurm of one node, started here (Debian's slurm-wlm, as root): a job that is told that its time is
+# over saves, is queued again and goes on; a sweep as a job array. Bits as of a run that nobody interrupted.
+set -euo pipefail
+if ! command -v slurmctld slurmd sbatch >/dev/null || [ "$(id -u)" != 0 ]; then
+    echo "skipped: needs root and Debian's slurm-wlm (apt-get install slurm-wlm)"
+    exit 77
+fi
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+make_data
+make_config
+cd "$work"
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+mkdir state spool
+cat >slurm.conf <<END
+ClusterName=test
+SlurmctldHost=$(hostname -s)(127.0.0.1)
+SlurmctldPort=$(free_port)
+SlurmdPort=$(free_port)
+AuthType=auth/none
+CredType=cred/none
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation=$work/state
+SlurmdSpoolDir=$work/spool
+SlurmctldPidFile=$work/slurmctld.pid
+SlurmdPidFile=$work/slurmd.pid
+SlurmctldLogFile=$work/slurmctld.log
+SlurmdLogFile=$work/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+ReturnToService=2
+SlurmdParameters=config_overrides
+JobRequeue=1
+KillWait=30
+SchedulerParameters=sched_interval=1
+SchedulerType=sched/builtin
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+NodeName=$(hostname -s) NodeAddr=127.0.0.1 CPUs=4 State=UNKNOWN
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+END
+export SLURM_CONF=$work/slurm.conf SWITCHYARD=$binary
+slurmctld -D -f "$SLURM_CONF" >ctld.out 2>&1 &
+slurmd -D -f "$SLURM_CONF" >d.out 2>&1 &
+if ! wait_for 30 sh -c 'sinfo -h -o %t | grep -q idle'; then
+    tail -n 5 ctld.out d.out slurmctld.log slurmd.log
+    fail "Slurm did not start"
+    finish
+fi
+
+# state_of JOB: RUNNING, PENDING, ..., as Slurm shows it.
+state_of() { scontrol show job "$1" | sed -n 's/.*JobState=\([A-Z]*\).*/\1/p'; }
+is() { [ "$(state_of "$1")" = "$2" ]; }
+
+echo "a job that is interrupted, queued again and goes on"
+expect_rc 0 train_on 2 2 solo run.steps=12
+job=$(sbatch --parsable --ntasks=2 --time=10 --output=job.log "$source_dir/configs/slurm/one-node.sbatch" tiny.yaml run.dir=job parallel.ep=2 run.steps=1000000)
+wait_for 60 has_steps job 5 || { fail "no steps within 60 s"; cat job.log; }
+scancel --batch --signal=USR1 "$job"
+wait_for 60 grep -q "exits with 85\|saved at step\|same command resumes" job.log || { fail "no save"; cat job.log; }
+step=$(metric job step | tail -n 1)
+wait_for 30 sh -c "[ \$(scontrol show job $job | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p') = 1 ]" || fail "the job was not queued again"
+# Slurm holds a job that was queued again for a while (two minutes): let it begin now.
+scontrol update jobid="$job" StartTime=now 2>/dev/null || true
+wait_for 150 grep -q "resuming at step $step" job.log || { fail "not resumed at step $step"; cat job.log; }
+wait_for 60 has_steps job $((step + 12)) || fail "no steps after the restart"
+scancel "$job"
+wait_for 60 is "$job" CANCELLED || fail "still there after scancel: $(state_of "$job")"
+expect_same "$(metric job loss_hex | head -n 12)" "$(metric solo loss_hex)" "losses of the job and of a run alone"
+
+echo "a sweep as a job array"
+printf '%s\n' "base: tiny.yaml" "dir: array" "set: {run.steps: 5}" "metric: loss" "parameters: {optimizer.lr: [1e-3, 2e-3, 4e-3]}" >array.yaml
+expect_rc 0 "$binary" sweep array.yaml --slurm
+job=$(sbatch --parsable --time=10 --output=array-%a.log array/sweep.sbatch)
+all_done() { [ "$("$binary" sweep array.yaml --table | grep -c ' done ')" = 3 ]; }
+wait_for 120 all_done || { fail "the array's trials are not done"; "$binary" sweep array.yaml --table; cat array-*.log; }
+wait_for 60 sh -c "! squeue -h -j $job 2>/dev/null | grep -q ." || fail "tasks of the array are left"
+scontrol shutdown
+wait
+finish

@@ -1,0 +1,120 @@
+/* Batch invariance of the CPU's ops: with oneDNN and with our own GEMM, by 1 to 4 threads; that a
+ * product that depends on its rows is found. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "invariance_check.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/invariance.h"
+
+enum { THREADS = 4 };
+static struct device *devices[THREADS];
+
+/* Products of oneDNN's, or of our own. */
+static bool holds(bool own, int64_t pool, int64_t width, int64_t inner)
+{
+    struct onednn *kept[THREADS];
+    const struct invariance_devices which = {.device = devices,
+                                             .count = THREADS,
+                                             .pool = pool,
+                                             .width = width,
+                                             .inner = inner,
+                                             .name = own ? "own GEMM" : "oneDNN's GEMM"};
+    for (int t = 0; t < THREADS; t++) {
+        kept[t] = cpu_device_of(devices[t])->onednn;
+        cpu_device_of(devices[t])->onednn = own ? NULL : kept[t];
+    }
+    const bool right = invariance_check_all(&which);
+    for (int t = 0; t < THREADS; t++) {
+        cpu_device_of(devices[t])->onednn = kept[t];
+    }
+    return right;
+}
+
+static void test_onednn(void **state)
+{
+    (void)state;
+    assert_true(holds(false, INVARIANCE_POOL, 144, 96));
+}
+
+static void test_own(void **state)
+{
+    (void)state;
+    assert_true(holds(true, 37, 80, 48));
+}
+
+static void test_quick_check(void **state)
+{
+    (void)state;
+    for (int act = DTYPE_F32; act <= DTYPE_BF16; act++) {
+        assert_int_equal(invariance_check(devices[1], (enum dtype)act, 512, 256), STATUS_OK);
+        assert_int_equal(invariance_check(devices[0], (enum dtype)act, 48, 1024), STATUS_OK);
+    }
+}
+
+/* Adds what depends on the number of rows of the call. */
+static void depends_on_rows(struct device *device, struct tensor y, struct tensor x,
+                            struct tensor w, bool add)
+{
+    device_ops(devices[1])->linear_forward(device, y, x, w, add);
+    if (y.dtype == DTYPE_F32) {
+        ((float *)y.data)[0] += (float)y.dim[0] * 1e-6F;
+    } else {
+        ((uint16_t *)y.data)[0] ^= (uint16_t)(y.dim[0] == 1);
+    }
+}
+
+static void test_finds(void **state)
+{
+    (void)state;
+    struct cpu_device device = *cpu_device_of(devices[0]);
+    struct ops ops = *device.head.ops;
+    struct device *one[] = {&device.head};
+    const struct invariance_devices which = {
+        .device = one, .count = 1, .pool = 8, .width = 48, .inner = 32, .name = "a broken GEMM"};
+    const struct invariance_family *linear = &invariance_families[2];
+    ops.linear_forward = depends_on_rows;
+    device.head.ops = &ops;
+    assert_string_equal(linear->name, "linear");
+    for (int act = DTYPE_F32; act <= DTYPE_BF16; act++) {
+        assert_false(invariance_family_check(linear, (enum dtype)act, &which));
+        assert_int_equal(invariance_check(&device.head, (enum dtype)act, 64, 64), STATUS_RESOURCE);
+        assert_non_null(strstr(status_message(), "linear_forward"));
+    }
+}
+
+static int open_devices(void **state)
+{
+    (void)state;
+    for (int t = 0; t < THREADS; t++) {
+        const struct device_options options = {.name = "cpu", .threads = t + 1};
+        if (device_open(&devices[t], &options) != STATUS_OK) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static int close_devices(void **state)
+{
+    (void)state;
+    for (int t = 0; t < THREADS; t++) {
+        device_close(devices[t]);
+    }
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_onednn),
+        cmocka_unit_test(test_own),
+        cmocka_unit_test(test_quick_check),
+        cmocka_unit_test(test_finds),
+    };
+    return cmocka_run_group_tests(tests, open_devices, close_devices);
+}

@@ -1,0 +1,116 @@
+#include "trainer/model/gradients.h"
+
+#include <math.h>
+
+#include "trainer/model/model.h"
+
+/* Beyond this a sum of most_adds could exceed what decode takes. */
+static const int MOST_BITS = 62;
+
+enum status gradients_init(struct gradients *gradients, const struct model *model)
+{
+    const struct config *config = model->config;
+    const int64_t units = config->train.global_batch / config->train.micro_batch;
+    *gradients = (struct gradients){.device = model->device,
+                                    .ops = model->ops,
+                                    .fixed = model->training && config->run.deterministic ==
+                                                                    CONFIG_DETERMINISTIC_LAYOUT,
+                                    .most_adds = 1};
+    /* Embedding and head have a gradient from every module of multi-token prediction too. */
+    while (gradients->most_adds < units * (1 + model->arch.mtp_depth)) {
+        gradients->most_adds *= 2;
+    }
+    return !gradients->fixed || model->ops->fixed != NULL
+               ? STATUS_OK
+               : status_fail(STATUS_USAGE,
+                             "run.deterministic layout: the device %s has no sums of integers "
+                             "here: use run.deterministic run",
+                             model->ops->name);
+}
+
+static int64_t most(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Elements of the largest gradient that one op makes. */
+static int64_t largest(const struct model *model)
+{
+    int64_t count = 0;
+    for (int64_t i = 0; i < model->params.count; i++) {
+        count = most(count, model->params.table[i].count);
+    }
+    for (int64_t i = 0; i < model->linears.blocks * LINEARS; i++) {
+        count = most(count, model->linears.table[i].out * model->linears.table[i].in);
+    }
+    return count;
+}
+
+void gradients_layout(struct gradients *gradients, const struct model *model, struct arena *arena)
+{
+    if (gradients->fixed) {
+        gradients->unit = arena_alloc(arena, (size_t)largest(model) * sizeof *gradients->unit);
+        gradients->point = arena_alloc(arena, sizeof *gradients->point);
+        gradients->square = arena_alloc(arena, FIXED_LIMBS * sizeof *gradients->square);
+    }
+}
+
+void gradients_begin(struct gradients *gradients, double unit)
+{
+    const double limit = ldexp(1.0, MOST_BITS) / (double)gradients->most_adds;
+    const struct fixed_point point = {.scale = (float)(ldexp(1.0, GRADIENT_BITS) / unit),
+                                      .limit = (float)limit};
+    if (gradients->fixed) {
+        gradients->ops->upload(gradients->device, gradients->point, &point, sizeof point);
+        gradients->ops->zero(gradients->device, gradients->square,
+                             FIXED_LIMBS * sizeof *gradients->square);
+    }
+}
+
+void gradients_add(const struct gradients *gradients, int64_t *sum, int64_t count)
+{
+    if (gradients->fixed) {
+        gradients->ops->fixed->add(gradients->device, sum, gradients->unit, count,
+                                   gradients->point);
+    }
+}
+
+void gradients_decode(const struct gradients *gradients, float *out, const int64_t *sum,
+                      int64_t count, double unit)
+{
+    gradients->ops->fixed->decode(gradients->device, out, gradients->square, sum, count,
+                                  (float)ldexp(unit, -GRADIENT_BITS));
+}
+
+/* Every limb below 2^FIXED_LIMB_BITS but the last. */
+static void carry(int64_t limb[FIXED_LIMBS])
+{
+    const int64_t base = (int64_t)1 << FIXED_LIMB_BITS;
+    for (int i = 0; i + 1 < FIXED_LIMBS; i++) {
+        limb[i + 1] += limb[i] / base;
+        limb[i] %= base;
+    }
+}
+
+double gradients_norm(struct gradients *gradients, struct comm *world)
+{
+    int64_t sums[FIXED_LIMBS + 2];
+    struct fixed_point point;
+    double square = 0;
+    gradients->ops->download(gradients->device, sums, gradients->square,
+                             FIXED_LIMBS * sizeof *sums);
+    gradients->ops->download(gradients->device, &point, gradients->point, sizeof point);
+    carry(sums); /* so that the sum over ranks does not overflow */
+    sums[FIXED_LIMBS] = point.saturated;
+    sums[FIXED_LIMBS + 1] = point.bad;
+    comm_all_reduce(world, sums, FIXED_LIMBS + 2, DTYPE_I64, REDUCE_SUM);
+    carry(sums);
+    gradients->saturated = sums[FIXED_LIMBS];
+    gradients->bad = sums[FIXED_LIMBS + 1];
+    for (int i = FIXED_LIMBS - 1; i >= 0; i--) {
+        square += ldexp((double)sums[i], FIXED_LIMB_BITS * i);
+    }
+    return gradients->bad > 0         ? (double)NAN
+           : gradients->saturated > 0 ? (double)INFINITY
+                                      : ldexp(sqrt(square), -GRADIENT_BITS);
+}

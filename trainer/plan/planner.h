@@ -1,0 +1,25 @@
+/* planner: what the files that work out a plan share. */
+#ifndef TRAINER_PLAN_PLANNER_H
+#define TRAINER_PLAN_PLANNER_H
+
+#include "trainer/plan/plan.h"
+
+struct planner {
+    struct plan *plan; /* borrowed */
+    const char *trace; /* file for play_trace, borrowed; NULL: none */
+    struct workload load;
+    struct work dense, moe, mtp, head, embedding;
+    double exchange[EXCHANGES];      /* s of each all-to-all, alone */
+    double exchange_busy[EXCHANGES]; /* beside kernels */
+    struct stage_memory memory[PLAN_STAGES];
+    double kept[PLAN_STAGES]; /* bytes of a stage's activations of one micro-batch */
+    double held[PLAN_RANKS];  /* bytes of activations of a rank of the pipeline, at most */
+};
+
+/* Of a block: the main model's dense and later ones, a prediction module's. */
+const struct work *planner_work(const struct planner *p, int64_t block);
+/* Plays the schedule: plan->time but the update's part, and held; wants kept. Errors:
+ * STATUS_RESOURCE. */
+enum status planner_time(struct planner *p) __attribute__((warn_unused_result));
+
+#endif
