@@ -14,9 +14,11 @@ static int64_t slice_bytes(const struct checkpoint_slice *slice)
 }
 
 /* Creates the dataset of a slice, flat, or of a whole tensor; returns the byte offset of its space
- * in the file, -1 on error. */
-static int64_t create_dataset(hid_t file, const struct checkpoint_slice *slice, bool whole)
+ * in the file, -1 on error. `again`: the file has a slice of this tensor already. */
+static int64_t create_dataset(hid_t file, const struct checkpoint_slice *slice, bool whole,
+                              bool again)
 {
+    char name[512];
     hsize_t dims[4] = {(hsize_t)slice->count};
     for (int i = 0; whole && i < slice->ndim; i++) {
         dims[i] = (hsize_t)slice->shape[i];
@@ -24,8 +26,13 @@ static int64_t create_dataset(hid_t file, const struct checkpoint_slice *slice, 
     const hid_t type = h5_type(slice->dtype),
                 space = H5Screate_simple(whole ? slice->ndim : 1, dims, NULL);
     const hid_t list = h5_dataset_list();
-    h5_make_groups(file, slice->name);
-    const hid_t set = H5Dcreate2(file, slice->name, type, space, H5P_DEFAULT, list, H5P_DEFAULT);
+    char place[32] = "";
+    if (again) {
+        snprintf(place, sizeof place, "@%lld", (long long)slice->first);
+    }
+    snprintf(name, sizeof name, "%s%s", slice->name, place);
+    h5_make_groups(file, name);
+    const hid_t set = H5Dcreate2(file, name, type, space, H5P_DEFAULT, list, H5P_DEFAULT);
     haddr_t offset = HADDR_UNDEF;
     if (set >= 0) {
         h5_set_text(set, "dtype", dtype_name(slice->dtype));
@@ -59,7 +66,8 @@ static enum status lay_out(struct h5_image *image, const struct target *target,
     TRY(h5_create(&file, image));
     bool good = true;
     for (int64_t i = 0; i < count && good; i++) {
-        offsets[i] = create_dataset(file, &slices[i], target->whole);
+        const bool again = i > 0 && strcmp(slices[i].name, slices[i - 1].name) == 0;
+        offsets[i] = create_dataset(file, &slices[i], target->whole, again);
         good = offsets[i] >= 0;
     }
     return h5_finish(file, image, good, target->name);

@@ -1,8 +1,9 @@
 /* shard: one rank's file of a checkpoint. HDF5 lays out the metadata in memory; metadata and
  * payload go to the disk together, block by block, hashed on the way.
  *
- * Each slice is a flat dataset under its tensor's name, with attributes dtype, shape (of the whole
- * tensor), first, count.
+ * Each slice is a flat dataset under its tensor's name (a tensor's second and later ones, which
+ * follow the first, under NAME@FIRST), with attributes dtype, shape (of the whole tensor), first,
+ * count.
  */
 #ifndef CHECKPOINTS_SHARD_H
 #define CHECKPOINTS_SHARD_H

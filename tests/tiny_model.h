@@ -113,7 +113,8 @@ static inline enum status tiny_open(struct tiny *tiny, struct comm *world, const
     *tiny = (struct tiny){0};
     TRY(tiny_config(&tiny->config, text, overrides));
     architecture_init(&arch, &tiny->config);
-    const struct mesh_shape shape = mesh_shape_of(1, (int)tiny->config.parallel.ep);
+    const struct mesh_shape shape =
+        mesh_shape_of((int)tiny->config.parallel.tp, (int)tiny->config.parallel.ep);
     TRY(mesh_init(&tiny->mesh, world, &shape, arch.experts));
     TRY(device_open(&tiny->device, &options));
     TRY(model_init(&tiny->model, &tiny->config, &tiny->mesh, tiny->device,

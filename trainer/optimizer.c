@@ -35,7 +35,7 @@ enum status optimizer_check(const struct config *config)
         return STATUS_OK;
     }
     architecture_init(&arch, config);
-    TRY(params_init(&all, &arch, false, 0, 1));
+    TRY(params_init(&all, &arch, false, &PARAMS_ALL));
     for (int64_t j = 0; j < patterns->count && status == STATUS_OK; j++) {
         int64_t i = 0;
         while (i < all.count && fnmatch(patterns->item[j], all.table[i].name, 0) != 0) {
@@ -75,7 +75,7 @@ enum status optimizer_init(struct model *model)
         return status_fail(STATUS_RESOURCE, "out of memory for the optimizer's %lld parameters",
                            (long long)model->params.count);
     }
-    for (int g = 0; g < PARAM_GROUPS; g++) {
+    for (int g = 0; g < model->params.groups; g++) {
         TRY(muon_plan_init(&model->group[g].muon, &model->params, (enum param_group)g,
                            &model->group[g].zero));
     }
@@ -84,7 +84,7 @@ enum status optimizer_init(struct model *model)
 
 void optimizer_free(struct model *model)
 {
-    for (int g = 0; g < PARAM_GROUPS; g++) {
+    for (int g = 0; g < model->params.groups; g++) {
         muon_plan_free(&model->group[g].muon);
     }
     free(model->pieces);
@@ -105,7 +105,7 @@ void optimizer_layout(struct model *model)
 {
     struct arena *arena = &model->arena_optimizer;
     int64_t scratch = 0;
-    for (int g = 0; g < PARAM_GROUPS; g++) {
+    for (int g = 0; g < model->params.groups; g++) {
         struct model_group *group = &model->group[g];
         const size_t share = (size_t)group->zero.share, moment = dtype_bytes(model->moments);
         group->moment1 = arena_alloc(arena, share * moment);
@@ -120,7 +120,7 @@ void optimizer_layout(struct model *model)
 
 void optimizer_start_average(struct model *model)
 {
-    for (int g = 0; g < PARAM_GROUPS; g++) {
+    for (int g = 0; g < model->params.groups; g++) {
         struct model_group *group = &model->group[g];
         if (group->ema != NULL) {
             model->ops->copy(model->device, group->ema, group->master,
@@ -181,7 +181,9 @@ static void take_share(struct model *model, struct model_group *group)
 /* One group after the other; experts first, which may be under way. */
 static void reduce_groups(struct model *model)
 {
-    for (int g = PARAM_GROUPS - 1; g >= 0; g--) {
+    const int groups = model->params.groups;
+    for (int i = 0; i < groups; i++) {
+        const int g = (PARAM_EXPERT + i) % groups;
         struct model_group *group = &model->group[g];
         if (!group->reducing) {
             optimizer_reduce_start(model, (enum param_group)g);
@@ -199,7 +201,7 @@ double optimizer_reduce(struct model *model)
         return gradients_norm(&model->gradients, model->mesh->world);
     }
     model->ops->zero(model->device, model->norm, sizeof *model->norm);
-    for (int g = 0; g < PARAM_GROUPS; g++) {
+    for (int g = 0; g < model->params.groups; g++) {
         struct model_group *group = &model->group[g];
         model->ops->sum_squares(model->device, model->norm, group->grads + group->zero.first,
                                 group->zero.share);
@@ -213,9 +215,12 @@ struct moments optimizer_moments(const struct model *model, const struct param *
                                  int64_t first, int64_t step)
 {
     const uint64_t family = rng_key(model->config->run.seed, "moments");
+    /* no two elements of a divided matrix have the same number; whole ones keep theirs */
+    const int64_t part =
+        param->first[0] * param->shape[1] + param->first[1] * param->shape[0] - param->offset;
     return (struct moments){.dtype = model->moments,
                             .key = rng_subkey(rng_key(family, param->name), (uint64_t)step),
-                            .first = (uint64_t)(first - param->offset)};
+                            .first = (uint64_t)(first + part)};
 }
 
 void *optimizer_moment(const struct model *model, void *moments, int64_t at)
@@ -258,7 +263,7 @@ static bool piece_of(const struct model *model, const struct param *param, int64
  */
 static void average(struct model *model)
 {
-    for (int g = 0; g < PARAM_GROUPS && model->config->optimizer.ema > 0; g++) {
+    for (int g = 0; g < model->params.groups && model->config->optimizer.ema > 0; g++) {
         struct model_group *group = &model->group[g];
         model->ops->ema(model->device, group->ema, group->master, group->zero.share,
                         model->config->optimizer.ema);
@@ -287,7 +292,7 @@ void optimizer_step(struct model *model, double norm, double lr, int64_t step)
         pieces += piece_of(model, &model->params.table[i], step, &model->pieces[pieces]);
     }
     model->ops->adamw(model->device, model->pieces, pieces, adamw);
-    for (int g = 0; g < PARAM_GROUPS; g++) {
+    for (int g = 0; g < model->params.groups; g++) {
         muon_step(model, (enum param_group)g, &muon, step);
         zero_all_gather(&model->group[g].zero, model->group[g].weights, model->act);
     }

@@ -154,15 +154,29 @@ static int64_t common_divisor(int64_t a, int64_t b)
     return b == 0 ? a : common_divisor(b, a % b);
 }
 
-static void fit_layout(struct session *session, char *const *overrides, int count)
+static bool is_override(char *const *overrides, int count, const char *key)
 {
-    static const char key[] = "parallel.ep=";
     for (int i = 0; i < count; i++) {
-        if (strncmp(overrides[i], key, sizeof key - 1) == 0) {
-            return;
+        if (strncmp(overrides[i], key, strlen(key)) == 0) {
+            return true;
         }
     }
-    session->config.parallel.ep = common_divisor(session->config.parallel.ep, session->world.size);
+    return false;
+}
+
+static enum status fit_layout(struct session *session, char *const *overrides, int count)
+{
+    int64_t *tp = &session->config.parallel.tp, *ep = &session->config.parallel.ep;
+    if (*tp > 1 && is_override(overrides, count, "parallel.tp=")) {
+        return status_fail(STATUS_USAGE,
+                           "parallel.tp %lld: divides a model in training only: leave it out",
+                           (long long)*tp);
+    }
+    *tp = 1;
+    if (!is_override(overrides, count, "parallel.ep=")) {
+        *ep = common_divisor(*ep, session->world.size);
+    }
+    return STATUS_OK;
 }
 
 enum status session_open(struct session *session, enum session_use use, const char *path,
@@ -179,14 +193,15 @@ enum status session_open(struct session *session, enum session_use use, const ch
     TRY(comm_open(&session->world, loaded == STATUS_OK ? kinds[session->config.run.comm] : "auto"));
     TRY(comm_agree(&session->world, loaded, NULL));
     if (use == SESSION_USE) {
-        fit_layout(session, overrides, count);
+        TRY(comm_agree(&session->world, fit_layout(session, overrides, count), NULL));
     }
     TRY(comm_agree(&session->world, open_device(session), NULL));
     TRY(check_alike(session));
     struct architecture arch;
     architecture_init(&arch, &session->config);
     TRY(comm_agree(&session->world, check_products(session, &arch), NULL));
-    const struct mesh_shape shape = mesh_shape_of(1, (int)session->config.parallel.ep);
+    const struct mesh_shape shape =
+        mesh_shape_of((int)session->config.parallel.tp, (int)session->config.parallel.ep);
     TRY(comm_agree(&session->world,
                    mesh_init(&session->mesh, &session->world, &shape, arch.experts), NULL));
     return mesh_attach(&session->mesh, session->device, kinds[session->config.run.comm]);

@@ -18,9 +18,14 @@ static const char *const prefix[KINDS] = {"", "master/", "moment1/", "moment2/",
 static enum status slices_init(struct state_slices *slices, const struct model *model)
 {
     const int64_t biases = architecture_moe_blocks(&model->arch);
-    const size_t most = (size_t)(model->params.count * KINDS + biases);
+    int64_t runs = 0;
+    for (int64_t i = 0; i < model->params.count; i++) {
+        runs += param_runs(&model->params.table[i]);
+    }
+    const size_t most = (size_t)(runs * KINDS + biases),
+                 names = (size_t)(model->params.count * KINDS + biases);
     *slices = (struct state_slices){.slice = calloc(most, sizeof *slices->slice),
-                                    .name = calloc(most, NAME_BYTES),
+                                    .name = calloc(names, NAME_BYTES),
                                     .moments = model->moments};
     return slices->slice != NULL && slices->name != NULL
                ? STATUS_OK
@@ -86,22 +91,26 @@ static void add_kind(struct state_slices *slices, const struct model *model, enu
         if (first >= last || (kind == KIND_MOMENT2 && param->muon)) {
             continue;
         }
-        struct checkpoint_slice *slice = &slices->slice[slices->count];
-        char *name = slices->name[slices->count++];
+        char *name = slices->name[slices->names++];
         const int length = snprintf(name, NAME_BYTES, "%s%s", name_prefix, param->name);
         assert(length > 0 && length < NAME_BYTES);
-        *slice = (struct checkpoint_slice){.name = name,
-                                           .dtype = kind == KIND_WEIGHT ? model->act
-                                                    : is_moment         ? slices->moments
-                                                                        : DTYPE_F32,
-                                           .ndim = param->ndim,
-                                           .shape = {param->shape[0], param->shape[1], 1, 1},
-                                           .first = first - param->offset,
-                                           .count = last - first,
-                                           .data = element(slices, model, group, kind, first),
-                                           .read = read_device,
-                                           .write = write_device,
-                                           .context = (void *)(uintptr_t)model};
+        for (int64_t at = first; at < last;) {
+            const struct param_run run = param_run(param, at - param->offset, last - param->offset);
+            slices->slice[slices->count++] =
+                (struct checkpoint_slice){.name = name,
+                                          .dtype = kind == KIND_WEIGHT ? model->act
+                                                   : is_moment         ? slices->moments
+                                                                       : DTYPE_F32,
+                                          .ndim = param->ndim,
+                                          .shape = {param->shape[0], param->shape[1], 1, 1},
+                                          .first = run.whole,
+                                          .count = run.count,
+                                          .data = element(slices, model, group, kind, at),
+                                          .read = read_device,
+                                          .write = write_device,
+                                          .context = (void *)(uintptr_t)model};
+            at += run.count;
+        }
     }
 }
 
@@ -110,8 +119,8 @@ static void add_biases(struct state_slices *slices, const struct model *model)
 {
     const struct architecture *arch = &model->arch;
     for (int64_t m = 0; m < architecture_moe_blocks(arch) && arch->has_bias; m++) {
-        struct checkpoint_slice *slice = &slices->slice[slices->count];
-        char *name = slices->name[slices->count++];
+        struct checkpoint_slice *slice = &slices->slice[slices->count++];
+        char *name = slices->name[slices->names++];
         params_bias_name(name, NAME_BYTES, m + arch->dense_layers);
         *slice = (struct checkpoint_slice){
             .name = name,
@@ -351,7 +360,8 @@ static enum status load_moments(struct model *model, const char *path)
     add_kind(&slices, model, KIND_MOMENT2, prefix[KIND_MOMENT2]);
     const enum status status = checkpoint_load(world, path, slices.slice, slices.count);
     state_slices_free(&slices);
-    for (int g = 0; g < PARAM_GROUPS && status == STATUS_OK && dtype != model->moments; g++) {
+    for (int g = 0; g < model->params.groups && status == STATUS_OK && dtype != model->moments;
+         g++) {
         struct model_group *group = &model->group[g];
         void *moments[] = {group->moment1, group->moment2};
         float *staged[] = {group->grads, group->reduced};

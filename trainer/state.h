@@ -22,7 +22,7 @@ enum { STATE_TOKENIZER_BYTES = 64, STATE_NAME_BYTES = 128 };
 struct state_slices {
     struct checkpoint_slice *slice; /* owned; on memory of the model, through its ops */
     char (*name)[STATE_NAME_BYTES]; /* owned */
-    int64_t count;
+    int64_t count, names;           /* one name of all slices of a tensor */
     enum dtype moments; /* of the moments; when not the model's, they are staged in the gradients */
 };
 

@@ -521,7 +521,7 @@ static enum status open_local(struct trace *trace)
 {
     const struct model *model = trace->model;
     const size_t ranks = (size_t)model->mesh->world->size;
-    TRY(params_init(&trace->all, &model->arch, false, 0, 1));
+    TRY(params_init(&trace->all, &model->whole, false, &PARAMS_ALL));
     trace->local = calloc((size_t)trace->all.count, sizeof *trace->local);
     trace->rows = calloc(2 * ranks, sizeof *trace->rows);
     trace->sizes = calloc(2 * ranks, sizeof *trace->sizes);

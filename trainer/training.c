@@ -222,7 +222,7 @@ static enum status open_metrics(struct training *t)
         t->config->log.every_steps > 0 ? t->config->log.every_steps : t->config->run.steps;
     t->metrics.first_step = t->at.step + 1;
     t->metrics.flops_per_token =
-        architecture_flops_per_token(&t->model.arch, t->config->train.sequence_length);
+        architecture_flops_per_token(&t->model.whole, t->config->train.sequence_length);
     t->metrics.tokens = tokens_left(t);
     return metrics_open(&t->metrics, t->config->run.dir, t->at.step);
 }
@@ -242,14 +242,14 @@ static void describe(struct training *t)
     }
     data_words(&t->train, &t->metrics);
     const struct mesh *mesh = &t->session->mesh;
-    metrics_say(
-        &t->metrics,
-        "%.1fM parameters (%.1fM active), %d ranks x %d threads, ep %d, dp %d; %.0f MiB per rank; "
-        "%lld training samples of %lld tokens",
-        (double)t->model.params.total / 1e6, (double)t->model.params.active / 1e6, t->world->size,
-        t->session->threads, mesh->ep.size, mesh->dp.size,
-        (double)model_bytes(&t->model) / 1048576.0, (long long)sources_samples(&t->train),
-        (long long)t->config->train.sequence_length);
+    metrics_say(&t->metrics,
+                "%.1fM parameters (%.1fM active), %d ranks x %d threads, ep %d, dp %d, tp %d; %.0f "
+                "MiB per rank; "
+                "%lld training samples of %lld tokens",
+                (double)t->model.params.total / 1e6, (double)t->model.params.active / 1e6,
+                t->world->size, t->session->threads, mesh->ep.size, mesh->dp.size, mesh->tp.size,
+                (double)model_bytes(&t->model) / 1048576.0, (long long)sources_samples(&t->train),
+                (long long)t->config->train.sequence_length);
     if (saving_bytes(&t->saving) > 0) {
         metrics_say(&t->metrics,
                     "saves are written beside the training: %.0f MiB of host memory "

@@ -89,7 +89,7 @@ v3=("$source_dir/configs/deepseek-v3.yaml" train.precision=fp8 parallel.pp=16 cl
 expect_rc 0 "$binary" plan "${v3[@]}" --tokens 14.8T --price 2
 expect_text "2048 ranks: 256 x 8 h800"
 expect_text "pp 16 (dualpipe)"
-expect_text "warning: parallel.pp 16, tp 1: planned only"
+expect_text "warning: parallel.pp 16: planned only"
 expect_text "DOES NOT FIT"
 
 # Warnings of layouts that will be slow, and what cannot be.
@@ -97,7 +97,8 @@ expect_rc 0 "$binary" plan "${v3[@]}" parallel.ep=32
 expect_text "n_group 8 is not the 4 nodes of an ep group"
 expect_rc 0 "$binary" plan "${v3[@]}" parallel.tp=16
 expect_text "parallel.tp 16 is more than a node's 8 ranks"
-expect_error 64 "parallel.tp 3 does not divide the 128 heads" "$binary" plan "${v3[@]}" parallel.tp=3
+expect_rc 64 "$binary" plan "${v3[@]}" parallel.tp=3
+expect_text "parallel.tp 3 does not divide model.num_attention_heads 128"
 expect_rc 0 "$binary" plan "$source_dir/configs/mixtral-8x7b.yaml" cluster.nodes=4 cluster.gpus_per_node=4 cluster.gpu=h100
 expect_text "routing is not limited to groups"
 expect_error 64 "x tp 1 does not divide the 800 ranks" "$binary" plan "${v3[@]}" cluster.nodes=100

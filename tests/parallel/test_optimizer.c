@@ -222,7 +222,7 @@ static void test_frozen(struct comm *world)
     model_initialize(model);
     optimizer_start_average(model);
     float *before[PARAM_GROUPS];
-    for (int g = 0; g < PARAM_GROUPS; g++) {
+    for (int g = 0; g < model->params.groups; g++) {
         const size_t bytes = (size_t)model->group[g].zero.count * sizeof(float);
         before[g] = ranks_memory(world, bytes);
         memcpy(before[g], model->group[g].weights, bytes);
@@ -251,7 +251,7 @@ static void test_frozen(struct comm *world)
             CHECK(world, ((const float *)group->moment2)[at] == 0.0F);
         }
     }
-    for (int g = 0; g < PARAM_GROUPS; g++) {
+    for (int g = 0; g < model->params.groups; g++) {
         free(before[g]);
     }
     place_close(&place);
@@ -266,14 +266,14 @@ static void test_frozen_average(struct comm *world)
     CHECK(world, place_open(world, world, world->size, &variant, &place) == STATUS_OK);
     struct model *model = &place.model;
     model_initialize(model);
-    for (int g = 0; g < PARAM_GROUPS; g++) {
+    for (int g = 0; g < model->params.groups; g++) {
         memset(model->group[g].ema, 0, (size_t)model->group[g].zero.share * sizeof(float));
     }
     for (int step = 1; step <= 20; step++) {
         fill_gradients(model, step);
         optimizer_step(model, optimizer_reduce(model), 0.1, step);
     }
-    for (int g = 0; g < PARAM_GROUPS; g++) {
+    for (int g = 0; g < model->params.groups; g++) {
         const struct model_group *group = &model->group[g];
         for (int64_t i = 0; i < group->zero.share; i++) {
             CHECK(world,
@@ -315,7 +315,7 @@ static void check_muon_updates(struct comm *world, const char *base)
     }
     CHECK(world, model->group[PARAM_EXPERT].moment2 == NULL);
     float *before[PARAM_GROUPS];
-    for (int g = 0; g < PARAM_GROUPS; g++) {
+    for (int g = 0; g < model->params.groups; g++) {
         const size_t bytes = (size_t)model->group[g].zero.count * sizeof(float);
         before[g] = ranks_memory(world, bytes);
         memcpy(before[g], model->group[g].weights, bytes);
@@ -334,7 +334,7 @@ static void check_muon_updates(struct comm *world, const char *base)
         squares /= 0.25 * 0.04 * most * side; /* the mean squared singular value */
         CHECK(world, !param->muon || (squares > 0.6 && squares < 1.3));
     }
-    for (int g = 0; g < PARAM_GROUPS; g++) {
+    for (int g = 0; g < model->params.groups; g++) {
         free(before[g]);
     }
     place_close(&place);
@@ -352,7 +352,7 @@ static void test_owners(struct comm *world)
     static const struct variant variant = {.overrides = {"optimizer.name=muon"}};
     struct place place;
     CHECK(world, place_open(world, world, 1, &variant, &place) == STATUS_OK);
-    for (int g = 0; g < PARAM_GROUPS; g++) {
+    for (int g = 0; g < place.model.params.groups; g++) {
         const struct model_group *group = &place.model.group[g];
         int64_t load[64] = {0}, all = 0, dearest = 0, owned = 0, received = 0;
         for (int64_t p = 0; p < place.model.params.count; p++) {

@@ -61,7 +61,8 @@ static void count(const struct architecture *arch, int ep_size, int64_t *total, 
     *total = *mtp = 0;
     for (int rank = 0; rank < ep_size; rank++) {
         struct params params;
-        assert_int_equal(params_init(&params, arch, false, rank, ep_size), STATUS_OK);
+        const struct params_place place = {.ep_rank = rank, .ep_size = ep_size, .tp_size = 1};
+        assert_int_equal(params_init(&params, arch, false, &place), STATUS_OK);
         for (int64_t i = 0; i < params.count; i++) {
             const struct param *param = &params.table[i];
             int64_t elements = 1;
@@ -105,7 +106,8 @@ static void test_totals(void **state)
             assert_true(total + buffers == is->total);
             assert_true(mtp == is->mtp);
         }
-        assert_int_equal(params_init(&params, &arch, false, 0, 8), STATUS_OK);
+        const struct params_place place = {.ep_size = 8, .tp_size = 1};
+        assert_int_equal(params_init(&params, &arch, false, &place), STATUS_OK);
         assert_true(params.total == is->total);
         assert_true(params.mtp == is->mtp);
         const double active = (double)params.active / 1e9;

@@ -109,7 +109,7 @@ static int64_t peak_memory(struct session *session)
 
 static double flops_per_token(const struct bench *bench)
 {
-    return architecture_flops_per_token(&bench->model.arch,
+    return architecture_flops_per_token(&bench->model.whole,
                                         bench->session->config.train.sequence_length);
 }
 

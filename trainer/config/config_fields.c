@@ -246,8 +246,8 @@ const struct field config_fields[] = {
     INT("parallel.ep", parallel.ep, 1, 65536, "1", "ranks that share one set of experts"),
     {"parallel.pp", FIELD_INT, AT(parallel.pp), 1, 1024, "1", NULL, config_plan_only,
      "pipeline stages; training has one, plan takes any number"},
-    {"parallel.tp", FIELD_INT, AT(parallel.tp), 1, 64, "1", NULL, config_plan_only,
-     "ranks that share each dense matrix, and a micro-batch's tokens; likewise"},
+    INT("parallel.tp", parallel.tp, 1, 64, "1",
+        "ranks that share dense matrices by heads and widths, and the tokens of each sequence"),
     INT("parallel.zero", parallel.zero, 1, 1, "1", "1: optimizer state sharded over replicas"),
     {"data.train", FIELD_SOURCES, AT(data.train), 0, 0, "null", NULL, NULL,
      "token file to train on (.h5, Megatron's or llm.c's .bin), or a mixture: a list of {path, "

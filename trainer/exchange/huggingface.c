@@ -57,7 +57,7 @@ enum status hf_tensors_init(struct hf_tensors *tensors, const struct config *con
     struct architecture arch;
     architecture_init(&arch, config);
     *tensors = (struct hf_tensors){.experts = arch.experts};
-    enum status status = params_init(&params, &arch, false, 0, 1);
+    enum status status = params_init(&params, &arch, false, &PARAMS_ALL);
     if (status == STATUS_OK) {
         const int64_t most = params.count + architecture_blocks(&arch);
         tensors->tensor = calloc((size_t)most, sizeof *tensors->tensor);

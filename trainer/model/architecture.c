@@ -139,6 +139,14 @@ void architecture_init(struct architecture *arch, const struct config *config)
         counts == CONFIG_COUNTS_FAMILY ? arch->sigmoid : counts == CONFIG_COUNTS_SCORES;
 }
 
+void architecture_divide(struct architecture *arch, int64_t ranks)
+{
+    arch->heads /= ranks;
+    arch->kv_heads /= ranks;
+    arch->dense_width /= ranks;
+    arch->shared_width /= ranks;
+}
+
 int64_t architecture_blocks(const struct architecture *arch)
 {
     return arch->layers + arch->mtp_depth;

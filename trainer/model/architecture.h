@@ -61,6 +61,10 @@ struct architecture {
 /* Of a checked config. Local. */
 void architecture_init(struct architecture *arch, const struct config *config);
 
+/* What one of `ranks` ranks that divide matrices computes: its heads and its part of the widths of
+ * dense and shared MLPs. `ranks` divides them all. Local. */
+void architecture_divide(struct architecture *arch, int64_t ranks);
+
 int64_t architecture_blocks(const struct architecture *arch);
 int64_t architecture_moe_blocks(const struct architecture *arch);
 /* Elements of a query row and of what kv_b_proj makes of a token: H * qk_dim, H * (nope_dim +

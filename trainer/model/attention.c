@@ -130,8 +130,7 @@ static void fused_forward(struct model *model, int64_t block, const struct block
 {
     struct tensor qkv = model_act(model, model->blocks[block].attention.qkv,
                                   call->count * call->sequence, fused_width(model));
-    linear_forward(&model->linears, linears_at(&model->linears, block, LINEAR_QKV), qkv, x, NULL,
-                   false);
+    block_divided(model, linears_at(&model->linears, block, LINEAR_QKV), call, qkv, x);
     model->ops->rope(model->device, qkv, call->batch->positions, model->rope, fused_rope(model),
                      false);
 }
@@ -184,9 +183,10 @@ static void decode(struct model *model, int64_t block, const struct block_call *
                                        .scale = arch->attention_scale,
                                        .dtype = model->act};
     if (shared) {
-        const void *kv_b = model_weight(model, PARAM_DENSE, model->params.block[block].kv_b,
-                                        architecture_latent_width(arch), arch->kv_rank)
-                               .data;
+        const void *kv_b =
+            model_weight(model, model->params.divided, model->params.block[block].kv_b,
+                         architecture_latent_width(arch), arch->kv_rank)
+                .data;
         model->ops->mla_decode(model->device, state->attended, state->q, kv_b, layer->k, layer->v,
                                call->lengths, &shape);
     } else {
@@ -220,7 +220,9 @@ static void project(struct model *model, int64_t block, const struct block_call 
                                        x.act);
         }
     }
-    linear_forward(linears, linears_at(linears, block, LINEAR_O), y, &x, NULL, false);
+    const struct tensor part = block_part(model, call, y);
+    linear_forward(linears, linears_at(linears, block, LINEAR_O), part, &x, NULL, false);
+    block_join(model, call, y, part, false);
 }
 
 static void attend(struct model *model, int64_t block, const struct block_call *call,
@@ -258,11 +260,12 @@ void attention_recompute(struct model *model, int64_t block, const struct block_
 static void fused_backward(struct model *model, int64_t block, const struct block_call *call,
                            struct tensor dx, const struct operand *x)
 {
-    struct tensor dqkv = model_act(model, model->attention.dqkv, dx.dim[0], fused_width(model));
+    struct tensor dqkv =
+        model_act(model, model->attention.dqkv, call->count * call->sequence, fused_width(model));
     model->ops->rope(model->device, dqkv, call->batch->positions, model->rope, fused_rope(model),
                      true);
-    linear_backward(&model->linears, linears_at(&model->linears, block, LINEAR_QKV), dx, dqkv, x,
-                    false);
+    block_divided_backward(model, linears_at(&model->linears, block, LINEAR_QKV), call, dx, dqkv,
+                           x);
 }
 
 /* Scratch dattended from dy, the gradient behind the projection. */
@@ -270,14 +273,15 @@ static void project_backward(struct model *model, int64_t block, const struct bl
                              struct tensor dy)
 {
     const struct linears *linears = &model->linears;
-    const struct operand x = attended_of(model, block, call);
+    const struct operand x = attended_of(model, block, call), own = {.act = dy};
+    const struct operand whole = block_gather(model, call, 0, &own);
     if (linears_in_fp8(linears, block)) {
         model->ops->fp8->e5m6_unpack(model->device, x.act,
                                      model->blocks[block].attention.attended_codes);
     }
     linear_backward(linears, linears_at(linears, block, LINEAR_O),
-                    model_act(model, model->attention.dattended, x.act.dim[0], x.act.dim[1]), dy,
-                    &x, false);
+                    model_act(model, model->attention.dattended, x.act.dim[0], x.act.dim[1]),
+                    whole.act, &x, false);
 }
 
 void attention_backward(struct model *model, int64_t block, const struct block_call *call,

@@ -14,7 +14,7 @@ struct block_call;
 /* What forward of one block leaves for its backward. N tokens. */
 struct attention_state {
     void *qkv; /* grouped queries: [N, (H+2G)D] act */
-    /* latent: queries [N,q_rank] before and after their norm, [N, H*qk_dim]; in FP8 the normed ones
+    /* latent: queries [n,q_rank] before and after their norm, [N, H*qk_dim]; in FP8 the normed ones
      * are codes */
     void *q_a, *q_c, *q;
     struct fp8_buffer q_c_codes;
@@ -44,7 +44,9 @@ void attention_layout(const struct model *model, struct attention_state *state,
 void attention_scratch_layout(const struct model *model, struct attention_scratch *scratch,
                               struct arena *arena);
 
-/* y [n,C] from x [n,C], the normed stream: attention and its output's projection. */
+/* y [n,C] from x [n,C], the normed stream: attention and its output's projection. With tensor
+ * parallelism x and y are this rank's tokens, heads its part of them; the states of latents (q_a,
+ * q_c, c_a, c) are of its tokens, all others of all. */
 void attention_forward(struct model *model, int64_t block, const struct block_call *call,
                        struct tensor y, const struct operand *x);
 /* Makes the MEMORY_NORM buffers again from the others. */

@@ -31,6 +31,52 @@ static struct router_shape shape_of(const struct model *model, int64_t m, int64_
     return moe_router_shape(&model->moe, count * length, length);
 }
 
+/* The ranks of tp have a part of every sequence each: counts become those of all tokens. After
+ * model_count_block, which counts this rank's. */
+static void sum_counts(struct model *model, int64_t m, int64_t rows)
+{
+    struct comm *comm = model->tp.comm;
+    const struct router_counts *counts = &state_of(model, m)->counts;
+    if (tp_alone(&model->tp)) {
+        return;
+    }
+    comm_device_all_reduce(comm, counts->routed, rows * model->arch.experts, DTYPE_I64, REDUCE_SUM);
+    if (counts->scored != NULL) {
+        comm_device_all_reduce(comm, counts->scored, rows * model->arch.experts, DTYPE_I64,
+                               REDUCE_SUM);
+    }
+    if (counts->group != NULL) {
+        comm_device_all_reduce(comm, counts->group, rows * model->arch.loss_groups, DTYPE_I64,
+                               REDUCE_SUM);
+    }
+}
+
+/* Sums of scores over all tokens of each sequence. */
+static void sum_scores(struct model *model, double *sums, const struct moe_state *moe,
+                       const struct router_shape *shape, int64_t rows)
+{
+    const int64_t own = tp_tokens(&model->tp, shape->row_tokens);
+    model->ops->router_sums(model->device, sums, moe->score,
+                            moe_router_shape(&model->moe, rows * own, own));
+    if (!tp_alone(&model->tp)) {
+        comm_device_all_reduce(model->tp.comm, sums, rows * model->arch.experts, DTYPE_F64,
+                               REDUCE_SUM);
+    }
+}
+
+/* lse of all tokens. */
+static const float *all_lse(struct model *model, const struct moe_state *moe,
+                            const struct router_shape *shape, int64_t rows)
+{
+    if (moe->lse == NULL || tp_alone(&model->tp)) {
+        return moe->lse;
+    }
+    tp_gather(&model->tp, tensor_2d(model->wide[1], DTYPE_F32, shape->tokens, 1),
+              tensor_2d(moe->lse, DTYPE_F32, rows * tp_tokens(&model->tp, shape->row_tokens), 1),
+              rows);
+    return model->wide[1];
+}
+
 static struct balance_terms terms_of(const struct model *model, const struct router_shape *shape,
                                      double unit)
 {
@@ -75,19 +121,23 @@ static void block_losses(struct model *model, double *loss, int64_t m, int64_t c
     const struct moe_state *moe = state_of(model, m);
     const struct balance_terms terms = terms_of(model, shape, unit);
     double *sums = model->balance.sums + m * cells(model);
-    model->ops->router_sums(model->device, sums, moe->score, *shape);
+    sum_scores(model, sums, moe, shape, count);
     if (coefs->batch > 0 && !coefs->batch_over_layers) {
         clear_chosen(model);
         count_chosen(model, m, count);
     }
     model->ops->balance(model->device, loss, model->balance.gradient + m * cells(model), sums,
-                        moe->counts, model->balance.chosen, moe->lse, *shape, &terms);
+                        moe->counts, model->balance.chosen, all_lse(model, moe, shape, count),
+                        *shape, &terms);
 }
 
 void balance_losses(struct model *model, double *loss, int64_t count, int64_t sequence, double unit)
 {
     const struct balance_coefs *coefs = &model->arch.balance;
     const int64_t blocks = architecture_moe_blocks(&model->arch);
+    for (int64_t m = 0; m < blocks; m++) {
+        sum_counts(model, m, count);
+    }
     if (coefs->batch > 0 && coefs->batch_over_layers) {
         clear_chosen(model);
         for (int64_t m = 0; m < blocks; m++) {

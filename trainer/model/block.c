@@ -41,6 +41,60 @@ void model_add_grad(const struct model *model, enum param_group group, int64_t o
     }
 }
 
+int64_t block_sequence(const struct model *model, const struct block_call *call)
+{
+    return tp_tokens(&model->tp, call->sequence);
+}
+
+int64_t block_tokens(const struct model *model, const struct block_call *call)
+{
+    return call->count * block_sequence(model, call);
+}
+
+struct operand block_gather(const struct model *model, const struct block_call *call, int buffer,
+                            const struct operand *x)
+{
+    if (tp_alone(&model->tp)) {
+        return *x;
+    }
+    const struct tensor whole =
+        model_act(model, model->wide[buffer], call->count * call->sequence, x->act.dim[1]);
+    tp_gather(&model->tp, whole, x->act, call->count);
+    return (struct operand){.act = whole};
+}
+
+void block_divided(const struct model *model, const struct linear *linear,
+                   const struct block_call *call, struct tensor y, const struct operand *x)
+{
+    const struct operand whole = block_gather(model, call, 0, x);
+    linear_forward(&model->linears, linear, y, &whole, NULL, false);
+}
+
+void block_divided_backward(const struct model *model, const struct linear *linear,
+                            const struct block_call *call, struct tensor dx, struct tensor dy,
+                            const struct operand *x)
+{
+    const struct operand whole = block_gather(model, call, 0, x);
+    const struct tensor part = block_part(model, call, dx);
+    linear_backward(&model->linears, linear, part, dy, &whole, false);
+    block_join(model, call, dx, part, false);
+}
+
+struct tensor block_part(const struct model *model, const struct block_call *call, struct tensor y)
+{
+    return tp_alone(&model->tp)
+               ? y
+               : tensor_2d(model->wide[1], DTYPE_F32, call->count * call->sequence, y.dim[1]);
+}
+
+void block_join(const struct model *model, const struct block_call *call, struct tensor y,
+                struct tensor part, bool add)
+{
+    if (!tp_alone(&model->tp)) {
+        tp_reduce(&model->tp, y, part, call->count, add);
+    }
+}
+
 static bool has_experts(const struct model *model, int64_t block)
 {
     return block >= model->arch.dense_layers;
@@ -58,7 +112,7 @@ static void common_layout(const struct model *model, struct block_state *state,
                           const struct block_state *lender, const struct layout *layout, bool norm2,
                           bool codes)
 {
-    const int64_t n = model->batch * model->sequence, width = model->arch.width;
+    const int64_t n = model->batch * model->tp.share, width = model->arch.width;
     const size_t stream = (size_t)(n * width) * dtype_bytes(model->act),
                  rstd = (size_t)n * sizeof(float);
     state->input = layout_buffer(layout, MEMORY_INPUT, lender->input, stream);
@@ -152,7 +206,7 @@ static struct mlp mlp_of(const struct model *model, int64_t block)
 
 static struct tensor stream_of(const struct model *model, void *data, const struct block_call *call)
 {
-    return model_act(model, data, call->count * call->sequence, model->arch.width);
+    return model_act(model, data, block_tokens(model, call), model->arch.width);
 }
 
 /* The norms of this call, as those that follow read them. */
@@ -162,7 +216,7 @@ static struct operand norm1_of(const struct model *model, int64_t block,
     const struct block_state *state = &model->blocks[block];
     if (linears_in_fp8(&model->linears, block)) {
         return (struct operand){
-            .q = fp8_view(state->norm1_codes, call->count * call->sequence, model->arch.width)};
+            .q = fp8_view(state->norm1_codes, block_tokens(model, call), model->arch.width)};
     }
     return (struct operand){.act = stream_of(model, state->norm1, call)};
 }
@@ -178,14 +232,27 @@ static struct operand norm2_of(const struct model *model, int64_t block,
     return x;
 }
 
+/* Router jitter of x, keyed by its place in the whole micro-batch. */
+static void jitter_rows(struct model *model, int64_t block, const struct block_call *call,
+                        struct tensor x)
+{
+    const int64_t own = block_sequence(model, call), width = model->arch.width;
+    const int64_t calls = tp_alone(&model->tp) ? 1 : call->count; /* of neighbouring rows */
+    for (int64_t s = 0; s < calls; s++) {
+        const int64_t first = s * call->sequence + tp_first(&model->tp);
+        model->ops->jitter(model->device, tensor_rows(&x, s * own, x.dim[0] / calls),
+                           call->jitter_key + (uint64_t)block, (uint64_t)(first * width),
+                           model->arch.jitter);
+    }
+}
+
 /* Router jitter on the second norm, and the codes of what comes out. */
 static void jitter(struct model *model, int64_t block, const struct block_call *call,
                    const struct operand *x)
 {
     const struct fp8_how how = linears_how(&model->linears, LINEAR_ACTIVATIONS);
     const struct fp8_rows none = {0};
-    model->ops->jitter(model->device, x->act, call->jitter_key + (uint64_t)block, 0,
-                       model->arch.jitter);
+    jitter_rows(model, block, call, x->act);
     if (x->q.code != NULL) {
         model->ops->fp8->quantize(model->device, x->q, none, x->act, NULL, x->q.rows, NULL, 1,
                                   &how);
@@ -227,13 +294,14 @@ static void feed_forward(struct model *model, int64_t block, const struct block_
     const bool routed = has_experts(model, block), visited = mlp_width(model, block) > 0;
     const struct moe_weights weights = routed ? moe_weights(model, block) : (struct moe_weights){0};
     const struct mlp mlp = mlp_of(model, block);
+    const struct operand whole = visited ? block_gather(model, call, 0, &x) : x;
     if (routed) {
-        moe_forward_start(&model->moe, &state->moe, &weights, x.act, call->sequence,
+        moe_forward_start(&model->moe, &state->moe, &weights, x.act, block_sequence(model, call),
                           call->training);
     }
     if (visited) { /* beside tokens on their way to their experts */
         const int64_t began = comm_span_begin(model->mesh->world);
-        mlp_forward_up(&mlp, &x, call->training);
+        mlp_forward_up(&mlp, &whole, call->training);
         comm_span_end(model->mesh->world, "dense mlp, up", began);
     }
     if (routed) {
@@ -241,8 +309,10 @@ static void feed_forward(struct model *model, int64_t block, const struct block_
     }
     if (visited) {
         const int64_t began = comm_span_begin(model->mesh->world);
-        mlp_forward_down(&mlp, y, routed);
+        const struct tensor part = block_part(model, call, y);
+        mlp_forward_down(&mlp, part, routed && tp_alone(&model->tp));
         comm_span_end(model->mesh->world, "dense mlp, down", began);
+        block_join(model, call, y, part, routed);
     }
 }
 
@@ -263,11 +333,12 @@ static void attend(struct model *model, int64_t block, const struct block_call *
 /* --- what a device may record (graph_begin, kernels/ops.h) --- */
 
 /* Whether the ops of a block are the same at every step. The router's jitter differs from step to
- * step, the z-loss with the size of the global batch; who is told of tensors downloads them. */
+ * step, the z-loss with the size of the global batch; who is told of tensors downloads them; ranks
+ * of tp exchange rows, which not every wire can record. */
 static bool is_constant(const struct model *model, const struct block_call *call)
 {
     return call->training && model->arch.jitter == 0 && model->arch.balance.z == 0 &&
-           model->probe == NULL;
+           model->probe == NULL && tp_alone(&model->tp);
 }
 
 /* Whether the host must know how many tokens went where. */
@@ -340,8 +411,8 @@ void block_forward(struct model *model, int64_t block, const struct block_call *
     const struct recorded args = {
         .model = model, .block = block, .call = call, .x = x, .delta = delta};
     if (has_experts(model, block)) {
-        moe_expect(&model->moe, &model->blocks[block].moe, call->count * call->sequence,
-                   call->sequence);
+        moe_expect(&model->moe, &model->blocks[block].moe, block_tokens(model, call),
+                   block_sequence(model, call));
     }
     record(&args, PART_FORWARD, forward_part);
     if (waits(model, block)) {
@@ -375,17 +446,22 @@ static void feed_forward_backward(struct model *model, int64_t block, const stru
     const bool routed = has_experts(model, block), visited = mlp_width(model, block) > 0;
     const struct moe_weights weights = routed ? moe_weights(model, block) : (struct moe_weights){0};
     const struct mlp mlp = mlp_of(model, block);
+    struct operand whole = x, dwhole = {.act = dy};
+    if (visited) {
+        whole = block_gather(model, call, 0, &x);
+        dwhole = block_gather(model, call, 1, &dwhole);
+    }
     if (routed) {
         moe_backward_start(&model->moe, &state->moe, &weights, dy);
     }
     if (visited) { /* beside gradients on their way to the experts */
         const int64_t began = comm_span_begin(model->mesh->world);
         if (model->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
-            mlp_restore(&mlp, &x);
+            mlp_restore(&mlp, &whole);
         }
-        mlp_backward_prepare(&mlp, dy.dim[0]);
-        mlp_backward_down(&mlp, (struct operand){.act = dy});
-        mlp_backward_up_weight(&mlp, &x);
+        mlp_backward_prepare(&mlp, dwhole.act.dim[0]);
+        mlp_backward_down(&mlp, dwhole);
+        mlp_backward_up_weight(&mlp, &whole);
         comm_span_end(model->mesh->world, "dense mlp, backward", began);
     }
     if (routed) {
@@ -395,11 +471,12 @@ static void feed_forward_backward(struct model *model, int64_t block, const stru
                        tensor_count(&weights.dgate));
     }
     if (visited) {
-        mlp_backward_up(&mlp, dx, routed);
+        const struct tensor part = block_part(model, call, dx);
+        mlp_backward_up(&mlp, part, routed && tp_alone(&model->tp));
+        block_join(model, call, dx, part, routed);
     }
     if (model->arch.jitter > 0) {
-        model->ops->jitter(model->device, dx, call->jitter_key + (uint64_t)block, 0,
-                           model->arch.jitter);
+        jitter_rows(model, block, call, dx);
     }
 }
 

@@ -33,6 +33,30 @@ void block_forward(struct model *model, int64_t block, const struct block_call *
 void block_backward(struct model *model, int64_t block, const struct block_call *call,
                     float z_scale);
 
+/* Tokens of this call on this rank, of all sequences and of one: all, or with tensor parallelism
+ * its share (parallel/tensor.h). The stream and all that is not divided has these rows; positions
+ * and first of the batch have all. */
+int64_t block_tokens(const struct model *model, const struct block_call *call);
+int64_t block_sequence(const struct model *model, const struct block_call *call);
+
+/* Around the matrices that tp divides; with one rank the plain products. Collective over tp.
+ * block_gather: x of all tokens, in model->wide[buffer], until the next use of that.
+ * block_divided: y of all tokens = x w^T; uses wide[0].
+ * block_divided_backward: dx = dy w of dy of all tokens, and the gradient of w; uses both.
+ * block_join: y = (add ? y : 0) + the sum over tp of this rank's tokens of `part`, which stands in
+ * what block_part gave, f32 in wide[1], so that sums are rounded once; with one rank that is y
+ * itself. */
+struct operand block_gather(const struct model *model, const struct block_call *call, int buffer,
+                            const struct operand *x);
+void block_divided(const struct model *model, const struct linear *linear,
+                   const struct block_call *call, struct tensor y, const struct operand *x);
+void block_divided_backward(const struct model *model, const struct linear *linear,
+                            const struct block_call *call, struct tensor dx, struct tensor dy,
+                            const struct operand *x);
+struct tensor block_part(const struct model *model, const struct block_call *call, struct tensor y);
+void block_join(const struct model *model, const struct block_call *call, struct tensor y,
+                struct tensor part, bool add);
+
 /* Views: an activation [rows, cols]; a group's weights or gradients at `offset`; a norm's. */
 struct tensor model_act(const struct model *model, void *data, int64_t rows, int64_t cols);
 struct tensor model_weight(const struct model *model, enum param_group group, int64_t offset,

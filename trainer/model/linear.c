@@ -66,16 +66,17 @@ static void place_gradient(struct linear *linear, const struct model_group *grou
     }
 }
 
-/* A dense layer at `offset` of its group; addresses once there are any. */
+/* A dense layer at `offset` of group `g`; addresses once there are any. */
 static void add_dense(struct linears *linears, const struct model *model, int64_t block,
-                      enum linear_name name, int64_t offset, int64_t out, int64_t in)
+                      enum linear_name name, enum param_group g, int64_t offset, int64_t out,
+                      int64_t in)
 {
     struct linear *linear = at(linears, block, name);
-    const struct model_group *group = &model->group[PARAM_DENSE];
+    const struct model_group *group = &model->group[g];
     *linear =
         (struct linear){.out = out, .in = in, .matrices = 1, .sources = 1, .stride = out * in};
     if (group->weights != NULL) {
-        linear->weight = model_weight(model, PARAM_DENSE, offset, out, in).data;
+        linear->weight = model_weight(model, g, offset, out, in).data;
         place_gradient(linear, group, offset);
     }
 }
@@ -85,22 +86,23 @@ static void add_attention(struct linears *linears, const struct model *model, in
     const struct architecture *arch = &model->arch;
     const struct block_offsets *from = &model->params.block[b];
     const int64_t width = arch->width, query = architecture_query_width(arch);
+    const enum param_group divided = model->params.divided;
     if (arch->kv_rank == 0) {
-        add_dense(linears, model, b, LINEAR_QKV, from->qkv,
+        add_dense(linears, model, b, LINEAR_QKV, divided, from->qkv,
                   query + 2 * arch->kv_heads * arch->qk_dim, width);
     } else {
         if (arch->q_rank > 0) {
-            add_dense(linears, model, b, LINEAR_Q_A, from->q_a, arch->q_rank, width);
+            add_dense(linears, model, b, LINEAR_Q_A, PARAM_DENSE, from->q_a, arch->q_rank, width);
         }
-        add_dense(linears, model, b, LINEAR_Q_B, from->q_b, query,
+        add_dense(linears, model, b, LINEAR_Q_B, divided, from->q_b, query,
                   arch->q_rank > 0 ? arch->q_rank : width);
-        add_dense(linears, model, b, LINEAR_KV_A, from->kv_a, arch->kv_rank, width);
-        add_dense(linears, model, b, LINEAR_K_ROPE, from->kv_a + arch->kv_rank * width,
+        add_dense(linears, model, b, LINEAR_KV_A, PARAM_DENSE, from->kv_a, arch->kv_rank, width);
+        add_dense(linears, model, b, LINEAR_K_ROPE, PARAM_DENSE, from->kv_a + arch->kv_rank * width,
                   arch->rope_dim, width);
-        add_dense(linears, model, b, LINEAR_KV_B, from->kv_b, architecture_latent_width(arch),
-                  arch->kv_rank);
+        add_dense(linears, model, b, LINEAR_KV_B, divided, from->kv_b,
+                  architecture_latent_width(arch), arch->kv_rank);
     }
-    add_dense(linears, model, b, LINEAR_O, from->o_proj, width, arch->heads * arch->v_dim);
+    add_dense(linears, model, b, LINEAR_O, divided, from->o_proj, width, arch->heads * arch->v_dim);
 }
 
 static void add_experts(struct linears *linears, const struct model *model, int64_t b)
@@ -133,8 +135,10 @@ static void fill_table(struct linears *linears, const struct model *model)
         const struct block_offsets *from = &model->params.block[b];
         add_attention(linears, model, b);
         if (inner > 0) {
-            add_dense(linears, model, b, LINEAR_UP, from->gate_up, 2 * inner, width);
-            add_dense(linears, model, b, LINEAR_DOWN, from->down, width, inner);
+            add_dense(linears, model, b, LINEAR_UP, model->params.divided, from->gate_up, 2 * inner,
+                      width);
+            add_dense(linears, model, b, LINEAR_DOWN, model->params.divided, from->down, width,
+                      inner);
         }
         if (experts) {
             add_experts(linears, model, b);

@@ -38,7 +38,7 @@ static void group_layout(struct model *model)
 {
     size_t params = model->arena_params.used, optimizer = model->arena_optimizer.used,
            grads = model->arena_grads.used;
-    for (int g = 0; g < PARAM_GROUPS; g++) {
+    for (int g = 0; g < model->params.groups; g++) {
         struct model_group *group = &model->group[g];
         const size_t count = (size_t)group->zero.count, share = (size_t)group->zero.share;
         group->weights = arena_alloc(&model->arena_params, count * dtype_bytes(model->act));
@@ -69,9 +69,9 @@ static void activation_layout(struct model *model)
 {
     struct arena *arena = &model->arena_activations;
     const struct architecture *arch = &model->arch;
-    const int64_t n = model->batch * model->sequence,
+    const int64_t n = model->batch * model->sequence, own = model->batch * model->tp.share,
                   loads = architecture_moe_blocks(arch) * arch->experts;
-    const size_t stream = (size_t)(n * arch->width) * dtype_bytes(model->act);
+    const size_t act = dtype_bytes(model->act), stream = (size_t)(own * arch->width) * act;
     size_t used = arena->used, params = model->arena_params.used;
     void **streams[] = {&model->stream, &model->delta, &model->dstream,
                         &model->dwork,  &model->dnorm, &model->final_norm};
@@ -89,7 +89,12 @@ static void activation_layout(struct model *model)
     for (size_t i = 0; i < sizeof streams / sizeof streams[0]; i++) {
         *streams[i] = arena_alloc(arena, stream);
     }
-    model->final_rstd = arena_alloc(arena, (size_t)n * sizeof(float));
+    if (!tp_alone(&model->tp)) {
+        model->wide[0] = arena_alloc(arena, (size_t)(n * model->tp.width) * act);
+        model->wide[1] = arena_alloc(arena, (size_t)(n * model->tp.width) * sizeof(float));
+    }
+    tp_layout(&model->tp, arena);
+    model->final_rstd = arena_alloc(arena, (size_t)own * sizeof(float));
     model->rope = arena_alloc(arena, (size_t)(model->sequence * arch->rope_dim) * sizeof(float));
     model->load = arena_alloc(arena, (size_t)loads * sizeof(int64_t));
     model->input = (struct batch){.ids = arena_alloc(arena, (size_t)n * sizeof(int32_t)),
@@ -140,12 +145,17 @@ static enum status reserve(struct model *model)
 /* The optimizer's and the experts' view of the parameters on this rank. */
 static enum status init_groups(struct model *model, const struct mesh *mesh)
 {
-    struct comm *replicas[PARAM_GROUPS] = {(struct comm *)&mesh->stage, (struct comm *)&mesh->edp};
-    TRY(params_init(&model->params, &model->arch,
-                    model->config->optimizer.decay == CONFIG_DECAY_ALL, mesh->ep.rank,
-                    mesh->ep.size));
-    for (int g = 0; g < PARAM_GROUPS; g++) {
-        zero_init(&model->group[g].zero, replicas[g],
+    const struct comm *replicas[PARAM_GROUPS] = {[PARAM_DENSE] = &mesh->stage,
+                                                 [PARAM_EXPERT] = &mesh->edp,
+                                                 [PARAM_TENSOR] = &mesh->replicas};
+    const struct params_place place = {.ep_rank = mesh->ep.rank,
+                                       .ep_size = mesh->ep.size,
+                                       .tp_rank = mesh->tp.rank,
+                                       .tp_size = mesh->tp.size};
+    TRY(params_init(&model->params, &model->whole,
+                    model->config->optimizer.decay == CONFIG_DECAY_ALL, &place));
+    for (int g = 0; g < model->params.groups; g++) {
+        zero_init(&model->group[g].zero, (struct comm *)replicas[g],
                   zero_padded(model->params.elements[g], replicas[g]->size));
     }
     return STATUS_OK;
@@ -155,7 +165,7 @@ static enum status init_groups(struct model *model, const struct mesh *mesh)
 static enum status init_experts(struct model *model, const struct mesh *mesh)
 {
     const struct architecture *arch = &model->arch;
-    const int64_t tokens = model->batch * model->sequence, blocks = architecture_blocks(arch);
+    const int64_t tokens = model->batch * model->tp.share, blocks = architecture_blocks(arch);
     model->moe = (struct moe){.device = model->device,
                               .ops = model->ops,
                               .config = model->config,
@@ -182,6 +192,24 @@ static enum status init_experts(struct model *model, const struct mesh *mesh)
         model->moe.sending = plan->sending;
     }
     return STATUS_OK;
+}
+
+/* The ranks that divide sequences and matrices, and this one's part of the architecture. */
+static enum status init_tensor(struct model *model, const struct mesh *mesh)
+{
+    const struct architecture *arch = &model->whole;
+    const int64_t ranks[] = {arch->q_rank, arch->kv_rank, arch->rope_dim};
+    int64_t width = arch->width;
+    for (size_t i = 0; i < sizeof ranks / sizeof ranks[0]; i++) {
+        width = ranks[i] > width ? ranks[i] : width;
+    }
+    tp_init(&model->tp, (struct comm *)&mesh->tp, model->device, model->ops, model->sequence,
+            width);
+    model->arch = model->whole;
+    architecture_divide(&model->arch, mesh->tp.size);
+    model->own = calloc((size_t)(2 * model->batch * model->sequence), sizeof *model->own);
+    return model->own != NULL ? STATUS_OK
+                              : status_fail(STATUS_RESOURCE, "out of memory for a batch");
 }
 
 static enum status upload_rope(struct model *model)
@@ -215,8 +243,9 @@ static enum status prepare(struct model *model, const struct config *config,
         .unit = 1,
         .batch = batch,
         .sequence = sequence};
-    architecture_init(&model->arch, config);
-    model->arch.mtp_depth = training ? model->arch.mtp_depth : 0;
+    architecture_init(&model->whole, config);
+    model->whole.mtp_depth = training ? model->whole.mtp_depth : 0;
+    TRY(init_tensor(model, mesh));
     TRY(init_groups(model, mesh));
     TRY(gradients_init(&model->gradients, model));
     TRY(linears_init(&model->linears, model));
@@ -252,6 +281,7 @@ void model_free(struct model *model)
         model->ops->graph_forget(model->device); /* their keys do not say whose memory they hold */
     }
     free(model->blocks);
+    free(model->own);
     mtp_free(model);
     optimizer_free(model);
     linears_free(&model->linears);
@@ -265,7 +295,7 @@ void model_free(struct model *model)
 
 void model_publish(struct model *model)
 {
-    for (int g = 0; g < PARAM_GROUPS; g++) {
+    for (int g = 0; g < model->params.groups; g++) {
         struct model_group *group = &model->group[g];
         if (model->act != DTYPE_F32) {
             char *out =
@@ -281,7 +311,7 @@ void model_publish(struct model *model)
 /* Moments as before the first step. */
 static void zero_moments(struct model *model)
 {
-    for (int g = 0; g < PARAM_GROUPS && model->training; g++) {
+    for (int g = 0; g < model->params.groups && model->training; g++) {
         const struct model_group *group = &model->group[g];
         const size_t bytes = (size_t)group->zero.share * dtype_bytes(model->moments);
         model->ops->zero(model->device, group->moment1, bytes);
@@ -308,9 +338,14 @@ void model_initialize(struct model *model)
         float *out = group->master + (first - begin);
         if (param->ones) {
             model->ops->fill(model->device, out, last - first, 1.0F);
-        } else {
-            model->ops->init_normal(model->device, out, key, (uint64_t)(first - param->offset),
-                                    last - first, (float)model->config->model.initializer_range);
+            continue;
+        }
+        for (int64_t at = first - param->offset, end_at = last - param->offset; at < end_at;) {
+            const struct param_run run = param_run(param, at, end_at);
+            model->ops->init_normal(model->device, out, key, (uint64_t)run.whole, run.count,
+                                    (float)model->config->model.initializer_range);
+            out += run.count;
+            at += run.count;
         }
     }
     model_publish(model);
@@ -319,7 +354,7 @@ void model_initialize(struct model *model)
 void model_zero_grads(struct model *model)
 {
     const int64_t loads = architecture_moe_blocks(&model->arch) * model->arch.experts;
-    for (int g = 0; g < PARAM_GROUPS && model->training; g++) {
+    for (int g = 0; g < model->params.groups && model->training; g++) {
         const struct model_group *group = &model->group[g];
         const size_t count = (size_t)group->zero.count;
         if (model->gradients.fixed) {
@@ -366,7 +401,7 @@ void model_count_block(struct model *model, int64_t block, int64_t tokens)
 
 static void forward(struct model *model, const struct block_call *call)
 {
-    const int64_t n = call->count * call->sequence;
+    const int64_t n = block_tokens(model, call);
     struct tensor x = stream(model, model->blocks[0].input, n), delta = {0};
     assert(n <= model->moe.tokens && call->sequence <= model->sequence);
     model->result = (struct model_result){0};
@@ -398,7 +433,7 @@ float model_z_scale(const struct model *model, int64_t tokens, const struct mode
 static void backward(struct model *model, const struct block_call *call,
                      const struct model_scale *scale)
 {
-    const int64_t n = call->count * call->sequence, width = model->arch.width;
+    const int64_t n = block_tokens(model, call), width = model->arch.width;
     struct tensor dstream = stream(model, model->dstream, n);
     probe_tell(model->probe, -1, PROBE_OUTPUT_GRADIENT, stream(model, model->dwork, n));
     model->ops->zero(model->device, model->dstream, tensor_bytes(&dstream));
@@ -409,8 +444,9 @@ static void backward(struct model *model, const struct block_call *call,
     model_add_grad(model, PARAM_DENSE, model->params.final_norm, width);
     for (int64_t l = model->arch.layers - 1; l >= 0; l--) {
         comm_at_layer(model->mesh->world, l);
-        block_backward(model, l, call, model_z_scale(model, n, scale));
-        if (l == model->arch.dense_layers && scale->last) { /* no layer below has experts */
+        block_backward(model, l, call, model_z_scale(model, call->count * call->sequence, scale));
+        /* no layer below has experts, and none has ranks of tp that exchange rows */
+        if (l == model->arch.dense_layers && scale->last && tp_alone(&model->tp)) {
             optimizer_reduce_start(model, PARAM_EXPERT);
         }
     }
@@ -422,30 +458,65 @@ static void backward(struct model *model, const struct block_call *call,
     model_add_grad(model, PARAM_DENSE, model->params.embed, model->arch.vocab * width);
 }
 
-/* The batch on the device. */
-static void take_batch(struct model *model, const struct batch *batch, int64_t tokens)
+void model_own_tokens(const struct model *model, int32_t *to, const int32_t *from, int64_t count,
+                      int64_t sequence)
 {
-    const int32_t *from[] = {batch->ids, batch->labels, batch->positions, batch->first};
-    int32_t *to[] = {model->input.ids, model->input.labels, model->input.positions,
-                     model->input.first};
-    for (size_t i = 0; i < sizeof to / sizeof to[0]; i++) {
-        if (from[i] != NULL) {
-            model->ops->upload(model->device, to[i], from[i], (size_t)tokens * sizeof *to[i]);
+    const int64_t own = tp_tokens(&model->tp, sequence), first = tp_first(&model->tp);
+    for (int64_t s = 0; s < count; s++) {
+        memmove(to + s * own, from + s * sequence + first, (size_t)own * sizeof *to);
+    }
+}
+
+/* The batch on the device: ids and labels of this rank's tokens, the rest of all. */
+static void take_batch(struct model *model, const struct batch *batch, int64_t count,
+                       int64_t sequence)
+{
+    const int64_t tokens = count * sequence, own = count * tp_tokens(&model->tp, sequence);
+    int32_t *ids = model->own, *labels = model->own + own;
+    model_own_tokens(model, ids, batch->ids, count, sequence);
+    if (batch->labels != NULL) {
+        model_own_tokens(model, labels, batch->labels, count, sequence);
+    }
+    const struct {
+        int32_t *to;
+        const int32_t *from;
+        int64_t count;
+    } arrays[] = {{model->input.ids, ids, own},
+                  {model->input.labels, batch->labels != NULL ? labels : NULL, own},
+                  {model->input.positions, batch->positions, tokens},
+                  {model->input.first, batch->first, tokens}};
+    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
+        if (arrays[i].from != NULL) {
+            model->ops->upload(model->device, arrays[i].to, arrays[i].from,
+                               (size_t)arrays[i].count * sizeof *arrays[i].to);
         }
+    }
+}
+
+/* What every rank of tp has of its own tokens alone. */
+static void sum_losses(struct model *model)
+{
+    struct model_losses *losses = model->losses;
+    if (!tp_alone(&model->tp)) {
+        comm_device_all_reduce(model->tp.comm, &losses->loss, 1, DTYPE_F64, REDUCE_SUM);
+        comm_device_all_reduce(model->tp.comm, &losses->mtp, 1, DTYPE_F64, REDUCE_SUM);
+        comm_device_all_reduce(model->tp.comm, &losses->kept, 1, DTYPE_I64, REDUCE_SUM);
     }
 }
 
 void model_run(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
                const struct model_scale *scale)
 {
-    const int64_t n = count * sequence, width = model->arch.width;
+    const int64_t width = model->arch.width;
     const struct block_call call = {.batch = &model->input,
                                     .count = count,
                                     .sequence = sequence,
                                     .training = scale != NULL,
                                     .jitter_key = scale != NULL ? scale->jitter_key : 0};
     struct tensor dx = {0}, dw = {0};
-    take_batch(model, batch, n);
+    const int64_t n = block_tokens(model, &call);
+    assert(tp_alone(&model->tp) || sequence == model->sequence);
+    take_batch(model, batch, count, sequence);
     if (scale != NULL) {
         probe_tell(model->probe, -1, PROBE_IDS, tensor_1d(model->input.ids, DTYPE_I32, n));
         probe_tell(model->probe, -1, PROBE_LABELS, tensor_1d(model->input.labels, DTYPE_I32, n));
@@ -470,6 +541,7 @@ void model_run(struct model *model, const struct batch *batch, int64_t count, in
         mtp_backward(model, count, sequence, scale);
         backward(model, &call, scale);
     }
+    sum_losses(model);
 }
 
 struct model_losses model_read_losses(const struct model *model)
@@ -482,6 +554,7 @@ struct model_losses model_read_losses(const struct model *model)
 void model_forward(struct model *model, const struct block_call *call, int64_t first, int64_t rows,
                    float *logits)
 {
+    assert(tp_alone(&model->tp));
     forward(model, call);
     struct tensor normed = stream(model, model->final_norm, call->count * call->sequence);
     model->ops->linear_forward(model->device, tensor_2d(logits, DTYPE_F32, rows, model->arch.vocab),
@@ -492,7 +565,7 @@ void model_logits(struct model *model, const struct batch *batch, int64_t count,
                   int64_t token, float *logits)
 {
     const struct block_call call = {.batch = &model->input, .count = count, .sequence = sequence};
-    take_batch(model, batch, count * sequence);
+    take_batch(model, batch, count, sequence);
     model_forward(model, &call, token, 1, model->logits);
     model->ops->download(model->device, logits, model->logits,
                          (size_t)model->arch.vocab * sizeof *logits);

@@ -12,6 +12,7 @@
 #include "kernels/base/arena.h"
 #include "kernels/device.h"
 #include "parallel/mesh.h"
+#include "parallel/tensor.h"
 #include "parallel/zero.h"
 #include "trainer/config/config.h"
 #include "trainer/model/attention.h"
@@ -43,7 +44,7 @@ struct model_group {
 
 /* What forward of one block leaves for its backward. */
 struct block_state {
-    void *input; /* [N,C] act: residual stream entering the block */
+    void *input; /* [N,C] act: residual stream entering the block (N here: block_tokens) */
     void *norm1; /* [N,C] act; in FP8: */
     struct fp8_buffer norm1_codes;
     void *middle, *norm2; /* [N,C] act: residual stream after attention, and its norm; norm2: where
@@ -88,12 +89,16 @@ struct model {
     const struct mesh *mesh;     /* borrowed */
     struct device *device;       /* borrowed */
     const struct ops *ops;       /* borrowed */
-    struct architecture arch;    /* without training: no multi-token prediction */
+    struct architecture whole;   /* without training: no multi-token prediction */
+    struct architecture arch;    /* the same, of what tp divides this rank's part */
     enum dtype act, moments;     /* of weights and activations; of the optimizer's moments */
     bool training;               /* has gradients and optimizer state */
     struct params params;
     struct model_group group[PARAM_GROUPS];
     struct linears linears;
+    struct tp tp;  /* sequences and matrices divided between ranks */
+    void *wide[2]; /* [N, tp.width] act, and f32: rows of all tokens (block_gather); NULL: tp has
+                      one rank */
     struct gradients gradients;
     double unit;                /* what gradients are counted in: the true ones times this power of
                                    two. 1 but in FP8 (stepper_step) */
@@ -118,7 +123,8 @@ struct model {
     struct mtp_scratch mtp_scratch;
     int64_t *load;      /* [moe blocks, E] tokens per expert, summed over micro-batches since
                            model_zero_grads */
-    struct batch input; /* [N] each: the micro-batch that runs */
+    struct batch input; /* [N] each: the micro-batch that runs; ids and labels of block_tokens */
+    int32_t *own;       /* [2N] owned, host: those on their way there */
     struct model_losses *losses; /* [1] of the last model_run */
     float *logits;               /* [V] of model_logits */
     struct moe moe;
@@ -133,7 +139,7 @@ enum status model_init(struct model *model, const struct config *config, const s
     __attribute__((warn_unused_result));
 void model_free(struct model *model); /* accepts a zeroed one */
 /* The same without the arenas: model->memory is what model_init would reserve; nothing can run. The
- * ranks and sizes of mesh->stage, edp and ep are all that is looked at. */
+ * ranks and sizes of mesh->stage, replicas, tp, edp and ep are all that is looked at. */
 enum status model_measure(struct model *model, const struct config *config, const struct mesh *mesh,
                           struct device *device, int64_t batch, int64_t sequence, bool training)
     __attribute__((warn_unused_result));
@@ -177,6 +183,10 @@ void model_logits(struct model *model, const struct batch *batch, int64_t count,
 
 /* Factor of lse^2 in the objective, for a block that routes `tokens` tokens. */
 float model_z_scale(const struct model *model, int64_t tokens, const struct model_scale *scale);
+/* Host memory: of each of `count` sequences of `sequence` numbers this rank's, one after another;
+ * `to` may be `from`. */
+void model_own_tokens(const struct model *model, int32_t *to, const int32_t *from, int64_t count,
+                      int64_t sequence);
 /* Adds what a block with experts just routed to the result and to model->load. */
 void model_count_block(struct model *model, int64_t block, int64_t tokens);
 

@@ -31,7 +31,8 @@ void mtp_free(struct model *model)
 
 void mtp_layout(struct model *model, struct arena *arena)
 {
-    const size_t n = (size_t)(model->batch * model->sequence);
+    const size_t n = (size_t)(model->batch * model->tp.share),
+                 all = (size_t)(model->batch * model->sequence);
     const size_t stream = n * (size_t)model->arch.width * dtype_bytes(model->act);
     for (int64_t k = 0; k < model->arch.mtp_depth; k++) {
         struct mtp_state *state = &model->mtp[k];
@@ -44,7 +45,7 @@ void mtp_layout(struct model *model, struct arena *arena)
         state->rstd_e = arena_alloc(arena, n * sizeof(float));
         state->rstd_h = arena_alloc(arena, n * sizeof(float));
         state->rstd_out = arena_alloc(arena, n * sizeof(float));
-        state->storage = arena_alloc(arena, 4 * n * sizeof(int32_t));
+        state->storage = arena_alloc(arena, 4 * all * sizeof(int32_t));
     }
     if (model->arch.mtp_depth > 0) {
         model->mtp_scratch.dboth = arena_alloc(arena, 2 * stream);
@@ -84,6 +85,8 @@ static void shift_batch(const struct model *model, struct mtp_state *state,
         shifted.positions[i] = batch->positions[from];
         shifted.first[i] = batch->first[from];
     }
+    model_own_tokens(model, shifted.ids, shifted.ids, count, kept);
+    model_own_tokens(model, shifted.labels, shifted.labels, count, kept);
     state->batch = batch_view(state->storage, n);
     model->ops->upload(model->device, state->storage, state->host,
                        (size_t)(4 * n) * sizeof *state->host);
@@ -113,14 +116,16 @@ static void norm(struct model *model, void *y, float *rstd, struct tensor x, int
 static struct tensor before(struct model *model, int64_t k, int64_t count, int64_t sequence)
 {
     void *data = k > 1 ? model->mtp[k - 2].normed : model->final_norm;
-    return model_act(model, data, count * (sequence - k + 1), model->arch.width);
+    return model_act(model, data, count * tp_tokens(&model->tp, sequence - k + 1),
+                     model->arch.width);
 }
 
 static struct tensor before_gradient(struct model *model, int64_t k, int64_t count,
                                      int64_t sequence)
 {
     void *data = k > 1 ? model->mtp[k - 2].dnormed : model->dwork;
-    return model_act(model, data, count * (sequence - k + 1), model->arch.width);
+    return model_act(model, data, count * tp_tokens(&model->tp, sequence - k + 1),
+                     model->arch.width);
 }
 
 /* The input of the block: both halves normed, side by side, projected. */
@@ -128,7 +133,7 @@ static void enter(struct model *model, int64_t k, const struct block_call *call)
 {
     struct mtp_state *state = &model->mtp[k - 1];
     const struct block_offsets *at = &model->params.block[block_of(model, k)];
-    const int64_t n = call->count * call->sequence, width = model->arch.width;
+    const int64_t n = block_tokens(model, call), width = model->arch.width;
     const struct tensor embedded = model_act(model, state->embedded, n, width),
                         h = model_act(model, state->before, n, width),
                         both = model_act(model, state->both, n, 2 * width),
@@ -152,7 +157,7 @@ static void module_forward(struct model *model, double *loss, int64_t k,
     struct mtp_state *state = &model->mtp[k - 1];
     struct block_state *block = &model->blocks[block_of(model, k)];
     const struct block_offsets *at = &model->params.block[block_of(model, k)];
-    const int64_t n = call->count * call->sequence, width = model->arch.width,
+    const int64_t n = block_tokens(model, call), width = model->arch.width,
                   vocab = model->arch.vocab;
     enter(model, k, call);
     block_forward(model, block_of(model, k), call, model_act(model, block->input, n, width),
@@ -178,7 +183,7 @@ void mtp_forward(struct model *model, double *loss, const struct batch *batch, i
         const double loss_scale = scale->loss * scale->mtp_weight / (double)model->arch.mtp_depth;
         shift_batch(model, &model->mtp[k - 1], batch, count, sequence, k);
         module_forward(model, loss, k, &call, (float)loss_scale);
-        model_count_block(model, block_of(model, k), call.count * call.sequence);
+        model_count_block(model, block_of(model, k), block_tokens(model, &call));
     }
 }
 
@@ -204,7 +209,7 @@ static void enter_backward(struct model *model, int64_t k, const struct block_ca
 {
     struct mtp_state *state = &model->mtp[k - 1];
     const struct block_offsets *at = &model->params.block[block_of(model, k)];
-    const int64_t n = call->count * call->sequence, width = model->arch.width;
+    const int64_t n = block_tokens(model, call), width = model->arch.width;
     const struct tensor dstream = model_act(model, model->dstream, n, width),
                         both = model_act(model, state->both, n, 2 * width),
                         dboth = model_act(model, model->mtp_scratch.dboth, n, 2 * width);
@@ -234,7 +239,7 @@ void mtp_backward(struct model *model, int64_t count, int64_t sequence,
     for (int64_t k = model->arch.mtp_depth; k >= 1; k--) {
         struct mtp_state *state = &model->mtp[k - 1];
         const struct block_call call = call_of(model, k, count, sequence, scale);
-        const int64_t n = call.count * call.sequence, width = model->arch.width,
+        const int64_t n = block_tokens(model, &call), width = model->arch.width,
                       weight = model->params.block[block_of(model, k)].head_norm;
         struct tensor dstream = model_act(model, model->dstream, n, width);
         model->ops->zero(model->device, dstream.data, tensor_bytes(&dstream));
@@ -243,7 +248,8 @@ void mtp_backward(struct model *model, int64_t count, int64_t sequence,
                                   model_act(model, state->out, n, width), state->rstd_out,
                                   model_vector(model, weight, width));
         model_add_grad(model, PARAM_DENSE, weight, width);
-        block_backward(model, block_of(model, k), &call, model_z_scale(model, n, scale));
+        block_backward(model, block_of(model, k), &call,
+                       model_z_scale(model, call.count * call.sequence, scale));
         enter_backward(model, k, &call);
     }
 }

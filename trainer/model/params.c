@@ -34,19 +34,22 @@ static int64_t aligned(int64_t offset)
     return (offset + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
+/* Which side of a matrix tp divides. */
+enum divide { WHOLE, ROWS, COLUMNS };
+
 struct builder {
     struct params *params;
     const struct architecture *arch;
+    const struct params_place *place;
     bool decay_all;
     int64_t next[PARAM_GROUPS];
-    int ep_rank;
     int64_t local_experts;
 };
 
 /* Appends a parameter of shape [rows, cols] (cols 0: a vector); `follow`: directly behind the one
  * before it, so that the two can be read as one matrix. Returns its offset. */
-static int64_t append(struct builder *b, enum param_group group, bool follow, int64_t rows,
-                      int64_t cols, const char *format, va_list args)
+static int64_t append(struct builder *b, enum param_group group, enum divide divide, bool follow,
+                      int64_t rows, int64_t cols, const char *format, va_list args)
 {
     struct param *param = &b->params->table[b->params->count++];
     const int length = vsnprintf(param->name, sizeof param->name, format, args);
@@ -55,7 +58,13 @@ static int64_t append(struct builder *b, enum param_group group, bool follow, in
     param->ndim = cols > 0 ? 2 : 1;
     param->shape[0] = rows;
     param->shape[1] = cols > 0 ? cols : 1;
-    param->count = rows * param->shape[1];
+    for (int i = 0; i < 2; i++) {
+        const bool divided = divide == (i == 0 ? ROWS : COLUMNS);
+        assert(!divided || param->shape[i] % b->place->tp_size == 0);
+        param->part[i] = param->shape[i] / (divided ? b->place->tp_size : 1);
+        param->first[i] = divided ? b->place->tp_rank * param->part[i] : 0;
+    }
+    param->count = param->part[0] * param->part[1];
     param->offset = follow ? b->next[group] : aligned(b->next[group]);
     param->ones = cols == 0;
     param->decay = cols > 0 || b->decay_all;
@@ -63,22 +72,26 @@ static int64_t append(struct builder *b, enum param_group group, bool follow, in
     return param->offset;
 }
 
-#define FORMAT __attribute__((format(printf, 4, 5)))
+#define FORMAT __attribute__((format(printf, 5, 6)))
 
-static FORMAT int64_t add(struct builder *b, int64_t rows, int64_t cols, const char *format, ...)
+static FORMAT int64_t add(struct builder *b, enum divide divide, int64_t rows, int64_t cols,
+                          const char *format, ...)
 {
     va_list args;
     va_start(args, format);
-    const int64_t offset = append(b, PARAM_DENSE, false, rows, cols, format, args);
+    const int64_t offset = append(b, divide == WHOLE ? PARAM_DENSE : b->params->divided, divide,
+                                  false, rows, cols, format, args);
     va_end(args);
     return offset;
 }
 
-static FORMAT int64_t follow(struct builder *b, int64_t rows, int64_t cols, const char *format, ...)
+/* Directly behind another matrix that tp divides. */
+static FORMAT int64_t follow(struct builder *b, enum divide divide, int64_t rows, int64_t cols,
+                             const char *format, ...)
 {
     va_list args;
     va_start(args, format);
-    const int64_t offset = append(b, PARAM_DENSE, true, rows, cols, format, args);
+    const int64_t offset = append(b, b->params->divided, divide, true, rows, cols, format, args);
     va_end(args);
     return offset;
 }
@@ -88,7 +101,7 @@ static int64_t add_expert(struct builder *b, bool behind, int64_t rows, int64_t 
 {
     va_list args;
     va_start(args, format);
-    const int64_t offset = append(b, PARAM_EXPERT, behind, rows, cols, format, args);
+    const int64_t offset = append(b, PARAM_EXPERT, WHOLE, behind, rows, cols, format, args);
     va_end(args);
     return offset;
 }
@@ -97,10 +110,10 @@ static void add_grouped_queries(struct builder *b, struct block_offsets *at, lon
 {
     const struct architecture *arch = b->arch;
     const int64_t kv = arch->kv_heads * arch->qk_dim;
-    at->qkv = add(b, architecture_query_width(arch), arch->width,
+    at->qkv = add(b, ROWS, architecture_query_width(arch), arch->width,
                   "model.layers.%lld.self_attn.q_proj.weight", n);
-    follow(b, kv, arch->width, "model.layers.%lld.self_attn.k_proj.weight", n);
-    follow(b, kv, arch->width, "model.layers.%lld.self_attn.v_proj.weight", n);
+    follow(b, ROWS, kv, arch->width, "model.layers.%lld.self_attn.k_proj.weight", n);
+    follow(b, ROWS, kv, arch->width, "model.layers.%lld.self_attn.v_proj.weight", n);
 }
 
 static void add_latent(struct builder *b, struct block_offsets *at, long long n)
@@ -108,19 +121,20 @@ static void add_latent(struct builder *b, struct block_offsets *at, long long n)
     const struct architecture *arch = b->arch;
     const int64_t query = architecture_query_width(arch);
     if (arch->q_rank > 0) {
-        at->q_a =
-            add(b, arch->q_rank, arch->width, "model.layers.%lld.self_attn.q_a_proj.weight", n);
+        at->q_a = add(b, WHOLE, arch->q_rank, arch->width,
+                      "model.layers.%lld.self_attn.q_a_proj.weight", n);
         at->q_a_norm =
-            add(b, arch->q_rank, 0, "model.layers.%lld.self_attn.q_a_layernorm.weight", n);
-        at->q_b = add(b, query, arch->q_rank, "model.layers.%lld.self_attn.q_b_proj.weight", n);
+            add(b, WHOLE, arch->q_rank, 0, "model.layers.%lld.self_attn.q_a_layernorm.weight", n);
+        at->q_b =
+            add(b, ROWS, query, arch->q_rank, "model.layers.%lld.self_attn.q_b_proj.weight", n);
     } else {
-        at->q_b = add(b, query, arch->width, "model.layers.%lld.self_attn.q_proj.weight", n);
+        at->q_b = add(b, ROWS, query, arch->width, "model.layers.%lld.self_attn.q_proj.weight", n);
     }
-    at->kv_a = add(b, arch->kv_rank + arch->rope_dim, arch->width,
+    at->kv_a = add(b, WHOLE, arch->kv_rank + arch->rope_dim, arch->width,
                    "model.layers.%lld.self_attn.kv_a_proj_with_mqa.weight", n);
     at->kv_a_norm =
-        add(b, arch->kv_rank, 0, "model.layers.%lld.self_attn.kv_a_layernorm.weight", n);
-    at->kv_b = add(b, architecture_latent_width(arch), arch->kv_rank,
+        add(b, WHOLE, arch->kv_rank, 0, "model.layers.%lld.self_attn.kv_a_layernorm.weight", n);
+    at->kv_b = add(b, ROWS, architecture_latent_width(arch), arch->kv_rank,
                    "model.layers.%lld.self_attn.kv_b_proj.weight", n);
 }
 
@@ -129,9 +143,9 @@ static void add_mlp(struct builder *b, struct block_offsets *at, long long n, in
                     const char *module)
 {
     const int64_t width = b->arch->width;
-    at->gate_up = add(b, inner, width, "model.layers.%lld.%sgate_proj.weight", n, module);
-    follow(b, inner, width, "model.layers.%lld.%sup_proj.weight", n, module);
-    at->down = add(b, width, inner, "model.layers.%lld.%sdown_proj.weight", n, module);
+    at->gate_up = add(b, ROWS, inner, width, "model.layers.%lld.%sgate_proj.weight", n, module);
+    follow(b, ROWS, inner, width, "model.layers.%lld.%sup_proj.weight", n, module);
+    at->down = add(b, COLUMNS, width, inner, "model.layers.%lld.%sdown_proj.weight", n, module);
 }
 
 /* The formats come from family_names, one table above. */
@@ -141,9 +155,9 @@ static void add_experts(struct builder *b, struct block_offsets *at, long long n
 {
     const struct names *names = &family_names[b->arch->family];
     const int64_t width = b->arch->width, inner = b->arch->expert_width;
-    at->gate = add(b, b->arch->experts, width, names->gate, n);
+    at->gate = add(b, WHOLE, b->arch->experts, width, names->gate, n);
     for (int64_t e = 0; e < b->local_experts; e++) {
-        const long long name = (long long)(b->ep_rank * b->local_experts + e);
+        const long long name = (long long)(b->place->ep_rank * b->local_experts + e);
         const int64_t first = add_expert(b, false, inner, width, names->expert_gate, n, name);
         add_expert(b, true, inner, width, names->expert_up, n, name);
         const int64_t down = add_expert(b, false, width, inner, names->expert_down, n, name);
@@ -156,10 +170,10 @@ static void add_experts(struct builder *b, struct block_offsets *at, long long n
 static void add_mtp(struct builder *b, struct block_offsets *at, long long n)
 {
     const int64_t width = b->arch->width;
-    at->enorm = add(b, width, 0, "model.layers.%lld.enorm.weight", n);
-    at->hnorm = add(b, width, 0, "model.layers.%lld.hnorm.weight", n);
-    at->eh_proj = add(b, width, 2 * width, "model.layers.%lld.eh_proj.weight", n);
-    at->head_norm = add(b, width, 0, "model.layers.%lld.shared_head.norm.weight", n);
+    at->enorm = add(b, WHOLE, width, 0, "model.layers.%lld.enorm.weight", n);
+    at->hnorm = add(b, WHOLE, width, 0, "model.layers.%lld.hnorm.weight", n);
+    at->eh_proj = add(b, WHOLE, width, 2 * width, "model.layers.%lld.eh_proj.weight", n);
+    at->head_norm = add(b, WHOLE, width, 0, "model.layers.%lld.shared_head.norm.weight", n);
 }
 
 static void add_block(struct builder *b, int64_t block)
@@ -168,11 +182,12 @@ static void add_block(struct builder *b, int64_t block)
     const long long n = (long long)block;
     struct block_offsets *at = &b->params->block[block];
     memset(at, 0xff, sizeof *at); /* -1 */
-    at->input_norm = add(b, arch->width, 0, "model.layers.%lld.input_layernorm.weight", n);
+    at->input_norm = add(b, WHOLE, arch->width, 0, "model.layers.%lld.input_layernorm.weight", n);
     (arch->kv_rank > 0 ? add_latent : add_grouped_queries)(b, at, n);
-    at->o_proj = add(b, arch->width, arch->heads * arch->v_dim,
+    at->o_proj = add(b, COLUMNS, arch->width, arch->heads * arch->v_dim,
                      "model.layers.%lld.self_attn.o_proj.weight", n);
-    at->post_norm = add(b, arch->width, 0, "model.layers.%lld.post_attention_layernorm.weight", n);
+    at->post_norm =
+        add(b, WHOLE, arch->width, 0, "model.layers.%lld.post_attention_layernorm.weight", n);
     if (block < arch->dense_layers) {
         add_mlp(b, at, n, arch->dense_width, "mlp.");
     } else {
@@ -186,12 +201,13 @@ static void add_block(struct builder *b, int64_t block)
     }
 }
 
-/* Parameters of the table from `first` on, experts of other ranks counted in. */
+/* Parameters of the table from `first` on, without experts. */
 static int64_t count_dense(const struct params *params, int64_t first)
 {
     int64_t count = 0;
     for (int64_t i = first; i < params->count; i++) {
-        count += params->table[i].group == PARAM_DENSE ? params->table[i].count : 0;
+        const struct param *param = &params->table[i];
+        count += param->group != PARAM_EXPERT ? param->shape[0] * param->shape[1] : 0;
     }
     return count;
 }
@@ -202,12 +218,12 @@ static void add_all(struct builder *b)
     struct params *params = b->params;
     const int64_t expert = 3 * arch->expert_width * arch->width,
                   moe_layers = arch->layers - arch->dense_layers;
-    params->embed = add(b, arch->vocab, arch->width, "model.embed_tokens.weight");
+    params->embed = add(b, WHOLE, arch->vocab, arch->width, "model.embed_tokens.weight");
     for (int64_t l = 0; l < arch->layers; l++) {
         add_block(b, l);
     }
-    params->final_norm = add(b, arch->width, 0, "model.norm.weight");
-    params->head = add(b, arch->vocab, arch->width, "lm_head.weight");
+    params->final_norm = add(b, WHOLE, arch->width, 0, "model.norm.weight");
+    params->head = add(b, WHOLE, arch->vocab, arch->width, "lm_head.weight");
     const int64_t first_mtp = params->count;
     for (int64_t l = arch->layers; l < architecture_blocks(arch); l++) {
         add_block(b, l);
@@ -220,10 +236,12 @@ static void add_all(struct builder *b)
 }
 
 enum status params_init(struct params *params, const struct architecture *arch, bool decay_all,
-                        int ep_rank, int ep_size)
+                        const struct params_place *place)
 {
-    const int64_t blocks = architecture_blocks(arch), local = arch->experts / ep_size;
-    *params = (struct params){0};
+    const int64_t blocks = architecture_blocks(arch), local = arch->experts / place->ep_size;
+    const bool divided = place->tp_size > 1;
+    *params = (struct params){.groups = divided ? PARAM_GROUPS : PARAM_TENSOR,
+                              .divided = divided ? PARAM_TENSOR : PARAM_DENSE};
     params->table = calloc((size_t)(3 + blocks * (MOST_DENSE + 3 * local)), sizeof *params->table);
     params->block = calloc((size_t)blocks, sizeof *params->block);
     if (params->table == NULL || params->block == NULL) {
@@ -231,14 +249,13 @@ enum status params_init(struct params *params, const struct architecture *arch, 
     }
     struct builder b = {.params = params,
                         .arch = arch,
+                        .place = place,
                         .decay_all = decay_all,
-                        .ep_rank = ep_rank,
                         .local_experts = local};
     add_all(&b);
     params->expert_stride =
         aligned(aligned(2 * arch->expert_width * arch->width) + arch->expert_width * arch->width);
-    params->elements[PARAM_DENSE] = b.next[PARAM_DENSE];
-    params->elements[PARAM_EXPERT] = b.next[PARAM_EXPERT];
+    memcpy(params->elements, b.next, sizeof params->elements);
     return STATUS_OK;
 }
 
@@ -247,6 +264,20 @@ void params_free(struct params *params)
     free(params->table);
     free(params->block);
     *params = (struct params){0};
+}
+
+struct param_run param_run(const struct param *param, int64_t from, int64_t to)
+{
+    const bool whole_rows = param->part[1] == param->shape[1];
+    const int64_t row = param->first[0] + from / param->part[1], col = from % param->part[1],
+                  left = whole_rows ? param->count - from : param->part[1] - col;
+    return (struct param_run){.whole = row * param->shape[1] + param->first[1] + col,
+                              .count = left < to - from ? left : to - from};
+}
+
+int64_t param_runs(const struct param *param)
+{
+    return param->part[1] == param->shape[1] ? 1 : param->part[0];
 }
 
 void params_bias_name(char *out, size_t bytes, int64_t block)

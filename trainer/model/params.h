@@ -1,10 +1,11 @@
 /* params: one table of parameters drives layout, initialisation, weight decay, sharding and
  * checkpoint names.
  *
- * Two flat groups per rank: dense parameters (replicated over dp) and this rank's experts
- * (replicated over edp). A group is one contiguous array of elements; weights, gradients and
- * optimizer state all use the same offsets. DeepSeek-V3's e_score_correction_bias is no parameter
- * here: nothing but counts moves it (model.h).
+ * Flat groups per rank, by the ranks that hold the same: dense parameters (all ranks of the stage),
+ * this rank's experts (edp), and, where tp is more than 1, its part of the matrices that tp divides
+ * (replicas; else they are dense). A group is one contiguous array of elements; weights, gradients
+ * and optimizer state all use the same offsets. DeepSeek-V3's e_score_correction_bias is no
+ * parameter here: nothing but counts moves it (model.h).
  */
 #ifndef TRAINER_PARAMS_H
 #define TRAINER_PARAMS_H
@@ -14,19 +15,20 @@
 
 #include "trainer/model/architecture.h"
 
-enum param_group { PARAM_DENSE, PARAM_EXPERT, PARAM_GROUPS };
+enum param_group { PARAM_DENSE, PARAM_EXPERT, PARAM_TENSOR, PARAM_GROUPS };
 
 struct param {
     char name[96]; /* published Hugging Face name */
     enum param_group group;
     int ndim;
-    int64_t shape[2];
-    int64_t count;  /* elements */
-    int64_t offset; /* first element in its group */
-    bool decay;     /* weight decay applies */
-    bool ones;      /* starts as 1 (norms); else normal with initializer_range */
-    bool muon;      /* updated by Muon; else AdamW (optimizer_init) */
-    bool frozen;    /* not updated at all (optimizer_init) */
+    int64_t shape[2];          /* of the whole parameter */
+    int64_t first[2], part[2]; /* this rank's part: its first row and column, rows and columns */
+    int64_t count;             /* elements of the part */
+    int64_t offset;            /* first element in its group */
+    bool decay;                /* weight decay applies */
+    bool ones;                 /* starts as 1 (norms); else normal with initializer_range */
+    bool muon;                 /* updated by Muon; else AdamW (optimizer_init) */
+    bool frozen;               /* not updated at all (optimizer_init) */
 };
 
 /* Offsets (elements in their group) of one block's tensors; -1: the block has none. */
@@ -44,6 +46,8 @@ struct block_offsets {
 struct params {
     struct param *table; /* [count] owned, in checkpoint order */
     int64_t count;
+    int groups;                      /* in use: PARAM_TENSOR is, where tp divides matrices */
+    enum param_group divided;        /* group of the matrices that tp divides */
     int64_t elements[PARAM_GROUPS];  /* without padding at the end */
     struct block_offsets *block;     /* [blocks] owned */
     int64_t embed, final_norm, head; /* dense offsets */
@@ -54,11 +58,30 @@ struct params {
     int64_t mtp;           /* parameters of multi-token prediction */
 };
 
-/* Parameters of ep rank `ep_rank` of `ep_size`. decay_all: norms decay too. Local. Errors:
+/* Whose parameters. Sizes divide experts, heads and widths. */
+struct params_place {
+    int ep_rank, ep_size, tp_rank, tp_size;
+};
+
+/* Of the whole model: one rank that has all. */
+static const struct params_place PARAMS_ALL = {.ep_size = 1, .tp_size = 1};
+
+/* Parameters of a rank. arch: the whole model's. decay_all: norms decay too. Local. Errors:
  * STATUS_RESOURCE. */
 enum status params_init(struct params *params, const struct architecture *arch, bool decay_all,
-                        int ep_rank, int ep_size) __attribute__((warn_unused_result));
+                        const struct params_place *place) __attribute__((warn_unused_result));
 void params_free(struct params *params);
+
+/* Elements of a part that are neighbours in the whole parameter, too. */
+struct param_run {
+    int64_t whole; /* index of the first in the whole, row by row */
+    int64_t count;
+};
+
+/* The run that begins at element `from` of the part and ends before `to` at the latest. */
+struct param_run param_run(const struct param *param, int64_t from, int64_t to);
+/* Runs of a part, at most. */
+int64_t param_runs(const struct param *param);
 
 /* Name of block `block`'s e_score_correction_bias, float32 [E]. */
 void params_bias_name(char *out, size_t bytes, int64_t block);

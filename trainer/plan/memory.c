@@ -27,32 +27,22 @@ static struct config config_of(const struct config *config, const struct archite
     return own;
 }
 
-/* Of weights and gradients, a part: that of dense matrices divided between `ranks`. */
-static void split_dense(struct stage_memory *memory, int64_t ranks)
-{
-    const double dense = (double)memory->elements[PARAM_DENSE],
-                 all = dense + (double)memory->elements[PARAM_EXPERT],
-                 kept = (dense / (double)ranks + all - dense) / all;
-    if (ranks > 1) {
-        memory->kind[MODEL_WEIGHTS] = (size_t)(kept * (double)memory->kind[MODEL_WEIGHTS]);
-        memory->kind[MODEL_GRADIENTS] = (size_t)(kept * (double)memory->kind[MODEL_GRADIENTS]);
-    }
-}
-
 enum status memory_of_stage(struct stage_memory *memory, const struct config *config,
                             const struct stage *stage, struct device *device, int64_t dp,
                             int64_t ep)
 {
     struct architecture arch;
     struct model model;
+    const int64_t tp = config->parallel.tp;
     struct mesh mesh = {.stage = {.size = (int)dp, .name = "stage"},
+                        .replicas = {.size = (int)(dp / tp), .name = "replicas"},
+                        .tp = {.size = (int)tp, .name = "tp"},
                         .ep = {.size = (int)ep, .name = "ep"},
                         .edp = {.size = (int)(dp / ep), .name = "edp"}};
     mesh.world = &mesh.stage;
     architecture_init(&arch, config);
     const bool whole = stage->blocks == architecture_blocks(&arch);
     struct config own = whole ? *config : config_of(config, &arch, stage);
-    own.train.sequence_length /= config->parallel.tp;
     *memory = (struct stage_memory){0};
     enum status status = model_measure(&model, &own, &mesh, device, own.train.micro_batch,
                                        own.train.sequence_length, true);
@@ -60,11 +50,10 @@ enum status memory_of_stage(struct stage_memory *memory, const struct config *co
         status = saving_measure(&memory->staging, &memory->stages, &model);
     }
     memcpy(memory->kind, model.memory, sizeof memory->kind);
-    for (int g = 0; g < PARAM_GROUPS; g++) {
+    for (int g = 0; g < model.params.groups; g++) {
         memory->elements[g] = model.group[g].zero.count;
     }
     model_free(&model);
-    split_dense(memory, config->parallel.tp);
     return status;
 }
 
@@ -92,13 +81,15 @@ static size_t outside_of_gpu(const struct config *config, const struct architect
 static size_t scratch_of_cpu(const struct config *config, const struct architecture *arch,
                              const struct stage_memory *memory, int64_t dp, int64_t ep)
 {
-    const size_t rows = (size_t)(config->train.micro_batch * config->train.sequence_length),
+    const size_t rows = (size_t)(config->train.micro_batch * config->train.sequence_length /
+                                 config->parallel.tp),
                  chunk = rows < CPU_LOSS_ROWS ? rows : CPU_LOSS_ROWS, vocab = (size_t)arch->vocab,
                  act = config->train.precision == CONFIG_FP32 ? 4 : 2,
                  sum = config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT ? sizeof(int64_t)
                                                                                 : sizeof(float),
-                 dense = dp > 1 ? (size_t)memory->elements[PARAM_DENSE] * sum : 0,
-                 experts = dp > ep ? (size_t)memory->elements[PARAM_EXPERT] * sum : 0;
+                 ranks = (size_t)(dp * config->parallel.tp),
+                 dense = ranks > 1 ? (size_t)memory->elements[PARAM_DENSE] * sum : 0,
+                 experts = ranks > (size_t)ep ? (size_t)memory->elements[PARAM_EXPERT] * sum : 0;
     return chunk * vocab * (sizeof(float) + (act == 2 ? 2 : 0)) +
            2 * vocab * (size_t)arch->width * act * chunk / CPU_LOSS_ROWS +
            (dense > experts ? dense : experts);
@@ -122,7 +113,8 @@ enum status memory_untouched(size_t *bytes, const struct config *config, const s
                              const struct stage_memory *memory, struct device *device, int64_t dp,
                              int64_t ep)
 {
-    const int64_t replicas[PARAM_GROUPS] = {dp, dp / ep};
+    const int64_t tp = config->parallel.tp;
+    const int64_t replicas[PARAM_GROUPS] = {dp * tp, dp * tp / ep, dp};
     struct config even = *config;
     struct stage_memory fair;
     *bytes = memory->stages ? 0 : memory->staging;
@@ -130,7 +122,7 @@ enum status memory_untouched(size_t *bytes, const struct config *config, const s
         *bytes += replicas[g] == 1 ? (size_t)memory->elements[g] * sizeof(float) : 0;
     }
     even.router.buffer_factor = 1;
-    TRY(memory_of_stage(&fair, &even, stage, device, dp, ep));
+    TRY(memory_of_stage(&fair, &even, stage, device, dp * tp, ep));
     for (int k = 0; k < MODEL_MEMORIES; k++) {
         *bytes += memory->kind[k] - fair.kind[k];
     }

@@ -37,8 +37,7 @@ struct plan_memory {
 };
 
 /* Of the first rank, which has most: Muon gives it the largest matrix. dp: ranks with
- * the same dense parameters, or with a part of them each (parallel.tp: a rank then has a part of
- * the tokens, heads and dense weights, which is an estimate). Errors: STATUS_RESOURCE,
+ * the same dense parameters, those of parallel.tp counted. Errors: STATUS_RESOURCE,
  * STATUS_USAGE. */
 enum status memory_of_stage(struct stage_memory *memory, const struct config *config,
                             const struct stage *stage, struct device *device, int64_t dp,

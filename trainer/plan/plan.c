@@ -92,20 +92,6 @@ static enum status choose_schedule(struct plan *plan)
     return check_stages(plan);
 }
 
-static enum status set_split(struct plan *plan)
-{
-    const int64_t tp = plan->config->parallel.tp;
-    plan->tp = tp;
-    if (plan->arch.heads % tp != 0 || plan->config->train.sequence_length % tp != 0) {
-        return status_fail(STATUS_USAGE,
-                           "parallel.tp %lld does not divide the %lld heads and "
-                           "train.sequence_length %lld",
-                           (long long)tp, (long long)plan->arch.heads,
-                           (long long)plan->config->train.sequence_length);
-    }
-    return STATUS_OK;
-}
-
 static enum status set_layout(struct plan *plan)
 {
     const struct config *config = plan->config;
@@ -117,7 +103,7 @@ static enum status set_layout(struct plan *plan)
             STATUS_USAGE, "parallel.pp %lld is more than the model's %lld blocks or %d",
             (long long)plan->pp, (long long)architecture_blocks(&plan->arch), PLAN_RANKS);
     }
-    TRY(set_split(plan));
+    plan->tp = config->parallel.tp;
     if (ranks % (plan->pp * plan->ep) != 0 || ranks % (plan->pp * plan->tp) != 0) {
         return status_fail(STATUS_USAGE,
                            "parallel.pp %lld x ep %lld or x tp %lld does not divide the %lld ranks "
@@ -227,15 +213,18 @@ static void time_update(struct planner *p)
             }
         }
         const double bytes = (p->load.layout ? 8 : 4) + act, /* gradients there, weights back */
-            reduce =
-                exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_DENSE] / p->load.split,
-                                        plan->dp, plan->tp) +
-                exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_EXPERT], plan->edp,
-                                        plan->ep),
+            reduce = exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_DENSE],
+                                             plan->dp * plan->tp, 1) +
+                     exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_TENSOR], plan->dp,
+                                             plan->tp) +
+                     exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_EXPERT],
+                                             plan->edp, plan->ep),
                      share = count[PARAM_DENSE] / (double)(plan->dp * plan->tp) +
+                             count[PARAM_TENSOR] / (double)plan->dp +
                              count[PARAM_EXPERT] / (double)plan->edp,
-                     update =
-                         work_optimizer(&p->load, count[PARAM_DENSE] + count[PARAM_EXPERT], share);
+                     update = work_optimizer(
+                         &p->load, count[PARAM_DENSE] + count[PARAM_TENSOR] + count[PARAM_EXPERT],
+                         share);
         if (reduce + update > plan->time.reduce + plan->time.optimizer) {
             plan->time.reduce = reduce;
             plan->time.optimizer = update;
@@ -267,9 +256,10 @@ static enum status measure(struct planner *p)
 }
 
 /* Parameters of a stage on a rank. */
-static int64_t held_by(const struct stage_memory *stage, int64_t tp)
+static int64_t held_by(const struct stage_memory *stage)
 {
-    return stage->elements[PARAM_DENSE] / tp + stage->elements[PARAM_EXPERT];
+    return stage->elements[PARAM_DENSE] + stage->elements[PARAM_TENSOR] +
+           stage->elements[PARAM_EXPERT];
 }
 
 /* States of all stages of a rank, what it keeps of the micro-batches under way, and of what stages
@@ -303,7 +293,7 @@ static enum status fill_memory(struct planner *p)
             plan->memory = memory;
             plan->held = 0;
             for (int64_t part = 0; part < plan->shape.parts; part++) {
-                plan->held += held_by(memory_of(p, r, part), plan->tp);
+                plan->held += held_by(memory_of(p, r, part));
             }
         }
     }
@@ -327,7 +317,8 @@ static enum status fill_memory(struct planner *p)
 static enum status count_parameters(struct plan *plan)
 {
     struct params params;
-    const enum status status = params_init(&params, &plan->arch, false, 0, (int)plan->ep);
+    const struct params_place place = {.ep_size = (int)plan->ep, .tp_size = 1};
+    const enum status status = params_init(&params, &plan->arch, false, &place);
     plan->total = params.total;
     plan->active = params.active;
     plan->mtp = params.mtp;
@@ -401,9 +392,13 @@ static void warn_all(struct plan *plan)
         warn(plan, "does not fit: %.1f GB a rank, %s has %.1f GB", (double)plan->memory.all / 1e9,
              plan->hardware.name, plan->hardware.memory / 1e9);
     }
-    if (plan->pp * plan->tp > 1) {
-        warn(plan, "parallel.pp %lld, tp %lld: planned only, this version trains with 1 and 1",
-             (long long)plan->pp, (long long)plan->tp);
+    if (plan->pp > 1) {
+        warn(plan, "parallel.pp %lld: planned only, this version trains with 1",
+             (long long)plan->pp);
+    }
+    if (plan->tp > 1 && config->train.precision == CONFIG_FP8) {
+        warn(plan, "parallel.tp %lld with fp8: planned only, this version trains it with bf16",
+             (long long)plan->tp);
     }
     if (plan->tp > plan->hardware.ranks_per_node) {
         warn(plan,

@@ -281,7 +281,7 @@ struct work work_block(const struct workload *load, enum work_block kind)
 struct work work_head(const struct workload *load)
 {
     const struct architecture *arch = &load->arch;
-    const double n = (double)load->tokens, vocab = (double)arch->vocab / load->split;
+    const double n = (double)load->tokens / load->split, vocab = (double)arch->vocab;
     const struct product head = {(double)arch->width, vocab, n, 1, false, false};
     struct work work = {0};
     norms(load, &work, 1, false);

@@ -1,0 +1,83 @@
+#include "parallel/tensor.h"
+
+#include <assert.h>
+
+void tp_init(struct tp *tp, struct comm *comm, struct device *device, const struct ops *ops,
+             int64_t sequence, int64_t width)
+{
+    assert(comm->size <= 1 || sequence % comm->size == 0);
+    *tp = (struct tp){
+        .comm = comm, .device = device, .ops = ops, .share = sequence / comm->size, .width = width};
+}
+
+void tp_layout(struct tp *tp, struct arena *arena)
+{
+    if (!tp_alone(tp)) {
+        tp->sums = arena_alloc(arena, (size_t)((tp->comm->size + 1) * tp->share * tp->width) *
+                                          sizeof *tp->sums);
+    }
+}
+
+int64_t tp_first(const struct tp *tp)
+{
+    return tp->comm->rank * tp->share;
+}
+
+int64_t tp_tokens(const struct tp *tp, int64_t tokens)
+{
+    const int64_t left = tokens - tp_first(tp);
+    return tp_alone(tp) ? tokens : left < 0 ? 0 : left < tp->share ? left : tp->share;
+}
+
+static char *row(struct tensor x, int64_t index)
+{
+    return (char *)x.data + (size_t)(index * x.dim[1]) * dtype_bytes(x.dtype);
+}
+
+/* Shares of a sequence that is not whole overlap the next one, which comes behind it. */
+void tp_gather(const struct tp *tp, struct tensor full, struct tensor own, int64_t count)
+{
+    const int64_t tokens = full.dim[0] / count, mine = own.dim[0] / count;
+    const size_t bytes = (size_t)(tp->share * own.dim[1]) * dtype_bytes(own.dtype);
+    assert(mine == tp_tokens(tp, tokens) && full.dim[1] == own.dim[1]);
+    for (int64_t s = 0; s < count; s++) {
+        comm_device_all_gather(tp->comm, row(full, s * tokens), row(own, s * mine), bytes);
+    }
+}
+
+/* Rows [s * mine, ..) of own from the sum. */
+static void take(const struct tp *tp, struct tensor own, int64_t first, int64_t rows,
+                 const float *sum, bool add)
+{
+    const int64_t width = own.dim[1];
+    const struct tensor to = tensor_2d(row(own, first), own.dtype, rows, width),
+                        from = tensor_2d((float *)(uintptr_t)sum, DTYPE_F32, rows, width);
+    if (!add) {
+        tp->ops->cast(tp->device, to, from);
+    } else if (own.dtype == DTYPE_F32) {
+        tp->ops->add(tp->device, to, from);
+    } else { /* what was reduced is not needed any more */
+        const struct tensor rounded = tensor_2d(tp->sums, own.dtype, rows, width);
+        tp->ops->cast(tp->device, rounded, from);
+        tp->ops->add(tp->device, to, rounded);
+    }
+}
+
+void tp_reduce(const struct tp *tp, struct tensor own, struct tensor full, int64_t count, bool add)
+{
+    const int64_t tokens = full.dim[0] / count, mine = own.dim[0] / count, width = own.dim[1],
+                  all = tp->comm->size * tp->share;
+    float *const sum = tp->sums + all * tp->width;
+    assert(mine == tp_tokens(tp, tokens) && full.dim[1] == width && width <= tp->width);
+    for (int64_t s = 0; s < count; s++) {
+        const float *parts = (const float *)row(full, s * tokens);
+        if (full.dtype != DTYPE_F32) {
+            const struct tensor wide = tensor_2d(tp->sums, DTYPE_F32, tokens, width);
+            tp->ops->cast(tp->device, wide,
+                          tensor_2d(row(full, s * tokens), full.dtype, tokens, width));
+            parts = tp->sums;
+        }
+        comm_device_reduce_scatter(tp->comm, sum, parts, tp->share * width, DTYPE_F32);
+        take(tp, own, s * mine, mine, sum, add);
+    }
+}

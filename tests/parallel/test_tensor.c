@@ -1,0 +1,379 @@
+/* Tensor parallelism: rows gathered and sums scattered, exactly, on integers; tiny models of every
+ * kind of attention against one rank; checkpoints between layouts; and verify finds a reduction
+ * that is missing.
+ * SWITCHYARD_FULL=1: V2 and ways to save memory, too.
+ */
+#include <math.h>
+#include <unistd.h>
+
+#include "checkpoints/difference.h"
+#include "kernels/base/io.h"
+#include "parallel/tensor.h"
+#include "parallel/transports.h"
+#include "ranks.h"
+#include "tiny_model.h"
+#include "trainer/state.h"
+#include "trainer/verify.h"
+
+/* --- rows --- */
+
+enum { WIDTH = 3, COUNT = 3, MOST = COUNT * 16 * WIDTH };
+
+/* Small integers, which both dtypes and their sums hold. */
+static float value(int rank, int64_t i)
+{
+    return (float)((i * 7 + rank * 3) % 13 - 6);
+}
+
+struct rows {
+    float f32[MOST];
+    uint16_t bf16[MOST];
+};
+
+static struct tensor view(struct rows *rows, enum dtype dtype, int64_t count)
+{
+    void *data = dtype == DTYPE_F32 ? (void *)rows->f32 : (void *)rows->bf16;
+    return tensor_2d(data, dtype, count, WIDTH);
+}
+
+static void fill(struct tensor x, const float *from)
+{
+    for (int64_t i = 0; i < x.dim[0] * WIDTH; i++) {
+        if (x.dtype == DTYPE_F32) {
+            ((float *)x.data)[i] = from[i];
+        } else {
+            ((uint16_t *)x.data)[i] = bf16_from_float(from[i]);
+        }
+    }
+}
+
+static void expect(struct comm *world, struct tensor x, const float *want)
+{
+    for (int64_t i = 0; i < x.dim[0] * WIDTH; i++) {
+        const float got =
+            x.dtype == DTYPE_F32 ? ((float *)x.data)[i] : bf16_to_float(((uint16_t *)x.data)[i]);
+        CHECK(world, got == want[i]);
+    }
+}
+
+/* `whole` tokens make a share; sequences of `tokens`, which may be fewer. */
+static void check_rows(struct comm *world, struct tp *tp, enum dtype dtype, int64_t tokens)
+{
+    const int64_t own = tp_tokens(tp, tokens), first = tp_first(tp);
+    static struct rows full, mine;
+    float all[MOST] = {0}, sum[MOST] = {0}, part[MOST] = {0}, twice[MOST] = {0};
+    for (int64_t s = 0; s < COUNT; s++) {
+        for (int64_t i = 0; i < tokens * WIDTH; i++) {
+            const int64_t at = s * tokens * WIDTH + i;
+            all[at] = value(0, at);
+            for (int r = 0; r < world->size; r++) {
+                sum[at] += value(r, at);
+            }
+        }
+        memcpy(part + s * own * WIDTH, all + (s * tokens + first) * WIDTH,
+               (size_t)(own * WIDTH) * sizeof *part);
+    }
+    fill(view(&mine, dtype, COUNT * own), part);
+    tp_gather(tp, view(&full, dtype, COUNT * tokens), view(&mine, dtype, COUNT * own), COUNT);
+    expect(world, view(&full, dtype, COUNT * tokens), all);
+    for (int64_t i = 0; i < COUNT * tokens * WIDTH; i++) {
+        all[i] = value(world->rank, i);
+    }
+    for (int64_t s = 0; s < COUNT; s++) {
+        for (int64_t i = 0; i < own * WIDTH; i++) {
+            part[s * own * WIDTH + i] = sum[(s * tokens + first) * WIDTH + i];
+            twice[s * own * WIDTH + i] = 2 * part[s * own * WIDTH + i];
+        }
+    }
+    for (int add = 0; add < 2; add++) {
+        fill(view(&full, dtype, COUNT * tokens), all);
+        tp_reduce(tp, view(&mine, dtype, COUNT * own), view(&full, dtype, COUNT * tokens), COUNT,
+                  add == 1);
+        expect(world, view(&mine, dtype, COUNT * own), add == 1 ? twice : part);
+    }
+}
+
+static void test_rows(struct comm *world)
+{
+    const struct device_options options = {.name = "cpu", .threads = 1};
+    struct device *device = NULL;
+    struct tp tp;
+    if (world->size == 1) {
+        return; /* nothing is gathered */
+    }
+    CHECK_EQUAL(world, device_open(&device, &options), STATUS_OK);
+    const int64_t share = 3, whole = share * world->size;
+    const struct ops *ops = device_ops(device);
+    struct arena arena = {
+        .source = {.device = device, .alloc = ops->memory_alloc, .free = ops->memory_free}};
+    tp_init(&tp, world, device, ops, whole, WIDTH);
+    for (int pass = 0; pass < 2; pass++) {
+        tp_layout(&tp, &arena);
+        CHECK(world, pass == 1 || arena_reserve(&arena, "test") == STATUS_OK);
+    }
+    for (int64_t tokens = whole; tokens > whole - share; tokens--) {
+        check_rows(world, &tp, DTYPE_F32, tokens);
+        check_rows(world, &tp, DTYPE_BF16, tokens);
+    }
+    arena_free(&arena);
+    device_close(device);
+}
+
+/* --- models --- */
+
+struct curve {
+    double loss[10], mtp[10], norm, aux;
+};
+
+static const char *const queries[] = {"model.num_attention_heads=4", "model.num_key_value_heads=2",
+                                      NULL};
+
+static void open_tiny(struct comm *world, struct tiny *tiny, const char *text, int ep, int tp,
+                      const char *more)
+{
+    const char *overrides[TINY_OVERRIDES] = {0};
+    char layout[2][32];
+    int count = 0;
+    snprintf(layout[0], sizeof layout[0], "parallel.ep=%d", ep);
+    snprintf(layout[1], sizeof layout[1], "parallel.tp=%d", tp);
+    overrides[count++] = layout[0];
+    overrides[count++] = layout[1];
+    for (int i = 0; text == TINY_MIXTRAL && queries[i] != NULL; i++) {
+        overrides[count++] = queries[i];
+    }
+    if (text == TINY_V3) {
+        overrides[count++] = "model.num_nextn_predict_layers=1";
+        overrides[count++] = "router.bias_update_speed=0.01";
+    }
+    if (more != NULL) {
+        overrides[count++] = more;
+    }
+    const enum status status = tiny_open(tiny, world, text, overrides);
+    CHECK(world, status == STATUS_OK);
+}
+
+static void train(struct comm *world, const char *text, int ep, int tp, const char *more, int steps,
+                  struct curve *curve)
+{
+    static struct tiny tiny;
+    open_tiny(world, &tiny, text, ep, tp, more);
+    for (int s = 0; s < steps; s++) {
+        struct step_result result;
+        CHECK(world, stepper_step(&tiny.stepper, s + 1, s * tiny.config.train.global_batch,
+                                  &result) == STATUS_OK);
+        curve->loss[s] = result.loss;
+        curve->mtp[s] = result.mtp_loss;
+        if (s == 0) {
+            curve->norm = result.grad_norm;
+            curve->aux = result.aux_loss;
+        }
+    }
+    tiny_close(&tiny);
+}
+
+static void expect_close(struct comm *world, double got, double want, double allowed)
+{
+    CHECK(world, (isnan(got) && isnan(want)) || fabs(got - want) <= allowed * fabs(want));
+}
+
+static void compare(struct comm *world, const char *text, const char *more, int steps)
+{
+    struct comm alone = {0};
+    struct curve one = {0};
+    comm_split(world, world->rank, 0, &alone);
+    train(&alone, text, 1, 1, more, steps, &one);
+    for (int ep = 1; ep <= world->size; ep *= 2) {
+        struct curve own = {0};
+        train(world, text, ep, 2, more, steps, &own);
+        expect_close(world, own.loss[0], one.loss[0], 1e-6);
+        expect_close(world, own.aux, one.aux, 1e-6);
+        expect_close(world, own.norm, one.norm, 1e-5);
+        for (int s = 0; s < steps; s++) {
+            expect_close(world, own.loss[s], one.loss[s], 1e-5);
+            expect_close(world, own.mtp[s], one.mtp[s], 1e-5);
+        }
+    }
+    comm_free(&alone);
+}
+
+static bool is_full(void)
+{
+    const char *full = getenv("SWITCHYARD_FULL");
+    return full != NULL && strcmp(full, "1") == 0;
+}
+
+static void test_models(struct comm *world)
+{
+    if (world->size % 2 != 0) {
+        return;
+    }
+    compare(world, TINY_MIXTRAL, "router.z_loss_coef=0.001", 10);
+    compare(world, TINY_V3, NULL, 10);
+    if (!is_full()) {
+        return;
+    }
+    compare(world, TINY_V2, "model.q_lora_rank=null", 3);
+    compare(world, TINY_MIXTRAL, "model.router_jitter_noise=0.1", 1);
+    compare(world, TINY_V3, "train.recompute=norms", 1);
+    compare(world, TINY_V3, "train.recompute=block", 1);
+    compare(world, TINY_V2, "router.dispatch=padded", 1);
+}
+
+/* --- checkpoints and verify --- */
+
+/* A folder that all ranks see; rank 0 makes it. */
+static void make_folder(struct comm *world, char *path, size_t bytes)
+{
+    snprintf(path, bytes, "/tmp/switchyard-tensor-XXXXXX");
+    CHECK(world, world->rank != 0 || mkdtemp(path) != NULL);
+    comm_broadcast(world, path, bytes, 0);
+}
+
+static void save_of(struct comm *world, struct tiny *tiny, const char *folder, const char *name,
+                    char *checkpoint, size_t bytes)
+{
+    char root[128];
+    const struct progress_state at = {.step = 1};
+    snprintf(root, sizeof root, "%s/%s", folder, name);
+    CHECK(world, world->rank != 0 || io_make_dir(root) == STATUS_OK);
+    comm_barrier(world);
+    CHECK(world, state_save(&tiny->model, root, &at, "none") == STATUS_OK);
+    snprintf(checkpoint, bytes, "%s/00000001", root);
+}
+
+static void tell(void *context, const struct difference *d)
+{
+    (void)context;
+    fprintf(stderr, "%s differs\n", d->name);
+}
+
+static void expect_same(struct comm *world, const char *a, const char *b)
+{
+    struct difference_figures figures = {0};
+    CHECK(world, difference_find(a, b, &figures, tell, NULL) == STATUS_OK);
+    CHECK_EQUAL(world, figures.different, 0);
+    CHECK(world, figures.same > 0);
+}
+
+/* From one rank to tp 2 and back; initial weights are the same whatever tp. */
+static void between_layouts(struct comm *world, const char *text, const char *folder,
+                            const char *name)
+{
+    static struct tiny alone, tiny;
+    struct comm self = {0};
+    struct step_result result;
+    struct progress_state at;
+    char path[4][160], label[4][16];
+    for (int i = 0; i < 4; i++) {
+        snprintf(label[i], sizeof label[i], "%s%d", name, i);
+    }
+    comm_split(world, world->rank == 0 ? 0 : 1, world->rank, &self);
+    open_tiny(world, &tiny, text, world->size, 2, "optimizer.ema=0.5");
+    save_of(world, &tiny, folder, label[0], path[0], sizeof path[0]);
+    if (world->rank == 0) {
+        open_tiny(&self, &alone, text, 1, 1, "optimizer.ema=0.5");
+        save_of(&self, &alone, folder, label[1], path[1], sizeof path[1]);
+        expect_same(world, path[0], path[1]);
+        CHECK(world, stepper_step(&alone.stepper, 1, 0, &result) == STATUS_OK);
+        save_of(&self, &alone, folder, label[2], path[2], sizeof path[2]);
+    }
+    comm_broadcast(world, path[2], sizeof path[2], 0);
+    CHECK(world, state_load(&tiny.model, path[2], &at) == STATUS_OK);
+    save_of(world, &tiny, folder, label[3], path[3], sizeof path[3]);
+    if (world->rank == 0) {
+        expect_same(world, path[2], path[3]);
+        model_initialize(&alone.model);
+        CHECK(world, state_load(&alone.model, path[3], &at) == STATUS_OK);
+        snprintf(label[3], sizeof label[3], "%s-back", name);
+        save_of(&self, &alone, folder, label[3], path[1], sizeof path[1]);
+        expect_same(world, path[2], path[1]);
+        tiny_close(&alone);
+    }
+    tiny_close(&tiny);
+    comm_free(&self);
+}
+
+static void test_checkpoints(struct comm *world)
+{
+    char folder[64];
+    if (world->size % 2 != 0) {
+        return;
+    }
+    make_folder(world, folder, sizeof folder);
+    between_layouts(world, TINY_MIXTRAL, folder, "mixtral");
+    if (is_full()) {
+        between_layouts(world, TINY_V3, folder, "v3");
+    }
+    comm_barrier(world);
+    CHECK(world, world->rank != 0 || io_remove_tree(folder) == STATUS_OK);
+}
+
+/* A wire whose reductions keep this rank's part: what a missing reduction does. */
+static void keep_own(struct comm *comm, void *out, const void *in, int64_t count, enum dtype dtype)
+{
+    const size_t bytes = (size_t)count * dtype_bytes(dtype);
+    memcpy(out, (const char *)in + (size_t)comm->rank * bytes, bytes);
+}
+
+static void detach(struct comm *comm)
+{
+    (void)comm;
+}
+
+static const struct comm_wire lying = {.name = "lying",
+                                       .all_reduce = comm_all_reduce,
+                                       .reduce_scatter = keep_own,
+                                       .all_gather = comm_all_gather,
+                                       .detach = detach};
+
+/* What verify says of a session on these ranks, at rank 0. */
+static bool verified(struct comm *world, const char *text, const char *folder,
+                     const struct comm_wire *wire)
+{
+    static struct tiny tiny;
+    static struct session session;
+    struct verify_report report;
+    char dir[96];
+    open_tiny(world, &tiny, text, world->size, 2, "model.initializer_range=0.1");
+    snprintf(dir, sizeof dir, "%s/run", folder);
+    session = (struct session){
+        .config = tiny.config, .world = *world, .device = tiny.device, .mesh = tiny.mesh};
+    session.config.run.dir = dir;
+    session.mesh.world = &session.world;
+    session.mesh.tp.wire = wire;
+    CHECK(world, verify_run(&session, &report) == STATUS_OK);
+    if (world->rank == 0 && report.good != (wire == NULL)) {
+        verify_print(stderr, &report);
+    }
+    tiny_close(&tiny);
+    return report.good;
+}
+
+static void test_verify(struct comm *world)
+{
+    static const char *const texts[] = {TINY_MIXTRAL, TINY_V3};
+    char folder[64];
+    if (world->size % 2 != 0) {
+        return;
+    }
+    make_folder(world, folder, sizeof folder);
+    for (int i = 0; i < (is_full() ? 2 : 1); i++) {
+        const bool right = verified(world, texts[i], folder, NULL),
+                   wrong = verified(world, texts[i], folder, &lying);
+        CHECK(world, world->rank != 0 || right);
+        CHECK(world, world->rank != 0 || !wrong);
+    }
+    comm_barrier(world);
+    CHECK(world, world->rank != 0 || io_remove_tree(folder) == STATUS_OK);
+}
+
+int main(void)
+{
+    static const struct ranks_test tests[] = {
+        RANKS_TEST(test_rows),
+        RANKS_TEST(test_models),
+        RANKS_TEST(test_checkpoints),
+        RANKS_TEST(test_verify),
+    };
+    return RANKS_MAIN(tests);
+}
