@@ -211,19 +211,21 @@ static enum status tell(const struct replicas *replicas, int64_t step, const str
 enum status replicas_check(struct replicas *replicas, int64_t step)
 {
     struct model *model = replicas->model;
-    const struct region dense = group_region(model, PARAM_DENSE),
-                        experts = group_region(model, PARAM_EXPERT), bias = bias_region(model);
-    const uint64_t common[2] = {hash_region(model, &dense), hash_region(model, &bias)},
-                   shared = hash_region(model, &experts);
+    const struct region dense = group_region(model, PARAM_DENSE), bias = bias_region(model);
+    const uint64_t common[2] = {hash_region(model, &dense), hash_region(model, &bias)};
     enum status status = STATUS_OK;
     if (!all_equal(dense.comm, common, 2)) {
         const bool biases = all_equal(dense.comm, common, 1);
         const struct region first = biases ? bias : find_tensor(model, PARAM_DENSE);
         status = tell(replicas, step, &first);
     }
-    if (!all_equal(experts.comm, &shared, 1) && status == STATUS_OK) {
-        const struct region first = find_tensor(model, PARAM_EXPERT);
-        status = tell(replicas, step, &first);
+    for (int g = PARAM_DENSE + 1; g < model->params.groups; g++) {
+        const struct region group = group_region(model, (enum param_group)g);
+        const uint64_t hash = hash_region(model, &group);
+        if (!all_equal(group.comm, &hash, 1) && status == STATUS_OK) {
+            const struct region first = find_tensor(model, (enum param_group)g);
+            status = tell(replicas, step, &first);
+        }
     }
     replicas->equal = step;
     return comm_agree(model->mesh->world, status, NULL);

@@ -1,10 +1,11 @@
 /* replicas: whether ranks that hold the same weights hold the same bits.
  *
  * Dense weights and router biases are the same on every rank, a rank's experts on the ranks of its
- * edp group. Masters and moments have one owner each (ZeRO-1) and no copies. Every weight's copies
- * are written anew by the gather behind each update, so what is found is what went wrong since: in
- * the gather itself, in the memory it went to, or in the biases, which every rank updates alike by
- * itself. Cost: each rank reads its weights once, and three small collectives.
+ * edp group, what tp divides on those with the same tp rank. Masters and moments have one owner
+ * each (ZeRO-1) and no copies. Every weight's copies are written anew by the gather behind each
+ * update, so what is found is what went wrong since: in the gather itself, in the memory it went
+ * to, or in the biases, which every rank updates alike by itself. Cost: each rank reads its weights
+ * once, and three small collectives.
  */
 #ifndef TRAINER_REPLICAS_H
 #define TRAINER_REPLICAS_H

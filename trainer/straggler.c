@@ -27,7 +27,7 @@ static enum status allocate(struct straggler *s)
 enum status straggler_init(struct straggler *straggler, const struct mesh *mesh,
                            const struct config *config, struct metrics *metrics)
 {
-    const bool seen = strcmp(comm_wire_name(&mesh->dp), "nccl") != 0 && mesh->world->size > 1;
+    const bool seen = strcmp(comm_wire_name(&mesh->stage), "nccl") != 0 && mesh->world->size > 1;
     const int64_t every = seen ? config->watchdog.straggler_every_steps : 0;
     char host[STRAGGLER_HOST_BYTES] = "";
     *straggler = (struct straggler){.world = mesh->world,
