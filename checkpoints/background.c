@@ -2,6 +2,7 @@
 #include "checkpoints/background.h"
 
 #include <assert.h>
+#include <hdf5.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <time.h>
@@ -13,7 +14,13 @@ enum status background_init(struct background *background, struct comm *comm,
                             const struct checkpoint_slice *slices, int64_t count,
                             struct device *device, bool roams)
 {
+    hbool_t safe = 0;
     *background = (struct background){.comm = comm, .roams = roams};
+    if (H5is_library_threadsafe(&safe) < 0 || !safe) { /* the training reads files meanwhile */
+        return status_fail(STATUS_USAGE,
+                           "checkpoint.async: the HDF5 library here is built without thread "
+                           "safety: use Debian's, or checkpoint.async: false");
+    }
     return snapshot_init(&background->snapshot, slices, count, device);
 }
 

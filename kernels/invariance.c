@@ -5,7 +5,7 @@
 
 #include "kernels/device_kind.h"
 
-enum { ROWS = 65, GROUPS = 3, MOST = 512, BUFFERS = 4 };
+enum { ROWS = 65, GROUPS = 3, MOST = 512, NARROW = 48, BUFFERS = 4 };
 static const int64_t group_offset[GROUPS + 1] = {0, 31, 32, ROWS};
 
 /* Products of x [ROWS, cols] and w [out, cols], each with a result of at most `bytes`. */
@@ -181,9 +181,9 @@ static enum status run_trial(struct trial *t)
 static enum status try_shape(struct device *device, enum dtype act, int64_t out, int64_t cols)
 {
     const struct ops *ops = device_ops(device);
-    const int64_t rows = out * cols * GROUPS;
+    const int64_t weights = out * cols * GROUPS, rows = ROWS * (out > cols ? out : cols);
     struct trial t = {.device = device, .ops = ops, .act = act, .out = out, .cols = cols};
-    t.bytes = (size_t)(rows > ROWS * MOST ? rows : ROWS * MOST) * sizeof(float);
+    t.bytes = (size_t)(weights > rows ? weights : rows) * sizeof(float);
     for (int b = 0; b < BUFFERS; b++) {
         t.buffer[b] = ops->memory_alloc(device, t.bytes);
     }
@@ -202,6 +202,13 @@ static enum status try_shape(struct device *device, enum dtype act, int64_t out,
 
 enum status invariance_check(struct device *device, enum dtype act, int64_t width, int64_t inner)
 {
+    const int64_t sizes[] = {width, inner};
+    for (int i = 0; i < 2; i++) { /* a long sum may be cut into parts: few results, all of it */
+        if (sizes[i] > MOST) {
+            TRY(try_shape(device, act, NARROW, sizes[i]));
+            TRY(try_shape(device, act, sizes[i], NARROW));
+        }
+    }
     width = width < MOST ? width : MOST;
     inner = inner < MOST ? inner : MOST;
     TRY(try_shape(device, act, inner, width));

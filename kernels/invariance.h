@@ -9,8 +9,9 @@
 
 #include "kernels/device.h"
 
-/* Products of `act` (f32 or bf16) of `width` and `inner` columns, cut to 512. Local. Errors:
- * STATUS_RESOURCE, naming the op and the rows; or out of memory. */
+/* Products of `act` (f32 or bf16) of 65 rows: [width, inner] both ways, each cut to 512; sums over
+ * all of a longer one for 48 columns. Local. Errors: STATUS_RESOURCE, naming the op and the rows;
+ * or out of memory. */
 enum status invariance_check(struct device *device, enum dtype act, int64_t width, int64_t inner)
     __attribute__((warn_unused_result));
 

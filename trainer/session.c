@@ -131,7 +131,7 @@ static enum status check_alike(struct session *session)
     return comm_agree(world, status, NULL);
 }
 
-/* The same on products of this model's shapes, in both directions. Local. */
+/* The same tried out, on sums as long as this model's experts have. Local. */
 static enum status check_products(const struct session *session, const struct architecture *arch)
 {
     const struct config *config = &session->config;

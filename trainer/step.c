@@ -382,12 +382,13 @@ static void update(struct stepper *stepper, int64_t step, struct step_result *re
     count_bad_weights(model, result); /* or the next step would be charged for this one */
 }
 
-/* The guard's message is the one that counts. */
+/* The guard's message is the one that counts, also where the trace finds no room. */
 static enum status stop_traced(struct stepper *stepper)
 {
     char message[1024];
     snprintf(message, sizeof message, "%s", status_message());
-    TRY(trace_weights(stepper->trace));
+    const enum status traced = trace_weights(stepper->trace);
+    (void)traced;
     return status_lines(STATUS_DIVERGED, message);
 }
 

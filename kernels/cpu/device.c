@@ -129,12 +129,12 @@ static bool threads_invariant(struct cpu_device *device, enum dtype dtype)
     static const int64_t tokens[] = {1, 37, 333, MOST};
     const int threads[] = {1, 2, device->head.threads};
     const size_t width = dtype_bytes(dtype);
-    char *dy = calloc((size_t)MOST * (M + N), width), *x = dy + (size_t)MOST * M * width;
-    float *dw = calloc((size_t)2 * M * N, sizeof *dw), *first = dw + M * N;
-    bool same = dy != NULL && dw != NULL;
+    char *dy = calloc((size_t)MOST * M, width), *x = calloc((size_t)MOST * N, width);
+    float *dw = calloc((size_t)M * N, sizeof *dw), *first = calloc((size_t)M * N, sizeof *first);
+    bool same = dy != NULL && x != NULL && dw != NULL && first != NULL;
     for (int64_t i = 0; same && i < MOST * (M + N); i++) {
         const float value = (float)rng_normal(2, (uint64_t)i);
-        row_store(dy, dtype, i, &value, 1);
+        row_store(i < MOST * M ? dy : x, dtype, i < MOST * M ? i : i - MOST * M, &value, 1);
     }
     for (size_t i = 0; i < 3 * sizeof tokens / sizeof tokens[0] && same; i++) {
         const struct gemm gemm = {.m = M,
@@ -157,7 +157,9 @@ static bool threads_invariant(struct cpu_device *device, enum dtype dtype)
         same = !native || i % 3 == 0 || memcmp(first, dw, (size_t)M * N * sizeof *dw) == 0;
     }
     free(dy);
+    free(x);
     free(dw);
+    free(first);
     return same;
 }
 

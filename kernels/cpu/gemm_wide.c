@@ -172,6 +172,7 @@ static void pack_panel(float *out, const struct operand *from, int64_t first, in
     const int64_t element = from->pairs ? 2 : 4;
     const bool adjacent = from->line == element;
     const char *at = from->data + first * from->line;
+    assert(adjacent || width % LANES == 0);
     for (int64_t j = 0; j < width; j += adjacent ? COLS : LANES) {
         const int64_t lines = from->lines - first - j;
         if (!adjacent) {
