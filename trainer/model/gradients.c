@@ -13,6 +13,7 @@ enum status gradients_init(struct gradients *gradients, const struct model *mode
     const int64_t units = config->train.global_batch / config->train.micro_batch;
     *gradients = (struct gradients){.device = model->device,
                                     .ops = model->ops,
+                                    .model = model,
                                     .fixed = model->training && config->run.deterministic ==
                                                                     CONFIG_DETERMINISTIC_LAYOUT,
                                     .most_adds = 1};
@@ -67,9 +68,55 @@ void gradients_begin(struct gradients *gradients, double unit)
     }
 }
 
+/* Elements [first, last) of sum[count] that are of this parameter, where it is frozen; else none.
+ */
+struct part {
+    int64_t first, last;
+};
+
+static struct part frozen_part(const struct model *model, const struct param *param,
+                               const int64_t *sum, int64_t count)
+{
+    const int64_t *own = model->group[param->group].sums + param->offset;
+    const int64_t first = own - sum, last = first + param->count;
+    const struct part part = {.first = first > 0 ? first : 0, .last = last < count ? last : count};
+    return param->frozen && part.first < part.last ? part : (struct part){0};
+}
+
+/* Parameters to look at: none where none is frozen. */
+static int64_t freezable(const struct model *model)
+{
+    return model->config->optimizer.freeze.count > 0 ? model->params.count : 0;
+}
+
+int64_t gradients_frozen(const struct gradients *gradients, const int64_t *sum, int64_t count)
+{
+    const struct model *model = gradients->model;
+    int64_t frozen = 0;
+    for (int64_t i = 0; i < freezable(model); i++) {
+        const struct part part = frozen_part(model, &model->params.table[i], sum, count);
+        frozen += part.last - part.first;
+    }
+    return frozen;
+}
+
+/* Of what an op gave. */
+static void clear_frozen(const struct gradients *gradients, const int64_t *sum, int64_t count)
+{
+    const struct model *model = gradients->model;
+    for (int64_t i = 0; i < freezable(model); i++) {
+        const struct part part = frozen_part(model, &model->params.table[i], sum, count);
+        if (part.first < part.last) {
+            gradients->ops->zero(gradients->device, gradients->unit + part.first,
+                                 (size_t)(part.last - part.first) * sizeof *gradients->unit);
+        }
+    }
+}
+
 void gradients_add(const struct gradients *gradients, int64_t *sum, int64_t count)
 {
     if (gradients->fixed) {
+        clear_frozen(gradients, sum, count);
         gradients->ops->fixed->add(gradients->device, sum, gradients->unit, count,
                                    gradients->point);
     }

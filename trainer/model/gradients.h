@@ -21,6 +21,7 @@ enum { GRADIENT_BITS = 48 }; /* 1 is 2^48 integers, whatever the gradient's unit
 struct gradients {
     struct device *device;     /* borrowed */
     const struct ops *ops;     /* borrowed */
+    const struct model *model; /* borrowed */
     bool fixed;                /* as integers; all below is of that */
     int64_t most_adds;         /* to one element in a step: a power of two */
     float *unit;               /* [largest matrix] device: zeros between ops */
@@ -44,8 +45,11 @@ static inline float *gradients_place(const struct gradients *gradients, float *g
     return gradients->fixed ? gradients->unit : grad;
 }
 
-/* After that op: integers at `sum` add what it gave, `count` elements. In f32: nothing to do. */
+/* After that op: integers at `sum` add what it gave, `count` elements; of frozen parameters nothing
+ * is added and nothing counted. In f32: nothing to do. */
 void gradients_add(const struct gradients *gradients, int64_t *sum, int64_t count);
+/* How many of the elements kept at sum[count] are of frozen parameters. */
+int64_t gradients_frozen(const struct gradients *gradients, const int64_t *sum, int64_t count);
 
 /* out[count] in f32 from integers, in `unit`s; square adds up (gradients_norm). */
 void gradients_decode(const struct gradients *gradients, float *out, const int64_t *sum,

@@ -105,6 +105,18 @@ static void add_attention(struct linears *linears, const struct model *model, in
     add_dense(linears, model, b, LINEAR_O, divided, from->o_proj, width, arch->heads * arch->v_dim);
 }
 
+/* Whether all experts' matrices of a layer that is placed are frozen. */
+static bool all_frozen(const struct linears *linears, const struct linear *linear)
+{
+    const int64_t count = linear->out * linear->in;
+    bool frozen = linear->sum != NULL;
+    for (int64_t e = 0; e < linear->matrices && frozen; e++) {
+        frozen =
+            gradients_frozen(linears->gradients, linear->sum + e * linear->stride, count) == count;
+    }
+    return frozen;
+}
+
 static void add_experts(struct linears *linears, const struct model *model, int64_t b)
 {
     const struct architecture *arch = &model->arch;
@@ -122,6 +134,7 @@ static void add_experts(struct linears *linears, const struct model *model, int6
         if (group->weights != NULL) {
             linear->weight = model_weight(model, PARAM_EXPERT, offsets[i], 1, 1).data;
             place_gradient(linear, group, offsets[i]);
+            linear->frozen = all_frozen(linears, linear);
         }
     }
 }
@@ -365,6 +378,9 @@ static void fixed_backward_weight(const struct linears *linears, const struct li
     const struct gradients *gradients = linears->gradients;
     const struct fixed_ops *ops = linears->ops->fixed;
     const struct fp8_how how = linears_how_silent(linears);
+    if (linear->frozen) {
+        return;
+    }
     if (in_fp8(linear)) {
         ops->fp8_linear_weight(linears->device, linear->sum, linear->stride, gradients->unit, dy->t,
                                x->t, offset, linear->matrices, linear->sources, tokens, &how,

@@ -45,6 +45,7 @@ struct linear {
     void *weight;            /* [matrices, out, in] act */
     float *grad;             /* the same; NULL without training, and where it is */
     int64_t *sum;            /* in integers; else NULL */
+    bool frozen;             /* of experts, in integers: all of them are, none has a gradient */
     struct fp8_weights w, t; /* w transposed: t, when training. code NULL: this layer is in act */
 };
 
