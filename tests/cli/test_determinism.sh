@@ -119,11 +119,17 @@ echo "what is not a number ends the run"
 expect_error 77 "elements of gradients are NaN or infinity" train_on 2 2 "$work/nan" run.deterministic=layout \
     run.steps=5 debug.fault=nan:2:1
 
-echo "ranks that compute differently"
-expect_error 64 "ranks compute differently" mpirun --allow-run-as-root --oversubscribe --bind-to none -q \
-    -np 1 "$binary" train "$work/tiny.yaml" run.deterministic=layout "run.dir=$work/unlike" : \
-    -np 1 -x ONEDNN_MAX_CPU_ISA=AVX2 -x DNNL_MAX_CPU_ISA=AVX2 \
-    "$binary" train "$work/tiny.yaml" run.deterministic=layout "run.dir=$work/unlike"
+# The second rank is held to AVX2: another one only where the first has more.
+expect_rc 0 "$binary" doctor
+if grep -q '^ *isa  *AVX-512' "$out"; then
+    echo "ranks that compute differently"
+    expect_error 64 "ranks compute differently" mpirun --allow-run-as-root --oversubscribe --bind-to none -q \
+        -np 1 "$binary" train "$work/tiny.yaml" run.deterministic=layout "run.dir=$work/unlike" : \
+        -np 1 -x ONEDNN_MAX_CPU_ISA=AVX2 -x DNNL_MAX_CPU_ISA=AVX2 \
+        "$binary" train "$work/tiny.yaml" run.deterministic=layout "run.dir=$work/unlike"
+else
+    echo "left out: ranks that compute differently: no AVX-512 here"
+fi
 
 echo "the shipped config, at 1, 2 and 4 ranks"
 for np in 1 2 4; do

@@ -24,6 +24,8 @@ remove_hosts() {
     cleanup
 }
 trap remove_hosts EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
 for host in "${hosts[@]}"; do
     ip netns add "$host" 2>"$err" || skip "ip netns add: $(cat "$err")"
 done
@@ -31,11 +33,13 @@ ip link add "v$$a" netns "${hosts[0]}" type veth peer name "v$$b" netns "${hosts
     skip "ip link add type veth: $(cat "$err")"
 for i in 0 1; do
     side=v$$$([ $i = 0 ] && echo a || echo b)
-    ip -n "${hosts[i]}" addr add "${addresses[i]}/24" dev "$side"
-    ip -n "${hosts[i]}" link set lo up
-    ip -n "${hosts[i]}" link set "$side" up
+    {
+        ip -n "${hosts[i]}" addr add "${addresses[i]}/24" dev "$side" &&
+            ip -n "${hosts[i]}" link set lo up &&
+            ip -n "${hosts[i]}" link set "$side" up
+    } 2>"$err" || skip "ip addr, ip link: $(cat "$err")"
+    ip netns exec "${hosts[i]}" unshare -u true 2>"$err" || skip "ip netns exec unshare -u: $(cat "$err")"
 done
-unshare -u true 2>"$err" || skip "unshare -u: $(cat "$err")"
 
 # What ssh is elsewhere: enter ADDRESS COMMAND..., in that host.
 cat >"$work/enter" <<EOF
@@ -82,7 +86,7 @@ settings=(run.steps=300 parallel.ep=4 checkpoint.every_steps=4 checkpoint.async=
 on_both "$binary" train "$work/tiny.yaml" "run.dir=$work/dies" "${settings[@]}" >"$out" 2>"$err" </dev/null &
 job=$!
 wait_for 60 has_steps "$work/dies" 10 || { fail "no ten steps within 60 s"; show_last; }
-ip netns pids "${hosts[1]}" | xargs kill -KILL
+ip netns pids "${hosts[1]}" | xargs -r kill -KILL
 rc=0
 wait "$job" || rc=$?
 [ "$rc" -ne 0 ] || fail "mpirun ended with 0"

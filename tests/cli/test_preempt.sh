@@ -24,16 +24,20 @@ record() { stat -c %i "$1/run.json" 2>/dev/null || echo none; }
 is_new() { [ "$(record "$1")" != "$2" ]; }
 listens_or_gone() { is_new "$1" "$2" || ! kill -0 "$3" 2>/dev/null; }
 
-# stop WAY MILLISECONDS DIR: starts $command and asks it so long after its ranks listen. Sets $rc.
+# seconds MILLISECONDS
+seconds() { printf '%d.%03d' $(($1 / 1000)) $(($1 % 1000)); }
+
+# stop WAY MILLISECONDS DIR: starts $command and asks it so long after its ranks listen; a time limit is an eighth of the
+# steps' time longer, which leaves most of them over on a machine of any speed. Sets $rc.
 stop() {
     local way=$1 dir=$3 before launcher children more=()
     before=$(record "$dir")
-    [ "$way" != limit ] || more=("run.time_limit=$(printf '%d.%03d' $((1 + $2 / 1000)) $(($2 % 1000)))")
+    [ "$way" != limit ] || more=("run.time_limit=$(seconds $((1 + takes[$layout] / 8 + $2)))")
     "${command[@]}" "${more[@]}" >"$out" 2>"$err" </dev/null &
     launcher=$!
     last="${command[*]} ($way after $2 ms)"
     wait_for 60 listens_or_gone "$dir" "$before" "$launcher" || fail "no ranks within 60 s"
-    sleep "$(printf '%d.%03d' $(($2 / 1000)) $(($2 % 1000)))"
+    sleep "$(seconds "$2")"
     mapfile -t children < <(pgrep -P "$launcher" -f "$binary" || true)
     if [ ${#children[@]} -gt 0 ]; then
         case $way in
@@ -56,15 +60,16 @@ for layout in "${layouts[@]}"; do
     expect_rc 0 "${command[@]}"
     takes[$layout]=$(($(metric "$work/whole-${layout/,/-}" step_ms | awk '{ sum += $1 } END { print int(sum) }') + 1))
 done
-done_stops=0 runs=0
-while [ "$done_stops" -lt "$count" ] && [ "$failures" -lt 5 ]; do
+done_stops=0 runs=0 attempts=0 most_runs=$((2 * count + 10))
+while [ "$done_stops" -lt "$count" ] && [ "$failures" -lt 5 ] && [ "$runs" -lt "$most_runs" ]; do
     layout=${layouts[runs % 2]} dir=$work/stopped rc=85
     whole=$work/whole-${layout/,/-}
     runs=$((runs + 1))
     rm -rf "$dir"
     settings "$layout" "$dir"
     for ((i = 0; i < 5 && done_stops < count && rc == 85; i++)); do
-        way=${ways[(done_stops + i) % 5]}
+        way=${ways[attempts % 5]} # the next one too after a run that was done before it was asked
+        attempts=$((attempts + 1))
         stop "$way" $((RANDOM % (takes[$layout] / 4 + 1))) "$dir"
         case $rc in
         0) ;; # done before it was asked
@@ -83,6 +88,7 @@ while [ "$done_stops" -lt "$count" ] && [ "$failures" -lt 5 ]; do
         cmp -s "$file" "$dir/checkpoints/000000$steps/${file##*/}" || fail "$layout: ${file##*/} differs"
     done
 done
+[ "$done_stops" -ge "$count" ] || fail "$done_stops stops in $runs runs, expected $count"
 for way in "${ways[@]}"; do
     printf '%-8s %5d\n' "$way" "${stops[$way]:-0}"
 done

@@ -9,6 +9,15 @@ make_data
 make_config
 cd "$work"
 
+# Terabytes end in an error only where the kernel refuses them; where it promises anything, the run is killed when it
+# writes to them, and perhaps others with it.
+export instead_of_memory=memory
+if [ "$(cat /proc/sys/vm/overcommit_memory 2>/dev/null || echo 1)" = 1 ] ||
+    python3 -c 'import mmap; mmap.mmap(-1, 3 << 39, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)' 2>/dev/null; then
+    echo "left out: terabytes of weights: this kernel grants them; an unknown key in their place"
+    instead_of_memory=key
+fi
+
 # The launcher does it: trial K is known by its run.dir, and of every five one is hit, by the next of these.
 cat >launch.sh <<'END'
 ways=(fault=segv:4:0 memory fault=nan:6:0 key fault=io:enospc:1+ fault=kill:3:0 data fault=exit:5:0 fault=io:eio:3+ fault=segv:9:0)
@@ -16,6 +25,7 @@ dir=$(printf '%s\n' "$@" | sed -n 's/^run.dir=//p')
 trial=$((10#${dir##*/}))
 way=none
 [ $((trial % 5)) != 3 ] || way=${ways[trial / 5 % ${#ways[@]}]}
+[ $way != memory ] || way=$instead_of_memory
 echo "$way" >"$dir.way"
 case $way in
 none) exec "$@" ;;

@@ -2,21 +2,28 @@
 # Under a real Slurm of one node, started here (Debian's slurm-wlm, as root): a job that is told that its time is
 # over saves, is queued again and goes on; a sweep as a job array. Bits as of a run that nobody interrupted.
 set -euo pipefail
-if ! command -v slurmctld slurmd sbatch >/dev/null || [ "$(id -u)" != 0 ]; then
-    echo "skipped: needs root and Debian's slurm-wlm (apt-get install slurm-wlm)"
+skip() {
+    echo "skipped: $*"
     exit 77
-fi
+}
+[ "$(id -u)" = 0 ] || skip "not root"
+for program in slurmctld slurmd sbatch scontrol sinfo squeue scancel; do
+    command -v $program >/dev/null || skip "no $program (apt-get install slurm-wlm)"
+done
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 make_data
 make_config
 cd "$work"
-free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+# Both held at once, so that they are two.
+read -r ctld_port slurmd_port < <(python3 -c 'import socket
+held = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+print(*(s.getsockname()[1] for s in held))')
 mkdir state spool
 cat >slurm.conf <<END
 ClusterName=test
 SlurmctldHost=$(hostname -s)(127.0.0.1)
-SlurmctldPort=$(free_port)
-SlurmdPort=$(free_port)
+SlurmctldPort=$ctld_port
+SlurmdPort=$slurmd_port
 AuthType=auth/none
 CredType=cred/none
 SlurmUser=root
@@ -44,16 +51,22 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 END
 export SLURM_CONF=$work/slurm.conf SWITCHYARD=$binary
 slurmctld -D -f "$SLURM_CONF" >ctld.out 2>&1 &
+ctld=$!
 slurmd -D -f "$SLURM_CONF" >d.out 2>&1 &
-if ! wait_for 30 sh -c 'sinfo -h -o %t | grep -q idle'; then
-    tail -n 5 ctld.out d.out slurmctld.log slurmd.log
-    fail "Slurm did not start"
-    finish
-fi
+slurmd=$!
+
+# no_slurm WHY: what the daemons said last, and no test. No log is there of one that never began.
+no_slurm() {
+    tail -n 5 ctld.out d.out slurmctld.log slurmd.log probe.log 2>/dev/null || true
+    skip "$*"
+}
+wait_for 30 sh -c 'timeout 5 sinfo -h -o %t | grep -q idle' || no_slurm "Slurm did not start"
 
 # state_of JOB: RUNNING, PENDING, ..., as Slurm shows it.
 state_of() { scontrol show job "$1" | sed -n 's/.*JobState=\([A-Z]*\).*/\1/p'; }
 is() { [ "$(state_of "$1")" = "$2" ]; }
+probe=$(timeout 30 sbatch --parsable --ntasks=2 --time=10 --output=probe.log --wrap=true) || no_slurm "Slurm takes no job"
+wait_for 60 is "$probe" COMPLETED || no_slurm "Slurm runs no job here: $(state_of "$probe")"
 
 echo "a job that is interrupted, queued again and goes on"
 expect_rc 0 train_on 2 2 solo run.steps=12
@@ -78,6 +91,10 @@ job=$(sbatch --parsable --time=10 --output=array-%a.log array/sweep.sbatch)
 all_done() { [ "$("$binary" sweep array.yaml --table | grep -c ' done ')" = 3 ]; }
 wait_for 120 all_done || { fail "the array's trials are not done"; "$binary" sweep array.yaml --table; cat array-*.log; }
 wait_for 60 sh -c "! squeue -h -j $job 2>/dev/null | grep -q ." || fail "tasks of the array are left"
-scontrol shutdown
+
+# A daemon that does not go by itself is no finding about us.
+timeout 10 scontrol shutdown || true
+gone() { ! kill -0 "$ctld" 2>/dev/null && ! kill -0 "$slurmd" 2>/dev/null; }
+wait_for 20 gone || kill -KILL "$ctld" "$slurmd" 2>/dev/null || true
 wait
 finish
