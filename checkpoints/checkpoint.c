@@ -87,6 +87,23 @@ static enum status find_newest(const char *root, int64_t before, char path[MAX_P
     return status;
 }
 
+static enum status forget(const char *root, int64_t step)
+{
+    int64_t *steps = NULL, count = 0;
+    TRY(steps_list(root, &steps, &count));
+    enum status status = STATUS_OK;
+    for (int64_t i = 0; i < count && status == STATUS_OK; i++) {
+        status = steps[i] > step ? steps_discard(root, steps[i]) : STATUS_OK;
+    }
+    free(steps);
+    return status;
+}
+
+enum status checkpoint_forget(struct comm *comm, const char *root, int64_t step)
+{
+    return comm_agree(comm, comm->rank == 0 ? forget(root, step) : STATUS_OK, NULL);
+}
+
 enum status checkpoint_newest(struct comm *comm, const char *root, int64_t before, char **path,
                               int64_t *step, void (*warn)(void *context, const char *message),
                               void *context)

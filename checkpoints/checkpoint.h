@@ -50,6 +50,9 @@ enum status checkpoint_write(struct comm *comm, const char *place, int64_t step,
                              const struct checkpoint_slice *slices, int64_t slice_count)
     __attribute__((warn_unused_result));
 
+/* Collective. Checkpoints under root of steps after `step` are deleted. None is being saved. */
+enum status checkpoint_forget(struct comm *comm, const char *root, int64_t step)
+    __attribute__((warn_unused_result));
 /* Collective. Newest valid checkpoint under root of a step before `before` (INT64_MAX: any; the
  * step of one that failed to load: the one to fall back to): manifest hash, file sizes. *path
  * (owned by caller) and *step, or *path NULL when there is none at all. Older ones are tried in

@@ -74,26 +74,27 @@ static struct region bias_region(const struct model *model)
 
 /* --- which tensor, whose copy, where in it --- */
 
-/* Collective. The first tensor of a group that differs. */
-static struct region find_tensor(const struct model *model, enum param_group g)
+/* Collective. The first tensor of a group that differs; false: none does, what lies between them
+ * does. */
+static bool find_tensor(const struct model *model, enum param_group g, struct region *found)
 {
-    struct region region = {0};
     for (int64_t i = 0; i < model->params.count; i++) {
         const struct param *param = &model->params.table[i];
         if (param->group != g) {
             continue;
         }
-        region = group_region(model, g);
+        struct region region = group_region(model, g);
         region.name = param->name;
         region.data += (size_t)param->offset * dtype_bytes(region.dtype);
         region.count = param->count;
         region.columns = param->shape[param->ndim - 1];
         const uint64_t hash = hash_region(model, &region);
         if (!all_equal(region.comm, &hash, 1)) {
-            break;
+            *found = region;
+            return true;
         }
     }
-    return region;
+    return false;
 }
 
 struct copy {
@@ -215,20 +216,25 @@ enum status replicas_check(struct replicas *replicas, int64_t step)
     const uint64_t common[2] = {hash_region(model, &dense), hash_region(model, &bias)};
     enum status status = STATUS_OK;
     if (!all_equal(dense.comm, common, 2)) {
+        struct region first = bias;
         const bool biases = all_equal(dense.comm, common, 1);
-        const struct region first = biases ? bias : find_tensor(model, PARAM_DENSE);
-        status = tell(replicas, step, &first);
+        if (biases || find_tensor(model, PARAM_DENSE, &first)) {
+            status = tell(replicas, step, &first);
+        }
     }
     for (int g = PARAM_DENSE + 1; g < model->params.groups; g++) {
         const struct region group = group_region(model, (enum param_group)g);
         const uint64_t hash = hash_region(model, &group);
-        if (!all_equal(group.comm, &hash, 1) && status == STATUS_OK) {
-            const struct region first = find_tensor(model, (enum param_group)g);
+        struct region first;
+        TRY(comm_agree(model->mesh->world, status,
+                       NULL)); /* groups may differ in what they found */
+        if (!all_equal(group.comm, &hash, 1) && find_tensor(model, (enum param_group)g, &first)) {
             status = tell(replicas, step, &first);
         }
     }
+    TRY(comm_agree(model->mesh->world, status, NULL));
     replicas->equal = step;
-    return comm_agree(model->mesh->world, status, NULL);
+    return STATUS_OK;
 }
 
 void replicas_flip(struct model *model, enum fault_flip flip)

@@ -2,34 +2,47 @@
 
 #include <stdlib.h>
 
+#include "checkpoints/checkpoint.h"
+
 static bool was_due(const struct config *config, int64_t step)
 {
     const int64_t every = config->checkpoint.mtbf_hours > 0 ? 0 : config->checkpoint.every_steps;
     return every == 0 || step % every == 0;
 }
 
-enum status rollback_load(struct model *model, const char *root, int64_t trouble,
-                          struct progress_state *at, bool *found)
+/* Collective. Of those `due` alone, or of all. */
+static enum status load_newest(struct model *model, const char *root, int64_t trouble, bool due,
+                               struct progress_state *at, bool *found)
 {
     struct comm *world = model->mesh->world;
-    *found = false;
     for (int64_t step = trouble;;) {
         char *path = NULL;
-        TRY(state_newest(world, root, step, &path, &step));
-        if (path == NULL) {
-            return STATUS_OK;
+        enum status status = state_newest(world, root, step, &path, &step);
+        if (status != STATUS_OK || path == NULL) { /* the same on every rank */
+            return due && status == STATUS_DATA ? STATUS_OK : status;
         }
-        if (!was_due(model->config, step)) {
+        if (due && !was_due(model->config, step)) {
             free(path);
             continue;
         }
-        const enum status status = state_load(model, path, at);
+        status = state_load(model, path, at);
         free(path);
         *found = status == STATUS_OK;
         if (*found || !state_try_older(world, status)) {
             return status;
         }
     }
+}
+
+enum status rollback_load(struct model *model, const char *root, int64_t trouble,
+                          struct progress_state *at, bool *found)
+{
+    *found = false;
+    TRY(load_newest(model, root, trouble, true, at, found));
+    if (!*found) {
+        TRY(load_newest(model, root, trouble, false, at, found));
+    }
+    return checkpoint_forget(model->mesh->world, root, *found ? at->step : 0);
 }
 
 void rollback_place(struct progress_state *now, const struct progress_state *was, int64_t trouble,

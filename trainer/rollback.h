@@ -8,7 +8,8 @@
 
 /* Collective. The model and *at as the newest checkpoint under `root` has them that was due by
  * checkpoint.every_steps before step `trouble` (by time, where that is 0): one that a signal had
- * saved is not taken, so that a run that was stopped goes back where one that was not does.
+ * saved is taken only where no such one is left, so that a run that was stopped goes back where one
+ * that was not does. Newer ones, of what is given up, are deleted: a resume would take them.
  * *found false: there is none, and neither is as it was. Errors, agreed: those of state_load. */
 enum status rollback_load(struct model *model, const char *root, int64_t trouble,
                           struct progress_state *at, bool *found)

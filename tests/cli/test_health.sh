@@ -111,6 +111,15 @@ if [ "$full" = 1 ]; then
     expect_text "back to step 0, passing over the 24 samples since"
     expect_same "$(ls "$work/start/checkpoints" | grep -c 00000000 || true)" 0 "checkpoints of step 0"
 
+    echo "only what a stop has saved is left: back to that; behind one that was due, what a stop has saved goes"
+    expect_rc 0 train_on 2 2 "$work/only" run.steps=3 checkpoint.every_steps=100 guard.on_nonfinite=rollback
+    expect_rc 0 train_on 2 2 "$work/only" run.steps=6 checkpoint.every_steps=100 guard.on_nonfinite=rollback debug.fault=nan:5:0
+    expect_text "back to step 3, passing over"
+    expect_rc 0 train_on 2 2 "$work/gone" run.steps=6 checkpoint.every_steps=4 checkpoint.keep_last=9 guard.on_nonfinite=rollback
+    expect_rc 0 train_on 2 2 "$work/gone" run.steps=8 checkpoint.every_steps=4 checkpoint.keep_last=9 guard.on_nonfinite=rollback debug.fault=nan:7:0
+    expect_text "back to step 4, passing over"
+    expect_same "$(ls "$work/gone/checkpoints" | grep -E '^[0-9]+$' | tr '\n' ' ')" "00000004 00000008 " "checkpoints"
+
     echo "before a save, too; and copies of biases"
     expect_rc 77 train_on 2 2 "$work/saved" guard.replicas_every_steps=1000 checkpoint.every_steps=2 debug.fault=weight:4:0
     expect_text "step 4: copies of "

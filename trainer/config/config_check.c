@@ -428,6 +428,10 @@ static void check_unused(const struct config *config, struct config_errors *erro
             config_error(errors, "%s: debug.profile is null", profile[i]);
         }
     }
+    if (config->debug.profile != NULL && config->debug.profile_from > config->run.steps) {
+        config_error(errors, "debug.profile_from %lld is behind the last of run.steps %lld",
+                     (long long)config->debug.profile_from, (long long)config->run.steps);
+    }
     static const char *const traces[] = {"debug.trace_from", "debug.trace_steps",
                                          "debug.trace_values", "debug.trace_mib"};
     for (size_t i = 0; i < sizeof traces / sizeof traces[0]; i++) {
@@ -524,12 +528,6 @@ static void check_tensor(const struct config *config, struct config_errors *erro
         config_error(errors,
                      "parallel.tp %lld with train.precision fp8: not built: the codes of "
                      "rows are not gathered between ranks; use bf16",
-                     (long long)tp);
-    }
-    if (config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT) {
-        config_error(errors,
-                     "parallel.tp %lld with run.deterministic layout: sums over tp depend on how "
-                     "many ranks there are: use run",
                      (long long)tp);
     }
     if (config->debug.trace != NULL) {

@@ -89,10 +89,12 @@ static size_t scratch_of_cpu(const struct config *config, const struct architect
                                                                                 : sizeof(float),
                  ranks = (size_t)(dp * config->parallel.tp),
                  dense = ranks > 1 ? (size_t)memory->elements[PARAM_DENSE] * sum : 0,
-                 experts = ranks > (size_t)ep ? (size_t)memory->elements[PARAM_EXPERT] * sum : 0;
+                 experts = ranks > (size_t)ep ? (size_t)memory->elements[PARAM_EXPERT] * sum : 0,
+                 divided = dp > 1 ? (size_t)memory->elements[PARAM_TENSOR] * sum : 0,
+                 whole = dense > divided ? dense : divided;
     return chunk * vocab * (sizeof(float) + (act == 2 ? 2 : 0)) +
            2 * vocab * (size_t)arch->width * act * chunk / CPU_LOSS_ROWS +
-           (dense > experts ? dense : experts);
+           (whole > experts ? whole : experts);
 }
 
 size_t memory_outside(const struct config *config, const struct hardware *hardware,
