@@ -60,13 +60,15 @@ no_slurm() {
     tail -n 5 ctld.out d.out slurmctld.log slurmd.log probe.log 2>/dev/null || true
     skip "$*"
 }
-wait_for 30 sh -c 'timeout 5 sinfo -h -o %t | grep -q idle' || no_slurm "Slurm did not start"
+# By the clock: without a daemon each of these commands takes its own time to give up.
+timeout 30 sh -c 'until sinfo -h -o %t 2>/dev/null | grep -q idle; do sleep 0.1; done' || no_slurm "Slurm did not start"
 
 # state_of JOB: RUNNING, PENDING, ..., as Slurm shows it.
 state_of() { scontrol show job "$1" | sed -n 's/.*JobState=\([A-Z]*\).*/\1/p'; }
 is() { [ "$(state_of "$1")" = "$2" ]; }
 probe=$(timeout 30 sbatch --parsable --ntasks=2 --time=10 --output=probe.log --wrap=true) || no_slurm "Slurm takes no job"
-wait_for 60 is "$probe" COMPLETED || no_slurm "Slurm runs no job here: $(state_of "$probe")"
+timeout 60 sh -c "until scontrol show job $probe | grep -q JobState=COMPLETED; do sleep 0.1; done" ||
+    no_slurm "Slurm runs no job here"
 
 echo "a job that is interrupted, queued again and goes on"
 expect_rc 0 train_on 2 2 solo run.steps=12
