@@ -79,8 +79,9 @@ wait_for 60 grep -q "exits with 85\|saved at step\|same command resumes" job.log
 step=$(metric job step | tail -n 1)
 wait_for 30 sh -c "[ \$(scontrol show job $job | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p') = 1 ]" || fail "the job was not queued again"
 # Slurm holds a job that was queued again for a while (two minutes): let it begin now.
-scontrol update jobid="$job" StartTime=now 2>/dev/null || true
-wait_for 150 grep -q "resuming at step $step" job.log || { fail "not resumed at step $step"; cat job.log; }
+timeout 150 sh -c "until scontrol show job $job | grep -q JobState=RUNNING; do scontrol update jobid=$job StartTime=now; sleep 1; done" 2>update.log ||
+    { fail "not started again"; scontrol show job "$job"; scontrol show node; tail -n 3 update.log; tail -n 30 slurmctld.log slurmd.log; }
+wait_for 60 grep -q "resuming at step $step" job.log || { fail "not resumed at step $step"; cat job.log; }
 wait_for 60 has_steps job $((step + 12)) || fail "no steps after the restart"
 scancel "$job"
 wait_for 60 is "$job" CANCELLED || fail "still there after scancel: $(state_of "$job")"
