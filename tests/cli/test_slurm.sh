@@ -78,7 +78,9 @@ scancel --batch --signal=USR1 "$job"
 wait_for 60 grep -q "exits with 85\|saved at step\|same command resumes" job.log || { fail "no save"; cat job.log; }
 step=$(metric job step | tail -n 1)
 wait_for 30 sh -c "[ \$(scontrol show job $job | sed -n 's/.*Restarts=\([0-9]*\).*/\1/p') = 1 ]" || fail "the job was not queued again"
-# Slurm holds a job that was queued again for a while (two minutes): let it begin now.
+# Slurm holds a job that was queued again for a while (two minutes): let it begin now, but not in the second in which it
+# was ended. Slurm's stamps are whole seconds, and a start of that second is taken for one that was revoked.
+sleep 2
 timeout 150 sh -c "until scontrol show job $job | grep -q JobState=RUNNING; do scontrol update jobid=$job StartTime=now; sleep 1; done" 2>update.log ||
     { fail "not started again"; scontrol show job "$job"; scontrol show node; tail -n 3 update.log; tail -n 30 slurmctld.log slurmd.log; }
 wait_for 60 grep -q "resuming at step $step" job.log || { fail "not resumed at step $step"; cat job.log; }
