@@ -241,8 +241,15 @@ void replicas_flip(struct model *model, enum fault_flip flip)
 {
     enum { BIT = 0x10 };
     const struct model_group *group = &model->group[PARAM_DENSE];
-    const int64_t next = (group->zero.first + group->zero.share) % group->zero.count,
-                  at = next < model->params.elements[PARAM_DENSE] ? next : 0;
+    const int64_t next = (group->zero.first + group->zero.share) % group->zero.count;
+    int64_t at = 0; /* of the first tensor that ends behind `next`: what lies between is none's */
+    for (int64_t i = 0; i < model->params.count; i++) {
+        const struct param *param = &model->params.table[i];
+        if (param->group == PARAM_DENSE && param->offset + param->count > next) {
+            at = next > param->offset ? next : param->offset;
+            break;
+        }
+    }
     char *where = flip == FAULT_FLIP_BIAS
                       ? (char *)model->router_bias
                       : (char *)group->weights + (size_t)at * dtype_bytes(model->act);

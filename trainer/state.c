@@ -39,6 +39,13 @@ void state_slices_free(struct state_slices *slices)
     *slices = (struct state_slices){0};
 }
 
+static enum dtype dtype_of(const struct state_slices *slices, const struct model *model,
+                           enum kind kind)
+{
+    const bool is_moment = kind == KIND_MOMENT1 || kind == KIND_MOMENT2;
+    return kind == KIND_WEIGHT ? model->act : is_moment ? slices->moments : DTYPE_F32;
+}
+
 /* Memory of element `first` of the group: all but the weights hold this rank's share only. NULL in
  * a model that is only measured. */
 static void *element(const struct state_slices *slices, const struct model *model,
@@ -52,12 +59,9 @@ static void *element(const struct state_slices *slices, const struct model *mode
         [KIND_MOMENT1] = staged ? (void *)group->grads : group->moment1,
         [KIND_MOMENT2] = staged ? (void *)group->reduced : group->moment2,
     };
-    const bool is_moment = kind == KIND_MOMENT1 || kind == KIND_MOMENT2;
-    const enum dtype dtype = kind == KIND_WEIGHT ? model->act
-                             : is_moment         ? slices->moments
-                                                 : DTYPE_F32;
     const int64_t at = kind == KIND_WEIGHT ? first : first - group->zero.first;
-    return base[kind] != NULL ? (char *)base[kind] + (size_t)at * dtype_bytes(dtype) : NULL;
+    const size_t width = dtype_bytes(dtype_of(slices, model, kind));
+    return base[kind] != NULL ? (char *)base[kind] + (size_t)at * width : NULL;
 }
 
 /* Slices are the device's memory. */
@@ -80,7 +84,6 @@ static void write_device(const struct checkpoint_slice *slice, void *to, const v
 static void add_kind(struct state_slices *slices, const struct model *model, enum kind kind,
                      const char *name_prefix)
 {
-    const bool is_moment = kind == KIND_MOMENT1 || kind == KIND_MOMENT2;
     for (int64_t i = 0; i < model->params.count; i++) {
         const struct param *param = &model->params.table[i];
         const struct model_group *group = &model->group[param->group];
@@ -98,9 +101,7 @@ static void add_kind(struct state_slices *slices, const struct model *model, enu
             const struct param_run run = param_run(param, at - param->offset, last - param->offset);
             slices->slice[slices->count++] =
                 (struct checkpoint_slice){.name = name,
-                                          .dtype = kind == KIND_WEIGHT ? model->act
-                                                   : is_moment         ? slices->moments
-                                                                       : DTYPE_F32,
+                                          .dtype = dtype_of(slices, model, kind),
                                           .ndim = param->ndim,
                                           .shape = {param->shape[0], param->shape[1], 1, 1},
                                           .first = run.whole,

@@ -6,20 +6,9 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 count=${3:-20}
 RANDOM=${4:-1}
-more=("${@:5}")
 steps=30
-make_data
-make_config
-sed -i "s/micro_batch: 2, global_batch: 8/micro_batch: 1, global_batch: 4/" "$work/tiny.yaml"
-
-# settings LAYOUT DIR: sets $command. Four ranks train in bf16, two in fp32.
-settings() {
-    local n=${1%,*} precision=fp32
-    [ "$n" = 2 ] || precision=bf16
-    command=(mpirun --allow-run-as-root --oversubscribe --bind-to none -q -np "$n" "$binary" train "$work/tiny.yaml"
-        "run.dir=$2" "parallel.ep=${1#*,}" "train.precision=$precision" "run.steps=$steps" checkpoint.every_steps=4
-        model.router_jitter_noise=0.05 "${more[@]}")
-}
+. "$(dirname "${BASH_SOURCE[0]}")/interrupted.sh"
+more=(checkpoint.every_steps=4 "${@:5}")
 
 # What Open MPI sometimes does when ranks die while they connect to it is to wait for them for ever: after 20 s
 # it goes, too, and is counted.
@@ -44,7 +33,7 @@ interrupt() {
     local launcher children
     "${command[@]}" >"$out" 2>"$err" </dev/null &
     launcher=$!
-    sleep "$(printf '%d.%03d' $(($1 / 1000)) $(($1 % 1000)))"
+    sleep "$(seconds "$1")"
     mapfile -t children < <(pgrep -P "$launcher" -f "$binary" || true)
     hit=1
     if [ "$victim" = mpirun ] || [ ${#children[@]} = 0 ]; then
@@ -60,23 +49,11 @@ interrupt() {
     [ "$rc" -ne 0 ] || hit=0
 }
 
-# compare LAYOUT DIR: with the run that nobody killed.
-compare() {
-    local whole=$work/whole-${1/,/-} file before=$failures
-    expect_same "$(metric "$whole" loss_hex)" "$(metric "$2" loss_hex)" "losses at $1"
-    expect_same "$(metric "$2" step | tr '\n' ' ')" "$(seq $steps | tr '\n' ' ')" "steps at $1"
-    for file in "$whole"/checkpoints/000000$steps/*.h5; do
-        cmp -s "$file" "$2/checkpoints/000000$steps/${file##*/}" || fail "$1: ${file##*/} differs"
-    done
-    [ "$before" -eq "$failures" ]
-}
-
 declare -A kills=([rank]=0 [all]=0 [mpirun]=0) takes
 victims=(rank all mpirun)
-layouts=(2,2 4,2)
 for layout in "${layouts[@]}"; do
     began=$(date +%s%3N)
-    settings "$layout" "$work/whole-${layout/,/-}"
+    settings "$layout" "$(whole_of "$layout")"
     expect_rc 0 "${command[@]}"
     takes[$layout]=$(($(date +%s%3N) - began))
 done
