@@ -166,13 +166,20 @@ static bool is_override(char *const *overrides, int count, const char *key)
 
 static enum status fit_layout(struct session *session, char *const *overrides, int count)
 {
-    int64_t *tp = &session->config.parallel.tp, *ep = &session->config.parallel.ep;
-    if (*tp > 1 && is_override(overrides, count, "parallel.tp=")) {
-        return status_fail(STATUS_USAGE,
-                           "parallel.tp %lld: divides a model in training only: leave it out",
-                           (long long)*tp);
+    int64_t *ep = &session->config.parallel.ep;
+    const struct {
+        const char *key;
+        int64_t *ranks;
+    } training[] = {{"parallel.tp", &session->config.parallel.tp},
+                    {"parallel.cp", &session->config.parallel.cp}};
+    for (size_t i = 0; i < sizeof training / sizeof training[0]; i++) {
+        if (*training[i].ranks > 1 && is_override(overrides, count, training[i].key)) {
+            return status_fail(STATUS_USAGE,
+                               "%s %lld: divides a model in training only: leave it out",
+                               training[i].key, (long long)*training[i].ranks);
+        }
+        *training[i].ranks = 1;
     }
-    *tp = 1;
     if (!is_override(overrides, count, "parallel.ep=")) {
         *ep = common_divisor(*ep, session->world.size);
     }
@@ -200,8 +207,9 @@ enum status session_open(struct session *session, enum session_use use, const ch
     struct architecture arch;
     architecture_init(&arch, &session->config);
     TRY(comm_agree(&session->world, check_products(session, &arch), NULL));
-    const struct mesh_shape shape =
+    struct mesh_shape shape =
         mesh_shape_of((int)session->config.parallel.tp, (int)session->config.parallel.ep);
+    shape.cp = (int)session->config.parallel.cp;
     TRY(comm_agree(&session->world,
                    mesh_init(&session->mesh, &session->world, &shape, arch.experts), NULL));
     return mesh_attach(&session->mesh, session->device, kinds[session->config.run.comm]);

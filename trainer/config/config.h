@@ -185,6 +185,7 @@ struct config {
     } router;
     struct {
         int64_t ep, pp, tp, zero;
+        int64_t cp;
     } parallel;
     struct {
         int64_t nodes;

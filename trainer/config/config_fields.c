@@ -248,6 +248,8 @@ const struct field config_fields[] = {
      "pipeline stages; training has one, plan takes any number"},
     INT("parallel.tp", parallel.tp, 1, 64, "1",
         "ranks that share dense matrices by heads and widths, and the tokens of each sequence"),
+    INT("parallel.cp", parallel.cp, 1, 1024, "1",
+        "ranks that share the tokens of each sequence, attention included, and no matrices"),
     INT("parallel.zero", parallel.zero, 1, 1, "1", "1: optimizer state sharded over replicas"),
     {"data.train", FIELD_SOURCES, AT(data.train), 0, 0, "null", NULL, NULL,
      "token file to train on (.h5, Megatron's or llm.c's .bin), or a mixture: a list of {path, "
@@ -372,7 +374,6 @@ const struct unbuilt_key config_unbuilt[] = {
     {"model.hidden_act", "silu"},
     {"model.attention_bias", "false"},
     {"model.tie_word_embeddings", "false"},
-    {"parallel.cp", "1"},
     {"parallel.etp", "1"},
 };
 const int config_unbuilt_count = sizeof config_unbuilt / sizeof config_unbuilt[0];

@@ -121,5 +121,7 @@ void config_initial_text(const struct field *field, char *out, size_t bytes);
 void config_apply_hf(struct config *config, const bool *given, struct config_errors *errors);
 /* Relations between keys. */
 void config_check(const struct config *config, const bool *given, struct config_errors *errors);
+/* config_context.c: those of parallel.cp. */
+void config_check_context(const struct config *config, struct config_errors *errors);
 
 #endif

@@ -76,6 +76,7 @@ static void activation_layout(struct model *model)
     void **streams[] = {&model->stream, &model->delta, &model->dstream,
                         &model->dwork,  &model->dnorm, &model->final_norm};
     attention_scratch_layout(model, &model->attention, arena);
+    context_layout(model, &model->context, arena);
     count(model, MODEL_SCRATCH, arena, &used);
     block_lent_layout(model, arena);
     count(model, MODEL_LENT, arena, &used);
@@ -94,8 +95,9 @@ static void activation_layout(struct model *model)
         model->wide[1] = arena_alloc(arena, (size_t)(n * model->tp.width) * sizeof(float));
     }
     tp_layout(&model->tp, arena);
+    cp_layout(&model->cp, arena);
     model->final_rstd = arena_alloc(arena, (size_t)own * sizeof(float));
-    model->rope = arena_alloc(arena, (size_t)(model->sequence * arch->rope_dim) * sizeof(float));
+    model->rope = arena_alloc(arena, (size_t)(model->length * arch->rope_dim) * sizeof(float));
     model->load = arena_alloc(arena, (size_t)loads * sizeof(int64_t));
     model->input = (struct batch){.ids = arena_alloc(arena, (size_t)n * sizeof(int32_t)),
                                   .labels = arena_alloc(arena, (size_t)n * sizeof(int32_t)),
@@ -194,6 +196,17 @@ static enum status init_experts(struct model *model, const struct mesh *mesh)
     return STATUS_OK;
 }
 
+/* The ranks that divide sequences, and this one's part of them. */
+static void init_context(struct model *model, const struct mesh *mesh)
+{
+    const struct architecture *arch = &model->whole;
+    const int64_t grouped = 2 * arch->kv_heads * arch->qk_dim,
+                  latent = arch->kv_rank > arch->rope_dim ? arch->kv_rank : arch->rope_dim;
+    cp_init(&model->cp, (struct comm *)&mesh->cp, model->device, model->ops, model->length,
+            arch->kv_rank > 0 ? latent : grouped);
+    model->sequence = cp_tokens(&model->cp, model->length);
+}
+
 /* The ranks that divide sequences and matrices, and this one's part of the architecture. */
 static enum status init_tensor(struct model *model, const struct mesh *mesh)
 {
@@ -207,7 +220,7 @@ static enum status init_tensor(struct model *model, const struct mesh *mesh)
             width);
     model->arch = model->whole;
     architecture_divide(&model->arch, mesh->tp.size);
-    model->own = calloc((size_t)(2 * model->batch * model->sequence), sizeof *model->own);
+    model->own = calloc((size_t)(4 * model->batch * model->sequence), sizeof *model->own);
     return model->own != NULL ? STATUS_OK
                               : status_fail(STATUS_RESOURCE, "out of memory for a batch");
 }
@@ -215,13 +228,13 @@ static enum status init_tensor(struct model *model, const struct mesh *mesh)
 static enum status upload_rope(struct model *model)
 {
     const struct architecture *arch = &model->arch;
-    const size_t bytes = (size_t)(model->sequence * arch->rope_dim) * sizeof(float);
+    const size_t bytes = (size_t)(model->length * arch->rope_dim) * sizeof(float);
     float *table = malloc(bytes);
     if (table == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for the rotary table of %lld positions",
-                           (long long)model->sequence);
+                           (long long)model->length);
     }
-    rope_table(table, model->sequence, arch->rope_dim, arch->rope_theta, &arch->yarn);
+    rope_table(table, model->length, arch->rope_dim, arch->rope_theta, &arch->yarn);
     model->ops->upload(model->device, model->rope, table, bytes);
     free(table);
     return STATUS_OK;
@@ -242,9 +255,10 @@ static enum status prepare(struct model *model, const struct config *config,
         .training = training,
         .unit = 1,
         .batch = batch,
-        .sequence = sequence};
+        .length = sequence};
     architecture_init(&model->whole, config);
     model->whole.mtp_depth = training ? model->whole.mtp_depth : 0;
+    init_context(model, mesh);
     TRY(init_tensor(model, mesh));
     TRY(init_groups(model, mesh));
     TRY(gradients_init(&model->gradients, model));
@@ -444,9 +458,10 @@ static void backward(struct model *model, const struct block_call *call,
     model_add_grad(model, PARAM_DENSE, model->params.final_norm, width);
     for (int64_t l = model->arch.layers - 1; l >= 0; l--) {
         comm_at_layer(model->mesh->world, l);
-        block_backward(model, l, call, model_z_scale(model, call->count * call->sequence, scale));
-        /* no layer below has experts, and none has ranks of tp that exchange rows */
-        if (l == model->arch.dense_layers && scale->last && tp_alone(&model->tp)) {
+        block_backward(model, l, call, model_z_scale(model, call->count * call->length, scale));
+        /* no layer below has experts, and none has ranks of tp or cp that exchange rows */
+        if (l == model->arch.dense_layers && scale->last && tp_alone(&model->tp) &&
+            cp_alone(&model->cp)) {
             optimizer_reduce_start(model, PARAM_EXPERT);
         }
     }
@@ -461,47 +476,50 @@ static void backward(struct model *model, const struct block_call *call,
 void model_own_tokens(const struct model *model, int32_t *to, const int32_t *from, int64_t count,
                       int64_t sequence)
 {
-    const int64_t own = tp_tokens(&model->tp, sequence), first = tp_first(&model->tp);
+    const int64_t part = cp_tokens(&model->cp, sequence), own = tp_tokens(&model->tp, part),
+                  first = tp_first(&model->tp);
+    cp_own_tokens(&model->cp, to, from, count, sequence);
     for (int64_t s = 0; s < count; s++) {
-        memmove(to + s * own, from + s * sequence + first, (size_t)own * sizeof *to);
+        memmove(to + s * own, to + s * part + first, (size_t)own * sizeof *to);
     }
 }
 
-/* The batch on the device: ids and labels of this rank's tokens, the rest of all. */
+/* The batch on the device: ids and labels of this rank's tokens, the rest of all of its rank of cp.
+ */
 static void take_batch(struct model *model, const struct batch *batch, int64_t count,
                        int64_t sequence)
 {
-    const int64_t tokens = count * sequence, own = count * tp_tokens(&model->tp, sequence);
-    int32_t *ids = model->own, *labels = model->own + own;
-    model_own_tokens(model, ids, batch->ids, count, sequence);
-    if (batch->labels != NULL) {
-        model_own_tokens(model, labels, batch->labels, count, sequence);
-    }
+    const int64_t tokens = count * cp_tokens(&model->cp, sequence),
+                  own = tokens / model->tp.comm->size;
     const struct {
         int32_t *to;
         const int32_t *from;
-        int64_t count;
-    } arrays[] = {{model->input.ids, ids, own},
-                  {model->input.labels, batch->labels != NULL ? labels : NULL, own},
-                  {model->input.positions, batch->positions, tokens},
-                  {model->input.first, batch->first, tokens}};
+        bool all;
+    } arrays[] = {{model->input.ids, batch->ids, false},
+                  {model->input.labels, batch->labels, false},
+                  {model->input.positions, batch->positions, true},
+                  {model->input.first, batch->first, true}};
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
-        if (arrays[i].from != NULL) {
-            model->ops->upload(model->device, arrays[i].to, arrays[i].from,
-                               (size_t)arrays[i].count * sizeof *arrays[i].to);
+        int32_t *host = model->own + (int64_t)i * tokens;
+        if (arrays[i].from == NULL) {
+            continue;
         }
+        if (arrays[i].all) {
+            cp_own_tokens(&model->cp, host, arrays[i].from, count, sequence);
+        } else {
+            model_own_tokens(model, host, arrays[i].from, count, sequence);
+        }
+        model->ops->upload(model->device, arrays[i].to, host,
+                           (size_t)(arrays[i].all ? tokens : own) * sizeof *host);
     }
 }
 
-/* What every rank of tp has of its own tokens alone. */
+/* What every rank of tp and cp has of its own tokens alone. */
 static void sum_losses(struct model *model)
 {
-    struct model_losses *losses = model->losses;
-    if (!tp_alone(&model->tp)) {
-        comm_device_all_reduce(model->tp.comm, &losses->loss, 1, DTYPE_F64, REDUCE_SUM);
-        comm_device_all_reduce(model->tp.comm, &losses->mtp, 1, DTYPE_F64, REDUCE_SUM);
-        comm_device_all_reduce(model->tp.comm, &losses->kept, 1, DTYPE_I64, REDUCE_SUM);
-    }
+    block_sum(model, &model->losses->loss, 1, DTYPE_F64);
+    block_sum(model, &model->losses->mtp, 1, DTYPE_F64);
+    block_sum(model, &model->losses->kept, 1, DTYPE_I64);
 }
 
 void model_run(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
@@ -510,12 +528,13 @@ void model_run(struct model *model, const struct batch *batch, int64_t count, in
     const int64_t width = model->arch.width;
     const struct block_call call = {.batch = &model->input,
                                     .count = count,
-                                    .sequence = sequence,
+                                    .sequence = cp_tokens(&model->cp, sequence),
+                                    .length = sequence,
                                     .training = scale != NULL,
                                     .jitter_key = scale != NULL ? scale->jitter_key : 0};
     struct tensor dx = {0}, dw = {0};
     const int64_t n = block_tokens(model, &call);
-    assert(tp_alone(&model->tp) || sequence == model->sequence);
+    assert((tp_alone(&model->tp) && cp_alone(&model->cp)) || sequence == model->length);
     take_batch(model, batch, count, sequence);
     if (scale != NULL) {
         probe_tell(model->probe, -1, PROBE_IDS, tensor_1d(model->input.ids, DTYPE_I32, n));
@@ -554,7 +573,7 @@ struct model_losses model_read_losses(const struct model *model)
 void model_forward(struct model *model, const struct block_call *call, int64_t first, int64_t rows,
                    float *logits)
 {
-    assert(tp_alone(&model->tp));
+    assert(tp_alone(&model->tp) && cp_alone(&model->cp));
     forward(model, call);
     struct tensor normed = stream(model, model->final_norm, call->count * call->sequence);
     model->ops->linear_forward(model->device, tensor_2d(logits, DTYPE_F32, rows, model->arch.vocab),
