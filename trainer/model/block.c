@@ -479,7 +479,6 @@ static void feed_forward_backward(struct model *model, int64_t block, const stru
         if (model->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
             mlp_restore(&mlp, &whole);
         }
-        mlp_backward_prepare(&mlp, dwhole.act.dim[0]);
         mlp_backward_down(&mlp, dwhole);
         mlp_backward_up_weight(&mlp, &whole);
         comm_span_end(model->mesh->world, "dense mlp, backward", began);
