@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Pipelines: a run goes on over pp 1, 2 and back as on one rank; with SWITCHYARD_FULL=1 over pp 4, beside ep, tp and dp, interleaved, evaluated as it goes,
-# and its checkpoints are read by eval and generate; what is refused. tests/parallel/test_pipe.c compares more layouts.
+# Pipelines: a run goes on over pp 1 and 2 as on one rank, and eval and generate read what it saved; with SWITCHYARD_FULL=1 over pp 4,
+# interleaved and uneven beside ep, evaluated as it goes. tests/parallel/test_pipe.c compares more layouts.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 make_data
@@ -37,8 +37,11 @@ check_family() {
     make_config "$family"
     sed -i 's/num_hidden_layers: .*/num_hidden_layers: 4/' "$work/tiny.yaml"
     if [ "$full" != 1 ]; then
-        piped 1 "$work/$family-one" run.steps=9
-        across "1 2 1"
+        piped 1 "$work/$family-one" run.steps=6
+        across "1 2"
+        expect_rc 0 "$binary" eval "$work/$family-1-2"
+        expect_rc 0 "$binary" generate "$work/$family-1-2" --tokens 1,2,3 --count 2
+        expect_error 64 "parallel.pp 2: divides a model in training only" "$binary" eval "$work/$family-1-2" parallel.pp=2
         return
     fi
     sed -i 's/^log:/eval: {every_steps: 5, batches: 3}\nlog:/' "$work/tiny.yaml"
@@ -46,7 +49,7 @@ check_family() {
     piped 1 "$work/$family-one" run.steps=9 eval.every_steps=0
     evaluated=
     across "1 2 4"
-    across "4 2 1"
+    across "4 1 2"
     evaluated=valid_loss
     rm -r "$work/$family-one"
     piped 1 "$work/$family-one" run.steps=10
@@ -57,12 +60,8 @@ check_family() {
         piped 4 "$work/$family-$name" run.steps=10 $layout
         as_one "$work/$family-$name" "$layout"
     done <<LAYOUTS
-pp4 parallel.pp=4
-dp parallel.pp=2
-ep parallel.pp=2 parallel.ep=2
-tp parallel.pp=2 parallel.tp=2
-thin parallel.pp=2 parallel.virtual_stages=2
 uneven parallel.pp=2 parallel.stages=[1,$rest] parallel.ep=2
+thin parallel.pp=2 parallel.virtual_stages=2
 LAYOUTS
 }
 

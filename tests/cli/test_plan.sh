@@ -168,6 +168,6 @@ expect_error 64 "--stages and --rows are of --search" "$binary" plan "$mixtral" 
 expect_error 64 "not of --search" "$binary" plan "$mixtral" --search --price 2
 expect_error 64 "needs a number such as 14.8T" "$binary" plan "${v3[@]}" --tokens many
 expect_error 64 "did you mean '--price'" "$binary" plan "${v3[@]}" --prize 3
-expect_error 64 "parallel.schedule zero_bubble: planned only" "$binary" train "$source_dir/configs/quickstart.yaml" parallel.pp=2 parallel.schedule=zero_bubble
-expect_error 64 "parallel.pp 2 x tp 1 x cp 1 does not divide the 1 ranks" "$binary" train "$source_dir/configs/quickstart.yaml" parallel.pp=2
+expect_error 64 "parallel.schedule zero_bubble: planned only" "$binary" train "$source_dir/configs/quickstart.yaml" sample.every_steps=0 parallel.pp=2 parallel.schedule=zero_bubble
+expect_error 64 "parallel.pp 2 x tp 1 x cp 1 does not divide the 1 ranks" "$binary" train "$source_dir/configs/quickstart.yaml" sample.every_steps=0 parallel.pp=2
 finish

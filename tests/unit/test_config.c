@@ -181,9 +181,6 @@ static void test_not_built(void **state)
     (void)state;
     static const struct bad cases[] = {
         {"run: {deterministic: layers}\n", {"'layers' is not one of off, run, layout"}},
-        {"parallel: {pp: 2, schedule: dualpipe}\ndebug: {trace: t.h5}\nsample: {every_steps: 3}\n",
-         {"parallel.schedule dualpipe: planned only", "with debug.trace: not built",
-          "with sample.every_steps 3: not built"}},
         {"parallel: {cp: 2, etp: 2}\n",
          {"key 'parallel.cp': not built", "key 'parallel.etp': not built"}},
         {"checkpoint: {async: maybe}\n", {"key 'checkpoint.async'"}},

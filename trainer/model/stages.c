@@ -179,6 +179,10 @@ enum status stages_of(struct stage *stage, const struct config *config,
 {
     const struct config_reals *listed = &config->parallel.stages;
     const int64_t stages = pipeline_stages(shape), blocks = architecture_blocks(arch);
+    if (shape->ranks == 1) {
+        stage[0] = (struct stage){.blocks = blocks, .embedding = true, .head = true};
+        return STATUS_OK;
+    }
     if (stages > arch->layers || stages > STAGES_MOST) {
         return status_fail(STATUS_USAGE,
                            "parallel.pp %lld x parallel.virtual_stages %lld makes %lld stages, "
@@ -186,7 +190,7 @@ enum status stages_of(struct stage *stage, const struct config *config,
                            (long long)shape->ranks, (long long)shape->parts, (long long)stages,
                            (long long)arch->layers, STAGES_MOST);
     }
-    if (listed->count == 0 || shape->ranks == 1) {
+    if (listed->count == 0) {
         return divide_evenly(stage, config, arch, stages);
     }
     TRY(stages_listed(stage, listed, blocks, arch->layers, stages));
