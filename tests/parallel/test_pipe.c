@@ -25,7 +25,7 @@ struct curve {
 /* What both sides of a comparison have. */
 struct kind {
     const char *text;
-    const char *more[3];
+    const char *more[5];
 };
 
 /* Divisions of the model; 0 stands for 1. */
@@ -54,7 +54,7 @@ static void open_tiny(struct comm *world, struct tiny *tiny, const struct kind *
     }
     overrides[count++] = "model.num_hidden_layers=6";
     overrides[count++] = "model.initializer_range=0.1";
-    for (int i = 0; i < 3 && kind->more[i] != NULL; i++) {
+    for (int i = 0; i < 5 && kind->more[i] != NULL; i++) {
         overrides[count++] = kind->more[i];
     }
     if (axes->more != NULL) {
@@ -175,11 +175,19 @@ static void test_same_bits(struct comm *world)
         {TINY_V3,
          {"run.deterministic=layout", "model.num_nextn_predict_layers=1",
           "router.bias_update_speed=0.01"}},
-        {TINY_MIXTRAL, {"run.deterministic=layout", "router.batch_loss_coef=0.02"}}};
+        {TINY_V3,
+         {"run.deterministic=layout", "model.num_nextn_predict_layers=1", "optimizer.name=muon",
+          "optimizer.ema=0.5", "router.capacity_factor=1"}},
+        {TINY_MIXTRAL,
+         {"run.deterministic=layout", "train.precision=fp8", "model.hidden_size=32",
+          "model.intermediate_size=48", "model.head_dim=16"}},
+        {TINY_MIXTRAL,
+         {"run.deterministic=layout", "router.batch_loss_coef=0.02",
+          "model.router_jitter_noise=0.1"}}};
     if (world->size == 1) {
         return;
     }
-    for (size_t k = 0; k < (is_full() ? 3 : 1); k++) {
+    for (size_t k = 0; k < (is_full() ? sizeof kinds / sizeof kinds[0] : 1); k++) {
         const bool v3_blocks = kinds[k].text == TINY_V3;
         compare_all(world, &kinds[k], axes, v3_blocks && is_full() ? 4 : 2, is_full() ? 3 : 2,
                     true);
