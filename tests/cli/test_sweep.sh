@@ -52,14 +52,28 @@ expect_rc 0 "$binary" sweep grid.yaml --retry
 expect_same "$(grep -c begins "$out")" 6 "trials run again"
 
 echo "stopped and continued"
+cat >hold.sh <<'END'
+[ -e held ] || { touch held; exec "$@" debug.fault=stop:5:0; } # the first trial waits in step 5 until it is let go
+exec "$@"
+END
 sweep_file halted "set: {run.steps: 60}" "metric: loss" "method: random" "trials: 3" "seed: 5" \
     "parameters:" "  optimizer.lr: {low: 1e-4, high: 1e-2, scale: log}" "  train.micro_batch: {low: 1, high: 2}" \
-    'launch: {ranks: 2, slots: 1, command: "mpirun -q --oversubscribe --bind-to none --allow-run-as-root -np {ranks}"}'
+    'launch: {ranks: 2, slots: 1, command: "bash hold.sh mpirun -q --oversubscribe --bind-to none --allow-run-as-root -np {ranks}"}'
 "$binary" sweep halted.yaml >"$out" 2>"$err" &
 sweep=$!
-wait_for 30 has_steps halted/0000 3 || fail "no steps within 30 s"
+# asked DIR: the rank that waits has a signal to see to as soon as it goes on.
+asked() {
+    local rank
+    for rank in $(pgrep -f "$binary train .*run.dir=$1 "); do
+        grep -qE '^State:.T' "/proc/$rank/status" && grep -qE '^ShdPnd:.*[1-9a-f]' "/proc/$rank/status" && return 0
+    done
+    return 1
+}
+wait_for 30 has_steps halted/0000 4 || fail "no steps within 30 s"
 expect_error 64 "lock" "$binary" sweep halted.yaml
 kill -TERM "$sweep"
+wait_for 30 asked halted/0000 || fail "the trial was not asked to stop within 30 s"
+pkill -CONT -f "$binary train .*run.dir=halted/0000 "
 rc=0
 wait "$sweep" || rc=$?
 expect_same "$rc" 85 "exit code of a stopped sweep"
@@ -148,7 +162,7 @@ expect_rc 0 env SLURM_ARRAY_TASK_ID=1 bash array/sweep.sbatch
 expect_rc 0 "$binary" sweep array.yaml --table
 expect_text "0001   done"
 expect_text "0000   waiting"
-sed -i 's/run.steps: 2/run.steps: 3000/; s/dir: array/dir: array2/; s/metric: loss/&\nlaunch: {command: "env RANKS=x{ranks}y"}/' array.yaml
+sed -i 's/run.steps: 2/run.steps: 1000000/; s/dir: array/dir: array2/; s/metric: loss/&\nlaunch: {command: "env RANKS=x{ranks}y"}/' array.yaml
 expect_rc 0 "$binary" sweep array.yaml --slurm
 mkdir -p bin
 printf '#!/bin/sh\necho "$@" >requeued\n' >bin/scontrol
