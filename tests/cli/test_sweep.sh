@@ -111,11 +111,12 @@ for trial in 0000 0001 0002 0003; do expect_text "$trial   done"; done
 
 echo "killed, while its trial trains on"
 name="or'p \"h\" %d"
-# It stops itself in step 20, and is let go on when the next sweep waits for it.
-printf '%s\n' "base: tiny.yaml" "dir: $name" "set: {run.steps: 40}" "metric: loss" "parameters: {debug.fault: ['stop:20:0', null]}" >orphan.yaml
+# It stops itself in step 20, and is let go on when the next sweep waits for it. In a session of its own: the kernel wakes
+# stopped processes, and ends them, whose parent was the last of theirs.
+printf '%s\n' "base: tiny.yaml" "dir: $name" "set: {run.steps: 40}" "metric: loss" "parameters: {debug.fault: ['stop:20:0', null]}" "launch: {command: setsid -w}" >orphan.yaml
 "$binary" sweep orphan.yaml >"$out" 2>"$err" &
 sweep=$!
-left_behind() { pgrep -f "run.dir=$name/0000" || true; }
+left_behind() { pgrep -f "^[^ ]*switchyard train .*run.dir=$name/0000" || true; }
 is_stopped() { [ "$(ps -o stat= -p "$(left_behind)" | cut -c 1)" = T ]; }
 wait_for 30 is_stopped || fail "trial 0 did not stop within 30 s"
 kill -KILL "$sweep"
