@@ -189,7 +189,7 @@ static void draw_phases(FILE *out, const struct report_run *run)
         .title = "Where the time goes", .y_label = "ms per step", .stacked = true, .line = line};
     for (int i = 0; i < run->history.series_count; i++) {
         const struct history_series *series = &run->history.series[i];
-        if (strncmp(series->name, "phase_ms.", 9) == 0) {
+        if (strncmp(series->name, "phase_ms.", 9) == 0 && !all_zero(&run->history, series->value)) {
             line[chart.lines] = (struct chart_line){.label = series->name + 9,
                                                     .color = chart.lines % CHART_COLORS,
                                                     .count = run->history.count,
@@ -406,19 +406,22 @@ static const char style[] =
     "fill:var(--ink)}\n"
     ".axis line{stroke:var(--ink);stroke-width:1}.axis .grid{stroke:var(--grid)}"
     ".mark{stroke:var(--faint);stroke-dasharray:3 3}\n"
-    ".line{fill:none;stroke-width:1.6}.band{stroke:none;opacity:.22}\n"
+    ".line{fill:none;stroke-width:1.6}.band{stroke:none;opacity:.22}"
+    ".stacked .line{stroke-width:.8}.stacked .band{opacity:.75}\n"
     ".legend{list-style:none;margin:2px 0;padding:0;display:flex;flex-wrap:wrap;gap:2px 12px;"
     "font-size:12px}\n"
     ".legend li::before,th[class]::before{content:'';display:inline-block;border:5px solid;"
     "margin-right:5px}.legend span,th[class] span{color:var(--ink)}\n"
     ".wide{overflow-x:auto;margin-bottom:16px}table{border-collapse:collapse;font-size:13px}"
     "th,td{text-align:left;padding:3px 12px 3px 0;border-bottom:1px solid var(--grid);"
-    "vertical-align:top;overflow-wrap:normal;font-variant-numeric:tabular-nums}\n"
+    "vertical-align:top;overflow-wrap:normal;font-variant-numeric:tabular-nums}"
+    "th[class]{white-space:nowrap}\n"
     "summary{cursor:pointer;margin-top:8px}pre{font-size:12px;white-space:pre-wrap}\n"
     /* on paper nothing scrolls, two charts stand side by side, and none is cut in two */
     "@media print{:root{--ink:#000;--faint:#555;--grid:#ddd}body{padding:0}"
     ".charts{grid-template-columns:1fr 1fr}.wide{overflow:visible}"
-    "table{font-size:10px}th,td{overflow-wrap:anywhere;padding-right:8px}"
+    "table{font-size:10px}th,td,th[class]{white-space:normal;overflow-wrap:anywhere;"
+    "padding-right:8px}"
     "h2,summary{break-after:avoid}figure,tr{break-inside:avoid}}\n";
 
 static void begin_page(FILE *out, int count)
