@@ -52,14 +52,28 @@ expect_rc 0 "$binary" sweep grid.yaml --retry
 expect_same "$(grep -c begins "$out")" 6 "trials run again"
 
 echo "stopped and continued"
+cat >hold.sh <<'END'
+[ -e held ] || { touch held; exec "$@" debug.fault=stop:5:0; } # the first trial waits in step 5 until it is let go
+exec "$@"
+END
 sweep_file halted "set: {run.steps: 60}" "metric: loss" "method: random" "trials: 3" "seed: 5" \
     "parameters:" "  optimizer.lr: {low: 1e-4, high: 1e-2, scale: log}" "  train.micro_batch: {low: 1, high: 2}" \
-    'launch: {ranks: 2, slots: 1, command: "mpirun -q --oversubscribe --bind-to none --allow-run-as-root -np {ranks}"}'
+    'launch: {ranks: 2, slots: 1, command: "bash hold.sh mpirun -q --oversubscribe --bind-to none --allow-run-as-root -np {ranks}"}'
 "$binary" sweep halted.yaml >"$out" 2>"$err" &
 sweep=$!
-wait_for 30 has_steps halted/0000 3 || fail "no steps within 30 s"
+# asked DIR: the rank that waits has a signal to see to as soon as it goes on.
+asked() {
+    local rank
+    for rank in $(pgrep -f "$binary train .*run.dir=$1 "); do
+        grep -qE '^State:.T' "/proc/$rank/status" && grep -qE '^ShdPnd:.*[1-9a-f]' "/proc/$rank/status" && return 0
+    done
+    return 1
+}
+wait_for 30 has_steps halted/0000 4 || fail "no steps within 30 s"
 expect_error 64 "lock" "$binary" sweep halted.yaml
 kill -TERM "$sweep"
+wait_for 30 asked halted/0000 || fail "the trial was not asked to stop within 30 s"
+pkill -CONT -f "$binary train .*run.dir=halted/0000 "
 rc=0
 wait "$sweep" || rc=$?
 expect_same "$rc" 85 "exit code of a stopped sweep"
