@@ -34,6 +34,10 @@ wait_for 30 grep -q "step 8/16" "$work/followed" || fail "watch did not show ste
 sed -n 9,16p "$run/metrics.jsonl" >>"$work/going/metrics.jsonl"
 wait_for 30 grep -q "step 16/16" "$work/followed" || fail "watch did not follow"
 wait "$watcher" || fail "watch ended with $?"
+expect_rc 85 train_on 1 1 "$work/paused" run.steps=4 run.pause_at=2
+expect_rc 0 "$binary" watch "$work/paused" --once
+expect_text "stopped"
+expect_text "2/4"
 expect_error 74 "no such file" "$binary" watch "$work/nothing"
 expect_error 64 "--interval 0" "$binary" watch "$run" --interval 0
 
