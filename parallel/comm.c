@@ -92,6 +92,12 @@ void comm_at_layer(struct comm *comm, int64_t layer)
     }
 }
 
+/* Of the thread that communicates, so far. */
+static int64_t coreless_ns(const struct comm_activity *activity)
+{
+    return activity->cores != NULL ? core_wait_ns(activity->cores, 0) : 0;
+}
+
 static void enter(struct comm *comm, const char *operation, size_t bytes)
 {
     struct comm_activity *activity = comm->activity;
@@ -99,6 +105,7 @@ static void enter(struct comm *comm, const char *operation, size_t bytes)
         activity->group = comm->name != NULL ? comm->name : "";
         activity->bytes = (int64_t)bytes;
         activity->operation = operation;
+        activity->entered_coreless_ns = coreless_ns(activity);
         activity->entered_ns = spans_clock();
     }
 }
@@ -112,6 +119,7 @@ static void leave(struct comm *comm)
     const int64_t now = spans_clock(), took = now - activity->entered_ns;
     const char *operation = activity->operation;
     activity->waited_ns += took;
+    activity->coreless_ns += coreless_ns(activity) - activity->entered_coreless_ns;
     activity->exchanged_ns += strcmp(operation, "all_to_all") == 0 ? took : 0;
     spans_add(activity->spans, (struct span){.name = operation,
                                              .group = activity->group,

@@ -106,6 +106,7 @@ static const char *const values[] = {
     "run.pin=false",
     "run.verify=true",
     "run.time_limit=2h",
+    "run.pause_at=40",
     "run.deterministic=off",
     "model.hf_config=config.json",
     "model.vocab_size=16777216",

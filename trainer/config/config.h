@@ -108,6 +108,7 @@ struct config {
         int deterministic; /* enum config_deterministic */
         bool verify;
         char *time_limit; /* deadline.h */
+        int64_t pause_at; /* 0: nowhere */
     } run;
     /* Which keys a family has, and their defaults: config_families.c. The trainer reads struct
      * architecture instead. */

@@ -76,6 +76,8 @@ const struct field config_fields[] = {
          "memory (CPU: as run)"),
     TEXT("run.time_limit", run.time_limit, "null",
          "7200, 90m, 2h, 1:30:00 or 1-12:00:00: saves in time before it and exits with 85"),
+    INT("run.pause_at", run.pause_at, 0, 1e12, "0",
+        "saves behind this step and exits with 85, where later ones are left; 0: nowhere"),
     BOOL("run.verify", run.verify, "false",
          "first check that this layout computes what one rank does, as `switchyard verify`"),
     ENUM("model.family", model.family, "mixtral", family_names, NULL, "architecture"),

@@ -214,3 +214,10 @@ double architecture_flops_per_token(const struct architecture *arch, int64_t seq
     }
     return sum;
 }
+
+double architecture_expert_part(const struct architecture *arch, int64_t sequence)
+{
+    const double experts = 3 * (double)(arch->top_k * arch->expert_width * arch->width);
+    return 6 * (double)architecture_moe_blocks(arch) * experts /
+           architecture_flops_per_token(arch, sequence);
+}
