@@ -166,19 +166,22 @@ static bool is_override(char *const *overrides, int count, const char *key)
 
 static enum status fit_layout(struct session *session, char *const *overrides, int count)
 {
-    int64_t *ep = &session->config.parallel.ep;
     const struct {
         const char *key;
-        int64_t *ranks;
-    } training[] = {{"parallel.tp", &session->config.parallel.tp},
-                    {"parallel.cp", &session->config.parallel.cp}};
-    for (size_t i = 0; i < sizeof training / sizeof training[0]; i++) {
-        if (*training[i].ranks > 1 && is_override(overrides, count, training[i].key)) {
+        int64_t *size;
+    } divides[] = {{"parallel.tp", &session->config.parallel.tp},
+                   {"parallel.cp", &session->config.parallel.cp},
+                   {"parallel.pp", &session->config.parallel.pp}};
+    int64_t *ep = &session->config.parallel.ep;
+    for (size_t i = 0; i < sizeof divides / sizeof divides[0]; i++) {
+        char start[32];
+        snprintf(start, sizeof start, "%s=", divides[i].key);
+        if (*divides[i].size > 1 && is_override(overrides, count, start)) {
             return status_fail(STATUS_USAGE,
                                "%s %lld: divides a model in training only: leave it out",
-                               training[i].key, (long long)*training[i].ranks);
+                               divides[i].key, (long long)*divides[i].size);
         }
-        *training[i].ranks = 1;
+        *divides[i].size = 1;
     }
     if (!is_override(overrides, count, "parallel.ep=")) {
         *ep = common_divisor(*ep, session->world.size);
@@ -210,6 +213,7 @@ enum status session_open(struct session *session, enum session_use use, const ch
     struct mesh_shape shape =
         mesh_shape_of((int)session->config.parallel.tp, (int)session->config.parallel.ep);
     shape.cp = (int)session->config.parallel.cp;
+    shape.pp = (int)session->config.parallel.pp;
     TRY(comm_agree(&session->world,
                    mesh_init(&session->mesh, &session->world, &shape, arch.experts), NULL));
     return mesh_attach(&session->mesh, session->device, kinds[session->config.run.comm]);

@@ -125,21 +125,29 @@ for trial in 0000 0001 0002 0003; do expect_text "$trial   done"; done
 
 echo "killed, while its trial trains on"
 name="or'p \"h\" %d"
-printf '%s\n' "base: tiny.yaml" "dir: $name" "set: {run.steps: 600}" "metric: loss" "parameters: {optimizer.lr: [1e-3, 2e-3]}" >orphan.yaml
+# It stops itself in step 20, and is let go on when the next sweep waits for it. In a session of its own: the kernel wakes
+# stopped processes, and ends them, whose parent was the last of theirs.
+printf '%s\n' "base: tiny.yaml" "dir: $name" "set: {run.steps: 40}" "metric: loss" "parameters: {debug.fault: ['stop:20:0', null]}" "launch: {command: setsid -w}" >orphan.yaml
 "$binary" sweep orphan.yaml >"$out" 2>"$err" &
 sweep=$!
-wait_for 30 has_steps "$name/0000" 3 || fail "no steps within 30 s"
+left_behind() { pgrep -f "^[^ ]*switchyard train .*run.dir=$name/0000" || true; }
+is_stopped() { [ "$(ps -o stat= -p "$(left_behind)" | cut -c 1)" = T ]; }
+wait_for 30 is_stopped || fail "trial 0 did not stop within 30 s"
 kill -KILL "$sweep"
 wait "$sweep" 2>/dev/null || true
-expect_rc 0 "$binary" sweep orphan.yaml
+"$binary" sweep orphan.yaml >"$out" 2>"$err" &
+sweep=$!
+wait_for 60 grep -q "waiting for it" "$out" || { fail "the next sweep does not wait"; show_last; }
+kill -CONT "$(left_behind)" || fail "nothing was left behind"
+wait "$sweep" || { fail "it ended with $?"; show_last; }
 expect_same "$(for t in 0 1; do state "$name" 000$t; done | sort -u)" done "states after the sweep was killed"
-expect_same "$(metric "$name/0000" step | tr '\n' ' ')" "$(seq 600 | tr '\n' ' ')" "steps of the trial that was left behind"
+expect_same "$(metric "$name/0000" step | tr '\n' ' ')" "$(seq 40 | tr '\n' ' ')" "steps of the trial that was left behind"
 expect_rc 0 "$binary" train "$name/best.yaml" run.steps=1
 [ -d "$name-best" ] || fail "best.yaml of a folder with quotes trained elsewhere"
 
 echo "asha"
-sweep_file asha "method: asha" "trials: 5" "set: {run.steps: 400, eval.every_steps: 20}" "parameters:" \
-    "  optimizer.lr: {low: 1e-5, high: 1e-2, scale: log}" "launch: {ranks: 1, slots: 2}" "asha: {rungs: [40, 200], keep: 0.4}" # far apart: a trial is looked at every 0.2 s
+sweep_file asha "method: asha" "trials: 5" "set: {run.steps: 40, eval.every_steps: 5}" "parameters:" \
+    "  optimizer.lr: {low: 1e-5, high: 1e-2, scale: log}" "launch: {ranks: 1, slots: 2}" "asha: {rungs: [10, 20], keep: 0.4}"
 expect_rc 0 "$binary" sweep asha.yaml --quiet
 python3 - <<'PY' || fail "asha did not choose as it should"
 import glob, json
@@ -147,8 +155,8 @@ trials = [json.load(open(name)) for name in sorted(glob.glob("asha/0*.json"))]
 states = [t["state"] for t in trials]
 assert set(states) <= {"done", "stopped"} and "done" in states and "stopped" in states, states
 best = min(trials, key=lambda t: t["rungs"][0])
-assert best["state"] == "done" and best["step"] == 400 and len(best["rungs"]) == 2, best
-assert all(t["step"] < 400 for t in trials if t["state"] == "stopped"), trials
+assert best["state"] == "done" and best["step"] == 40 and len(best["rungs"]) == 2, best
+assert all(t["step"] == (10, 20)[len(t["rungs"]) - 1] for t in trials if t["state"] == "stopped"), trials
 worst = max(trials, key=lambda t: t["rungs"][0])
 assert worst["state"] == "stopped" and len(worst["rungs"]) == 1, worst
 PY
