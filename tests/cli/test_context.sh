@@ -52,12 +52,13 @@ if [ "$full" = 1 ]; then
     compare mixtral documents "2,1,2 4,2,4" "${documents[@]}" data.packing=best_fit
     compare deepseek_v3 documents "2,1,2 4,2,4" "${documents[@]}" model.num_nextn_predict_layers=2
     compare mixtral window "4,2,4" model.sliding_window=9 model.router_jitter_noise=0.1 router.z_loss_coef=1e-3
-    echo "verify"
+    echo "verify, tp and pp too"
     for family in mixtral deepseek_v2 deepseek_v3; do
         make_config "$family"
         expect_rc 0 ranks 4 "$binary" verify "$work/tiny.yaml" parallel.cp=2 parallel.ep=2
-        expect_text "4 ranks, ep 2, edp 2, tp 1, cp 2 against one rank"
+        expect_text "4 ranks, ep 2, edp 2, tp 1, cp 2, pp 1 against one rank"
         expect_text "verified: this layout computes what one rank does"
+        expect_rc 0 ranks 4 "$binary" verify "$work/tiny.yaml" parallel.cp=2 parallel.pp=2 parallel.ep=2
     done
     expect_rc 0 ranks 4 "$binary" verify "$work/tiny.yaml" parallel.cp=2 parallel.tp=2 parallel.ep=4
     expect_rc 0 ranks 2 "$binary" verify "$work/tiny.yaml" parallel.cp=2 optimizer.name=muon
