@@ -204,6 +204,28 @@ void comm_barrier(struct comm *comm)
     leave(comm);
 }
 
+void comm_send_start(struct comm *comm, const void *data, size_t bytes, int peer,
+                     struct comm_request *request)
+{
+    enter(comm, "send", bytes);
+    comm->table->send_start(comm, data, bytes, peer, request);
+    leave(comm);
+}
+
+void comm_send_finish(struct comm *comm, struct comm_request *request)
+{
+    enter(comm, "send, finish", 0);
+    comm->table->send_finish(comm, request);
+    leave(comm);
+}
+
+void comm_receive(struct comm *comm, void *data, size_t bytes, int peer)
+{
+    enter(comm, "receive", bytes);
+    comm->table->receive(comm, data, bytes, peer);
+    leave(comm);
+}
+
 enum status comm_agree(struct comm *comm, enum status status, int *where)
 {
     enum { MESSAGE = 2048 };

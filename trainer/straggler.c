@@ -95,14 +95,20 @@ static double core_wait_ms(const struct straggler *s)
     return (double)most / 1e6;
 }
 
+/* Of the blocks that this rank has. */
 static void count_tokens(struct straggler *s)
 {
     const struct stepper *stepper = s->stepper;
-    const struct comm *ep = &stepper->model->mesh->ep;
-    const int64_t experts = stepper->model->arch.experts, each = experts / ep->size;
-    for (int64_t i = 0; i < stepper->moe_blocks * experts; i++) {
-        s->all_tokens += stepper->load[i];
-        s->tokens += i % experts / each == ep->rank ? stepper->load[i] : 0;
+    const struct model *model = stepper->model;
+    const struct comm *ep = &model->mesh->ep;
+    const int64_t experts = model->arch.experts, each = experts / ep->size;
+    for (int64_t m = 0; m < stepper->moe_blocks; m++) {
+        const int64_t *load = stepper->load + m * experts;
+        for (int64_t e = 0; e < experts && slice_has(&model->slice, model->arch.dense_layers + m);
+             e++) {
+            s->all_tokens += load[e];
+            s->tokens += e / each == ep->rank ? load[e] : 0;
+        }
     }
 }
 

@@ -186,6 +186,9 @@ struct config {
     } router;
     struct {
         int64_t ep, pp, tp, zero;
+        int schedule; /* enum config_pipeline */
+        int64_t virtual_stages;
+        struct config_reals stages; /* blocks of each pipeline stage; empty: balanced */
     } parallel;
     struct {
         int64_t nodes;
@@ -194,10 +197,8 @@ struct config {
         /* < 0: null = the GPU's */
         double peak_tflops, peak_fp8_tflops, memory_gb, memory_gb_s, nvlink_gb_s, network_gb_s;
         double disk_gb_s; /* of a node */
-        int64_t virtual_stages;
-        int pipeline, exchange;     /* enum config_pipeline, config_exchange */
-        struct config_reals stages; /* blocks of each pipeline stage; empty: balanced */
-    } cluster;                      /* what plan plans for */
+        int exchange;     /* enum config_exchange */
+    } cluster;            /* what plan plans for */
     struct {
         struct config_sources train; /* none: null */
         char *valid;                 /* NULL: none */

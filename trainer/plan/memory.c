@@ -27,25 +27,26 @@ static struct config config_of(const struct config *config, const struct archite
     return own;
 }
 
-enum status memory_of_stage(struct stage_memory *memory, const struct config *config,
-                            const struct stage *stage, struct device *device, int64_t dp,
-                            int64_t ep)
+/* dp: of a stage, ranks of tp counted. */
+static struct mesh mesh_of(const struct config *config, int64_t dp, int64_t ep)
 {
-    struct architecture arch;
-    struct model model;
     const int64_t tp = config->parallel.tp;
-    struct mesh mesh = {.stage = {.size = (int)dp, .name = "stage"},
-                        .replicas = {.size = (int)(dp / tp), .name = "replicas"},
-                        .tp = {.size = (int)tp, .name = "tp"},
-                        .ep = {.size = (int)ep, .name = "ep"},
-                        .edp = {.size = (int)(dp / ep), .name = "edp"}};
-    mesh.world = &mesh.stage;
-    architecture_init(&arch, config);
-    const bool whole = stage->blocks == architecture_blocks(&arch);
-    struct config own = whole ? *config : config_of(config, &arch, stage);
+    return (struct mesh){.stage = {.size = (int)dp, .name = "stage"},
+                         .dp = {.size = (int)(dp / tp), .name = "dp"},
+                         .replicas = {.size = (int)(dp / tp), .name = "replicas"},
+                         .tp = {.size = (int)tp, .name = "tp"},
+                         .ep = {.size = (int)ep, .name = "ep"},
+                         .edp = {.size = (int)(dp / ep), .name = "edp"}};
+}
+
+static enum status measure(struct stage_memory *memory, const struct config *config,
+                           struct mesh *mesh, struct device *device)
+{
+    struct model model;
+    mesh->world = &mesh->stage;
     *memory = (struct stage_memory){0};
-    enum status status = model_measure(&model, &own, &mesh, device, own.train.micro_batch,
-                                       own.train.sequence_length, true);
+    enum status status = model_measure(&model, config, mesh, device, config->train.micro_batch,
+                                       config->train.sequence_length, true);
     if (status == STATUS_OK) {
         status = saving_measure(&memory->staging, &memory->stages, &model);
     }
@@ -55,6 +56,28 @@ enum status memory_of_stage(struct stage_memory *memory, const struct config *co
     }
     model_free(&model);
     return status;
+}
+
+enum status memory_of_stage(struct stage_memory *memory, const struct config *config,
+                            const struct stage *stage, struct device *device, int64_t dp,
+                            int64_t ep)
+{
+    struct architecture arch;
+    struct mesh mesh = mesh_of(config, dp, ep);
+    architecture_init(&arch, config);
+    const bool whole = stage->blocks == architecture_blocks(&arch);
+    const struct config own = whole ? *config : config_of(config, &arch, stage);
+    return measure(memory, &own, &mesh, device);
+}
+
+enum status memory_of_rank(struct stage_memory *memory, const struct config *config, int64_t pp,
+                           int64_t rank, struct device *device, int64_t dp, int64_t ep)
+{
+    struct mesh mesh = mesh_of(config, dp, ep);
+    const bool end = rank == 0 || rank == pp - 1;
+    mesh.pp = (struct comm){.rank = (int)rank, .size = (int)pp, .name = "pp"};
+    mesh.ends = (struct comm){.size = (int)(end ? 2 * dp : dp), .name = "ends"};
+    return measure(memory, config, &mesh, device);
 }
 
 /* GPU: what the driver keeps for a process, cuBLASLt's workspace (gemm_cublaslt.c), NCCL's buffers
