@@ -95,23 +95,24 @@ void stepper_free(struct stepper *stepper)
     *stepper = (struct stepper){0};
 }
 
-/* Unit u of a step belongs to rank u % ranks. Returns the counted labels of the global batch; the
- * next step's batches are begun. */
-static int64_t load_batches(struct stepper *stepper, int64_t position, int64_t batch,
-                            double *waited)
+/* Collective. Unit u of a step belongs to rank u % ranks. *labels: those of the global batch that
+ * count; the next step's batches are begun. */
+static enum status load_batches(struct stepper *stepper, int64_t position, int64_t batch,
+                                int64_t *labels, double *waited)
 {
     const struct config *config = stepper->model->config;
     const struct comm *dp = &stepper->model->mesh->dp;
     const int64_t next = position + batch, size = schedule_batch(config, next);
     const double start = step_clock();
-    int64_t labels = 0;
-    stepper->batches = feed_take(&stepper->feed, position, stepper->own, &labels);
+    const enum status status =
+        feed_take(&stepper->feed, position, stepper->own, &stepper->batches, labels);
     *waited = step_clock() - start;
+    TRY(comm_agree(stepper->model->mesh->world, status, NULL));
     if (next <= stepper->feed.mixture->end - size) {
         feed_prepare(&stepper->feed, next, size / config->train.micro_batch / dp->size);
     }
-    comm_all_reduce((struct comm *)dp, &labels, 1, DTYPE_I64, REDUCE_SUM);
-    return labels;
+    comm_all_reduce((struct comm *)dp, labels, 1, DTYPE_I64, REDUCE_SUM);
+    return STATUS_OK;
 }
 
 /* Losses of this rank's units to the host, and of all ranks' the sum, in unit order, so that
@@ -406,7 +407,8 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     stepper->own = stepper->units / model->mesh->dp.size;
     TRY(trace_begin(stepper->trace, step));
     double waited = 0;
-    const int64_t labels = load_batches(stepper, position, batch, &waited);
+    int64_t labels = 0;
+    TRY(load_batches(stepper, position, batch, &labels, &waited));
     mark[MARK_LOADED] = mark_now(model);
     model->unit = result->unit = gradient_unit(model, labels);
     model_zero_grads(model);
@@ -465,11 +467,11 @@ static int64_t evaluation_batch(const struct loader *loader, struct batch *batch
 }
 
 /* The loss summed over `units` micro-batches, in file order; sums[dp] is scratch. */
-static double evaluate(struct model *model, const struct loader *loader, struct batch *batch,
-                       int64_t units, double *sums, int64_t *labels)
+static enum status evaluate(struct model *model, const struct loader *loader, struct batch *batch,
+                            int64_t units, double *sums, double *sum, int64_t *labels)
 {
     struct comm *dp = (struct comm *)&model->mesh->dp;
-    double sum = 0;
+    *sum = 0;
     *labels = 0;
     for (int64_t wave = 0; wave < units; wave += dp->size) {
         *labels += evaluation_batch(loader, batch, wave + dp->rank, units, model->batch);
@@ -477,11 +479,11 @@ static double evaluate(struct model *model, const struct loader *loader, struct 
         const double loss = model_read_losses(model).loss;
         comm_all_gather(dp, sums, &loss, sizeof loss);
         for (int r = 0; r < dp->size; r++) {
-            sum += sums[r];
+            *sum += sums[r];
         }
     }
     comm_all_reduce(dp, labels, 1, DTYPE_I64, REDUCE_SUM);
-    return sum;
+    return comm_agree(model->mesh->world, token_store_status(loader->store), NULL);
 }
 
 enum status step_evaluate(struct model *model, const struct loader *loader, int64_t batches,
@@ -491,7 +493,7 @@ enum status step_evaluate(struct model *model, const struct loader *loader, int6
     const int64_t whole = (loader->samples + micro - 1) / micro;
     int32_t *storage = calloc((size_t)(4 * tokens), sizeof *storage);
     double *sums = calloc((size_t)model->mesh->dp.size, sizeof *sums);
-    const enum status status =
+    enum status status =
         comm_agree(model->mesh->world,
                    storage != NULL && sums != NULL
                        ? STATUS_OK
@@ -500,8 +502,9 @@ enum status step_evaluate(struct model *model, const struct loader *loader, int6
     assert(!loader->shuffle);
     if (status == STATUS_OK) {
         struct batch batch = batch_view(storage, tokens);
-        const double sum = evaluate(model, loader, &batch,
-                                    batches > 0 && batches < whole ? batches : whole, sums, labels);
+        double sum = 0;
+        status = evaluate(model, loader, &batch, batches > 0 && batches < whole ? batches : whole,
+                          sums, &sum, labels);
         *loss = *labels > 0 ? sum / (double)*labels : (double)NAN;
     }
     free(storage);
