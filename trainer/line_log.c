@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+enum { MESSAGE_BYTES = 2048 };
+
 enum status line_log_open(struct line_log *log, const char *path)
 {
     struct stat info;
@@ -135,7 +137,10 @@ enum status line_log_settle(struct line_log *log)
 void line_log_close(struct line_log *log)
 {
     if (log->path != NULL && log->fd >= 0) {
-        const enum status ignored = write_kept(log); /* whoever wants to know has settled */
+        char message[MESSAGE_BYTES];
+        snprintf(message, sizeof message, "%s", status_message());
+        enum status ignored = write_kept(log); /* whoever wants to know has settled */
+        ignored = status_lines(ignored, message);
         (void)ignored;
         close(log->fd);
     }

@@ -30,7 +30,8 @@ struct line_log {
 /* Local. Appends to `path`, which is made where it is missing. Errors: STATUS_IO. */
 enum status line_log_open(struct line_log *log, const char *path)
     __attribute__((warn_unused_result));
-void line_log_close(struct line_log *log); /* tries once more; accepts a zeroed one */
+/* Tries once more; keeps status_message(). Accepts a zeroed one. */
+void line_log_close(struct line_log *log);
 /* Local. One line, its newline included; `number`: what it is of, a step. Errors: STATUS_IO when
  * not all lines are in the file behind it, with the reason. */
 enum status line_log_add(struct line_log *log, const char *line, size_t bytes, int64_t number)

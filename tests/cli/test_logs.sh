@@ -28,7 +28,7 @@ expect_same "$(metric straight loss_hex | tail -n 2)" "$(metric metrics loss_hex
 echo "stopped meanwhile"
 mkdir stopped
 ln -s /dev/full stopped/metrics.jsonl
-train run.dir=stopped run.steps=1000000 log.every_steps=1 >"$out" 2>"$err" </dev/null &
+"$binary" train tiny.yaml log.tensorboard=false run.dir=stopped run.steps=1000000 log.every_steps=1 >"$out" 2>"$err" </dev/null &
 runner=$!
 last="train run.dir=stopped"
 wait_for 60 grep -q "step 3/" stopped/log.txt || { fail "no third step"; show_last; }

@@ -41,7 +41,8 @@ for precision in fp32 bf16; do
 done
 
 echo "stopped by a signal"
-train run.dir=stopped run.steps=1000000 train.precision=bf16 >"$out" 2>"$err" </dev/null &
+"$binary" train tiny.yaml run.device=cuda checkpoint.every_steps=2 checkpoint.keep_last=9 run.dir=stopped run.steps=1000000 \
+    train.precision=bf16 >"$out" 2>"$err" </dev/null &
 runner=$!
 last="train run.dir=stopped"
 wait_for 120 has_steps stopped 3 || { fail "no third step"; show_last; }

@@ -163,7 +163,9 @@ static void test_full_device(void **state)
     assert_int_equal(add(&log, 1), STATUS_IO);
     expect_message("/dev/full: cannot write: No space left on device");
     assert_int_equal(log.kept_lines, 1);
+    assert_int_equal(status_fail(STATUS_DIVERGED, "what ended the run"), STATUS_DIVERGED);
     line_log_close(&log);
+    expect_message("what ended the run");
     assert_int_equal(line_log_open(&log, "no/such/folder/log"), STATUS_IO);
     expect_message("no/such/folder/log");
     line_log_close(&log);
