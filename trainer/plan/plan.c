@@ -319,7 +319,7 @@ static enum status measure_fullest(struct planner *p)
             continue;
         }
         TRY(memory_of_rank(&own, plan->config, plan->pp, ranks[i], plan->hardware.device,
-                           plan->dp * plan->tp, plan->ep));
+                           plan->dp * plan->cp * plan->tp, plan->ep));
         memory.staging = own.staging;
         for (int k = 0; k < MODEL_MEMORIES; k++) {
             memory.kind[k] = own.kind[k];
