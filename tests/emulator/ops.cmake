@@ -58,6 +58,11 @@ if(emulator_builds)
   add_test(NAME emulated_families COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/families.sh ${CMAKE_SOURCE_DIR}
     $<TARGET_FILE:switchyard_emulated>)
   set_tests_properties(emulated_program emulated_families PROPERTIES LABELS emulator TIMEOUT 600 COST 60)
+  if(SWITCHYARD_FULL_TESTS)
+    add_test(NAME emulated_layouts COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/layouts.sh ${CMAKE_SOURCE_DIR}
+      $<TARGET_FILE:switchyard_emulated>)
+    set_tests_properties(emulated_layouts PROPERTIES LABELS emulator TIMEOUT 600 COST 60)
+  endif()
 endif()
 emulated_test(emulated_device plain emulated_device clean)
 
