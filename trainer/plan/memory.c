@@ -102,11 +102,15 @@ static size_t outside_of_gpu(const struct config *config, const struct architect
     const size_t t = (size_t)config->train.sequence_length, b = (size_t)config->train.micro_batch,
                  square = 2 * b * (size_t)arch->heads * t * t,
                  linear = 8 * b * (size_t)arch->heads * t * (size_t)arch->qk_dim,
+                 own = 4 * b * (size_t)arch->heads * t * (size_t)(1 + arch->rope_dim),
                  wanted = config->run.deterministic != CONFIG_DETERMINISTIC_OFF ? square : linear,
                  most = GPU_ATTENTION_MIB * MIB;
     const bool alone = config->cluster.nodes == 1 && config->cluster.gpus_per_node == 1;
-    return (GPU_CONTEXT_MIB + GPU_PRODUCTS_MIB + (alone ? 0 : 3 * GPU_GROUP_MIB)) * MIB +
-           (wanted < most ? wanted : most);
+    const size_t rest = (GPU_CONTEXT_MIB + (alone ? 0 : 3 * GPU_GROUP_MIB)) * MIB;
+    if (config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT) { /* no libraries */
+        return rest + own;
+    }
+    return rest + GPU_PRODUCTS_MIB * MIB + (wanted < most ? wanted : most);
 }
 
 /* Logits and their gradients, oneDNN's copies of the head's operands, the reduction's parts. */
