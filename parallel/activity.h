@@ -7,7 +7,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-#include "parallel/core_wait.h"
+#include "kernels/core_wait.h"
 #include "parallel/spans.h"
 
 struct comm_activity {

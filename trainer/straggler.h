@@ -2,7 +2,7 @@
  *
  * In a step all ranks take the same time; the slow one works while the others wait in
  * communication. So every rank keeps how long its own work took (step_result.own_ms), and how much
- * of that its threads were ready to run without a core (parallel/core_wait.h). Every
+ * of that its threads were ready to run without a core (kernels/core_wait.h). Every
  * watchdog.straggler_every_steps steps the lower quartiles are gathered, in one small collective:
  * what disturbs fewer than three of four steps disturbs nothing here. Ranks of one pipeline stage
  * are compared, as they do the same work.
@@ -18,7 +18,7 @@
 #ifndef TRAINER_STRAGGLER_H
 #define TRAINER_STRAGGLER_H
 
-#include "parallel/core_wait.h"
+#include "kernels/core_wait.h"
 #include "trainer/metrics.h"
 #include "trainer/step.h"
 

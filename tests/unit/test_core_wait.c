@@ -12,7 +12,7 @@
 
 #include <cmocka.h>
 
-#include "parallel/core_wait.h"
+#include "kernels/core_wait.h"
 
 static atomic_bool done;
 

@@ -5,8 +5,8 @@
  * that is given less of its cores from one that works slower. Where the kernel does not count
  * (CONFIG_SCHED_INFO), nothing is: `threads` is 0.
  */
-#ifndef PARALLEL_CORE_WAIT_H
-#define PARALLEL_CORE_WAIT_H
+#ifndef KERNELS_CORE_WAIT_H
+#define KERNELS_CORE_WAIT_H
 
 #include <stdint.h>
 

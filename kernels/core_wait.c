@@ -1,8 +1,7 @@
 #define _GNU_SOURCE
-#include "parallel/core_wait.h"
+#include "kernels/core_wait.h"
 
 #include <fcntl.h>
-#include <omp.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -13,12 +12,12 @@ enum status core_wait_open(struct core_wait *wait, int threads)
     if (wait->fd == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for %d threads", threads);
     }
-    for (int i = 0; i < threads; i++) {
-        wait->fd[i] = -1; /* a team may be smaller than asked for */
-    }
     wait->threads = threads;
-#pragma omp parallel num_threads(threads)
-    wait->fd[omp_get_thread_num()] = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+    /* one iteration to each thread, the first to the caller */
+#pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int i = 0; i < threads; i++) {
+        wait->fd[i] = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+    }
     for (int i = 0; i < threads; i++) {
         missing += wait->fd[i] < 0;
     }
