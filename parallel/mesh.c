@@ -110,7 +110,7 @@ static enum status check_messages(const struct mesh *mesh)
 
 enum status mesh_attach(struct mesh *mesh, struct device *device, const char *kind)
 {
-    static const enum mesh_group carriers[] = {MESH_STAGE, MESH_TP, MESH_EP,
+    static const enum mesh_group carriers[] = {MESH_STAGE, MESH_TP, MESH_CP,      MESH_EP,
                                                MESH_EDP,   MESH_PP, MESH_REPLICAS};
     const size_t count = sizeof carriers / sizeof carriers[0] - (mesh->tp.size > 1 ? 0 : 1);
     for (size_t i = 0; i < count; i++) {
