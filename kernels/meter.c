@@ -374,7 +374,8 @@ static void adamw(struct device *device, const struct adamw_piece *piece, int64_
     for (int64_t i = 0; i < pieces; i++) {
         const size_t moments = 4 * dtype_bytes(args.moments),
                      copy = piece[i].out != NULL ? dtype_bytes(DTYPE_BF16) : 0;
-        bytes += (double)piece[i].count * (double)(3 * sizeof(float) + moments + copy);
+        const size_t grad = piece[i].sum != NULL ? sizeof(int64_t) : sizeof(float);
+        bytes += (double)piece[i].count * (double)(grad + 2 * sizeof(float) + moments + copy);
     }
     count(device, METER_OPTIMIZER, start, 0, bytes);
 }

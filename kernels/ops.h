@@ -113,6 +113,7 @@ struct adamw {
     float grad_scale; /* gradient multiplier (clipping) */
     int64_t step;     /* from 1, for bias correction */
     enum dtype moments;
+    float quantum; /* of gradients in integers: what 1 is, a power of two */
 };
 
 /* Neighbouring elements of one parameter. */
@@ -124,6 +125,8 @@ struct adamw_piece {
     int64_t count;
     float weight_decay;
     uint64_t key, first; /* of struct moments */
+    const int64_t *sum;  /* not NULL: the gradient in integers (ops_fixed.h), instead of grad: the
+                            bits of fixed_ops.decode */
 };
 
 /* Balance losses of one block (models.md 2.9): each is the sum over rows and experts of a weight,

@@ -115,23 +115,24 @@ void stepper_free(struct stepper *stepper)
     *stepper = (struct stepper){0};
 }
 
-/* Unit u of a step belongs to rank u % ranks. Returns the counted labels of the global batch; the
- * next step's batches are begun. */
-static int64_t load_batches(struct stepper *stepper, int64_t position, int64_t batch,
-                            double *waited)
+/* Collective. Unit u of a step belongs to rank u % ranks. *labels: those of the global batch that
+ * count; the next step's batches are begun. */
+static enum status load_batches(struct stepper *stepper, int64_t position, int64_t batch,
+                                int64_t *labels, double *waited)
 {
     const struct config *config = stepper->model->config;
     const struct comm *dp = &stepper->model->mesh->dp;
     const int64_t next = position + batch, size = schedule_batch(config, next);
     const double start = step_clock();
-    int64_t labels = 0;
-    stepper->batches = feed_take(&stepper->feed, position, stepper->own, &labels);
+    const enum status status =
+        feed_take(&stepper->feed, position, stepper->own, &stepper->batches, labels);
     *waited = step_clock() - start;
+    TRY(comm_agree(stepper->model->mesh->world, status, NULL));
     if (next <= stepper->feed.mixture->end - size) {
         feed_prepare(&stepper->feed, next, size / config->train.micro_batch / dp->size);
     }
-    comm_all_reduce((struct comm *)dp, &labels, 1, DTYPE_I64, REDUCE_SUM);
-    return labels;
+    comm_all_reduce((struct comm *)dp, labels, 1, DTYPE_I64, REDUCE_SUM);
+    return STATUS_OK;
 }
 
 /* What a step adds up of its units. */
@@ -496,7 +497,8 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     stepper->own = stepper->units / model->mesh->dp.size;
     TRY(trace_begin(stepper->trace, step));
     double waited = 0;
-    const int64_t labels = load_batches(stepper, position, batch, &waited);
+    int64_t labels = 0;
+    TRY(load_batches(stepper, position, batch, &labels, &waited));
     mark[MARK_LOADED] = mark_now(model);
     model->unit = result->unit = gradient_unit(model, labels);
     model_zero_grads(model);

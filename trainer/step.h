@@ -84,7 +84,7 @@ void stepper_free(struct stepper *stepper); /* accepts a zeroed one */
  * result->verdict says. In FP8 the objective is
  * multiplied by a power of two, at least the counted labels: gradients of single tokens are then
  * about 1, far above the smallest value that codes tell from 0, and they are divided by it,
- * exactly, where they are used. */
+ * exactly, where they are used. Errors, agreed: data that cannot be read (mixture_status). */
 enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position,
                          struct step_result *result) __attribute__((warn_unused_result));
 /* Local, the caller agrees. In FP8: STATUS_DIVERGED when the update of this step made weights that
@@ -94,7 +94,8 @@ enum status stepper_updated(int64_t step, const struct step_result *result)
 
 /* step_evaluate.c. Collective over the world. Mean cross-entropy over the counted labels of the
  * first `batches` micro-batches of a file (0: all of it), in file order: the same bits for every
- * layout. *labels 0: none counts, and *loss is NAN. Errors, agreed: STATUS_RESOURCE. */
+ * layout. *labels 0: none counts, and *loss is NAN. Errors, agreed: token_store_status;
+ * STATUS_RESOURCE. */
 enum status step_evaluate(struct model *model, const struct loader *loader, int64_t batches,
                           double *loss, int64_t *labels) __attribute__((warn_unused_result));
 

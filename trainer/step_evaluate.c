@@ -33,12 +33,12 @@ static int64_t evaluation_batch(const struct loader *loader, struct batch *batch
 }
 
 /* The loss summed over `units` micro-batches, in file order; sums[dp] is scratch. */
-static double evaluate(struct model *model, const struct loader *loader, struct batch *batch,
-                       int64_t units, double *sums, int64_t *labels)
+static enum status evaluate(struct model *model, const struct loader *loader, struct batch *batch,
+                            int64_t units, double *sums, double *sum, int64_t *labels)
 {
     struct comm *dp = (struct comm *)&model->mesh->dp;
     const bool whole = slice_whole(&model->slice);
-    double sum = 0;
+    *sum = 0;
     *labels = 0;
     for (int64_t wave = 0; wave < units; wave += dp->size) {
         *labels += evaluation_batch(loader, batch, wave + dp->rank, units, model->batch);
@@ -52,15 +52,15 @@ static double evaluate(struct model *model, const struct loader *loader, struct 
             comm_all_gather(dp, sums, &loss, sizeof loss);
         }
         for (int r = 0; r < dp->size && model->slice.heads; r++) {
-            sum += sums[r];
+            *sum += sums[r];
         }
     }
     if (!whole) {
         pipe_settle(model);
-        comm_broadcast((struct comm *)&model->mesh->pp, &sum, sizeof sum, pipe_last(model));
+        comm_broadcast((struct comm *)&model->mesh->pp, sum, sizeof *sum, pipe_last(model));
     }
     comm_all_reduce(dp, labels, 1, DTYPE_I64, REDUCE_SUM);
-    return sum;
+    return comm_agree(model->mesh->world, token_store_status(loader->store), NULL);
 }
 
 enum status step_evaluate(struct model *model, const struct loader *loader, int64_t batches,
@@ -70,7 +70,7 @@ enum status step_evaluate(struct model *model, const struct loader *loader, int6
     const int64_t whole = (loader->samples + micro - 1) / micro;
     int32_t *storage = calloc((size_t)(4 * tokens), sizeof *storage);
     double *sums = calloc((size_t)model->mesh->dp.size, sizeof *sums);
-    const enum status status =
+    enum status status =
         comm_agree(model->mesh->world,
                    storage != NULL && sums != NULL
                        ? STATUS_OK
@@ -79,8 +79,9 @@ enum status step_evaluate(struct model *model, const struct loader *loader, int6
     assert(!loader->shuffle);
     if (status == STATUS_OK) {
         struct batch batch = batch_view(storage, tokens);
-        const double sum = evaluate(model, loader, &batch,
-                                    batches > 0 && batches < whole ? batches : whole, sums, labels);
+        double sum = 0;
+        status = evaluate(model, loader, &batch, batches > 0 && batches < whole ? batches : whole,
+                          sums, &sum, labels);
         *loss = *labels > 0 ? sum / (double)*labels : (double)NAN;
     }
     free(storage);

@@ -344,19 +344,16 @@ static void close_training(struct training *t)
     io_unlock(&t->lock);
 }
 
-/* Rank 0: printed and appended to samples.txt. */
-static enum status write_sample(struct training *t, const char *text)
+/* Rank 0: printed and appended to samples.txt; log.txt has it too. */
+static void tell_sample(struct training *t, const char *text)
 {
     char path[MAX_PATH];
     metrics_say(&t->metrics, "--- sample at step %lld ---\n%s\n---", (long long)t->at.step, text);
     events_text(&t->metrics.events, "sample", t->at.step, text);
     run_dir_path(t->session, "samples.txt", path, sizeof path);
-    FILE *out = fopen(path, "a");
-    const bool good =
-        out != NULL && fprintf(out, "=== step %lld ===\n%s\n", (long long)t->at.step, text) >= 0;
-    const bool closed = out != NULL && fclose(out) == 0;
-    return good && closed ? STATUS_OK
-                          : status_fail(STATUS_IO, "%s: cannot append the sample", path);
+    if (sample_append(path, t->at.step, text) != STATUS_OK) {
+        fprintf(stderr, "switchyard: warning: %s; training goes on\n", status_message());
+    }
 }
 
 /* A sample of text as training goes. */
@@ -365,7 +362,7 @@ static enum status show_sample(struct training *t)
     struct byte_list text = {0};
     enum status status = sample_text(&t->model, &t->tokenizer, &text);
     if (status == STATUS_OK && main_rank(t)) {
-        status = write_sample(t, text.data);
+        tell_sample(t, text.data);
     }
     byte_list_free(&text);
     return comm_agree(t->world, status, NULL);
@@ -405,9 +402,7 @@ static enum status roll_back(struct training *t, int64_t trouble, int64_t sequen
                 "%lld of the run)",
                 (long long)trouble, t->guard.why, (long long)t->at.step,
                 (long long)(t->at.position - back_at), (long long)t->at.guard.rollbacks);
-    return comm_agree(t->world,
-                      metrics_rewind(&t->metrics, t->config->run.dir, t->at.step, tokens_left(t)),
-                      NULL);
+    return comm_agree(t->world, metrics_rewind(&t->metrics, t->at.step, tokens_left(t)), NULL);
 }
 
 static void tell_skip(struct training *t, int64_t step)
@@ -463,11 +458,10 @@ static enum status one_step(struct training *t, double *seconds)
     }
     t->first_loss = step == t->metrics.first_step ? result.loss : t->first_loss;
     t->last_loss = result.loss;
-    enum status status = stepper_updated(step, &result);
-    if (status == STATUS_OK && main_rank(t)) {
-        status = metrics_step(&t->metrics, step, &result, valid, &t->stepper);
+    TRY(comm_agree(t->world, stepper_updated(step, &result), NULL));
+    if (main_rank(t)) {
+        metrics_step(&t->metrics, step, &result, valid, &t->stepper);
     }
-    TRY(comm_agree(t->world, status, NULL));
     if (due(step, config->sample.every_steps, config->run.steps)) {
         watchdog_enter(t->watchdog, WATCHDOG_SAMPLE, step);
         TRY(show_sample(t));
@@ -533,6 +527,14 @@ static void summary(struct training *t)
                 t->config->run.dir);
 }
 
+/* Collective. A run that is done, but whose metrics.jsonl is not whole, says so by its status. */
+static enum status finish_metrics(struct training *t, enum status status)
+{
+    const bool done = status == STATUS_OK;
+    const enum status written = main_rank(t) ? metrics_finish(&t->metrics, done) : STATUS_OK;
+    return done ? comm_agree(t->world, written, NULL) : status_fail(status, "%s", "");
+}
+
 /* run.verify: nothing is trained on a layout that computes something else. */
 static enum status verify_first(const struct session *session)
 {
@@ -582,6 +584,9 @@ enum status training_run(struct session *session, bool fresh)
     }
     if (status == STATUS_OK && main_rank(t)) {
         summary(t);
+    }
+    if (status == STATUS_OK || status == STATUS_PREEMPTED) {
+        status = finish_metrics(t, status);
     }
     close_training(t);
     free(t);

@@ -173,6 +173,8 @@ float cpu_combine_backward_part(float *out, const float *dy, const float *x, flo
 
 extern const struct fp8_ops cpu_fp8_ops;
 extern const struct fixed_ops cpu_fixed_ops;
+/* fixed_ops.decode of a part, by one thread. */
+void cpu_fixed_decode(float *out, const int64_t *sum, int64_t count, float quantum);
 
 /* device_ceilings. */
 void cpu_ceilings(struct device *device, enum dtype dtype, struct device_ceilings *out);

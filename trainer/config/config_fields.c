@@ -348,8 +348,8 @@ const struct field config_fields[] = {
         "too; 0: never"),
     TEXT(
         "debug.fault", debug.fault, "null",
-        "drills: io:KIND:OPERATION, the file operation that fails; or KIND:STEP:RANK, what happens "
-        "there (docs/health.md)"),
+        "drills: io:KIND:OPERATION or read:KIND:OPERATION, the file operation that fails; or "
+        "KIND:STEP:RANK, what happens there (docs/health.md)"),
     TEXT("debug.profile", debug.profile, "null",
          "Chrome trace of every rank's phases, operations and messages (chrome://tracing, "
          "Perfetto)"),

@@ -34,7 +34,7 @@ struct model_group {
     struct zero zero;
     void *weights; /* [zero.count] act */
     float *grads;  /* [zero.count]; with sums room for it, of which this rank's share alone is
-                      used, and not before the reduction; NULL without training */
+                      used, from optimizer_decode on; NULL without training */
     int64_t *sums; /* [zero.count] gradients as integers (gradients.h), else NULL */
     float *master; /* [zero.share] this rank's share in f32; with fp32 a view into weights */
     void *moment1, *moment2; /* [zero.share] model->moments; NULL without training; moment2 NULL

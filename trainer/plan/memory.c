@@ -43,12 +43,16 @@ static enum status measure(struct stage_memory *memory, const struct config *con
                            struct mesh *mesh, struct device *device)
 {
     struct model model;
+    struct saving_size size = {0};
     mesh->world = &mesh->stage;
     *memory = (struct stage_memory){0};
     enum status status = model_measure(&model, config, mesh, device, config->train.micro_batch,
                                        config->train.sequence_length, true);
     if (status == STATUS_OK) {
-        status = saving_measure(&memory->staging, &memory->stages, &model);
+        status = saving_measure(&size, &model);
+        memory->staging = size.bytes;
+        memory->tensors = size.tensors;
+        memory->stages = size.beside;
     }
     memcpy(memory->kind, model.memory, sizeof memory->kind);
     for (int g = 0; g < model.params.groups; g++) {
@@ -84,20 +88,28 @@ enum status memory_of_rank(struct stage_memory *memory, const struct config *con
  * of a group, and the limit of cuDNN's scratch (attention_cudnn.c). */
 static const size_t MIB = (size_t)1 << 20, GPU_CONTEXT_MIB = 600, GPU_PRODUCTS_MIB = 32,
                     GPU_GROUP_MIB = 350, GPU_ATTENTION_MIB = 1024;
-/* CPU: the program with its libraries, what a thread adds, and the rows whose logits are in memory
- * at a time (kernels/cpu/cross_entropy.c). Measured: docs/plan.md. */
-static const size_t CPU_PROGRAM_MIB = 31, CPU_THREAD_MIB = 13, CPU_LOSS_ROWS = 1024;
+/* CPU: the program with its libraries, what a thread adds, what Open MPI has of its own where there
+ * are several ranks, and the rows whose logits are in memory at a time
+ * (kernels/cpu/cross_entropy.c). Measured: docs/plan.md. */
+static const size_t CPU_PROGRAM_MIB = 34, CPU_THREAD_MIB = 1, CPU_RANKS_MIB = 13,
+                    CPU_LOSS_ROWS = 1024;
+/* Of a save, for each tensor of the checkpoint: what HDF5 and the manifest have of it. Measured. */
+static const size_t SAVED_TENSOR_BYTES = 24 << 10;
 
 static size_t outside_of_gpu(const struct config *config, const struct architecture *arch)
 {
     const size_t t = (size_t)config->train.sequence_length, b = (size_t)config->train.micro_batch,
                  square = 2 * b * (size_t)arch->heads * t * t,
                  linear = 8 * b * (size_t)arch->heads * t * (size_t)arch->qk_dim,
+                 own = 4 * b * (size_t)arch->heads * t * (size_t)(1 + arch->rope_dim),
                  wanted = config->run.deterministic != CONFIG_DETERMINISTIC_OFF ? square : linear,
                  most = GPU_ATTENTION_MIB * MIB;
     const bool alone = config->cluster.nodes == 1 && config->cluster.gpus_per_node == 1;
-    return (GPU_CONTEXT_MIB + GPU_PRODUCTS_MIB + (alone ? 0 : 3 * GPU_GROUP_MIB)) * MIB +
-           (wanted < most ? wanted : most);
+    const size_t rest = (GPU_CONTEXT_MIB + (alone ? 0 : 3 * GPU_GROUP_MIB)) * MIB;
+    if (config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT) { /* no libraries */
+        return rest + own;
+    }
+    return rest + GPU_PRODUCTS_MIB * MIB + (wanted < most ? wanted : most);
 }
 
 /* Logits and their gradients, oneDNN's copies of the head's operands, the reduction's parts. */
@@ -129,9 +141,11 @@ size_t memory_outside(const struct config *config, const struct hardware *hardwa
     if (!hardware->cpu) {
         return outside_of_gpu(config, arch);
     }
-    return (CPU_PROGRAM_MIB + CPU_THREAD_MIB * (size_t)hardware->threads) * MIB + batch +
+    const size_t ranks = dp > 1 ? CPU_RANKS_MIB : 0,
+                 tensors = (size_t)(memory->tensors * dp) * SAVED_TENSOR_BYTES;
+    return (CPU_PROGRAM_MIB + ranks + CPU_THREAD_MIB * (size_t)hardware->threads) * MIB + batch +
            scratch_of_cpu(config, arch, memory, dp, ep) +
-           (memory->stages ? save_block_bytes(memory->staging) : 0);
+           (memory->stages ? save_block_bytes(memory->staging) + tensors : 0);
 }
 
 enum status memory_untouched(size_t *bytes, const struct config *config, const struct stage *stage,

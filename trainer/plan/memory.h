@@ -16,6 +16,7 @@ struct stage_memory {
     size_t kind[MODEL_MEMORIES];
     int64_t elements[PARAM_GROUPS]; /* of a rank, padding included */
     size_t staging;                 /* host memory: the copy that saves are written from */
+    int64_t tensors;                /* of them, on the first rank */
     bool stages;                    /* a save comes to use it before the run's end */
 };
 
