@@ -28,7 +28,7 @@ for trial in 0000 0004; do
 done
 expect_same "$(for t in 1 2 3 5 6 7; do state grid 000$t; done | sort -u)" failed "state of the sabotaged ones"
 expect_text "6 of 8 trials failed"
-expect_text "exit 137"
+expect_text "exit 137: signal 9 (Killed), and no word of why"
 expect_text "exit 139"
 expect_text "exit 77: step 5: loss"
 lr=(3e-3 1e-3)

@@ -193,5 +193,9 @@ void trial_read_why(struct sweep_trial *trial, const struct sweep_plan *plan)
         snprintf(trial->why, sizeof trial->why, "%.*s", (int)strcspn(line + 12, "\n"), line + 12);
         status_clean(trial->why);
     }
+    if (line == NULL && trial->exit_code > 128) {
+        snprintf(trial->why, sizeof trial->why, "signal %d (%s), and no word of why",
+                 trial->exit_code - 128, strsignal(trial->exit_code - 128));
+    }
     free(text);
 }
