@@ -9,6 +9,7 @@
 #include "kernels/base/io.h"
 
 enum { MAX_PATH = 4096 };
+static const size_t MOST_TEXT = (size_t)64 << 20;
 
 void *blocks_buffer(void)
 {
@@ -102,6 +103,49 @@ enum status blocks_write(struct manifest *manifest, const char *path, const char
     return status;
 }
 
+static enum status wrong_size(const char *name, int64_t bytes, int64_t said)
+{
+    return status_fail(STATUS_DATA, "%s: %lld bytes, the manifest says %lld", name,
+                       (long long)bytes, (long long)said);
+}
+
+static enum status damaged(const char *name, int64_t block)
+{
+    return status_fail(STATUS_DATA, "%s: damaged in block %lld (bytes from %lld)", name,
+                       (long long)block, (long long)(block * MANIFEST_BLOCK_BYTES));
+}
+
+static enum status missing(const char *name)
+{
+    return status_fail(STATUS_DATA, "%s: missing; the checkpoint is not whole", name);
+}
+
+enum status blocks_read_text(const struct manifest *manifest, int64_t index, const char *path,
+                             char **text)
+{
+    const struct manifest_file *entry = &manifest->file[index];
+    char full[MAX_PATH];
+    size_t bytes = 0;
+    *text = NULL;
+    TRY(join(full, path, entry->name));
+    if (!io_exists(full)) {
+        return missing(full);
+    }
+    TRY(io_read_file(full, text, &bytes, MOST_TEXT));
+    enum status status =
+        (int64_t)bytes == entry->bytes ? STATUS_OK : wrong_size(full, (int64_t)bytes, entry->bytes);
+    for (int64_t b = 0; b < manifest_blocks(entry->bytes) && status == STATUS_OK; b++) {
+        const uint64_t hash =
+            hash_bytes(*text + b * MANIFEST_BLOCK_BYTES, (size_t)block_size(entry->bytes, b));
+        status = hash == entry->block[b] ? STATUS_OK : damaged(full, b);
+    }
+    if (status != STATUS_OK) {
+        free(*text);
+        *text = NULL;
+    }
+    return status;
+}
+
 enum status blocks_write_text(struct manifest *manifest, const char *path, const char *name,
                               const char *text)
 {
@@ -134,8 +178,7 @@ static enum status check_block(const struct manifest_file *entry, int64_t index,
     enum status status =
         job->status == STATUS_OK ? STATUS_OK : status_lines(job->status, job->message);
     if (status == STATUS_OK && hash_bytes(job->buffer, job->bytes) != entry->block[block]) {
-        status = status_fail(STATUS_DATA, "%s: damaged in block %lld (bytes from %lld)",
-                             job->file->path, (long long)block, (long long)job->offset);
+        status = damaged(job->file->path, block);
     }
     if (status != STATUS_OK && check->bad != NULL) {
         check->bad(check->context, index, block);
@@ -166,8 +209,7 @@ static enum status compare(struct io_file *file, const struct manifest *manifest
     int64_t bytes = 0, next = 0;
     TRY(io_size(file, &bytes));
     if (bytes != entry->bytes) {
-        return status_fail(STATUS_DATA, "%s: %lld bytes, the manifest says %lld", file->path,
-                           (long long)bytes, (long long)entry->bytes);
+        return wrong_size(file->path, bytes, entry->bytes);
     }
     TRY(block_queue_open(&queue));
     enum status status = STATUS_OK;
@@ -187,7 +229,7 @@ static enum status verify(const struct manifest *manifest, int64_t index, const 
     struct io_file file;
     TRY(join(full, path, manifest->file[index].name));
     if (!io_exists(full)) {
-        return status_fail(STATUS_DATA, "%s: missing; the checkpoint is not whole", full);
+        return missing(full);
     }
     TRY(io_open_read_direct(&file, full));
     const enum status status = compare(&file, manifest, index, check), closed = io_close(&file);

@@ -22,6 +22,11 @@ enum status blocks_write(struct manifest *manifest, const char *path, const char
 enum status blocks_write_text(struct manifest *manifest, const char *path, const char *name,
                               const char *text) __attribute__((warn_unused_result));
 
+/* Local. A short text, whose hashes agree; *text owned by the caller. Errors: STATUS_DATA names
+ * file and block; STATUS_IO, STATUS_RESOURCE. */
+enum status blocks_read_text(const struct manifest *manifest, int64_t file, const char *path,
+                             char **text) __attribute__((warn_unused_result));
+
 /* Local. Reads a file back, from the disk where it can, and compares every block with the manifest.
  * Errors: STATUS_DATA names file and block. */
 enum status blocks_verify(const struct manifest *manifest, int64_t file, const char *path)

@@ -11,7 +11,6 @@
 #include "kernels/base/io.h"
 
 enum { MAX_PATH = STEPS_PATH_BYTES };
-static const size_t MOST_STATE = (size_t)64 << 20;
 
 /* Manifest whole and every file there with its size. */
 static enum status look(const char *path, struct manifest *manifest)
@@ -36,10 +35,10 @@ static enum status look(const char *path, struct manifest *manifest)
     return STATUS_OK;
 }
 
-/* The first of the steps before `before` that looks whole: its index, -1: none, -2: one was pruned
- * meanwhile, so that the list is old. */
+/* The first of the steps before `before` that looks whole: its index, -1: none, -2: one is gone, so
+ * that the list is old; once more for the `last` time, what is not there is passed over. */
 static int64_t first_whole(const char *root, const int64_t *steps, int64_t count, int64_t before,
-                           void (*warn)(void *, const char *), void *context)
+                           bool last, void (*warn)(void *, const char *), void *context)
 {
     for (int64_t i = 0; i < count; i++) {
         char path[MAX_PATH];
@@ -53,7 +52,7 @@ static int64_t first_whole(const char *root, const int64_t *steps, int64_t count
         if (status == STATUS_OK) {
             return i;
         }
-        if (!io_exists(path)) {
+        if (!last && !io_exists(path)) {
             return -2;
         }
         warn(context, status_message());
@@ -69,7 +68,7 @@ static enum status find_newest(const char *root, int64_t before, char path[MAX_P
     for (int i = 0; i < TRIES && at == -2; i++) {
         free(steps);
         TRY(steps_list(root, &steps, &count));
-        at = first_whole(root, steps, count, before, warn, context);
+        at = first_whole(root, steps, count, before, i == TRIES - 1, warn, context);
     }
     enum status status = STATUS_OK;
     path[0] = '\0';
@@ -124,21 +123,19 @@ enum status checkpoint_newest(struct comm *comm, const char *root, int64_t befor
 
 enum status checkpoint_state(const char *path, char **state)
 {
-    char name[MAX_PATH];
     struct manifest manifest;
-    size_t bytes = 0;
+    int64_t at = 0;
     *state = NULL;
     TRY(manifest_read(&manifest, path));
-    enum status status = status_fail(STATUS_DATA, "%s: the manifest names no state.json", path);
-    for (int64_t i = 0; i < manifest.files; i++) {
-        if (strcmp(manifest.file[i].name, "state.json") == 0) {
-            status = blocks_verify(&manifest, i, path);
-        }
+    while (at < manifest.files && strcmp(manifest.file[at].name, "state.json") != 0) {
+        at++;
     }
+    const enum status status =
+        at < manifest.files
+            ? blocks_read_text(&manifest, at, path, state)
+            : status_fail(STATUS_DATA, "%s: the manifest names no state.json", path);
     manifest_free(&manifest);
-    TRY(status);
-    TRY(steps_join(name, path, "state.json"));
-    return io_read_file(name, state, &bytes, MOST_STATE);
+    return status;
 }
 
 static enum status clean_one(void *context, const char *name)
@@ -197,6 +194,13 @@ enum status checkpoint_remove_replaced(const char *root, int64_t *count)
     return status;
 }
 
+static void free_entry(struct checkpoint_entry *entry)
+{
+    free(entry->path);
+    free(entry->why);
+    *entry = (struct checkpoint_entry){0};
+}
+
 static enum status describe(const char *root, int64_t step, struct checkpoint_entry *entry)
 {
     char path[MAX_PATH];
@@ -206,6 +210,11 @@ static enum status describe(const char *root, int64_t step, struct checkpoint_en
     const enum status status = look(path, &manifest);
     entry->valid = status == STATUS_OK;
     entry->why = entry->valid ? NULL : strdup(status_message());
+    if (entry->path == NULL || (!entry->valid && entry->why == NULL)) {
+        free_entry(entry);
+        manifest_free(&manifest);
+        return status_fail(STATUS_RESOURCE, "out of memory for the list of checkpoints");
+    }
     entry->tensors = manifest.tensors;
     entry->ranks = manifest.ranks;
     for (int64_t i = 0; i < manifest.files; i++) {
@@ -222,9 +231,17 @@ enum status checkpoint_list(const char *root, struct checkpoint_entry **entries,
     *entries = calloc((size_t)*count + 1, sizeof **entries);
     enum status status =
         *entries != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory");
+    int64_t there = 0;
     for (int64_t i = 0; i < *count && status == STATUS_OK; i++) {
-        status = describe(root, steps[i], &(*entries)[i]);
+        struct checkpoint_entry *entry = &(*entries)[there];
+        status = describe(root, steps[i], entry);
+        if (status == STATUS_OK && !entry->valid && !io_exists(entry->path)) {
+            free_entry(entry); /* a run that goes on has pruned it */
+        } else if (status == STATUS_OK) {
+            there++;
+        }
     }
+    *count = there;
     free(steps);
     return status;
 }
@@ -232,8 +249,7 @@ enum status checkpoint_list(const char *root, struct checkpoint_entry **entries,
 void checkpoint_list_free(struct checkpoint_entry *entries, int64_t count)
 {
     for (int64_t i = 0; i < count; i++) {
-        free(entries[i].path);
-        free(entries[i].why);
+        free_entry(&entries[i]);
     }
     free(entries);
 }

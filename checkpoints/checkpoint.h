@@ -114,6 +114,7 @@ struct checkpoint_entry {
     bool valid;
     char *why; /* owned, when not valid */
 };
+/* Local. Newest first; one that goes meanwhile is left out. */
 enum status checkpoint_list(const char *root, struct checkpoint_entry **entries, int64_t *count)
     __attribute__((warn_unused_result));
 void checkpoint_list_free(struct checkpoint_entry *entries, int64_t count);

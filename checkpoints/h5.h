@@ -4,10 +4,10 @@
 
 #include <hdf5.h>
 
-#include "checkpoints/h5_image.h"
 #include "checkpoints/manifest.h"
+#include "kernels/base/h5_image.h"
 
-/* A new file in `image` (zeroed before; checkpoints/h5_image.h), in the form that a killed writer
+/* A new file in `image` (zeroed before; kernels/base/h5_image.h), in the form that a killed writer
  * cannot leave half-readable (V110), large objects aligned to 4096 bytes for direct I/O; no time
  * stamps, so the same content is the same bytes. Closed with h5_finish. Errors: STATUS_RESOURCE. */
 enum status h5_create(hid_t *file, struct h5_image *image) __attribute__((warn_unused_result));

@@ -259,6 +259,7 @@ static enum status write_hint(const struct save *save)
     return io_sync_dir(save->root);
 }
 
+/* Older ones beyond those kept; one that an earlier save could not take away is tried again. */
 static enum status prune(const struct save *save)
 {
     int64_t *steps = NULL, count = 0;
@@ -274,17 +275,27 @@ static enum status prune(const struct save *save)
     return status;
 }
 
+/* The checkpoint is there, whatever becomes of this. */
+static void tidy(struct save *save)
+{
+    const enum status hint = write_hint(save);
+    if (hint != STATUS_OK) {
+        snprintf(save->note, sizeof save->note, "%s", status_message());
+    }
+    if (prune(save) != STATUS_OK) {
+        snprintf(save->note, sizeof save->note, "%s", status_message());
+    }
+}
+
 void save_publish(struct save *save)
 {
     if (save->status != STATUS_OK || save->comm->rank != 0) {
         return;
     }
-    enum status status = publish(save);
-    if (status == STATUS_OK && save->keep > 0) {
-        status = write_hint(save);
-        status = status == STATUS_OK ? prune(save) : status;
+    conclude(save, publish(save));
+    if (save->status == STATUS_OK && save->keep > 0) {
+        tidy(save);
     }
-    conclude(save, status);
 }
 
 /* --- end --- */
@@ -306,6 +317,10 @@ enum status save_end(struct save *save)
     const enum status status = save->status;
     if (status != STATUS_OK && save->comm->rank == 0) {
         drop_work(save);
+    }
+    if (save->note[0] != '\0') {
+        fprintf(stderr, "switchyard: warning: checkpoint of step %lld is saved, but: %s\n",
+                (long long)save->step, save->note);
     }
     manifest_free(&save->own);
     manifest_free(&save->all);

@@ -8,6 +8,9 @@
  *   save_publish  any thread  rank 0: manifest, the folder's name, older checkpoints go
  *   save_end      collective  did it work? what is left of a failure goes
  *
+ * Once its folder has its name, a checkpoint is saved: that LATEST could not be written then, or an
+ * older one not be deleted, is told on stderr by save_end, and tried again with the next save.
+ *
  * Each is called once, in this order, on every rank, whatever came before: after a failure the
  * phases with files do nothing, and save_end gives it to everybody. One thread at a time has the
  * struct. checkpoint_save (checkpoint.h) calls all five in a row; background.h spreads them over
@@ -40,6 +43,7 @@ struct save {
     char *parts;                  /* owned, rank 0: every rank's text, one after the other */
     enum status status;           /* of all phases so far, here */
     char message[SAVE_MESSAGE_BYTES]; /* its words: status_message() is each thread's own */
+    char note[SAVE_MESSAGE_BYTES];    /* rank 0: what failed behind the publication, or "" */
 };
 
 /* Bytes of memory that save_write of so many bytes of slices takes at most, for blocks on their

@@ -89,6 +89,7 @@ enum status steps_discard(const char *root, int64_t step)
     TRY(steps_path(path, root, step));
     snprintf(name, sizeof name, ".trash-%0*lld-%ld", STEP_DIGITS, (long long)step, (long)getpid());
     TRY(steps_join(trash, root, name));
+    TRY(io_remove_tree(trash)); /* what an earlier try could not delete */
     TRY(io_rename(path, trash));
     TRY(io_sync_dir(root));
     TRY(steps_join(manifest, trash, "manifest.json"));

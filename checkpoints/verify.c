@@ -8,6 +8,8 @@
 #include "checkpoints/blocks.h"
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/tensor_hash.h"
+#include "kernels/base/h5_reader.h"
+#include "kernels/base/io.h"
 
 enum { MAX_PATH = 4096, MOST_LINE = 1024, NAMED_TENSORS = 3 };
 
@@ -24,6 +26,17 @@ static void problem(struct verification *v, const char *line)
 {
     v->result->problems++;
     v->tell(v->context, line);
+}
+
+/* What is damaged or cannot be read is a problem of the checkpoint's; other errors are passed on.
+ */
+static enum status count(struct verification *v, enum status status)
+{
+    if (status != STATUS_DATA && status != STATUS_IO) {
+        return status;
+    }
+    problem(v, status_message());
+    return STATUS_OK;
 }
 
 /* --- blocks --- */
@@ -74,13 +87,7 @@ static void bad_block(void *context, int64_t file, int64_t block)
 static enum status check_files(struct verification *v)
 {
     for (int64_t i = 0; i < v->manifest->files; i++) {
-        const enum status status = blocks_verify_all(v->manifest, i, v->path, bad_block, v);
-        if (status != STATUS_OK && status != STATUS_DATA && status != STATUS_IO) {
-            return status;
-        }
-        if (status != STATUS_OK) {
-            problem(v, status_message());
-        }
+        TRY(count(v, blocks_verify_all(v->manifest, i, v->path, bad_block, v)));
         v->result->bytes += v->manifest->file[i].bytes;
     }
     return STATUS_OK;
@@ -171,40 +178,67 @@ static bool agrees(hid_t file, int64_t index, bool view, const struct manifest_t
     return true;
 }
 
-static void check_hdf5(struct verification *v, int64_t index)
+/* What HDF5 sees of a file, tensor by tensor, as long as it can be read. */
+static void compare_tensors(struct verification *v, int64_t index, const struct h5_reader *reader)
 {
-    char name[MAX_PATH], line[MOST_LINE];
-    const char *short_name = v->manifest->file[index].name;
-    const size_t length = strlen(short_name);
-    if (length < 3 || strcmp(short_name + length - 3, ".h5") != 0) {
-        return;
-    }
-    snprintf(name, sizeof name, "%s/%s", v->path, short_name); /* opened before: it fits */
-    H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
-    const hid_t file = H5Fopen(name, H5F_ACC_RDONLY, H5P_DEFAULT);
-    if (file < 0) {
-        snprintf(line, sizeof line, "%s: HDF5 cannot open it", short_name);
-        problem(v, line);
-        return;
-    }
+    const char *name = v->manifest->file[index].name;
+    char line[MOST_LINE];
     for (int64_t i = 0; i < v->manifest->tensors; i++) {
         const struct manifest_tensor *tensor = &v->manifest->tensor[i];
-        if (!agrees(file, index, strcmp(short_name, "model.h5") == 0, tensor)) {
-            snprintf(line, sizeof line, "%s: HDF5 has tensor %s otherwise than the manifest",
-                     short_name, tensor->name);
+        const bool same = agrees(reader->id, index, strcmp(name, "model.h5") == 0, tensor);
+        if (reader->status != STATUS_OK) {
+            return;
+        }
+        if (!same) {
+            snprintf(line, sizeof line, "%s: HDF5 has tensor %s otherwise than the manifest", name,
+                     tensor->name);
             problem(v, line);
         }
     }
-    H5Fclose(file);
+}
+
+static enum status read_hdf5(struct verification *v, int64_t index, struct io_file *file)
+{
+    struct h5_reader reader;
+    char line[MOST_LINE];
+    enum status status = h5_reader_open(&reader, file);
+    if (status == STATUS_OK && reader.id < 0) {
+        snprintf(line, sizeof line, "%s: HDF5 cannot open it", v->manifest->file[index].name);
+        problem(v, line);
+    } else if (status == STATUS_OK) {
+        compare_tensors(v, index, &reader);
+        status = h5_reader_status(&reader);
+    }
+    h5_reader_close(&reader);
+    return status;
+}
+
+static enum status check_hdf5(struct verification *v, int64_t index)
+{
+    char name[MAX_PATH];
+    struct io_file file;
+    const char *short_name = v->manifest->file[index].name;
+    const size_t length = strlen(short_name);
+    if (length < 3 || strcmp(short_name + length - 3, ".h5") != 0) {
+        return STATUS_OK;
+    }
+    snprintf(name, sizeof name, "%s/%s", v->path, short_name); /* opened before: it fits */
+    enum status status = io_open_read(&file, name);
+    if (status == STATUS_OK) {
+        status = read_hdf5(v, index, &file);
+        const enum status closed = io_close(&file);
+        status = status == STATUS_OK ? closed : status;
+    }
+    return count(v, status);
 }
 
 static enum status verify(struct verification *v, bool deep)
 {
     TRY(check_files(v));
     if (deep && v->result->problems == 0) {
-        TRY(check_tensors(v));
+        TRY(count(v, check_tensors(v)));
         for (int64_t i = 0; i < v->manifest->files; i++) {
-            check_hdf5(v, i);
+            TRY(check_hdf5(v, i));
         }
     }
     return v->result->problems == 0 ? STATUS_OK

@@ -100,7 +100,8 @@ static void await(struct feed *feed)
     }
 }
 
-const struct batch *feed_take(struct feed *feed, int64_t position, int64_t own, int64_t *labels)
+enum status feed_take(struct feed *feed, int64_t position, int64_t own,
+                      const struct batch **batches, int64_t *labels)
 {
     await(feed);
     feed->current = 1 - feed->current;
@@ -111,7 +112,8 @@ const struct batch *feed_take(struct feed *feed, int64_t position, int64_t own, 
         fill(feed, set);
     }
     *labels = set->labels;
-    return set->batches;
+    *batches = set->batches;
+    return mixture_status(feed->mixture);
 }
 
 void feed_prepare(struct feed *feed, int64_t position, int64_t own)

@@ -42,9 +42,13 @@ enum status feed_open(struct feed *feed, const struct mixture *mixture, int64_t 
     __attribute__((warn_unused_result));
 void feed_close(struct feed *feed); /* accepts a zeroed one; may be called twice */
 
-/* The first `own` batches of this rank from sample `position` on; waits for the thread where it
- * makes these, else makes them. Valid until the call after the next. *labels: how many count. */
-const struct batch *feed_take(struct feed *feed, int64_t position, int64_t own, int64_t *labels);
+/* The first `own` batches of this rank from sample `position` on, in *batches; waits for the thread
+ * where it makes these, else makes them. Valid until the call after the next. *labels: how many
+ * count. Local. Errors: mixture_status; what is in the batches is then no data, but has ids that a
+ * model knows. */
+enum status feed_take(struct feed *feed, int64_t position, int64_t own,
+                      const struct batch **batches, int64_t *labels)
+    __attribute__((warn_unused_result));
 /* Has the thread make what the next feed_take will ask for. These samples must exist. */
 void feed_prepare(struct feed *feed, int64_t position, int64_t own);
 

@@ -165,7 +165,7 @@ static struct piece_token token_at(const struct loader *loader, const struct fim
                                     .counts = true};
     }
     return (struct piece_token){.id = (int32_t)token_store_get(store, from),
-                                .counts = store->loss_mask == NULL || store->loss_mask[from] != 0};
+                                .counts = token_store_counts(store, from)};
 }
 
 /* Inputs t .. t+count-1 of a row from `position` of the stream on, and their labels. One token
@@ -258,7 +258,7 @@ static int64_t fill_packed(const struct loader *loader, const struct loader_plac
     for (int64_t e = 0; e < entries; e++) {
         const int64_t from = store->document_offsets[entry[e].document], start = t;
         for (int64_t i = 0; i < entry[e].length; i++, t++) {
-            const bool counts = store->loss_mask == NULL || store->loss_mask[from + i + 1] != 0;
+            const bool counts = token_store_counts(store, from + i + 1);
             row->ids[t] = (int32_t)token_store_get(store, from + i);
             row->labels[t] = counts ? (int32_t)token_store_get(store, from + i + 1) : -1;
             row->positions[t] = (int32_t)i;

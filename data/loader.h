@@ -1,5 +1,5 @@
-/* loader: the samples of one source, a memory-mapped token file, epoch after epoch. Pure
- * arithmetic.
+/* loader: the samples of one source, a token file, epoch after epoch. Pure arithmetic, but for the
+ * tokens themselves: whether these could be read token_store_status says, behind many of them.
  *
  * An epoch is a stream of tokens: the file, or the file with documents rearranged to have their
  * middle filled in (fim.h). Without shuffle, sample i is tokens [i*T, (i+1)*T) of it as inputs, its

@@ -263,6 +263,14 @@ int64_t mixture_sample(const struct mixture *mixture, int64_t position, struct l
     return s;
 }
 
+enum status mixture_status(const struct mixture *mixture)
+{
+    for (int64_t s = 0; s < mixture->sources; s++) {
+        TRY(token_store_status(mixture->source[s].loader.store));
+    }
+    return STATUS_OK;
+}
+
 int64_t mixture_batch(const struct mixture *mixture, struct batch *batch, int64_t position,
                       int64_t count)
 {

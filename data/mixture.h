@@ -64,6 +64,8 @@ void mixture_free(struct mixture *mixture); /* accepts a zeroed one; may be call
 void mixture_places(const struct mixture *mixture, int64_t position, struct loader_place *place);
 /* The source of sample `position` (below end), and its place there. */
 int64_t mixture_sample(const struct mixture *mixture, int64_t position, struct loader_place *place);
+/* Of all sources' files: token_store_status. */
+enum status mixture_status(const struct mixture *mixture) __attribute__((warn_unused_result));
 /* Fills samples position .. position+count-1; returns how many labels count. */
 int64_t mixture_batch(const struct mixture *mixture, struct batch *batch, int64_t position,
                       int64_t count);

@@ -135,7 +135,7 @@ static enum status begin_anew(struct run *run)
     run->state.counts.files = run->files.count;
     run->state.counts.skipped_by_size = run->files.by_size;
     run->state.counts.skipped_by_name = run->files.left_out;
-    remove(run->journal.path);
+    TRY(io_remove(run->journal.path));
     run->journal.there = false;
     TRY(open_writer(run, false));
     return run->options->dedup ? prepare_journal_hashes(&run->journal, 0) : STATUS_OK;

@@ -163,11 +163,11 @@ void prepare_journal_close(struct prepare_journal *journal, bool keep)
         if (!keep) {
             char beside[MAX_PATH + 8];
             snprintf(beside, sizeof beside, "%s.tmp", journal->path);
-            remove(journal->path);
-            remove(beside);
-            remove(journal->hashes_path);
+            io_discard(journal->path);
+            io_discard(beside);
+            io_discard(journal->hashes_path);
         }
-        remove(journal->lock_path);
+        io_discard(journal->lock_path);
     }
     io_unlock(&journal->lock);
     *journal = (struct prepare_journal){.lock.fd = -1, .hashes.fd = -1};

@@ -1,7 +1,7 @@
 /* token_formats: readers of the files that token_store opens. Private to data/.
  *
- * Each fills a store whose path is set: tokens, width, token_data, documents, document_offsets,
- * and what the format knows of its vocabulary; token_store then looks at every token. Errors of
+ * Each fills a store whose path is set: tokens, width, tokens_at, documents, document_offsets, and
+ * what the format knows of its vocabulary; token_store then looks at every token. Errors of
  * all: STATUS_DATA naming the file (truncated, of wrong sizes, foreign), STATUS_IO,
  * STATUS_RESOURCE.
  *
@@ -21,18 +21,22 @@
 
 #define TOKEN_CHECKED __attribute__((warn_unused_result))
 
-/* The token file; store->map holds it. */
+/* The token file; store->file is it. */
 enum status token_h5_open(struct token_store *store) TOKEN_CHECKED;
 
-bool token_megatron_is_index(const char *data, size_t bytes);
-/* Both files by name; store->map is closed before and holds `tokens` then. */
+enum { TOKEN_HEAD_BYTES = 16 }; /* that tell the formats apart */
+
+bool token_megatron_is_index(const char *head, int64_t bytes);
+/* Both files by name; store->file is closed before and is `tokens` then. */
 enum status token_megatron_open(struct token_store *store, const char *index,
                                 const char *tokens) TOKEN_CHECKED;
 
-bool token_llmc_is(const char *data, size_t bytes);
-/* store->map holds it. */
+bool token_llmc_is(const char *head, int64_t bytes);
+/* store->file is it. */
 enum status token_llmc_open(struct token_store *store) TOKEN_CHECKED;
 
+/* Token i as it stands in the file; 0 when it cannot be read. */
+uint64_t token_store_id(const struct token_store *store, int64_t i);
 /* The room for `documents` + 1 offsets. Errors: STATUS_RESOURCE. */
 enum status token_store_reserve(struct token_store *store, int64_t documents) TOKEN_CHECKED;
 

@@ -1,8 +1,8 @@
 #include <hdf5.h>
-#include <stdio.h>
-#include <string.h>
+#include <stdlib.h>
 
 #include "data/token_formats.h"
+#include "kernels/base/h5_reader.h"
 
 enum { TOKENS, DOCUMENT_OFFSETS, LOSS_MASK, TOKENIZER_FILE, DATASETS };
 
@@ -113,22 +113,26 @@ static enum status read_attributes(hid_t file, struct token_store *store)
 
 static enum status take(struct token_store *store, const struct extent at[DATASETS])
 {
+    const struct extent *offsets = &at[DOCUMENT_OFFSETS], *text = &at[TOKENIZER_FILE];
     store->format = "token file";
     store->tokens = at[TOKENS].count;
     store->width = (int)at[TOKENS].width;
-    store->token_data = store->map.data + at[TOKENS].offset;
+    store->tokens_at = at[TOKENS].offset;
+    store->mask_at = at[LOSS_MASK].offset; /* 0: absent; HDF5's own bytes come first */
     store->largest_id = store->vocab_size - 1;
-    TRY(token_store_reserve(store, at[DOCUMENT_OFFSETS].count - 1));
-    memcpy(store->document_offsets, store->map.data + at[DOCUMENT_OFFSETS].offset,
-           (size_t)at[DOCUMENT_OFFSETS].count * sizeof(int64_t));
-    if (at[LOSS_MASK].present) {
-        store->loss_mask = (const uint8_t *)store->map.data + at[LOSS_MASK].offset;
+    TRY(token_store_reserve(store, offsets->count - 1));
+    block_file_read_through(store->file, offsets->offset, store->document_offsets,
+                            (size_t)offsets->count * sizeof(int64_t));
+    if (text->present && text->count > 0) {
+        store->tokenizer_file_bytes = (size_t)text->count;
+        store->tokenizer_file = malloc(store->tokenizer_file_bytes);
+        if (store->tokenizer_file == NULL) {
+            return status_fail(STATUS_RESOURCE, "%s: out of memory for its tokenizer", store->path);
+        }
+        block_file_read_through(store->file, text->offset, store->tokenizer_file,
+                                store->tokenizer_file_bytes);
     }
-    if (at[TOKENIZER_FILE].present) {
-        store->tokenizer_file = store->map.data + at[TOKENIZER_FILE].offset;
-        store->tokenizer_file_bytes = (size_t)at[TOKENIZER_FILE].count;
-    }
-    return STATUS_OK;
+    return block_file_status(store->file);
 }
 
 static enum status read_layout(hid_t h5, struct token_store *store, int64_t bytes,
@@ -155,68 +159,25 @@ static enum status read_layout(hid_t h5, struct token_store *store, int64_t byte
                : status_fail(STATUS_DATA, "%s: no tokens in it: prepare some text", store->path);
 }
 
-/* HDF5 reads the mapping in place: what it wants to allocate, copy and free is that. */
-static void *image_malloc(size_t bytes, H5FD_file_image_op_t op, void *map)
+/* What HDF5 makes of what it could not read is nothing to go by: the disk's error comes first. */
+static enum status read_file(struct token_store *store, struct h5_reader *reader,
+                             struct extent at[DATASETS])
 {
-    (void)bytes, (void)op;
-    return (void *)(uintptr_t)((const struct file_map *)map)->data;
-}
-
-static void *image_memcpy(void *to, const void *from, size_t bytes, H5FD_file_image_op_t op,
-                          void *map)
-{
-    (void)bytes, (void)op, (void)map;
-    return to == from ? to : NULL;
-}
-
-static herr_t image_free(void *image, H5FD_file_image_op_t op, void *map)
-{
-    (void)image, (void)op, (void)map;
-    return 0;
-}
-
-static void *same_map(void *map)
-{
-    return map;
-}
-
-static herr_t keep_map(void *map)
-{
-    (void)map;
-    return 0;
-}
-
-static hid_t open_image(struct token_store *store)
-{
-    H5FD_file_image_callbacks_t callbacks = {.image_malloc = image_malloc,
-                                             .image_memcpy = image_memcpy,
-                                             .image_free = image_free,
-                                             .udata_copy = same_map,
-                                             .udata_free = keep_map,
-                                             .udata = &store->map};
-    enum { GROWTH = 1 << 16, MAX_NAME = 4200 };
-    char name[MAX_NAME]; /* of no file, and no other image's: HDF5 would take them for one */
-    snprintf(name, sizeof name, "%s/image", store->path);
-    const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
-    const bool good =
-        H5Pset_fapl_core(access, GROWTH, false) >= 0 &&
-        H5Pset_file_image_callbacks(access, &callbacks) >= 0 &&
-        H5Pset_file_image(access, (void *)(uintptr_t)store->map.data, store->map.bytes) >= 0;
-    const hid_t file = good ? H5Fopen(name, H5F_ACC_RDONLY, access) : -1;
-    H5Pclose(access);
-    return file;
+    TRY(h5_reader_open(reader, &store->file->file));
+    const enum status status =
+        reader->id >= 0
+            ? read_layout(reader->id, store, reader->bytes, at)
+            : foreign(store->path, "not a whole HDF5 file, nor Megatron's .bin with its .idx, nor "
+                                   "llm.c's .bin");
+    TRY(h5_reader_status(reader));
+    return status;
 }
 
 enum status token_h5_open(struct token_store *store)
 {
-    struct extent at[DATASETS];
-    H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
-    const hid_t h5 = open_image(store);
-    if (h5 < 0) {
-        return foreign(store->path, "not a whole HDF5 file, nor Megatron's .bin with its .idx, nor "
-                                    "llm.c's .bin");
-    }
-    const enum status status = read_layout(h5, store, (int64_t)store->map.bytes, at);
-    H5Fclose(h5);
+    struct extent at[DATASETS] = {{0}};
+    struct h5_reader reader;
+    const enum status status = read_file(store, &reader, at);
+    h5_reader_close(&reader);
     return status == STATUS_OK ? take(store, at) : status;
 }

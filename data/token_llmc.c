@@ -18,7 +18,7 @@ static int32_t word(const char *data, int i)
     return value;
 }
 
-static const struct kind *kind_of(const char *data, size_t bytes)
+static const struct kind *kind_of(const char *data, int64_t bytes)
 {
     for (int i = 0; i < KINDS && bytes >= 8; i++) {
         if (word(data, 0) == kinds[i].magic) {
@@ -28,15 +28,16 @@ static const struct kind *kind_of(const char *data, size_t bytes)
     return NULL;
 }
 
-bool token_llmc_is(const char *data, size_t bytes)
+bool token_llmc_is(const char *head, int64_t bytes)
 {
-    return kind_of(data, bytes) != NULL || (bytes >= 8 && word(data, 0) == QUESTIONS);
+    return kind_of(head, bytes) != NULL || (bytes >= 8 && word(head, 0) == QUESTIONS);
 }
 
-static enum status check_header(const struct token_store *store, const struct kind *kind)
+/* data: the first bytes of the file, up to HEADER. */
+static enum status check_header(const struct token_store *store, const struct kind *kind,
+                                const char *data)
 {
-    const char *data = store->map.data;
-    const size_t bytes = store->map.bytes;
+    const int64_t bytes = store->file->bytes;
     if (kind == NULL) {
         return status_fail(STATUS_DATA, "%s: llm.c's multiple-choice questions, not tokens",
                            store->path);
@@ -47,10 +48,10 @@ static enum status check_header(const struct token_store *store, const struct ki
                            store->path, word(data, 1), kind->magic, kind->version);
     }
     const int64_t count = bytes >= HEADER ? word(data, 2) : 0;
-    if (bytes < HEADER || count < 0 || HEADER + count * kind->width != (int64_t)bytes) {
-        return status_fail(STATUS_DATA,
-                           "%s: %zu bytes, but its header says %lld tokens of %d bytes: truncated?",
-                           store->path, bytes, (long long)count, kind->width);
+    if (bytes < HEADER || count < 0 || HEADER + count * kind->width != bytes) {
+        return status_fail(
+            STATUS_DATA, "%s: %lld bytes, but its header says %lld tokens of %d bytes: truncated?",
+            store->path, (long long)bytes, (long long)count, kind->width);
     }
     return count > 0 ? STATUS_OK : status_fail(STATUS_DATA, "%s: no tokens in it", store->path);
 }
@@ -60,7 +61,7 @@ static int64_t cut(struct token_store *store, int64_t begin)
 {
     int64_t documents = 1;
     for (int64_t i = 1; i < store->tokens; i++) {
-        if (token_store_get(store, i) == begin) {
+        if (token_store_id(store, i) == (uint64_t)begin) {
             if (store->document_offsets != NULL) {
                 store->document_offsets[documents] = i;
             }
@@ -72,13 +73,17 @@ static int64_t cut(struct token_store *store, int64_t begin)
 
 enum status token_llmc_open(struct token_store *store)
 {
-    const struct kind *kind = kind_of(store->map.data, store->map.bytes);
-    TRY(check_header(store, kind));
+    char header[HEADER] = {0};
+    const int64_t bytes = store->file->bytes;
+    block_file_read_through(store->file, 0, header, (size_t)(bytes < HEADER ? bytes : HEADER));
+    TRY(block_file_status(store->file));
+    const struct kind *kind = kind_of(header, bytes);
+    TRY(check_header(store, kind, header));
     store->format = "llm.c";
-    store->tokens = word(store->map.data, 2);
+    store->tokens = word(header, 2);
     store->width = kind->width;
     store->largest_id = kind->width == 2 ? UINT16_MAX : INT32_MAX;
-    store->token_data = store->map.data + HEADER;
+    store->tokens_at = HEADER;
     store->eos_id = kind->begin;
     TRY(token_store_reserve(store, cut(store, kind->begin)));
     cut(store, kind->begin);

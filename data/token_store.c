@@ -34,15 +34,57 @@ static enum status check_documents(struct token_store *store)
                               store->path);
 }
 
+/* Of `count` ids of `width` bytes. */
+static uint64_t largest(const char *data, int64_t count, int width)
+{
+    uint64_t most = 0;
+    for (int64_t i = 0; i < count && width == 1; i++) {
+        most = (unsigned char)data[i] > most ? (unsigned char)data[i] : most;
+    }
+    for (int64_t i = 0; i < count && width == 2; i++) {
+        uint16_t id;
+        memcpy(&id, data + 2 * i, sizeof id);
+        most = id > most ? id : most;
+    }
+    for (int64_t i = 0; i < count && width == 4; i++) {
+        uint32_t id;
+        memcpy(&id, data + 4 * i, sizeof id);
+        most = id > most ? id : most;
+    }
+    for (int64_t i = 0; i < count && width == 8; i++) {
+        uint64_t id;
+        memcpy(&id, data + 8 * i, sizeof id);
+        most = id > most ? id : most;
+    }
+    return most;
+}
+
+static enum status find_largest(struct token_store *store, uint64_t *most)
+{
+    enum { PIECE = 1 << 20 };
+    const int64_t bytes = store->tokens * store->width;
+    char *piece = malloc(PIECE);
+    *most = 0;
+    if (piece == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for reading %s", store->path);
+    }
+    for (int64_t at = 0; at < bytes && store->file->status == STATUS_OK; at += PIECE) {
+        const int64_t some = bytes - at < PIECE ? bytes - at : PIECE;
+        block_file_read_through(store->file, store->tokens_at + at, piece, (size_t)some);
+        const uint64_t one = largest(piece, some / store->width, store->width);
+        *most = one > *most ? one : *most;
+    }
+    free(piece);
+    return block_file_status(store->file);
+}
+
 static enum status check_tokens(struct token_store *store)
 {
     uint64_t most = 0;
-    for (int64_t i = 0; i < store->tokens; i++) {
-        const uint64_t id = (uint64_t)token_store_get(store, i);
-        most = id > most ? id : most;
-    }
+    TRY(find_largest(store, &most));
     if (store->largest_id >= 0 && most <= (uint64_t)store->largest_id) {
         store->vocab_size = store->vocab_known ? store->vocab_size : (int64_t)most + 1;
+        store->largest_id = store->vocab_size - 1;
         return STATUS_OK;
     }
     return store->vocab_known
@@ -62,59 +104,76 @@ static void other_end(char out[MAX_PATH], const char *path, const char *from, co
 }
 
 /* Whether X.idx stands beside `path`, which is X.bin or X, and is an index; both names. */
-static bool has_index(const char *path, char index[MAX_PATH], char tokens[MAX_PATH])
+static enum status find_index(const char *path, char index[MAX_PATH], char tokens[MAX_PATH],
+                              bool *is)
 {
-    struct file_map map;
+    struct block_file file;
+    char head[TOKEN_HEAD_BYTES] = {0};
+    *is = false;
     other_end(index, path, ".bin", ".idx");
     other_end(tokens, path, ".bin", ".bin");
-    const bool good = io_exists(index) && file_map_open(&map, index) == STATUS_OK;
-    const bool is = good && token_megatron_is_index(map.data, map.bytes);
-    if (good) {
-        file_map_close(&map);
+    if (!io_exists(index)) {
+        return STATUS_OK;
     }
-    return is;
+    enum status status = block_file_open(&file, index);
+    if (status == STATUS_OK) {
+        block_file_read_through(
+            &file, 0, head,
+            (size_t)(file.bytes < TOKEN_HEAD_BYTES ? file.bytes : TOKEN_HEAD_BYTES));
+        *is = token_megatron_is_index(head, file.bytes);
+        status = block_file_status(&file);
+    }
+    block_file_close(&file);
+    return status == STATUS_DATA ? STATUS_OK : status; /* a folder of that name is none */
 }
 
 static enum status open_format(struct token_store *store)
 {
     static const char signature[8] = "\x89HDF\r\n\x1a\n";
     const char *path = store->path;
-    char index[MAX_PATH], tokens[MAX_PATH];
+    char index[MAX_PATH], tokens[MAX_PATH], head[TOKEN_HEAD_BYTES] = {0};
+    bool is_index = false;
     if (strlen(path) + 8 > MAX_PATH) {
         return status_fail(STATUS_DATA, "%s: the name is too long", path);
     }
-    if (!io_exists(path) && has_index(path, index, tokens)) {
+    TRY(find_index(path, index, tokens, &is_index));
+    if (!io_exists(path) && is_index) {
         return token_megatron_open(store, index, tokens);
     }
-    TRY(file_map_open(&store->map, path));
-    const char *data = store->map.data;
-    const size_t bytes = store->map.bytes;
+    TRY(block_file_open(store->file, path));
+    const int64_t bytes = store->file->bytes;
     if (bytes == 0) {
         return status_fail(STATUS_DATA, "%s: the file is empty; make one with `switchyard prepare`",
                            path);
     }
-    if (bytes >= sizeof signature && memcmp(data, signature, sizeof signature) == 0) {
+    block_file_read_through(store->file, 0, head,
+                            (size_t)(bytes < TOKEN_HEAD_BYTES ? bytes : TOKEN_HEAD_BYTES));
+    TRY(block_file_status(store->file));
+    if (bytes >= (int64_t)sizeof signature && memcmp(head, signature, sizeof signature) == 0) {
         return token_h5_open(store);
     }
-    if (token_megatron_is_index(data, bytes)) {
+    if (token_megatron_is_index(head, bytes)) {
         other_end(tokens, path, ".idx", ".bin");
-        file_map_close(&store->map);
+        block_file_close(store->file);
         return token_megatron_open(store, path, tokens);
     }
-    if (has_index(path, index, tokens)) {
-        file_map_close(&store->map);
+    if (is_index) {
+        block_file_close(store->file);
         return token_megatron_open(store, index, tokens);
     }
     /* HDF5 allows other bytes before its own */
-    return token_llmc_is(data, bytes) ? token_llmc_open(store) : token_h5_open(store);
+    return token_llmc_is(head, bytes) ? token_llmc_open(store) : token_h5_open(store);
 }
 
 enum status token_store_open(struct token_store *store, const char *path)
 {
-    *store = (struct token_store){
-        .path = strdup(path), .eos_id = -1, .tokenizer = "unknown", .tokenizer_hash = "unknown"};
-    if (store->path == NULL) {
-        return status_fail(STATUS_RESOURCE, "%s: out of memory for its name", path);
+    *store = (struct token_store){.path = strdup(path),
+                                  .eos_id = -1,
+                                  .tokenizer = "unknown",
+                                  .tokenizer_hash = "unknown",
+                                  .file = calloc(1, sizeof *store->file)};
+    if (store->path == NULL || store->file == NULL) {
+        return status_fail(STATUS_RESOURCE, "%s: out of memory for opening it", path);
     }
     TRY(open_format(store));
     TRY(check_documents(store));
@@ -123,31 +182,80 @@ enum status token_store_open(struct token_store *store, const char *path)
 
 void token_store_close(struct token_store *store)
 {
-    file_map_close(&store->map);
+    if (store->file != NULL) {
+        block_file_close(store->file);
+    }
+    free(store->file);
+    free(store->tokenizer_file);
     free(store->document_offsets);
     free(store->path);
     *store = (struct token_store){0};
 }
 
-int64_t token_store_get(const struct token_store *store, int64_t i)
+static uint64_t decode(const char *at, int width)
 {
     uint16_t narrow;
     uint32_t wide;
-    int64_t widest;
-    const char *at = store->token_data;
-    switch (store->width) { /* other programs' files may hold them at odd addresses */
+    uint64_t widest;
+    switch (width) { /* other programs' files may hold them at odd addresses */
     case 2:
-        memcpy(&narrow, at + 2 * i, sizeof narrow);
+        memcpy(&narrow, at, sizeof narrow);
         return narrow;
     case 4:
-        memcpy(&wide, at + 4 * i, sizeof wide);
+        memcpy(&wide, at, sizeof wide);
         return wide;
     case 8:
-        memcpy(&widest, at + 8 * i, sizeof widest);
+        memcpy(&widest, at, sizeof widest);
         return widest;
     default:
-        return (unsigned char)at[i];
+        return (unsigned char)*at;
     }
+}
+
+uint64_t token_store_id(const struct token_store *store, int64_t i)
+{
+    char bytes[sizeof(uint64_t)];
+    if (store->token_data != NULL) {
+        return decode((const char *)store->token_data + i * store->width, store->width);
+    }
+    block_file_read(store->file, store->tokens_at + i * store->width, bytes, (size_t)store->width);
+    return decode(bytes, store->width);
+}
+
+/* The models' tables have no rows for ids beyond the largest. */
+int64_t token_store_get(const struct token_store *store, int64_t i)
+{
+    const uint64_t id = token_store_id(store, i);
+    if (store->file == NULL || id <= (uint64_t)store->largest_id) {
+        return (int64_t)id;
+    }
+    block_file_fail(store->file, STATUS_DATA,
+                    "%s: token %lld is %llu, above the %lld that was the largest when the file was "
+                    "opened: it changed since",
+                    store->path, (long long)i, (unsigned long long)id,
+                    (long long)store->largest_id);
+    return 0;
+}
+
+bool token_store_counts(const struct token_store *store, int64_t i)
+{
+    uint8_t counts = store->loss_mask != NULL ? store->loss_mask[i] : 1;
+    if (store->mask_at > 0) {
+        block_file_read(store->file, store->mask_at + i, &counts, sizeof counts);
+    }
+    return counts != 0;
+}
+
+enum status token_store_status(const struct token_store *store)
+{
+    return store->file != NULL ? block_file_status(store->file) : STATUS_OK;
+}
+
+void token_store_bytes(const struct token_store *store, enum token_part part, int64_t offset,
+                       void *to, size_t bytes)
+{
+    const int64_t begin = part == TOKEN_PART_IDS ? store->tokens_at : store->mask_at;
+    block_file_read_through(store->file, begin + offset, to, bytes);
 }
 
 int64_t token_store_document(const struct token_store *store, int64_t i)

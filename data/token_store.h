@@ -1,6 +1,6 @@
-/* token_store: files of token ids, memory-mapped by the loader: the token file (.h5) that prepare
- * writes, and those of Megatron-LM (.bin with its .idx) and llm.c (.bin), told apart by what is in
- * them (token_formats.h).
+/* token_store: files of token ids, read through io as the loader wants them: the token file (.h5)
+ * that prepare writes, and those of Megatron-LM (.bin with its .idx) and llm.c (.bin), told apart
+ * by what is in them (token_formats.h).
  *
  * The token file:
  * Dataset `tokens` (uint16 when vocab_size <= 65536, else uint32; contiguous), `document_offsets`
@@ -17,7 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "data/file_map.h"
+#include "data/block_file.h"
 #include "kernels/base/status.h"
 
 enum { TOKEN_FORMAT_VERSION = 1 };
@@ -34,22 +34,33 @@ struct token_store {
     int width;          /* bytes per token: 1, 2, 4 or 8 */
     char tokenizer[64]; /* "unknown" where the format doesn't say */
     char tokenizer_hash[64];
-    const void *token_data;      /* [tokens], in the mapping */
-    const uint8_t *loss_mask;    /* [tokens] or NULL */
-    const char *tokenizer_file;  /* [tokenizer_file_bytes], in the mapping */
+    const void *token_data;      /* [tokens] borrowed: of a store in memory; NULL: of a file */
+    const uint8_t *loss_mask;    /* [tokens] borrowed: of one in memory, or NULL */
+    struct block_file *file;     /* owned: the file with the tokens */
+    int64_t tokens_at, mask_at;  /* bytes into it; mask_at 0: there is no loss_mask */
+    char *tokenizer_file;        /* [tokenizer_file_bytes] owned */
     size_t tokenizer_file_bytes; /* 0: none */
     int64_t *document_offsets;   /* [documents + 1], owned */
-    struct file_map map;         /* owned: the file with the tokens */
 };
 
 /* Local. `path`: the file, either of Megatron's two, or their name without .bin and .idx. Errors
- * (STATUS_DATA unless said): missing (STATUS_IO), empty, truncated, foreign, a dataset outside the
- * file, filters; a token id >= vocab_size is found here by one vectorised pass over the file. The
- * message names the file. */
+ * (STATUS_DATA unless said): missing or unreadable (STATUS_IO), empty, truncated, foreign, a
+ * dataset outside the file, filters; a token id >= vocab_size is found here by one pass over the
+ * file. The message names the file. */
 enum status token_store_open(struct token_store *store, const char *path)
     __attribute__((warn_unused_result));
-void token_store_close(struct token_store *store);                   /* accepts a zeroed one */
-int64_t token_store_get(const struct token_store *store, int64_t i); /* i < tokens */
+void token_store_close(struct token_store *store); /* accepts a zeroed one */
+/* i < tokens. Of a file: one thread at a time. What cannot be read, or is no id of this file any
+ * more, is 0, and told by token_store_status. */
+int64_t token_store_get(const struct token_store *store, int64_t i);
+bool token_store_counts(const struct token_store *store, int64_t i); /* as a label: loss_mask */
+/* Whether all that was taken of the file so far could be read, and was what it was when it was
+ * opened. Errors, of the first that was not: STATUS_IO, STATUS_DATA; the message names the file. */
+enum status token_store_status(const struct token_store *store) __attribute__((warn_unused_result));
+/* Bytes of the file's tokens, `width` each, or of its loss_mask, as token_store_get takes them. */
+enum token_part { TOKEN_PART_IDS, TOKEN_PART_MASK };
+void token_store_bytes(const struct token_store *store, enum token_part part, int64_t offset,
+                       void *to, size_t bytes);
 /* Index of the document that holds token i. */
 int64_t token_store_document(const struct token_store *store, int64_t i);
 /* That both may feed one model: their ids are of one tokenizer, as far as the files know. Error:

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "data/token_store.h"
+#include "kernels/base/h5_image.h"
 #include "kernels/base/io.h"
 
 enum { MAX_PATH = 4096, PIECE = 1 << 20, PENDING = 1 << 24 };
@@ -272,7 +273,9 @@ static void text_attribute(hid_t file, const char *name, const char *value)
     H5Tclose(type);
 }
 
-static enum status lay_out(const struct token_writer *writer, int64_t offset[DATASETS])
+/* What HDF5 makes of the datasets' shapes and the attributes: all of the file but the payload. */
+static enum status lay_out(const struct token_writer *writer, struct h5_image *image,
+                           int64_t offset[DATASETS])
 {
     const int64_t version = TOKEN_FORMAT_VERSION;
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
@@ -281,14 +284,15 @@ static enum status lay_out(const struct token_writer *writer, int64_t offset[DAT
     H5Pset_alignment(access, 65536, 4096);
     const hid_t root = H5Pcreate(H5P_FILE_CREATE);
     H5Pset_obj_track_times(root, false); /* the same input is the same bytes */
-    const hid_t file = H5Fcreate(writer->names[FILE_LAYOUT], H5F_ACC_TRUNC, root, access);
+    const enum status status = h5_image_access(access, image);
+    const hid_t file =
+        status == STATUS_OK ? H5Fcreate(writer->path, H5F_ACC_TRUNC, root, access) : -1;
     H5Pclose(root);
     H5Pclose(access);
+    TRY(status);
     if (file < 0) {
-        return status_fail(
-            STATUS_IO,
-            "%s: cannot create: is the folder there and writable, and the disk not full?",
-            writer->names[FILE_LAYOUT]);
+        return status_fail(STATUS_RESOURCE, "%s: HDF5 cannot begin it: out of memory?",
+                           writer->path);
     }
     offset[TOKENS] = reserve(file, "tokens", writer->width == 2 ? H5T_STD_U16LE : H5T_STD_U32LE,
                              writer->end.tokens);
@@ -305,13 +309,13 @@ static enum status lay_out(const struct token_writer *writer, int64_t offset[DAT
     attribute(file, "eos_id", H5T_STD_I64LE, &writer->options.eos_id);
     text_attribute(file, "tokenizer", writer->options.tokenizer);
     text_attribute(file, "tokenizer_hash", writer->options.tokenizer_hash);
-    bool good = H5Fclose(file) >= 0;
+    bool good = H5Fclose(file) >= 0 && !image->failed;
     for (int i = 0; i < DATASETS; i++) {
         good = good && offset[i] >= 0;
     }
     return good ? STATUS_OK
-                : status_fail(STATUS_IO, "%s: HDF5 could not write it: disk full?",
-                              writer->names[FILE_LAYOUT]);
+                : status_fail(STATUS_RESOURCE, "%s: HDF5 could not lay it out: out of memory?",
+                              writer->path);
 }
 
 /* bytes of `from` at from_at, each ^ flip, to `to` at to_at. */
@@ -332,24 +336,35 @@ static enum status copy(struct io_file *to, int64_t to_at, struct io_file *from,
     return status;
 }
 
-/* What lies in the layout beside the datasets: HDF5's own. */
-static enum status copy_around(struct io_file *to, struct io_file *layout,
-                               const int64_t offset[DATASETS], const int64_t bytes[DATASETS])
+static enum status write_image(struct io_file *to, const struct h5_image *image, int64_t begin,
+                               int64_t end)
 {
-    int64_t size = 0;
-    TRY(io_size(layout, &size));
-    for (int64_t at = 0; at < size;) {
-        int64_t next = size, after = size; /* the dataset at or behind `at` */
+    char piece[1 << 14];
+    for (int64_t at = begin; at < end; at += (int64_t)sizeof piece) {
+        const int64_t left = end - at;
+        const size_t some = left < (int64_t)sizeof piece ? (size_t)left : sizeof piece;
+        h5_image_read(image, at, piece, some);
+        TRY(io_pwrite(to, piece, some, at));
+    }
+    return STATUS_OK;
+}
+
+/* What lies beside the datasets: HDF5's own. */
+static enum status write_around(struct io_file *to, const struct h5_image *image,
+                                const int64_t offset[DATASETS], const int64_t bytes[DATASETS])
+{
+    for (int64_t at = 0; at < image->bytes;) {
+        int64_t next = image->bytes, after = image->bytes; /* the dataset at or behind `at` */
         for (int i = 0; i < DATASETS; i++) {
             if (bytes[i] > 0 && offset[i] >= at && offset[i] < next) {
                 next = offset[i];
                 after = offset[i] + bytes[i];
             }
         }
-        TRY(copy(to, at, layout, at, next - at, 0));
+        TRY(write_image(to, image, at, next));
         at = after;
     }
-    return io_truncate(to, size);
+    return io_truncate(to, image->bytes);
 }
 
 static enum status fill(struct token_writer *writer, struct io_file *to,
@@ -370,45 +385,51 @@ static enum status fill(struct token_writer *writer, struct io_file *to,
     return io_sync(to);
 }
 
-/* Makes the HDF5 file, of the file with the tokens or of the layout: *whole is its name. */
-static enum status assemble(struct token_writer *writer, struct io_file *layout,
-                            const int64_t offset[DATASETS], const char **whole)
+static enum status fill_all(struct token_writer *writer, struct io_file *to,
+                            const struct h5_image *image, const int64_t offset[DATASETS])
 {
     const int64_t bytes[DATASETS] = {
         writer->end.tokens * writer->width, (writer->end.documents + 1) * (int64_t)sizeof(int64_t),
         writer->masked ? writer->end.tokens : 0, (int64_t)writer->options.tokenizer_file_bytes};
     struct io_file *tokens = &writer->file[FILE_TOKENS];
-    if (offset[TOKENS] == BASE) {
-        *whole = writer->names[FILE_TOKENS];
-        TRY(copy_around(tokens, layout, offset, bytes));
-        return fill(writer, tokens, offset, bytes);
+    TRY(write_around(to, image, offset, bytes));
+    if (to != tokens) {
+        TRY(copy(to, offset[TOKENS], tokens, BASE, bytes[TOKENS], 0));
     }
-    *whole = writer->names[FILE_LAYOUT];
-    TRY(copy(layout, offset[TOKENS], tokens, BASE, bytes[TOKENS], 0));
-    return fill(writer, layout, offset, bytes);
+    return fill(writer, to, offset, bytes);
+}
+
+/* Makes the HDF5 file, of the file with the tokens or, where HDF5 has these elsewhere, of one more:
+ * *whole is its name. */
+static enum status assemble(struct token_writer *writer, const char **whole)
+{
+    int64_t offset[DATASETS] = {0};
+    struct h5_image image = {0};
+    struct io_file more = {.fd = -1}, *to = &writer->file[FILE_TOKENS];
+    enum status status = lay_out(writer, &image, offset);
+    const bool in_place = offset[TOKENS] == BASE;
+    *whole = writer->names[in_place ? FILE_TOKENS : FILE_LAYOUT];
+    if (status == STATUS_OK && !in_place) {
+        to = &more;
+        status = io_create(to, *whole);
+    }
+    status = status == STATUS_OK ? fill_all(writer, to, &image, offset) : status;
+    h5_image_free(&image);
+    const enum status closed = more.path != NULL ? io_close(&more) : STATUS_OK;
+    return status == STATUS_OK ? closed : status;
 }
 
 enum status token_writer_publish(struct token_writer *writer)
 {
-    int64_t offset[DATASETS] = {0};
-    struct io_file layout;
     const char *whole = NULL;
     if (writer->end.tokens == 0) {
         return status_fail(STATUS_DATA, "%s: the inputs hold no tokens", writer->path);
     }
     TRY(write_pending(writer));
-    enum status status = lay_out(writer, offset);
-    if (status == STATUS_OK) {
-        status = io_open_write(&layout, writer->names[FILE_LAYOUT]);
-    }
-    if (status == STATUS_OK) {
-        status = assemble(writer, &layout, offset, &whole);
-        const enum status closed = io_close(&layout);
-        status = status == STATUS_OK ? closed : status;
-    }
+    enum status status = assemble(writer, &whole);
     status = status == STATUS_OK ? io_rename(whole, writer->path) : status;
     if (status != STATUS_OK) {
-        remove(writer->names[FILE_LAYOUT]);
+        io_discard(writer->names[FILE_LAYOUT]);
     }
     return status;
 }
@@ -428,7 +449,7 @@ void token_writer_leave(struct token_writer *writer)
 static void remove_files(const struct token_writer *writer)
 {
     for (int i = 0; i < FILES; i++) {
-        remove(writer->names[i]); /* ours; absent ones are fine */
+        io_discard(writer->names[i]);
     }
 }
 

@@ -366,9 +366,10 @@ struct ops {
     /* h[R,F] = silu(gate) * up, gate_up [R,2F]: gate in columns [0,F), up in [F,2F). Shazeer 2020.
      */
     void (*swiglu_forward)(struct device *, struct tensor h, struct tensor gate_up);
-    /* dgate_up overwrites; dgate_up may be the same memory as gate_up. */
-    void (*swiglu_backward)(struct device *, struct tensor dgate_up, struct tensor dh,
-                            struct tensor gate_up);
+    /* dgate_up overwrites; dgate_up may be the same memory as gate_up. h: what swiglu_forward gave,
+     * once more; h.data NULL: not wanted. */
+    void (*swiglu_backward)(struct device *, struct tensor dgate_up, struct tensor h,
+                            struct tensor dh, struct tensor gate_up);
 
     /* Head and cross-entropy in one, by chunks of rows: logits of the whole batch never exist.
      * labels int32 [N], < 0: not counted. *loss adds the sum over counted labels of -log p (double,

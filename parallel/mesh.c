@@ -2,6 +2,7 @@
 
 #include <stddef.h>
 #include <stdio.h>
+#include <string.h>
 
 /* Axes of the two grids, the fastest first. */
 enum { TP = 1, CP = 2, DP = 4, ETP = 1, EP = 2, EDP = 4, PP = 8, AXES = 4 };
@@ -71,6 +72,12 @@ int mesh_first(const struct mesh_shape *shape, int ranks, enum mesh_group group,
     return first;
 }
 
+int mesh_ends_first(const struct mesh_shape *shape, int ranks, int rank)
+{
+    const int stage = mesh_first(shape, ranks, MESH_STAGE, rank);
+    return stage + ranks / shape->pp == ranks ? 0 : stage;
+}
+
 enum status mesh_init(struct mesh *mesh, struct comm *world, const struct mesh_shape *shape,
                       int64_t experts)
 {
@@ -81,6 +88,11 @@ enum status mesh_init(struct mesh *mesh, struct comm *world, const struct mesh_s
         comm_split(world, mesh_first(shape, world->size, (enum mesh_group)g, world->rank),
                    world->rank, group);
         group->name = groups[g].name;
+    }
+    if (shape->pp > 1) {
+        comm_split(world, mesh_ends_first(shape, world->size, world->rank), world->rank,
+                   &mesh->ends);
+        mesh->ends.name = "ends";
     }
     return STATUS_OK;
 }
@@ -94,7 +106,16 @@ enum status mesh_attach(struct mesh *mesh, struct device *device, const char *ki
         /* One ep group may fail where another does not. */
         TRY(comm_agree(mesh->world, comm_attach(group_of(mesh, carriers[i]), device, kind), NULL));
     }
-    return STATUS_OK;
+    if (mesh->shape.pp == 1) {
+        return STATUS_OK;
+    }
+    if (strcmp(comm_wire_name(&mesh->pp), "nccl") == 0) {
+        return status_fail(STATUS_USAGE,
+                           "parallel.pp %d over NCCL: not built: its messages from rank to rank "
+                           "go through the host; use run.comm=mpi",
+                           mesh->shape.pp);
+    }
+    return comm_agree(mesh->world, comm_attach(&mesh->ends, device, kind), NULL);
 }
 
 void mesh_free(struct mesh *mesh)
@@ -102,5 +123,6 @@ void mesh_free(struct mesh *mesh)
     for (int g = 0; g < MESH_GROUPS; g++) {
         comm_free(group_of(mesh, (enum mesh_group)g));
     }
+    comm_free(&mesh->ends);
     *mesh = (struct mesh){0};
 }

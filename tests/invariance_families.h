@@ -63,7 +63,8 @@ static void iv_swiglu(struct invariance *v)
     const struct tensor gate_up = invariance_in(v, "gate_up", v->act, 2 * v->inner, 0),
                         dh = invariance_in(v, "dh", v->act, v->inner, 0);
     v->ops->swiglu_forward(v->device, invariance_out(v, v->act, v->inner), gate_up);
-    v->ops->swiglu_backward(v->device, invariance_out(v, v->act, 2 * v->inner), dh, gate_up);
+    v->ops->swiglu_backward(v->device, invariance_out(v, v->act, 2 * v->inner),
+                            invariance_out(v, v->act, v->inner), dh, gate_up);
 }
 
 static void iv_loss(struct invariance *v)

@@ -111,34 +111,69 @@ bool data_state_read(const json_t *json, struct data_state *state)
     return good;
 }
 
-/* Hash of up to BLOCKS blocks of an array of `bytes`. */
-static uint64_t sample(const void *data, size_t bytes)
+enum { BLOCKS = 256, BLOCK = 4096, WHOLE = BLOCKS * BLOCK };
+
+/* An array of a token file: in memory, or a part of the file. */
+struct array {
+    const void *memory; /* borrowed; NULL: the part */
+    enum token_part part;
+    size_t bytes;
+};
+
+static uint64_t hash_part(const struct token_store *store, const struct array *array, size_t at,
+                          size_t bytes, char piece[WHOLE])
 {
-    enum { BLOCKS = 256, BLOCK = 4096 };
+    if (array->memory != NULL) {
+        memcpy(piece, (const char *)array->memory + at, bytes);
+    } else {
+        token_store_bytes(store, array->part, (int64_t)at, piece, bytes);
+    }
+    return hash_bytes(piece, bytes);
+}
+
+/* Hash of up to BLOCKS blocks of an array and its end. */
+static uint64_t sample(const struct token_store *store, const struct array *array,
+                       char piece[WHOLE])
+{
     uint64_t hash[BLOCKS + 1] = {0};
     size_t count = 0;
-    if (bytes <= (size_t)BLOCKS * BLOCK) {
-        return hash_bytes(data, bytes);
+    if (array->bytes <= WHOLE) {
+        return hash_part(store, array, 0, array->bytes, piece);
     }
     for (; count < BLOCKS; count++) {
-        const size_t at = (bytes - BLOCK) / (BLOCKS - 1) * count;
-        hash[count] = hash_bytes((const char *)data + at, BLOCK);
+        const size_t at = (array->bytes - BLOCK) / (BLOCKS - 1) * count;
+        hash[count] = hash_part(store, array, at, BLOCK, piece);
     }
-    hash[count] = hash_bytes((const char *)data + bytes - BLOCK, BLOCK);
+    hash[count] = hash_part(store, array, array->bytes - BLOCK, BLOCK, piece);
     return hash_bytes(hash, sizeof hash);
 }
 
-uint64_t data_fingerprint(const struct token_store *store)
+enum status data_fingerprint(const struct token_store *store, uint64_t *fingerprint)
 {
     const size_t tokens = (size_t)store->tokens, offsets = (size_t)store->documents + 1;
+    const struct array ids = {.memory = store->token_data,
+                              .part = TOKEN_PART_IDS,
+                              .bytes = tokens * (size_t)store->width},
+                       mask = {.memory = store->loss_mask,
+                               .part = TOKEN_PART_MASK,
+                               .bytes = tokens},
+                       documents = {.memory = store->document_offsets,
+                                    .bytes = offsets * sizeof *store->document_offsets};
+    char *piece = malloc(WHOLE);
+    *fingerprint = 0;
+    if (piece == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for looking at %s", store->path);
+    }
     const uint64_t parts[] = {
         (uint64_t)store->tokens,
         (uint64_t)store->documents,
         (uint64_t)store->vocab_size,
         (uint64_t)store->width,
-        sample(store->token_data, tokens * (size_t)store->width),
-        store->loss_mask != NULL ? sample(store->loss_mask, tokens) : 0,
-        sample(store->document_offsets, offsets * sizeof *store->document_offsets)};
+        sample(store, &ids, piece),
+        store->loss_mask != NULL || store->mask_at > 0 ? sample(store, &mask, piece) : 0,
+        sample(store, &documents, piece)};
     const uint64_t hash = hash_bytes(parts, sizeof parts);
-    return hash != 0 ? hash : 1;
+    free(piece);
+    *fingerprint = hash != 0 ? hash : 1;
+    return token_store_status(store);
 }

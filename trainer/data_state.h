@@ -36,7 +36,8 @@ json_t *data_state_write(const struct data_state *state);
 bool data_state_read(const json_t *json, struct data_state *state);
 
 /* Of a token file's contents, whatever its name and age: its sizes, and blocks spread evenly over
- * its tokens, loss mask and documents. Never 0. */
-uint64_t data_fingerprint(const struct token_store *store);
+ * its tokens, loss mask and documents. Never 0. Errors: token_store_status; STATUS_RESOURCE. */
+enum status data_fingerprint(const struct token_store *store, uint64_t *fingerprint)
+    __attribute__((warn_unused_result));
 
 #endif

@@ -11,19 +11,23 @@
 
 #include "kernels/base/io.h"
 
+/* Of operations that modify, that read. */
 static const struct {
     const char *name;
     enum io_fault fault;
+    bool modifies, reads;
 } kinds[] = {
-    {"eio", IO_FAULT_EIO},
-    {"enospc", IO_FAULT_ENOSPC},
-    {"edquot", IO_FAULT_EDQUOT},
-    {"eintr", IO_FAULT_EINTR},
-    {"short", IO_FAULT_SHORT},
-    {"slow", IO_FAULT_SLOW},
-    {"kill-before", IO_FAULT_KILL_BEFORE},
-    {"kill-torn", IO_FAULT_KILL_TORN},
-    {"kill-after", IO_FAULT_KILL_AFTER},
+    {"eio", IO_FAULT_EIO, true, true},
+    {"enospc", IO_FAULT_ENOSPC, true, false},
+    {"edquot", IO_FAULT_EDQUOT, true, false},
+    {"eintr", IO_FAULT_EINTR, true, true},
+    {"short", IO_FAULT_SHORT, true, true},
+    {"slow", IO_FAULT_SLOW, true, true},
+    {"cut", IO_FAULT_CUT, false, true},
+    {"flip", IO_FAULT_FLIP, false, true},
+    {"kill-before", IO_FAULT_KILL_BEFORE, true, false},
+    {"kill-torn", IO_FAULT_KILL_TORN, true, false},
+    {"kill-after", IO_FAULT_KILL_AFTER, true, false},
 };
 
 /* What happens to one rank at one step. */
@@ -42,7 +46,7 @@ static const double SLOWER = 0.5; /* that a slow rank takes longer */
 struct request {
     enum io_fault fault;
     long long operation; /* 0: none */
-    bool onwards;
+    bool reads, onwards;
     int event; /* -1: none */
     long long step;
     int rank;
@@ -51,16 +55,20 @@ struct request {
 static bool parse_io(const char *text, struct request *request)
 {
     char kind[32] = "";
+    long long operation = 0;
     int used = 0;
-    if (sscanf(text, "io:%31[a-z-]:%lld%n", kind, &request->operation, &used) != 2 ||
-        request->operation <= 0) {
-        request->operation = 0;
+    request->reads = strncmp(text, "read:", 5) == 0;
+    if ((!request->reads && strncmp(text, "io:", 3) != 0) ||
+        sscanf(strchr(text, ':'), ":%31[a-z-]:%lld%n", kind, &operation, &used) != 2 ||
+        operation <= 0) {
         return false;
     }
-    const char *rest = text + used;
+    const char *rest = strchr(text, ':') + used;
     for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
-        if (strcmp(kinds[i].name, kind) == 0 && (*rest == '\0' || strcmp(rest, "+") == 0)) {
+        if (strcmp(kinds[i].name, kind) == 0 && (*rest == '\0' || strcmp(rest, "+") == 0) &&
+            (request->reads ? kinds[i].reads : kinds[i].modifies)) {
             request->fault = kinds[i].fault;
+            request->operation = operation;
             request->onwards = *rest == '+';
             return true;
         }
@@ -93,7 +101,8 @@ static enum status parse(const char *text, struct request *request)
                      STATUS_USAGE,
                      "debug.fault: '%s' is neither io:KIND:OPERATION with KIND eio, "
                      "enospc, edquot, eintr, short, slow, kill-before, kill-torn or "
-                     "kill-after, nor KIND:STEP:RANK with KIND kill, segv, stop, exit, nan, "
+                     "kill-after, nor read:KIND:OPERATION with eio, eintr, short, slow, cut or "
+                     "flip, nor KIND:STEP:RANK with KIND kill, segv, stop, exit, nan, "
                      "gradient, spike, slow, weight or bias",
                      text);
 }
@@ -109,7 +118,8 @@ enum status fault_arm(const char *text)
     struct request request;
     TRY(parse(text, &request));
     if (request.operation > 0) {
-        io_fault_arm(request.fault, request.operation, request.onwards);
+        (request.reads ? io_fault_arm_reads : io_fault_arm)(request.fault, request.operation,
+                                                            request.onwards);
     }
     return STATUS_OK;
 }

@@ -1,8 +1,10 @@
 /* fault: debug.fault, for tests and drills: what goes wrong, when, and where.
  *
- * "io:KIND:OPERATION": file operation number OPERATION of every rank's step loop, counted from 1,
- * fails or kills: KIND eio, enospc, edquot, eintr, short, kill-before, kill-torn or kill-after; a
- * "+" behind it: every operation from then on.
+ * "io:KIND:OPERATION": file operation number OPERATION of every rank's step loop that modifies,
+ * counted from 1, fails or kills: KIND eio, enospc, edquot, eintr, short, slow, kill-before,
+ * kill-torn or kill-after; a "+" behind it: every operation from then on.
+ * "read:KIND:OPERATION": the same of operations that read: eio, eintr, short, slow, cut (it meets
+ * the end of the file half way) or flip (one bit is wrong).
  * "KIND:STEP:RANK": on that rank at that step: kill (SIGKILL), segv, stop (SIGSTOP: a rank that
  * hangs), exit (leaves with 1). Of the batch that step has in a run that passes over none: nan
  * (this rank's gradients are NaN), gradient (1 % too large), spike (1000 times too large). slow:

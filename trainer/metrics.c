@@ -1,4 +1,4 @@
-#define _DEFAULT_SOURCE
+#define _GNU_SOURCE /* memmem */
 #include "trainer/metrics.h"
 
 #include <errno.h>
@@ -18,41 +18,41 @@
 enum { MAX_PATH = 4096 };
 static const size_t MAX_LOG_BYTES = (size_t)1 << 32;
 
-/* Bytes of the leading whole lines whose step is at most `step`. */
-static size_t kept_bytes(const char *text, int64_t step)
+/* Bytes of the leading whole lines whose step is at most `step`; *last: that of the last of them.
+ */
+static size_t kept_bytes(const char *text, size_t bytes, int64_t step, int64_t *last)
 {
+    static const char field[] = "\"step\":";
     size_t kept = 0;
-    for (const char *line = text; *line != '\0';) {
-        const char *end = strchr(line, '\n'), *field = strstr(line, "\"step\":");
-        if (end == NULL || field == NULL || field > end || strtoll(field + 7, NULL, 10) > step) {
+    while (kept < bytes) {
+        const char *line = text + kept, *end = memchr(line, '\n', bytes - kept);
+        const char *at =
+            end != NULL ? memmem(line, (size_t)(end - line), field, sizeof field - 1) : NULL;
+        const int64_t one = at != NULL ? strtoll(at + sizeof field - 1, NULL, 10) : INT64_MAX;
+        if (one > step) {
             break;
         }
-        line = end + 1;
-        kept = (size_t)(line - text);
+        *last = one;
+        kept = (size_t)(end + 1 - text);
     }
     return kept;
 }
 
-static enum status truncate_to(const char *path, int64_t step)
+/* Lines of later steps go, those that are kept in memory too. *last: the step of the last line. */
+static enum status cut_to(struct line_log *log, int64_t step, int64_t *last)
 {
     char *text = NULL;
     size_t bytes = 0;
-    if (!io_exists(path)) {
-        return STATUS_OK;
-    }
-    TRY(io_read_file(path, &text, &bytes, MAX_LOG_BYTES));
-    const size_t kept = kept_bytes(text, step);
-    const enum status status = kept < bytes ? io_write_file(path, text, kept) : STATUS_OK;
+    *last = 0;
+    TRY(io_read_file(log->path, &text, &bytes, MAX_LOG_BYTES));
+    const size_t whole = (int64_t)bytes < log->whole ? bytes : (size_t)log->whole,
+                 kept = kept_bytes(text, whole, step, last);
     free(text);
-    return status;
-}
-
-static enum status open_append(FILE **file, const char *path)
-{
-    *file = fopen(path, "a");
-    return *file != NULL
-               ? STATUS_OK
-               : status_fail(STATUS_IO, "%s: cannot open for writing: %s", path, strerror(errno));
+    if (kept < whole) {
+        return line_log_cut(log, (int64_t)kept);
+    }
+    line_log_drop(log, kept_bytes(log->kept, log->kept_bytes, step, last));
+    return STATUS_OK;
 }
 
 /* Columns of the terminal that standard output ends in, 0: none. mpirun gives its ranks a terminal
@@ -79,40 +79,65 @@ static int terminal_columns(void)
 enum status metrics_open(struct metrics *metrics, const char *run_dir, int64_t step)
 {
     char path[MAX_PATH];
+    int64_t last = 0;
     metrics->columns = terminal_columns();
-    snprintf(path, sizeof path, "%s/metrics.jsonl", run_dir);
-    TRY(truncate_to(path, step));
-    TRY(open_append(&metrics->jsonl, path));
+    metrics->step = step;
+    metrics->line = open_memstream(&metrics->text, &metrics->bytes);
+    if (metrics->line == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for a line of metrics.jsonl");
+    }
     snprintf(path, sizeof path, "%s/log.txt", run_dir);
-    TRY(open_append(&metrics->log, path));
+    TRY(line_log_open(&metrics->log, path));
+    snprintf(path, sizeof path, "%s/metrics.jsonl", run_dir);
+    TRY(line_log_open(&metrics->jsonl, path));
+    TRY(cut_to(&metrics->jsonl, step, &last));
+    if (last < step) {
+        metrics_say(metrics, "%s: the lines of steps %lld to %lld are not there", path,
+                    (long long)last + 1, (long long)step);
+    }
     snprintf(path, sizeof path, "%s/tensorboard", run_dir);
     return metrics->tensorboard ? events_open(&metrics->events, path, step + 1) : STATUS_OK;
 }
 
 void metrics_close(struct metrics *metrics)
 {
-    if (metrics->jsonl != NULL) {
-        fclose(metrics->jsonl);
-    }
-    if (metrics->log != NULL) {
-        fclose(metrics->log);
-    }
+    line_log_close(&metrics->jsonl);
+    line_log_close(&metrics->log);
     events_close(&metrics->events);
+    if (metrics->line != NULL) {
+        fclose(metrics->line);
+    }
+    free(metrics->text);
     *metrics = (struct metrics){0};
 }
 
-enum status metrics_rewind(struct metrics *metrics, const char *run_dir, int64_t step,
-                           int64_t tokens)
+enum status metrics_rewind(struct metrics *metrics, int64_t step, int64_t tokens)
 {
-    char path[MAX_PATH];
-    snprintf(path, sizeof path, "%s/metrics.jsonl", run_dir);
-    fclose(metrics->jsonl);
-    metrics->jsonl = NULL;
-    TRY(truncate_to(path, step));
-    TRY(open_append(&metrics->jsonl, path));
+    int64_t last = 0;
+    TRY(cut_to(&metrics->jsonl, step, &last));
     events_restart(&metrics->events, step + 1);
     metrics->tokens = metrics->tokens_done + tokens;
     return STATUS_OK;
+}
+
+/* Tells once that a file cannot be written, and once that it can again. */
+static void watch(struct metrics *metrics, const struct line_log *log, bool *fails,
+                  enum status status)
+{
+    const bool failed = status != STATUS_OK;
+    if (failed == *fails) {
+        return;
+    }
+    *fails = failed;
+    if (failed) {
+        fprintf(stderr,
+                "switchyard: warning: %s: its lines are kept in memory until they can be written; "
+                "training goes on\n",
+                status_message());
+    } else {
+        metrics_say(metrics, "%s: written again; %lld lines are lost", log->path,
+                    (long long)log->lost);
+    }
 }
 
 void metrics_say(struct metrics *metrics, const char *format, ...)
@@ -120,14 +145,36 @@ void metrics_say(struct metrics *metrics, const char *format, ...)
     char line[4096];
     va_list args;
     va_start(args, format);
-    vsnprintf(line, sizeof line, format, args);
+    vsnprintf(line, sizeof line - 1, format, args);
     va_end(args);
     printf("%s%s\n", metrics->columns > 0 ? "\r\033[K" : "", line);
     fflush(stdout);
-    if (metrics->log != NULL) {
-        fprintf(metrics->log, "%s\n", line);
-        fflush(metrics->log);
+    if (metrics->log.path != NULL) {
+        strcat(line, "\n");
+        watch(metrics, &metrics->log, &metrics->log_fails,
+              line_log_add(&metrics->log, line, strlen(line), metrics->step));
     }
+}
+
+enum status metrics_finish(struct metrics *metrics, bool done)
+{
+    const enum status log = line_log_settle(&metrics->log);
+    (void)log; /* the terminal had it */
+    const enum status status = line_log_settle(&metrics->jsonl);
+    const int64_t lines = metrics->jsonl.kept_lines;
+    if (status == STATUS_OK) {
+        return STATUS_OK;
+    }
+    const enum status told =
+        lines == 0 ? status
+                   : status_fail(status,
+                                 "%s: its last %lld lines are lost; the checkpoint of step %lld is "
+                                 "whole",
+                                 status_message(), (long long)lines, (long long)metrics->step);
+    if (!done) {
+        fprintf(stderr, "switchyard: warning: %s\n", status_message());
+    }
+    return told;
 }
 
 /* Part of a step that all-to-alls took; NAN where the host does not see them. */
@@ -309,10 +356,10 @@ static void print_phases(FILE *out, const struct phase_ms *phase)
             phase->optimizer, phase->save);
 }
 
-enum status metrics_step(struct metrics *metrics, int64_t step, const struct step_result *result,
-                         double valid_loss, const struct stepper *stepper)
+void metrics_step(struct metrics *metrics, int64_t step, const struct step_result *result,
+                  double valid_loss, const struct stepper *stepper)
 {
-    FILE *out = metrics->jsonl;
+    FILE *out = metrics->line;
     const double rate = rate_of(result), *load = stepper->expert_load;
     const double mfu = metrics->peak_flops > 0
                            ? rate * metrics->flops_per_token / metrics->peak_flops
@@ -320,6 +367,8 @@ enum status metrics_step(struct metrics *metrics, int64_t step, const struct ste
     const int64_t memory = metrics_memory(metrics->device);
     const struct guard_state *guard = stepper->guard->state;
     double most = 0;
+    metrics->step = step;
+    rewind(out);
     fprintf(out, "{\"step\":%lld,\"tokens\":%lld", (long long)step, (long long)result->tokens);
     json_out_number(out, ",\"loss\":", result->loss, 17);
     fprintf(out, isfinite(result->loss) ? ",\"loss_hex\":\"%a\"" : ",\"loss_hex\":null",
@@ -345,11 +394,9 @@ enum status metrics_step(struct metrics *metrics, int64_t step, const struct ste
     print_phases(out, &result->phase_ms);
     fprintf(out, ",\"skipped\":%lld,\"rollbacks\":%lld}\n", (long long)guard->skipped,
             (long long)guard->rollbacks);
-    if (fflush(out) != 0) {
-        return status_fail(STATUS_IO, "metrics.jsonl: cannot write step %lld: %s", (long long)step,
-                           strerror(errno));
-    }
+    fflush(out);
+    watch(metrics, &metrics->jsonl, &metrics->jsonl_fails,
+          line_log_add(&metrics->jsonl, metrics->text, metrics->bytes, step));
     tell_events(metrics, step, result, valid_loss, mfu, memory, most, stepper);
     show(metrics, step, result, valid_loss, mfu, memory, most);
-    return STATUS_OK;
 }

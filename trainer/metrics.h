@@ -1,5 +1,9 @@
 /* metrics: metrics.jsonl (one object per optimizer step), TensorBoard events, the printed lines,
  * log.txt. Rank 0 only.
+ *
+ * A disk that is full, or fails, ends no run here: lines that cannot be written are told of once,
+ * kept in memory and written when they can be (line_log.h); what never could be is told at the end.
+ * The checkpoints of the run are what says whether it may go on.
  */
 #ifndef TRAINER_METRICS_H
 #define TRAINER_METRICS_H
@@ -8,13 +12,19 @@
 
 #include "kernels/device.h"
 #include "trainer/events.h"
+#include "trainer/line_log.h"
 #include "trainer/step.h"
 
 struct metrics {
     const struct device *device; /* borrowed */
-    FILE *jsonl, *log;           /* owned */
-    bool tensorboard;            /* whether to write events */
-    struct events events;        /* closed: without them, or once they could not be written */
+    struct line_log jsonl, log;
+    bool jsonl_fails, log_fails; /* which was told */
+    FILE *line;                  /* owned: a line of jsonl in the making, in memory: */
+    char *text;                  /* [bytes] owned */
+    size_t bytes;
+    int64_t step;         /* under way, or the last */
+    bool tensorboard;     /* whether to write events */
+    struct events events; /* closed: without them, or once they could not be written */
     int columns;          /* of the terminal stdout ends in: a bar beside the lines; 0: none */
     int64_t steps, every; /* of the run; of printed lines */
     int64_t first_step;   /* of this process */
@@ -30,8 +40,11 @@ enum status metrics_open(struct metrics *metrics, const char *run_dir, int64_t s
     __attribute__((warn_unused_result));
 void metrics_close(struct metrics *metrics); /* accepts a zeroed one */
 /* The run went back to `step`, and `tokens` of training are left: later lines are taken out. */
-enum status metrics_rewind(struct metrics *metrics, const char *run_dir, int64_t step,
-                           int64_t tokens) __attribute__((warn_unused_result));
+enum status metrics_rewind(struct metrics *metrics, int64_t step, int64_t tokens)
+    __attribute__((warn_unused_result));
+/* The end of the run, whose last checkpoint is saved: STATUS_IO when lines of metrics.jsonl could
+ * not be written; one that is to go on (not `done`) is warned of that. */
+enum status metrics_finish(struct metrics *metrics, bool done) __attribute__((warn_unused_result));
 
 /* Bytes of memory of this rank: of its GPU what it holds now, on the CPU its largest resident set
  * so far. */
@@ -39,9 +52,8 @@ int64_t metrics_memory(const struct device *device);
 
 /* Writes one line and shows it. valid_loss NAN: not measured. The load of the experts is the
  * stepper's. */
-enum status metrics_step(struct metrics *metrics, int64_t step, const struct step_result *result,
-                         double valid_loss, const struct stepper *stepper)
-    __attribute__((warn_unused_result));
+void metrics_step(struct metrics *metrics, int64_t step, const struct step_result *result,
+                  double valid_loss, const struct stepper *stepper);
 /* A line of text for the terminal and log.txt. */
 void metrics_say(struct metrics *metrics, const char *format, ...)
     __attribute__((format(printf, 2, 3)));

@@ -1,5 +1,7 @@
 #include "trainer/sample_text.h"
 
+#include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -52,4 +54,15 @@ enum status sample_text(struct model *model, struct tokenizer *tokenizer, struct
     }
     free(sequence.ids);
     return status;
+}
+
+enum status sample_append(const char *path, int64_t step, const char *text)
+{
+    FILE *out = fopen(path, "a");
+    const bool good =
+        out != NULL && fprintf(out, "=== step %lld ===\n%s\n", (long long)step, text) >= 0;
+    const bool closed = out != NULL && fclose(out) == 0;
+    return good && closed
+               ? STATUS_OK
+               : status_fail(STATUS_IO, "%s: cannot append the sample: %s", path, strerror(errno));
 }

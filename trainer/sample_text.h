@@ -11,4 +11,8 @@
 enum status sample_text(struct model *model, struct tokenizer *tokenizer, struct byte_list *text)
     __attribute__((warn_unused_result));
 
+/* Local. Appends it to the file `path`. Errors: STATUS_IO. */
+enum status sample_append(const char *path, int64_t step, const char *text)
+    __attribute__((warn_unused_result));
+
 #endif

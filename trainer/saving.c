@@ -17,20 +17,20 @@ static bool has_copy(const struct config *config)
     return config->checkpoint.async && saves_at_edges(config);
 }
 
-enum status saving_measure(size_t *bytes, bool *beside, const struct model *model)
+enum status saving_measure(struct saving_size *size, const struct model *model)
 {
     const struct config *config = model->config;
     const bool by_time = config->checkpoint.every_minutes > 0 || config->checkpoint.mtbf_hours > 0;
     struct state_slices slices = {0};
-    *bytes = 0;
-    *beside = false;
+    *size = (struct saving_size){0};
     if (!has_copy(config)) {
         return STATUS_OK;
     }
     const enum status status = state_slices_init(&slices, model);
     if (status == STATUS_OK) {
-        *bytes = snapshot_bytes(slices.slice, slices.count);
-        *beside = by_time || config->checkpoint.every_steps < config->run.steps;
+        size->bytes = snapshot_bytes(slices.slice, slices.count);
+        size->tensors = slices.names;
+        size->beside = by_time || config->checkpoint.every_steps < config->run.steps;
     }
     state_slices_free(&slices);
     return status;

@@ -79,9 +79,14 @@ void saving_went_back(struct saving *saving, int64_t step);
 double saving_held_up(struct saving *saving);
 /* Local. Bytes of host memory for the copy. */
 size_t saving_bytes(const struct saving *saving);
-/* Local. The same of a run of this model, which may be one that is only measured; *beside: whether
- * a run of so many steps comes to use it. Errors: STATUS_RESOURCE. */
-enum status saving_measure(size_t *bytes, bool *beside, const struct model *model)
+/* The same of a run of this model, which may be one that is only measured. */
+struct saving_size {
+    size_t bytes;
+    int64_t tensors; /* that this rank has a part of */
+    bool beside;     /* a run of so many steps comes to use it */
+};
+/* Local. Errors: STATUS_RESOURCE. */
+enum status saving_measure(struct saving_size *size, const struct model *model)
     __attribute__((warn_unused_result));
 
 #endif

@@ -76,9 +76,8 @@ static enum status open_one(struct sources *sources, const struct config *config
     source->tokens = (int64_t)said->tokens;
     source->origin = loader_start(loader);
     data_state_path(sources->origin.source[s].path, said->path);
-    sources->origin.source[s].fingerprint = data_fingerprint(store);
     sources->origin.source[s].origin = sources->origin.source[s].now = source->origin;
-    return STATUS_OK;
+    return data_fingerprint(store, &sources->origin.source[s].fingerprint);
 }
 
 /* Sample at which stage `stage` begins; the first one holds from the origin on. */

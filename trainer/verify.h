@@ -27,7 +27,7 @@ struct verify_row {
 };
 
 struct verify_report {
-    int ranks, ep, edp, tp;
+    int ranks, ep, edp, tp, pp;
     int64_t units, sequences,
         tokens; /* micro-batches, sequences in each, tokens in each of those */
     int rows;

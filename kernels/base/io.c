@@ -172,16 +172,23 @@ enum status io_pwrite(struct io_file *file, const void *data, size_t bytes, int6
     return write_all(file, data, bytes, offset);
 }
 
+static enum status ends_early(const struct io_file *file, size_t bytes, int64_t offset)
+{
+    return status_fail(STATUS_DATA, "%s: ends at byte %lld, %zu bytes too early: truncated",
+                       file->path, (long long)offset, bytes);
+}
+
 enum status io_pread(struct io_file *file, void *data, size_t bytes, int64_t offset)
 {
     enum io_fault fault = io_meet_read();
+    const size_t all = bytes, missing = fault == IO_FAULT_CUT ? bytes - bytes / 2 : 0;
     char *to = data;
     bool shorten = fault == IO_FAULT_SHORT && bytes > 1;
     if (io_fails(fault, false)) {
         return failed(file->path, "read");
     }
-    while (bytes > 0) {
-        const size_t piece = shorten ? bytes / 2 : bytes;
+    while (bytes > missing) {
+        const size_t piece = shorten ? bytes / 2 : bytes - missing;
         allow(file, to, piece, offset);
         const ssize_t done = io_interrupted(&fault) ? -1 : pread(file->fd, to, piece, offset);
         if (done < 0 && (errno == EINTR || refused(file))) {
@@ -191,15 +198,17 @@ enum status io_pread(struct io_file *file, void *data, size_t bytes, int64_t off
             return failed(file->path, "read");
         }
         if (done == 0) {
-            return status_fail(STATUS_DATA, "%s: ends at byte %lld, %zu bytes too early: truncated",
-                               file->path, (long long)offset, bytes);
+            return ends_early(file, bytes, offset);
         }
         shorten = false;
         to += done;
         bytes -= (size_t)done;
         offset += done;
     }
-    return STATUS_OK;
+    if (fault == IO_FAULT_FLIP && all > 0) {
+        ((unsigned char *)data)[all / 2] ^= 1;
+    }
+    return missing == 0 ? STATUS_OK : ends_early(file, missing, offset);
 }
 
 enum status io_size(struct io_file *file, int64_t *bytes)
@@ -385,6 +394,15 @@ static enum status remove_one(const char *path, int (*call)(const char *), enum 
 enum status io_remove(const char *path)
 {
     return remove_one(path, unlink, IO_REMOVE, "remove");
+}
+
+void io_discard(const char *path)
+{
+    char message[MAX_PATH];
+    snprintf(message, sizeof message, "%s", status_message());
+    enum status ignored = io_remove(path);
+    ignored = status_lines(ignored, message);
+    (void)ignored;
 }
 
 enum status io_list(const char *path, bool *there,

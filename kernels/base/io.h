@@ -52,6 +52,8 @@ enum status io_sync_dir(const char *path) IO_CHECKED;
 /* Never in place of a pipe or a device: as root /dev/null would become a file. */
 enum status io_rename(const char *from, const char *to) IO_CHECKED;
 enum status io_remove(const char *path) IO_CHECKED; /* a file; missing is fine */
+/* The same of what is in nobody's way if it stays; keeps status_message(). */
+void io_discard(const char *path);
 enum status
 io_remove_tree(const char *path) IO_CHECKED; /* a folder and all in it, links themselves, not what
                                                 they point to; missing is fine */

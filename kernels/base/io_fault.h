@@ -20,6 +20,8 @@ enum io_fault {
     IO_FAULT_EDQUOT,
     IO_FAULT_EINTR, /* a signal interrupts it once: it must be done again */
     IO_FAULT_SHORT, /* of a write or a read half is done: the rest must follow */
+    IO_FAULT_CUT,   /* a read meets the end of the file half way; nothing to other operations */
+    IO_FAULT_FLIP,  /* a read gives one bit wrong; nothing to other operations */
     IO_FAULT_SLOW,  /* 50 ms later than asked for */
     IO_FAULT_KILL_BEFORE,
     IO_FAULT_KILL_TORN, /* of a write half is done; the rest as after */

@@ -116,12 +116,12 @@ PY
 
 # wait_for SECONDS COMMAND...: until it succeeds.
 wait_for() {
-    local tries=$((20 * $1))
+    local tries=$((100 * $1))
     shift
     while ! "$@" >/dev/null 2>&1; do
         tries=$((tries - 1))
         [ "$tries" -gt 0 ] || return 1
-        sleep 0.05
+        sleep 0.01
     done
 }
 

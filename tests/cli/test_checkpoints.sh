@@ -91,6 +91,17 @@ all = json.load(open(sys.argv[1]))
 sys.exit([x["step"] for x in all if x["valid"]] != [6, 4, 2] or [x["step"] for x in all if x.get("replaced")] != [6])' "$out" ||
     fail "ckpt ls --json with one set aside: $(cat "$out")"
 
+echo "one that is gone when it is looked at, as a link to nothing is"
+cp -r "$run" "$work/gone"
+rm -r "$work/gone/checkpoints/00000006"
+ln -s nowhere "$work/gone/checkpoints/00000006"
+expect_rc 0 "$binary" ckpt ls "$work/gone"
+expect_same "$(wc -l <"$out")" 2 "checkpoints listed beside one that is gone"
+expect_rc 0 "$binary" ckpt verify "$work/gone"
+expect_same "$(grep -c ': whole: ' "$out")" 2 "whole checkpoints beside one that is gone"
+expect_rc 0 train_on 1 1 "$work/gone" $common run.steps=5
+expect_text "resuming at step 4"
+
 echo "rm"
 expect_error 64 "1 of them are there" "$binary" ckpt rm "$run" 2 5
 expect_error 64 "is no step" "$binary" ckpt rm "$run" two

@@ -74,6 +74,27 @@ wait "$launcher" || rc=$?
 expect_same "$rc" 85 "exit code after a signal"
 expect_rc 0 "$binary" ckpt verify "$work/on"
 
+echo "no room for metrics.jsonl, then some"
+disk_of size=1m
+touch "$disk/metrics.jsonl"
+head -c 2m /dev/zero >"$disk/filler" 2>/dev/null || true
+mkdir "$work/late"
+ln -s "$disk/metrics.jsonl" "$work/late/metrics.jsonl"
+"$binary" train "$work/tiny.yaml" "run.dir=$work/late" run.threads=1 run.steps=1000000 log.every_steps=1 >"$out" 2>"$err" </dev/null &
+launcher=$!
+wait_for 120 grep -q "step 20/" "$work/late/log.txt" || { fail "training did not go on"; show_last; }
+expect_text "metrics.jsonl: cannot write: No space left on device"
+mount -o remount,size=64m "$disk"
+wait_for 120 grep -q "metrics.jsonl: written again; 0 lines are lost" "$work/late/log.txt" || fail "no lines when there was space"
+kill -USR1 "$launcher"
+rc=0
+wait "$launcher" || rc=$?
+expect_same "$rc" 85 "exit code after a signal"
+steps=$(metric "$work/late" step)
+expect_same "$steps" "$(seq "$(tail -n 1 <<<"$steps")")" "steps of a disk that was full for a while"
+[ "$(wc -l <<<"$steps")" -ge 20 ] || fail "only $(wc -l <<<"$steps") steps"
+expect_same "$(metric "$work/straight" loss_hex)" "$(metric "$work/late" loss_hex | head -n 20)" "their losses"
+
 echo "the whole run on the full disk"
 disk_of size=3m
 head -c 2600k /dev/zero >"$disk/filler"

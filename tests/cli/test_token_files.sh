@@ -51,4 +51,45 @@ head -c 1000 plain.bin >cut.bin
 cp plain.idx cut.idx
 expect_error 65 "cut.bin: 1000 bytes, but cut.idx says" "$binary" eval run-plain.h5 --data cut.bin
 expect_error 74 "nowhere.bin" "$binary" eval run-plain.h5 --data nowhere.bin
+
+echo "reads that fail, and that are only interrupted"
+python3 - <<'PY'
+import random
+from array import array
+from struct import pack
+rng = random.Random(6)
+tokens = array("H", [rng.randrange(300) for _ in range(400000)]) # more than is kept of a file
+open("large.bin", "wb").write(pack("<3i", 20240520, 1, len(tokens)).ljust(1024, b"\0") + tokens.tobytes())
+PY
+large() { "$binary" train tiny.yaml data.valid=null data.train=large.bin model.vocab_size=300 run.steps=20 "$@"; }
+expect_rc 0 large run.dir=large
+for kind in eintr short; do
+    expect_rc 0 large run.dir=large-$kind debug.fault=read:$kind:2+
+    expect_same "$(metric large loss_hex)" "$(metric large-$kind loss_hex)" "losses beside $kind"
+done
+for at in 1 30; do
+    expect_error 74 "large.bin: cannot read: Input/output error" large run.dir=eio-$at debug.fault=read:eio:$at
+    expect_error 65 "large.bin: ends at byte" large run.dir=cut-$at debug.fault=read:cut:$at
+    steps=$(metric eio-$at step | wc -l)
+    [ "$steps" = 0 ] || expect_same "$(metric large loss_hex | head -n "$steps")" "$(metric eio-$at loss_hex)" "losses before a failed read"
+    [ "$at" = 1 ] || [ "$steps" -ge 1 ] || fail "the 30th read is not behind the first step"
+    expect_rc 0 large run.dir=eio-$at
+    expect_same "$(metric large loss_hex)" "$(metric eio-$at loss_hex)" "losses with a disk that reads again"
+done
+expect_rc 74 ranks 2 "$binary" train tiny.yaml data.valid=null data.train=large.bin model.vocab_size=300 run.dir=two parallel.ep=2 debug.fault=read:eio:3
+expect_text "large.bin: cannot read: Input/output error"
+expect_error 64 "debug.fault" large run.dir=odd debug.fault=read:enospc:1
+
+echo "a file that is cut while it is read"
+cp large.bin shrinks.bin
+"$binary" train tiny.yaml data.valid=null data.train=shrinks.bin model.vocab_size=300 run.dir=shrinks run.steps=1000000 >"$out" 2>"$err" </dev/null &
+runner=$!
+last="train data.train=shrinks.bin"
+wait_for 60 has_steps shrinks 3 || { fail "no third step"; show_last; }
+: >shrinks.bin
+rc=0
+wait "$runner" || rc=$?
+expect_same "$rc" 65 "exit code of a run whose data is cut"
+expect_text "shrinks.bin: ends at byte"
+expect_same "$(wc -l <"$err")" 1 "lines about data that is cut"
 finish

@@ -61,7 +61,10 @@ if(emulator_builds)
   if(SWITCHYARD_FULL_TESTS)
     add_test(NAME emulated_layouts COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/layouts.sh ${CMAKE_SOURCE_DIR}
       $<TARGET_FILE:switchyard_emulated>)
-    set_tests_properties(emulated_layouts PROPERTIES LABELS emulator TIMEOUT 600 COST 60)
+    set_tests_properties(emulated_layouts PROPERTIES LABELS "emulator;full" TIMEOUT 1200 COST 60)
+    add_test(NAME emulated_saving COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/saving.sh ${CMAKE_SOURCE_DIR}
+      $<TARGET_FILE:switchyard_emulated>)
+    set_tests_properties(emulated_saving PROPERTIES LABELS "emulator;full" TIMEOUT 600)
   endif()
 endif()
 emulated_test(emulated_device plain emulated_device clean)

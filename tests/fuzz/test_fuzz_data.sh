@@ -15,8 +15,8 @@ hdf5=$(pkg-config --exists hdf5-serial && echo hdf5-serial || echo hdf5)
 mkdir "$work/objects"
 (
     cd "$work/objects"
-    files=("$source_dir"/data/{bpe,chat,compose,compose_new,document_line,file_map,lists,pattern,phrases,splitter,token_h5,token_llmc,token_megatron,token_store,token_table,tokenizer,tokenizer_json,unicode_new,utf8}.c
-        "$source_dir/data/absent/sentencepiece_none.c" "$source_dir"/kernels/base/{hash,io,io_fault,status}.c)
+    files=("$source_dir"/data/{block_file,bpe,chat,compose,compose_new,document_line,lists,pattern,phrases,splitter,token_h5,token_llmc,token_megatron,token_store,token_table,tokenizer,tokenizer_json,unicode_new,utf8}.c
+        "$source_dir/data/absent/sentencepiece_none.c" "$source_dir"/kernels/base/{h5_reader,hash,io,io_fault,status}.c)
     # shellcheck disable=SC2046
     printf '%s\n' "${files[@]}" | xargs -P 2 -n 6 clang -std=c11 -D_POSIX_C_SOURCE=200809L -O1 -g -fsanitize=fuzzer-no-link,address,undefined \
         -fno-sanitize-recover=all -I"$source_dir" -c $(pkg-config --cflags "$hdf5" jansson libxxhash libpcre2-8 libutf8proc)

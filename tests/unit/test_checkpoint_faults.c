@@ -13,6 +13,7 @@
 #include <time.h>
 
 #include "checkpoints/background.h"
+#include "checkpoints/verify.h"
 
 /* Tensor "a" has SMALL elements, or WIDE: several blocks, which a thread of their own writes. */
 enum { SMALL = 3000, WIDE = 2100000, OLD = 10, NEW = 20 };
@@ -268,6 +269,7 @@ static enum status save_with_fault(enum io_fault fault, int64_t k, bool sticky, 
         expect_error(fault);
     }
     const bool there = expect_resumable() == NEW;
+    assert_true(there || status != STATUS_OK);
     *published += there;
     assert_true(sticky || entries(".tmp-") == 0); /* cleared at once, if it can be */
     if (status != STATUS_OK && !sticky) {
@@ -286,13 +288,14 @@ static void test_disk_errors(void **state)
     (void)state;
     for (int fault = IO_FAULT_EIO; fault <= IO_FAULT_EDQUOT; fault++) {
         for (int sticky = 0; sticky < 2; sticky++) {
-            int64_t k = 1, published = 0, failures = 0;
+            int64_t k = 1, published = 0, failures = 0, good = 0;
             assert_int_equal(save(OLD), STATUS_OK);
             for (enum status status = STATUS_IO; k <= operations; k++) {
                 status = save_with_fault((enum io_fault)fault, k, sticky != 0, &published);
                 failures += status != STATUS_OK;
+                good += status == STATUS_OK; /* it stands; what comes behind that is only told */
             }
-            assert_true(failures == operations && published > 1); /* before and after it stands */
+            assert_true(failures + good == operations && published > good && good > 1);
             end_row(error_rows[fault - IO_FAULT_EIO][sticky]);
             assert_int_equal(save_with_fault((enum io_fault)fault, k, sticky != 0, &published),
                              STATUS_OK);
@@ -348,6 +351,79 @@ static void test_read_errors(void **state)
     }
     assert_true(reads > 4);
     printf("  %lld reads of a save, %lld of a load\n", (long long)k - 1, (long long)reads - 1);
+}
+
+static void ignore_line(void *context, const char *line)
+{
+    (void)line;
+    ++*(int *)context;
+}
+
+/* `ckpt verify --deep`, whose reads are HDF5's too: what cannot be read is no whole checkpoint, and
+ * is told; what is interrupted is read on. */
+static void test_verify_errors(void **state)
+{
+    (void)state;
+    static const enum io_fault kinds[] = {IO_FAULT_EIO, IO_FAULT_CUT, IO_FAULT_EINTR,
+                                          IO_FAULT_SHORT};
+    assert_int_equal(save(OLD), STATUS_OK);
+    for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++) {
+        const bool fails = kinds[kind] == IO_FAULT_EIO || kinds[kind] == IO_FAULT_CUT;
+        int64_t k = 1, failures = 0;
+        for (bool met = true; met; k++) {
+            struct verify_result result;
+            int lines = 0;
+            io_fault_arm_reads(kinds[kind], k, false);
+            const enum status status =
+                verify_checkpoint("root/00000010", true, &result, ignore_line, &lines);
+            met = io_reads() >= k;
+            io_fault_arm_reads(IO_FAULT_NONE, 0, false);
+            assert_true(status == STATUS_OK || (fails && lines > 0));
+            assert_true((status == STATUS_OK) == (result.problems == 0 && lines == 0));
+            failures += status != STATUS_OK;
+        }
+        /* of 3 files: opened, sized, read; once more by HDF5 and for the tensors. No bytes, no cut
+         */
+        assert_true(k > 20 && (failures > 0) == fails);
+        assert_true(kinds[kind] != IO_FAULT_EIO || failures == k - 2);
+    }
+}
+
+/* One wrong bit in any read of a load: found, or of what nobody asked for; the state is the one
+ * saved. */
+static void test_flipped_reads(void **state)
+{
+    (void)state;
+    static float a[SMALL];
+    static uint16_t b[7];
+    struct checkpoint_slice slices[2];
+    int64_t found = 0;
+    bool met = true;
+    assert_int_equal(save(OLD), STATUS_OK);
+    describe(slices, a, b);
+    for (int64_t k = 1; met; k++) {
+        char *text = NULL;
+        io_fault_arm_reads(IO_FAULT_FLIP, k, false);
+        enum status status = checkpoint_load(&self, "root/00000010", slices, 2);
+        status = status == STATUS_OK ? checkpoint_state("root/00000010", &text) : status;
+        met = io_reads() >= k;
+        io_fault_arm_reads(IO_FAULT_NONE, 0, false);
+        if (status == STATUS_OK) {
+            assert_string_equal(text, "{\"step\": 10}");
+            for (int64_t i = 0; i < SMALL; i++) {
+                assert_true(a[i] == (float)(OLD * 10000 + i));
+            }
+            for (int i = 0; i < 7; i++) {
+                assert_int_equal(b[i], OLD * 100 + i);
+            }
+        } else {
+            assert_int_equal(status, STATUS_DATA);
+            found++;
+        }
+        free(text);
+    }
+    assert_true(found >= 4); /* two manifests, a shard, the state */
+    printf("  %lld of them found\n", (long long)found);
 }
 
 #define WIDE_NAME "3 blocks: "
@@ -412,6 +488,8 @@ int main(void)
         FAULTS_TEST(test_disk_errors, enter),
         FAULTS_TEST(test_interruptions, enter),
         FAULTS_TEST(test_read_errors, enter),
+        FAULTS_TEST(test_verify_errors, enter),
+        FAULTS_TEST(test_flipped_reads, enter),
         FAULTS_TEST(test_kills, enter),
         FAULTS_TEST(test_kills_while_replacing, enter),
         FAULTS_TEST(test_disk_errors, enter_beside),

@@ -138,7 +138,8 @@ static void read_batch(struct feed *feeds, const struct settings *settings, int6
                   tokens = settings->micro * settings->length;
     for (int r = 0; r < settings->ranks; r++) {
         int64_t labels = 0;
-        const struct batch *batches = feed_take(&feeds[r], position, own, &labels);
+        const struct batch *batches = NULL;
+        assert_int_equal(feed_take(&feeds[r], position, own, &batches, &labels), STATUS_OK);
         assert_true(labels > 0);
         for (int64_t i = 0; i < own; i++) {
             memcpy(out + (i * settings->ranks + r) * tokens, batches[i].ids,
@@ -449,7 +450,8 @@ static void test_feed_thrown_away(void **state)
         if (draw(4, (uint64_t)i, 8) == 0) {
             feed_prepare(&feed, position, own); /* twice */
         }
-        const struct batch *batches = feed_take(&feed, position, own, &labels);
+        const struct batch *batches = NULL;
+        assert_int_equal(feed_take(&feed, position, own, &batches, &labels), STATUS_OK);
         for (int64_t b = 0; b < own; b++) {
             expected += mixture_batch(&world.mixture, &direct, position + (2 * b + 1) * 2, 2);
             assert_memory_equal(batches[b].ids, direct.ids, 16 * 2 * sizeof(int32_t));

@@ -144,7 +144,7 @@ static void test_jsonl_tokens(void **state)
     for (int64_t i = 0; i < 6; i++) {
         assert_int_equal(token_store_get(&store, i), ids[i]);
         assert_int_equal(token_store_document(&store, i), documents[i]);
-        assert_int_equal(store.loss_mask[i], mask[i]);
+        assert_int_equal(token_store_counts(&store, i), mask[i]);
     }
     token_store_close(&store);
 }
@@ -231,16 +231,21 @@ static void test_disk_errors(void **state)
     put("a.txt", "a");
     put("b.jsonl", "{\"tokens\": [66, 67]}\n{\"text\": \"d\"}\n");
     for (size_t kind = 0; kind < sizeof kinds / sizeof kinds[0]; kind++) {
-        int64_t k = 1;
-        for (enum status status = STATUS_IO; status != STATUS_OK; k++) {
+        int64_t k = 1, failures = 0;
+        for (bool met = true; met; k++) {
             io_fault_arm(IO_FAULT_NONE, 0, false);
             assert_int_equal(prepare("bytes", 0, old, &summary), STATUS_OK);
             io_fault_arm(kinds[kind], k, false);
-            status = prepare("bytes", 0, inputs, &summary);
+            const enum status status = prepare("bytes", 0, inputs, &summary);
+            met = io_operations() >= k;
             io_fault_arm(IO_FAULT_NONE, 0, false);
             if (status != STATUS_OK) {
                 assert_int_equal(status, STATUS_IO);
+                expect_message("out.h5"); /* not what came after it */
                 expect_tokens("a$");
+                failures++;
+            }
+            if (met) { /* also where nothing but a file that is done with could not be removed */
                 assert_int_equal(prepare("bytes", 0, inputs, &summary), STATUS_OK);
             }
             assert_int_equal(entries("."), 2 + 3);
@@ -250,7 +255,7 @@ static void test_disk_errors(void **state)
             assert_int_equal(store.documents, 3);
             token_store_close(&store);
         }
-        assert_true(k > 10); /* writes, sync and rename were all met */
+        assert_true(failures > 10 && failures < k - 2); /* writes, sync and rename were all met */
     }
 }
 

@@ -12,7 +12,7 @@
 /* What is printed on the way. */
 struct report {
     bool deep, json;
-    int64_t checkpoints, damaged;
+    int64_t checkpoints, damaged, gone;
     int64_t problems; /* of the one in hand */
 };
 
@@ -39,19 +39,25 @@ static enum status verify_one(struct report *report, const char *path)
     report->checkpoints++;
     const enum status status = verify_checkpoint(path, report->deep, &result, tell, report);
     const double seconds = step_clock() - started;
-    report->damaged += result.problems > 0;
+    const bool gone = status != STATUS_OK && !io_exists(path);
+    report->damaged += result.problems > 0 && !gone;
+    report->gone += gone;
     if (report->json) {
-        printf("],\"valid\":%s,\"deep\":%s,\"step\":%lld,\"files\":%lld,\"bytes\":%lld,"
+        printf("],\"gone\":%s,\"valid\":%s,\"deep\":%s,\"step\":%lld,\"files\":%lld,\"bytes\":%lld,"
                "\"tensors\":%lld,\"seconds\":%.3f}",
-               status == STATUS_OK ? "true" : "false", report->deep ? "true" : "false",
-               (long long)result.step, (long long)result.files, (long long)result.bytes,
-               (long long)result.tensors, seconds);
+               gone ? "true" : "false", status == STATUS_OK ? "true" : "false",
+               report->deep ? "true" : "false", (long long)result.step, (long long)result.files,
+               (long long)result.bytes, (long long)result.tensors, seconds);
     } else {
         printf("%s: %s: %lld files, %.1f MiB, %lld tensors, %.2f s\n", path,
-               status == STATUS_OK ? "whole" : "DAMAGED", (long long)result.files,
-               (double)result.bytes / 1048576.0, (long long)result.tensors, seconds);
+               status == STATUS_OK ? "whole"
+               : gone              ? "gone: the run removed it meanwhile"
+                                   : "DAMAGED",
+               (long long)result.files, (double)result.bytes / 1048576.0, (long long)result.tensors,
+               seconds);
     }
-    return status == STATUS_DATA ? STATUS_OK : status; /* counted; the others are looked at too */
+    /* counted; the others are looked at too */
+    return status == STATUS_DATA || gone ? STATUS_OK : status;
 }
 
 static enum status verify_run(struct report *report, const char *run)
@@ -99,6 +105,9 @@ enum status ckpt_verify(int argc, char **argv)
     printf("%s", report.json ? "]\n" : "");
     fflush(stdout);
     TRY(status);
+    if (report.gone == report.checkpoints) {
+        return status_fail(STATUS_DATA, "%s: what was there is gone", path);
+    }
     return report.damaged == 0
                ? STATUS_OK
                : status_fail(STATUS_DATA, "%s: %lld of %lld checkpoints damaged", path,

@@ -1,15 +1,21 @@
-#include <errno.h>
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include <malloc.h>
 
-#include "kernels/base/io.h"
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
-#include "trainer/run_dir.h"
 #include "trainer/session.h"
 #include "trainer/training.h"
+
+/* Large pieces of memory, such as the blocks of a save, go back to the system when they are freed,
+ * and the threads of saves share one heap: what a process holds is what it uses, and what `plan`
+ * says, however many saves there were. The step loop allocates nothing. */
+static void keep_memory_small(void)
+{
+#ifdef __GLIBC__
+    enum { LARGE = 1 << 20 };
+    (void)mallopt(M_MMAP_THRESHOLD, LARGE);
+    (void)mallopt(M_ARENA_MAX, 1);
+#endif
+}
 
 enum status command_train(int argc, char **argv)
 {
@@ -27,6 +33,7 @@ enum status command_train(int argc, char **argv)
     if (options.help) {
         return STATUS_OK;
     }
+    keep_memory_small();
     enum status status = session_open(&session, SESSION_TRAIN, options.words[0], options.overrides,
                                       options.override_count);
     if (status == STATUS_OK) {

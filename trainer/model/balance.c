@@ -13,7 +13,11 @@ void balance_layout(const struct model *model, struct balance *balance, struct a
     if (model->training) {
         balance->gradient = arena_alloc(arena, all * sizeof *balance->gradient);
         balance->sums = arena_alloc(arena, all * sizeof *balance->sums);
-        balance->chosen = arena_alloc(arena, (size_t)model->arch.experts * sizeof *balance->chosen);
+        for (int64_t s = 0; s < model->slots; s++) {
+            model->slot[s].chosen =
+                arena_alloc(arena, (size_t)model->arch.experts * sizeof *balance->chosen);
+        }
+        balance->chosen = model->slot[0].chosen;
     }
 }
 
@@ -108,13 +112,13 @@ static void count_chosen(struct model *model, int64_t m, int64_t rows)
                              state_of(model, m)->counts.routed, rows, model->arch.experts);
 }
 
-static void clear_chosen(struct model *model)
+void balance_clear(struct model *model)
 {
     model->ops->zero(model->device, model->balance.chosen,
                      (size_t)model->arch.experts * sizeof *model->balance.chosen);
 }
 
-static void block_losses(struct model *model, double *loss, int64_t m, int64_t count,
+static void block_losses(struct model *model, int64_t m, int64_t count,
                          const struct router_shape *shape, double unit)
 {
     const struct balance_coefs *coefs = &model->arch.balance;
@@ -123,30 +127,37 @@ static void block_losses(struct model *model, double *loss, int64_t m, int64_t c
     double *sums = model->balance.sums + m * cells(model);
     sum_scores(model, sums, moe, shape, count);
     if (coefs->batch > 0 && !coefs->batch_over_layers) {
-        clear_chosen(model);
+        balance_clear(model);
         count_chosen(model, m, count);
     }
-    model->ops->balance(model->device, loss, model->balance.gradient + m * cells(model), sums,
-                        moe->counts, model->balance.chosen, all_lse(model, moe, shape, count),
+    model->ops->balance(model->device, &model->aux[m], model->balance.gradient + m * cells(model),
+                        sums, moe->counts, model->balance.chosen, all_lse(model, moe, shape, count),
                         *shape, &terms);
 }
 
-void balance_losses(struct model *model, double *loss, int64_t count, int64_t sequence, double unit)
+/* Of blocks [first, end) those with experts. */
+static int64_t first_moe(const struct model *model, int64_t first)
+{
+    return first > model->arch.dense_layers ? first - model->arch.dense_layers : 0;
+}
+
+void balance_count(struct model *model, int64_t first, int64_t end, int64_t count)
 {
     const struct balance_coefs *coefs = &model->arch.balance;
-    const int64_t blocks = architecture_moe_blocks(&model->arch);
-    for (int64_t m = 0; m < blocks; m++) {
+    for (int64_t m = first_moe(model, first); m < end - model->arch.dense_layers; m++) {
         sum_counts(model, m, count);
-    }
-    if (coefs->batch > 0 && coefs->batch_over_layers) {
-        clear_chosen(model);
-        for (int64_t m = 0; m < blocks; m++) {
+        if (coefs->batch > 0 && coefs->batch_over_layers) {
             count_chosen(model, m, count);
         }
     }
-    for (int64_t m = 0; m < blocks; m++) {
-        const struct router_shape shape = shape_of(model, m, count, sequence);
-        block_losses(model, loss, m, count, &shape, unit);
+}
+
+void balance_losses(struct model *model, int64_t first, int64_t end, const struct model_unit *batch,
+                    double unit)
+{
+    for (int64_t m = first_moe(model, first); m < end - model->arch.dense_layers; m++) {
+        const struct router_shape shape = shape_of(model, m, batch->count, batch->sequence);
+        block_losses(model, m, batch->count, &shape, unit);
     }
 }
 

@@ -165,11 +165,16 @@ void block_layout(struct model *model, struct arena *arena)
 {
     struct block_state *shared = &model->shared;
     const struct linears *linears = &model->linears;
-    const int64_t n = model->batch * model->sequence;
+    const int64_t n = model->batch * model->sequence, blocks = architecture_blocks(&model->arch);
     struct layout layout;
     layout_init(&layout, arena, model->training, model->config->train.recompute);
-    for (int64_t b = 0; b < architecture_blocks(&model->arch); b++) {
-        struct block_state *state = &model->blocks[b];
+    for (int64_t i = 0; i < model->slots * blocks; i++) {
+        const int64_t b = i % blocks;
+        const struct stage *part = &model->slice.part[model->slot[i / blocks].part];
+        struct block_state *state = &model->states[i];
+        if (b < part->first || b >= part->first + part->blocks) {
+            continue;
+        }
         layout.fp8 = linears_in_fp8(linears, b);
         layout.act = !layout.fp8;
         common_layout(model, state, shared, &layout, norm2_in_act(model, b),
@@ -364,7 +369,8 @@ static void record(const struct recorded *args, enum part part,
     const struct block_call *call = args->call;
     const struct ops *ops = args->model->ops;
     const uint64_t shape = (uint64_t)(call->count << 24 ^ call->sequence),
-                   what = (shape << 16 ^ (uint64_t)args->block) * PARTS + part,
+                   state = (uint64_t)(args->model->blocks - args->model->states + args->block),
+                   what = (shape << 16 ^ state) * PARTS + part,
                    key =
                        what << 1 | args->model->config->router.force_balanced; /* bench's switch */
     if (!is_constant(args->model, call)) {
@@ -459,7 +465,6 @@ static void feed_forward_backward(struct model *model, int64_t block, const stru
         if (model->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
             mlp_restore(&mlp, &whole);
         }
-        mlp_backward_prepare(&mlp, dwhole.act.dim[0]);
         mlp_backward_down(&mlp, dwhole);
         mlp_backward_up_weight(&mlp, &whole);
         comm_span_end(model->mesh->world, "dense mlp, backward", began);

@@ -151,6 +151,9 @@ static void fill_table(struct linears *linears, const struct model *model)
         const bool experts = b >= arch->dense_layers;
         const int64_t inner = experts ? arch->shared_width : arch->dense_width, width = arch->width;
         const struct block_offsets *from = &model->params.block[b];
+        if (!slice_has(&model->slice, b)) {
+            continue;
+        }
         add_attention(linears, model, b);
         if (inner > 0) {
             add_dense(linears, model, b, LINEAR_UP, model->params.divided, from->gate_up, 2 * inner,

@@ -27,27 +27,32 @@ static struct config config_of(const struct config *config, const struct archite
     return own;
 }
 
-enum status memory_of_stage(struct stage_memory *memory, const struct config *config,
-                            const struct stage *stage, struct device *device, int64_t dp,
-                            int64_t ep)
+/* dp: of a stage, ranks of tp counted. */
+static struct mesh mesh_of(const struct config *config, int64_t dp, int64_t ep)
 {
-    struct architecture arch;
-    struct model model;
     const int64_t tp = config->parallel.tp;
-    struct mesh mesh = {.stage = {.size = (int)dp, .name = "stage"},
-                        .replicas = {.size = (int)(dp / tp), .name = "replicas"},
-                        .tp = {.size = (int)tp, .name = "tp"},
-                        .ep = {.size = (int)ep, .name = "ep"},
-                        .edp = {.size = (int)(dp / ep), .name = "edp"}};
-    mesh.world = &mesh.stage;
-    architecture_init(&arch, config);
-    const bool whole = stage->blocks == architecture_blocks(&arch);
-    struct config own = whole ? *config : config_of(config, &arch, stage);
+    return (struct mesh){.stage = {.size = (int)dp, .name = "stage"},
+                         .dp = {.size = (int)(dp / tp), .name = "dp"},
+                         .replicas = {.size = (int)(dp / tp), .name = "replicas"},
+                         .tp = {.size = (int)tp, .name = "tp"},
+                         .ep = {.size = (int)ep, .name = "ep"},
+                         .edp = {.size = (int)(dp / ep), .name = "edp"}};
+}
+
+static enum status measure(struct stage_memory *memory, const struct config *config,
+                           struct mesh *mesh, struct device *device)
+{
+    struct model model;
+    struct saving_size size = {0};
+    mesh->world = &mesh->stage;
     *memory = (struct stage_memory){0};
-    enum status status = model_measure(&model, &own, &mesh, device, own.train.micro_batch,
-                                       own.train.sequence_length, true);
+    enum status status = model_measure(&model, config, mesh, device, config->train.micro_batch,
+                                       config->train.sequence_length, true);
     if (status == STATUS_OK) {
-        status = saving_measure(&memory->staging, &memory->stages, &model);
+        status = saving_measure(&size, &model);
+        memory->staging = size.bytes;
+        memory->tensors = size.tensors;
+        memory->stages = size.beside;
     }
     memcpy(memory->kind, model.memory, sizeof memory->kind);
     for (int g = 0; g < model.params.groups; g++) {
@@ -57,13 +62,39 @@ enum status memory_of_stage(struct stage_memory *memory, const struct config *co
     return status;
 }
 
+enum status memory_of_stage(struct stage_memory *memory, const struct config *config,
+                            const struct stage *stage, struct device *device, int64_t dp,
+                            int64_t ep)
+{
+    struct architecture arch;
+    struct mesh mesh = mesh_of(config, dp, ep);
+    architecture_init(&arch, config);
+    const bool whole = stage->blocks == architecture_blocks(&arch);
+    const struct config own = whole ? *config : config_of(config, &arch, stage);
+    return measure(memory, &own, &mesh, device);
+}
+
+enum status memory_of_rank(struct stage_memory *memory, const struct config *config, int64_t pp,
+                           int64_t rank, struct device *device, int64_t dp, int64_t ep)
+{
+    struct mesh mesh = mesh_of(config, dp, ep);
+    const bool end = rank == 0 || rank == pp - 1;
+    mesh.pp = (struct comm){.rank = (int)rank, .size = (int)pp, .name = "pp"};
+    mesh.ends = (struct comm){.size = (int)(end ? 2 * dp : dp), .name = "ends"};
+    return measure(memory, config, &mesh, device);
+}
+
 /* GPU: what the driver keeps for a process, cuBLASLt's workspace (gemm_cublaslt.c), NCCL's buffers
  * of a group, and the limit of cuDNN's scratch (attention_cudnn.c). */
 static const size_t MIB = (size_t)1 << 20, GPU_CONTEXT_MIB = 600, GPU_PRODUCTS_MIB = 32,
                     GPU_GROUP_MIB = 350, GPU_ATTENTION_MIB = 1024;
-/* CPU: the program with its libraries, what a thread adds, and the rows whose logits are in memory
- * at a time (kernels/cpu/cross_entropy.c). Measured: docs/plan.md. */
-static const size_t CPU_PROGRAM_MIB = 31, CPU_THREAD_MIB = 13, CPU_LOSS_ROWS = 1024;
+/* CPU: the program with its libraries, what a thread adds, what Open MPI has of its own where there
+ * are several ranks, and the rows whose logits are in memory at a time
+ * (kernels/cpu/cross_entropy.c). Measured: docs/plan.md. */
+static const size_t CPU_PROGRAM_MIB = 34, CPU_THREAD_MIB = 1, CPU_RANKS_MIB = 13,
+                    CPU_LOSS_ROWS = 1024;
+/* Of a save, for each tensor of the checkpoint: what HDF5 and the manifest have of it. Measured. */
+static const size_t SAVED_TENSOR_BYTES = 24 << 10;
 
 static size_t outside_of_gpu(const struct config *config, const struct architecture *arch)
 {
@@ -110,9 +141,11 @@ size_t memory_outside(const struct config *config, const struct hardware *hardwa
     if (!hardware->cpu) {
         return outside_of_gpu(config, arch);
     }
-    return (CPU_PROGRAM_MIB + CPU_THREAD_MIB * (size_t)hardware->threads) * MIB + batch +
+    const size_t ranks = dp > 1 ? CPU_RANKS_MIB : 0,
+                 tensors = (size_t)(memory->tensors * dp) * SAVED_TENSOR_BYTES;
+    return (CPU_PROGRAM_MIB + ranks + CPU_THREAD_MIB * (size_t)hardware->threads) * MIB + batch +
            scratch_of_cpu(config, arch, memory, dp, ep) +
-           (memory->stages ? save_block_bytes(memory->staging) : 0);
+           (memory->stages ? save_block_bytes(memory->staging) + tensors : 0);
 }
 
 enum status memory_untouched(size_t *bytes, const struct config *config, const struct stage *stage,

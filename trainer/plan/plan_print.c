@@ -177,7 +177,7 @@ static void json_layout(const struct plan *plan)
     json_out_text(stdout, ",\"pipeline\":", schedule_of(plan));
     json_out_text(stdout, ",\"exchange_by\":", plan->by_node ? "by_node" : "direct");
     printf(",\"fits\":%s,\"trains\":%s", plan->fits ? "true" : "false",
-           plan->pp * plan->tp == 1 ? "true" : "false");
+           plan_trains(plan) ? "true" : "false");
     const struct pair cluster[] = {
         {"nodes", (double)hw->nodes},       {"gpus_per_node", (double)hw->ranks_per_node},
         {"ranks", (double)hw->ranks},       {"peak_flops", hw->peak_bf16},

@@ -1,11 +1,11 @@
-/* h5_image: an HDF5 file in memory, but for the bytes that nobody wrote. Private to checkpoints/.
+/* h5_image: an HDF5 file in memory, but for the bytes that nobody wrote.
  *
  * HDF5 lays a file out here and never touches the disk: what it writes is kept in pages, what it
  * only reserves (the payload of datasets) costs nothing. The caller then writes the file through
- * kernels/base/io, metadata and payload block by block.
+ * io, metadata and payload block by block.
  */
-#ifndef CHECKPOINTS_H5_IMAGE_H
-#define CHECKPOINTS_H5_IMAGE_H
+#ifndef KERNELS_BASE_H5_IMAGE_H
+#define KERNELS_BASE_H5_IMAGE_H
 
 #include <hdf5.h>
 

@@ -1,4 +1,4 @@
-#include "checkpoints/h5_image.h"
+#include "kernels/base/h5_image.h"
 
 #include <stdlib.h>
 #include <string.h>
