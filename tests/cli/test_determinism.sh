@@ -75,7 +75,7 @@ everywhere "padded dispatch" "1,1 2,2 4,2" run.steps=5 train.precision=bf16 rout
 everywhere "three experts' ranks" "1,1 3,3" run.steps=5 model.n_routed_experts=12
 everywhere "muon" "1,1 2,2 4,2" run.steps=10 optimizer.name=muon
 everywhere "the rest" "1,1 2,2 3,1" run.steps=5 router.capacity_factor=1 router.z_loss_coef=1e-3 \
-    train.recompute=experts optimizer.moments=bf16 optimizer.ema=0.9 'optimizer.freeze=[model.layers.0.*]'
+    train.recompute=experts optimizer.moments=bf16 optimizer.ema=0.9 'optimizer.freeze=model.layers.0.*,*experts.3.*,*experts.5.up_proj*'
 
 echo "threads"
 layout 1,1 one-thread run.steps=5

@@ -63,7 +63,7 @@ if(emulator_builds)
       add_test(NAME emulated_${name} COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/${name}.sh ${CMAKE_SOURCE_DIR}
         $<TARGET_FILE:switchyard_emulated>)
     endforeach()
-    set_tests_properties(emulated_saving emulated_layouts PROPERTIES LABELS "emulator;full" TIMEOUT 600 COST 60)
+    set_tests_properties(emulated_saving emulated_layouts PROPERTIES LABELS "emulator;full" TIMEOUT 1200 COST 60)
   endif()
 endif()
 emulated_test(emulated_device plain emulated_device clean)
