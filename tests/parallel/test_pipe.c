@@ -150,7 +150,8 @@ static const struct axes layouts[] = {{2, 2, 1, NULL}, /* the first of them in a
                                       {2, 2, 2, "train.recompute=block"},
                                       {4, 1, 1, "train.recompute=norms"},
                                       {2, 2, 1, "router.dispatch=padded"},
-                                      {2, 2, 1, "train.recompute=experts"}};
+                                      {2, 2, 1, "train.recompute=experts"},
+                                      {2, 2, 1, "parallel.cp=2"}};
 
 static void test_layouts(struct comm *world)
 {
