@@ -10,20 +10,6 @@
 #include "parallel/cores.h"
 #include "parallel/spans.h"
 
-enum status background_init(struct background *background, struct comm *comm,
-                            const struct checkpoint_slice *slices, int64_t count,
-                            struct device *device, bool roams)
-{
-    hbool_t safe = 0;
-    *background = (struct background){.comm = comm, .roams = roams};
-    if (H5is_library_threadsafe(&safe) < 0 || !safe) { /* the training reads files meanwhile */
-        return status_fail(STATUS_USAGE,
-                           "checkpoint.async: the HDF5 library here is built without thread "
-                           "safety: use Debian's, or checkpoint.async: false");
-    }
-    return snapshot_init(&background->snapshot, slices, count, device);
-}
-
 static double now(void)
 {
     struct timespec time;
@@ -60,30 +46,61 @@ static void *roam_and_work(void *context)
     return work(context);
 }
 
-/* Signals are for the caller's thread. Where there is no thread to be had, the work is done here.
- */
-static void launch(struct background *background, enum background_phase phase)
-{
-    sigset_t all, before;
-    background->phase = phase;
-    atomic_store(&background->finished, false);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    background->running = pthread_create(&background->thread, NULL,
-                                         background->roams ? roam_and_work : work, background) == 0;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (!background->running) {
-        snapshot_finish(&background->snapshot);
-        work(background);
-    }
-}
-
 static void join(struct background *background)
 {
     if (background->running) {
         pthread_join(background->thread, NULL);
         background->running = false;
     }
+}
+
+/* Signals are for the caller's thread. */
+static void start_thread(struct background *background, void *(*routine)(void *))
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    background->running = pthread_create(&background->thread, NULL, routine, background) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* Where there is no thread to be had, the work is done here. */
+static void launch(struct background *background, enum background_phase phase)
+{
+    join(background); /* of what came before, or of touching the memory */
+    background->phase = phase;
+    atomic_store(&background->finished, false);
+    start_thread(background, background->roams ? roam_and_work : work);
+    if (!background->running) {
+        snapshot_finish(&background->snapshot);
+        work(background);
+    }
+}
+
+static void *touch(void *context)
+{
+    struct background *background = context;
+    if (background->roams) {
+        cores_roam(background->comm);
+    }
+    snapshot_touch(&background->snapshot);
+    return NULL;
+}
+
+enum status background_init(struct background *background, struct comm *comm,
+                            const struct checkpoint_slice *slices, int64_t count,
+                            struct device *device, bool roams)
+{
+    hbool_t safe = 0;
+    *background = (struct background){.comm = comm, .roams = roams};
+    if (H5is_library_threadsafe(&safe) < 0 || !safe) { /* the training reads files meanwhile */
+        return status_fail(STATUS_USAGE,
+                           "checkpoint.async: the HDF5 library here is built without thread "
+                           "safety: use Debian's, or checkpoint.async: false");
+    }
+    TRY(snapshot_init(&background->snapshot, slices, count, device));
+    start_thread(background, touch); /* beside the first step; without it the first copy does it */
+    return STATUS_OK;
 }
 
 void background_free(struct background *background)

@@ -105,6 +105,14 @@ void snapshot_free(struct snapshot *snapshot)
     *snapshot = (struct snapshot){0};
 }
 
+void snapshot_touch(struct snapshot *snapshot)
+{
+    const size_t page = 4096;
+    for (size_t at = 0; at < snapshot->bytes && snapshot->device == NULL; at += page) {
+        *(volatile char *)(snapshot->memory + at) = 0;
+    }
+}
+
 void snapshot_start(struct snapshot *snapshot)
 {
     pthread_mutex_lock(&snapshot->lock);

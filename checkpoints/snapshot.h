@@ -42,6 +42,9 @@ size_t snapshot_bytes(const struct checkpoint_slice *slices, int64_t count);
 enum status snapshot_init(struct snapshot *snapshot, const struct checkpoint_slice *slices,
                           int64_t count, struct device *device) __attribute__((warn_unused_result));
 void snapshot_free(struct snapshot *snapshot); /* accepts a zeroed one */
+/* Any thread, before the first start. Makes the system find the memory, or the first copy would
+ * wait for every page of it. */
+void snapshot_touch(struct snapshot *snapshot);
 
 /* What the slices hold from here on to snapshot_finish is what the copy will hold. */
 void snapshot_start(struct snapshot *snapshot);

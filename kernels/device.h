@@ -16,7 +16,8 @@ struct device_options {
                    A GPU's rank is pinned to cores near the GPU instead, if they are known */
     bool deterministic;       /* the same calls give the same bits; the CPU always does so */
     bool layout;              /* nor do they depend on the number of threads, as far as a quick test
-                                 at open shows; CPU: libraries that fail it are not used */
+                                 at open shows; CPU: libraries that fail it are not used; CUDA: own
+                                 kernels alone */
     int node_rank, node_size; /* of the world: choose the GPU and its cores; size 0: alone */
 };
 

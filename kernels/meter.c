@@ -208,13 +208,14 @@ static void swiglu_forward(struct device *device, struct tensor h, struct tensor
     count(device, METER_SWIGLU, start, 0, bytes_of(h) + bytes_of(gate_up));
 }
 
-static void swiglu_backward(struct device *device, struct tensor dgate_up, struct tensor dh,
-                            struct tensor gate_up)
+static void swiglu_backward(struct device *device, struct tensor dgate_up, struct tensor h,
+                            struct tensor dh, struct tensor gate_up)
 {
     const double start = now();
-    own(device)->swiglu_backward(device, dgate_up, dh, gate_up);
+    own(device)->swiglu_backward(device, dgate_up, h, dh, gate_up);
     count(device, METER_SWIGLU_BACKWARD, start, 0,
-          bytes_of(dgate_up) + bytes_of(dh) + bytes_of(gate_up));
+          bytes_of(dgate_up) + bytes_of(dh) + bytes_of(gate_up) +
+              (h.data != NULL ? bytes_of(h) : 0));
 }
 
 static void rope(struct device *device, struct tensor x, const int32_t *positions,
@@ -373,7 +374,8 @@ static void adamw(struct device *device, const struct adamw_piece *piece, int64_
     for (int64_t i = 0; i < pieces; i++) {
         const size_t moments = 4 * dtype_bytes(args.moments),
                      copy = piece[i].out != NULL ? dtype_bytes(DTYPE_BF16) : 0;
-        bytes += (double)piece[i].count * (double)(3 * sizeof(float) + moments + copy);
+        const size_t grad = piece[i].sum != NULL ? sizeof(int64_t) : sizeof(float);
+        bytes += (double)piece[i].count * (double)(grad + 2 * sizeof(float) + moments + copy);
     }
     count(device, METER_OPTIMIZER, start, 0, bytes);
 }

@@ -39,6 +39,11 @@ struct attention_shape {
     const int32_t *first;  /* [N] first visible position (within the sample) of each token, never
                               falling along a sample, or NULL for 0: document mask */
     enum dtype dtype;      /* of q, k, v, o and their gradients */
+    /* A part of a longer attention; keys 0: queries and keys are the same tokens. Else a sample has
+     * `keys` keys and values, of which queries stand at the last or between others: query t is
+     * token ahead + t < keys. Backward's dk, dk_rope and dv are f32 then, and add. The CPU has it;
+     * CUDA does not (config: parallel.cp). */
+    int64_t keys, ahead;
 };
 
 /* Attention of one new token per sequence over a cache of the tokens before it. */
@@ -113,6 +118,7 @@ struct adamw {
     float grad_scale; /* gradient multiplier (clipping) */
     int64_t step;     /* from 1, for bias correction */
     enum dtype moments;
+    float quantum; /* of gradients in integers: what 1 is, a power of two */
 };
 
 /* Neighbouring elements of one parameter. */
@@ -124,6 +130,8 @@ struct adamw_piece {
     int64_t count;
     float weight_decay;
     uint64_t key, first; /* of struct moments */
+    const int64_t *sum;  /* not NULL: the gradient in integers (ops_fixed.h), instead of grad: the
+                            bits of fixed_ops.decode */
 };
 
 /* Balance losses of one block (models.md 2.9): each is the sum over rows and experts of a weight,
@@ -363,9 +371,10 @@ struct ops {
     /* h[R,F] = silu(gate) * up, gate_up [R,2F]: gate in columns [0,F), up in [F,2F). Shazeer 2020.
      */
     void (*swiglu_forward)(struct device *, struct tensor h, struct tensor gate_up);
-    /* dgate_up overwrites; dgate_up may be the same memory as gate_up. */
-    void (*swiglu_backward)(struct device *, struct tensor dgate_up, struct tensor dh,
-                            struct tensor gate_up);
+    /* dgate_up overwrites; dgate_up may be the same memory as gate_up. h: what swiglu_forward gave,
+     * once more; h.data NULL: not wanted. */
+    void (*swiglu_backward)(struct device *, struct tensor dgate_up, struct tensor h,
+                            struct tensor dh, struct tensor gate_up);
 
     /* Head and cross-entropy in one, by chunks of rows: logits of the whole batch never exist.
      * labels int32 [N], < 0: not counted. *loss adds the sum over counted labels of -log p (double,

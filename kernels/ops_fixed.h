@@ -25,31 +25,40 @@ struct fixed_point {
     int64_t bad;       /* elements that are NaN or infinity; ops count up, exactly */
 };
 
+/* Rows [first, last) of a matrix [O,I], whose gradient is wanted. */
+struct fixed_rows {
+    int64_t first, last;
+};
+
 struct fixed_ops {
     /* sum[i] += x[i] scale, rounded to the nearest integer (ties to even); then x[i] = 0. Bytes an
-     * element: 4 read and written, 8 read and written. */
+     * element: 4 read and written, 8 read and written; the CPU only reads long runs of zeros. */
     void (*add)(struct device *, int64_t *sum, float *x, int64_t count, struct fixed_point *fixed);
 
     /* grouped_backward_weight of rows in (expert, source, token) order: those of expert e and
      * source s are [offset[g], offset[g+1]), g = e * sources + s, offset[experts * sources + 1].
      * For each of them with rows dy_g^T x_g [O,I] by itself, as if alone, added to sum + e *
-     * w_stride as `add` does. unit[O*I]: scratch, zeros before and after. */
+     * w_stride as `add` does; of rows live[e] only (host; NULL: all): others are neither added nor
+     * counted. unit[O*I]: scratch, zeros before and after. Bytes an element of a group with rows: 8
+     * read and written; and where unit is used another 4 written, read and cleared. */
     void (*grouped_backward_weight)(struct device *, int64_t *sum, int64_t w_stride, float *unit,
                                     struct tensor dy, struct tensor x, const int64_t *offset,
-                                    int64_t experts, int64_t sources, struct fixed_point *fixed);
+                                    int64_t experts, int64_t sources, const struct fixed_rows *live,
+                                    struct fixed_point *fixed);
     /* The same of fp8_ops.linear_weight: dyt, xt are transposed with these offsets, in experts *
      * sources groups. */
     void (*fp8_linear_weight)(struct device *, int64_t *sum, int64_t w_stride, float *unit,
                               struct fp8_rows dyt, struct fp8_rows xt, const int64_t *offset,
                               int64_t experts, int64_t sources, int64_t tokens,
-                              const struct fp8_how *how, struct fixed_point *fixed);
+                              const struct fixed_rows *live, const struct fp8_how *how,
+                              struct fixed_point *fixed);
 
-    /* out[i] = f(sum[i]) quantum, f: rounded to f32; quantum a power of two. square[FIXED_LIMBS]
-     * (device) adds the sum of f(sum[i])^2: within chunks of FIXED_CHUNK elements in double in a
-     * fixed order, over chunks exactly. count is a multiple of FIXED_CHUNK, |sum[i]| <= 2^62.
-     * Bytes an element: 8 read, 4 written. */
-    void (*decode)(struct device *, float *out, int64_t *square, const int64_t *sum, int64_t count,
-                   float quantum);
+    /* square[FIXED_LIMBS] (device) adds the sum of f(sum[i])^2, f: rounded to f32: within chunks of
+     * FIXED_CHUNK elements in double in a fixed order, over chunks exactly. count is a multiple of
+     * FIXED_CHUNK, |sum[i]| <= 2^62. Bytes an element: 8 read. */
+    void (*squares)(struct device *, int64_t *square, const int64_t *sum, int64_t count);
+    /* out[i] = f(sum[i]) quantum, a power of two; ops.adamw reads integers the same way. */
+    void (*decode)(struct device *, float *out, const int64_t *sum, int64_t count, float quantum);
 
     /* What expert_unpad makes of a padded message, but by source: offset[local * ranks + 1]:
      * boundaries of (expert, source) in its order of rows. */

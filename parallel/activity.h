@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
+#include "kernels/core_wait.h"
 #include "parallel/spans.h"
 
 struct comm_activity {
@@ -19,7 +20,9 @@ struct comm_activity {
      * does by itself (nccl) is not in it. */
     int64_t waited_ns, exchanged_ns; /* all of them; of these, all-to-alls */
     int64_t entered_ns;
-    _Atomic(struct spans *) spans; /* borrowed, or NULL: nothing is recorded */
+    const struct core_wait *cores; /* borrowed, or NULL: waits for a core are not told apart */
+    int64_t coreless_ns, entered_coreless_ns; /* of waited_ns: ready to run, without a core */
+    _Atomic(struct spans *) spans;            /* borrowed, or NULL: nothing is recorded */
 };
 
 #endif

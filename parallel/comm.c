@@ -92,6 +92,12 @@ void comm_at_layer(struct comm *comm, int64_t layer)
     }
 }
 
+/* Of the thread that communicates, so far. */
+static int64_t coreless_ns(const struct comm_activity *activity)
+{
+    return activity->cores != NULL ? core_wait_ns(activity->cores, 0) : 0;
+}
+
 static void enter(struct comm *comm, const char *operation, size_t bytes)
 {
     struct comm_activity *activity = comm->activity;
@@ -99,6 +105,7 @@ static void enter(struct comm *comm, const char *operation, size_t bytes)
         activity->group = comm->name != NULL ? comm->name : "";
         activity->bytes = (int64_t)bytes;
         activity->operation = operation;
+        activity->entered_coreless_ns = coreless_ns(activity);
         activity->entered_ns = spans_clock();
     }
 }
@@ -112,6 +119,7 @@ static void leave(struct comm *comm)
     const int64_t now = spans_clock(), took = now - activity->entered_ns;
     const char *operation = activity->operation;
     activity->waited_ns += took;
+    activity->coreless_ns += coreless_ns(activity) - activity->entered_coreless_ns;
     activity->exchanged_ns += strcmp(operation, "all_to_all") == 0 ? took : 0;
     spans_add(activity->spans, (struct span){.name = operation,
                                              .group = activity->group,
@@ -193,6 +201,28 @@ void comm_barrier(struct comm *comm)
 {
     enter(comm, "barrier", 0);
     comm->table->barrier(comm);
+    leave(comm);
+}
+
+void comm_send_start(struct comm *comm, const void *data, size_t bytes, int peer,
+                     struct comm_request *request)
+{
+    enter(comm, "send", bytes);
+    comm->table->send_start(comm, data, bytes, peer, request);
+    leave(comm);
+}
+
+void comm_send_finish(struct comm *comm, struct comm_request *request)
+{
+    enter(comm, "send, finish", 0);
+    comm->table->send_finish(comm, request);
+    leave(comm);
+}
+
+void comm_receive(struct comm *comm, void *data, size_t bytes, int peer)
+{
+    enter(comm, "receive", bytes);
+    comm->table->receive(comm, data, bytes, peer);
     leave(comm);
 }
 

@@ -25,6 +25,13 @@ struct comm_activity; /* activity.h */
 struct comm_wire;     /* how device memory travels: transports.h */
 struct device;
 
+/* A message under way. */
+enum { COMM_PIECES = 8 };
+struct comm_request {
+    int pieces;
+    uint64_t piece[COMM_PIECES]; /* the transport's */
+};
+
 struct comm_table {
     const char *name; /* "self", "mpi" */
     void (*all_reduce)(struct comm *, void *data, int64_t count, enum dtype, enum reduce);
@@ -34,6 +41,10 @@ struct comm_table {
                        const int64_t *send_rows, size_t row_bytes);
     void (*broadcast)(struct comm *, void *data, size_t bytes, int root);
     void (*barrier)(struct comm *);
+    void (*send_start)(struct comm *, const void *data, size_t bytes, int peer,
+                       struct comm_request *request);
+    void (*send_finish)(struct comm *, struct comm_request *request);
+    void (*receive)(struct comm *, void *data, size_t bytes, int peer);
     void (*split)(struct comm *, int color, int key, struct comm *out);
     void (*close)(struct comm *);
     void (*abort)(struct comm *, int exit_code);
@@ -90,6 +101,15 @@ void comm_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, co
                      const int64_t *send_rows, size_t row_bytes);
 void comm_broadcast(struct comm *comm, void *data, size_t bytes, int root);
 void comm_barrier(struct comm *comm);
+
+/* From one rank of the group to another, `peer`, which is not this one; not collective. Messages
+ * between two ranks arrive in the order they were sent, and the receiver knows their size, below 8
+ * GiB. start begins one and waits for nobody; `data` stays as it is until finish, which waits until
+ * it has been taken. */
+void comm_send_start(struct comm *comm, const void *data, size_t bytes, int peer,
+                     struct comm_request *request);
+void comm_send_finish(struct comm *comm, struct comm_request *request);
+void comm_receive(struct comm *comm, void *data, size_t bytes, int peer);
 
 /* Phase border: every rank gets the worst status of all; *where (may be NULL) gets the lowest rank
  * that has it and the message of that rank becomes every rank's status_message(). */

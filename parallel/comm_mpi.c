@@ -9,6 +9,8 @@
 /* MPI counts are int: larger messages go in pieces of this many bytes. */
 static const size_t PIECE = (size_t)1 << 30;
 enum { MAX_REQUESTS = 4096 };
+/* Tags: of the pieces of an all-to-all, and of messages that may be under way beside one. */
+enum { TAG_EXCHANGE, TAG_MESSAGE };
 
 /* Of reductions; grows on first use, then stays. */
 struct scratch {
@@ -124,10 +126,10 @@ static void post(struct comm *comm, bool send, void *data, size_t bytes, int pee
         const int piece = (int)(bytes - at < PIECE ? bytes - at : PIECE);
         assert(*count < MAX_REQUESTS);
         if (send) {
-            MPI_Isend((char *)data + at, piece, MPI_BYTE, peer, 0, handle(comm),
+            MPI_Isend((char *)data + at, piece, MPI_BYTE, peer, TAG_EXCHANGE, handle(comm),
                       &requests[(*count)++]);
         } else {
-            MPI_Irecv((char *)data + at, piece, MPI_BYTE, peer, 0, handle(comm),
+            MPI_Irecv((char *)data + at, piece, MPI_BYTE, peer, TAG_EXCHANGE, handle(comm),
                       &requests[(*count)++]);
         }
     }
@@ -207,6 +209,44 @@ static void barrier(struct comm *comm)
     MPI_Barrier(handle(comm));
 }
 
+static int piece_bytes(size_t bytes, size_t at)
+{
+    return (int)(bytes - at < PIECE ? bytes - at : PIECE);
+}
+
+static void send_start(struct comm *comm, const void *data, size_t bytes, int peer,
+                       struct comm_request *request)
+{
+    request->pieces = 0;
+    for (size_t at = 0; at < bytes; at += PIECE) {
+        MPI_Request piece;
+        _Static_assert(sizeof piece <= sizeof request->piece[0], "a handle fits");
+        assert(request->pieces < COMM_PIECES);
+        MPI_Isend((const char *)data + at, piece_bytes(bytes, at), MPI_BYTE, peer, TAG_MESSAGE,
+                  handle(comm), &piece);
+        memcpy(&request->piece[request->pieces++], &piece, sizeof piece);
+    }
+}
+
+static void send_finish(struct comm *comm, struct comm_request *request)
+{
+    (void)comm;
+    for (int i = 0; i < request->pieces; i++) {
+        MPI_Request piece;
+        memcpy(&piece, &request->piece[i], sizeof piece);
+        MPI_Wait(&piece, MPI_STATUS_IGNORE);
+    }
+    request->pieces = 0;
+}
+
+static void receive(struct comm *comm, void *data, size_t bytes, int peer)
+{
+    for (size_t at = 0; at < bytes; at += PIECE) {
+        MPI_Recv((char *)data + at, piece_bytes(bytes, at), MPI_BYTE, peer, TAG_MESSAGE,
+                 handle(comm), MPI_STATUS_IGNORE);
+    }
+}
+
 static void describe(struct comm *comm)
 {
     MPI_Comm node;
@@ -253,6 +293,9 @@ static const struct comm_table mpi_table = {.name = "mpi",
                                             .all_to_all = all_to_all,
                                             .broadcast = broadcast,
                                             .barrier = barrier,
+                                            .send_start = send_start,
+                                            .send_finish = send_finish,
+                                            .receive = receive,
                                             .split = split,
                                             .close = close_group,
                                             .abort = end};

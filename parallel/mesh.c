@@ -2,6 +2,7 @@
 
 #include <stddef.h>
 #include <stdio.h>
+#include <string.h>
 
 /* Axes of the two grids, the fastest first. */
 enum { TP = 1, CP = 2, DP = 4, ETP = 1, EP = 2, EDP = 4, PP = 8, AXES = 4 };
@@ -71,6 +72,12 @@ int mesh_first(const struct mesh_shape *shape, int ranks, enum mesh_group group,
     return first;
 }
 
+int mesh_ends_first(const struct mesh_shape *shape, int ranks, int rank)
+{
+    const int stage = mesh_first(shape, ranks, MESH_STAGE, rank);
+    return stage + ranks / shape->pp == ranks ? 0 : stage;
+}
+
 enum status mesh_init(struct mesh *mesh, struct comm *world, const struct mesh_shape *shape,
                       int64_t experts)
 {
@@ -82,19 +89,39 @@ enum status mesh_init(struct mesh *mesh, struct comm *world, const struct mesh_s
                    world->rank, group);
         group->name = groups[g].name;
     }
+    if (shape->pp > 1) {
+        comm_split(world, mesh_ends_first(shape, world->size, world->rank), world->rank,
+                   &mesh->ends);
+        mesh->ends.name = "ends";
+    }
     return STATUS_OK;
+}
+
+/* Whether messages from rank to rank can go along the pipeline. */
+static enum status check_messages(const struct mesh *mesh)
+{
+    return strcmp(comm_wire_name(&mesh->pp), "nccl") != 0
+               ? STATUS_OK
+               : status_fail(STATUS_USAGE,
+                             "parallel.pp %d over NCCL: not built: its messages from rank to rank "
+                             "go through the host; use run.comm=mpi",
+                             mesh->shape.pp);
 }
 
 enum status mesh_attach(struct mesh *mesh, struct device *device, const char *kind)
 {
-    static const enum mesh_group carriers[] = {MESH_STAGE, MESH_TP, MESH_EP,
+    static const enum mesh_group carriers[] = {MESH_STAGE, MESH_TP, MESH_CP,      MESH_EP,
                                                MESH_EDP,   MESH_PP, MESH_REPLICAS};
     const size_t count = sizeof carriers / sizeof carriers[0] - (mesh->tp.size > 1 ? 0 : 1);
     for (size_t i = 0; i < count; i++) {
         /* One ep group may fail where another does not. */
         TRY(comm_agree(mesh->world, comm_attach(group_of(mesh, carriers[i]), device, kind), NULL));
     }
-    return STATUS_OK;
+    if (mesh->shape.pp == 1) {
+        return STATUS_OK;
+    }
+    TRY(comm_agree(mesh->world, check_messages(mesh), NULL)); /* one group may, another not */
+    return comm_agree(mesh->world, comm_attach(&mesh->ends, device, kind), NULL);
 }
 
 void mesh_free(struct mesh *mesh)
@@ -102,5 +129,6 @@ void mesh_free(struct mesh *mesh)
     for (int g = 0; g < MESH_GROUPS; g++) {
         comm_free(group_of(mesh, (enum mesh_group)g));
     }
+    comm_free(&mesh->ends);
     *mesh = (struct mesh){0};
 }

@@ -77,6 +77,15 @@ struct pipeline_room {
     int64_t waiting; /* most messages that have been received and not used yet */
 };
 
+/* pipeline_room.c: most micro-batches of each part of rank `rank` between their forward and their
+ * weights' gradients: held[parts]. */
+void pipeline_held(const struct pipeline *pipeline, int64_t rank, int64_t *held);
+/* The fewest messages that every rank must be able to have under way, sent and not received yet,
+ * for the table to come to an end. Who has so many waits for the oldest. The table has passed
+ * pipeline_check. Errors: STATUS_RESOURCE. */
+enum status pipeline_sending(const struct pipeline *pipeline, int64_t *sending)
+    __attribute__((warn_unused_result));
+
 /* Errors: STATUS_USAGE: there is no such table; says why. Local, as everything here. */
 enum status pipeline_fits(const struct pipeline_shape *shape) __attribute__((warn_unused_result));
 /* The table. Between two ranks messages are received in the order they are sent, so that a

@@ -68,8 +68,8 @@ def play(switchyard, pipeline, virtual):
         trace = os.path.join(folder, "step.json")
         subprocess.run([switchyard, "plan", os.path.join(os.path.dirname(__file__), "../configs/mixtral-8x7b.yaml"),
                         "parallel.ep=1", "parallel.pp=4", "train.micro_batch=1", "train.global_batch=8", "cluster.nodes=1",
-                        "cluster.gpus_per_node=4", "cluster.gpu=h100", f"cluster.pipeline={pipeline}",
-                        f"cluster.virtual_stages={virtual}", "--timeline", trace], check=True, stdout=subprocess.DEVNULL)
+                        "cluster.gpus_per_node=4", "cluster.gpu=h100", f"parallel.schedule={pipeline}",
+                        f"parallel.virtual_stages={virtual}", "--timeline", trace], check=True, stdout=subprocess.DEVNULL)
         with open(trace) as file:
             return [event for event in json.load(file) if event["ph"] == "X" and event["cat"] != "wait"]
 

@@ -1,6 +1,6 @@
-/* invariance_check: every op of kernels/ops.h and ops_fp8.h that works by rows gives a row the same
- * bits alone, in any position, among any other rows and with any number of threads; every op that
- * sums over rows gives the same bits with any number of threads.
+/* invariance_check: every op of kernels/ops.h, ops_fp8.h and ops_fixed.h that works by rows gives a
+ * row the same bits alone, in any position, among any other rows and with any number of threads;
+ * every op that sums over rows gives the same bits with any number of threads.
  *
  * A family runs an op on the rows it is told, of a pool whose row i is always the same, and names
  * its results: a row's, or the whole call's. What is a row is the family's: a token, a sequence of
@@ -22,6 +22,7 @@
 
 #include "kernels/base/rng.h"
 #include "kernels/device.h"
+#include "kernels/ops_fixed.h"
 #include "kernels/ops_fp8.h"
 
 enum { INVARIANCE_BUFFERS = 48, INVARIANCE_RESULTS = 8, INVARIANCE_POOL = 70 };

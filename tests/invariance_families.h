@@ -63,7 +63,8 @@ static void iv_swiglu(struct invariance *v)
     const struct tensor gate_up = invariance_in(v, "gate_up", v->act, 2 * v->inner, 0),
                         dh = invariance_in(v, "dh", v->act, v->inner, 0);
     v->ops->swiglu_forward(v->device, invariance_out(v, v->act, v->inner), gate_up);
-    v->ops->swiglu_backward(v->device, invariance_out(v, v->act, 2 * v->inner), dh, gate_up);
+    v->ops->swiglu_backward(v->device, invariance_out(v, v->act, 2 * v->inner),
+                            invariance_out(v, v->act, v->inner), dh, gate_up);
 }
 
 static void iv_loss(struct invariance *v)
@@ -343,6 +344,44 @@ static void iv_expert_weight(struct invariance *v)
                                     v->count);
 }
 
+/* The same as integers (ops_fixed.h). */
+static void iv_fixed_weight(struct invariance *v)
+{
+    enum { TOKENS = 7 };
+    static const struct fixed_point scale = {.scale = 0x1p40F, .limit = 0x1p62F};
+    const int64_t matrix = v->inner * v->width;
+    int64_t offset[INVARIANCE_POOL + 1];
+    for (int64_t i = 0; i <= v->count; i++) {
+        offset[i] = i * TOKENS;
+    }
+    const int64_t *boundaries =
+        invariance_upload(v, offset, (size_t)(v->count + 1) * sizeof *offset);
+    struct fixed_point *point = invariance_upload(v, &scale, sizeof scale);
+    struct tensor x = invariance_in(v, "x", v->act, TOKENS * v->width, 0),
+                  dy = invariance_in(v, "dy", v->act, TOKENS * v->inner, 0);
+    const struct tensor sum = invariance_out(v, DTYPE_I64, matrix);
+    float *unit = invariance_memory(v, (size_t)matrix * sizeof *unit);
+    x = tensor_2d(x.data, v->act, v->count * TOKENS, v->width);
+    dy = tensor_2d(dy.data, v->act, v->count * TOKENS, v->inner);
+    v->ops->fixed->grouped_backward_weight(v->device, sum.data, matrix, unit, dy, x, boundaries,
+                                           v->count, 1, NULL, point);
+}
+
+/* All rows' sums: added, squared, made f32. */
+static void iv_fixed_sums(struct invariance *v)
+{
+    static const struct fixed_point scale = {.scale = 0x1p40F, .limit = 0x1p62F};
+    const int64_t count = v->count * v->width / FIXED_CHUNK * FIXED_CHUNK;
+    const struct tensor x = invariance_in(v, "x", DTYPE_F32, v->width, 0);
+    const struct tensor sum = invariance_out(v, DTYPE_I64, v->width);
+    struct fixed_point *point = invariance_upload(v, &scale, sizeof scale);
+    v->ops->fixed->add(v->device, sum.data, x.data, v->count * v->width, point);
+    v->ops->fixed->squares(v->device, invariance_sum(v, DTYPE_I64, 1, FIXED_LIMBS).data, sum.data,
+                           count);
+    v->ops->fixed->decode(v->device, invariance_out(v, DTYPE_F32, v->width).data, sum.data,
+                          v->count * v->width, 0x1p-40F);
+}
+
 /* Two slots a token, one of them dropped where the token's number is a multiple of 3. */
 static void iv_combine(struct invariance *v)
 {
@@ -465,6 +504,70 @@ static void iv_fp8_linear(struct invariance *v)
                                v->inner * v->width, t[1], t[0], NULL, 1, v->count, &iv_how);
 }
 
+/* Rows by expert, each expert's tokens in tiles of their own. */
+static void iv_fp8_grouped(struct invariance *v)
+{
+    const struct iv_order order = iv_sort(v);
+    const struct tensor x = iv_gather(v, invariance_in(v, "x", v->act, v->width, 0), order.row),
+                        dy = iv_gather(v, invariance_in(v, "dy", v->act, v->inner, 0), order.row),
+                        w = invariance_fixed(v, "w", v->act, IV_EXPERTS * v->inner, v->width);
+    const int64_t columns = fp8_token_columns(v->count, IV_EXPERTS), matrix = v->inner * v->width;
+    const size_t scales = (size_t)(fp8_tiles(v->inner) * fp8_tiles(v->width)) * sizeof(float);
+    struct fp8_weights codes = {.matrices = IV_EXPERTS, .rows = v->inner, .cols = v->width};
+    struct fp8_rows q = iv_codes(v, v->width, false),
+                    t[2] = {{.rows = v->width, .cols = columns, .pitch = v->width},
+                            {.rows = v->inner, .cols = columns, .pitch = v->inner}};
+    struct tensor y = tensor_2d(NULL, v->act, v->count, v->inner);
+    y.data = invariance_memory(v, tensor_bytes(&y));
+    codes.code = invariance_memory(v, (size_t)(IV_EXPERTS * matrix));
+    codes.scale = invariance_memory(v, IV_EXPERTS * scales);
+    for (int i = 0; i < 2; i++) {
+        t[i].code = invariance_memory(v, (size_t)(t[i].rows * columns));
+        t[i].scale = invariance_memory(v, (size_t)(t[i].rows * fp8_tiles(columns)) * sizeof(float));
+    }
+    v->ops->fp8->quantize_weights(v->device, codes, (struct fp8_weights){0}, w.data, matrix,
+                                  &iv_how);
+    v->ops->fp8->quantize(v->device, q, t[0], x, NULL, v->count, order.offset, IV_EXPERTS, &iv_how);
+    v->ops->fp8->quantize(v->device, iv_no_codes, t[1], dy, NULL, v->count, order.offset,
+                          IV_EXPERTS, &iv_how);
+    v->ops->fp8->linear(v->device, y, q, codes, order.offset, false, &iv_how);
+    v->ops->gather_rows(v->device, invariance_out(v, v->act, v->inner), y, order.back);
+    v->ops->fp8->linear_weight(v->device,
+                               invariance_sum(v, DTYPE_F32, IV_EXPERTS * v->inner, v->width).data,
+                               matrix, t[1], t[0], order.offset, IV_EXPERTS, v->count, &iv_how);
+}
+
+/* As integers: an expert is a row. */
+static void iv_fp8_fixed(struct invariance *v)
+{
+    enum { TOKENS = 7 };
+    static const struct fixed_point scale = {.scale = 0x1p40F, .limit = 0x1p62F};
+    const int64_t rows = v->count * TOKENS, columns = fp8_token_columns(rows, v->count),
+                  matrix = v->inner * v->width, cols[2] = {v->width, v->inner};
+    int64_t offset[INVARIANCE_POOL + 1];
+    for (int64_t i = 0; i <= v->count; i++) {
+        offset[i] = i * TOKENS;
+    }
+    const int64_t *boundaries =
+        invariance_upload(v, offset, (size_t)(v->count + 1) * sizeof *offset);
+    struct fixed_point *point = invariance_upload(v, &scale, sizeof scale);
+    float *unit = invariance_memory(v, (size_t)matrix * sizeof *unit);
+    struct fp8_rows t[2]; /* x, dy */
+    for (int i = 0; i < 2; i++) {
+        const struct tensor from =
+            invariance_in(v, i == 0 ? "x" : "dy", v->act, TOKENS * cols[i], 0);
+        t[i] = (struct fp8_rows){.rows = cols[i], .cols = columns, .pitch = cols[i]};
+        t[i].code = invariance_memory(v, (size_t)(cols[i] * columns));
+        t[i].scale = invariance_memory(v, (size_t)(cols[i] * fp8_tiles(columns)) * sizeof(float));
+        v->ops->fp8->quantize(v->device, iv_no_codes, t[i],
+                              tensor_2d(from.data, v->act, rows, cols[i]), NULL, rows, boundaries,
+                              v->count, &iv_how);
+    }
+    v->ops->fixed->fp8_linear_weight(v->device, invariance_out(v, DTYPE_I64, matrix).data, matrix,
+                                     unit, t[1], t[0], boundaries, v->count, 1, rows, NULL, &iv_how,
+                                     point);
+}
+
 static const struct invariance_family invariance_families[] = {
     {"embedding", iv_embedding, false},
     {"norm", iv_norm, false},
@@ -482,12 +585,16 @@ static const struct invariance_family invariance_families[] = {
     {"balance", iv_balance, false},
     {"grouped", iv_grouped, false},
     {"grouped_backward_weight of one expert", iv_expert_weight, false},
+    {"integers, of one expert", iv_fixed_weight, false},
+    {"integers, all", iv_fixed_sums, true},
     {"combine_rows", iv_combine, false},
     {"fp8 quantize, pack", iv_fp8_quantize, true},
     {"fp8 combine_rows_backward", iv_fp8_combine, true},
     {"fp8 norm", iv_fp8_norm, true},
     {"fp8 swiglu", iv_fp8_swiglu, true},
     {"fp8 linear", iv_fp8_linear, true},
+    {"fp8 grouped", iv_fp8_grouped, true},
+    {"fp8 integers, of one expert", iv_fp8_fixed, true},
 };
 
 #endif

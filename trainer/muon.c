@@ -221,6 +221,7 @@ void muon_step(struct model *model, enum param_group g, const struct muon *args,
     if (plan->owner == NULL) {
         return;
     }
+    optimizer_decode(model, g);
     each_piece(model, g, PASS_MOMENTUM, args, step);
     if (comm->size > 1) {
         comm_device_all_to_all(comm, group->grads, plan->receive, group->reduced, plan->send,

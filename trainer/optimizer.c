@@ -160,15 +160,31 @@ static void clear_frozen(const struct model *model, const struct model_group *gr
     }
 }
 
-/* The sum over the replicas, in f32, of this rank's share, and its part of the norm. */
+/* In integers: where this rank's share of the reduced sums is. */
+static int64_t *share_sums(const struct model_group *group)
+{
+    return group->zero.comm->size > 1 ? (int64_t *)(void *)group->reduced : group->sums;
+}
+
+void optimizer_decode(struct model *model, enum param_group g)
+{
+    const struct model_group *group = &model->group[g];
+    if (model->gradients.fixed) {
+        gradients_decode(&model->gradients, group->grads + group->zero.first, share_sums(group),
+                         group->zero.share, model->unit);
+    }
+}
+
+/* The sum over the replicas of this rank's share; of integers its part of the norm too. */
 static void take_share(struct model *model, struct model_group *group)
 {
     const struct zero *zero = &group->zero;
     float *share = group->grads + zero->first;
     if (model->gradients.fixed) {
         int64_t *sums = zero_reduce_finish(zero, group->sums, group->reduced);
+        assert(sums == share_sums(group));
         clear_frozen(model, group, NULL, sums);
-        gradients_decode(&model->gradients, share, sums, zero->share, model->unit);
+        gradients_square(&model->gradients, sums, zero->share);
         return;
     }
     const float *sums = zero_reduce_finish(zero, group->grads, group->reduced);
@@ -244,6 +260,7 @@ static bool piece_of(const struct model *model, const struct param *param, int64
     if (piece.first >= piece.last || param->frozen || param->muon) {
         return false;
     }
+    const bool fixed = model->gradients.fixed;
     const int64_t at = piece.first - group->zero.first;
     const struct moments moments = optimizer_moments(model, param, piece.first, step);
     *out = (struct adamw_piece){
@@ -251,7 +268,8 @@ static bool piece_of(const struct model *model, const struct param *param, int64
         .m = optimizer_moment(model, group->moment1, at),
         .v = optimizer_moment(model, group->moment2, at),
         .out = optimizer_out(model, group, piece.first),
-        .grad = group->grads + piece.first,
+        .grad = fixed ? NULL : group->grads + piece.first,
+        .sum = fixed ? share_sums(group) + at : NULL,
         .count = piece.last - piece.first,
         .weight_decay = param->decay ? (float)model->config->optimizer.weight_decay : 0.0F,
         .key = moments.key,
@@ -282,7 +300,8 @@ void optimizer_step(struct model *model, double norm, double lr, int64_t step)
                                 .eps = (float)config->optimizer.eps,
                                 .grad_scale = (float)scale,
                                 .step = step,
-                                .moments = model->moments};
+                                .moments = model->moments,
+                                .quantum = gradients_quantum(model->unit)};
     const struct muon muon = {.lr = (float)lr,
                               .momentum = (float)config->optimizer.momentum,
                               .weight_decay = (float)config->optimizer.weight_decay,

@@ -33,9 +33,12 @@ bool optimizer_takes_muon(const struct param *param);
  * them; optimizer_reduce finishes. Until then no other group of ranks exchanges device memory. */
 void optimizer_reduce_start(struct model *model, enum param_group group);
 /* Collective over the mesh. Sums gradients over the replicas; this rank's share of each group holds
- * the sum, 0 where frozen. Returns the global L2 norm, every parameter counted once (not finite
- * when any gradient is not). */
+ * the sum, 0 where frozen: in f32, or as integers (optimizer_decode). Returns the global L2 norm,
+ * every parameter counted once (not finite when any gradient is not). */
 double optimizer_reduce(struct model *model);
+/* Local, between optimizer_reduce and optimizer_step. Of integers: this rank's share of the group's
+ * gradients in f32, where they are without (group->grads), for who reads them there. */
+void optimizer_decode(struct model *model, enum param_group group);
 /* Collective. One step at learning rate lr, gradients clipped to optimizer.clip_norm by min(1, c /
  * (norm + 1e-6)); weights are gathered. step from 1. Gradients are gone afterwards. */
 void optimizer_step(struct model *model, double norm, double lr, int64_t step);

@@ -34,9 +34,13 @@ static enum status try_file(const struct profile *profile)
     return STATUS_OK;
 }
 
-enum status profile_open(struct profile *profile, struct comm *world, const struct config *config)
+enum status profile_open(struct profile *profile, const struct mesh *mesh,
+                         const struct config *config)
 {
-    *profile = (struct profile){.world = world, .config = config};
+    struct comm *world = mesh->world;
+    *profile = (struct profile){.world = world,
+                                .config = config,
+                                .blocking = strcmp(comm_wire_name(&mesh->stage), "nccl") != 0};
     if (!asked(profile)) {
         return STATUS_OK;
     }
@@ -82,7 +86,7 @@ static void align(struct profile *profile)
     profile->origin_ns = first[0];
 }
 
-/* --- the file --- */
+/* --- a rank's text --- */
 
 static const char *const lane_names[SPAN_LANES] = {
     [SPAN_TRAINING] = "training", [SPAN_WRITER] = "checkpoint writer"};
@@ -106,8 +110,10 @@ static void print_span(FILE *out, const struct profile *profile, const struct sp
         fprintf(out, ",\"layer\":%lld", (long long)span->layer);
     }
     if (span->kind == SPAN_MESSAGE) {
-        fprintf(out, ",\"group\":\"%s\",\"ranks\":%d,\"bytes\":%lld", span->group, (int)span->ranks,
-                (long long)span->bytes);
+        fprintf(out, ",\"group\":\"%s\",\"bytes\":%lld", span->group, (long long)span->bytes);
+    }
+    if (span->ranks > 0) {
+        fprintf(out, ",\"ranks\":%d", (int)span->ranks);
     }
     fprintf(out, "}}");
 }
@@ -138,6 +144,24 @@ static void print_events(FILE *out, const struct profile *profile)
     }
 }
 
+/* The communication that this rank is still in. */
+static void print_unfinished(FILE *out, const struct profile *profile)
+{
+    const struct comm_activity *activity = profile->world->activity;
+    const char *operation = activity->operation;
+    if (operation != NULL) {
+        print_span(out, profile,
+                   &(struct span){.name = operation,
+                                  .group = activity->group,
+                                  .begin_ns = activity->entered_ns,
+                                  .end_ns = spans_clock(),
+                                  .bytes = activity->bytes,
+                                  .layer = activity->layer,
+                                  .step = profile->spans.step,
+                                  .kind = SPAN_MESSAGE});
+    }
+}
+
 /* Milliseconds of a rank's spans of a kind, of one name or any. */
 static double sum_ms(const struct spans *spans, enum span_kind kind, const char *name)
 {
@@ -151,22 +175,43 @@ static double sum_ms(const struct spans *spans, enum span_kind kind, const char 
     return ns / 1e6;
 }
 
-/* This rank's line of otherData. */
+/* This rank's entry of otherData. */
 static void print_summary(FILE *out, const struct profile *profile)
 {
     const struct spans *spans = &profile->spans;
     fprintf(out,
-            "%s\n\"rank %d\":{\"clock_offset_us\":%.3f,\"clock_error_us\":%.3f,\"spans\":%lld,"
-            "\"lost\":%lld,\"phases_ms\":%.3f,\"communication_ms\":%.3f,\"all_to_all_ms\":%.3f}",
-            profile->world->rank > 0 ? "," : "", profile->world->rank, profile->offset_us,
-            profile->error_us, (long long)kept(spans), (long long)(spans->count - kept(spans)),
-            sum_ms(spans, SPAN_PHASE, NULL), sum_ms(spans, SPAN_MESSAGE, NULL),
-            sum_ms(spans, SPAN_MESSAGE, "all_to_all"));
+            "\n\"rank %d\":{\"clock_offset_us\":%.3f,\"clock_error_us\":%.3f,\"spans\":%lld,"
+            "\"lost\":%lld,\"phases_ms\":%.3f,\"communication_ms\":%.3f,\"all_to_all_ms\":%.3f,"
+            "\"hidden_communication\":%s}",
+            profile->world->rank, profile->offset_us, profile->error_us, (long long)kept(spans),
+            (long long)(spans->count - kept(spans)), sum_ms(spans, SPAN_PHASE, NULL),
+            sum_ms(spans, SPAN_MESSAGE, NULL), sum_ms(spans, SPAN_MESSAGE, "all_to_all"),
+            profile->blocking ? "0" : "null");
 }
 
-/* Collective. What `print` prints of each rank, in rank order, into rank 0's file; one rank's text
- * at a time. Errors, agreed: STATUS_RESOURCE. */
-static enum status collect(const struct profile *profile, FILE *file,
+/* --- the file --- */
+
+static void begin_file(FILE *file)
+{
+    fprintf(file, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n{\"ph\":\"M\",\"name\":"
+                  "\"trace\",\"pid\":0,\"args\":{}}");
+}
+
+static void begin_summaries(FILE *file)
+{
+    fprintf(file, "\n],\n\"otherData\":{");
+}
+
+static bool end_file(FILE *file)
+{
+    fprintf(file, "\n}}\n");
+    const bool good = ferror(file) == 0, closed = fclose(file) == 0;
+    return good && closed;
+}
+
+/* Collective. What `print` prints of each rank, in rank order and with `between` between them, into
+ * rank 0's file; one rank's text at a time. Errors, agreed: STATUS_RESOURCE. */
+static enum status collect(const struct profile *profile, FILE *file, const char *between,
                            void (*print)(FILE *out, const struct profile *profile))
 {
     struct comm *world = profile->world;
@@ -188,6 +233,7 @@ static enum status collect(const struct profile *profile, FILE *file,
         if (status == STATUS_OK) {
             comm_broadcast(world, one, (size_t)size, r);
             if (file != NULL) {
+                fputs(r > 0 ? between : "", file);
                 fwrite(one, 1, (size_t)size, file);
             }
         }
@@ -210,18 +256,15 @@ static enum status write_trace(struct profile *profile)
     profile->written = true;
     TRY(comm_agree(profile->world, !writes || file != NULL ? STATUS_OK : fail(profile), NULL));
     if (writes) {
-        fprintf(file, "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n{\"ph\":\"M\",\"name\":"
-                      "\"trace\",\"pid\":0,\"args\":{}}");
+        begin_file(file);
     }
-    enum status status = collect(profile, file, print_events);
+    enum status status = collect(profile, file, "", print_events);
     if (writes) {
-        fprintf(file, "\n],\n\"otherData\":{");
+        begin_summaries(file);
     }
-    status = status == STATUS_OK ? collect(profile, file, print_summary) : status;
-    if (writes) {
-        fprintf(file, "\n}}\n");
-        const bool good = ferror(file) == 0, closed = fclose(file) == 0;
-        status = status == STATUS_OK && !(good && closed) ? fail(profile) : status;
+    status = status == STATUS_OK ? collect(profile, file, ",", print_summary) : status;
+    if (writes && !end_file(file) && status == STATUS_OK) {
+        status = fail(profile);
     }
     return comm_agree(profile->world, status, NULL);
 }
@@ -248,4 +291,28 @@ enum status profile_step(struct profile *profile, int64_t step)
 enum status profile_end(struct profile *profile)
 {
     return profile->recording ? write_trace(profile) : STATUS_OK;
+}
+
+void profile_alone(void *context)
+{
+    const struct profile *profile = context;
+    char path[4096], part[4096 + 8];
+    if (!profile->recording) {
+        return;
+    }
+    const int used = snprintf(path, sizeof path, "%s.rank%d", profile->config->debug.profile,
+                              profile->world->rank);
+    snprintf(part, sizeof part, "%s.part", path);
+    FILE *file = used < (int)sizeof path ? fopen(part, "w") : NULL;
+    if (file == NULL) {
+        return; /* the job ends for another reason, which has been said */
+    }
+    begin_file(file);
+    print_events(file, profile);
+    print_unfinished(file, profile);
+    begin_summaries(file);
+    print_summary(file, profile);
+    if (end_file(file)) {
+        (void)rename(part, path);
+    }
 }

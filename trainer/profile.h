@@ -3,10 +3,14 @@
  * In the steps debug.profile_from ... + profile_steps - 1 each rank keeps its phases, the
  * operations of each layer, its messages with bytes and group (parallel/spans.h), and what its
  * writer thread does, in a buffer of fixed size. Behind the last one, or at the end of the run,
- * rank 0 writes them as one file of the Trace Event Format: a process for each rank, a thread for
- * each thread, times in microseconds of rank 0's clock. `otherData` says per rank how far its clock
- * was off and how well that is known, what was lost, and how long the steps, the communication and
- * the all-to-alls took. Times are the host's: on CUDA, when work was handed to the device.
+ * however it ends, rank 0 writes them as one file of the Trace Event Format: a process for each
+ * rank, a thread for each thread, times in microseconds of rank 0's clock. `otherData` says per
+ * rank how far its clock was off and how well that is known, what was lost, and how long the steps,
+ * the communication and the all-to-alls took; which share of communication passed beside computing:
+ * none where the host waits for it, null where the device has it (nccl), which the host cannot
+ * time. Times are the host's: on CUDA, when work was handed to the device. Where a rank dies or
+ * hangs, nothing is collective any more: each one that is left writes a file of its own,
+ * PROFILE.rankN.
  *
  * Clocks: no rank leaves a gather before all have entered it. So with a rank's times of entering
  * and leaving, a and b, its clock less rank 0's lies between a - b0 and b - a0; the narrowest of
@@ -15,28 +19,35 @@
 #ifndef TRAINER_PROFILE_H
 #define TRAINER_PROFILE_H
 
-#include "parallel/comm.h"
+#include "parallel/mesh.h"
 #include "parallel/spans.h"
 #include "trainer/config/config.h"
 
 struct profile {
     struct comm *world;          /* borrowed */
     const struct config *config; /* borrowed */
+    bool blocking;               /* all communication is on host memory, and the host waits */
     struct spans spans;
-    bool recording, written;
+    _Atomic bool recording; /* read by the watchdog, too */
+    bool written;
     double offset_us, error_us; /* this rank's clock less rank 0's: at most error_us off */
     int64_t origin_ns;          /* of rank 0's clock: time 0 of the trace */
 };
 
-/* Collective over the world. Without debug.profile nothing happens, here and below. Errors, agreed:
- * STATUS_RESOURCE; STATUS_IO when the file cannot be written, before the run has cost anything. */
-enum status profile_open(struct profile *profile, struct comm *world, const struct config *config)
-    __attribute__((warn_unused_result));
+/* Collective over the mesh's world. Without debug.profile nothing happens, here and below. Errors,
+ * agreed: STATUS_RESOURCE; STATUS_IO when the file cannot be written, before the run has cost
+ * anything. */
+enum status profile_open(struct profile *profile, const struct mesh *mesh,
+                         const struct config *config) __attribute__((warn_unused_result));
 /* Collective where the recording begins or ends, else local: at the start of step `step`. Errors,
  * agreed: STATUS_IO, STATUS_RESOURCE. */
 enum status profile_step(struct profile *profile, int64_t step) __attribute__((warn_unused_result));
-/* Collective. The end of the run: writes what is not written yet. */
+/* Collective. The end of the run, or of what failed on every rank: writes what is not written
+ * yet. */
 enum status profile_end(struct profile *profile) __attribute__((warn_unused_result));
+/* Local, from the watchdog's thread, before it ends a job in which not every rank answers: writes
+ * what this rank has kept so far into PROFILE.rankN. context: the profile. */
+void profile_alone(void *context);
 void profile_close(struct profile *profile); /* local; accepts a zeroed one */
 
 /* Bounds of a clock's offset after one more round, ns: entered and left, by rank 0's clock

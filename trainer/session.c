@@ -166,13 +166,23 @@ static bool is_override(char *const *overrides, int count, const char *key)
 
 static enum status fit_layout(struct session *session, char *const *overrides, int count)
 {
-    int64_t *tp = &session->config.parallel.tp, *ep = &session->config.parallel.ep;
-    if (*tp > 1 && is_override(overrides, count, "parallel.tp=")) {
-        return status_fail(STATUS_USAGE,
-                           "parallel.tp %lld: divides a model in training only: leave it out",
-                           (long long)*tp);
+    const struct {
+        const char *key;
+        int64_t *size;
+    } divides[] = {{"parallel.tp", &session->config.parallel.tp},
+                   {"parallel.cp", &session->config.parallel.cp},
+                   {"parallel.pp", &session->config.parallel.pp}};
+    int64_t *ep = &session->config.parallel.ep;
+    for (size_t i = 0; i < sizeof divides / sizeof divides[0]; i++) {
+        char start[32];
+        snprintf(start, sizeof start, "%s=", divides[i].key);
+        if (*divides[i].size > 1 && is_override(overrides, count, start)) {
+            return status_fail(STATUS_USAGE,
+                               "%s %lld: divides a model in training only: leave it out",
+                               divides[i].key, (long long)*divides[i].size);
+        }
+        *divides[i].size = 1;
     }
-    *tp = 1;
     if (!is_override(overrides, count, "parallel.ep=")) {
         *ep = common_divisor(*ep, session->world.size);
     }
@@ -200,8 +210,10 @@ enum status session_open(struct session *session, enum session_use use, const ch
     struct architecture arch;
     architecture_init(&arch, &session->config);
     TRY(comm_agree(&session->world, check_products(session, &arch), NULL));
-    const struct mesh_shape shape =
+    struct mesh_shape shape =
         mesh_shape_of((int)session->config.parallel.tp, (int)session->config.parallel.ep);
+    shape.cp = (int)session->config.parallel.cp;
+    shape.pp = (int)session->config.parallel.pp;
     TRY(comm_agree(&session->world,
                    mesh_init(&session->mesh, &session->world, &shape, arch.experts), NULL));
     return mesh_attach(&session->mesh, session->device, kinds[session->config.run.comm]);

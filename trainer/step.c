@@ -21,6 +21,15 @@ double step_clock(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
+/* Whether the pipeline has a table for a step of `batch` sequences. */
+static enum status check_schedule(const struct config *config, int64_t batch, int64_t ranks)
+{
+    const struct pipeline_shape shape =
+        stages_shape(config, config->parallel.schedule, config->parallel.pp,
+                     batch / config->train.micro_batch / ranks);
+    return pipeline_fits(&shape);
+}
+
 enum status stepper_check(const struct config *config, int64_t ranks)
 {
     const int64_t micro = config->train.micro_batch, global = config->train.global_batch,
@@ -41,13 +50,18 @@ enum status stepper_check(const struct config *config, int64_t ranks)
                 (long long)batch, (long long)start, (long long)by, (long long)micro,
                 (long long)ranks);
         }
+        TRY(check_schedule(config, batch, ranks));
     }
-    return STATUS_OK;
+    return check_schedule(config, global, ranks);
 }
+
+/* What is added up of a unit: sums of losses, slots kept, and then each block's balance terms. */
+enum { SUM_LOSS, SUM_MTP, SUM_KEPT, UNIT_SUMS };
 
 static size_t losses_bytes(const struct stepper *stepper)
 {
-    return (size_t)(stepper->most_units / stepper->model->mesh->dp.size) * sizeof *stepper->losses;
+    const size_t own = (size_t)(stepper->most_units / stepper->model->mesh->dp.size);
+    return own * (sizeof *stepper->losses + (size_t)stepper->moe_blocks * sizeof(double));
 }
 
 enum status stepper_init(struct stepper *stepper, struct model *model,
@@ -65,26 +79,32 @@ enum status stepper_init(struct stepper *stepper, struct model *model,
     stepper->own = stepper->units / ranks;
     TRY(feed_open(&stepper->feed, mixture, micro, config->train.sequence_length,
                   model->mesh->dp.rank, ranks, stepper->own));
-    stepper->own_losses = calloc((size_t)stepper->own, sizeof *stepper->own_losses);
-    stepper->unit_losses = calloc((size_t)stepper->units, sizeof *stepper->unit_losses);
+    const size_t sums = (size_t)(UNIT_SUMS + stepper->moe_blocks);
+    stepper->scale = calloc((size_t)stepper->own, sizeof *stepper->scale);
+    stepper->own_losses = calloc(1, losses_bytes(stepper));
+    stepper->own_sums = calloc((size_t)stepper->own * sums, sizeof *stepper->own_sums);
+    stepper->unit_sums = calloc((size_t)stepper->units * sums, sizeof *stepper->unit_sums);
     stepper->expert_load = calloc((size_t)stepper->moe_blocks, sizeof *stepper->expert_load);
     stepper->load = calloc(loads, sizeof *stepper->load);
     stepper->bias = calloc(loads, sizeof *stepper->bias);
     stepper->losses = model->ops->memory_alloc(model->device, losses_bytes(stepper));
-    if (stepper->own_losses == NULL || stepper->unit_losses == NULL ||
-        stepper->expert_load == NULL || stepper->load == NULL || stepper->bias == NULL ||
-        stepper->losses == NULL) {
+    if (stepper->scale == NULL || stepper->own_losses == NULL || stepper->own_sums == NULL ||
+        stepper->unit_sums == NULL || stepper->expert_load == NULL || stepper->load == NULL ||
+        stepper->bias == NULL || stepper->losses == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for %lld sequences a step",
                            (long long)global);
     }
+    stepper->aux = (double *)(void *)(stepper->losses + stepper->own);
     return STATUS_OK;
 }
 
 void stepper_free(struct stepper *stepper)
 {
     feed_close(&stepper->feed);
+    free(stepper->scale);
     free(stepper->own_losses);
-    free(stepper->unit_losses);
+    free(stepper->own_sums);
+    free(stepper->unit_sums);
     free(stepper->expert_load);
     free(stepper->load);
     free(stepper->bias);
@@ -115,23 +135,55 @@ static enum status load_batches(struct stepper *stepper, int64_t position, int64
     return STATUS_OK;
 }
 
-/* Losses of this rank's units to the host, and of all ranks' the sum, in unit order, so that
- * layouts agree bit for bit. */
-static struct model_losses sum_units(struct stepper *stepper)
+/* What a step adds up of its units. */
+struct unit_total {
+    double loss, mtp, aux, kept;
+};
+
+/* What this rank's stages have of its units, on the host; of all stages: each has some of a unit's
+ * numbers, and 0 for the others'. */
+static void sum_stages(struct stepper *stepper, int64_t width)
 {
     const struct model *model = stepper->model;
-    struct comm *dp = (struct comm *)&model->mesh->dp;
-    const size_t bytes = (size_t)stepper->own * sizeof *stepper->own_losses;
-    struct model_losses sum = {0};
-    model->ops->download(model->device, stepper->own_losses, stepper->losses, bytes);
-    comm_all_gather(dp, stepper->unit_losses, stepper->own_losses, bytes);
+    const int64_t most = stepper->most_units / model->mesh->dp.size;
+    const double *aux = (const double *)(const void *)(stepper->own_losses + most);
+    model->ops->download(model->device, stepper->own_losses, stepper->losses,
+                         losses_bytes(stepper));
+    for (int64_t i = 0; i < stepper->own; i++) {
+        double *sum = stepper->own_sums + i * width;
+        sum[SUM_LOSS] = stepper->own_losses[i].loss;
+        sum[SUM_MTP] = stepper->own_losses[i].mtp;
+        sum[SUM_KEPT] = (double)stepper->own_losses[i].kept;
+        memcpy(sum + UNIT_SUMS, aux + i * stepper->moe_blocks,
+               (size_t)stepper->moe_blocks * sizeof *aux);
+    }
+    if (!slice_whole(&model->slice)) {
+        comm_all_reduce((struct comm *)&model->mesh->pp, stepper->own_sums, stepper->own * width,
+                        DTYPE_F64, REDUCE_SUM);
+    }
+}
+
+/* Of all ranks' units the sum, in unit order and, of a unit, in the order of the blocks, so that
+ * layouts agree bit for bit. */
+static struct unit_total sum_units(struct stepper *stepper)
+{
+    struct comm *dp = (struct comm *)&stepper->model->mesh->dp;
+    const int64_t width = UNIT_SUMS + stepper->moe_blocks;
+    struct unit_total sum = {0};
+    sum_stages(stepper, width);
+    comm_all_gather(dp, stepper->unit_sums, stepper->own_sums,
+                    (size_t)(stepper->own * width) * sizeof *stepper->own_sums);
     for (int64_t unit = 0; unit < stepper->units; unit++) {
-        const struct model_losses *one =
-            &stepper->unit_losses[(unit % dp->size) * stepper->own + unit / dp->size];
-        sum.loss += one->loss;
-        sum.mtp += one->mtp;
-        sum.aux += one->aux;
-        sum.kept += one->kept;
+        const double *one =
+            &stepper->unit_sums[((unit % dp->size) * stepper->own + unit / dp->size) * width];
+        double aux = 0;
+        for (int64_t m = 0; m < stepper->moe_blocks; m++) {
+            aux += one[UNIT_SUMS + m];
+        }
+        sum.loss += one[SUM_LOSS];
+        sum.mtp += one[SUM_MTP];
+        sum.aux += aux;
+        sum.kept += one[SUM_KEPT];
     }
     return sum;
 }
@@ -143,8 +195,7 @@ static void expert_load(struct stepper *stepper)
     const int64_t experts = model->arch.experts, loads = stepper->moe_blocks * experts;
     model->ops->download(model->device, stepper->load, model->load,
                          (size_t)loads * sizeof *stepper->load);
-    comm_all_reduce((struct comm *)&model->mesh->stage, stepper->load, loads, DTYPE_I64,
-                    REDUCE_SUM);
+    comm_all_reduce(model->mesh->world, stepper->load, loads, DTYPE_I64, REDUCE_SUM);
     for (int64_t m = 0; m < stepper->moe_blocks; m++) {
         int64_t most = 0, sum = 0;
         for (int64_t e = 0; e < experts; e++) {
@@ -261,46 +312,85 @@ static struct mark mark_now(const struct model *model)
     return mark;
 }
 
-static void forward_backward(struct stepper *stepper, int64_t step, int64_t labels,
-                             struct step_result *result)
+static void fill_scales(struct stepper *stepper, int64_t step, int64_t labels, double fault)
 {
-    struct model *model = stepper->model;
+    const struct model *model = stepper->model;
     const struct config *config = model->config;
     const struct comm *dp = &model->mesh->dp;
-    const int64_t passed = stepper->guard != NULL ? stepper->guard->state->passed : 0;
-    const int rank = model->mesh->world->rank;
-    const double fault = fault_gradient(config->debug.fault, step + passed, rank);
-    const struct mark began = mark_now(model);
-    int64_t counters[2] = {0}; /* slots, extra rounds */
     for (int64_t i = 0; i < stepper->own; i++) {
         const uint64_t unit = (uint64_t)(i * dp->size + dp->rank);
         const uint64_t number = (uint64_t)step * (uint64_t)stepper->most_units + unit;
-        const struct model_scale scale = {
+        stepper->scale[i] = (struct model_scale){
             .loss = labels > 0 ? fault * model->unit / (double)labels : 0.0,
             .unit = model->unit / (double)stepper->units,
             .mtp_weight = mtp_weight(config, step),
             .jitter_key = rng_subkey(rng_key(config->run.seed, "router_jitter"), number),
             .last = i == stepper->own - 1};
+    }
+}
+
+/* One micro-batch behind the other. */
+static void run_units(struct stepper *stepper, struct model_result *result)
+{
+    struct model *model = stepper->model;
+    const struct config *config = model->config;
+    const struct comm *dp = &model->mesh->dp;
+    const size_t aux = (size_t)stepper->moe_blocks * sizeof *stepper->aux;
+    for (int64_t i = 0; i < stepper->own; i++) {
         model_run(model, &stepper->batches[i], config->train.micro_batch,
-                  config->train.sequence_length, &scale);
+                  config->train.sequence_length, &stepper->scale[i]);
         model->ops->copy(model->device, &stepper->losses[i], model->losses, sizeof *model->losses);
-        counters[0] += model->result.slots;
-        counters[1] += model->result.extra_rounds;
-        trace_unit(stepper->trace, (int64_t)unit);
+        model->ops->copy(model->device, &stepper->aux[i * stepper->moe_blocks], model->aux, aux);
+        result->slots += model->result.slots;
+        result->extra_rounds += model->result.extra_rounds;
+        trace_unit(stepper->trace, i * dp->size + dp->rank);
+    }
+}
+
+static enum status run_pipeline(struct stepper *stepper, struct model_result *result)
+{
+    const struct config *config = stepper->model->config;
+    const struct pipe_step step = {.batches = stepper->batches,
+                                   .scale = stepper->scale,
+                                   .count = stepper->own,
+                                   .sequences = config->train.micro_batch,
+                                   .sequence = config->train.sequence_length,
+                                   .losses = stepper->losses,
+                                   .aux = stepper->aux};
+    return pipe_run(stepper->model, &step, result);
+}
+
+static enum status forward_backward(struct stepper *stepper, int64_t step, int64_t labels,
+                                    struct step_result *result)
+{
+    struct model *model = stepper->model;
+    const struct config *config = model->config;
+    const int64_t passed = stepper->guard != NULL ? stepper->guard->state->passed : 0;
+    const int rank = model->mesh->world->rank;
+    const double fault = fault_gradient(config->debug.fault, step + passed, rank);
+    const struct mark began = mark_now(model);
+    struct model_result counted = {0};
+    fill_scales(stepper, step, labels, fault);
+    if (slice_whole(&model->slice)) {
+        run_units(stepper, &counted);
+    } else {
+        TRY(run_pipeline(stepper, &counted));
     }
     const struct mark ended = mark_now(model);
     fault_slow(config->debug.fault, step, rank,
                ended.at - began.at - (ended.waited - began.waited));
-    const struct model_losses sums = sum_units(stepper);
-    comm_all_reduce((struct comm *)&model->mesh->stage, counters, 2, DTYPE_I64, REDUCE_SUM);
-    const double counted = labels > 0 ? (double)labels : 1.0;
+    const struct unit_total sums = sum_units(stepper);
+    int64_t counters[2] = {counted.slots, counted.extra_rounds};
+    comm_all_reduce(model->mesh->world, counters, 2, DTYPE_I64, REDUCE_SUM);
+    const double counted_labels = labels > 0 ? (double)labels : 1.0;
     const int64_t depth = model->arch.mtp_depth;
-    result->loss = sums.loss / counted;
+    result->loss = sums.loss / counted_labels;
     result->aux_loss = sums.aux / (double)stepper->units;
-    result->mtp_loss = depth > 0 ? sums.mtp / counted / (double)depth : (double)NAN;
+    result->mtp_loss = depth > 0 ? sums.mtp / counted_labels / (double)depth : (double)NAN;
     result->dropped_fraction =
-        counters[0] > 0 ? (double)(counters[0] - sums.kept) / (double)counters[0] : 0;
+        counters[0] > 0 ? ((double)counters[0] - sums.kept) / (double)counters[0] : 0;
     result->extra_rounds = counters[1];
+    return STATUS_OK;
 }
 
 /* Waits for the update. */
@@ -412,7 +502,7 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     mark[MARK_LOADED] = mark_now(model);
     model->unit = result->unit = gradient_unit(model, labels);
     model_zero_grads(model);
-    forward_backward(stepper, step, labels, result);
+    TRY(forward_backward(stepper, step, labels, result));
     mark[MARK_COMPUTED] = mark_now(model);
     result->grad_norm = optimizer_reduce(model);
     result->saturated = model->gradients.saturated;
@@ -436,78 +526,4 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     TRY(trace_weights(stepper->trace));
     account(model, mark, waited, result);
     return STATUS_OK;
-}
-
-/* Fills unit `unit` of a file; samples past the end, and whole units past `units`, are repeats
- * whose labels don't count: every rank has something to run while others finish. Returns counted
- * labels. */
-static int64_t evaluation_batch(const struct loader *loader, struct batch *batch, int64_t unit,
-                                int64_t units, int64_t micro)
-{
-    const int64_t length = loader->sequence_length, first = unit * micro;
-    int64_t valid = unit < units ? loader->samples - first : 0;
-    valid = valid > micro ? micro : valid;
-    int64_t labels = 0;
-    for (int64_t i = 0; i < micro; i++) {
-        const int64_t at = i * length;
-        struct batch one = {.ids = batch->ids + at,
-                            .labels = batch->labels + at,
-                            .positions = batch->positions + at,
-                            .first = batch->first + at};
-        const int64_t counted = loader_batch(loader, &one, i < valid ? first + i : 0, 1);
-        if (i < valid) {
-            labels += counted;
-        } else {
-            for (int64_t t = 0; t < length; t++) {
-                one.labels[t] = -1;
-            }
-        }
-    }
-    return labels;
-}
-
-/* The loss summed over `units` micro-batches, in file order; sums[dp] is scratch. */
-static enum status evaluate(struct model *model, const struct loader *loader, struct batch *batch,
-                            int64_t units, double *sums, double *sum, int64_t *labels)
-{
-    struct comm *dp = (struct comm *)&model->mesh->dp;
-    *sum = 0;
-    *labels = 0;
-    for (int64_t wave = 0; wave < units; wave += dp->size) {
-        *labels += evaluation_batch(loader, batch, wave + dp->rank, units, model->batch);
-        model_run(model, batch, model->batch, loader->sequence_length, NULL);
-        const double loss = model_read_losses(model).loss;
-        comm_all_gather(dp, sums, &loss, sizeof loss);
-        for (int r = 0; r < dp->size; r++) {
-            *sum += sums[r];
-        }
-    }
-    comm_all_reduce(dp, labels, 1, DTYPE_I64, REDUCE_SUM);
-    return comm_agree(model->mesh->world, token_store_status(loader->store), NULL);
-}
-
-enum status step_evaluate(struct model *model, const struct loader *loader, int64_t batches,
-                          double *loss, int64_t *labels)
-{
-    const int64_t micro = model->batch, tokens = micro * loader->sequence_length;
-    const int64_t whole = (loader->samples + micro - 1) / micro;
-    int32_t *storage = calloc((size_t)(4 * tokens), sizeof *storage);
-    double *sums = calloc((size_t)model->mesh->dp.size, sizeof *sums);
-    enum status status =
-        comm_agree(model->mesh->world,
-                   storage != NULL && sums != NULL
-                       ? STATUS_OK
-                       : status_fail(STATUS_RESOURCE, "out of memory for evaluation"),
-                   NULL);
-    assert(!loader->shuffle);
-    if (status == STATUS_OK) {
-        struct batch batch = batch_view(storage, tokens);
-        double sum = 0;
-        status = evaluate(model, loader, &batch, batches > 0 && batches < whole ? batches : whole,
-                          sums, &sum, labels);
-        *loss = *labels > 0 ? sum / (double)*labels : (double)NAN;
-    }
-    free(storage);
-    free(sums);
-    return status;
 }

@@ -51,9 +51,12 @@ struct stepper {
     int64_t units;                   /* of this step's: U */
     int64_t own;                     /* U / dp: this rank's */
     const struct batch *batches;     /* [own] of this step, in feed */
+    struct model_scale *scale;       /* [own of the largest] owned: of the step's units */
     struct model_losses *losses;     /* [own of the largest] owned, device: of this rank's units, */
-    struct model_losses *own_losses; /* owned: the same on the host, */
-    struct model_losses *unit_losses; /* [most_units] owned: of all ranks */
+    double *aux;                     /* [the same, moe blocks] in that memory: balance terms */
+    struct model_losses *own_losses; /* owned: the same on the host, both, */
+    double *own_sums, *unit_sums;    /* [own, most_units; UNIT_SUMS + moe blocks] owned: of all
+                                        stages, of all ranks */
     int64_t *load; /* [moe blocks, E] owned: tokens per expert, of the last step's global batch */
     float *bias;   /* [moe blocks, E] owned: scratch of balance_update_bias */
     double *expert_load; /* [moe blocks] owned: max/mean of the last step */
@@ -65,7 +68,7 @@ struct stepper {
 };
 
 /* Local. STATUS_USAGE when global_batch, or a size of its ramp, is not a multiple of micro_batch *
- * ranks. */
+ * ranks, or the pipeline's schedule has no table for it. */
 enum status stepper_check(const struct config *config, int64_t ranks)
     __attribute__((warn_unused_result));
 
@@ -89,9 +92,10 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
 enum status stepper_updated(int64_t step, const struct step_result *result)
     __attribute__((warn_unused_result));
 
-/* Collective over the world. Mean cross-entropy over the counted labels of the first `batches`
- * micro-batches of a file (0: all of it), in file order: the same bits for every layout. *labels 0:
- * none counts, and *loss is NAN. Errors, agreed: token_store_status; STATUS_RESOURCE. */
+/* step_evaluate.c. Collective over the world. Mean cross-entropy over the counted labels of the
+ * first `batches` micro-batches of a file (0: all of it), in file order: the same bits for every
+ * layout. *labels 0: none counts, and *loss is NAN. Errors, agreed: token_store_status;
+ * STATUS_RESOURCE. */
 enum status step_evaluate(struct model *model, const struct loader *loader, int64_t batches,
                           double *loss, int64_t *labels) __attribute__((warn_unused_result));
 

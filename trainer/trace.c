@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "kernels/base/io.h"
+#include "trainer/optimizer.h"
 
 enum { MAX_PATH = 4096, PART = 1 << 20 /* elements of a parameter at a time */ };
 
@@ -444,6 +445,9 @@ enum status trace_gradients(struct trace *trace)
     }
     trace->model->probe = NULL;
     TRY(trace->status);
+    for (int g = 0; g < trace->model->params.groups; g++) {
+        optimizer_decode(trace->model, (enum param_group)g);
+    }
     return trace_params(trace, GRADIENT);
 }
 

@@ -243,13 +243,14 @@ static void describe(struct training *t)
     data_words(&t->train, &t->metrics);
     const struct mesh *mesh = &t->session->mesh;
     metrics_say(&t->metrics,
-                "%.1fM parameters (%.1fM active), %d ranks x %d threads, ep %d, dp %d, tp %d; %.0f "
-                "MiB per rank; "
+                "%.1fM parameters (%.1fM active), %d ranks x %d threads, ep %d, dp %d, tp %d, cp "
+                "%d, pp %d; "
+                "%.0f MiB per rank; "
                 "%lld training samples of %lld tokens",
                 (double)t->model.params.total / 1e6, (double)t->model.params.active / 1e6,
                 t->world->size, t->session->threads, mesh->ep.size, mesh->dp.size, mesh->tp.size,
-                (double)model_bytes(&t->model) / 1048576.0, (long long)sources_samples(&t->train),
-                (long long)t->config->train.sequence_length);
+                mesh->cp.size, mesh->pp.size, (double)model_bytes(&t->model) / 1048576.0,
+                (long long)sources_samples(&t->train), (long long)t->config->train.sequence_length);
     if (saving_bytes(&t->saving) > 0) {
         metrics_say(&t->metrics,
                     "saves are written beside the training: %.0f MiB of host memory "
@@ -276,6 +277,7 @@ static enum status check(struct training *t, bool fresh)
 {
     const struct config *config = t->config;
     TRY(stepper_check(config, t->session->mesh.dp.size));
+    TRY(comm_agree(t->world, stages_check(config), NULL));
     TRY(fault_check(config->debug.fault));
     TRY(deadline_init(&t->deadline, config->run.time_limit));
     t->deadline.started = t->began;
@@ -312,8 +314,9 @@ static enum status open_training(struct training *t, bool fresh)
     double peak = device_peak_flops(t->session->device, t->model.act);
     comm_all_reduce(t->world, &peak, 1, DTYPE_F64, REDUCE_SUM);
     t->metrics.peak_flops = peak;
-    TRY(straggler_init(&t->straggler, &t->session->mesh, config, &t->metrics));
-    TRY(profile_open(&t->profile, t->world, config));
+    TRY(straggler_init(&t->straggler, &t->stepper, t->session->threads, &t->metrics));
+    TRY(profile_open(&t->profile, &t->session->mesh, config));
+    watchdog_before_end(t->watchdog, profile_alone, &t->profile);
     status = main_rank(t) ? run_dir_describe(t->session, t->at.step) : STATUS_OK;
     status = status == STATUS_OK && main_rank(t) ? run_tokenizer_keep(t->session, t->train.store)
                                                  : status;
@@ -434,6 +437,7 @@ static enum status one_step(struct training *t, double *seconds)
     watchdog_enter(t->watchdog, WATCHDOG_STEP, step);
     TRY(profile_step(&t->profile, step));
     fault_step(config->debug.fault, step, t->world->rank);
+    straggler_begin(&t->straggler);
     TRY(stepper_step(&t->stepper, step, t->at.position, &result));
     *seconds = result.step_ms / 1e3;
     if (result.verdict == GUARD_ROLLBACK) {
@@ -465,18 +469,21 @@ static enum status one_step(struct training *t, double *seconds)
     return STATUS_OK;
 }
 
-/* A signal, or the time limit: saves, and STATUS_PREEMPTED. */
+/* A signal, the time limit or run.pause_at: saves, and STATUS_PREEMPTED. */
 static enum status stop_early(struct training *t)
 {
     const int signal = signals_agreed(t->world);
     const bool late = deadline_due(&t->deadline, t->world);
+    const bool pauses = t->at.step == t->config->run.pause_at;
     char why[128];
-    if ((signal == 0 && !late) || t->at.step >= t->config->run.steps) {
+    if ((signal == 0 && !late && !pauses) || t->at.step >= t->config->run.steps) {
         return STATUS_OK; /* after the last step the run is done, whoever wants it to end */
     }
     TRY(saving_last(&t->saving, &t->at));
     if (signal != 0) {
         snprintf(why, sizeof why, "signal %d", signal);
+    } else if (pauses) {
+        snprintf(why, sizeof why, "run.pause_at");
     } else {
         snprintf(why, sizeof why, "run.time_limit %.64s", t->config->run.time_limit);
     }
@@ -546,6 +553,15 @@ static enum status verify_first(const struct session *session)
     return comm_agree((struct comm *)&session->world, status, NULL);
 }
 
+/* However the loop ended, the same on every rank; a message it left is the one that counts. */
+static enum status end_profile(struct training *t, enum status status)
+{
+    char message[4096];
+    snprintf(message, sizeof message, "%s", status_message());
+    const enum status written = profile_end(&t->profile);
+    return status == STATUS_OK ? written : status_lines(status, message);
+}
+
 enum status training_run(struct session *session, bool fresh)
 {
     const double began = step_clock();
@@ -564,11 +580,7 @@ enum status training_run(struct session *session, bool fresh)
                            .lock = {.fd = -1}};
     enum status status = open_training(t, fresh);
     if (status == STATUS_OK) {
-        status = loop(t);
-    }
-    if (status == STATUS_OK || status == STATUS_PREEMPTED) { /* the same on every rank */
-        const enum status written = profile_end(&t->profile);
-        status = status == STATUS_OK ? written : status;
+        status = end_profile(t, loop(t));
     }
     if (status == STATUS_OK && main_rank(t)) {
         summary(t);

@@ -57,6 +57,8 @@ struct watchdog {
     _Atomic int64_t slow_ms; /* ten times the median step */
     _Atomic bool ending;
     int stack_fd; /* where a signal writes the main thread's calls */
+    void *before_end_context;
+    void (*_Atomic before_end)(void *context); /* or NULL; set behind its context */
 };
 
 /* A handler can reach nothing else. */
@@ -214,9 +216,18 @@ static void on_dump(int number)
     errno = saved;
 }
 
+static void call_before_end(const struct watchdog *w)
+{
+    void (*const call)(void *context) = w->before_end;
+    if (call != NULL) {
+        call(w->before_end_context);
+    }
+}
+
 static void end_hang(struct watchdog *w, double limit_s)
 {
     dump_stack(w);
+    call_before_end(w);
     if (claim(w)) {
         print_hang(w, limit_s);
     } else {
@@ -233,6 +244,7 @@ static void end_lost(struct watchdog *w, int rank, const struct beat *beat)
 {
     char place[256], text[2048], last[1200];
     if (!claim(w)) {
+        call_before_end(w);
         sleep_ms(LOOK_MS);
         _exit(EXIT_LOST);
     }
@@ -244,6 +256,7 @@ static void end_lost(struct watchdog *w, int rank, const struct beat *beat)
         "of memory?) or crashed: see above\n%s",
         rank, w->size, beat->host, (long long)beat->pid, place, last);
     (void)!write(STDERR_FILENO, text, (size_t)used);
+    call_before_end(w);
     _exit(EXIT_LOST);
 }
 
@@ -532,6 +545,14 @@ enum status watchdog_start(struct watchdog **watchdog, const struct session *ses
     }
     *watchdog = w;
     return STATUS_OK;
+}
+
+void watchdog_before_end(struct watchdog *watchdog, void (*call)(void *context), void *context)
+{
+    if (watchdog != NULL) {
+        watchdog->before_end_context = context;
+        watchdog->before_end = call;
+    }
 }
 
 void watchdog_stop(struct watchdog *watchdog)

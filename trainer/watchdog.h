@@ -34,6 +34,9 @@ enum status watchdog_start(struct watchdog **watchdog, const struct session *ses
 void watchdog_enter(struct watchdog *watchdog, enum watchdog_section section, int64_t step);
 /* Local. The newest checkpoint, for the message. */
 void watchdog_saved(struct watchdog *watchdog, int64_t step);
+/* Local. Called from the watchdog's thread before it ends the job, context borrowed; returns soon.
+ */
+void watchdog_before_end(struct watchdog *watchdog, void (*call)(void *context), void *context);
 /* Local. Ends the thread; accepts NULL. */
 void watchdog_stop(struct watchdog *watchdog);
 

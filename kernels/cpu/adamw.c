@@ -49,19 +49,32 @@ static void update_bf16(float *param, uint16_t *m, uint16_t *v, uint16_t *out, c
     store(m, v, new_m, new_v, noise_fill(words, key, first, count), count);
 }
 
+/* Elements [first, first + count) of the piece's gradient; room[PART]: for them, decoded. */
+static const float *gradient(const struct adamw_piece *piece, int64_t first, int64_t count,
+                             float quantum, float *room)
+{
+    if (piece->sum == NULL) {
+        return piece->grad + first;
+    }
+    cpu_fixed_decode(room, piece->sum + first, count, quantum);
+    return room;
+}
+
 static void update_piece(const struct device *device, const struct adamw_piece *piece,
-                         enum dtype moments, const struct factors *f)
+                         const struct adamw *args, const struct factors *f)
 {
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t i = 0; i < piece->count; i += PART) {
         uint16_t *out = piece->out != NULL ? (uint16_t *)piece->out + i : NULL;
         const int64_t part = piece->count - i < PART ? piece->count - i : PART;
-        if (moments == DTYPE_BF16) {
+        float room[PART];
+        const float *grad = gradient(piece, i, part, args->quantum, room);
+        if (args->moments == DTYPE_BF16) {
             update_bf16(piece->param + i, (uint16_t *)piece->m + i, (uint16_t *)piece->v + i, out,
-                        piece->grad + i, part, f, piece->key, piece->first + (uint64_t)i);
+                        grad, part, f, piece->key, piece->first + (uint64_t)i);
         } else {
-            update(piece->param + i, (float *)piece->m + i, (float *)piece->v + i, out,
-                   piece->grad + i, part, f);
+            update(piece->param + i, (float *)piece->m + i, (float *)piece->v + i, out, grad, part,
+                   f);
         }
     }
 }
@@ -79,7 +92,7 @@ void cpu_adamw(struct device *device, const struct adamw_piece *piece, int64_t p
                         .grad_scale = args.grad_scale};
     for (int64_t i = 0; i < pieces; i++) {
         f.decay = 1.0F - args.lr * piece[i].weight_decay;
-        update_piece(device, &piece[i], args.moments, &f);
+        update_piece(device, &piece[i], &args, &f);
     }
 }
 

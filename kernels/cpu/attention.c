@@ -1,36 +1,41 @@
 /* Attention by tiles (Dao et al. 2022): scores exist for 64 queries x 64 keys at a time. One task
  * is one query head of one sample, so that small batches fill many cores; gradients that several
  * heads share are added in the order of the heads, whatever the number of threads. Sums are f32
- * whatever the storage, and so are the factors; where the processor can, Q K^T and dO V^T take
- * bf16 as they are stored, whose products are exact. */
+ * whatever the storage. Factors are f32 too, but for bf16 where the processor can: it multiplies
+ * pairs (tile.h), whose products are exact; inputs are taken as they are stored, and weights and
+ * gradients of scores are rounded to bf16 when they are factors, as FlashAttention does on GPUs. */
 #include <assert.h>
 #include <omp.h>
 #include <string.h>
 
+#include "kernels/cpu/attention_mask.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/tile.h"
 #include "kernels/cpu/vector_math.h"
 
-enum { TILE = 64, LANES = 16 };
-static const float MASKED =
-    -1e30F; /* finite: a row without any visible key yet must not become NaN */
+enum { LANES = 16 };
 
-/* f32 copies of what a task needs; rows padded to whole tiles, columns to whole vectors, with
- * zeros. */
+/* What a task needs; rows padded to whole tiles, columns to whole vectors, with zeros (T: keys; of
+ * queries there may be fewer): f32, or
+ * pairs of bf16, side by side in 32 bits, of which there are half as many. Pairs are of columns in
+ * what is multiplied along a row, of rows in what is multiplied along tokens. */
 struct work {
-    int64_t padded, qk, v; /* T, qk_dim, v_dim rounded up */
+    int64_t padded, qk, v; /* keys, qk_dim, v_dim rounded up */
+    int64_t ahead;         /* of attention_shape */
     int64_t loaded;        /* sample * kv_heads + group of the keys and values held; -1: none */
     bool backward;
-    bool pairs;                /* Q K^T and dO V^T by pairs of bf16 (tile.h) */
-    float *q, *k, *vals;       /* [T,qk] scaled, [T,qk], [T,v] */
-    float *k_t, *v_t;          /* [T/TILE, qk, TILE] [T/TILE, v, TILE]: a tile of keys is
-                                  contiguous; pairs: of columns, [T/TILE, qk/2, TILE] ... */
-    float *q_pairs, *do_pairs; /* [T,qk/2] q as it is, [T,v/2] dO */
-    float *out, *d_out;        /* [T,v] */
-    float *dq, *dk, *dv;       /* [T,qk] [T,qk] [T,v] */
-    float *delta;              /* [T] rowsum(dO * O) */
+    bool pairs;
+    float *q, *k, *vals, *d_out; /* [T,qk] scaled, [T,qk], [T,v], [T,v]; pairs of rows (q as it is):
+                                    [T/2,qk] ... */
+    float *k_t, *v_t;            /* [T/TILE, qk, TILE] [T/TILE, v, TILE]: a tile of keys is
+                                    contiguous; pairs of columns, [T/TILE, qk/2, TILE] ... */
+    float *q_pairs, *do_pairs;   /* [T,qk/2] [T,v/2] pairs of columns of q and dO */
+    float *out;                  /* [T,v] */
+    float *dq, *dk, *dv;         /* [T,qk] [T,qk] [T,v] */
+    float *delta;                /* [T] rowsum(dO * O) */
     float score[TILE * TILE], dscore[TILE * TILE];
+    float by_row[TILE * TILE / 2], by_column[TILE * TILE / 2]; /* pairs of one of the two */
 };
 
 static int64_t up(int64_t value, int64_t unit)
@@ -38,74 +43,67 @@ static int64_t up(int64_t value, int64_t unit)
     return (value + unit - 1) / unit * unit;
 }
 
-static int64_t first_visible(const struct attention_shape *shape, int64_t sample, int64_t t)
-{
-    const int64_t window =
-        shape->window > 0 && t - shape->window + 1 > 0 ? t - shape->window + 1 : 0;
-    const int64_t document = shape->first != NULL ? shape->first[sample * shape->sequence + t] : 0;
-    return window > document ? window : document;
-}
-
-static void mask_tile(float *score, const struct attention_shape *shape, int64_t sample, int64_t q0,
-                      int64_t k0)
-{
-    for (int64_t i = 0; i < TILE && q0 + i < shape->sequence; i++) {
-        const int64_t low = first_visible(shape, sample, q0 + i) - k0, high = q0 + i - k0;
-        for (int64_t j = 0; j < TILE; j++) {
-            if (j < low || j > high) {
-                score[i * TILE + j] = MASKED;
-            }
-        }
-    }
-}
-
-/* The first key tile any query of this tile sees: first_visible never falls along a sample. */
-static int64_t first_tile(const struct attention_shape *shape, int64_t sample, int64_t q0)
-{
-    return first_visible(shape, sample, q0) / TILE * TILE;
-}
-
-static bool needs_mask(const struct attention_shape *shape, int64_t q0, int64_t k0)
-{
-    return k0 == q0 || shape->window > 0 || shape->first != NULL;
-}
-
 /* A tile on the diagonal is a lower triangle; what lies above it is skipped by blocks of rows. */
 enum part { WHOLE, LOWER_C, LOWER_A, UPPER_A };
 
-/* c[TILE,cols] (rows c_row apart) += a[TILE,depth] b[depth,cols], rows of b `b_row` apart. */
-static void product(enum part part, float *c, int64_t c_row, const float *a,
+/* c[TILE,cols] (rows c_row apart) += a[TILE,depth] b[depth,cols], rows of b `b_row` apart; size:
+ * cols, depth. With pairs an element of a or b is two steps of depth. */
+static void product(bool pairs, enum part part, float *c, int64_t c_row, const float *a,
                     const int64_t a_stride[2], const float *b, int64_t b_row, const int64_t size[2])
 {
     const int64_t cols = size[0], depth = size[1], block = part == WHOLE ? TILE : TILE_ROWS;
+    const int64_t unit = pairs ? 2 : 1;
     for (int64_t i = 0; i < TILE; i += block) {
-        const int64_t from = part == UPPER_A ? i : 0, to = part == LOWER_A ? i + block : depth,
+        const int64_t from = (part == UPPER_A ? i : 0) / unit,
+                      to = (part == LOWER_A ? i + block : depth) / unit,
                       width = part == LOWER_C ? up(i + block, TILE_COLS) : cols;
-        tile_product(c + i * c_row, c_row, a + i * a_stride[0] + from * a_stride[1], a_stride[0],
-                     a_stride[1], b + from * b_row, b_row, (int64_t[]){block, width, to - from});
+        (pairs ? tile_product_pairs : tile_product)(
+            c + i * c_row, c_row, a + i * a_stride[0] + from * a_stride[1], a_stride[0],
+            a_stride[1], b + from * b_row, b_row, (int64_t[]){block, width, to - from});
     }
 }
 
-/* a's strides: rows of scores, the same transposed. */
-static const int64_t rows_of_tile[2] = {TILE, 1}, columns_of_tile[2] = {1, TILE};
-
 /* c[TILE,TILE] = rows[TILE,dim] of queries (or dO) times a transposed tile of keys (or values). */
-static void row_products(const struct work *w, float *c, const float *rows, const float *row_pairs,
-                         const float *tiles, int64_t dim, const int64_t at[2])
+static void row_products(const struct work *w, float *c, const float *rows, const float *tiles,
+                         int64_t dim, const int64_t at[2])
+{
+    const int64_t q0 = at[0], k0 = at[1], stride = w->pairs ? dim / 2 : dim;
+    memset(c, 0, TILE * TILE * sizeof *c);
+    product(w->pairs, k0 == w->ahead + q0 ? LOWER_C : WHOLE, c, TILE, rows + q0 * stride,
+            (int64_t[]){stride, 1}, tiles + k0 * stride, TILE, (int64_t[]){TILE, dim});
+}
+
+/* out[TILE,cols] of query tile `row` += weights (or gradients of scores) [TILE queries, TILE keys]
+ * times the rows of keys (or values) from k0 on. */
+static void sum_over_keys(struct work *w, float *out, const float *weight, const float *rows,
+                          int64_t cols, const int64_t at[2])
 {
     const int64_t q0 = at[0], k0 = at[1];
-    memset(c, 0, TILE * TILE * sizeof *c);
-    if (!w->pairs) {
-        product(k0 == q0 ? LOWER_C : WHOLE, c, TILE, rows + q0 * dim, (int64_t[]){dim, 1},
-                tiles + k0 * dim, TILE, (int64_t[]){TILE, dim});
+    const enum part part = k0 == w->ahead + q0 ? LOWER_A : WHOLE;
+    if (w->pairs) {
+        tile_pair_columns(w->by_column, weight, TILE, TILE);
+        product(true, part, out + q0 * cols, cols, w->by_column, (int64_t[]){TILE / 2, 1},
+                rows + k0 / 2 * cols, cols, (int64_t[]){cols, TILE});
         return;
     }
-    const int64_t depth = dim / 2;
-    for (int64_t i = 0; i < TILE; i += TILE_ROWS) {
-        const int64_t width = k0 == q0 ? up(i + TILE_ROWS, TILE_COLS) : TILE;
-        tile_product_pairs(c + i * TILE, TILE, row_pairs + (q0 + i) * depth, depth,
-                           tiles + k0 * depth, TILE, (int64_t[]){TILE_ROWS, width, depth});
+    product(false, part, out + q0 * cols, cols, weight, (int64_t[]){TILE, 1}, rows + k0 * cols,
+            cols, (int64_t[]){cols, TILE});
+}
+
+/* The same summed over the queries from q0 on, for the keys of tile k0: out += weight^T rows. */
+static void sum_over_queries(struct work *w, float *out, const float *weight, const float *rows,
+                             int64_t cols, const int64_t at[2])
+{
+    const int64_t q0 = at[0], k0 = at[1];
+    const enum part part = k0 == w->ahead + q0 ? UPPER_A : WHOLE;
+    if (w->pairs) {
+        tile_pair_rows(w->by_row, weight, TILE, TILE);
+        product(true, part, out + k0 * cols, cols, w->by_row, (int64_t[]){1, TILE},
+                rows + q0 / 2 * cols, cols, (int64_t[]){cols, TILE});
+        return;
     }
+    product(false, part, out + k0 * cols, cols, weight, (int64_t[]){1, TILE}, rows + q0 * cols,
+            cols, (int64_t[]){cols, TILE});
 }
 
 CPU_CLONES static void scale_row(float *row, float scale, int64_t count)
@@ -118,7 +116,7 @@ CPU_CLONES static void scale_row(float *row, float scale, int64_t count)
 static void scores(struct work *w, const struct attention_shape *shape, int64_t sample, int64_t q0,
                    int64_t k0)
 {
-    row_products(w, w->score, w->q, w->q_pairs, w->k_t, w->qk, (int64_t[]){q0, k0});
+    row_products(w, w->score, w->pairs ? w->q_pairs : w->q, w->k_t, w->qk, (int64_t[]){q0, k0});
     if (w->pairs) { /* else q carries the scale */
         scale_row(w->score, shape->scale, TILE * TILE);
     }
@@ -167,14 +165,13 @@ static void forward_tile(struct work *w, const struct attention_shape *shape, in
         most[i] = MASKED;
     }
     memset(w->out + q0 * w->v, 0, (size_t)(TILE * w->v) * sizeof *w->out);
-    for (int64_t k0 = first_tile(shape, sample, q0); k0 <= q0; k0 += TILE) {
+    for (int64_t k0 = first_tile(shape, sample, q0); k0 < end_visible(shape, q0); k0 += TILE) {
         scores(w, shape, sample, q0, k0);
         for (int64_t i = 0; i < TILE; i++) {
             const float shrink = softmax_row(w->score + i * TILE, &most[i], &sum[i]);
             scale_row(w->out + (q0 + i) * w->v, shrink, w->v);
         }
-        product(k0 == q0 ? LOWER_A : WHOLE, w->out + q0 * w->v, w->v, w->score, rows_of_tile,
-                w->vals + k0 * w->v, w->v, (int64_t[]){w->v, TILE});
+        sum_over_keys(w, w->out, w->score, w->vals, w->v, (int64_t[]){q0, k0});
     }
     for (int64_t i = 0; i < TILE && q0 + i < shape->sequence; i++) {
         scale_row(w->out + (q0 + i) * w->v, 1.0F / sum[i], w->v);
@@ -194,7 +191,8 @@ static void load(float *out, int64_t cols, const void *data, const struct attent
     }
 }
 
-/* The same for rows of bf16 as they are, from element `column` of `out`'s rows on. */
+/* The same for rows of bf16 as they are: pairs of columns, from column `column` on; or pairs of
+ * rows, where `out` is the first element of such a pair, `cols` from the next. */
 static void load_pairs(float *out, int64_t cols, int64_t column, const void *data,
                        const struct attention_shape *shape, int64_t first, int64_t stride,
                        int64_t dim)
@@ -203,6 +201,22 @@ static void load_pairs(float *out, int64_t cols, int64_t column, const void *dat
     for (int64_t t = 0; t < shape->sequence; t++) {
         memcpy((char *)(out + t * cols / 2) + (size_t)column * sizeof *in, in + first + t * stride,
                (size_t)dim * sizeof *in);
+    }
+}
+
+CPU_CLONES static void load_row_pairs(float *out, int64_t cols, const void *data,
+                                      const struct attention_shape *shape, int64_t first,
+                                      int64_t stride, int64_t dim)
+{
+    const uint16_t *in = (const uint16_t *)data + first;
+    for (int64_t t = 0; t < shape->sequence; t += 2) {
+        uint32_t *pairs = (uint32_t *)(void *)(out + t / 2 * cols);
+        const bool both = t + 1 < shape->sequence;
+        const uint16_t *even = in + t * stride, *odd = both ? even + stride : even;
+        const uint32_t keep = both ? ~0U : 0xffffU;
+        for (int64_t i = 0; i < dim; i++) {
+            pairs[i] = ((uint32_t)even[i] | (uint32_t)odd[i] << 16) & keep;
+        }
     }
 }
 
@@ -230,7 +244,7 @@ CPU_CLONES static void transpose(float *out, const float *in, int64_t rows, int6
 
 static size_t work_floats(const struct attention_shape *shape)
 {
-    const int64_t t = up(shape->sequence, TILE), qk = up(shape->qk_dim, TILE_COLS),
+    const int64_t t = up(keys_of(shape), TILE), qk = up(shape->qk_dim, TILE_COLS),
                   v = up(shape->v_dim, TILE_COLS);
     return (size_t)(5 * t * qk + 5 * t * v + t * (qk + v) / 2 + t) +
            sizeof(struct work) / sizeof(float) + 64;
@@ -241,7 +255,8 @@ static struct work *work_init(float *memory, const struct attention_shape *shape
 {
     struct work *w = (struct work *)(void *)memory;
     memset(memory, 0, work_floats(shape) * sizeof *memory);
-    w->padded = up(shape->sequence, TILE);
+    w->padded = up(keys_of(shape), TILE);
+    w->ahead = shape->ahead;
     w->qk = up(shape->qk_dim, TILE_COLS);
     w->v = up(shape->v_dim, TILE_COLS);
     w->loaded = -1;
@@ -271,32 +286,41 @@ struct head {
 static struct head find_head(const struct attention_shape *shape, int64_t task)
 {
     const int64_t sample = task / shape->heads, head = task % shape->heads,
-                  group = head / (shape->heads / shape->kv_heads), row = sample * shape->sequence;
+                  group = head / (shape->heads / shape->kv_heads), row = sample * shape->sequence,
+                  key = sample * keys_of(shape);
     return (struct head){.sample = sample,
                          .head = head,
                          .group = group,
                          .q = row * shape->q_stride + head * shape->qk_dim,
                          .o = row * shape->o_stride + head * shape->v_dim,
                          .lse = task * shape->sequence,
-                         .k = row * shape->k_stride + group * shape->k_head_stride,
-                         .k_rope = row * shape->k_rope_stride,
-                         .v = row * shape->v_stride + group * shape->v_head_stride};
+                         .k = key * shape->k_stride + group * shape->k_head_stride,
+                         .k_rope = key * shape->k_rope_stride,
+                         .v = key * shape->v_stride + group * shape->v_head_stride};
 }
 
-/* Pairs of all keys and values into k_t, v_t; q_pairs and do_pairs serve on the way. */
+/* Pairs of all keys and values; q_pairs and do_pairs serve on the way. */
 static void load_key_pairs(struct work *w, const struct attention_shape *shape,
                            const struct head *h, const void *k, const void *k_rope, const void *v)
 {
     const int64_t own = shape->qk_dim - shape->rope_dim;
-    load_pairs(w->q_pairs, w->qk, 0, k, shape, h->k, shape->k_stride, own);
+    const struct attention_shape rows = key_rows(shape);
+    load_pairs(w->q_pairs, w->qk, 0, k, &rows, h->k, shape->k_stride, own);
     if (shape->rope_dim > 0) {
-        load_pairs(w->q_pairs, w->qk, own, k_rope, shape, h->k_rope, shape->k_rope_stride,
+        load_pairs(w->q_pairs, w->qk, own, k_rope, &rows, h->k_rope, shape->k_rope_stride,
                    shape->rope_dim);
     }
     transpose(w->k_t, w->q_pairs, w->padded, w->qk / 2);
-    if (w->backward) {
-        load_pairs(w->do_pairs, w->v, 0, v, shape, h->v, shape->v_stride, shape->v_dim);
-        transpose(w->v_t, w->do_pairs, w->padded, w->v / 2);
+    load_row_pairs(w->vals, w->v, v, &rows, h->v, shape->v_stride, shape->v_dim);
+    if (!w->backward) {
+        return;
+    }
+    load_pairs(w->do_pairs, w->v, 0, v, &rows, h->v, shape->v_stride, shape->v_dim);
+    transpose(w->v_t, w->do_pairs, w->padded, w->v / 2);
+    load_row_pairs(w->k, w->qk, k, &rows, h->k, shape->k_stride, own);
+    if (shape->rope_dim > 0) {
+        load_row_pairs(w->k + own, w->qk, k_rope, &rows, h->k_rope, shape->k_rope_stride,
+                       shape->rope_dim);
     }
 }
 
@@ -306,20 +330,19 @@ static void load_keys(struct work *w, const struct attention_shape *shape, const
 {
     const int64_t own = shape->qk_dim - shape->rope_dim,
                   wanted = h->sample * shape->kv_heads + h->group;
+    const struct attention_shape rows = key_rows(shape);
     if (w->loaded == wanted) {
         return;
     }
     w->loaded = wanted;
-    load(w->vals, w->v, v, shape, h->v, shape->v_stride, shape->v_dim, 1);
-    if (w->backward || !w->pairs) {
-        load(w->k, w->qk, k, shape, h->k, shape->k_stride, own, 1);
-    }
-    if ((w->backward || !w->pairs) && shape->rope_dim > 0) {
-        load(w->k + own, w->qk, k_rope, shape, h->k_rope, shape->k_rope_stride, shape->rope_dim, 1);
-    }
     if (w->pairs) {
         load_key_pairs(w, shape, h, k, k_rope, v);
         return;
+    }
+    load(w->vals, w->v, v, &rows, h->v, shape->v_stride, shape->v_dim, 1);
+    load(w->k, w->qk, k, &rows, h->k, shape->k_stride, own, 1);
+    if (shape->rope_dim > 0) {
+        load(w->k + own, w->qk, k_rope, &rows, h->k_rope, shape->k_rope_stride, shape->rope_dim, 1);
     }
     transpose(w->k_t, w->k, w->padded, w->qk);
     if (w->backward) {
@@ -327,14 +350,24 @@ static void load_keys(struct work *w, const struct attention_shape *shape, const
     }
 }
 
+/* Rows of keys that stood where queries stand now, in the last tile of these. */
+static void clear_behind(float *rows, int64_t cols, const struct attention_shape *shape)
+{
+    const int64_t behind = up(shape->sequence, TILE) - shape->sequence;
+    memset(rows + shape->sequence * cols, 0, (size_t)(behind * cols) * sizeof *rows);
+}
+
 static void load_queries(struct work *w, const struct attention_shape *shape, const struct head *h,
                          const void *q)
 {
-    if (w->pairs) {
-        load_pairs(w->q_pairs, w->qk, 0, q, shape, h->q, shape->q_stride, shape->qk_dim);
-    }
-    if (w->backward || !w->pairs) {
+    if (!w->pairs) {
         load(w->q, w->qk, q, shape, h->q, shape->q_stride, shape->qk_dim, shape->scale);
+        return;
+    }
+    load_pairs(w->q_pairs, w->qk, 0, q, shape, h->q, shape->q_stride, shape->qk_dim);
+    clear_behind(w->q_pairs, w->qk / 2, shape);
+    if (w->backward) {
+        load_row_pairs(w->q, w->qk, q, shape, h->q, shape->q_stride, shape->qk_dim);
     }
 }
 
@@ -345,6 +378,7 @@ void cpu_attention_forward(struct device *device, void *o, float *lse, const voi
     float *scratch =
         cpu_scratch(device, CPU_SLOT_ATTENTION, floats * (size_t)device->threads * sizeof *scratch);
     assert(shape->heads % shape->kv_heads == 0);
+    assert(shape->ahead + shape->sequence <= keys_of(shape));
 #pragma omp parallel num_threads(device->threads)
     {
         struct work *w = work_init(scratch + floats * (size_t)omp_get_thread_num(), shape, false);
@@ -361,8 +395,7 @@ void cpu_attention_forward(struct device *device, void *o, float *lse, const voi
     }
 }
 
-/* P = exp(S - lse); dS = P (dP - delta). S is scaled, and so is q: dK = dS^T q is
- * scaled already. */
+/* P = exp(S - lse); dS = P (dP - delta). S is scaled; so is q, but for pairs. */
 CPU_CLONES static void gradient_row(float *p, float *ds, float lse, float delta)
 {
     for (int j = 0; j < TILE; j++) {
@@ -374,33 +407,32 @@ CPU_CLONES static void gradient_row(float *p, float *ds, float lse, float delta)
 static void backward_tile(struct work *w, const struct attention_shape *shape, int64_t sample,
                           int64_t q0, int64_t k0, const float *lse)
 {
-    const bool diagonal = k0 == q0;
+    const int64_t at[2] = {q0, k0};
     scores(w, shape, sample, q0, k0);
-    row_products(w, w->dscore, w->d_out, w->do_pairs, w->v_t, w->v, (int64_t[]){q0, k0});
+    row_products(w, w->dscore, w->pairs ? w->do_pairs : w->d_out, w->v_t, w->v, at);
     for (int64_t i = 0; i < TILE; i++) {
         const bool real = q0 + i < shape->sequence;
         gradient_row(w->score + i * TILE, w->dscore + i * TILE, real ? lse[q0 + i] : -MASKED,
                      w->delta[q0 + i]);
     }
-    product(diagonal ? UPPER_A : WHOLE, w->dv + k0 * w->v, w->v, w->score, columns_of_tile,
-            w->d_out + q0 * w->v, w->v, (int64_t[]){w->v, TILE});
-    product(diagonal ? UPPER_A : WHOLE, w->dk + k0 * w->qk, w->qk, w->dscore, columns_of_tile,
-            w->q + q0 * w->qk, w->qk, (int64_t[]){w->qk, TILE});
-    product(diagonal ? LOWER_A : WHOLE, w->dq + q0 * w->qk, w->qk, w->dscore, rows_of_tile,
-            w->k + k0 * w->qk, w->qk, (int64_t[]){w->qk, TILE});
+    sum_over_queries(w, w->dv, w->score, w->d_out, w->v, at);
+    sum_over_queries(w, w->dk, w->dscore, w->q, w->qk, at);
+    sum_over_keys(w, w->dq, w->dscore, w->k, w->qk, at);
 }
 
 /* dO, and delta = rowsum(dO * O). With pairs, w->out holds O as pairs. */
 static void load_outputs(struct work *w, const struct attention_shape *shape, const struct head *h,
                          const void *o, const void *d_o)
 {
-    load(w->d_out, w->v, d_o, shape, h->o, shape->o_stride, shape->v_dim, 1);
     if (w->pairs) {
+        load_row_pairs(w->d_out, w->v, d_o, shape, h->o, shape->o_stride, shape->v_dim);
         load_pairs(w->out, w->v, 0, o, shape, h->o, shape->o_stride, shape->v_dim);
         load_pairs(w->do_pairs, w->v, 0, d_o, shape, h->o, shape->o_stride, shape->v_dim);
-        tile_row_dots_pairs(w->delta, w->do_pairs, w->out, w->padded, w->v / 2);
+        clear_behind(w->do_pairs, w->v / 2, shape);
+        tile_row_dots_pairs(w->delta, w->do_pairs, w->out, up(shape->sequence, TILE), w->v / 2);
         return;
     }
+    load(w->d_out, w->v, d_o, shape, h->o, shape->o_stride, shape->v_dim, 1);
     load(w->out, w->v, o, shape, h->o, shape->o_stride, shape->v_dim, 1);
     for (int64_t t = 0; t < shape->sequence; t++) {
         float sum = 0;
@@ -418,12 +450,13 @@ static void backward_head(struct work *w, const struct attention_shape *shape, i
     memset(w->dk, 0, (size_t)(w->padded * w->qk) * sizeof *w->dk);
     memset(w->dv, 0, (size_t)(w->padded * w->v) * sizeof *w->dv);
     for (int64_t q0 = 0; q0 < shape->sequence; q0 += TILE) {
-        for (int64_t k0 = first_tile(shape, sample, q0); k0 <= q0; k0 += TILE) {
+        for (int64_t k0 = first_tile(shape, sample, q0); k0 < end_visible(shape, q0); k0 += TILE) {
             backward_tile(w, shape, sample, q0, k0, lse);
         }
     }
-    for (int64_t t = 0; t < shape->sequence; t++) {
-        scale_row(w->dq + t * w->qk, shape->scale, w->qk);
+    scale_row(w->dq, shape->scale, w->padded * w->qk);
+    if (w->pairs) {
+        scale_row(w->dk, shape->scale, w->padded * w->qk);
     }
 }
 
@@ -438,7 +471,7 @@ struct sums {
 /* `memory` NULL: only how many floats it takes. */
 static struct sums sums_layout(float *memory, const struct attention_shape *shape)
 {
-    const int64_t rows = shape->batch * shape->sequence,
+    const int64_t rows = shape->batch * keys_of(shape),
                   shared = shape->heads > shape->kv_heads ? rows * shape->kv_heads : 0,
                   rope = rows * shape->rope_dim, own = shared * (shape->qk_dim - shape->rope_dim);
     struct sums sums = {.floats = (size_t)(rope + own + shared * shape->v_dim)};
@@ -464,7 +497,7 @@ static void add(float *sum, int64_t cols, const float *in, int64_t in_cols, int6
 static void add_shared(const struct sums *sums, const struct work *w,
                        const struct attention_shape *shape, const struct head *h)
 {
-    const int64_t t = shape->sequence, own = shape->qk_dim - shape->rope_dim,
+    const int64_t t = keys_of(shape), own = shape->qk_dim - shape->rope_dim,
                   rows = (h->sample * shape->kv_heads + h->group) * t;
     if (sums->rope != NULL) {
         add(sums->rope + h->sample * t * shape->rope_dim, shape->rope_dim, w->dk + own, w->qk, t);
@@ -480,23 +513,41 @@ struct gradients {
     void *dq, *dk, *dk_rope, *dv;
 };
 
+/* Gradients of keys or values: of a part of an attention they add, in f32. */
+static void store_keys(void *data, const float *in, int64_t cols,
+                       const struct attention_shape *shape, int64_t first, int64_t stride,
+                       int64_t dim)
+{
+    const struct attention_shape rows = key_rows(shape);
+    if (shape->keys == 0) {
+        store(data, in, cols, &rows, first, stride, dim);
+        return;
+    }
+    for (int64_t t = 0; t < rows.sequence; t++) {
+        float *out = (float *)data + first + t * stride;
+        for (int64_t i = 0; i < dim; i++) {
+            out[i] += in[t * cols + i];
+        }
+    }
+}
+
 /* Behind the last head of a group: dk, dv; behind the last head of a sample: dk_rope. */
 static void store_shared(const struct gradients *out, const struct sums *sums, const struct work *w,
                          const struct attention_shape *shape, const struct head *h)
 {
-    const int64_t t = shape->sequence, own = shape->qk_dim - shape->rope_dim,
+    const int64_t t = keys_of(shape), own = shape->qk_dim - shape->rope_dim,
                   per_group = shape->heads / shape->kv_heads,
                   rows = (h->sample * shape->kv_heads + h->group) * t;
     if (h->head % per_group == per_group - 1) {
         const bool shared = sums->own != NULL;
-        store(out->dk, shared ? sums->own + rows * own : w->dk, shared ? own : w->qk, shape, h->k,
-              shape->k_stride, own);
-        store(out->dv, shared ? sums->dv + rows * shape->v_dim : w->dv,
-              shared ? shape->v_dim : w->v, shape, h->v, shape->v_stride, shape->v_dim);
+        store_keys(out->dk, shared ? sums->own + rows * own : w->dk, shared ? own : w->qk, shape,
+                   h->k, shape->k_stride, own);
+        store_keys(out->dv, shared ? sums->dv + rows * shape->v_dim : w->dv,
+                   shared ? shape->v_dim : w->v, shape, h->v, shape->v_stride, shape->v_dim);
     }
     if (h->head == shape->heads - 1 && sums->rope != NULL) {
-        store(out->dk_rope, sums->rope + h->sample * t * shape->rope_dim, shape->rope_dim, shape,
-              h->k_rope, shape->k_rope_stride, shape->rope_dim);
+        store_keys(out->dk_rope, sums->rope + h->sample * t * shape->rope_dim, shape->rope_dim,
+                   shape, h->k_rope, shape->k_rope_stride, shape->rope_dim);
     }
 }
 

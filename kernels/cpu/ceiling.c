@@ -28,6 +28,9 @@ CPU_CLONES static float chains_f32(void)
     lanes sum[CHAINS] = {0}, factor = {0}, scale = {0};
     factor += 0.5F;
     scale += 1e-3F;
+    for (int i = 0; i < CHAINS; i++) {
+        sum[i] += (float)i; /* equal chains would become one */
+    }
     for (int turn = 0; turn < TURNS; turn++) {
 #pragma GCC unroll 12
         for (int i = 0; i < CHAINS; i++) {

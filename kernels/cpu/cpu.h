@@ -136,7 +136,7 @@ void cpu_grouped_backward_input(struct device *, struct tensor dx, struct tensor
 void cpu_grouped_backward_weight(struct device *, float *dw, int64_t w_stride, struct tensor dy,
                                  struct tensor x, const int64_t *offset, int64_t experts);
 void cpu_swiglu_forward(struct device *, struct tensor h, struct tensor gate_up);
-void cpu_swiglu_backward(struct device *, struct tensor dgate_up, struct tensor dh,
+void cpu_swiglu_backward(struct device *, struct tensor dgate_up, struct tensor h, struct tensor dh,
                          struct tensor gate_up);
 void cpu_cross_entropy(struct device *, double *loss, struct tensor dx, struct tensor dw,
                        struct tensor x, struct tensor w, const int32_t *labels, float loss_scale);
@@ -165,14 +165,16 @@ struct norm_row {
 /* Row n: y[width] before it is rounded; row[width] scratch. Returns its rstd. */
 float cpu_norm_row(float *y, float *row, const struct norm_row *from, const float *w, int64_t n);
 void cpu_swiglu_forward_part(float *h, const float *gate, const float *up, int64_t count);
-void cpu_swiglu_backward_part(float *dgate, float *dup, const float *dh, const float *gate,
-                              const float *up, int64_t count);
+void cpu_swiglu_backward_part(float *dgate, float *dup, float *h, const float *dh,
+                              const float *gate, const float *up, int64_t count);
 /* Of at most CPU_COMBINE_PART elements, a row's parts in ascending order. */
 float cpu_combine_backward_part(float *out, const float *dy, const float *x, float weight,
                                 int64_t count);
 
 extern const struct fp8_ops cpu_fp8_ops;
 extern const struct fixed_ops cpu_fixed_ops;
+/* fixed_ops.decode of a part, by one thread. */
+void cpu_fixed_decode(float *out, const int64_t *sum, int64_t count, float quantum);
 
 /* device_ceilings. */
 void cpu_ceilings(struct device *device, enum dtype dtype, struct device_ceilings *out);

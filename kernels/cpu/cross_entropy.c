@@ -1,5 +1,6 @@
 #include <assert.h>
 #include <math.h>
+#include <omp.h>
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
@@ -30,23 +31,23 @@ CPU_CLONES static float row_max(const float *x, int64_t count)
     return most;
 }
 
-/* x becomes exp(x - most); returns the sum in a fixed tree. */
-CPU_CLONES static double row_exp(float *x, float most, int64_t count)
+/* out = exp(x - most), which may be x; returns the sum in a fixed tree. */
+CPU_CLONES static double row_exp(float *out, const float *x, float most, int64_t count)
 {
     double total = 0;
     for (int64_t i = 0; i < count; i += LANES * LANES) {
         float sum[LANES] = {0};
         const int64_t end = count - i < LANES * LANES ? count : i + LANES * LANES;
         for (int64_t j = i; j < end; j++) {
-            x[j] = fast_exp(x[j] - most);
+            out[j] = fast_exp(x[j] - most);
         }
         for (int64_t j = i; j + LANES <= end; j += LANES) {
             for (int lane = 0; lane < LANES; lane++) {
-                sum[lane] += x[j + lane];
+                sum[lane] += out[j + lane];
             }
         }
         for (int64_t j = i + (end - i) / LANES * LANES; j < end; j++) {
-            total += (double)x[j];
+            total += (double)out[j];
         }
         for (int lane = 0; lane < LANES; lane++) {
             total += (double)sum[lane];
@@ -70,9 +71,10 @@ CPU_CLONES static void row_scale_narrow(uint16_t *out, const float *x, float sca
     }
 }
 
-/* One row: logits become d loss / d logits (scale 0: of no use), or with `narrow` leave them there.
- * Returns -log p of the label. */
-static double row_loss(float *logits, uint16_t *narrow, int32_t label, int64_t vocab, float scale)
+/* One row: logits become d loss / d logits (scale 0: of no use), or with `narrow` leave them there
+ * and are not written, their exp being in row[vocab]. Returns -log p of the label. */
+static double row_loss(float *logits, uint16_t *narrow, float *row, int32_t label, int64_t vocab,
+                       float scale)
 {
     if (label < 0 && narrow != NULL) {
         memset(narrow, 0, (size_t)vocab * sizeof *narrow);
@@ -82,12 +84,13 @@ static double row_loss(float *logits, uint16_t *narrow, int32_t label, int64_t v
         memset(logits, 0, (size_t)vocab * sizeof *logits);
         return 0;
     }
+    float *weight = narrow != NULL ? row : logits;
     const float most = row_max(logits, vocab), own = logits[label];
-    const double sum = row_exp(logits, most, vocab);
+    const double sum = row_exp(weight, logits, most, vocab);
     const float factor = (float)((double)scale / sum);
     if (narrow != NULL) {
-        row_scale_narrow(narrow, logits, factor, vocab);
-        narrow[label] = bf16_from_float(logits[label] * factor - scale);
+        row_scale_narrow(narrow, weight, factor, vocab);
+        narrow[label] = bf16_from_float(weight[label] * factor - scale);
     } else {
         row_scale(logits, factor, vocab);
         logits[label] -= scale;
@@ -95,16 +98,38 @@ static double row_loss(float *logits, uint16_t *narrow, int32_t label, int64_t v
     return log(sum) + (double)most - (double)own;
 }
 
-/* Softmax and loss of a chunk: logits become their gradients, in `narrow` (may be NULL) as bf16:
- * such products are twice as fast, and published implementations round here too. */
-static void chunk_loss(struct device *device, float *logits, uint16_t *narrow, double *loss,
-                       const int32_t *labels, int64_t count, int64_t vocab, float scale)
+/* Where a chunk's work stands. */
+struct chunk {
+    double *loss;     /* [count] */
+    float *logits;    /* [count, vocab] */
+    float *rows;      /* [threads, vocab]; with narrow */
+    uint16_t *narrow; /* [count, vocab] bf16 gradients of logits, or NULL: they are logits' place */
+};
+
+/* Softmax and loss of a chunk: logits become their gradients, in `narrow` as bf16: such products
+ * are twice as fast, and published implementations round here too. */
+static void chunk_loss(struct device *device, const struct chunk *c, const int32_t *labels,
+                       int64_t count, int64_t vocab, float scale)
 {
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t n = 0; n < count; n++) {
-        loss[n] = row_loss(logits + n * vocab, narrow != NULL ? narrow + n * vocab : NULL,
-                           labels[n], vocab, scale);
+        c->loss[n] =
+            row_loss(c->logits + n * vocab, c->narrow != NULL ? c->narrow + n * vocab : NULL,
+                     c->rows + omp_get_thread_num() * vocab, labels[n], vocab, scale);
     }
+}
+
+static struct chunk make_chunk(struct device *device, int64_t rows, int64_t vocab, bool narrowed)
+{
+    const size_t cells = (size_t)(rows * vocab), own = (size_t)(device->threads * vocab);
+    struct chunk c = {0};
+    c.loss = cpu_scratch(device, CPU_SLOT_LOSS,
+                         (size_t)rows * sizeof *c.loss + (cells + own) * sizeof *c.logits +
+                             (narrowed ? cells * sizeof *c.narrow : 0));
+    c.logits = (float *)(void *)(c.loss + rows);
+    c.rows = c.logits + cells;
+    c.narrow = narrowed ? (uint16_t *)(void *)(c.rows + own) : NULL;
+    return c;
 }
 
 void cpu_cross_entropy(struct device *device, double *total, struct tensor dx, struct tensor dw,
@@ -112,25 +137,20 @@ void cpu_cross_entropy(struct device *device, double *total, struct tensor dx, s
 {
     const int64_t rows = x.dim[0], vocab = w.dim[0], chunk = rows < CHUNK ? rows : CHUNK;
     const bool narrowed = dx.data != NULL && x.dtype == DTYPE_BF16;
-    const size_t cells = (size_t)chunk * (size_t)vocab;
-    double *loss = cpu_scratch(device, CPU_SLOT_LOSS,
-                               (size_t)chunk * sizeof *loss + cells * sizeof(float) +
-                                   (narrowed ? cells * sizeof(uint16_t) : 0));
-    float *logits = (float *)(void *)(loss + chunk);
-    uint16_t *narrow = narrowed ? (uint16_t *)(void *)(logits + cells) : NULL;
+    const struct chunk c = make_chunk(device, chunk, vocab, narrowed);
     double sum = 0;
     assert(w.dim[1] == x.dim[1]);
     for (int64_t first = 0; first < rows; first += chunk) {
         const int64_t count = rows - first < chunk ? rows - first : chunk;
-        const struct tensor part = tensor_2d(logits, DTYPE_F32, count, vocab);
+        const struct tensor part = tensor_2d(c.logits, DTYPE_F32, count, vocab);
         cpu_linear_forward(device, part, tensor_rows(&x, first, count), w, false);
-        chunk_loss(device, logits, narrow, loss, labels + first, count, vocab, loss_scale);
+        chunk_loss(device, &c, labels + first, count, vocab, loss_scale);
         for (int64_t n = 0; n < count; n++) {
-            sum += loss[n];
+            sum += c.loss[n];
         }
         if (dx.data != NULL) {
             const struct tensor grad =
-                narrowed ? tensor_2d(narrow, DTYPE_BF16, count, vocab) : part;
+                narrowed ? tensor_2d(c.narrow, DTYPE_BF16, count, vocab) : part;
             cpu_linear_backward_input(device, tensor_rows(&dx, first, count), grad, w, false);
             cpu_linear_backward_weight(device, dw, grad, tensor_rows(&x, first, count));
         }

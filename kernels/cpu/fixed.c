@@ -4,8 +4,8 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels/cpu/cpu.h"
 #include "kernels/cpu/fp8.h"
+#include "kernels/cpu/gemm.h"
 
 enum { PART = 1024 }; /* floats: stays in L1 */
 
@@ -23,6 +23,18 @@ CPU_CLONES static int64_t add_part(int64_t *sum, const float *x, int64_t count, 
         left_out += fabsf(value) <= limit ? 0 : 1;
     }
     return left_out;
+}
+
+/* Rows of the embedding whose token does not occur: most of them. */
+CPU_CLONES static bool is_zero(const float *x, int64_t count)
+{
+    uint32_t any = 0;
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        any |= bits;
+    }
+    return any == 0;
 }
 
 static void count_left_out(struct fixed_point *fixed, const float *x, int64_t count)
@@ -47,6 +59,9 @@ static void cpu_fixed_add(struct device *device, int64_t *sum, float *x, int64_t
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t i = 0; i < count; i += PART) {
         const int64_t part = count - i < PART ? count - i : PART;
+        if (is_zero(x + i, part)) {
+            continue;
+        }
         if (add_part(sum + i, x + i, part, scale, limit) > 0) {
             count_left_out(fixed, x + i, part);
         }
@@ -54,18 +69,55 @@ static void cpu_fixed_add(struct device *device, int64_t *sum, float *x, int64_t
     }
 }
 
+static bool is_empty(const struct fixed_rows *rows)
+{
+    return rows->first >= rows->last;
+}
+
+/* The wanted rows of unit[out, in], which is zeros again. */
+static void add_live(struct device *device, int64_t *sum, float *unit, int64_t out, int64_t in,
+                     const struct fixed_rows *live, struct fixed_point *fixed)
+{
+    const struct fixed_rows rows = live != NULL ? *live : (struct fixed_rows){0, out};
+    cpu_fixed_add(device, sum + rows.first * in, unit + rows.first * in,
+                  (rows.last - rows.first) * in, fixed);
+    if (live != NULL) {
+        memset(unit, 0, (size_t)(rows.first * in) * sizeof *unit);
+        memset(unit + rows.last * in, 0, (size_t)((out - rows.last) * in) * sizeof *unit);
+    }
+}
+
+/* The experts' products of one source side by side, added as they are finished, where gemm_run does
+ * that; the others one after the other through `unit`. */
 static void grouped_backward_weight(struct device *device, int64_t *sum, int64_t w_stride,
                                     float *unit, struct tensor dy, struct tensor x,
                                     const int64_t *offset, int64_t experts, int64_t sources,
-                                    struct fixed_point *fixed)
+                                    const struct fixed_rows *live, struct fixed_point *fixed)
 {
-    const struct tensor dw = tensor_2d(unit, DTYPE_F32, dy.dim[1], x.dim[1]);
-    for (int64_t g = 0; g < experts * sources; g++) {
-        const int64_t rows = offset[g + 1] - offset[g];
-        if (rows > 0) {
-            cpu_linear_backward_weight(device, dw, tensor_rows(&dy, offset[g], rows),
-                                       tensor_rows(&x, offset[g], rows));
-            cpu_fixed_add(device, sum + g / sources * w_stride, unit, tensor_count(&dw), fixed);
+    struct gemm *batch = cpu_scratch(device, CPU_SLOT_BATCH, (size_t)experts * sizeof *batch);
+    const int64_t out = dy.dim[1], in = x.dim[1];
+    for (int64_t s = 0, count; s < sources; s++, gemm_run(device, batch, count)) {
+        count = 0;
+        for (int64_t e = 0; e < experts; e++) {
+            const int64_t at = offset[e * sources + s], rows = offset[e * sources + s + 1] - at;
+            const struct fixed_rows some = live != NULL ? live[e] : (struct fixed_rows){0, out};
+            const struct tensor own = tensor_rows(&dy, at, rows), other = tensor_rows(&x, at, rows);
+            struct gemm gemm = gemm_weight(unit, own, other);
+            gemm.varies = true;
+            if (rows == 0 || is_empty(&some)) {
+                continue;
+            }
+            if (!gemm_adds_fixed(device, &gemm)) {
+                cpu_linear_backward_weight(device, tensor_2d(unit, DTYPE_F32, out, in), own, other);
+                add_live(device, sum + e * w_stride, unit, out, in, &some, fixed);
+                continue;
+            }
+            gemm.m = some.last - some.first;
+            gemm.a = (const char *)own.data + (size_t)some.first * dtype_bytes(own.dtype);
+            gemm.c = sum + e * w_stride + some.first * in;
+            gemm.c_dtype = DTYPE_I64;
+            gemm.fixed = fixed;
+            batch[count++] = gemm;
         }
     }
 }
@@ -83,23 +135,25 @@ static struct fp8_rows from_column(struct fp8_rows t, int64_t column)
 static void fp8_linear_weight(struct device *device, int64_t *sum, int64_t w_stride, float *unit,
                               struct fp8_rows dyt, struct fp8_rows xt, const int64_t *offset,
                               int64_t experts, int64_t sources, int64_t tokens,
-                              const struct fp8_how *how, struct fixed_point *fixed)
+                              const struct fixed_rows *live, const struct fp8_how *how,
+                              struct fixed_point *fixed)
 {
     int64_t column = 0;
     assert(offset[experts * sources] <= tokens);
     for (int64_t g = 0; g < experts * sources; g++) {
         const int64_t rows = offset[g + 1] - offset[g], own[2] = {0, rows};
-        if (rows > 0) {
+        const struct fixed_rows *some = live != NULL ? &live[g / sources] : NULL;
+        if (rows > 0 && (some == NULL || !is_empty(some))) {
             cpu_fp8_linear_weight(device, unit, 0, from_column(dyt, column),
                                   from_column(xt, column), own, 1, rows, how);
-            cpu_fixed_add(device, sum + g / sources * w_stride, unit, dyt.rows * xt.rows, fixed);
-            column += fp8_tiles(rows) * FP8_TILE;
+            add_live(device, sum + g / sources * w_stride, unit, dyt.rows, xt.rows, some, fixed);
         }
+        column += fp8_tiles(rows) * FP8_TILE;
     }
     (void)tokens;
 }
 
-/* ---- back to f32, and the sum of squares ---- */
+/* ---- the sum of squares, and back to f32 ---- */
 
 /* Every step is exact: a power of two, and the leading bits of what is left. */
 static inline void add_square(int64_t limb[FIXED_LIMBS], double square)
@@ -113,17 +167,15 @@ static inline void add_square(int64_t limb[FIXED_LIMBS], double square)
     }
 }
 
-/* out = f(sum) quantum; limb adds the sum of f(sum)^2: an integer, as every term is. */
-CPU_CLONES static void decode_chunk(float *out, int64_t limb[FIXED_LIMBS], const int64_t *sum,
-                                    float quantum)
+/* limb adds the sum of f(sum)^2: an integer, as every term is. */
+CPU_CLONES static void square_chunk(int64_t limb[FIXED_LIMBS], const int64_t *sum)
 {
     enum { LANES = 8 };
     double square[LANES] = {0}, total = 0;
     for (int64_t i = 0; i < FIXED_CHUNK; i += LANES) {
         for (int j = 0; j < LANES; j++) {
-            const float value = (float)sum[i + j];
-            out[i + j] = value * quantum;
-            square[j] += (double)value * (double)value;
+            const double value = (double)(float)sum[i + j];
+            square[j] += value * value;
         }
     }
     for (int j = 0; j < LANES; j++) {
@@ -132,8 +184,7 @@ CPU_CLONES static void decode_chunk(float *out, int64_t limb[FIXED_LIMBS], const
     add_square(limb, total);
 }
 
-static void decode(struct device *device, float *out, int64_t *square, const int64_t *sum,
-                   int64_t count, float quantum)
+static void squares(struct device *device, int64_t *square, const int64_t *sum, int64_t count)
 {
     int64_t all[FIXED_LIMBS] = {0};
     assert(count % FIXED_CHUNK == 0);
@@ -142,15 +193,31 @@ static void decode(struct device *device, float *out, int64_t *square, const int
         int64_t own[FIXED_LIMBS] = {0};
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < count; i += FIXED_CHUNK) {
-            decode_chunk(out + i, own, sum + i, quantum);
+            square_chunk(own, sum + i);
         }
-#pragma omp critical(fixed_decode)
+#pragma omp critical(fixed_squares)
         for (int i = 0; i < FIXED_LIMBS; i++) {
             all[i] += own[i];
         }
     }
     for (int i = 0; i < FIXED_LIMBS; i++) {
         square[i] += all[i];
+    }
+}
+
+CPU_CLONES void cpu_fixed_decode(float *out, const int64_t *sum, int64_t count, float quantum)
+{
+    for (int64_t i = 0; i < count; i++) {
+        out[i] = (float)sum[i] * quantum;
+    }
+}
+
+static void decode(struct device *device, float *out, const int64_t *sum, int64_t count,
+                   float quantum)
+{
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t i = 0; i < count; i += PART) {
+        cpu_fixed_decode(out + i, sum + i, count - i < PART ? count - i : PART, quantum);
     }
 }
 
@@ -175,6 +242,7 @@ const struct fixed_ops cpu_fixed_ops = {
     .add = cpu_fixed_add,
     .grouped_backward_weight = grouped_backward_weight,
     .fp8_linear_weight = fp8_linear_weight,
+    .squares = squares,
     .decode = decode,
     .expert_sources = expert_sources,
 };

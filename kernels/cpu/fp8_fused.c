@@ -77,11 +77,11 @@ CPU_CLONES static void gradient_part(float *out, const struct swiglu *s, int64_t
 {
     const bool is_up = col >= s->width;
     const int64_t at = is_up ? col - s->width : col;
-    float gate[FP8_TILE], up[FP8_TILE], dh[FP8_TILE], other[FP8_TILE];
+    float gate[FP8_TILE], up[FP8_TILE], dh[FP8_TILE], other[FP8_TILE], h[FP8_TILE];
     load_gate_up(gate, s, row, at, count);
     load_gate_up(up, s, row, s->width + at, count);
     row_load(dh, s->dh.data, s->dh.dtype, row * s->width + at, count);
-    cpu_swiglu_backward_part(is_up ? other : out, is_up ? out : other, dh, gate, up, count);
+    cpu_swiglu_backward_part(is_up ? other : out, is_up ? out : other, h, dh, gate, up, count);
     row_round(out, DTYPE_BF16, count);
 }
 

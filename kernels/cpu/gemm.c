@@ -1,5 +1,7 @@
 #include "kernels/cpu/gemm.h"
 
+#include <assert.h>
+
 #include "kernels/cpu/gemm_onednn.h"
 #include "kernels/cpu/gemm_wide.h"
 
@@ -220,6 +222,16 @@ static void run_own(struct device *device, struct plan *plans, int64_t count)
     }
 }
 
+static bool is_wide(const struct cpu_device *self, const struct gemm *g)
+{
+    return self->wide && g->varies && gemm_wide_takes(g);
+}
+
+bool gemm_adds_fixed(struct device *device, const struct gemm *gemm)
+{
+    return is_wide(cpu_device_of(device), gemm);
+}
+
 void gemm_run(struct device *device, const struct gemm *batch, int64_t count)
 {
     const struct cpu_device *self = cpu_device_of(device);
@@ -231,7 +243,8 @@ void gemm_run(struct device *device, const struct gemm *batch, int64_t count)
         if (g->m == 0 || g->n == 0 || (g->k == 0 && g->add)) {
             continue;
         }
-        if (self->wide && g->varies && gemm_wide_takes(g)) {
+        assert(g->fixed == NULL || is_wide(self, g));
+        if (is_wide(self, g)) {
             wide[wides++] = g;
         } else if (self->onednn == NULL || !onednn_gemm(self->onednn, g, device->threads)) {
             plans[own++].gemm = g; /* none is empty: first tasks ascend strictly */

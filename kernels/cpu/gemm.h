@@ -10,6 +10,7 @@
 #define KERNELS_CPU_GEMM_H
 
 #include "kernels/cpu/cpu.h"
+#include "kernels/ops_fixed.h"
 
 /* C[m,n] = (add ? C : 0) + sum_k A[m,k] B[k,n]. Strides in elements. */
 struct gemm {
@@ -20,7 +21,15 @@ struct gemm {
     enum dtype a_dtype, b_dtype, c_dtype;
     bool add;
     bool varies; /* m or k is how many tokens chose an expert: another one at every call */
+    struct fixed_point *fixed; /* not NULL: C is of int64 and each sum over k is added to it as
+                                  fixed_ops.add does; gemm_adds_fixed must say so */
 };
+
+/* dw[O,I] += dy[M,O]^T x[M,I], f32. */
+struct gemm gemm_weight(float *dw, struct tensor dy, struct tensor x);
+
+/* Whether gemm_run takes this product with `fixed` on this device. */
+bool gemm_adds_fixed(struct device *device, const struct gemm *gemm);
 
 /* Runs `count` independent products (no C overlaps another). */
 void gemm_run(struct device *device, const struct gemm *batch, int64_t count);

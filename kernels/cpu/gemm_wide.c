@@ -1,6 +1,7 @@
 #include "kernels/cpu/gemm_wide.h"
 
 #include <assert.h>
+#include <float.h>
 #include <string.h>
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -283,6 +284,59 @@ WIDE static void finish_row(void *c, enum dtype dtype, const float *acc, int64_t
     }
 }
 
+/* What fixed_ops.add leaves out. */
+struct left_out {
+    int64_t saturated, bad;
+};
+
+/* A row of sums to integers, as fixed_ops.add takes them (kernels/cpu/fixed.c). */
+WIDE static void finish_fixed(int64_t *c, const float *acc, int64_t count,
+                              const struct fixed_point *fixed, struct left_out *left_out)
+{
+    const __m512 scale = _mm512_set1_ps(fixed->scale), limit = _mm512_set1_ps(fixed->limit),
+                 most = _mm512_set1_ps(FLT_MAX);
+    for (int64_t j = 0; j < count; j += LANES) {
+        const __mmask16 some = first_lanes(count - j);
+        const __m512 sum = _mm512_loadu_ps(acc + j), value = _mm512_mul_ps(sum, scale);
+        const __mmask16 kept =
+            _mm512_mask_cmp_ps_mask(some, _mm512_abs_ps(value), limit, _CMP_LE_OQ);
+        const __mmask8 half[2] = {(__mmask8)(kept & 0xff), (__mmask8)(kept >> 8)};
+        const __m256 part[2] = {_mm512_castps512_ps256(value), _mm512_extractf32x8_ps(value, 1)};
+        for (int h = 0; h < 2; h++) {
+            int64_t *const to = c + j + h * LANES / 2;
+            const __m512i more = _mm512_maskz_cvtps_epi64(half[h], part[h]);
+            _mm512_mask_storeu_epi64(to, half[h],
+                                     _mm512_add_epi64(_mm512_maskz_loadu_epi64(half[h], to), more));
+        }
+        if (kept != some) {
+            const __mmask16 finite =
+                _mm512_mask_cmp_ps_mask(some, _mm512_abs_ps(sum), most, _CMP_LE_OQ);
+            left_out->saturated += __builtin_popcount((unsigned)(finite & ~kept));
+            left_out->bad += __builtin_popcount((unsigned)(some & ~finite));
+        }
+    }
+}
+
+static void finish_rows(const struct gemm *g, char *c, const float *acc, int64_t m, int64_t n)
+{
+    const int64_t row = g->c_row * (int64_t)dtype_bytes(g->c_dtype);
+    struct left_out left_out = {0};
+    for (int64_t r = 0; r < m; r++) {
+        if (g->fixed != NULL) {
+            finish_fixed((int64_t *)(void *)(c + r * row), acc + r * TILE_N, n, g->fixed,
+                         &left_out);
+        } else {
+            finish_row(c + r * row, g->c_dtype, acc + r * TILE_N, n, g->add);
+        }
+    }
+    if (left_out.saturated + left_out.bad > 0) {
+#pragma omp atomic
+        g->fixed->saturated += left_out.saturated;
+#pragma omp atomic
+        g->fixed->bad += left_out.bad;
+    }
+}
+
 /* --- slabs --- */
 
 /* A piece of one product: columns [first, first + count), or, where A is packed, rows. Neighbours
@@ -362,9 +416,7 @@ static void tile_task(const struct slab *slab, int64_t task)
         prefetch_rows(c, g->c_row * out, m, n * out);
     }
     multiply(g, acc, left, (packed ? slab->whole : slab->part) + j * words, m, n);
-    for (int64_t r = 0; r < m; r++) {
-        finish_row(c + r * g->c_row * out, g->c_dtype, acc + r * TILE_N, n, g->add);
-    }
+    finish_rows(g, c, acc, m, n);
 }
 
 /* How many lines of the slabbed side make a slab. */

@@ -48,8 +48,7 @@ static struct gemm backward_input(struct tensor dx, struct tensor dy, const void
                          .add = add};
 }
 
-/* dw[O,I] += dy[M,O]^T x[M,I] */
-static struct gemm backward_weight(float *dw, struct tensor dy, struct tensor x)
+struct gemm gemm_weight(float *dw, struct tensor dy, struct tensor x)
 {
     const int64_t in = x.dim[1], out = dy.dim[1];
     assert(x.dim[0] == dy.dim[0]);
@@ -90,7 +89,7 @@ void cpu_linear_backward_weight(struct device *device, struct tensor dw, struct 
                                 struct tensor x)
 {
     assert(tensor_is(&dw, DTYPE_F32, dy.dim[1], x.dim[1]));
-    const struct gemm gemm = backward_weight(dw.data, dy, x);
+    const struct gemm gemm = gemm_weight(dw.data, dy, x);
     gemm_run(device, &gemm, 1);
 }
 
@@ -128,7 +127,7 @@ static void grouped(struct device *device, enum pass pass, struct tensor out, st
         }
         batch[count] = pass == PASS_FORWARD ? forward(mine, other, matrix, dtype, false)
                        : pass == PASS_INPUT ? backward_input(mine, other, matrix, dtype, false)
-                                            : backward_weight((float *)(void *)matrix, mine, other);
+                                            : gemm_weight((float *)(void *)matrix, mine, other);
         batch[count++].varies = true;
     }
     gemm_run(device, batch, count);

@@ -44,9 +44,10 @@ struct cuda_graph {
 struct cuda_device {
     struct device head;
     int ordinal;
-    cudaStream_t stream;           /* owned; head.stream */
-    const char *op;                /* the one that runs, or ran last */
-    struct cublaslt *blas;         /* owned; NULL: dense products by our own kernels */
+    cudaStream_t stream;   /* owned; head.stream */
+    const char *op;        /* the one that runs, or ran last */
+    bool layout;           /* run.deterministic layout: nothing is chosen by rows of experts */
+    struct cublaslt *blas; /* owned; NULL: dense products by our own kernels */
     struct cudnn_attention *cudnn; /* owned; NULL: attention by our own kernels */
     struct {
         void *data; /* owned */

@@ -131,7 +131,7 @@ void cuda_combine_rows_backward(void *stream, struct tensor dx, float *dweight, 
 
 /* ---- swiglu.cu ---- */
 void cuda_swiglu_forward(void *stream, struct tensor h, struct tensor gate_up);
-void cuda_swiglu_backward(void *stream, struct tensor dgate_up, struct tensor dh,
+void cuda_swiglu_backward(void *stream, struct tensor dgate_up, struct tensor h, struct tensor dh,
                           struct tensor gate_up);
 
 /* ---- cross_entropy.cu ---- */

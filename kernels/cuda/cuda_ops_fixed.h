@@ -12,8 +12,8 @@ extern "C" {
 
 /* ---- fixed.cu ---- */
 void cuda_fixed_add(void *stream, int64_t *sum, float *x, int64_t count, struct fixed_point *fixed);
-void cuda_fixed_decode(void *stream, float *out, int64_t *square, const int64_t *sum, int64_t count,
-                       float quantum);
+void cuda_fixed_squares(void *stream, int64_t *square, const int64_t *sum, int64_t count);
+void cuda_fixed_decode(void *stream, float *out, const int64_t *sum, int64_t count, float quantum);
 void cuda_fixed_expert_sources(void *stream, int64_t *offset, const int32_t *message,
                                struct padded_shape shape);
 

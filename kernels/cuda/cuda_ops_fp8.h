@@ -85,11 +85,14 @@ double cuda_fp8_tile_cycles(bool weight, int tile, const struct cuda_fp8_shape *
 int cuda_fp8_tile_choice(bool weight, const struct cuda_fp8_shape *shape);
 /* Seconds of the best tile on an H100: kernels/device.h, device_fp8_seconds. */
 double cuda_fp8_seconds(bool weight, int64_t rows, int64_t out, int64_t in, int64_t groups);
+/* A usual number of rows of a group, where none may decide. */
+enum { CUDA_FP8_ANY_ROWS = 512 };
 /* cuda_fp8_linear and cuda_fp8_linear_weight by that tile and at most so many blocks (0: one for
  * each multiprocessor), for tests and benchmarks. false: this GPU has no such kernels, or no
  * map of the operands can be made. */
 struct cuda_fp8_by {
     int tile, blocks;
+    int64_t rows; /* tile -1: the best for groups of so many, 0: for those there are */
 };
 bool cuda_fp8_linear_by(void *stream, struct cuda_fp8_by by, struct tensor y, struct fp8_rows x,
                         struct fp8_weights w, const int64_t *offset, bool add);

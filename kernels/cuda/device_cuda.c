@@ -286,15 +286,19 @@ static void close_cuda(struct device *device)
 static void open_libraries(struct cuda_device *self, const struct device_options *options)
 {
     struct device_info *info = &self->head.info;
+    self->layout = options->layout;
     const enum status blas = cublaslt_open(&self->blas, options->layout);
     info->batch_invariant = self->blas == NULL; /* it chooses by the number of rows */
     device_fact(info, "dense_products", "%s",
                 options->layout     ? "own"
                 : blas == STATUS_OK ? "cuBLASLt, own where it has none"
                                     : status_message());
-    const enum status cudnn = cudnn_attention_open(&self->cudnn, options->deterministic);
+    const enum status cudnn =
+        options->layout ? STATUS_OK : cudnn_attention_open(&self->cudnn, options->deterministic);
     device_fact(info, "attention", "%s",
-                cudnn == STATUS_OK ? "cuDNN, own where it does not fit" : status_message());
+                options->layout      ? "own"
+                : cudnn == STATUS_OK ? "cuDNN, own where it does not fit"
+                                     : status_message());
 }
 
 static void describe(struct cuda_device *self, const struct cudaDeviceProp *gpu, int visible)

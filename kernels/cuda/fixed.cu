@@ -46,25 +46,22 @@ DEVICE void add_square(int64_t (&limb)[FIXED_LIMBS], double square)
     }
 }
 
-enum { LANES = 8, DECODE_CHUNKS = 4 * FLAT_THREADS / LANES /* of a block: four each */ };
+enum { LANES = 8, SQUARE_CHUNKS = 4 * FLAT_THREADS / LANES /* of a block: four each */ };
 
 /* Eight threads per chunk, whose squares add up as on the CPU: each thread's own in ascending
- * order, then the eight. Bytes an element: 8 in, 4 out. FLOPs: 3. Bound by memory. */
+ * order, then the eight. Bytes an element: 8 in. FLOPs: 2. Bound by memory. */
 __global__ void __launch_bounds__(FLAT_THREADS)
-    fixed_decode_kernel(float *out, int64_t *square, const int64_t *__restrict__ sum,
-                        int64_t elements, float quantum)
+    fixed_squares_kernel(int64_t *square, const int64_t *__restrict__ sum, int64_t elements)
 {
     const int lane = (int)threadIdx.x % LANES, in_warp = (int)threadIdx.x % 32;
-    const int64_t chunks = elements / FIXED_CHUNK, first = (int64_t)blockIdx.x * DECODE_CHUNKS;
+    const int64_t chunks = elements / FIXED_CHUNK, first = (int64_t)blockIdx.x * SQUARE_CHUNKS;
     int64_t limb[FIXED_LIMBS] = {};
-    for (int at = (int)threadIdx.x / LANES; at < DECODE_CHUNKS; at += FLAT_THREADS / LANES) {
+    for (int at = (int)threadIdx.x / LANES; at < SQUARE_CHUNKS; at += FLAT_THREADS / LANES) {
         const bool there = first + at < chunks;
         double own = 0, total = 0;
         for (int64_t i = lane; there && i < FIXED_CHUNK; i += LANES) {
-            const int64_t e = (first + at) * FIXED_CHUNK + i;
-            const float value = (float)sum[e]; /* to nearest, ties to even */
-            out[e] = value * quantum;
-            own += (double)value * (double)value; /* the product is exact: fused or not */
+            const double value = (double)(float)sum[(first + at) * FIXED_CHUNK + i];
+            own += value * value; /* the product is exact: fused or not */
         }
         for (int j = 0; j < LANES; j++) {
             total += __shfl_sync(0xffffffffu, own, in_warp / LANES * LANES + j);
@@ -79,14 +76,30 @@ __global__ void __launch_bounds__(FLAT_THREADS)
     }
 }
 
-void cuda_fixed_decode(void *stream, float *out, int64_t *square, const int64_t *sum,
-                       int64_t elements, float quantum)
+void cuda_fixed_squares(void *stream, int64_t *square, const int64_t *sum, int64_t elements)
 {
     const int64_t chunks = elements / FIXED_CHUNK;
     assert(elements % FIXED_CHUNK == 0);
     if (chunks > 0) {
-        LAUNCH(fixed_decode_kernel, (unsigned)((chunks + DECODE_CHUNKS - 1) / DECODE_CHUNKS),
-               FLAT_THREADS, 0, (cudaStream_t)stream, out, square, sum, elements, quantum);
+        LAUNCH(fixed_squares_kernel, (unsigned)((chunks + SQUARE_CHUNKS - 1) / SQUARE_CHUNKS),
+               FLAT_THREADS, 0, (cudaStream_t)stream, square, sum, elements);
+    }
+}
+
+/* To nearest, ties to even, like the CPU. Bytes an element: 8 in, 4 out. Bound by memory. */
+__global__ void __launch_bounds__(FLAT_THREADS)
+    fixed_decode_kernel(float *out, const int64_t *__restrict__ sum, int64_t elements,
+                        float quantum)
+{
+    flat<1>(elements, [&](auto, int64_t i) { out[i] = (float)sum[i] * quantum; });
+}
+
+void cuda_fixed_decode(void *stream, float *out, const int64_t *sum, int64_t elements,
+                       float quantum)
+{
+    if (elements > 0) {
+        LAUNCH(fixed_decode_kernel, flat_blocks(elements, 1), FLAT_THREADS, 0, (cudaStream_t)stream,
+               out, sum, elements, quantum);
     }
 }
 

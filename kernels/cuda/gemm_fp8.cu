@@ -49,8 +49,9 @@ static struct gemm_fp8 weight(float *dw, int64_t stride, struct fp8_rows dyt, st
     return p;
 }
 
-/* What the launchers take. */
-static const struct cuda_fp8_by best = {-1, 0};
+/* What the launchers take; and where rows come from the routing and the layout of ranks, which must
+ * not decide (run.deterministic layout). */
+static const struct cuda_fp8_by best = {-1, 0, 0}, any_rows = {-1, 0, CUDA_FP8_ANY_ROWS};
 
 /* A sum over nothing is written as 0, or adds nothing. */
 static bool empty(const struct gemm_fp8 &p)
@@ -84,7 +85,7 @@ void cuda_fp8_linear_weight_of(void *stream, float *dw, struct fp8_rows dyt, str
     struct gemm_fp8 p = weight(dw, 0, dyt, xt, offset, groups, tokens);
     p.g.first = (int)group;
     p.g.experts = 1;
-    if (!empty(p) && !gemm_fp8_sm90_launch((cudaStream_t)stream, GEMM_WEIGHT, &p, best)) {
+    if (!empty(p) && !gemm_fp8_sm90_launch((cudaStream_t)stream, GEMM_WEIGHT, &p, any_rows)) {
         gemm_fp8_mma_launch((cudaStream_t)stream, GEMM_WEIGHT, &p);
     }
 }

@@ -18,8 +18,8 @@
  *
  * Rows of a tile past its group's last are the next group's: they are multiplied and not stored,
  * for a row of C depends on no other. FLOPs 2 m n k; bytes: codes of A n / cols times (in
- * pairs half of that), of B m / rows times for tiles of rows x cols, mostly from L2; C once (WEIGHT:
- * in f32, read and written). Bound: 1979 TFLOP/s; L2 gives about 47 bytes a cycle and
+ * pairs half of that), of B m / rows times for tiles of rows x cols, mostly from L2; C once
+ * (WEIGHT: in f32, read and written). Bound: 1979 TFLOP/s; L2 gives about 47 bytes a cycle and
  * multiprocessor at most, of which 256 x 128 needs 48 (in pairs 32), 128 x 192 53 and smaller tiles
  * more: hence the table of tiles and their cycles.
  */
@@ -577,6 +577,9 @@ bool gemm_fp8_sm90_launch(cudaStream_t stream, enum gemm_pass pass, const struct
                                    attribute(cudaDevAttrMultiProcessorCount)};
     if (weight) {
         shape.rows = g.k, shape.out = g.m, shape.in = g.n;
+    }
+    if (by.rows > 0) {
+        shape.rows = by.rows * g.experts;
     }
     assert(pass != GEMM_INPUT);
     own.g.wide_c = gemm_wide(g.c, g.c_dtype, g.ldc, weight ? g.stride : 0, 4);

@@ -1,11 +1,11 @@
 /* gemm_sm90: products of bf16 operands by Hopper's wgmma, f32 accumulators; dense or grouped.
  *
  * Persistent blocks of three warpgroups. The first feeds a ring of STAGES tiles of 64 k by TMA; the
- * other two multiply them, 64 rows of C each, 256 columns (128 where C is narrow or has few tiles).
- * A stage goes round: the producer waits for "empty", announces the bytes on "full" and loads;
- * consumers wait for "full", multiply, and every warp of them arrives on "empty" once the wgmma
- * that read the stage are complete: those of the next stage are issued before. While consumers
- * store a tile the ring fills with the next one's.
+ * other two multiply them, 64 rows of C each, 256 columns (128 where C is narrow, or, of one
+ * product, has few tiles). A stage goes round: the producer waits for "empty", announces the bytes
+ * on "full" and loads; consumers wait for "full", multiply, and every warp of them arrives on
+ * "empty" once the wgmma that read the stage are complete: those of the next stage are issued
+ * before. While consumers store a tile the ring fills with the next one's.
  *
  * An expert's w is a plane of a 3-D map, so that boxes do not reach into the next expert's. Rows of
  * x and dy past an expert's last are the next expert's: FORWARD and INPUT do not store them; the
@@ -262,9 +262,11 @@ template <enum gemm_pass pass> static bool launch_pass(cudaStream_t stream, stru
         g.k > INT32_MAX || attribute(cudaDevAttrComputeCapabilityMajor) != 9) {
         return false;
     }
-    return (rows * tiles_of(g.n, 256) < multiprocessors
-                ? launch_tiles<pass, 128>
-                : launch_tiles<pass, 256>)(stream, g, multiprocessors);
+    /* Rows of experts come from the routing and the layout of ranks, which must not decide. */
+    const bool few = g.offset != nullptr && pass != GEMM_WEIGHT
+                         ? g.n <= 128
+                         : rows * tiles_of(g.n, 256) < multiprocessors;
+    return (few ? launch_tiles<pass, 128> : launch_tiles<pass, 256>)(stream, g, multiprocessors);
 }
 
 bool gemm_sm90_launch(cudaStream_t stream, enum gemm_pass pass, const struct gemm *g)

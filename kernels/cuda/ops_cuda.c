@@ -233,11 +233,11 @@ static void swiglu_forward(struct device *device, struct tensor h, struct tensor
     cuda_end(self);
 }
 
-static void swiglu_backward(struct device *device, struct tensor dgate_up, struct tensor dh,
-                            struct tensor gate_up)
+static void swiglu_backward(struct device *device, struct tensor dgate_up, struct tensor h,
+                            struct tensor dh, struct tensor gate_up)
 {
     struct cuda_device *self = cuda_begin(device, "swiglu_backward");
-    cuda_swiglu_backward(self->stream, dgate_up, dh, gate_up);
+    cuda_swiglu_backward(self->stream, dgate_up, h, dh, gate_up);
     cuda_end(self);
 }
 

@@ -88,8 +88,12 @@ static void linear(struct device *device, struct tensor y, struct fp8_rows x, st
                    const int64_t *offset, bool add, const struct fp8_how *how)
 {
     struct cuda_device *self = cuda_begin(device, "fp8_linear");
+    const struct cuda_fp8_by any_rows = {.tile = -1, .rows = CUDA_FP8_ANY_ROWS};
     assert(how->accumulate == FP8_ACCUMULATE_DEVICE);
-    cuda_fp8_linear(self->stream, y, x, w, offset, add);
+    if (!(self->layout && offset != NULL &&
+          cuda_fp8_linear_by(self->stream, any_rows, y, x, w, offset, add))) {
+        cuda_fp8_linear(self->stream, y, x, w, offset, add);
+    }
     cuda_end(self);
 }
 

@@ -4,7 +4,7 @@
 
 /* Folded constants of one call: torch's order of operations, as on the CPU. */
 struct adamw_factors {
-    float lr, beta1, beta2, step, inverse_root2, eps, grad_scale;
+    float lr, beta1, beta2, step, inverse_root2, eps, grad_scale, quantum;
 };
 
 template <int W>
@@ -27,6 +27,20 @@ DEVICE void store_moments(bf16 *p, const float (&x)[W], const uint32_t (&words)[
 
 enum { ADAMW_PART = 4096 };
 
+/* g = W elements of the gradient; of integers the bits of fixed_decode_kernel. */
+template <int W>
+DEVICE void load_gradient(float (&g)[W], const struct adamw_piece &piece, int64_t i, float quantum)
+{
+    if (piece.sum == nullptr) {
+        load(g, piece.grad + i);
+        return;
+    }
+#pragma unroll
+    for (int j = 0; j < W; j++) {
+        g[j] = (float)piece.sum[i + j] * quantum;
+    }
+}
+
 /* W neighbouring elements. */
 template <class M, int W>
 DEVICE void adamw_elements(const struct adamw_piece &piece, int64_t i, float decay,
@@ -37,7 +51,7 @@ DEVICE void adamw_elements(const struct adamw_piece &piece, int64_t i, float dec
     float p[W], g[W], new_m[W], new_v[W];
     uint32_t words[W] = {};
     load(p, param);
-    load(g, piece.grad + i);
+    load_gradient(g, piece, i, f.quantum);
     load(new_m, m);
     load(new_v, v);
 #pragma unroll
@@ -81,7 +95,8 @@ DEVICE int64_t piece_of_part(const int64_t *__restrict__ part, int64_t pieces, i
 }
 
 /* One block per part of ADAMW_PART elements of a piece. M: dtype of the moments. Bytes per element:
- * grad in, param and the moments in and out, 2 of the copy out: 30 with f32 moments, 22 with bf16.
+ * grad in, param and the moments in and out, 2 of the copy out: 30 with f32 moments, 22 with bf16;
+ * 4 more where grad is integers.
  * FLOPs: about 15 (bf16: and 25 integer operations of noise). Bound by memory. */
 template <class M>
 __global__ void __launch_bounds__(FLAT_THREADS)
@@ -121,7 +136,8 @@ void cuda_adamw(void *stream, const struct adamw_piece *piece, const int64_t *pa
                                     (float)((double)args.lr / correction1),
                                     (float)(1.0 / sqrt(correction2)),
                                     args.eps,
-                                    args.grad_scale};
+                                    args.grad_scale,
+                                    args.quantum};
     assert(args.moments == DTYPE_F32 || args.moments == DTYPE_BF16);
     if (parts == 0) {
         return;

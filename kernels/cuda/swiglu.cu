@@ -22,12 +22,13 @@ __global__ void __launch_bounds__(TILE_THREADS)
     }
 }
 
-/* A thread reads its elements before it writes them, so dgate_up may be gate_up. Bytes per element
- * of h: dh, gate and up in, two out. FLOPs: about 12 and an exp. Bound by memory. */
+/* A thread reads its elements before it writes them, so dgate_up may be gate_up. h: nullptr, or the
+ * SwiGLU again. Bytes per element of h: dh, gate and up in, two or three out. FLOPs: about 12 and
+ * an exp. Bound by memory. */
 template <class T, int V>
 __global__ void __launch_bounds__(TILE_THREADS)
-    swiglu_backward_kernel(T *dgate_up, const T *__restrict__ dh, const T *gate_up, int64_t rows,
-                           int64_t width)
+    swiglu_backward_kernel(T *dgate_up, T *h, const T *__restrict__ dh, const T *gate_up,
+                           int64_t rows, int64_t width)
 {
     const int64_t n = tile_row();
     if (n >= rows) {
@@ -35,13 +36,17 @@ __global__ void __launch_bounds__(TILE_THREADS)
     }
     for (int64_t i = threadIdx.x * V; i < width; i += blockDim.x * V) {
         const int64_t at = n * 2 * width + i;
-        float gate[V], up[V], grad[V];
+        float gate[V], up[V], grad[V], again[V];
         load(gate, gate_up + at);
         load(up, gate_up + at + width);
         load(grad, dh + n * width + i);
 #pragma unroll
         for (int j = 0; j < V; j++) {
+            again[j] = swiglu(gate[j], up[j]);
             swiglu_gradient(gate[j], up[j], grad[j]);
+        }
+        if (h != nullptr) {
+            store(h + n * width + i, again);
         }
         store(dgate_up + at, gate);
         store(dgate_up + at + width, up);
@@ -65,7 +70,7 @@ void cuda_swiglu_forward(void *stream, struct tensor h, struct tensor gate_up)
     });
 }
 
-void cuda_swiglu_backward(void *stream, struct tensor dgate_up, struct tensor dh,
+void cuda_swiglu_backward(void *stream, struct tensor dgate_up, struct tensor h, struct tensor dh,
                           struct tensor gate_up)
 {
     const int64_t rows = dh.dim[0], width = dh.dim[1];
@@ -75,12 +80,13 @@ void cuda_swiglu_backward(void *stream, struct tensor dgate_up, struct tensor dh
         return;
     }
     const bool wide = width % pack_of(dh.dtype) == 0 && aligned(dgate_up.data) &&
-                      aligned(dh.data) && aligned(gate_up.data);
+                      aligned(dh.data) && aligned(gate_up.data) && aligned(h.data);
     dispatch(dh.dtype, wide, [&](auto kind) {
         using T = typename decltype(kind)::type;
         constexpr int V = decltype(kind)::pack;
         const struct tile tile = tile_of(rows, width / V);
         LAUNCH((swiglu_backward_kernel<T, V>), tile.grid, tile.block, 0, (cudaStream_t)stream,
-               (T *)dgate_up.data, (const T *)dh.data, (const T *)gate_up.data, rows, width);
+               (T *)dgate_up.data, (T *)h.data, (const T *)dh.data, (const T *)gate_up.data, rows,
+               width);
     });
 }

@@ -99,14 +99,29 @@ sys.exit(not (same and all(abs(float(x) - float(y)) <= tolerance * abs(float(x))
 PY
 }
 
+# all_bits DIR: every figure of every step that is not a time, and each tensor's hash, which does not depend on who
+# saved which part of it.
+all_bits() {
+    python3 - "$1" <<'PY'
+import glob, json, sys
+keys = ("step", "loss_hex", "grad_norm", "aux_loss", "mtp_loss", "expert_load", "dropped_fraction", "lr")
+for line in open(sys.argv[1] + "/metrics.jsonl"):
+    step = json.loads(line)
+    print({k: step[k] for k in keys})
+newest = sorted(glob.glob(sys.argv[1] + "/checkpoints/*/manifest.json"))[-1]
+for tensor in sorted(json.load(open(newest))["tensors"], key=lambda t: t["name"]):
+    print(tensor["name"], tensor["hash"])
+PY
+}
+
 # wait_for SECONDS COMMAND...: until it succeeds.
 wait_for() {
-    local tries=$((20 * $1))
+    local tries=$((100 * $1))
     shift
     while ! "$@" >/dev/null 2>&1; do
         tries=$((tries - 1))
         [ "$tries" -gt 0 ] || return 1
-        sleep 0.05
+        sleep 0.01
     done
 }
 

@@ -1,4 +1,4 @@
-/* Linked into a second switchyard (-Wl,--wrap=gradients_decode): with run.deterministic layout on
+/* Linked into a second switchyard (-Wl,--wrap=gradients_square): with run.deterministic layout on
  * one rank and the CPU it says at its end, of the gradients of all steps, how many elements have
  * which exponent and what of the sum of squares they are. docs/determinism.md has the figures. */
 #include <math.h>
@@ -34,18 +34,15 @@ static void tell(void)
     }
 }
 
-void __real_gradients_decode(const struct gradients *gradients, float *out, const int64_t *sum,
-                             int64_t count, double unit);
-void __wrap_gradients_decode(const struct gradients *gradients, float *out, const int64_t *sum,
-                             int64_t count, double unit);
+void __real_gradients_square(const struct gradients *gradients, const int64_t *sum, int64_t count);
+void __wrap_gradients_square(const struct gradients *gradients, const int64_t *sum, int64_t count);
 
-void __wrap_gradients_decode(const struct gradients *gradients, float *out, const int64_t *sum,
-                             int64_t count, double unit)
+void __wrap_gradients_square(const struct gradients *gradients, const int64_t *sum, int64_t count)
 {
-    __real_gradients_decode(gradients, out, sum, count, unit);
+    __real_gradients_square(gradients, sum, count);
     for (int64_t i = 0; i < count; i++) {
         int exponent = 0;
-        const double value = (double)out[i] / unit;
+        const double value = ldexp((double)(float)sum[i], -GRADIENT_BITS);
         (void)frexp(value, &exponent);
         exponent = exponent - 1 < LOWEST ? LOWEST : exponent - 1 > HIGHEST ? HIGHEST : exponent - 1;
         seen.zeros += value == 0;

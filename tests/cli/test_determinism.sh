@@ -20,21 +20,6 @@ widths_of() {
     esac
 }
 
-# all_bits DIR: every figure of every step that is not a time, and each tensor's hash, which does not depend on who
-# saved which part of it.
-all_bits() {
-    python3 - "$1" <<'PY'
-import glob, json, sys
-keys = ("step", "loss_hex", "grad_norm", "aux_loss", "mtp_loss", "expert_load", "dropped_fraction", "lr")
-for line in open(sys.argv[1] + "/metrics.jsonl"):
-    step = json.loads(line)
-    print({k: step[k] for k in keys})
-newest = sorted(glob.glob(sys.argv[1] + "/checkpoints/*/manifest.json"))[-1]
-for tensor in sorted(json.load(open(newest))["tensors"], key=lambda t: t["name"]):
-    print(tensor["name"], tensor["hash"])
-PY
-}
-
 # layout RANKS,EP NAME [key=value ...]: trains there.
 layout() {
     local at=$1 name=$2

@@ -69,8 +69,7 @@ config_case "'gloo' is not one of auto, self, mpi, nccl" 's/seed: 7/seed: 7, com
 config_case "'fp16' is not one of fp32, bf16, fp8" 's/precision: fp32/precision: fp16/'
 config_case "'llama' is not one of mixtral" 's/family: mixtral/family: llama/'
 config_case "'sgd' is not one of adamw, muon" 's/^optimizer:  *{/optimizer: {name: sgd, /'
-config_case "not built" 's/^log:/parallel: {pp: 2}\nlog:/'
-config_case "not built" 's/^log:/parallel: {cp: 4}\nlog:/'
+config_case "not built" 's/^log:/parallel: {etp: 2}\nlog:/'
 config_case "'weihgt' is not one of" 's#train: [^,]*train.h5#train: [{path: a.h5, weihgt: 1}, {path: b.h5, weight: 1}]#'
 relation() { # FRAGMENT key=value...
     local fragment=$1
@@ -79,6 +78,11 @@ relation() { # FRAGMENT key=value...
 }
 relation "does not divide model.num_local_experts 4" parallel.ep=3
 relation "parallel.tp 4 does not divide model.num_key_value_heads 2" parallel.tp=4
+relation "parallel.schedule dualpipe: planned only" parallel.pp=2 parallel.schedule=dualpipe
+relation "parallel.pp 2 with debug.trace: not built" parallel.pp=2 debug.trace=t.h5
+relation "parallel.pp 2 with sample.every_steps 3: not built" parallel.pp=2 sample.every_steps=3
+relation "parallel.stages: only with parallel.pp above 1" parallel.stages=1,1
+relation "parallel.virtual_stages: only with parallel.pp above 1" parallel.virtual_stages=2
 relation "is more than model.num_local_experts" model.num_experts_per_tok=5
 relation "does not divide model.num_attention_heads" model.num_key_value_heads=3
 relation "set model.head_dim" model.num_attention_heads=5 model.num_key_value_heads=5

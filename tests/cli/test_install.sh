@@ -54,4 +54,14 @@ complete_words() {
 expect_same "$(complete_words "$binary" trai)" train "completion of a command"
 expect_same "$(complete_words "$binary" train optimizer.beta1)" optimizer.beta1= "completion of a key"
 expect_same "$(complete_words "$binary" report --ou)" --output "completion of an option"
+expect_same "$(complete_words "$binary" ckpt ver)" verify "completion of an action"
+expect_same "$(complete_words "$binary" ckpt rm --dam)" --damaged "completion of an action's option"
+expect_same "$(complete_words "$binary" tokenizer "")" "encode decode train --help" "actions of the tokenizer"
+# All of them: commands as --help has them, keys of every section as docs/config.md has them.
+commands=$("$binary" --help | sed -n 's/^  \([a-z]*\) .*/\1/p' | tr '\n' ' ')
+expect_same "$(complete_words "$binary" "")" "$commands--help --help-keys --version" "commands"
+for section in $(sed -n 's/^| `\([a-z0-9]*\)\..*/\1/p' "$source_dir/docs/config.md" | sort -u); do
+    keys=$(sed -n "s/^| \`\($section\.[^\`]*\)\`.*/\1=/p" "$source_dir/docs/config.md" | sort | tr '\n' ' ')
+    expect_same "$(complete_words "$binary" train "$section." | tr ' ' '\n' | sort | tr '\n' ' ')" "$keys" "keys of $section"
+done
 finish

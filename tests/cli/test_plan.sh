@@ -94,7 +94,7 @@ v3=("$source_dir/configs/deepseek-v3.yaml" train.precision=fp8 parallel.pp=16 cl
 expect_rc 0 "$binary" plan "${v3[@]}" --tokens 14.8T --price 2
 expect_text "2048 ranks: 256 x 8 h800"
 expect_text "pp 16 (dualpipe)"
-expect_text "warning: parallel.pp 16: planned only"
+expect_text "warning: parallel.schedule dualpipe: planned only"
 expect_text "DOES NOT FIT"
 
 # Warnings of layouts that will be slow, and what cannot be.
@@ -102,6 +102,9 @@ expect_rc 0 "$binary" plan "${v3[@]}" parallel.ep=32
 expect_text "n_group 8 is not the 4 nodes of an ep group"
 expect_rc 0 "$binary" plan "${v3[@]}" parallel.tp=16
 expect_text "parallel.tp 16 is more than a node's 8 ranks"
+expect_rc 0 "$binary" plan "${v3[@]}" parallel.cp=8 train.sequence_length=131072
+expect_text "cp 8"
+expect_text "parallel.cp 8 on GPUs or with fp8: planned only"
 expect_rc 64 "$binary" plan "${v3[@]}" parallel.tp=3
 expect_text "parallel.tp 3 does not divide model.num_attention_heads 128"
 expect_rc 0 "$binary" plan "$source_dir/configs/mixtral-8x7b.yaml" cluster.nodes=4 cluster.gpus_per_node=4 cluster.gpu=h100
@@ -110,26 +113,26 @@ expect_error 64 "x tp 1 does not divide the 800 ranks" "$binary" plan "${v3[@]}"
 expect_rc 0 "$binary" plan "${v3[@]}" model.num_nextn_predict_layers=16 parallel.pp=64 parallel.ep=8 cluster.nodes=64 # modules on several stages
 expect_error 64 "train.global_batch 15360 is not a multiple of train.micro_batch 256" "$binary" plan "${v3[@]}" train.micro_batch=256
 expect_error 64 "parallel.pp 64 is more than the model's 62 blocks" "$binary" plan "${v3[@]}" parallel.pp=64 parallel.ep=1 cluster.nodes=8
-expect_error 64 "pipeline dualpipe needs" "$binary" plan "${v3[@]}" train.global_batch=3840 train.batch_ramp.start=3840 train.batch_ramp.increment=3840 cluster.pipeline=dualpipe
+expect_error 64 "pipeline dualpipe needs" "$binary" plan "${v3[@]}" train.global_batch=3840 train.batch_ramp.start=3840 train.batch_ramp.increment=3840 parallel.schedule=dualpipe
 expect_error 64 "a100 has no products in FP8" "$binary" plan "${v3[@]}" cluster.gpu=a100
 expect_error 64 "cluster.gpu custom needs" "$binary" plan "${v3[@]}" cluster.gpu=custom
 expect_rc 0 "$binary" plan "${v3[@]}" cluster.gpu=custom cluster.peak_tflops=500 cluster.memory_gb=64 cluster.memory_gb_s=2000 parallel.pp=1 cluster.nodes=128
 mixtral=$source_dir/configs/mixtral-8x7b.yaml
-expect_error 64 "cluster.virtual_stages 9 is more than the model's 32 blocks" "$binary" plan "$mixtral" parallel.pp=4 cluster.virtual_stages=9
-expect_error 64 "virtual_stages 2 is of cluster.pipeline 1f1b" "$binary" plan "$mixtral" parallel.pp=4 cluster.virtual_stages=2 cluster.pipeline=zero_bubble
-expect_rc 0 "$binary" plan "$mixtral" parallel.pp=4 cluster.virtual_stages=2
+expect_error 64 "parallel.virtual_stages 9 is more than the model's 32 blocks" "$binary" plan "$mixtral" parallel.pp=4 parallel.virtual_stages=9
+expect_error 64 "virtual_stages 2 is of parallel.schedule 1f1b" "$binary" plan "$mixtral" parallel.pp=4 parallel.virtual_stages=2 parallel.schedule=zero_bubble
+expect_rc 0 "$binary" plan "$mixtral" parallel.pp=4 parallel.virtual_stages=2
 expect_text "pp 4 (interleaved)"
-expect_rc 0 "$binary" plan "$mixtral" --search --stages cluster.pipeline=zero_bubble
-expect_text "cluster.pipeline=zero_bubble"
+expect_rc 0 "$binary" plan "$mixtral" --search --stages parallel.schedule=zero_bubble
+expect_text "parallel.schedule=zero_bubble"
 expect_rc 0 "$binary" plan "$mixtral" cluster.gpus_per_node=6 cluster.nodes=4 train.global_batch=1152
 expect_text "ep 8 spans 2 nodes"
-expect_rc 0 "$binary" plan "$source_dir/configs/deepseek-v2-lite.yaml" parallel.pp=16 cluster.nodes=16 cluster.gpus_per_node=8 train.global_batch=15360 cluster.pipeline=dualpipe --json
+expect_rc 0 "$binary" plan "$source_dir/configs/deepseek-v2-lite.yaml" parallel.pp=16 cluster.nodes=16 cluster.gpus_per_node=8 train.global_batch=15360 parallel.schedule=dualpipe --json
 cp "$out" plan.json
 expect_rc 0 python3 -c 'import json, sys; b = json.load(open(sys.argv[1]))["blocks_of_stages"]; assert sum(b) == 27 and min(b) == 1, b' plan.json
 cat >held.py <<'EOF'
 import json, subprocess, sys
 def plan(pipeline):
-    text = subprocess.run([*sys.argv[1:], "cluster.pipeline=" + pipeline, "--json"], check=True, capture_output=True).stdout
+    text = subprocess.run([*sys.argv[1:], "parallel.schedule=" + pipeline, "--json"], check=True, capture_output=True).stdout
     return json.loads(text)
 for pipeline in ("1f1b", "dualpipe"): # two bytes a weight
     p = plan(pipeline)
@@ -148,7 +151,7 @@ bubble = [rows[name, 1]["bubble_seconds"] for name in ("dualpipe", "zero_bubble"
 assert bubble == sorted(bubble), bubble
 assert "multiple of its 16 ranks" in rows["1f1b", 2]["why"]
 EOF
-expect_rc 0 "$binary" plan "$mixtral" parallel.pp=4 cluster.stages=9,8,8,7 --timeline step.json --json
+expect_rc 0 "$binary" plan "$mixtral" parallel.pp=4 parallel.stages=9,8,8,7 --timeline step.json --json
 cp "$out" plan.json
 expect_rc 0 python3 - <<'EOF'
 import json
@@ -164,14 +167,15 @@ for rank in range(4): # a rank does one thing at a time, and all of it: forward 
         ways = sum(e["cat"] in (cat, "F&B") for e in mine)
         assert ways == plan["layout"]["micro_batches"], (rank, cat, ways)
 EOF
-expect_error 64 "cluster.stages names 3 stages, the schedule has 4" "$binary" plan "$mixtral" parallel.pp=4 cluster.stages=9,8,8 cluster.pipeline=1f1b
-expect_error 64 "cluster.stages has 33 blocks, the model 32" "$binary" plan "$mixtral" parallel.pp=4 cluster.stages=9,8,8,8 cluster.pipeline=1f1b
-expect_error 64 "cluster.stages: 1.5 is no number of blocks" "$binary" plan "$mixtral" parallel.pp=2 cluster.stages=1.5,31
+expect_error 64 "parallel.stages names 3 stages, the schedule has 4" "$binary" plan "$mixtral" parallel.pp=4 parallel.stages=9,8,8 parallel.schedule=1f1b
+expect_error 64 "parallel.stages has 33 blocks, the model 32" "$binary" plan "$mixtral" parallel.pp=4 parallel.stages=9,8,8,8 parallel.schedule=1f1b
+expect_error 64 "parallel.stages: 1.5 is no number of blocks" "$binary" plan "$mixtral" parallel.pp=2 parallel.stages=1.5,31
 expect_error 74 "no/such/step.json" "$binary" plan "$mixtral" parallel.pp=4 --timeline no/such/step.json
 expect_error 64 "--timeline are of one plan" "$binary" plan "$mixtral" --search --timeline step.json
 expect_error 64 "--stages and --rows are of --search" "$binary" plan "$mixtral" --stages
 expect_error 64 "not of --search" "$binary" plan "$mixtral" --search --price 2
 expect_error 64 "needs a number such as 14.8T" "$binary" plan "${v3[@]}" --tokens many
 expect_error 64 "did you mean '--price'" "$binary" plan "${v3[@]}" --prize 3
-expect_error 64 "key 'parallel.pp': not built in this version" "$binary" train "$source_dir/configs/quickstart.yaml" parallel.pp=2
+expect_error 64 "parallel.schedule zero_bubble: planned only" "$binary" train "$source_dir/configs/quickstart.yaml" sample.every_steps=0 parallel.pp=2 parallel.schedule=zero_bubble
+expect_error 64 "parallel.pp 2 x tp 1 x cp 1 does not divide the 1 ranks" "$binary" train "$source_dir/configs/quickstart.yaml" sample.every_steps=0 parallel.pp=2
 finish

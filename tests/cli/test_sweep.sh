@@ -52,14 +52,28 @@ expect_rc 0 "$binary" sweep grid.yaml --retry
 expect_same "$(grep -c begins "$out")" 6 "trials run again"
 
 echo "stopped and continued"
+cat >hold.sh <<'END'
+[ -e held ] || { touch held; exec "$@" debug.fault=stop:5:0; } # the first trial waits in step 5 until it is let go
+exec "$@"
+END
 sweep_file halted "set: {run.steps: 60}" "metric: loss" "method: random" "trials: 3" "seed: 5" \
     "parameters:" "  optimizer.lr: {low: 1e-4, high: 1e-2, scale: log}" "  train.micro_batch: {low: 1, high: 2}" \
-    'launch: {ranks: 2, slots: 1, command: "mpirun -q --oversubscribe --bind-to none --allow-run-as-root -np {ranks}"}'
+    'launch: {ranks: 2, slots: 1, command: "bash hold.sh mpirun -q --oversubscribe --bind-to none --allow-run-as-root -np {ranks}"}'
 "$binary" sweep halted.yaml >"$out" 2>"$err" &
 sweep=$!
-wait_for 30 has_steps halted/0000 3 || fail "no steps within 30 s"
+# asked DIR: the rank that waits has a signal to see to as soon as it goes on.
+asked() {
+    local rank
+    for rank in $(pgrep -f "$binary train .*run.dir=$1 "); do
+        grep -qE '^State:.T' "/proc/$rank/status" && grep -qE '^ShdPnd:.*[1-9a-f]' "/proc/$rank/status" && return 0
+    done
+    return 1
+}
+wait_for 30 has_steps halted/0000 4 || fail "no steps within 30 s"
 expect_error 64 "lock" "$binary" sweep halted.yaml
 kill -TERM "$sweep"
+wait_for 30 asked halted/0000 || fail "the trial was not asked to stop within 30 s"
+pkill -CONT -f "$binary train .*run.dir=halted/0000 "
 rc=0
 wait "$sweep" || rc=$?
 expect_same "$rc" 85 "exit code of a stopped sweep"
@@ -111,21 +125,29 @@ for trial in 0000 0001 0002 0003; do expect_text "$trial   done"; done
 
 echo "killed, while its trial trains on"
 name="or'p \"h\" %d"
-printf '%s\n' "base: tiny.yaml" "dir: $name" "set: {run.steps: 600}" "metric: loss" "parameters: {optimizer.lr: [1e-3, 2e-3]}" >orphan.yaml
+# It stops itself in step 20, and is let go on when the next sweep waits for it. In a session of its own: the kernel wakes
+# stopped processes, and ends them, whose parent was the last of theirs.
+printf '%s\n' "base: tiny.yaml" "dir: $name" "set: {run.steps: 40}" "metric: loss" "parameters: {debug.fault: ['stop:20:0', null]}" "launch: {command: setsid -w}" >orphan.yaml
 "$binary" sweep orphan.yaml >"$out" 2>"$err" &
 sweep=$!
-wait_for 30 has_steps "$name/0000" 3 || fail "no steps within 30 s"
+left_behind() { pgrep -f "^[^ ]*switchyard train .*run.dir=$name/0000" || true; }
+is_stopped() { [ "$(ps -o stat= -p "$(left_behind)" | cut -c 1)" = T ]; }
+wait_for 30 is_stopped || fail "trial 0 did not stop within 30 s"
 kill -KILL "$sweep"
 wait "$sweep" 2>/dev/null || true
-expect_rc 0 "$binary" sweep orphan.yaml
+"$binary" sweep orphan.yaml >"$out" 2>"$err" &
+sweep=$!
+wait_for 60 grep -q "waiting for it" "$out" || { fail "the next sweep does not wait"; show_last; }
+kill -CONT "$(left_behind)" || fail "nothing was left behind"
+wait "$sweep" || { fail "it ended with $?"; show_last; }
 expect_same "$(for t in 0 1; do state "$name" 000$t; done | sort -u)" done "states after the sweep was killed"
-expect_same "$(metric "$name/0000" step | tr '\n' ' ')" "$(seq 600 | tr '\n' ' ')" "steps of the trial that was left behind"
+expect_same "$(metric "$name/0000" step | tr '\n' ' ')" "$(seq 40 | tr '\n' ' ')" "steps of the trial that was left behind"
 expect_rc 0 "$binary" train "$name/best.yaml" run.steps=1
 [ -d "$name-best" ] || fail "best.yaml of a folder with quotes trained elsewhere"
 
 echo "asha"
-sweep_file asha "method: asha" "trials: 5" "set: {run.steps: 400, eval.every_steps: 20}" "parameters:" \
-    "  optimizer.lr: {low: 1e-5, high: 1e-2, scale: log}" "launch: {ranks: 1, slots: 2}" "asha: {rungs: [40, 200], keep: 0.4}" # far apart: a trial is looked at every 0.2 s
+sweep_file asha "method: asha" "trials: 5" "set: {run.steps: 40, eval.every_steps: 5}" "parameters:" \
+    "  optimizer.lr: {low: 1e-5, high: 1e-2, scale: log}" "launch: {ranks: 1, slots: 2}" "asha: {rungs: [10, 20], keep: 0.4}"
 expect_rc 0 "$binary" sweep asha.yaml --quiet
 python3 - <<'PY' || fail "asha did not choose as it should"
 import glob, json
@@ -133,8 +155,8 @@ trials = [json.load(open(name)) for name in sorted(glob.glob("asha/0*.json"))]
 states = [t["state"] for t in trials]
 assert set(states) <= {"done", "stopped"} and "done" in states and "stopped" in states, states
 best = min(trials, key=lambda t: t["rungs"][0])
-assert best["state"] == "done" and best["step"] == 400 and len(best["rungs"]) == 2, best
-assert all(t["step"] < 400 for t in trials if t["state"] == "stopped"), trials
+assert best["state"] == "done" and best["step"] == 40 and len(best["rungs"]) == 2, best
+assert all(t["step"] == (10, 20)[len(t["rungs"]) - 1] for t in trials if t["state"] == "stopped"), trials
 worst = max(trials, key=lambda t: t["rungs"][0])
 assert worst["state"] == "stopped" and len(worst["rungs"]) == 1, worst
 PY
@@ -148,7 +170,7 @@ expect_rc 0 env SLURM_ARRAY_TASK_ID=1 bash array/sweep.sbatch
 expect_rc 0 "$binary" sweep array.yaml --table
 expect_text "0001   done"
 expect_text "0000   waiting"
-sed -i 's/run.steps: 2/run.steps: 3000/; s/dir: array/dir: array2/; s/metric: loss/&\nlaunch: {command: "env RANKS=x{ranks}y"}/' array.yaml
+sed -i 's/run.steps: 2/run.steps: 1000000/; s/dir: array/dir: array2/; s/metric: loss/&\nlaunch: {command: "env RANKS=x{ranks}y"}/' array.yaml
 expect_rc 0 "$binary" sweep array.yaml --slurm
 mkdir -p bin
 printf '#!/bin/sh\necho "$@" >requeued\n' >bin/scontrol

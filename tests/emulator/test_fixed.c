@@ -104,8 +104,9 @@ static void decode(struct side *s, int64_t count)
     const int64_t limbs[FIXED_LIMBS] = {1, 2, 3, 4, 5};
     int64_t *square = give(s, limbs, sizeof limbs);
     float *out = give(s, NULL, (size_t)count * sizeof *out);
-    s->ops->fixed->decode(s->device, out, square, give(s, sum, (size_t)count * sizeof *sum), count,
-                          0x1p-40F);
+    const int64_t *own = give(s, sum, (size_t)count * sizeof *sum);
+    s->ops->fixed->squares(s->device, square, own, count);
+    s->ops->fixed->decode(s->device, out, own, count, 0x1p-40F);
     take(s, out, (size_t)count * sizeof *out);
     take(s, square, sizeof limbs);
     free(sum);
@@ -126,6 +127,63 @@ static void sources(struct side *s, int64_t local)
         s->device, offset, give(s, message, (size_t)(RANKS * line) * sizeof *message), &shape);
     take(s, offset, (size_t)(local * RANKS + 1) * sizeof *offset);
     free(message);
+}
+
+/* AdamW from integers, and of what decode makes of them: the same bits on the device. */
+static void adamw_both(struct side *s, enum dtype moments, int64_t count)
+{
+    const size_t bytes = (size_t)count * sizeof(float);
+    const struct adamw args = {.lr = 0.01F,
+                               .beta1 = 0.9F,
+                               .beta2 = 0.95F,
+                               .eps = 1e-8F,
+                               .grad_scale = 0.3F,
+                               .step = 2,
+                               .moments = moments,
+                               .quantum = 0x1p-48F};
+    int64_t *host = calloc((size_t)count + 1, sizeof *host);
+    char *got[2][4];
+    for (int64_t i = 0; i < count; i++) {
+        host[i] = (int64_t)(rng_normal(9, (uint64_t)i) * ldexp(1, (int)(i % 62)));
+    }
+    const int64_t *sum = give(s, host, (size_t)count * sizeof *host);
+    float *grad = give(s, NULL, bytes);
+    s->ops->fixed->decode(s->device, grad, sum, count, args.quantum);
+    for (int k = 0; k < 2; k++) {
+        void *const data[4] = {give(s, NULL, bytes), give(s, NULL, bytes), give(s, NULL, bytes),
+                               give(s, NULL, bytes)};
+        const struct adamw_piece piece = {.param = data[0],
+                                          .m = data[1],
+                                          .v = data[2],
+                                          .out = data[3],
+                                          .grad = k == 0 ? grad : NULL,
+                                          .sum = k == 0 ? NULL : sum,
+                                          .count = count,
+                                          .weight_decay = 0.1F,
+                                          .key = 5,
+                                          .first = 3};
+        s->ops->adamw(s->device, &piece, 1, args);
+        for (int i = 0; i < 4; i++) {
+            got[k][i] = malloc(bytes + 1);
+            s->ops->download(s->device, got[k][i], data[i], bytes);
+        }
+    }
+    for (int i = 0; i < 4; i++) {
+        if (memcmp(got[0][i], got[1][i], bytes) != 0) {
+            printf("adamw of %lld integers, moments of %s: result %d: WRONG\n", (long long)count,
+                   dtype_name(moments), i);
+            right = false;
+        }
+        free(got[0][i]);
+        free(got[1][i]);
+    }
+    free(host);
+}
+
+static void adamw(struct side *s, int64_t count)
+{
+    adamw_both(s, DTYPE_F32, count);
+    adamw_both(s, DTYPE_BF16, count);
 }
 
 /* Rows of (expert, source): some groups have none, the first among them. */
@@ -149,8 +207,12 @@ static void *small_integers(struct side *s, enum dtype dtype, uint64_t key, int6
     return data;
 }
 
-static void weights(struct side *s, int64_t narrow)
+/* Some experts' rows are not wanted. */
+static const struct fixed_rows live[EXPERTS] = {{0, OUT / 2}, {OUT, OUT}, {OUT / 2, OUT}};
+
+static void weights(struct side *s, int64_t which)
 {
+    const bool narrow = which % 2 != 0, some = which / 2 != 0;
     const enum dtype dtype = narrow ? DTYPE_BF16 : DTYPE_F32;
     const struct tensor dy = tensor_2d(small_integers(s, dtype, 4, ROWS * OUT), dtype, ROWS, OUT),
                         x = tensor_2d(small_integers(s, dtype, 5, ROWS * IN), dtype, ROWS, IN);
@@ -160,7 +222,7 @@ static void weights(struct side *s, int64_t narrow)
     struct fixed_point *fixed = give(s, &scale, sizeof scale);
     s->ops->fixed->grouped_backward_weight(s->device, sum, OUT * IN, unit, dy, x,
                                            give(s, boundaries, sizeof boundaries), EXPERTS, SOURCES,
-                                           fixed);
+                                           some ? live : NULL, fixed);
     take(s, sum, bytes);
     take(s, unit, (size_t)(OUT * IN) * sizeof *unit);
     take(s, fixed, sizeof *fixed);
@@ -182,7 +244,7 @@ static struct fp8_rows transposed(struct side *s, uint64_t key, int64_t cols, co
     return t;
 }
 
-static void fp8_weights(struct side *s, int64_t unused)
+static void fp8_weights(struct side *s, int64_t some)
 {
     static const struct fp8_how how = {.power_of_two = true, .accumulate = FP8_ACCUMULATE_DEVICE};
     const int64_t *offset = give(s, boundaries, sizeof boundaries);
@@ -191,9 +253,8 @@ static void fp8_weights(struct side *s, int64_t unused)
     int64_t *sum = give(s, NULL, bytes);
     float *unit = give(s, NULL, (size_t)(OUT * IN) * sizeof *unit);
     struct fixed_point *fixed = give(s, &scale, sizeof scale);
-    (void)unused;
     s->ops->fixed->fp8_linear_weight(s->device, sum, OUT * IN, unit, dyt, xt, offset, EXPERTS,
-                                     SOURCES, ROWS, &how, fixed);
+                                     SOURCES, ROWS, some != 0 ? live : NULL, &how, fixed);
     take(s, sum, bytes);
     take(s, unit, (size_t)(OUT * IN) * sizeof *unit);
 }
@@ -217,12 +278,17 @@ int main(void)
     for (size_t i = 0; i < sizeof chunks / sizeof chunks[0]; i++) {
         compare("decode", decode, chunks[i] * FIXED_CHUNK);
     }
+    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
+        compare("adamw", adamw, counts[i]);
+    }
     for (size_t i = 0; i < sizeof locals / sizeof locals[0]; i++) {
         compare("expert_sources", sources, locals[i]);
     }
-    compare("grouped_backward_weight, f32", weights, 0);
-    compare("grouped_backward_weight, bf16", weights, 1);
-    compare("fp8_linear_weight", fp8_weights, 0);
+    for (int64_t some = 0; some < 2; some++) {
+        compare("grouped_backward_weight, f32", weights, 2 * some);
+        compare("grouped_backward_weight, bf16", weights, 2 * some + 1);
+        compare("fp8_linear_weight", fp8_weights, some);
+    }
     if (!device_info(devices[1])->batch_invariant) {
         printf("with `layout` the CUDA device says it is not batch invariant: WRONG\n");
         right = false;

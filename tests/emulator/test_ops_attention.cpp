@@ -3,10 +3,10 @@
  * Tolerances. Inputs are standard normal and scores are scaled by qk_dim^-1/2, so scores are of
  * order 1. f32: a score is a sum of qk_dim products (error U qk_dim^1/2 on each device), is rounded
  * a few times on its way into exp, and weights are summed over up to T keys: acc below. Gradients
- * go through that twice, and through sums over v_dim. bf16: the CPU keeps weights and their
- * gradients in f32, the tensor cores take them rounded: three roundings, rms at most 2^-8 / 3^1/2
- * each, stand between the two results, that of the weight and of either store: together 2^-8 of
- * the typical element. lse is f32 in both.
+ * go through that twice, and through sums over v_dim. bf16: tensor cores, and CPUs that multiply
+ * bf16, take weights and their gradients rounded, not equal ones: four roundings, rms at most
+ * 2^-8 / 3^1/2 each, stand between the two results, those of the weight and of the store on either
+ * side: together 1.16 * 2^-8 of the typical element. lse is f32 in both.
  */
 #include "ops_case.h"
 
@@ -176,7 +176,7 @@ static bool against_cpu(struct device *device, enum dtype dtype, int shift,
         if (k.sequence == 1 && (o == r.dq || o == r.dk)) {
             close_to_zero(c, *o);
         } else if (o->there()) {
-            close_all(c, *o, narrow ? 0x1p-8 : o == r.o ? acc : grad);
+            close_all(c, *o, narrow ? 1.16 * 0x1p-8 : o == r.o ? acc : grad);
         }
     }
     return c.finish();

@@ -143,7 +143,7 @@ static bool swiglu_backward(struct device *device)
             cuda_fp8_swiglu_backward(nullptr, d.on_cuda(), dt.on_cuda(), ht.on_cuda(), dh.cuda,
                                      codes ? none : gate_up.cuda, kept.on_cuda(),
                                      offset.on_cuda<int64_t>(), groups, &how.cuda);
-            cuda_swiglu_backward(nullptr, gradient.cuda, dh.cuda, gate_up.cuda);
+            cuda_swiglu_backward(nullptr, gradient.cuda, tensor{}, dh.cuda, gate_up.cuda);
             cuda_swiglu_forward(nullptr, plain_h.cuda, gate_up.cuda);
             cuda_fp8_quantize(nullptr, want_d.on_cuda(), want_dt.on_cuda(), gradient.cuda, nullptr,
                               rows, offset.on_cuda<int64_t>(), groups, &plain.cuda);

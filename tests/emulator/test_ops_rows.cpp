@@ -130,16 +130,18 @@ static bool swiglu(struct device *device, enum dtype dtype, int shift)
                        in_place ? " in place" : "");
             operand &gate_up = c.random("gate_up", dtype, rows, 2 * width, 3);
             operand &h = c.poison("h", dtype, rows, width),
+                    &again = c.poison("h again", dtype, rows, width),
                     &dh = c.random("dh", dtype, rows, width);
             operand &other = c.poison("dgate_up", dtype, rows, 2 * width);
             operand &dgate_up = in_place ? gate_up : other;
             c.upload();
             c.ops->swiglu_forward(device, h.cpu, gate_up.cpu);
-            c.ops->swiglu_backward(device, dgate_up.cpu, dh.cpu, gate_up.cpu);
+            c.ops->swiglu_backward(device, dgate_up.cpu, again.cpu, dh.cpu, gate_up.cpu);
             cuda_swiglu_forward(nullptr, h.cuda, gate_up.cuda);
-            cuda_swiglu_backward(nullptr, dgate_up.cuda, dh.cuda, gate_up.cuda);
+            cuda_swiglu_backward(nullptr, dgate_up.cuda, again.cuda, dh.cuda, gate_up.cuda);
             c.download();
             c.close(h, EXP_ERROR + 6 * U);
+            c.close(again, EXP_ERROR + 6 * U);
             c.close(dgate_up, EXP_ERROR + 8 * U);
             right = c.finish() && right;
         }
@@ -177,7 +179,7 @@ static bool rows_alone(struct device *device, enum dtype dtype, int shift)
         cuda_norm_forward(nullptr, to(0), to(1), rstd, part(x), part(delta), w.cuda, 1e-6F);
         cuda_norm_backward(nullptr, to(3), dw.cuda, to(0), to(1), rstd, w.cuda, work.data);
         cuda_swiglu_forward(nullptr, to(4), part(x));
-        cuda_swiglu_backward(nullptr, to(5), to(4), part(x));
+        cuda_swiglu_backward(nullptr, to(5), tensor{}, to(4), part(x));
     }
     c.download();
     for (int i = 0; i < 6; i++) {

@@ -129,6 +129,9 @@ static double reduce(struct comm *world, struct tiny *tiny, const struct model *
     model_zero_grads(model);
     add_all(model, value, MIXTRAL_UNITS);
     const double norm = optimizer_reduce(model);
+    for (int g = 0; g < model->params.groups; g++) {
+        optimizer_decode(model, (enum param_group)g);
+    }
     count_all(whole, value, MIXTRAL_UNITS, &saturated, &bad);
     CHECK_EQUAL(world, model->gradients.saturated, saturated);
     CHECK_EQUAL(world, model->gradients.bad, bad);
@@ -279,29 +282,49 @@ static enum status step_once(struct comm *world, struct comm *ranks, const char 
     return status;
 }
 
-/* As many as on one rank, which the message says too. */
-static void check_saturated(struct comm *world, struct comm *self, bool others)
+/* As many as on one rank, which the message says too; returns how many. */
+static int64_t check_saturated(struct comm *world, struct comm *self, const char *freeze,
+                               bool others)
 {
     struct step_result result, alone;
     char message[512];
-    CHECK_EQUAL(world, step_once(world, self, NULL, others, &alone), STATUS_DIVERGED);
+    CHECK_EQUAL(world, step_once(world, self, freeze, others, &alone), STATUS_DIVERGED);
     CHECK_MESSAGE(world, "0 elements of gradients are NaN or infinity");
     CHECK_MESSAGE(world, "too large for run.deterministic layout");
     snprintf(message, sizeof message, "%s", status_message());
-    CHECK_EQUAL(world, step_once(world, world, NULL, others, &result), STATUS_DIVERGED);
+    CHECK_EQUAL(world, step_once(world, world, freeze, others, &result), STATUS_DIVERGED);
     CHECK_MESSAGE(world, message);
     CHECK(world, alone.saturated > 0 && alone.bad_gradients == 0);
     CHECK_EQUAL(world, result.saturated, alone.saturated);
     CHECK_EQUAL(world, result.bad_gradients, 0);
     CHECK(world, result.grad_norm == (double)INFINITY);
+    return alone.saturated;
 }
 
 static void test_step_saturated(struct comm *world)
 {
     struct comm self;
     comm_split(world, world->rank, 0, &self);
-    check_saturated(world, &self, false);
-    check_saturated(world, &self, true);
+    (void)check_saturated(world, &self, NULL, false);
+    (void)check_saturated(world, &self, NULL, true);
+    comm_free(&self);
+}
+
+/* Experts of which a part is frozen count what is not, whichever of them a rank has: one of four,
+ * one half of what one product makes (w1, w3), the other, and what they have in common. */
+static void test_step_partly_frozen(struct comm *world)
+{
+    struct comm self;
+    comm_split(world, world->rank, 0, &self);
+    const int64_t all = check_saturated(world, &self, "optimizer.freeze=lm_head*", true),
+                  expert =
+                      check_saturated(world, &self, "optimizer.freeze=lm_head*,*experts.2.*", true),
+                  gates = check_saturated(world, &self, "optimizer.freeze=lm_head*,*.w1.*", true),
+                  ups = check_saturated(world, &self, "optimizer.freeze=lm_head*,*.w3.*", true),
+                  both = check_saturated(
+                      world, &self, "optimizer.freeze=lm_head*,*.w1.*,*.w3.*,*experts.2.*", true);
+    CHECK(world, expert < all && gates < all && ups < all);
+    CHECK(world, both < expert && both < gates && both < ups);
     comm_free(&self);
 }
 
@@ -340,6 +363,7 @@ int main(void)
         RANKS_TEST(test_range),
         RANKS_TEST(test_sums),
         RANKS_TEST(test_step_saturated),
+        RANKS_TEST(test_step_partly_frozen),
         RANKS_TEST(test_step_not_finite),
         RANKS_TEST(test_step_frozen),
     };

@@ -127,6 +127,20 @@ static void test_groups(struct comm *world)
                 expected_of(&shape, world->size, (enum mesh_group)g, world->rank);
             expect_group(world, groups[g], &want);
         }
+        if (shape.pp > 1) {
+            const int stage = world->size / shape.pp, own = world->rank / stage;
+            const bool end = own == 0 || own == shape.pp - 1;
+            int32_t members[16];
+            const int32_t rank = world->rank;
+            CHECK_EQUAL(world, mesh.ends.size, end ? 2 * stage : stage);
+            comm_all_gather(&mesh.ends, members, &rank, sizeof rank);
+            for (int i = 0; i < mesh.ends.size; i++) {
+                CHECK_EQUAL(world, members[i],
+                            !end        ? own * stage + i
+                            : i < stage ? i
+                                        : world->size - 2 * stage + i);
+            }
+        }
         mesh_free(&mesh);
         mesh_free(&mesh);
     }

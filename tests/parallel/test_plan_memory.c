@@ -98,6 +98,47 @@ static void test_tensor_is_reserved(struct comm *world)
     }
 }
 
+static void test_context_is_reserved(struct comm *world)
+{
+    static const char *const cases[][TINY_OVERRIDES] = {
+        {"parallel.cp=2", "parallel.ep=2", "router.z_loss_coef=0.1"},
+        {"parallel.cp=2", "train.precision=bf16", "train.recompute=norms"},
+    };
+    for (size_t i = 0; world->size % 2 == 0 && i < sizeof cases / sizeof cases[0]; i++) {
+        compare(world, TINY_MIXTRAL, cases[i]);
+        compare(world, TINY_V3, cases[i]);
+    }
+}
+
+/* Every rank of a pipeline: those of a stage alike. */
+static void compare_ranks(struct comm *world, const char *text, const char *const *overrides)
+{
+    struct tiny tiny;
+    struct stage_memory planned;
+    CHECK(world, tiny_open(&tiny, world, text, overrides) == STATUS_OK);
+    CHECK(world, memory_of_rank(&planned, &tiny.config, tiny.mesh.pp.size, tiny.mesh.pp.rank,
+                                tiny.device, tiny.mesh.stage.size, tiny.mesh.ep.size) == STATUS_OK);
+    for (int k = 0; k < MODEL_MEMORIES; k++) {
+        CHECK_EQUAL(world, tiny.model.memory[k], planned.kind[k]);
+    }
+    for (int g = 0; g < PARAM_GROUPS; g++) {
+        CHECK_EQUAL(world, planned.elements[g], tiny.model.group[g].zero.count);
+    }
+    tiny_close(&tiny);
+}
+
+static void test_pipeline_is_reserved(struct comm *world)
+{
+    static const char *const cases[][TINY_OVERRIDES] = {
+        {"parallel.pp=2", "train.precision=bf16"},
+        {"parallel.pp=2", "parallel.virtual_stages=2", "model.num_hidden_layers=4"},
+        {"parallel.pp=2", "train.recompute=block", "run.deterministic=layout"}};
+    for (size_t i = 0; world->size % 2 == 0 && i < sizeof cases / sizeof cases[0]; i++) {
+        compare_ranks(world, TINY_MIXTRAL, cases[i]);
+        compare_ranks(world, TINY_V3, cases[i]);
+    }
+}
+
 static void test_fp8_is_reserved(struct comm *world)
 {
     static const char *const wide[TINY_OVERRIDES] = {
@@ -134,10 +175,9 @@ static void test_nothing_is_allocated(struct comm *world)
 int main(void)
 {
     const struct ranks_test tests[] = {
-        RANKS_TEST(test_planned_is_reserved),
-        RANKS_TEST(test_tensor_is_reserved),
-        RANKS_TEST(test_fp8_is_reserved),
-        RANKS_TEST(test_nothing_is_allocated),
+        RANKS_TEST(test_planned_is_reserved), RANKS_TEST(test_tensor_is_reserved),
+        RANKS_TEST(test_context_is_reserved), RANKS_TEST(test_pipeline_is_reserved),
+        RANKS_TEST(test_fp8_is_reserved),     RANKS_TEST(test_nothing_is_allocated),
     };
     return RANKS_MAIN(tests);
 }

@@ -181,9 +181,7 @@ static void test_not_built(void **state)
     (void)state;
     static const struct bad cases[] = {
         {"run: {deterministic: layers}\n", {"'layers' is not one of off, run, layout"}},
-        {"parallel: {pp: 2}\n", {"key 'parallel.pp': not built in this version; it acts as 1"}},
-        {"parallel: {cp: 2, etp: 2}\n",
-         {"key 'parallel.cp': not built", "key 'parallel.etp': not built"}},
+        {"parallel: {etp: 2}\n", {"key 'parallel.etp': not built"}},
         {"checkpoint: {async: maybe}\n", {"key 'checkpoint.async'"}},
         {"guard: {on_nonfinite: off}\n", {"'off' is not one of stop, skip, rollback"}},
         {"cluster: {gpu: custom}\n",
@@ -296,6 +294,7 @@ static void test_facts_may_be_stated(void **state)
         "checkpoint: {async: false}\n"
         "log: {tensorboard: false}\n"
         "debug: {trace: null, profile: null}\n"
+        "cluster: {pipeline: auto, virtual_stages: 1, stages: []}\n" /* names of before */
         "data: {train: [{path: a b.h5, weight: 0.5}], valid: null}\n";
     char text[2048];
     struct config config;
@@ -351,6 +350,10 @@ static void test_relations(void **state)
         {{"parallel.tp=2", "router.capacity_factor=1"},
          {"parallel.tp 2 with router.capacity_factor 1"}},
         {{"parallel.tp=2", "sample.every_steps=5"}, {"parallel.tp 2 with sample.every_steps 5"}},
+        {{"parallel.cp=3"}, {"parallel.cp 3 cuts train.sequence_length 32 into 6 chunks"}},
+        {{"parallel.cp=2", "train.precision=fp8"}, {"parallel.cp 2 with train.precision fp8"}},
+        {{"parallel.cp=2", "run.deterministic=layout"},
+         {"parallel.cp 2 with run.deterministic layout"}},
         {{"train.micro_batch=16"},
          {"train.global_batch 8 is not a multiple of train.micro_batch 16"}},
         {{"train.micro_batch=3"}, {"train.global_batch 8 is not a multiple"}},
@@ -397,7 +400,7 @@ static void test_bad_overrides(void **state)
         {{"=3"}, {"unknown key"}},
         {{"optimizer.lr=nan"}, {"'nan' is not a number"}},
         {{"run.device=rocm"}, {"'rocm' is not one of cpu, cuda"}},
-        {{"parallel.pp=2"}, {"key 'parallel.pp': not built"}},
+        {{"parallel.etp=2"}, {"key 'parallel.etp': not built"}},
         {{"run.pin=yes", "run.seed=x"}, {"'yes' is neither", "\ncommand line: key 'run.seed'"}},
         {{"run.dir=\xff"}, {"key 'run.dir'", "UTF-8"}},
     };

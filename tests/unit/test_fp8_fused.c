@@ -151,7 +151,7 @@ static void expect_backward(struct check *c, const struct swiglu_shape *s, struc
     const struct tensor grad = check_tensor(c, "gradient", DTYPE_F32, s->rows, 2 * s->width),
                         h = check_tensor(c, "h", DTYPE_F32, s->rows, s->width);
     const struct fp8_rows none = {0};
-    c->ops->swiglu_backward(c->device, grad, dh, gate_up);
+    c->ops->swiglu_backward(c->device, grad, (struct tensor){0}, dh, gate_up);
     c->ops->swiglu_forward(c->device, h, gate_up);
     const struct tensor narrow = rounded(c, "gradient", grad), narrow_h = rounded(c, "h", h);
     const struct fp8_ops *ops = c->ops->fp8;

@@ -132,28 +132,78 @@ static void test_kept(void **state)
 }
 
 /* Own work of 8 ranks, 10 ms with 5 % of noise; one of them 1.5 times as slow, or none. */
+/* Ranks whose work takes 9 ms for even tokens, 6 of them in experts, with 5 % of noise. */
+enum { RANKS = 8 };
+static const double EXPERT_PART = 2.0 / 3;
+
+static void make_times(struct straggler_times times[RANKS], uint64_t *random)
+{
+    for (int r = 0; r < RANKS; r++) {
+        *random = *random * 6364136223846793005U + 1442695040888963407U;
+        const double noise = (double)(*random >> 40) / (double)(1 << 24) * 0.05;
+        times[r] = (struct straggler_times){.own = 9 * (1 + noise), .share = 1};
+    }
+}
+
+static enum straggler_verdict verdict_on(struct straggler_times times[RANKS], int rank,
+                                         enum step_work *work)
+{
+    double sorted[RANKS];
+    struct straggler_times usual;
+    for (int r = 0; r < RANKS; r++) {
+        times[r].with = times[r].with > times[r].own ? times[r].with : times[r].own;
+        times[r].work[WORK_FORWARD_BACKWARD] = times[r].with - times[r].work[WORK_DATA];
+    }
+    return straggler_judge(times, RANKS, rank, 1.3, EXPERT_PART, sorted, &usual, work);
+}
+
+/* One rank that is slow in reading data, in computing, or that is kept from its cores. */
 static void test_stragglers(void **state)
 {
     (void)state;
-    enum { RANKS = 8, TRIALS = 200 };
-    double sorted[RANKS];
+    enum { TRIALS = 300 };
     uint64_t random = 12345;
     for (int trial = 0; trial < TRIALS; trial++) {
-        const int slow = trial % (RANKS + 1); /* RANKS: none */
-        struct straggler_times times[RANKS] = {{0}}, usual;
+        const int odd = trial % (RANKS + 1); /* RANKS: none */
+        struct straggler_times times[RANKS];
         enum step_work work;
-        for (int r = 0; r < RANKS; r++) {
-            random = random * 6364136223846793005U + 1442695040888963407U;
-            const double noise = (double)(random >> 40) / (double)(1 << 24) * 0.05;
-            times[r].work[WORK_FORWARD_BACKWARD] = 9 * (1 + noise);
-            times[r].work[WORK_DATA] = r == slow ? 6 : 1;
-            times[r].all = times[r].work[WORK_FORWARD_BACKWARD] + times[r].work[WORK_DATA];
+        make_times(times, &random);
+        if (odd < RANKS && trial % 3 == 0) {
+            times[odd].work[WORK_DATA] = 5;
+            times[odd].own += 5;
+        } else if (odd < RANKS) {
+            (trial % 3 == 1 ? &times[odd].own : &times[odd].with)[0] = 1.5 * times[odd].own;
         }
         for (int r = 0; r < RANKS; r++) {
-            assert_int_equal(straggler_slow(times, RANKS, r, 1.3, sorted, &usual, &work),
-                             r == slow);
-            assert_true(r != slow || work == WORK_DATA);
+            const enum straggler_verdict wanted = r != odd         ? STRAGGLER_NONE
+                                                  : trial % 3 == 2 ? STRAGGLER_STARVED
+                                                                   : STRAGGLER_SLOW;
+            assert_int_equal(verdict_on(times, r, &work), wanted);
+            assert_true(r != odd || work == (trial % 3 == 0 ? WORK_DATA : WORK_FORWARD_BACKWARD));
         }
+    }
+}
+
+/* Uneven experts make ranks slow that are not; and a slow one is slow with them, too. */
+static void test_tokens(void **state)
+{
+    (void)state;
+    enum step_work work;
+    uint64_t random = 54321;
+    for (int slow = 0; slow <= RANKS; slow++) { /* RANKS: none */
+        struct straggler_times times[RANKS];
+        make_times(times, &random);
+        for (int r = 0; r < RANKS; r++) {
+            times[r].share = 0.4 + 1.2 * r / (RANKS - 1);
+            times[r].own *= 1 - EXPERT_PART + EXPERT_PART * times[r].share;
+            times[r].own *= r == slow ? 3 : 1;
+        }
+        for (int r = 0; r < RANKS; r++) {
+            assert_int_equal(verdict_on(times, r, &work),
+                             r == slow ? STRAGGLER_SLOW : STRAGGLER_NONE);
+        }
+        times[RANKS - 1].share = 1; /* the same time is not explained then */
+        assert_int_equal(verdict_on(times, RANKS - 1, &work), STRAGGLER_SLOW);
     }
 }
 
@@ -180,7 +230,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_limit),      cmocka_unit_test(test_spikes),
         cmocka_unit_test(test_not_finite), cmocka_unit_test(test_kept),
-        cmocka_unit_test(test_stragglers), cmocka_unit_test(test_clocks),
+        cmocka_unit_test(test_stragglers), cmocka_unit_test(test_tokens),
+        cmocka_unit_test(test_clocks),
     };
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     config_free(&config);

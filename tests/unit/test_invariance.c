@@ -18,6 +18,7 @@ static struct device *devices[THREADS];
 static bool holds(bool own, int64_t pool, int64_t width, int64_t inner)
 {
     struct onednn *kept[THREADS];
+    const bool wide = cpu_device_of(devices[0])->wide;
     const struct invariance_devices which = {.device = devices,
                                              .count = THREADS,
                                              .pool = pool,
@@ -27,10 +28,12 @@ static bool holds(bool own, int64_t pool, int64_t width, int64_t inner)
     for (int t = 0; t < THREADS; t++) {
         kept[t] = cpu_device_of(devices[t])->onednn;
         cpu_device_of(devices[t])->onednn = own ? NULL : kept[t];
+        cpu_device_of(devices[t])->wide = wide && !own;
     }
     const bool right = invariance_check_all(&which);
     for (int t = 0; t < THREADS; t++) {
         cpu_device_of(devices[t])->onednn = kept[t];
+        cpu_device_of(devices[t])->wide = wide;
     }
     return right;
 }

@@ -152,12 +152,31 @@ static double dot(const double *a, const double *b, int64_t count)
     return sum;
 }
 
-/* out[i] += factor * in[i], where NaN (untouched so far) counts as 0 */
-static void axpy(double *out, double factor, const double *in, int64_t count)
+/* A result, and what check.mass says of it. */
+struct result {
+    double *sum, *mass;
+};
+
+/* sum[at + i] += factor * in[i], where NaN (untouched so far) counts as 0 */
+static void axpy(struct result out, int64_t at, double factor, const double *in, int64_t count)
 {
+    double *sum = out.sum + at, *mass = out.mass + at;
     for (int64_t i = 0; i < count; i++) {
-        out[i] = (isnan(out[i]) ? 0 : out[i]) + factor * in[i];
+        sum[i] = (isnan(sum[i]) ? 0 : sum[i]) + factor * in[i];
+        mass[i] += fabs(factor * in[i]);
     }
+}
+
+/* NaN: gaps between rows stay untouched. */
+static struct result new_result(struct check *c, struct tensor like)
+{
+    const int64_t count = tensor_count(&like);
+    const struct result out = {check_doubles(c, count), check_doubles(c, count)};
+    for (int64_t i = 0; i < count; i++) {
+        out.sum[i] = (double)NAN;
+        out.mass[i] = 0;
+    }
+    return out;
 }
 
 static double score(const struct attention *a, const struct query *at, int64_t j)
@@ -174,7 +193,7 @@ static int64_t queries_of(const struct attention_shape *s)
     return s->batch * s->heads * s->sequence;
 }
 
-static void reference_forward(const struct attention *a, double *o, double *lse)
+static void reference_forward(const struct attention *a, struct result o, double *lse)
 {
     const struct attention_shape *s = &a->shape;
     double *p = malloc((size_t)s->sequence * sizeof *p);
@@ -191,7 +210,7 @@ static void reference_forward(const struct attention *a, double *o, double *lse)
             sum += p[j];
         }
         for (int64_t j = at.low; j <= at.t; j++) {
-            axpy(o + at.o, p[j] / sum, a->in[2] + value_at(s, &at, j), s->v_dim);
+            axpy(o, at.o, p[j] / sum, a->in[2] + value_at(s, &at, j), s->v_dim);
         }
         lse[at.lse] = most + log(sum);
     }
@@ -200,7 +219,7 @@ static void reference_forward(const struct attention *a, double *o, double *lse)
 
 /* dV = P^T dO; dS = P (dO V^T - rowsum(dO O)); dQ = scale dS K; dK = scale dS^T Q */
 static void reference_backward(const struct attention *a, const double *o, const double *lse,
-                               double *out[4])
+                               const struct result out[4])
 {
     const struct attention_shape *s = &a->shape;
     const int64_t own = s->qk_dim - s->rope_dim;
@@ -213,11 +232,11 @@ static void reference_backward(const struct attention *a, const double *o, const
                           r_at = rope_at(s, &at, j);
             const double p = exp(score(a, &at, j) - lse[at.lse]);
             const double ds = (double)s->scale * p * (dot(d_o, a->in[2] + v_at, s->v_dim) - delta);
-            axpy(out[0] + at.q, ds, a->in[1] + k_at, own);
-            axpy(out[0] + at.q + own, ds, a->in[3] + r_at, s->rope_dim);
-            axpy(out[1] + k_at, ds, q, own);
-            axpy(out[2] + v_at, p, d_o, s->v_dim);
-            axpy(out[3] + r_at, ds, q + own, s->rope_dim);
+            axpy(out[0], at.q, ds, a->in[1] + k_at, own);
+            axpy(out[0], at.q + own, ds, a->in[3] + r_at, s->rope_dim);
+            axpy(out[1], k_at, ds, q, own);
+            axpy(out[2], v_at, p, d_o, s->v_dim);
+            axpy(out[3], r_at, ds, q + own, s->rope_dim);
         }
     }
 }
@@ -227,10 +246,10 @@ static double attention_loss(const void *args)
 {
     const struct attention *a = args;
     const int64_t count = a->shape.batch * a->shape.sequence * a->shape.o_stride;
-    double *o = calloc((size_t)count, sizeof *o), sum = 0;
+    double *o = calloc((size_t)(2 * count), sizeof *o), sum = 0;
     double *lse = calloc((size_t)queries_of(&a->shape), sizeof *lse);
     assert_true(o != NULL && lse != NULL);
-    reference_forward(a, o, lse);
+    reference_forward(a, (struct result){o, o + count}, lse);
     for (int64_t i = 0; i < count; i++) { /* gaps of o are 0 */
         sum += a->weight[i] * o[i];
     }
@@ -283,16 +302,16 @@ static void run_attention(struct check *c, const void *args)
     const struct tensor gradient[4] = {a.dq, a.dk, a.dv, a.dk_rope};
     static const char *const names[4] = {"dq", "dk", "dv", "dk_rope"};
     const double error = attention_error(l);
+    const bool rounds = c->dtype == DTYPE_BF16; /* weights and gradients of scores, as factors */
     c->ops->attention_forward(c->device, a.o.data, a.lse.data, a.q.data, a.k.data, a.k_rope.data,
                               a.v.data, &a.shape);
     if (c->threads == 1) { /* two threads have to give the same bits anyway */
-        double *o = check_doubles(c, tensor_count(&a.o)),
-               *lse = check_doubles(c, tensor_count(&a.lse));
-        for (int64_t i = 0; i < tensor_count(&a.o); i++) {
-            o[i] = (double)NAN; /* gaps between rows stay untouched */
-        }
+        const struct result o = new_result(c, a.o);
+        double *lse = check_doubles(c, tensor_count(&a.lse));
         reference_forward(&a, o, lse);
-        check_close(c, "o", a.o, o, error);
+        c->mass = rounds ? o.mass : NULL;
+        check_close(c, "o", a.o, o.sum, error);
+        c->mass = NULL;
         c->floor = 1;
         check_close(c, "lse", a.lse, lse, error);
     }
@@ -300,17 +319,15 @@ static void run_attention(struct check *c, const void *args)
                                a.d_o.data, a.o.data, a.lse.data, a.q.data, a.k.data, a.k_rope.data,
                                a.v.data, &a.shape);
     if (c->threads == 1) {
-        double *out[4];
+        struct result out[4];
         for (int i = 0; i < 4; i++) {
-            out[i] = check_values(c, gradient[i]);
-            for (int64_t j = 0; j < tensor_count(&gradient[i]); j++) {
-                out[i][j] = (double)NAN;
-            }
+            out[i] = new_result(c, gradient[i]);
         }
         reference_backward(&a, check_values(c, a.o), check_values(c, a.lse), out);
         for (int i = 0; i < 4; i++) { /* one visible key: its score's gradient cancels to 0 */
             c->floor = l->sequence == 1 || l->window == 1 ? 1 : 0;
-            check_close(c, names[i], gradient[i], out[i], error);
+            c->mass = rounds ? out[i].mass : NULL;
+            check_close(c, names[i], gradient[i], out[i].sum, error);
             if (i != 1 || l->rope < l->qk) { /* there is a dk */
                 check_gradient(c, names[i], gradient[i], NULL, a.in[i], attention_loss, &a, error);
             }
@@ -360,11 +377,102 @@ static void test_threads(void **state)
     }
 }
 
+/* --- parts of an attention --- */
+
+/* Gradients of keys and values: f32, which parts add to. */
+struct key_gradients {
+    struct tensor dk, dv, dk_rope;
+};
+
+static struct tensor zeros(struct check *c, const char *name, struct tensor like)
+{
+    const struct tensor out = check_tensor(c, name, DTYPE_F32, like.dim[0], like.dim[1]);
+    memset(out.data, 0, tensor_bytes(&out));
+    return out;
+}
+
+/* Queries [begin, end) of sample b over the keys up to the last of them, both ways. */
+static void run_part(struct check *c, const struct attention *a, struct tensor o, float *lse,
+                     const struct key_gradients *out, int64_t b, int64_t begin, int64_t end)
+{
+    const int64_t at = b * a->shape.sequence, row = at + begin;
+    struct attention_shape shape = a->shape;
+    shape.batch = 1;
+    shape.sequence = end - begin;
+    shape.keys = end;
+    shape.ahead = begin;
+    shape.first = shape.first != NULL ? shape.first + row : NULL;
+    const void *q = row_at(a->q, row), *k = row_at(a->k, at), *k_rope = row_at(a->k_rope, at),
+               *v = row_at(a->v, at);
+    c->ops->attention_forward(c->device, row_at(o, row), lse, q, k, k_rope, v, &shape);
+    c->ops->attention_backward(c->device, row_at(a->dq, row), row_at(out->dk, at),
+                               row_at(out->dk_rope, at), row_at(out->dv, at), row_at(a->d_o, row),
+                               row_at(a->o, row), lse, q, k, k_rope, v, &shape);
+}
+
+/* Cut every `length` queries: o and dq as of the whole, dk and dv add up to the whole's. */
+static void check_parts(struct check *c, const struct layout *l, int64_t length)
+{
+    struct attention a = make_case(c, l);
+    const struct key_gradients parts = {zeros(c, "dk of parts", a.dk),
+                                        zeros(c, "dv of parts", a.dv),
+                                        zeros(c, "dk_rope of parts", a.dk_rope)};
+    const struct tensor gradient[4] = {a.dq, parts.dk, parts.dv, parts.dk_rope},
+                        o = check_tensor(c, "o of parts", c->dtype, a.o.dim[0], a.o.dim[1]),
+                        lse = check_tensor(c, "lse of a part", DTYPE_F32, l->heads, length);
+    const double error = attention_error(l);
+    c->ops->attention_forward(c->device, a.o.data, a.lse.data, a.q.data, a.k.data, a.k_rope.data,
+                              a.v.data, &a.shape);
+    for (int64_t b = 0; b < l->batch; b++) {
+        for (int64_t begin = 0; begin < l->sequence; begin += length) {
+            const int64_t end = begin + length < l->sequence ? begin + length : l->sequence;
+            run_part(c, &a, o, lse.data, &parts, b, begin, end);
+        }
+    }
+    static const char *const names[4] = {"dq of parts", "dk of parts", "dv of parts",
+                                         "dk_rope of parts"};
+    const struct result want = new_result(c, a.o);
+    struct result out[4];
+    reference_forward(&a, want, check_doubles(c, tensor_count(&a.lse)));
+    c->mass = c->dtype == DTYPE_BF16 ? want.mass : NULL;
+    check_close(c, "o of parts", o, want.sum, error);
+    for (int i = 0; i < 4; i++) {
+        out[i] = new_result(c, gradient[i]);
+        for (int64_t j = 0; i > 0 && j < tensor_count(&gradient[i]); j++) {
+            out[i].sum[j] = 0; /* as they were before */
+        }
+    }
+    reference_backward(&a, check_values(c, a.o), check_values(c, a.lse), out);
+    c->floor = l->sequence == 1 || l->window == 1 ? 1 : 0;
+    for (int i = 0; i < 4; i++) {
+        c->mass = c->dtype == DTYPE_BF16 ? out[i].mass : NULL;
+        /* f32 whose factors were rounded to bf16 */
+        const bool rounds = c->dtype == DTYPE_BF16 && gradient[i].dtype == DTYPE_F32;
+        check_close(c, names[i], gradient[i], out[i].sum, rounds ? error + 0x1p-8 : error);
+    }
+    c->mass = NULL;
+}
+
+/* Tiles that begin anywhere, and with the parts, in turn. */
+static void run_parts(struct check *c, const void *args)
+{
+    const struct layout *l = args;
+    check_parts(c, l, (l - layouts) % 2 == 0 ? 50 : 64);
+}
+
+static void test_parts(void **state)
+{
+    for (int i = 0; i < LAYOUTS; i++) {
+        check_run(*state, run_parts, &layouts[i], CHECK_BF16);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_attention),
         cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_parts),
     };
     return cmocka_run_group_tests(tests, check_open, check_close_devices);
 }

@@ -128,8 +128,9 @@ static void test_decode(void **state)
         /* In two calls, as two ranks would. */
         const int64_t first = 3 * FIXED_CHUNK;
         const struct fixed_ops *ops = device_ops(device)->fixed;
-        ops->decode(device, out, limb, sum, first, 0x1p-40F);
-        ops->decode(device, out + first, limb, sum + first, SMALL - first, 0x1p-40F);
+        ops->squares(device, limb, sum, first);
+        ops->squares(device, limb, sum + first, SMALL - first);
+        ops->decode(device, out, sum, SMALL, 0x1p-40F);
         carry(got, limb);
         assert_memory_equal(got, expected, sizeof got);
         for (int64_t i = 0; i < SMALL; i++) {
@@ -140,71 +141,146 @@ static void test_decode(void **state)
 }
 
 /* The largest sums there may be. */
-static void test_decode_most(void **state)
+static void test_squares_most(void **state)
 {
     (void)state;
     static int64_t sum[FIXED_CHUNK];
-    static float out[FIXED_CHUNK];
     struct device *device = open_device(1);
     int64_t limb[FIXED_LIMBS] = {0};
     uint64_t got[FIXED_LIMBS];
     for (int64_t i = 0; i < FIXED_CHUNK; i++) {
         sum[i] = i % 2 == 0 ? (int64_t)1 << 62 : -((int64_t)1 << 62);
     }
-    device_ops(device)->fixed->decode(device, out, limb, sum, FIXED_CHUNK, 1);
+    device_ops(device)->fixed->squares(device, limb, sum, FIXED_CHUNK);
     carry(got, limb);
     assert_true(got[4] == 4 && got[3] == 0 && got[0] == 0); /* 64 2^124 = 2^130 */
     device_close(device);
 }
 
-/* Rows of two experts from three sources: each group as if it were alone, whatever else is in the
- * call; then the same groups in two calls of other experts. */
-static void check_grouped(int threads, enum dtype dtype)
+/* Rows of two experts from three sources. */
+enum { OUT = 48, IN = 40, GROUPS = 6, ROWS = 300 };
+static const int64_t boundaries[GROUPS + 1] = {0, 70, 70, 133, 200, 299, 300};
+
+/* Of one group by itself, in two passes: the product in f32, then what is wanted of it. */
+static void add_alone(struct device *device, int64_t *sum, struct tensor dy, struct tensor x,
+                      const int64_t *offset, struct fixed_rows rows, struct fixed_point *fixed)
 {
-    enum { OUT = 48, IN = 32, GROUPS = 6, ROWS = 300 };
-    static const int64_t offset[GROUPS + 1] = {0, 70, 70, 133, 200, 299, 300};
+    static float unit[OUT * IN];
+    const struct ops *ops = device_ops(device);
+    memset(unit, 0, sizeof unit);
+    ops->grouped_backward_weight(device, unit, 0, dy, x, offset, 1);
+    ops->fixed->add(device, sum + rows.first * IN, unit + rows.first * IN,
+                    (rows.last - rows.first) * IN, fixed);
+}
+
+/* Each group as if it were alone, whatever else is in the call; of the wanted rows only; what is
+ * left out counts the same. dy's column 5 is too large, 9 no number, in some rows. */
+static void check_grouped(int threads, enum dtype dtype, const struct fixed_rows *live)
+{
     static float dy[ROWS * OUT], x[ROWS * IN], unit[OUT * IN];
     static uint16_t dy16[ROWS * OUT], x16[ROWS * IN];
     static int64_t sum[2 * OUT * IN], alone[2 * OUT * IN];
+    const bool f32 = dtype == DTYPE_F32;
     struct device *device = open_device(threads);
-    const struct ops *ops = device_ops(device);
-    struct fixed_point fixed = {.scale = 0x1p30F, .limit = 0x1p62F};
-    fill(dy, 3, ROWS * OUT);
-    fill(x, 4, ROWS * IN);
+    struct fixed_point fixed = {.scale = 0x1p30F, .limit = 0x1p62F}, apart = fixed;
     for (int i = 0; i < ROWS * OUT; i++) {
-        dy[i] = (float)rng_normal(3, (uint64_t)i);
+        const bool some = i / OUT % 90 == 3;
+        dy[i] = some && i % OUT == 5   ? 0x1p60F
+                : some && i % OUT == 9 ? INFINITY
+                                       : (float)rng_normal(3, (uint64_t)i);
         dy16[i] = bf16_from_float(dy[i]);
     }
     for (int i = 0; i < ROWS * IN; i++) {
         x[i] = (float)rng_normal(4, (uint64_t)i);
         x16[i] = bf16_from_float(x[i]);
     }
-    const bool f32 = dtype == DTYPE_F32;
     const struct tensor a = tensor_2d(f32 ? (void *)dy : dy16, dtype, ROWS, OUT),
                         b = tensor_2d(f32 ? (void *)x : x16, dtype, ROWS, IN);
     memset(sum, 0, sizeof sum);
     memset(alone, 0, sizeof alone);
-    ops->fixed->grouped_backward_weight(device, sum, OUT * IN, unit, a, b, offset, 2, 3, &fixed);
+    device_ops(device)->fixed->grouped_backward_weight(device, sum, OUT * IN, unit, a, b,
+                                                       boundaries, 2, 3, live, &fixed);
     for (int g = 0; g < GROUPS; g++) {
-        const int64_t rows = offset[g + 1] - offset[g];
-        ops->linear_backward_weight(device, tensor_2d(unit, DTYPE_F32, OUT, IN),
-                                    tensor_rows(&a, offset[g], rows),
-                                    tensor_rows(&b, offset[g], rows));
-        ops->fixed->add(device, alone + g / 3 * OUT * IN, unit, OUT * IN, &fixed);
+        const struct fixed_rows rows = live != NULL ? live[g / 3] : (struct fixed_rows){0, OUT};
+        add_alone(device, alone + g / 3 * OUT * IN, a, b, boundaries + g, rows, &apart);
     }
     assert_memory_equal(sum, alone, sizeof sum);
+    assert_memory_equal(&fixed, &apart, sizeof fixed);
+    assert_true(fixed.saturated > 0 && fixed.bad > 0);
     for (int i = 0; i < OUT * IN; i++) {
-        assert_true(unit[i] == 0 && sum[i] != 0);
+        assert_true(unit[i] == 0);
+        assert_true((sum[i] != 0) ==
+                    (i / IN != 5 && i / IN != 9 &&
+                     (live == NULL || (i / IN >= live[0].first && i / IN < live[0].last))));
     }
     device_close(device);
 }
 
 static void test_grouped(void **state)
 {
+    static const struct fixed_rows halves[2] = {{0, OUT / 2}, {OUT / 2, OUT}},
+                                   one[2] = {{5, OUT}, {7, 7}};
     (void)state;
     for (int threads = 1; threads <= 2; threads++) {
-        check_grouped(threads, DTYPE_F32);
-        check_grouped(threads, DTYPE_BF16);
+        for (int wide = 0; wide < 2; wide++) {
+            const enum dtype dtype = wide != 0 ? DTYPE_F32 : DTYPE_BF16;
+            check_grouped(threads, dtype, NULL);
+            check_grouped(threads, dtype, halves);
+            check_grouped(threads, dtype, one);
+        }
+    }
+}
+
+/* In one pass from integers what decode and then AdamW give, bit for bit. */
+static void check_adamw(struct device *device, enum dtype moments)
+{
+    static int64_t sum[COUNT];
+    static float grad[COUNT], param[2][COUNT], m[2][COUNT], v[2][COUNT];
+    static uint16_t out[2][COUNT];
+    const struct ops *ops = device_ops(device);
+    const struct adamw args = {.lr = 0.01F,
+                               .beta1 = 0.9F,
+                               .beta2 = 0.95F,
+                               .eps = 1e-8F,
+                               .grad_scale = 0.3F,
+                               .step = 2,
+                               .moments = moments,
+                               .quantum = 0x1p-48F};
+    for (int64_t i = 0; i < COUNT; i++) {
+        sum[i] = (int64_t)(rng_normal(9, (uint64_t)i) * ldexp(1, (int)(i % 62)));
+        for (int k = 0; k < 2; k++) {
+            param[k][i] = (float)rng_normal(8, (uint64_t)i);
+            m[k][i] = v[k][i] = 0.125F;
+        }
+    }
+    ops->fixed->decode(device, grad, sum, COUNT, args.quantum);
+    for (int k = 0; k < 2; k++) {
+        const struct adamw_piece piece = {.param = param[k],
+                                          .m = m[k],
+                                          .v = v[k],
+                                          .out = out[k],
+                                          .grad = k == 0 ? grad : NULL,
+                                          .sum = k == 0 ? NULL : sum,
+                                          .count = COUNT,
+                                          .weight_decay = 0.1F,
+                                          .key = 5,
+                                          .first = 3};
+        ops->adamw(device, &piece, 1, args);
+    }
+    assert_memory_equal(param[0], param[1], sizeof param[0]);
+    assert_memory_equal(m[0], m[1], sizeof m[0]);
+    assert_memory_equal(v[0], v[1], sizeof v[0]);
+    assert_memory_equal(out[0], out[1], sizeof out[0]);
+}
+
+static void test_adamw(void **state)
+{
+    (void)state;
+    for (int threads = 1; threads <= 2; threads++) {
+        struct device *device = open_device(threads);
+        check_adamw(device, DTYPE_F32);
+        check_adamw(device, DTYPE_BF16);
+        device_close(device);
     }
 }
 
@@ -231,8 +307,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_add),     cmocka_unit_test(test_left_out),
-        cmocka_unit_test(test_decode),  cmocka_unit_test(test_decode_most),
+        cmocka_unit_test(test_decode),  cmocka_unit_test(test_squares_most),
         cmocka_unit_test(test_grouped), cmocka_unit_test(test_sources),
+        cmocka_unit_test(test_adamw),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -255,7 +255,9 @@ static void run_swiglu_backward(struct check *c, const void *args)
     name_case(c, "swiglu_backward", s);
     const struct tensor gate_up = check_random(c, "gate_up", c->dtype, s->rows, 2 * width, 3),
                         dh = check_random(c, "dh", c->dtype, s->rows, width, 1),
-                        grad = check_tensor(c, "dgate_up", c->dtype, s->rows, 2 * width);
+                        grad = check_tensor(c, "dgate_up", c->dtype, s->rows, 2 * width),
+                        h = check_tensor(c, "h", c->dtype, s->rows, width),
+                        again = check_tensor(c, "h again", c->dtype, s->rows, width), none = {0};
     const struct swiglu r = {s, check_values(c, gate_up), check_values(c, dh)};
     double *expected = check_doubles(c, s->rows * 2 * width);
     for (int64_t i = 0; i < s->rows * width; i++) {
@@ -264,16 +266,18 @@ static void run_swiglu_backward(struct check *c, const void *args)
         expected[at] = r.dh[i] * up * p * (1 + a * (1 - p));
         expected[at + width] = r.dh[i] * a * p;
     }
-    c->ops->swiglu_backward(c->device, grad, dh, gate_up);
+    c->ops->swiglu_forward(c->device, h, gate_up);
+    c->ops->swiglu_backward(c->device, grad, again, dh, gate_up);
+    check_exact(c, "h", again, h, "is not that of forward");
     check_close(c, "dgate_up", grad, expected, SWIGLU_ERROR);
     check_gradient(c, "dgate_up", grad, NULL, r.gate_up, swiglu_loss, &r, SWIGLU_ERROR);
     const struct tensor same = check_copy(c, "in place", gate_up);
-    c->ops->swiglu_backward(c->device, same, dh, same);
+    c->ops->swiglu_backward(c->device, same, none, dh, same);
     check_exact(c, "dgate_up", same, grad, "in place differs");
     for (int i = 0; i < CHECK_PARTS; i++) {
         const struct check_part p = check_part(s->rows, i);
         const struct tensor part = check_tensor(c, "dgate_up part", c->dtype, p.count, 2 * width);
-        c->ops->swiglu_backward(c->device, part, tensor_rows(&dh, p.first, p.count),
+        c->ops->swiglu_backward(c->device, part, none, tensor_rows(&dh, p.first, p.count),
                                 tensor_rows(&gate_up, p.first, p.count));
         check_exact(c, "dgate_up", part, tensor_rows(&grad, p.first, p.count), "depends on rows");
     }

@@ -317,12 +317,68 @@ static void test_slow_stage_sets_the_pace(void **state)
     pipeline_free(&pipeline);
 }
 
+/* Held by parts adds up to what the checker says of one part, and no rank of a training schedule
+ * needs more than two messages under way. */
+static void expect_room(const struct pipeline_shape *shape)
+{
+    struct pipeline pipeline;
+    struct pipeline_room room[64];
+    int64_t held[8], sending = 0;
+    assert_true(shape->parts <= 8 && shape->ranks <= 64);
+    assert_int_equal(pipeline_init(&pipeline, shape), STATUS_OK);
+    assert_int_equal(pipeline_check(&pipeline, room), STATUS_OK);
+    for (int64_t r = 0; r < shape->ranks; r++) {
+        int64_t sum = 0, most = 0;
+        pipeline_held(&pipeline, r, held);
+        for (int64_t part = 0; part < shape->parts; part++) {
+            sum += held[part];
+            most = held[part] > most ? held[part] : most;
+        }
+        assert_true(sum >= room[r].held && most <= room[r].held);
+        assert_true(shape->parts > 1 || sum == room[r].held);
+    }
+    assert_int_equal(pipeline_sending(&pipeline, &sending), STATUS_OK);
+    assert_true(sending >= 1 && sending <= 2);
+    pipeline_free(&pipeline);
+}
+
+static void test_room(void **state)
+{
+    (void)state;
+    each_shape(PIPELINE_1F1B, expect_room);
+    each_shape(PIPELINE_INTERLEAVED, expect_room);
+}
+
+/* Two ranks that send each other two messages and then receive: one under way is not enough. */
+static void test_messages_under_way(void **state)
+{
+    (void)state;
+    struct pipeline_action action[2][4];
+    struct pipeline_track track[2];
+    for (int r = 0; r < 2; r++) {
+        for (int i = 0; i < 4; i++) {
+            action[r][i] = (struct pipeline_action){
+                .kind = i < 2 ? PIPELINE_SEND : PIPELINE_RECEIVE, .peer = 1 - r};
+        }
+        track[r] = (struct pipeline_track){.action = action[r], .count = 4};
+    }
+    const struct pipeline pipeline = {.shape = {PIPELINE_1F1B, 2, 1, 1}, .track = track};
+    int64_t sending = 0;
+    assert_int_equal(pipeline_sending(&pipeline, &sending), STATUS_OK);
+    assert_int_equal(sending, 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_tables_are_whole),  cmocka_unit_test(test_faults_are_found),
-        cmocka_unit_test(test_deadlock_is_found), cmocka_unit_test(test_shapes_that_are_not),
-        cmocka_unit_test(test_published_gaps),    cmocka_unit_test(test_slow_stage_sets_the_pace),
+        cmocka_unit_test(test_tables_are_whole),
+        cmocka_unit_test(test_faults_are_found),
+        cmocka_unit_test(test_deadlock_is_found),
+        cmocka_unit_test(test_shapes_that_are_not),
+        cmocka_unit_test(test_published_gaps),
+        cmocka_unit_test(test_slow_stage_sets_the_pace),
+        cmocka_unit_test(test_room),
+        cmocka_unit_test(test_messages_under_way),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

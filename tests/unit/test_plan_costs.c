@@ -12,8 +12,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "trainer/model/stages.h"
 #include "trainer/plan/plan.h"
-#include "trainer/plan/stages.h"
 
 static void expect_near(double value, double expected, double tolerance, const char *what)
 {

@@ -326,7 +326,7 @@ static void run_swiglu(struct bench *b)
 
 static void run_swiglu_backward(struct bench *b)
 {
-    b->ops->swiglu_backward(b->device, b->dgate_up, b->inner, b->gate_up);
+    b->ops->swiglu_backward(b->device, b->dgate_up, (struct tensor){0}, b->inner, b->gate_up);
 }
 
 static double swiglu_work(const struct bench *b)

@@ -80,8 +80,7 @@ enum status command_plan(int argc, char **argv)
     const struct option_spec specs[] = {
         {"--search", OPTION_FLAG, &request.search, NULL,
          "try every layout; the best ones, and why not the others"},
-        {"--stages", OPTION_FLAG, &request.stages, NULL,
-         "search: pipelines too, which this version does not train"},
+        {"--stages", OPTION_FLAG, &request.stages, NULL, "search: pipelines too"},
         {"--rows", OPTION_INT, &request.rows, "N", "search: layouts shown (default 12)"},
         {"--tokens", OPTION_TEXT, &request.tokens, "14.8T",
          "budget of GPU-hours and cost (default: that of run.steps)"},

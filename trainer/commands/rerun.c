@@ -130,7 +130,7 @@ enum status command_rerun(int argc, char **argv)
     struct option_result options;
     struct session session;
     const char *dir = NULL;
-    char folder[MAX_PATH], record[MAX_PATH + 16], override[MAX_PATH + 32], *overrides[1];
+    char folder[MAX_PATH], record[MAX_PATH + 16], override[MAX_PATH + 32], *overrides[2];
     const struct option_spec specs[] = {
         {"--dir", OPTION_TEXT, &dir, "NEW_DIR",
          "where the repetition runs (default: RUN_DIR-rerun)"},
@@ -152,7 +152,8 @@ enum status command_rerun(int argc, char **argv)
         snprintf(override, sizeof override, "run.dir=%.4000s-rerun", folder);
     }
     overrides[0] = override;
-    enum status status = session_open(&session, SESSION_TRAIN, folder, overrides, 1);
+    overrides[1] = "run.pause_at=0";
+    enum status status = session_open(&session, SESSION_TRAIN, folder, overrides, 2);
     if (status == STATUS_OK) {
         status = rerun(&session, folder, record);
     }

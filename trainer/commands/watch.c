@@ -1,6 +1,8 @@
 #define _DEFAULT_SOURCE
+#include <errno.h>
 #include <langinfo.h>
 #include <locale.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -43,10 +45,27 @@ static double quiet_seconds(const struct history *history)
     return stat(history->path, &about) == 0 ? (double)(now.tv_sec - about.st_mtim.tv_sec) : 0;
 }
 
+/* Whether the process that held the run's lock last is gone, which is known on its own host only.
+ */
+static bool is_stopped(const char *run)
+{
+    char path[4096], held[256] = "", host[256] = "";
+    long pid = 0;
+    snprintf(path, sizeof path, "%.4000s/lock", run);
+    FILE *lock = fopen(path, "r");
+    const bool read = lock != NULL && fscanf(lock, "host %255[^,], pid %ld", held, &pid) == 2;
+    if (lock != NULL) {
+        fclose(lock);
+    }
+    gethostname(host, sizeof host - 1);
+    return read && strcmp(host, held) == 0 && pid > 0 && kill((pid_t)pid, 0) != 0 && errno == ESRCH;
+}
+
 static void draw(struct panel *panel, const struct history *history, bool terminal)
 {
     panel->columns = columns_of_terminal();
     panel->quiet_s = quiet_seconds(history);
+    panel->stopped = is_stopped(panel->name);
     if (terminal) {
         printf("\033[H\033[J");
     }

@@ -11,8 +11,25 @@
 
 static const double MOST = 9e15; /* whole numbers up to here are exact as reals */
 
+/* Runs made before a key moved say it with its old name. */
+static const char *name_now(const char *key)
+{
+    static const struct {
+        const char *before, *now;
+    } moved[] = {{"cluster.pipeline", "parallel.schedule"},
+                 {"cluster.virtual_stages", "parallel.virtual_stages"},
+                 {"cluster.stages", "parallel.stages"}};
+    for (size_t i = 0; i < sizeof moved / sizeof moved[0]; i++) {
+        if (strcmp(moved[i].before, key) == 0) {
+            return moved[i].now;
+        }
+    }
+    return key;
+}
+
 const struct field *config_find(const char *key)
 {
+    key = name_now(key);
     for (int i = 0; i < config_field_count; i++) {
         if (strcmp(config_fields[i].key, key) == 0) {
             return &config_fields[i];
@@ -181,17 +198,6 @@ bool config_set_text(char **at, const char *text, char *why, size_t bytes)
     return true;
 }
 
-/* Layouts that only plan knows. */
-static bool is_for(const struct config *config, const struct field *field, char *why, size_t bytes)
-{
-    const void *at = (const char *)config + field->offset;
-    if (field->unbuilt != config_plan_only || config->planning || *(const int64_t *)at == 1) {
-        return true;
-    }
-    snprintf(why, bytes, "not built in this version; it acts as 1 (plan alone takes more)");
-    return false;
-}
-
 bool config_set(struct config *config, const struct field *field, const char *text, bool quoted,
                 char *why, size_t why_bytes)
 {
@@ -224,7 +230,7 @@ bool config_set(struct config *config, const struct field *field, const char *te
     case FIELD_ENUM:
         return set_enum(at, field, text, why, why_bytes);
     default:
-        return set_number(at, field, text, why, why_bytes) && is_for(config, field, why, why_bytes);
+        return set_number(at, field, text, why, why_bytes);
     }
 }
 

@@ -108,6 +108,7 @@ struct config {
         int deterministic; /* enum config_deterministic */
         bool verify;
         char *time_limit; /* deadline.h */
+        int64_t pause_at; /* 0: nowhere */
     } run;
     /* Which keys a family has, and their defaults: config_families.c. The trainer reads struct
      * architecture instead. */
@@ -185,6 +186,10 @@ struct config {
     } router;
     struct {
         int64_t ep, pp, tp, zero;
+        int64_t cp;
+        int schedule; /* enum config_pipeline */
+        int64_t virtual_stages;
+        struct config_reals stages; /* blocks of each pipeline stage; empty: balanced */
     } parallel;
     struct {
         int64_t nodes;
@@ -193,10 +198,8 @@ struct config {
         /* < 0: null = the GPU's */
         double peak_tflops, peak_fp8_tflops, memory_gb, memory_gb_s, nvlink_gb_s, network_gb_s;
         double disk_gb_s; /* of a node */
-        int64_t virtual_stages;
-        int pipeline, exchange;     /* enum config_pipeline, config_exchange */
-        struct config_reals stages; /* blocks of each pipeline stage; empty: balanced */
-    } cluster;                      /* what plan plans for */
+        int exchange;     /* enum config_exchange */
+    } cluster;            /* what plan plans for */
     struct {
         struct config_sources train; /* none: null */
         char *valid;                 /* NULL: none */

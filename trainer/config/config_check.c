@@ -480,10 +480,10 @@ static void check_cluster(const struct config *config, struct config_errors *err
         config_error(errors, "cluster.gpu custom needs cluster.peak_tflops, memory_gb and "
                              "memory_gb_s");
     }
-    for (int64_t i = 0; i < config->cluster.stages.count; i++) {
-        if (config->cluster.stages.item[i] != floor(config->cluster.stages.item[i])) {
-            config_error(errors, "cluster.stages: %g is no number of blocks",
-                         config->cluster.stages.item[i]);
+    for (int64_t i = 0; i < config->parallel.stages.count; i++) {
+        if (config->parallel.stages.item[i] != floor(config->parallel.stages.item[i])) {
+            config_error(errors, "parallel.stages: %g is no number of blocks",
+                         config->parallel.stages.item[i]);
         }
     }
 }
@@ -577,6 +577,8 @@ void config_check(const struct config *config, const bool *given, struct config_
         return;
     }
     check_tensor(config, errors);
+    config_check_context(config, errors);
+    config_check_layout(config, errors);
     check_batches(config, errors);
     check_schedule(config, errors);
     check_balance(config, errors);

@@ -31,8 +31,6 @@ static const char *const moments_names[] = {"fp32", "bf16", NULL};
 static const char *const nonfinite_names[] = {"stop", "skip", "rollback", NULL};
 static const char *const spike_names[] = {"stop", "skip", "rollback", "off", NULL};
 
-const char config_plan_only[] = "more";
-
 #define AT(member) offsetof(struct config, member)
 #define INT(key, member, low, high, initial, help)                                                 \
     {                                                                                              \
@@ -78,6 +76,8 @@ const struct field config_fields[] = {
          "memory (CPU: as run)"),
     TEXT("run.time_limit", run.time_limit, "null",
          "7200, 90m, 2h, 1:30:00 or 1-12:00:00: saves in time before it and exits with 85"),
+    INT("run.pause_at", run.pause_at, 0, 1e12, "0",
+        "saves behind this step and exits with 85, where later ones are left; 0: nowhere"),
     BOOL("run.verify", run.verify, "false",
          "first check that this layout computes what one rank does, as `switchyard verify`"),
     ENUM("model.family", model.family, "mixtral", family_names, NULL, "architecture"),
@@ -244,11 +244,21 @@ const struct field config_fields[] = {
     ENUM("router.dispatch", router.dispatch, "exact", dispatch_names, NULL,
          "padded: messages of the worst case's size, the host waits for no counts"),
     INT("parallel.ep", parallel.ep, 1, 65536, "1", "ranks that share one set of experts"),
-    {"parallel.pp", FIELD_INT, AT(parallel.pp), 1, 1024, "1", NULL, config_plan_only,
-     "pipeline stages; training has one, plan takes any number"},
+    INT("parallel.pp", parallel.pp, 1, 1024, "1", "pipeline stages: ranks that share the layers"),
     INT("parallel.tp", parallel.tp, 1, 64, "1",
         "ranks that share dense matrices by heads and widths, and the tokens of each sequence"),
+    INT("parallel.cp", parallel.cp, 1, 1024, "1",
+        "ranks that share the tokens of each sequence, attention included, and no matrices"),
     INT("parallel.zero", parallel.zero, 1, 1, "1", "1: optimizer state sharded over replicas"),
+    ENUM("parallel.schedule", parallel.schedule, "auto", pipeline_names, NULL,
+         "of the pipeline where pp > 1; train: 1f1b; plan takes all; auto: 1f1b, in plan dualpipe "
+         "where the micro-batches suffice and virtual_stages is 1"),
+    INT("parallel.virtual_stages", parallel.virtual_stages, 1, 64, "1",
+        "1f1b: parts a stage is cut into, interleaved (Megatron's virtual pipeline)"),
+    REALS("parallel.stages", parallel.stages, 0, 4096,
+          "blocks of each pipeline stage, first to last, prediction modules behind the layers, at "
+          "most 64; []: "
+          "as even in cost as can be"),
     {"data.train", FIELD_SOURCES, AT(data.train), 0, 0, "null", NULL, NULL,
      "token file to train on (.h5, Megatron's or llm.c's .bin), or a mixture: a list of {path, "
      "weight, tokens, epochs, fim}"},
@@ -309,15 +319,6 @@ const struct field config_fields[] = {
          "of a rank to other nodes, each way; null: the GPU's usual one"),
     REAL("cluster.disk_gb_s", cluster.disk_gb_s, 1e-6, 1e6, "2",
          "what a node writes to the checkpoint folder's disk"),
-    ENUM("cluster.pipeline", cluster.pipeline, "auto", pipeline_names, NULL,
-         "schedule where parallel.pp > 1; auto: dualpipe where the micro-batches suffice and "
-         "virtual_stages is 1, else 1f1b"),
-    INT("cluster.virtual_stages", cluster.virtual_stages, 1, 64, "1",
-        "1f1b: parts a stage is cut into, interleaved (Megatron's virtual pipeline)"),
-    REALS("cluster.stages", cluster.stages, 0, 4096,
-          "blocks of each pipeline stage, first to last, prediction modules behind the layers, at "
-          "most 64; []: "
-          "as even in cost as can be"),
     ENUM("cluster.exchange", cluster.exchange, "auto", exchange_names, NULL,
          "direct: rank to rank, as training does it; by_node: once to each node (DeepEP); auto: "
          "by_node with pipelines"),
@@ -372,7 +373,6 @@ const struct unbuilt_key config_unbuilt[] = {
     {"model.hidden_act", "silu"},
     {"model.attention_bias", "false"},
     {"model.tie_word_embeddings", "false"},
-    {"parallel.cp", "1"},
     {"parallel.etp", "1"},
 };
 const int config_unbuilt_count = sizeof config_unbuilt / sizeof config_unbuilt[0];

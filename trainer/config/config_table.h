@@ -23,12 +23,10 @@ struct field {
     double low, high;         /* range of numbers */
     const char *initial;      /* default as one writes it; "null": none; NULL: required */
     const char *const *names; /* of an enum, ending with NULL, in order of its values */
-    const char *unbuilt; /* enum values that are known but not built, space separated; or NULL; of a
-                            whole number, config_plan_only: more than 1 is for plan alone */
+    const char *unbuilt; /* enum values that are known but not built, space separated; or NULL */
     const char *help;
 };
 
-extern const char config_plan_only[];
 extern const struct field config_fields[];
 extern const int config_field_count;
 
@@ -40,6 +38,7 @@ struct unbuilt_key {
 extern const struct unbuilt_key config_unbuilt[];
 extern const int config_unbuilt_count;
 
+/* NULL: there is none. Also by the name that a key had in an earlier version. */
 const struct field *config_find(const char *key);
 
 /* Longest text a key takes; room that any value, printed, needs. */
@@ -121,5 +120,10 @@ void config_initial_text(const struct field *field, char *out, size_t bytes);
 void config_apply_hf(struct config *config, const bool *given, struct config_errors *errors);
 /* Relations between keys. */
 void config_check(const struct config *config, const bool *given, struct config_errors *errors);
+/* config_context.c: those of parallel.cp. */
+void config_check_context(const struct config *config, struct config_errors *errors);
+/* config_layout.c: of it, what is not built for a pipeline. What its stages are is looked at where
+ * the ranks are known. */
+void config_check_layout(const struct config *config, struct config_errors *errors);
 
 #endif

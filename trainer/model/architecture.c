@@ -187,17 +187,37 @@ static double visible_keys(const struct architecture *arch, int64_t sequence)
     return w - w * w / (2 * t);
 }
 
-double architecture_flops_per_token(const struct architecture *arch, int64_t sequence)
+double architecture_head_flops(const struct architecture *arch)
 {
-    const double width = (double)arch->width, blocks = (double)architecture_blocks(arch);
+    return 6 * (double)arch->vocab * (double)arch->width;
+}
+
+double architecture_block_flops(const struct architecture *arch, int64_t block, int64_t sequence)
+{
+    const double width = (double)arch->width;
     const double attention =
         (double)(arch->heads * (arch->qk_dim + arch->v_dim)) * visible_keys(arch, sequence);
     const double dense = 3 * (double)arch->dense_width * width;
     const double moe =
         (double)(3 * (arch->top_k * arch->expert_width + arch->shared_width) + arch->experts) *
         width;
-    const double heads = (double)(1 + arch->mtp_depth) * (double)arch->vocab * width;
-    return 6 * (blocks * ((double)projection_weights(arch) + attention) +
-                (double)arch->dense_layers * dense + (double)architecture_moe_blocks(arch) * moe +
-                heads + 2 * (double)arch->mtp_depth * width * width);
+    const double own = 6 * ((double)projection_weights(arch) + attention +
+                            (block < arch->dense_layers ? dense : moe));
+    return block < arch->layers ? own : own + architecture_head_flops(arch) + 6 * 2 * width * width;
+}
+
+double architecture_flops_per_token(const struct architecture *arch, int64_t sequence)
+{
+    double sum = architecture_head_flops(arch);
+    for (int64_t b = 0; b < architecture_blocks(arch); b++) {
+        sum += architecture_block_flops(arch, b, sequence);
+    }
+    return sum;
+}
+
+double architecture_expert_part(const struct architecture *arch, int64_t sequence)
+{
+    const double experts = 3 * (double)(arch->top_k * arch->expert_width * arch->width);
+    return 6 * (double)architecture_moe_blocks(arch) * experts /
+           architecture_flops_per_token(arch, sequence);
 }

@@ -75,5 +75,10 @@ int64_t architecture_latent_width(const struct architecture *arch);
 /* FLOPs of training on one token of a sequence of this length (forward and backward: matrix
  * products and the visible part of attention), multi-token prediction included. */
 double architecture_flops_per_token(const struct architecture *arch, int64_t sequence);
+/* Of these, one block's (a prediction module's own head included), and the main model's head's. */
+double architecture_block_flops(const struct architecture *arch, int64_t block, int64_t sequence);
+double architecture_head_flops(const struct architecture *arch);
+/* Of these, the part of the routed experts. */
+double architecture_expert_part(const struct architecture *arch, int64_t sequence);
 
 #endif

@@ -1,6 +1,6 @@
 #include "trainer/model/balance.h"
 
-#include "trainer/model/model.h"
+#include "trainer/model/block.h"
 
 static int64_t cells(const struct model *model)
 {
@@ -13,7 +13,11 @@ void balance_layout(const struct model *model, struct balance *balance, struct a
     if (model->training) {
         balance->gradient = arena_alloc(arena, all * sizeof *balance->gradient);
         balance->sums = arena_alloc(arena, all * sizeof *balance->sums);
-        balance->chosen = arena_alloc(arena, (size_t)model->arch.experts * sizeof *balance->chosen);
+        for (int64_t s = 0; s < model->slots; s++) {
+            model->slot[s].chosen =
+                arena_alloc(arena, (size_t)model->arch.experts * sizeof *balance->chosen);
+        }
+        balance->chosen = model->slot[0].chosen;
     }
 }
 
@@ -31,23 +35,17 @@ static struct router_shape shape_of(const struct model *model, int64_t m, int64_
     return moe_router_shape(&model->moe, count * length, length);
 }
 
-/* The ranks of tp have a part of every sequence each: counts become those of all tokens. After
- * model_count_block, which counts this rank's. */
+/* The ranks of tp and cp have a part of every sequence each: counts become those of all tokens.
+ * After model_count_block, which counts this rank's. */
 static void sum_counts(struct model *model, int64_t m, int64_t rows)
 {
-    struct comm *comm = model->tp.comm;
     const struct router_counts *counts = &state_of(model, m)->counts;
-    if (tp_alone(&model->tp)) {
-        return;
-    }
-    comm_device_all_reduce(comm, counts->routed, rows * model->arch.experts, DTYPE_I64, REDUCE_SUM);
+    block_sum(model, counts->routed, rows * model->arch.experts, DTYPE_I64);
     if (counts->scored != NULL) {
-        comm_device_all_reduce(comm, counts->scored, rows * model->arch.experts, DTYPE_I64,
-                               REDUCE_SUM);
+        block_sum(model, counts->scored, rows * model->arch.experts, DTYPE_I64);
     }
     if (counts->group != NULL) {
-        comm_device_all_reduce(comm, counts->group, rows * model->arch.loss_groups, DTYPE_I64,
-                               REDUCE_SUM);
+        block_sum(model, counts->group, rows * model->arch.loss_groups, DTYPE_I64);
     }
 }
 
@@ -55,26 +53,25 @@ static void sum_counts(struct model *model, int64_t m, int64_t rows)
 static void sum_scores(struct model *model, double *sums, const struct moe_state *moe,
                        const struct router_shape *shape, int64_t rows)
 {
-    const int64_t own = tp_tokens(&model->tp, shape->row_tokens);
+    const int64_t own = tp_tokens(&model->tp, cp_tokens(&model->cp, shape->row_tokens));
     model->ops->router_sums(model->device, sums, moe->score,
                             moe_router_shape(&model->moe, rows * own, own));
-    if (!tp_alone(&model->tp)) {
-        comm_device_all_reduce(model->tp.comm, sums, rows * model->arch.experts, DTYPE_F64,
-                               REDUCE_SUM);
-    }
+    block_sum(model, sums, rows * model->arch.experts, DTYPE_F64);
 }
 
 /* lse of all tokens. */
 static const float *all_lse(struct model *model, const struct moe_state *moe,
                             const struct router_shape *shape, int64_t rows)
 {
-    if (moe->lse == NULL || tp_alone(&model->tp)) {
-        return moe->lse;
+    const int64_t part = cp_tokens(&model->cp, shape->row_tokens);
+    const float *lse = moe->lse;
+    if (lse != NULL && !tp_alone(&model->tp)) {
+        tp_gather(&model->tp, tensor_2d(model->wide[1], DTYPE_F32, rows * part, 1),
+                  tensor_2d(moe->lse, DTYPE_F32, rows * tp_tokens(&model->tp, part), 1), rows);
+        lse = model->wide[1];
     }
-    tp_gather(&model->tp, tensor_2d(model->wide[1], DTYPE_F32, shape->tokens, 1),
-              tensor_2d(moe->lse, DTYPE_F32, rows * tp_tokens(&model->tp, shape->row_tokens), 1),
-              rows);
-    return model->wide[1];
+    return lse == NULL || cp_alone(&model->cp) ? lse
+                                               : context_lse(model, lse, rows, shape->row_tokens);
 }
 
 static struct balance_terms terms_of(const struct model *model, const struct router_shape *shape,
@@ -108,13 +105,13 @@ static void count_chosen(struct model *model, int64_t m, int64_t rows)
                              state_of(model, m)->counts.routed, rows, model->arch.experts);
 }
 
-static void clear_chosen(struct model *model)
+void balance_clear(struct model *model)
 {
     model->ops->zero(model->device, model->balance.chosen,
                      (size_t)model->arch.experts * sizeof *model->balance.chosen);
 }
 
-static void block_losses(struct model *model, double *loss, int64_t m, int64_t count,
+static void block_losses(struct model *model, int64_t m, int64_t count,
                          const struct router_shape *shape, double unit)
 {
     const struct balance_coefs *coefs = &model->arch.balance;
@@ -123,30 +120,37 @@ static void block_losses(struct model *model, double *loss, int64_t m, int64_t c
     double *sums = model->balance.sums + m * cells(model);
     sum_scores(model, sums, moe, shape, count);
     if (coefs->batch > 0 && !coefs->batch_over_layers) {
-        clear_chosen(model);
+        balance_clear(model);
         count_chosen(model, m, count);
     }
-    model->ops->balance(model->device, loss, model->balance.gradient + m * cells(model), sums,
-                        moe->counts, model->balance.chosen, all_lse(model, moe, shape, count),
+    model->ops->balance(model->device, &model->aux[m], model->balance.gradient + m * cells(model),
+                        sums, moe->counts, model->balance.chosen, all_lse(model, moe, shape, count),
                         *shape, &terms);
 }
 
-void balance_losses(struct model *model, double *loss, int64_t count, int64_t sequence, double unit)
+/* Of blocks [first, end) those with experts. */
+static int64_t first_moe(const struct model *model, int64_t first)
+{
+    return first > model->arch.dense_layers ? first - model->arch.dense_layers : 0;
+}
+
+void balance_count(struct model *model, int64_t first, int64_t end, int64_t count)
 {
     const struct balance_coefs *coefs = &model->arch.balance;
-    const int64_t blocks = architecture_moe_blocks(&model->arch);
-    for (int64_t m = 0; m < blocks; m++) {
+    for (int64_t m = first_moe(model, first); m < end - model->arch.dense_layers; m++) {
         sum_counts(model, m, count);
-    }
-    if (coefs->batch > 0 && coefs->batch_over_layers) {
-        clear_chosen(model);
-        for (int64_t m = 0; m < blocks; m++) {
+        if (coefs->batch > 0 && coefs->batch_over_layers) {
             count_chosen(model, m, count);
         }
     }
-    for (int64_t m = 0; m < blocks; m++) {
-        const struct router_shape shape = shape_of(model, m, count, sequence);
-        block_losses(model, loss, m, count, &shape, unit);
+}
+
+void balance_losses(struct model *model, int64_t first, int64_t end, const struct model_unit *batch,
+                    double unit)
+{
+    for (int64_t m = first_moe(model, first); m < end - model->arch.dense_layers; m++) {
+        const struct router_shape shape = shape_of(model, m, batch->count, batch->sequence);
+        block_losses(model, m, batch->count, &shape, unit);
     }
 }
 

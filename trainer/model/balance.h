@@ -23,20 +23,28 @@
 #include <stdint.h>
 
 struct model;
+struct model_unit;
 struct arena;
 
 struct balance {
     float *gradient; /* [moe blocks, sequences, E]: d loss / d score, times the unit's share */
     double *sums;    /* [moe blocks, sequences, E]: sums of scores */
-    int64_t *chosen; /* [E]: slots of an expert that the batch loss counts */
+    int64_t *chosen; /* [E] of the slot that runs (model.h): slots of an expert that the batch loss
+                        counts */
 };
 
 void balance_layout(const struct model *model, struct balance *balance, struct arena *arena);
 
-/* After forward of all blocks: gradients for their backward, scaled by `unit`; *loss (device) adds
- * the weighted losses of this micro-batch (not scaled). `count` sequences of `sequence` tokens;
- * module k of multi-token prediction saw k tokens fewer. */
-void balance_losses(struct model *model, double *loss, int64_t count, int64_t sequence,
+/* Nothing is chosen yet by the micro-batch that runs. */
+void balance_clear(struct model *model);
+/* After forward of blocks [first, end) with `count` sequences: their counts become those of all
+ * ranks of tp, and, where the batch loss is of all layers, add to balance.chosen. Collective over
+ * tp. */
+void balance_count(struct model *model, int64_t first, int64_t end, int64_t count);
+/* After that, of what the loss is of: gradients for the backward of blocks [first, end), scaled by
+ * `unit`; model->aux[block] adds the weighted losses of this micro-batch (not scaled); module k of
+ * multi-token prediction saw k tokens fewer. Collective over tp. */
+void balance_losses(struct model *model, int64_t first, int64_t end, const struct model_unit *batch,
                     double unit);
 /* Of block `block`, for moe_backward_finish. */
 const float *balance_gradient(const struct model *model, int64_t block);

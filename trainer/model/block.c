@@ -51,6 +51,16 @@ int64_t block_tokens(const struct model *model, const struct block_call *call)
     return call->count * block_sequence(model, call);
 }
 
+void block_sum(const struct model *model, void *data, int64_t count, enum dtype dtype)
+{
+    if (!tp_alone(&model->tp)) {
+        comm_device_all_reduce(model->tp.comm, data, count, dtype, REDUCE_SUM);
+    }
+    if (!cp_alone(&model->cp)) {
+        comm_device_all_reduce(model->cp.comm, data, count, dtype, REDUCE_SUM);
+    }
+}
+
 struct operand block_gather(const struct model *model, const struct block_call *call, int buffer,
                             const struct operand *x)
 {
@@ -165,11 +175,16 @@ void block_layout(struct model *model, struct arena *arena)
 {
     struct block_state *shared = &model->shared;
     const struct linears *linears = &model->linears;
-    const int64_t n = model->batch * model->sequence;
+    const int64_t n = model->batch * model->sequence, blocks = architecture_blocks(&model->arch);
     struct layout layout;
     layout_init(&layout, arena, model->training, model->config->train.recompute);
-    for (int64_t b = 0; b < architecture_blocks(&model->arch); b++) {
-        struct block_state *state = &model->blocks[b];
+    for (int64_t i = 0; i < model->slots * blocks; i++) {
+        const int64_t b = i % blocks;
+        const struct stage *part = &model->slice.part[model->slot[i / blocks].part];
+        struct block_state *state = &model->states[i];
+        if (b < part->first || b >= part->first + part->blocks) {
+            continue;
+        }
         layout.fp8 = linears_in_fp8(linears, b);
         layout.act = !layout.fp8;
         common_layout(model, state, shared, &layout, norm2_in_act(model, b),
@@ -232,17 +247,27 @@ static struct operand norm2_of(const struct model *model, int64_t block,
     return x;
 }
 
-/* Router jitter of x, keyed by its place in the whole micro-batch. */
+/* Router jitter of x, keyed by its place in the whole micro-batch: of each sequence the pieces that
+ * this rank of cp has, and of these what this rank of tp has. */
 static void jitter_rows(struct model *model, int64_t block, const struct block_call *call,
                         struct tensor x)
 {
-    const int64_t own = block_sequence(model, call), width = model->arch.width;
-    const int64_t calls = tp_alone(&model->tp) ? 1 : call->count; /* of neighbouring rows */
-    for (int64_t s = 0; s < calls; s++) {
-        const int64_t first = s * call->sequence + tp_first(&model->tp);
-        model->ops->jitter(model->device, tensor_rows(&x, s * own, x.dim[0] / calls),
-                           call->jitter_key + (uint64_t)block, (uint64_t)(first * width),
-                           model->arch.jitter);
+    const int64_t own = block_sequence(model, call), begin = tp_first(&model->tp);
+    const struct cp_pieces pieces = cp_pieces(&model->cp, call->length);
+    for (int64_t s = 0; s < call->count; s++) {
+        for (int p = 0; p < CP_PIECES; p++) {
+            const struct cp_piece *piece = &pieces.piece[p];
+            const int64_t end = piece->at + piece->count,
+                          from = piece->at > begin ? piece->at : begin,
+                          to = end < begin + own ? end : begin + own,
+                          first = s * call->length + piece->first + from - piece->at;
+            if (from < to) {
+                model->ops->jitter(model->device,
+                                   tensor_rows(&x, s * own + from - begin, to - from),
+                                   call->jitter_key + (uint64_t)block,
+                                   (uint64_t)(first * model->arch.width), model->arch.jitter);
+            }
+        }
     }
 }
 
@@ -334,11 +359,11 @@ static void attend(struct model *model, int64_t block, const struct block_call *
 
 /* Whether the ops of a block are the same at every step. The router's jitter differs from step to
  * step, the z-loss with the size of the global batch; who is told of tensors downloads them; ranks
- * of tp exchange rows, which not every wire can record. */
+ * of tp and cp exchange rows, which not every wire can record. */
 static bool is_constant(const struct model *model, const struct block_call *call)
 {
     return call->training && model->arch.jitter == 0 && model->arch.balance.z == 0 &&
-           model->probe == NULL && tp_alone(&model->tp);
+           model->probe == NULL && tp_alone(&model->tp) && cp_alone(&model->cp);
 }
 
 /* Whether the host must know how many tokens went where. */
@@ -364,7 +389,8 @@ static void record(const struct recorded *args, enum part part,
     const struct block_call *call = args->call;
     const struct ops *ops = args->model->ops;
     const uint64_t shape = (uint64_t)(call->count << 24 ^ call->sequence),
-                   what = (shape << 16 ^ (uint64_t)args->block) * PARTS + part,
+                   state = (uint64_t)(args->model->blocks - args->model->states + args->block),
+                   what = (shape << 16 ^ state) * PARTS + part,
                    key =
                        what << 1 | args->model->config->router.force_balanced; /* bench's switch */
     if (!is_constant(args->model, call)) {
@@ -459,7 +485,6 @@ static void feed_forward_backward(struct model *model, int64_t block, const stru
         if (model->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
             mlp_restore(&mlp, &whole);
         }
-        mlp_backward_prepare(&mlp, dwhole.act.dim[0]);
         mlp_backward_down(&mlp, dwhole);
         mlp_backward_up_weight(&mlp, &whole);
         comm_span_end(model->mesh->world, "dense mlp, backward", began);

@@ -1,5 +1,6 @@
 #include "trainer/model/gradients.h"
 
+#include <assert.h>
 #include <math.h>
 
 #include "trainer/model/model.h"
@@ -32,6 +33,11 @@ enum status gradients_init(struct gradients *gradients, const struct model *mode
 static int64_t most(int64_t a, int64_t b)
 {
     return a > b ? a : b;
+}
+
+static int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
 }
 
 /* Elements of the largest gradient that one op makes. */
@@ -89,15 +95,24 @@ static int64_t freezable(const struct model *model)
     return model->config->optimizer.freeze.count > 0 ? model->params.count : 0;
 }
 
-int64_t gradients_frozen(const struct gradients *gradients, const int64_t *sum, int64_t count)
+struct fixed_rows gradients_live(const struct gradients *gradients, const int64_t *sum,
+                                 int64_t rows, int64_t cols)
 {
     const struct model *model = gradients->model;
-    int64_t frozen = 0;
+    struct fixed_rows live = {0, rows};
     for (int64_t i = 0; i < freezable(model); i++) {
-        const struct part part = frozen_part(model, &model->params.table[i], sum, count);
-        frozen += part.last - part.first;
+        const struct part part = frozen_part(model, &model->params.table[i], sum, rows * cols);
+        if (part.first == part.last) {
+            continue;
+        }
+        assert(part.first == 0 || part.last == rows * cols);
+        if (part.first == 0) {
+            live.first = most(live.first, part.last / cols);
+        } else {
+            live.last = least(live.last, part.first / cols);
+        }
     }
-    return frozen;
+    return live;
 }
 
 /* Of what an op gave. */
@@ -122,11 +137,20 @@ void gradients_add(const struct gradients *gradients, int64_t *sum, int64_t coun
     }
 }
 
+float gradients_quantum(double unit)
+{
+    return (float)ldexp(unit, -GRADIENT_BITS);
+}
+
 void gradients_decode(const struct gradients *gradients, float *out, const int64_t *sum,
                       int64_t count, double unit)
 {
-    gradients->ops->fixed->decode(gradients->device, out, gradients->square, sum, count,
-                                  (float)ldexp(unit, -GRADIENT_BITS));
+    gradients->ops->fixed->decode(gradients->device, out, sum, count, gradients_quantum(unit));
+}
+
+void gradients_square(const struct gradients *gradients, const int64_t *sum, int64_t count)
+{
+    gradients->ops->fixed->squares(gradients->device, gradients->square, sum, count);
 }
 
 /* Every limb below 2^FIXED_LIMB_BITS but the last. */

@@ -26,7 +26,7 @@ struct gradients {
     int64_t most_adds;         /* to one element in a step: a power of two */
     float *unit;               /* [largest matrix] device: zeros between ops */
     struct fixed_point *point; /* [1] device */
-    int64_t *square;           /* [FIXED_LIMBS] device: of the last decode */
+    int64_t *square;           /* [FIXED_LIMBS] device: gradients_square's sum */
     int64_t saturated, bad;    /* elements of the last step that were left out, all ranks' */
 };
 
@@ -48,14 +48,21 @@ static inline float *gradients_place(const struct gradients *gradients, float *g
 /* After that op: integers at `sum` add what it gave, `count` elements; of frozen parameters nothing
  * is added and nothing counted. In f32: nothing to do. */
 void gradients_add(const struct gradients *gradients, int64_t *sum, int64_t count);
-/* How many of the elements kept at sum[count] are of frozen parameters. */
-int64_t gradients_frozen(const struct gradients *gradients, const int64_t *sum, int64_t count);
+/* The rows of the matrix kept at sum[rows, cols] that are of no frozen parameter: it is one
+ * parameter, or two, one below the other. */
+struct fixed_rows gradients_live(const struct gradients *gradients, const int64_t *sum,
+                                 int64_t rows, int64_t cols);
 
-/* out[count] in f32 from integers, in `unit`s; square adds up (gradients_norm). */
+/* The f32 number that sum[i] stands for, in `unit`s, is f(sum[i]) * gradients_quantum(unit), f:
+ * rounded to f32. */
+float gradients_quantum(double unit);
+/* out[count]: those numbers. */
 void gradients_decode(const struct gradients *gradients, float *out, const int64_t *sum,
                       int64_t count, double unit);
-/* Collective over `world`. The norm of everything that was decoded since gradients_begin, on all
- * ranks, in units of 1: the same bits whoever decoded what. Not finite where an element was left
+/* Their squares go into the norm. */
+void gradients_square(const struct gradients *gradients, const int64_t *sum, int64_t count);
+/* Collective over `world`. The norm of everything that was squared since gradients_begin, on all
+ * ranks, in units of 1: the same bits whoever squared what. Not finite where an element was left
  * out: NAN for what was not finite, else INFINITY. */
 double gradients_norm(struct gradients *gradients, struct comm *world);
 

@@ -28,7 +28,10 @@ enum status linears_init(struct linears *linears, const struct model *model)
                            model->ops->name);
     }
     linears->table = calloc((size_t)(blocks * LINEARS), sizeof *linears->table);
-    return linears->table != NULL
+    const bool frozen = model->gradients.fixed && config->optimizer.freeze.count > 0;
+    const size_t experts = (size_t)(2 * blocks * (model->arch.experts / model->mesh->ep.size));
+    linears->live = frozen ? calloc(experts, sizeof *linears->live) : NULL;
+    return linears->table != NULL && (!frozen || linears->live != NULL)
                ? STATUS_OK
                : status_fail(STATUS_RESOURCE, "out of memory for %lld layers", (long long)blocks);
 }
@@ -36,6 +39,7 @@ enum status linears_init(struct linears *linears, const struct model *model)
 void linears_free(struct linears *linears)
 {
     free(linears->table);
+    free(linears->live);
     *linears = (struct linears){0};
 }
 
@@ -105,16 +109,17 @@ static void add_attention(struct linears *linears, const struct model *model, in
     add_dense(linears, model, b, LINEAR_O, divided, from->o_proj, width, arch->heads * arch->v_dim);
 }
 
-/* Whether all experts' matrices of a layer that is placed are frozen. */
-static bool all_frozen(const struct linears *linears, const struct linear *linear)
+/* Which rows of a placed layer's experts have a gradient; `number`: 0 or 1 of the block's two. */
+static void find_live(struct linears *linears, struct linear *linear, int64_t block, int number)
 {
-    const int64_t count = linear->out * linear->in;
-    bool frozen = linear->sum != NULL;
-    for (int64_t e = 0; e < linear->matrices && frozen; e++) {
-        frozen =
-            gradients_frozen(linears->gradients, linear->sum + e * linear->stride, count) == count;
+    if (linears->live == NULL || linear->sum == NULL) {
+        return;
     }
-    return frozen;
+    linear->live = linears->live + (2 * block + number) * linear->matrices;
+    for (int64_t e = 0; e < linear->matrices; e++) {
+        linear->live[e] = gradients_live(linears->gradients, linear->sum + e * linear->stride,
+                                         linear->out, linear->in);
+    }
 }
 
 static void add_experts(struct linears *linears, const struct model *model, int64_t b)
@@ -134,7 +139,7 @@ static void add_experts(struct linears *linears, const struct model *model, int6
         if (group->weights != NULL) {
             linear->weight = model_weight(model, PARAM_EXPERT, offsets[i], 1, 1).data;
             place_gradient(linear, group, offsets[i]);
-            linear->frozen = all_frozen(linears, linear);
+            find_live(linears, linear, b, i);
         }
     }
 }
@@ -146,6 +151,9 @@ static void fill_table(struct linears *linears, const struct model *model)
         const bool experts = b >= arch->dense_layers;
         const int64_t inner = experts ? arch->shared_width : arch->dense_width, width = arch->width;
         const struct block_offsets *from = &model->params.block[b];
+        if (!slice_has(&model->slice, b)) {
+            continue;
+        }
         add_attention(linears, model, b);
         if (inner > 0) {
             add_dense(linears, model, b, LINEAR_UP, model->params.divided, from->gate_up, 2 * inner,
@@ -378,17 +386,14 @@ static void fixed_backward_weight(const struct linears *linears, const struct li
     const struct gradients *gradients = linears->gradients;
     const struct fixed_ops *ops = linears->ops->fixed;
     const struct fp8_how how = linears_how_silent(linears);
-    if (linear->frozen) {
-        return;
-    }
     if (in_fp8(linear)) {
         ops->fp8_linear_weight(linears->device, linear->sum, linear->stride, gradients->unit, dy->t,
-                               x->t, offset, linear->matrices, linear->sources, tokens, &how,
-                               gradients->point);
+                               x->t, offset, linear->matrices, linear->sources, tokens,
+                               linear->live, &how, gradients->point);
     } else {
         ops->grouped_backward_weight(linears->device, linear->sum, linear->stride, gradients->unit,
                                      dy->act, x->act, offset, linear->matrices, linear->sources,
-                                     gradients->point);
+                                     linear->live, gradients->point);
     }
 }
 

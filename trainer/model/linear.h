@@ -45,7 +45,8 @@ struct linear {
     void *weight;            /* [matrices, out, in] act */
     float *grad;             /* the same; NULL without training, and where it is */
     int64_t *sum;            /* in integers; else NULL */
-    bool frozen;             /* of experts, in integers: all of them are, none has a gradient */
+    struct fixed_rows *live; /* [matrices] of experts, in integers: rows that are not frozen; NULL:
+                                all; part of linears.live */
     struct fp8_weights w, t; /* w transposed: t, when training. code NULL: this layer is in act */
 };
 
@@ -72,7 +73,8 @@ struct linears {
     const struct gradients *gradients; /* borrowed */
     enum dtype act;
     bool training;
-    struct linear *table; /* [blocks, LINEARS] owned */
+    struct linear *table;    /* [blocks, LINEARS] owned */
+    struct fixed_rows *live; /* [blocks, 2, local experts] owned; NULL: nothing is frozen */
     int64_t blocks;
     /* of FP8 */
     int64_t first, end; /* blocks [first, end) are FP8; none: 0, 0 */

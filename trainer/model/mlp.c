@@ -122,14 +122,6 @@ void mlp_restore(const struct mlp *mlp, const struct operand *x)
     }
 }
 
-void mlp_backward_prepare(const struct mlp *mlp, int64_t rows)
-{
-    if (!in_fp8(mlp)) {
-        mlp->linears->ops->swiglu_forward(mlp->linears->device, hidden_of(mlp, rows).act,
-                                          gradient_of(mlp, rows).act);
-    }
-}
-
 void mlp_backward_down(const struct mlp *mlp, struct operand dy)
 {
     const struct linears *linears = mlp->linears;
@@ -147,7 +139,7 @@ void mlp_backward_down(const struct mlp *mlp, struct operand dy)
                                            fp8_view(mlp->state->kept, rows, 2 * inner),
                                            mlp->source_offset, groups, &how);
     } else {
-        linears->ops->swiglu_backward(linears->device, d.act, dhidden, d.act);
+        linears->ops->swiglu_backward(linears->device, d.act, hidden.act, dhidden, d.act);
     }
     linear_backward_weight(linears, mlp->down, &dy, &hidden, mlp->source_offset, rows);
 }

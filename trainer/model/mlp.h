@@ -53,9 +53,7 @@ void mlp_forward_down(const struct mlp *mlp, struct tensor y, bool add);
 
 /* What backward reads, made from x again. */
 void mlp_restore(const struct mlp *mlp, const struct operand *x);
-/* What can be done of backward of so many rows before their gradient is there. */
-void mlp_backward_prepare(const struct mlp *mlp, int64_t rows);
-/* Then: the gradient of the down weights adds, that of gate and up is made and takes the place of
+/* The gradient of the down weights adds, that of gate and up is made and takes the place of
  * what the state kept. dy: a tensor or, in FP8, codes. */
 void mlp_backward_down(const struct mlp *mlp, struct operand dy);
 /* Of that, in any order: dx[R,C] = (add ? dx : 0) + gradient; the gradient of the up weights adds.

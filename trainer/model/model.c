@@ -1,6 +1,5 @@
 #include "trainer/model/model.h"
 
-#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -73,9 +72,13 @@ static void activation_layout(struct model *model)
                   loads = architecture_moe_blocks(arch) * arch->experts;
     const size_t act = dtype_bytes(model->act), stream = (size_t)(own * arch->width) * act;
     size_t used = arena->used, params = model->arena_params.used;
-    void **streams[] = {&model->stream, &model->delta, &model->dstream,
-                        &model->dwork,  &model->dnorm, &model->final_norm};
+    void **streams[] = {&model->delta,  &model->dstream,    &model->dnorm, /* of every rank */
+                        &model->stream, &model->final_norm, &model->dwork};
+    enum { ALWAYS = 3 };
+    const size_t used_streams =
+        model->slice.heads ? sizeof streams / sizeof streams[0] : (size_t)ALWAYS;
     attention_scratch_layout(model, &model->attention, arena);
+    context_layout(model, &model->context, arena);
     count(model, MODEL_SCRATCH, arena, &used);
     block_lent_layout(model, arena);
     count(model, MODEL_LENT, arena, &used);
@@ -86,22 +89,25 @@ static void activation_layout(struct model *model)
     mlp_scratch_layout(&model->mlp, &model->linears, n, mlp_widest(arch), arena);
     mtp_layout(model, arena);
     balance_layout(model, &model->balance, arena);
-    for (size_t i = 0; i < sizeof streams / sizeof streams[0]; i++) {
+    for (size_t i = 0; i < used_streams; i++) {
         *streams[i] = arena_alloc(arena, stream);
     }
+    pipe_layout(model, arena);
     if (!tp_alone(&model->tp)) {
         model->wide[0] = arena_alloc(arena, (size_t)(n * model->tp.width) * act);
         model->wide[1] = arena_alloc(arena, (size_t)(n * model->tp.width) * sizeof(float));
     }
     tp_layout(&model->tp, arena);
+    cp_layout(&model->cp, arena);
     model->final_rstd = arena_alloc(arena, (size_t)own * sizeof(float));
-    model->rope = arena_alloc(arena, (size_t)(model->sequence * arch->rope_dim) * sizeof(float));
+    model->rope = arena_alloc(arena, (size_t)(model->length * arch->rope_dim) * sizeof(float));
     model->load = arena_alloc(arena, (size_t)loads * sizeof(int64_t));
     model->input = (struct batch){.ids = arena_alloc(arena, (size_t)n * sizeof(int32_t)),
                                   .labels = arena_alloc(arena, (size_t)n * sizeof(int32_t)),
                                   .positions = arena_alloc(arena, (size_t)n * sizeof(int32_t)),
                                   .first = arena_alloc(arena, (size_t)n * sizeof(int32_t))};
     model->losses = arena_alloc(arena, sizeof *model->losses);
+    model->aux = arena_alloc(arena, (size_t)architecture_moe_blocks(arch) * sizeof *model->aux);
     model->logits = arena_alloc(arena, (size_t)arch->vocab * sizeof(float));
     if (arch->has_bias) {
         model->router_bias = arena_alloc(&model->arena_params, (size_t)loads * sizeof(float));
@@ -147,11 +153,13 @@ static enum status init_groups(struct model *model, const struct mesh *mesh)
 {
     const struct comm *replicas[PARAM_GROUPS] = {[PARAM_DENSE] = &mesh->stage,
                                                  [PARAM_EXPERT] = &mesh->edp,
-                                                 [PARAM_TENSOR] = &mesh->replicas};
+                                                 [PARAM_TENSOR] = &mesh->replicas,
+                                                 [PARAM_EMBED] = &mesh->ends};
     const struct params_place place = {.ep_rank = mesh->ep.rank,
                                        .ep_size = mesh->ep.size,
                                        .tp_rank = mesh->tp.rank,
-                                       .tp_size = mesh->tp.size};
+                                       .tp_size = mesh->tp.size,
+                                       .slice = &model->slice};
     TRY(params_init(&model->params, &model->whole,
                     model->config->optimizer.decay == CONFIG_DECAY_ALL, &place));
     for (int g = 0; g < model->params.groups; g++) {
@@ -165,7 +173,7 @@ static enum status init_groups(struct model *model, const struct mesh *mesh)
 static enum status init_experts(struct model *model, const struct mesh *mesh)
 {
     const struct architecture *arch = &model->arch;
-    const int64_t tokens = model->batch * model->tp.share, blocks = architecture_blocks(arch);
+    const int64_t tokens = model->batch * model->tp.share;
     model->moe = (struct moe){.device = model->device,
                               .ops = model->ops,
                               .config = model->config,
@@ -175,23 +183,49 @@ static enum status init_experts(struct model *model, const struct mesh *mesh)
                               .tokens = tokens,
                               .sequences = model->batch,
                               .local_experts = arch->experts / mesh->ep.size};
-    model->blocks = calloc((size_t)blocks, sizeof *model->blocks);
-    if (model->blocks == NULL) {
-        return status_fail(STATUS_RESOURCE, "out of memory for %lld layers", (long long)blocks);
-    }
     const struct expert_sizes sizes = {.tokens = tokens,
                                        .top_k = arch->top_k,
                                        .experts = arch->experts,
                                        .padded = model->config->router.dispatch == CONFIG_PADDED,
                                        .by_source = model->gradients.fixed,
                                        .buffer_factor = model->config->router.buffer_factor};
-    for (int64_t b = arch->dense_layers; b < blocks; b++) {
-        struct expert_plan *plan = &model->blocks[b].moe.plan;
-        TRY(expert_plan_init(plan, (struct comm *)&mesh->ep, model->device, model->ops, &sizes));
-        model->moe.bound = plan->bound;
-        model->moe.sending = plan->sending;
+    for (int64_t s = 0; s < model->slots; s++) {
+        const struct stage *part = &model->slice.part[model->slot[s].part];
+        for (int64_t b = part->first; b < part->first + part->blocks; b++) {
+            if (b >= arch->dense_layers) {
+                struct expert_plan *plan = &model->slot[s].blocks[b].moe.plan;
+                TRY(expert_plan_init(plan, (struct comm *)&mesh->ep, model->device, model->ops,
+                                     &sizes));
+                model->moe.bound = plan->bound;
+                model->moe.sending = plan->sending;
+            }
+        }
     }
     return STATUS_OK;
+}
+
+/* The ranks that divide sequences, and this one's part of them. */
+static void init_context(struct model *model, const struct mesh *mesh)
+{
+    const struct architecture *arch = &model->whole;
+    const int64_t grouped = 2 * arch->kv_heads * arch->qk_dim,
+                  latent = arch->kv_rank > arch->rope_dim ? arch->kv_rank : arch->rope_dim;
+    cp_init(&model->cp, (struct comm *)&mesh->cp, model->device, model->ops, model->length,
+            arch->kv_rank > 0 ? latent : grouped);
+    model->sequence = cp_tokens(&model->cp, model->length);
+}
+
+/* What this rank of the pipeline has, for the largest step. */
+static enum status init_slice(struct model *model, const struct mesh *mesh)
+{
+    const struct config *config = model->config;
+    const int64_t stages = mesh->pp.size > 1 ? mesh->pp.size : 1,
+                  ways = mesh->dp.size > 1 ? mesh->dp.size : 1,
+                  batches = config->train.global_batch / config->train.micro_batch / ways;
+    const struct pipeline_shape shape =
+        stages_shape(config, config->parallel.schedule, stages, batches);
+    TRY(slice_init(&model->slice, config, &model->whole, &shape, mesh->pp.rank));
+    return pipe_init(model);
 }
 
 /* The ranks that divide sequences and matrices, and this one's part of the architecture. */
@@ -207,7 +241,7 @@ static enum status init_tensor(struct model *model, const struct mesh *mesh)
             width);
     model->arch = model->whole;
     architecture_divide(&model->arch, mesh->tp.size);
-    model->own = calloc((size_t)(2 * model->batch * model->sequence), sizeof *model->own);
+    model->own = calloc((size_t)(4 * model->batch * model->sequence), sizeof *model->own);
     return model->own != NULL ? STATUS_OK
                               : status_fail(STATUS_RESOURCE, "out of memory for a batch");
 }
@@ -215,13 +249,13 @@ static enum status init_tensor(struct model *model, const struct mesh *mesh)
 static enum status upload_rope(struct model *model)
 {
     const struct architecture *arch = &model->arch;
-    const size_t bytes = (size_t)(model->sequence * arch->rope_dim) * sizeof(float);
+    const size_t bytes = (size_t)(model->length * arch->rope_dim) * sizeof(float);
     float *table = malloc(bytes);
     if (table == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for the rotary table of %lld positions",
-                           (long long)model->sequence);
+                           (long long)model->length);
     }
-    rope_table(table, model->sequence, arch->rope_dim, arch->rope_theta, &arch->yarn);
+    rope_table(table, model->length, arch->rope_dim, arch->rope_theta, &arch->yarn);
     model->ops->upload(model->device, model->rope, table, bytes);
     free(table);
     return STATUS_OK;
@@ -242,10 +276,12 @@ static enum status prepare(struct model *model, const struct config *config,
         .training = training,
         .unit = 1,
         .batch = batch,
-        .sequence = sequence};
+        .length = sequence};
     architecture_init(&model->whole, config);
     model->whole.mtp_depth = training ? model->whole.mtp_depth : 0;
+    init_context(model, mesh);
     TRY(init_tensor(model, mesh));
+    TRY(init_slice(model, mesh));
     TRY(init_groups(model, mesh));
     TRY(gradients_init(&model->gradients, model));
     TRY(linears_init(&model->linears, model));
@@ -274,13 +310,14 @@ enum status model_measure(struct model *model, const struct config *config, cons
 
 void model_free(struct model *model)
 {
-    for (int64_t b = 0; model->blocks != NULL && b < architecture_blocks(&model->arch); b++) {
-        expert_plan_free(&model->blocks[b].moe.plan);
+    for (int64_t i = 0;
+         model->states != NULL && i < model->slots * architecture_blocks(&model->arch); i++) {
+        expert_plan_free(&model->states[i].moe.plan);
     }
     if (model->ops != NULL) {
         model->ops->graph_forget(model->device); /* their keys do not say whose memory they hold */
     }
-    free(model->blocks);
+    pipe_free(model);
     free(model->own);
     mtp_free(model);
     optimizer_free(model);
@@ -366,209 +403,6 @@ void model_zero_grads(struct model *model)
     gradients_begin(&model->gradients, model->unit);
     model->ops->zero(model->device, model->load, (size_t)loads * sizeof(int64_t));
     linears_count_anew(&model->linears);
-}
-
-static struct tensor stream(const struct model *model, void *data, int64_t tokens)
-{
-    return model_act(model, data, tokens, model->arch.width);
-}
-
-static struct tensor embedding(const struct model *model)
-{
-    return model_weight(model, PARAM_DENSE, model->params.embed, model->arch.vocab,
-                        model->arch.width);
-}
-
-static struct tensor head(const struct model *model)
-{
-    return model_weight(model, PARAM_DENSE, model->params.head, model->arch.vocab,
-                        model->arch.width);
-}
-
-void model_count_block(struct model *model, int64_t block, int64_t tokens)
-{
-    const struct moe_state *state = &model->blocks[block].moe;
-    const int64_t experts = model->arch.experts, rows = tokens / state->row_tokens;
-    const int64_t slots = tokens * model->arch.top_k;
-    model->result.slots += slots;
-    model->result.extra_rounds += state->plan.rounds - 1;
-    model->ops->router_count(model->device,
-                             model->load + (block - model->arch.dense_layers) * experts,
-                             state->counts.routed, rows, experts);
-    model->ops->router_count(model->device, &model->losses->kept, state->plan.sorted + experts, 1,
-                             1);
-}
-
-static void forward(struct model *model, const struct block_call *call)
-{
-    const int64_t n = block_tokens(model, call);
-    struct tensor x = stream(model, model->blocks[0].input, n), delta = {0};
-    assert(n <= model->moe.tokens && call->sequence <= model->sequence);
-    model->result = (struct model_result){0};
-    model->ops->embedding_forward(model->device, x, call->batch->ids, embedding(model));
-    for (int64_t l = 0; l < model->arch.layers; l++) {
-        comm_at_layer(model->mesh->world, l);
-        block_forward(model, l, call, x, delta);
-        x = stream(model, model->blocks[l].middle, n);
-        delta = stream(model, model->delta, n);
-        if (l >= model->arch.dense_layers) {
-            model_count_block(model, l, n);
-        }
-    }
-    comm_at_layer(model->mesh->world, -1);
-    model->ops->norm_forward(model->device, stream(model, model->final_norm, n),
-                             stream(model, model->stream, n), model->final_rstd, x, delta,
-                             model_vector(model, model->params.final_norm, model->arch.width),
-                             model->arch.norm_eps);
-    if (call->training) {
-        probe_tell(model->probe, -1, PROBE_FINAL_NORM, stream(model, model->final_norm, n));
-    }
-}
-
-float model_z_scale(const struct model *model, int64_t tokens, const struct model_scale *scale)
-{
-    return (float)(model->arch.balance.z * scale->unit / (double)tokens);
-}
-
-static void backward(struct model *model, const struct block_call *call,
-                     const struct model_scale *scale)
-{
-    const int64_t n = block_tokens(model, call), width = model->arch.width;
-    struct tensor dstream = stream(model, model->dstream, n);
-    probe_tell(model->probe, -1, PROBE_OUTPUT_GRADIENT, stream(model, model->dwork, n));
-    model->ops->zero(model->device, model->dstream, tensor_bytes(&dstream));
-    model->ops->norm_backward(
-        model->device, dstream, model_vector_grad(model, model->params.final_norm, width),
-        stream(model, model->dwork, n), stream(model, model->stream, n), model->final_rstd,
-        model_vector(model, model->params.final_norm, width));
-    model_add_grad(model, PARAM_DENSE, model->params.final_norm, width);
-    for (int64_t l = model->arch.layers - 1; l >= 0; l--) {
-        comm_at_layer(model->mesh->world, l);
-        block_backward(model, l, call, model_z_scale(model, call->count * call->sequence, scale));
-        /* no layer below has experts, and none has ranks of tp that exchange rows */
-        if (l == model->arch.dense_layers && scale->last && tp_alone(&model->tp)) {
-            optimizer_reduce_start(model, PARAM_EXPERT);
-        }
-    }
-    comm_at_layer(model->mesh->world, -1);
-    model->ops->embedding_backward(
-        model->device,
-        model_grad(model, PARAM_DENSE, model->params.embed, model->arch.vocab, width),
-        call->batch->ids, dstream);
-    model_add_grad(model, PARAM_DENSE, model->params.embed, model->arch.vocab * width);
-}
-
-void model_own_tokens(const struct model *model, int32_t *to, const int32_t *from, int64_t count,
-                      int64_t sequence)
-{
-    const int64_t own = tp_tokens(&model->tp, sequence), first = tp_first(&model->tp);
-    for (int64_t s = 0; s < count; s++) {
-        memmove(to + s * own, from + s * sequence + first, (size_t)own * sizeof *to);
-    }
-}
-
-/* The batch on the device: ids and labels of this rank's tokens, the rest of all. */
-static void take_batch(struct model *model, const struct batch *batch, int64_t count,
-                       int64_t sequence)
-{
-    const int64_t tokens = count * sequence, own = count * tp_tokens(&model->tp, sequence);
-    int32_t *ids = model->own, *labels = model->own + own;
-    model_own_tokens(model, ids, batch->ids, count, sequence);
-    if (batch->labels != NULL) {
-        model_own_tokens(model, labels, batch->labels, count, sequence);
-    }
-    const struct {
-        int32_t *to;
-        const int32_t *from;
-        int64_t count;
-    } arrays[] = {{model->input.ids, ids, own},
-                  {model->input.labels, batch->labels != NULL ? labels : NULL, own},
-                  {model->input.positions, batch->positions, tokens},
-                  {model->input.first, batch->first, tokens}};
-    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
-        if (arrays[i].from != NULL) {
-            model->ops->upload(model->device, arrays[i].to, arrays[i].from,
-                               (size_t)arrays[i].count * sizeof *arrays[i].to);
-        }
-    }
-}
-
-/* What every rank of tp has of its own tokens alone. */
-static void sum_losses(struct model *model)
-{
-    struct model_losses *losses = model->losses;
-    if (!tp_alone(&model->tp)) {
-        comm_device_all_reduce(model->tp.comm, &losses->loss, 1, DTYPE_F64, REDUCE_SUM);
-        comm_device_all_reduce(model->tp.comm, &losses->mtp, 1, DTYPE_F64, REDUCE_SUM);
-        comm_device_all_reduce(model->tp.comm, &losses->kept, 1, DTYPE_I64, REDUCE_SUM);
-    }
-}
-
-void model_run(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
-               const struct model_scale *scale)
-{
-    const int64_t width = model->arch.width;
-    const struct block_call call = {.batch = &model->input,
-                                    .count = count,
-                                    .sequence = sequence,
-                                    .training = scale != NULL,
-                                    .jitter_key = scale != NULL ? scale->jitter_key : 0};
-    struct tensor dx = {0}, dw = {0};
-    const int64_t n = block_tokens(model, &call);
-    assert(tp_alone(&model->tp) || sequence == model->sequence);
-    take_batch(model, batch, count, sequence);
-    if (scale != NULL) {
-        probe_tell(model->probe, -1, PROBE_IDS, tensor_1d(model->input.ids, DTYPE_I32, n));
-        probe_tell(model->probe, -1, PROBE_LABELS, tensor_1d(model->input.labels, DTYPE_I32, n));
-    }
-    model->ops->zero(model->device, model->losses, sizeof *model->losses);
-    forward(model, &call);
-    if (scale != NULL) {
-        assert(model->training);
-        dx = stream(model, model->dwork, n);
-        dw = model_grad(model, PARAM_DENSE, model->params.head, model->arch.vocab, width);
-    }
-    const int64_t began = comm_span_begin(model->mesh->world);
-    model->ops->cross_entropy(model->device, &model->losses->loss, dx, dw,
-                              stream(model, model->final_norm, n), head(model), model->input.labels,
-                              scale != NULL ? (float)scale->loss : 0.0F);
-    comm_span_end(model->mesh->world, "head and loss", began);
-    if (scale != NULL) {
-        model_add_grad(model, PARAM_DENSE, model->params.head, model->arch.vocab * width);
-        probe_tell(model->probe, -1, PROBE_LOSS, tensor_1d(&model->losses->loss, DTYPE_F64, 1));
-        mtp_forward(model, &model->losses->mtp, batch, count, sequence, scale);
-        balance_losses(model, &model->losses->aux, count, sequence, scale->unit);
-        mtp_backward(model, count, sequence, scale);
-        backward(model, &call, scale);
-    }
-    sum_losses(model);
-}
-
-struct model_losses model_read_losses(const struct model *model)
-{
-    struct model_losses losses;
-    model->ops->download(model->device, &losses, model->losses, sizeof losses);
-    return losses;
-}
-
-void model_forward(struct model *model, const struct block_call *call, int64_t first, int64_t rows,
-                   float *logits)
-{
-    assert(tp_alone(&model->tp));
-    forward(model, call);
-    struct tensor normed = stream(model, model->final_norm, call->count * call->sequence);
-    model->ops->linear_forward(model->device, tensor_2d(logits, DTYPE_F32, rows, model->arch.vocab),
-                               tensor_rows(&normed, first, rows), head(model), false);
-}
-
-void model_logits(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
-                  int64_t token, float *logits)
-{
-    const struct block_call call = {.batch = &model->input, .count = count, .sequence = sequence};
-    take_batch(model, batch, count, sequence);
-    model_forward(model, &call, token, 1, model->logits);
-    model->ops->download(model->device, logits, model->logits,
-                         (size_t)model->arch.vocab * sizeof *logits);
 }
 
 size_t model_bytes(const struct model *model)

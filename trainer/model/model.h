@@ -3,7 +3,8 @@
  * Mixtral (Jiang et al. 2024), DeepSeek-V2 (Liu et al. 2024), DeepSeek-V3 (2024): pre-norm blocks
  * of attention and SwiGLU experts; what differs is in struct architecture. Memory is arenas by
  * lifetime, measured and then reserved; a step allocates nothing. N = micro_batch * sequence_length
- * tokens.
+ * tokens. Of a pipeline a rank has a slice (stages.h): parameters and memory of its own blocks, by
+ * their numbers in the model; pipe.h runs it.
  */
 #ifndef TRAINER_MODEL_H
 #define TRAINER_MODEL_H
@@ -11,19 +12,23 @@
 #include "data/loader.h"
 #include "kernels/base/arena.h"
 #include "kernels/device.h"
+#include "parallel/context.h"
 #include "parallel/mesh.h"
 #include "parallel/tensor.h"
 #include "parallel/zero.h"
 #include "trainer/config/config.h"
 #include "trainer/model/attention.h"
 #include "trainer/model/balance.h"
+#include "trainer/model/context.h"
 #include "trainer/model/gradients.h"
 #include "trainer/model/linear.h"
 #include "trainer/model/mlp.h"
 #include "trainer/model/moe.h"
 #include "trainer/model/mtp.h"
 #include "trainer/model/params.h"
+#include "trainer/model/pipe.h"
 #include "trainer/model/probe.h"
+#include "trainer/model/stages.h"
 #include "trainer/muon.h"
 
 /* One flat group of parameters on this rank. */
@@ -31,7 +36,7 @@ struct model_group {
     struct zero zero;
     void *weights; /* [zero.count] act */
     float *grads;  /* [zero.count]; with sums room for it, of which this rank's share alone is
-                      used, and not before the reduction; NULL without training */
+                      used, from optimizer_decode on; NULL without training */
     int64_t *sums; /* [zero.count] gradients as integers (gradients.h), else NULL */
     float *master; /* [zero.share] this rank's share in f32; with fp32 a view into weights */
     void *moment1, *moment2; /* [zero.share] model->moments; NULL without training; moment2 NULL
@@ -56,11 +61,17 @@ struct block_state {
     struct moe_state moe; /* where the block has experts */
 };
 
+/* What forward of a part of the blocks leaves of one micro-batch for its backward. */
+struct slot {
+    struct block_state *blocks; /* [blocks] borrowed from model->states; of other parts zeroed */
+    int64_t *chosen;            /* [E] slots of an expert that the batch loss counts (balance.h) */
+    int64_t part;
+};
+
 /* Sums over the micro-batch just done. */
 struct model_losses {
     double loss;  /* of -log p over counted labels */
     double mtp;   /* the same of all modules of multi-token prediction */
-    double aux;   /* weighted balance and z-loss terms of this micro-batch */
     int64_t kept; /* expert slots that were not dropped, summed over layers */
 };
 
@@ -96,7 +107,8 @@ struct model {
     struct params params;
     struct model_group group[PARAM_GROUPS];
     struct linears linears;
-    struct tp tp;  /* sequences and matrices divided between ranks */
+    struct cp cp;  /* sequences divided between ranks, */
+    struct tp tp;  /* this rank's part of them, and matrices */
     void *wide[2]; /* [N, tp.width] act, and f32: rows of all tokens (block_gather); NULL: tp has
                       one rank */
     struct gradients gradients;
@@ -107,39 +119,48 @@ struct model {
     double *norm;               /* [1] */
     struct arena arena_params, arena_grads, arena_optimizer, arena_activations;
     size_t memory[MODEL_MEMORIES]; /* bytes of the arenas */
-    int64_t batch, sequence;       /* of the largest micro-batch */
-    struct block_state *blocks;    /* [blocks] owned */
-    struct block_state shared;     /* buffers that all blocks share (layout.h) */
-    struct mtp_state *mtp;         /* [mtp_depth] owned */
-    void *stream, *delta;          /* [N,C] act: end of the stream; output of the last block */
+    int64_t batch, sequence;    /* of the largest micro-batch; of a sequence this rank of cp's, */
+    int64_t length;             /* of all its tokens */
+    struct slice slice;         /* which blocks this rank has */
+    struct pipe pipe;           /* messages to other stages */
+    struct block_state *states; /* [slots, blocks] owned */
+    struct slot *slot;          /* [slots] owned */
+    int64_t slots;              /* 1 without a pipeline */
+    struct block_state *blocks; /* [blocks] of the slot that runs */
+    struct block_state shared;  /* buffers that all blocks share (layout.h) */
+    struct mtp_state *mtp;      /* [mtp_depth] owned */
+    void *stream, *delta;       /* [N,C] act: end of the stream; output of the last block */
     void *dstream, *dwork, *dnorm; /* [N,C] act */
     void *final_norm;              /* [N,C] act */
     float *final_rstd;             /* [N] */
-    float *rope;                   /* [T, rope_dim] */
+    float *rope;                   /* [length, rope_dim] */
     float *router_bias;            /* [moe blocks, E] e_score_correction_bias; NULL: none */
     struct balance balance;
     struct attention_scratch attention;
+    struct context_scratch context;
     struct mlp_scratch mlp;
     struct mtp_scratch mtp_scratch;
     int64_t *load;      /* [moe blocks, E] tokens per expert, summed over micro-batches since
                            model_zero_grads */
     struct batch input; /* [N] each: the micro-batch that runs; ids and labels of block_tokens */
-    int32_t *own;       /* [2N] owned, host: those on their way there */
-    struct model_losses *losses; /* [1] of the last model_run */
-    float *logits;               /* [V] of model_logits */
+    int32_t *own;       /* [4N] owned, host: those on their way there */
+    struct model_losses *losses; /* [1] of the last model_run, or the unit that runs */
+    double *aux;   /* [moe blocks] likewise: weighted balance and z-loss terms of each block */
+    float *logits; /* [V] of model_logits */
     struct moe moe;
     struct model_result result; /* of the last model_run or model_forward */
     const struct probe *probe;  /* borrowed; NULL, or told of the tensors of training */
 };
 
 /* Local: what ranks must agree on is left to the caller. batch x sequence is the largest
- * micro-batch. Errors: STATUS_RESOURCE. */
+ * micro-batch. Errors: STATUS_RESOURCE; STATUS_USAGE: stages or a schedule that cannot be. */
 enum status model_init(struct model *model, const struct config *config, const struct mesh *mesh,
                        struct device *device, int64_t batch, int64_t sequence, bool training)
     __attribute__((warn_unused_result));
 void model_free(struct model *model); /* accepts a zeroed one */
 /* The same without the arenas: model->memory is what model_init would reserve; nothing can run. The
- * ranks and sizes of mesh->stage, replicas, tp, edp and ep are all that is looked at. */
+ * ranks and sizes of mesh->stage, replicas, cp, tp, edp, ep, dp, pp and ends are all that is looked
+ * at. */
 enum status model_measure(struct model *model, const struct config *config, const struct mesh *mesh,
                           struct device *device, int64_t batch, int64_t sequence, bool training)
     __attribute__((warn_unused_result));
@@ -163,13 +184,42 @@ struct model_scale {
     bool last;           /* of the step: gradients that are whole may start for other ranks */
 };
 
-/* Collective over ep. Forward of `count` sequences of `sequence` tokens (batch: host memory), then
- * loss; with `scale` not NULL also backward, gradients add up. Results in model->result and, on the
- * device, *model->losses. */
+/* A micro-batch on its way: `count` sequences of `sequence` tokens. */
+struct model_unit {
+    const struct batch *batch; /* host memory */
+    int64_t count, sequence;
+    const struct model_scale *scale; /* NULL: no backward follows */
+};
+
+/* Collective over ep; of a model that is not a slice. Forward, then loss; with `scale` not NULL
+ * also backward, gradients add up. Results in model->result and, on the device, *model->losses and
+ * model->aux. */
 void model_run(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
                const struct model_scale *scale);
-/* Local. What the last model_run left in model->losses; waits for it. */
+/* Local. What the last model_run left in model->losses, and the sum of model->aux; waits for it. */
 struct model_losses model_read_losses(const struct model *model);
+double model_read_aux(const struct model *model);
+
+/* The same stage by stage, for pipe.h. Collective over ep, all but use_slot. What they count is
+ * added to model->result, *model->losses and model->aux, which the caller clears.
+ *
+ * What runs next is of this slot. */
+void model_use_slot(struct model *model, int64_t slot);
+/* Forward of one part: the first stage reads the batch, others find the stream in the input of
+ * their first block, and what was chosen so far in balance.chosen. Behind it the stream is the last
+ * block's `middle` plus model->delta, and the last stage has made its final norm. */
+void model_part_forward(struct model *model, const struct model_unit *unit,
+                        const struct stage *part);
+/* Of the last stage, behind its forward: losses, those of multi-token prediction too; with a scale
+ * model->dstream becomes the gradient of the stream in front of the final norm. */
+void model_part_loss(struct model *model, const struct model_unit *unit);
+/* model->dstream: gradient of the stream behind the part on entry, before it on return; with what
+ * all layers have chosen in balance.chosen. */
+void model_part_backward(struct model *model, const struct model_unit *unit,
+                         const struct stage *part);
+/* Collective over tp. *model->losses, of which every rank of tp has its own tokens', of all. */
+void model_sum_losses(struct model *model);
+
 struct block_call;
 
 /* Collective over ep. Forward only, as `call` says (block.h); logits f32 [rows,V] (device) of its

@@ -347,7 +347,6 @@ static void experts_backward(struct moe *moe, struct moe_state *state,
     const struct mlp experts = experts_of(moe, state, weights);
     const struct operand input = input_of(moe, state, weights);
     struct tensor drows = expert_side(moe, state, dsent);
-    mlp_backward_prepare(&experts, state->plan.received);
     const struct operand dy = gradients_finish(moe, state, weights, drows);
     const int64_t began = comm_span_begin(state->plan.ep);
     mlp_backward_down(&experts, dy);

@@ -4,10 +4,16 @@
 
 #include "trainer/model/block.h"
 
+/* On this rank: those of the model are all on one. */
+static int64_t modules(const struct model *model)
+{
+    return model->slice.heads ? model->arch.mtp_depth : 0;
+}
+
 enum status mtp_init(struct model *model)
 {
-    const size_t n = (size_t)(model->batch * model->sequence);
-    const int64_t depth = model->arch.mtp_depth;
+    const size_t n = (size_t)(model->batch * model->length);
+    const int64_t depth = modules(model);
     model->mtp = calloc((size_t)depth + 1, sizeof *model->mtp);
     bool good = model->mtp != NULL;
     for (int64_t k = 0; k < depth && good; k++) {
@@ -22,7 +28,7 @@ enum status mtp_init(struct model *model)
 
 void mtp_free(struct model *model)
 {
-    for (int64_t k = 0; model->mtp != NULL && k < model->arch.mtp_depth; k++) {
+    for (int64_t k = 0; model->mtp != NULL && k < modules(model); k++) {
         free(model->mtp[k].host);
     }
     free(model->mtp);
@@ -32,9 +38,9 @@ void mtp_free(struct model *model)
 void mtp_layout(struct model *model, struct arena *arena)
 {
     const size_t n = (size_t)(model->batch * model->tp.share),
-                 all = (size_t)(model->batch * model->sequence);
+                 all = (size_t)(model->batch * model->length);
     const size_t stream = n * (size_t)model->arch.width * dtype_bytes(model->act);
-    for (int64_t k = 0; k < model->arch.mtp_depth; k++) {
+    for (int64_t k = 0; k < modules(model); k++) {
         struct mtp_state *state = &model->mtp[k];
         void **streams[] = {&state->embedded, &state->before, &state->out, &state->normed,
                             &state->dnormed};
@@ -47,7 +53,7 @@ void mtp_layout(struct model *model, struct arena *arena)
         state->rstd_out = arena_alloc(arena, n * sizeof(float));
         state->storage = arena_alloc(arena, 4 * all * sizeof(int32_t));
     }
-    if (model->arch.mtp_depth > 0) {
+    if (modules(model) > 0) {
         model->mtp_scratch.dboth = arena_alloc(arena, 2 * stream);
         model->mtp_scratch.dhalf = arena_alloc(arena, stream);
         model->mtp_scratch.dpart = arena_alloc(arena, stream);
@@ -60,7 +66,8 @@ static struct block_call call_of(const struct model *model, int64_t k, int64_t c
 {
     return (struct block_call){.batch = &model->mtp[k - 1].batch,
                                .count = count,
-                               .sequence = sequence - k,
+                               .sequence = cp_tokens(&model->cp, sequence - k),
+                               .length = sequence - k,
                                .training = true,
                                .jitter_key = scale->jitter_key};
 }
@@ -87,6 +94,8 @@ static void shift_batch(const struct model *model, struct mtp_state *state,
     }
     model_own_tokens(model, shifted.ids, shifted.ids, count, kept);
     model_own_tokens(model, shifted.labels, shifted.labels, count, kept);
+    cp_own_tokens(&model->cp, shifted.positions, shifted.positions, count, kept);
+    cp_own_tokens(&model->cp, shifted.first, shifted.first, count, kept);
     state->batch = batch_view(state->storage, n);
     model->ops->upload(model->device, state->storage, state->host,
                        (size_t)(4 * n) * sizeof *state->host);
@@ -112,20 +121,24 @@ static void norm(struct model *model, void *y, float *rstd, struct tensor x, int
                              model_vector(model, weight, x.dim[1]), model->arch.norm_eps);
 }
 
+/* This rank's of a sequence. */
+static int64_t own_tokens(const struct model *model, int64_t sequence)
+{
+    return tp_tokens(&model->tp, cp_tokens(&model->cp, sequence));
+}
+
 /* h^{k-1}: of the main model (k 1) or of the module before; and its gradient. */
 static struct tensor before(struct model *model, int64_t k, int64_t count, int64_t sequence)
 {
     void *data = k > 1 ? model->mtp[k - 2].normed : model->final_norm;
-    return model_act(model, data, count * tp_tokens(&model->tp, sequence - k + 1),
-                     model->arch.width);
+    return model_act(model, data, count * own_tokens(model, sequence - k + 1), model->arch.width);
 }
 
 static struct tensor before_gradient(struct model *model, int64_t k, int64_t count,
                                      int64_t sequence)
 {
     void *data = k > 1 ? model->mtp[k - 2].dnormed : model->dwork;
-    return model_act(model, data, count * tp_tokens(&model->tp, sequence - k + 1),
-                     model->arch.width);
+    return model_act(model, data, count * own_tokens(model, sequence - k + 1), model->arch.width);
 }
 
 /* The input of the block: both halves normed, side by side, projected. */
@@ -138,10 +151,10 @@ static void enter(struct model *model, int64_t k, const struct block_call *call)
                         h = model_act(model, state->before, n, width),
                         both = model_act(model, state->both, n, 2 * width),
                         part = model_act(model, model->mtp_scratch.dpart, n, width);
-    model->ops->embedding_forward(
-        model->device, embedded, call->batch->ids,
-        model_weight(model, PARAM_DENSE, model->params.embed, model->arch.vocab, width));
-    each_sample(model, h, before(model, k, call->count, call->sequence + k), call->count, false);
+    model->ops->embedding_forward(model->device, embedded, call->batch->ids,
+                                  model_weight(model, model->params.embedding, model->params.embed,
+                                               model->arch.vocab, width));
+    each_sample(model, h, before(model, k, call->count, call->length + k), call->count, false);
     norm(model, part.data, state->rstd_e, embedded, at->enorm);
     model->ops->copy_columns(model->device, both, 0, part, 0, width);
     norm(model, part.data, state->rstd_h, h, at->hnorm);
@@ -222,14 +235,14 @@ static void enter_backward(struct model *model, int64_t k, const struct block_ca
         model_weight(model, PARAM_DENSE, at->eh_proj, width, 2 * width), false);
     const struct tensor dembedded = half_backward(
         model, 0, model_act(model, state->embedded, n, width), state->rstd_e, at->enorm);
+    const enum param_group group = model->params.embedding;
     model->ops->embedding_backward(
-        model->device,
-        model_grad(model, PARAM_DENSE, model->params.embed, model->arch.vocab, width),
+        model->device, model_grad(model, group, model->params.embed, model->arch.vocab, width),
         call->batch->ids, dembedded);
-    model_add_grad(model, PARAM_DENSE, model->params.embed, model->arch.vocab * width);
+    model_add_grad(model, group, model->params.embed, model->arch.vocab * width);
     const struct tensor dh = half_backward(model, width, model_act(model, state->before, n, width),
                                            state->rstd_h, at->hnorm);
-    each_sample(model, before_gradient(model, k, call->count, call->sequence + k), dh, call->count,
+    each_sample(model, before_gradient(model, k, call->count, call->length + k), dh, call->count,
                 true);
 }
 
@@ -249,7 +262,7 @@ void mtp_backward(struct model *model, int64_t count, int64_t sequence,
                                   model_vector(model, weight, width));
         model_add_grad(model, PARAM_DENSE, weight, width);
         block_backward(model, block_of(model, k), &call,
-                       model_z_scale(model, call.count * call.sequence, scale));
+                       model_z_scale(model, call.count * call.length, scale));
         enter_backward(model, k, &call);
     }
 }

@@ -74,6 +74,16 @@ static int64_t append(struct builder *b, enum param_group group, enum divide div
 
 #define FORMAT __attribute__((format(printf, 5, 6)))
 
+static FORMAT int64_t add_to(struct builder *b, enum param_group group, int64_t rows, int64_t cols,
+                             const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    const int64_t offset = append(b, group, WHOLE, false, rows, cols, format, args);
+    va_end(args);
+    return offset;
+}
+
 static FORMAT int64_t add(struct builder *b, enum divide divide, int64_t rows, int64_t cols,
                           const char *format, ...)
 {
@@ -181,7 +191,6 @@ static void add_block(struct builder *b, int64_t block)
     const struct architecture *arch = b->arch;
     const long long n = (long long)block;
     struct block_offsets *at = &b->params->block[block];
-    memset(at, 0xff, sizeof *at); /* -1 */
     at->input_norm = add(b, WHOLE, arch->width, 0, "model.layers.%lld.input_layernorm.weight", n);
     (arch->kv_rank > 0 ? add_latent : add_grouped_queries)(b, at, n);
     at->o_proj = add(b, COLUMNS, arch->width, arch->heads * arch->v_dim,
@@ -212,22 +221,47 @@ static int64_t count_dense(const struct params *params, int64_t first)
     return count;
 }
 
-static void add_all(struct builder *b)
+static bool has_block(const struct builder *b, int64_t block)
+{
+    return b->place->slice == NULL || slice_has(b->place->slice, block);
+}
+
+static void add_blocks(struct builder *b, int64_t first, int64_t end)
+{
+    for (int64_t block = first; block < end; block++) {
+        if (has_block(b, block)) {
+            add_block(b, block);
+        }
+    }
+}
+
+/* What is not a block's is of the first stage, and of the last. Returns where in the table
+ * multi-token prediction begins. */
+static int64_t add_all(struct builder *b)
 {
     const struct architecture *arch = b->arch;
+    const struct slice *slice = b->place->slice;
     struct params *params = b->params;
+    const bool embeds = slice == NULL || slice->embeds, heads = slice == NULL || slice->heads;
+    params->embed = params->final_norm = params->head = -1;
+    if (embeds || (heads && arch->mtp_depth > 0)) {
+        params->embed =
+            add_to(b, params->embedding, arch->vocab, arch->width, "model.embed_tokens.weight");
+    }
+    add_blocks(b, 0, arch->layers);
+    if (heads) {
+        params->final_norm = add(b, WHOLE, arch->width, 0, "model.norm.weight");
+        params->head = add(b, WHOLE, arch->vocab, arch->width, "lm_head.weight");
+    }
+    const int64_t first_mtp = params->count;
+    add_blocks(b, arch->layers, architecture_blocks(arch));
+    return first_mtp;
+}
+
+static void count_all(struct params *params, const struct architecture *arch, int64_t first_mtp)
+{
     const int64_t expert = 3 * arch->expert_width * arch->width,
                   moe_layers = arch->layers - arch->dense_layers;
-    params->embed = add(b, WHOLE, arch->vocab, arch->width, "model.embed_tokens.weight");
-    for (int64_t l = 0; l < arch->layers; l++) {
-        add_block(b, l);
-    }
-    params->final_norm = add(b, WHOLE, arch->width, 0, "model.norm.weight");
-    params->head = add(b, WHOLE, arch->vocab, arch->width, "lm_head.weight");
-    const int64_t first_mtp = params->count;
-    for (int64_t l = arch->layers; l < architecture_blocks(arch); l++) {
-        add_block(b, l);
-    }
     params->mtp = count_dense(params, first_mtp);
     params->total = count_dense(params, 0) - params->mtp;
     params->active = params->total + moe_layers * arch->top_k * expert;
@@ -235,27 +269,49 @@ static void add_all(struct builder *b)
     params->mtp += arch->mtp_depth * arch->experts * expert;
 }
 
+/* The same of a rank that has not all blocks. */
+static enum status count_elsewhere(struct params *params, const struct architecture *arch,
+                                   const struct params_place *place)
+{
+    struct params all;
+    const struct params_place whole = {.ep_size = place->ep_size, .tp_size = 1};
+    const enum status status = params_init(&all, arch, false, &whole);
+    params->total = all.total;
+    params->active = all.active;
+    params->mtp = all.mtp;
+    params_free(&all);
+    return status;
+}
+
 enum status params_init(struct params *params, const struct architecture *arch, bool decay_all,
                         const struct params_place *place)
 {
     const int64_t blocks = architecture_blocks(arch), local = arch->experts / place->ep_size;
-    const bool divided = place->tp_size > 1;
-    *params = (struct params){.groups = divided ? PARAM_GROUPS : PARAM_TENSOR,
-                              .divided = divided ? PARAM_TENSOR : PARAM_DENSE};
+    const bool divided = place->tp_size > 1, shared = place->slice != NULL && place->slice->shared;
+    *params = (struct params){.groups = shared    ? PARAM_GROUPS
+                                        : divided ? PARAM_EMBED
+                                                  : PARAM_TENSOR,
+                              .divided = divided ? PARAM_TENSOR : PARAM_DENSE,
+                              .embedding = shared ? PARAM_EMBED : PARAM_DENSE};
     params->table = calloc((size_t)(3 + blocks * (MOST_DENSE + 3 * local)), sizeof *params->table);
-    params->block = calloc((size_t)blocks, sizeof *params->block);
+    params->block = malloc((size_t)blocks * sizeof *params->block);
     if (params->table == NULL || params->block == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for the parameter table");
     }
+    memset(params->block, 0xff, (size_t)blocks * sizeof *params->block); /* -1 */
     struct builder b = {.params = params,
                         .arch = arch,
                         .place = place,
                         .decay_all = decay_all,
                         .local_experts = local};
-    add_all(&b);
+    const int64_t first_mtp = add_all(&b);
     params->expert_stride =
         aligned(aligned(2 * arch->expert_width * arch->width) + arch->expert_width * arch->width);
     memcpy(params->elements, b.next, sizeof params->elements);
+    if (place->slice != NULL && !slice_whole(place->slice)) {
+        return count_elsewhere(params, arch, place);
+    }
+    count_all(params, arch, first_mtp);
     return STATUS_OK;
 }
 

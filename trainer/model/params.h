@@ -1,11 +1,13 @@
 /* params: one table of parameters drives layout, initialisation, weight decay, sharding and
  * checkpoint names.
  *
+ * Of a pipeline's rank: what its stages have (stages.h), under the names they have in the model.
  * Flat groups per rank, by the ranks that hold the same: dense parameters (all ranks of the stage),
- * this rank's experts (edp), and, where tp is more than 1, its part of the matrices that tp divides
- * (replicas; else they are dense). A group is one contiguous array of elements; weights, gradients
- * and optimizer state all use the same offsets. DeepSeek-V3's e_score_correction_bias is no
- * parameter here: nothing but counts moves it (model.h).
+ * this rank's experts (edp), where tp is more than 1 its part of the matrices that tp divides
+ * (replicas; else they are dense), and, where the first and the last stage of a pipeline both read
+ * it, the embedding (mesh->ends; else it is dense). A group is one contiguous array of elements;
+ * weights, gradients and optimizer state all use the same offsets. DeepSeek-V3's
+ * e_score_correction_bias is no parameter here: nothing but counts moves it (model.h).
  */
 #ifndef TRAINER_PARAMS_H
 #define TRAINER_PARAMS_H
@@ -13,9 +15,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "trainer/model/architecture.h"
+#include "trainer/model/stages.h"
 
-enum param_group { PARAM_DENSE, PARAM_EXPERT, PARAM_TENSOR, PARAM_GROUPS };
+enum param_group { PARAM_DENSE, PARAM_EXPERT, PARAM_TENSOR, PARAM_EMBED, PARAM_GROUPS };
 
 struct param {
     char name[96]; /* published Hugging Face name */
@@ -31,7 +33,8 @@ struct param {
     bool frozen;               /* not updated at all (optimizer_init) */
 };
 
-/* Offsets (elements in their group) of one block's tensors; -1: the block has none. */
+/* Offsets (elements in their group) of one block's tensors; -1: the block, or the rank, has none.
+ */
 struct block_offsets {
     int64_t input_norm, post_norm, o_proj;
     int64_t qkv;                   /* grouped queries: q_proj, k_proj, v_proj one after another */
@@ -46,11 +49,12 @@ struct block_offsets {
 struct params {
     struct param *table; /* [count] owned, in checkpoint order */
     int64_t count;
-    int groups;                      /* in use: PARAM_TENSOR is, where tp divides matrices */
+    int groups; /* the first so many are looked at; of these PARAM_TENSOR may be empty */
     enum param_group divided;        /* group of the matrices that tp divides */
+    enum param_group embedding;      /* group of the embedding */
     int64_t elements[PARAM_GROUPS];  /* without padding at the end */
     struct block_offsets *block;     /* [blocks] owned */
-    int64_t embed, final_norm, head; /* dense offsets */
+    int64_t embed, final_norm, head; /* offsets; -1: the rank has none */
     int64_t expert_stride;           /* elements from one expert to the next */
     int64_t down_offset;             /* of the down projection inside an expert */
     int64_t total, active; /* parameters of the whole model without multi-token prediction,
@@ -61,6 +65,7 @@ struct params {
 /* Whose parameters. Sizes divide experts, heads and widths. */
 struct params_place {
     int ep_rank, ep_size, tp_rank, tp_size;
+    const struct slice *slice; /* of the pipeline; NULL: all of the model */
 };
 
 /* Of the whole model: one rank that has all. */

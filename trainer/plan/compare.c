@@ -27,8 +27,8 @@ enum status compare_make(struct comparison *comparison, const struct plan *plan)
         struct compare_row *row = &comparison->row[i];
         struct config config = *plan->config; /* its texts are borrowed */
         row->schedule = compare_schedules[i];
-        config.cluster.pipeline = row->schedule.pipeline;
-        config.cluster.virtual_stages = row->schedule.virtual_stages;
+        config.parallel.schedule = row->schedule.pipeline;
+        config.parallel.virtual_stages = row->schedule.virtual_stages;
         row->legal = plan_make(other, &config, &plan->hardware) == STATUS_OK;
         if (row->legal) {
             row->fits = other->fits;
@@ -61,7 +61,7 @@ void compare_print_text(const struct comparison *comparison)
         return;
     }
     printf(
-        "\nschedules of this layout (cluster.pipeline, virtual_stages)\n  %-18s %9s %9s %7s %12s "
+        "\nschedules of this layout (parallel.schedule, virtual_stages)\n  %-18s %9s %9s %7s %12s "
         "%9s\n",
         "", "step s", "bubble s", "", "micro-batches", "GB");
     for (int i = 0; i < comparison->count; i++) {

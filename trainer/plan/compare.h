@@ -4,7 +4,7 @@
 
 #include "trainer/plan/plan.h"
 
-/* Values of cluster.pipeline and cluster.virtual_stages that are worth a try. */
+/* Values of parallel.schedule and parallel.virtual_stages that are worth a try. */
 struct compare_schedule {
     int pipeline; /* enum config_pipeline */
     int64_t virtual_stages;

@@ -27,26 +27,28 @@ static struct config config_of(const struct config *config, const struct archite
     return own;
 }
 
-enum status memory_of_stage(struct stage_memory *memory, const struct config *config,
-                            const struct stage *stage, struct device *device, int64_t dp,
-                            int64_t ep)
+/* dp: of a stage, ranks of tp counted. */
+static struct mesh mesh_of(const struct config *config, int64_t dp, int64_t ep)
 {
-    struct architecture arch;
+    const int64_t tp = config->parallel.tp, cp = config->parallel.cp;
+    return (struct mesh){.stage = {.size = (int)dp, .name = "stage"},
+                         .dp = {.size = (int)(dp / tp / cp), .name = "dp"},
+                         .replicas = {.size = (int)(dp / tp), .name = "replicas"},
+                         .cp = {.size = (int)cp, .name = "cp"},
+                         .tp = {.size = (int)tp, .name = "tp"},
+                         .ep = {.size = (int)ep, .name = "ep"},
+                         .edp = {.size = (int)(dp / ep), .name = "edp"}};
+}
+
+static enum status measure(struct stage_memory *memory, const struct config *config,
+                           struct mesh *mesh, struct device *device)
+{
     struct model model;
     struct saving_size size = {0};
-    const int64_t tp = config->parallel.tp;
-    struct mesh mesh = {.stage = {.size = (int)dp, .name = "stage"},
-                        .replicas = {.size = (int)(dp / tp), .name = "replicas"},
-                        .tp = {.size = (int)tp, .name = "tp"},
-                        .ep = {.size = (int)ep, .name = "ep"},
-                        .edp = {.size = (int)(dp / ep), .name = "edp"}};
-    mesh.world = &mesh.stage;
-    architecture_init(&arch, config);
-    const bool whole = stage->blocks == architecture_blocks(&arch);
-    struct config own = whole ? *config : config_of(config, &arch, stage);
+    mesh->world = &mesh->stage;
     *memory = (struct stage_memory){0};
-    enum status status = model_measure(&model, &own, &mesh, device, own.train.micro_batch,
-                                       own.train.sequence_length, true);
+    enum status status = model_measure(&model, config, mesh, device, config->train.micro_batch,
+                                       config->train.sequence_length, true);
     if (status == STATUS_OK) {
         status = saving_measure(&size, &model);
         memory->staging = size.bytes;
@@ -59,6 +61,28 @@ enum status memory_of_stage(struct stage_memory *memory, const struct config *co
     }
     model_free(&model);
     return status;
+}
+
+enum status memory_of_stage(struct stage_memory *memory, const struct config *config,
+                            const struct stage *stage, struct device *device, int64_t dp,
+                            int64_t ep)
+{
+    struct architecture arch;
+    struct mesh mesh = mesh_of(config, dp, ep);
+    architecture_init(&arch, config);
+    const bool whole = stage->blocks == architecture_blocks(&arch);
+    const struct config own = whole ? *config : config_of(config, &arch, stage);
+    return measure(memory, &own, &mesh, device);
+}
+
+enum status memory_of_rank(struct stage_memory *memory, const struct config *config, int64_t pp,
+                           int64_t rank, struct device *device, int64_t dp, int64_t ep)
+{
+    struct mesh mesh = mesh_of(config, dp, ep);
+    const bool end = rank == 0 || rank == pp - 1;
+    mesh.pp = (struct comm){.rank = (int)rank, .size = (int)pp, .name = "pp"};
+    mesh.ends = (struct comm){.size = (int)(end ? 2 * dp : dp), .name = "ends"};
+    return measure(memory, config, &mesh, device);
 }
 
 /* GPU: what the driver keeps for a process, cuBLASLt's workspace (gemm_cublaslt.c), NCCL's buffers
@@ -78,11 +102,15 @@ static size_t outside_of_gpu(const struct config *config, const struct architect
     const size_t t = (size_t)config->train.sequence_length, b = (size_t)config->train.micro_batch,
                  square = 2 * b * (size_t)arch->heads * t * t,
                  linear = 8 * b * (size_t)arch->heads * t * (size_t)arch->qk_dim,
+                 own = 4 * b * (size_t)arch->heads * t * (size_t)(1 + arch->rope_dim),
                  wanted = config->run.deterministic != CONFIG_DETERMINISTIC_OFF ? square : linear,
                  most = GPU_ATTENTION_MIB * MIB;
     const bool alone = config->cluster.nodes == 1 && config->cluster.gpus_per_node == 1;
-    return (GPU_CONTEXT_MIB + GPU_PRODUCTS_MIB + (alone ? 0 : 3 * GPU_GROUP_MIB)) * MIB +
-           (wanted < most ? wanted : most);
+    const size_t rest = (GPU_CONTEXT_MIB + (alone ? 0 : 3 * GPU_GROUP_MIB)) * MIB;
+    if (config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT) { /* no libraries */
+        return rest + own;
+    }
+    return rest + GPU_PRODUCTS_MIB * MIB + (wanted < most ? wanted : most);
 }
 
 /* Logits and their gradients, oneDNN's copies of the head's operands, the reduction's parts. */
@@ -90,15 +118,16 @@ static size_t scratch_of_cpu(const struct config *config, const struct architect
                              const struct stage_memory *memory, int64_t dp, int64_t ep)
 {
     const size_t rows = (size_t)(config->train.micro_batch * config->train.sequence_length /
-                                 config->parallel.tp),
+                                 config->parallel.tp / config->parallel.cp),
                  chunk = rows < CPU_LOSS_ROWS ? rows : CPU_LOSS_ROWS, vocab = (size_t)arch->vocab,
                  act = config->train.precision == CONFIG_FP32 ? 4 : 2,
                  sum = config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT ? sizeof(int64_t)
                                                                                 : sizeof(float),
-                 ranks = (size_t)(dp * config->parallel.tp),
+                 copies = (size_t)(dp * config->parallel.cp),
+                 ranks = copies * (size_t)config->parallel.tp,
                  dense = ranks > 1 ? (size_t)memory->elements[PARAM_DENSE] * sum : 0,
                  experts = ranks > (size_t)ep ? (size_t)memory->elements[PARAM_EXPERT] * sum : 0,
-                 divided = dp > 1 ? (size_t)memory->elements[PARAM_TENSOR] * sum : 0,
+                 divided = copies > 1 ? (size_t)memory->elements[PARAM_TENSOR] * sum : 0,
                  whole = dense > divided ? dense : divided;
     return chunk * vocab * (sizeof(float) + (act == 2 ? 2 : 0)) +
            2 * vocab * (size_t)arch->width * act * chunk / CPU_LOSS_ROWS +
@@ -125,8 +154,8 @@ enum status memory_untouched(size_t *bytes, const struct config *config, const s
                              const struct stage_memory *memory, struct device *device, int64_t dp,
                              int64_t ep)
 {
-    const int64_t tp = config->parallel.tp;
-    const int64_t replicas[PARAM_GROUPS] = {dp * tp, dp * tp / ep, dp};
+    const int64_t copies = dp * config->parallel.cp, ranks = copies * config->parallel.tp;
+    const int64_t replicas[PARAM_GROUPS] = {ranks, ranks / ep, copies};
     struct config even = *config;
     struct stage_memory fair;
     *bytes = memory->stages ? 0 : memory->staging;
@@ -134,7 +163,7 @@ enum status memory_untouched(size_t *bytes, const struct config *config, const s
         *bytes += replicas[g] == 1 ? (size_t)memory->elements[g] * sizeof(float) : 0;
     }
     even.router.buffer_factor = 1;
-    TRY(memory_of_stage(&fair, &even, stage, device, dp * tp, ep));
+    TRY(memory_of_stage(&fair, &even, stage, device, ranks, ep));
     for (int k = 0; k < MODEL_MEMORIES; k++) {
         *bytes += memory->kind[k] - fair.kind[k];
     }

@@ -1,21 +1,16 @@
 /* memory: bytes a rank needs, from the layout that the run itself uses.
  *
- * With one pipeline stage the arenas are model_measure's: exactly what training reserves. A stage
- * of several is measured as a model of its own blocks; what it keeps for backward counts once for
- * each micro-batch between the two. Everything is the worst case: buffers of the exchange are as
- * large as they can get, however unevenly tokens are routed.
+ * With one pipeline stage, or a schedule that trains, the arenas are model_measure's: exactly what
+ * training reserves. A stage of another schedule is measured as a model of its own blocks; what it
+ * keeps for backward counts once for each micro-batch between the two. Everything is the worst
+ * case: buffers of the exchange are as large as they can get, however unevenly tokens are routed.
  */
 #ifndef TRAINER_PLAN_MEMORY_H
 #define TRAINER_PLAN_MEMORY_H
 
 #include "trainer/model/model.h"
+#include "trainer/model/stages.h"
 #include "trainer/plan/hardware.h"
-
-/* Blocks [first, first + blocks) of the model, those of multi-token prediction last. */
-struct stage {
-    int64_t first, blocks;
-    bool embedding, head;
-};
 
 struct stage_memory {
     size_t kind[MODEL_MEMORIES];
@@ -27,7 +22,7 @@ struct stage_memory {
 
 struct plan_memory {
     size_t kind[MODEL_MEMORIES]; /* bytes of the fullest rank */
-    size_t arenas;               /* their sum; with one stage what the run reserves */
+    size_t arenas;               /* their sum; where it trains what the run reserves */
     size_t staging;              /* host memory: the copy that saves beside the training are written
                                     from, to the byte what a run of one stage reserves */
     size_t outside;              /* program, libraries, scratch of kernels: estimated */
@@ -43,6 +38,11 @@ struct plan_memory {
 enum status memory_of_stage(struct stage_memory *memory, const struct config *config,
                             const struct stage *stage, struct device *device, int64_t dp,
                             int64_t ep);
+/* The same of rank `rank` of a pipeline of pp ranks that trains, all its stages. Errors:
+ * STATUS_USAGE also for stages that cannot be. */
+enum status memory_of_rank(struct stage_memory *memory, const struct config *config, int64_t pp,
+                           int64_t rank, struct device *device, int64_t dp, int64_t ep)
+    __attribute__((warn_unused_result));
 /* Bytes beside the arenas. */
 size_t memory_outside(const struct config *config, const struct hardware *hardware,
                       const struct architecture *arch, const struct stage_memory *memory,

@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "trainer/plan/planner.h"
-#include "trainer/plan/stages.h"
 #include "trainer/step.h"
 
 static __attribute__((format(printf, 2, 3))) void warn(struct plan *plan, const char *format, ...)
@@ -22,48 +21,42 @@ static __attribute__((format(printf, 2, 3))) void warn(struct plan *plan, const 
 
 /* --- layout --- */
 
+/* What this version trains. */
+static bool has_stages(const struct plan *plan)
+{
+    return plan->pp == 1 || plan->shape.schedule <= PIPELINE_INTERLEAVED;
+}
+
+static bool has_split(const struct plan *plan)
+{
+    return plan->tp == 1 || plan->config->train.precision != CONFIG_FP8;
+}
+
 static bool is_dual(const struct plan *plan)
 {
     return plan->pp > 1 && (plan->shape.schedule == PIPELINE_DUALPIPE ||
                             plan->shape.schedule == PIPELINE_DUALPIPE_V);
 }
 
-/* The schedule that cluster.pipeline names. */
 static struct pipeline_shape shape_of(const struct plan *plan, int pipeline)
 {
-    static const enum pipeline_schedule schedules[] = {
-        [CONFIG_PIPELINE_AUTO] = PIPELINE_1F1B,
-        [CONFIG_PIPELINE_1F1B] = PIPELINE_1F1B,
-        [CONFIG_PIPELINE_ZERO_BUBBLE] = PIPELINE_ZERO_BUBBLE,
-        [CONFIG_PIPELINE_DUALPIPE] = PIPELINE_DUALPIPE,
-        [CONFIG_PIPELINE_DUALPIPE_V] = PIPELINE_DUALPIPE_V};
-    const int64_t parts = plan->pp > 1 ? plan->config->cluster.virtual_stages : 1;
-    struct pipeline_shape shape = {.schedule = plan->pp > 1 ? schedules[pipeline] : PIPELINE_1F1B,
-                                   .ranks = plan->pp,
-                                   .parts = 1,
-                                   .batches = plan->micro_batches};
-    if (shape.schedule == PIPELINE_1F1B && parts > 1) {
-        shape.schedule = PIPELINE_INTERLEAVED;
-        shape.parts = parts;
-    } else if (shape.schedule >= PIPELINE_DUALPIPE) {
-        shape.parts = 2;
-    }
-    return shape;
+    return stages_shape(plan->config, pipeline, plan->pp, plan->micro_batches);
 }
 
 /* Every stage has a block; parts of stages are 1f1b's. */
 static enum status check_stages(const struct plan *plan)
 {
-    const int64_t parts = plan->config->cluster.virtual_stages,
+    const int64_t parts = plan->config->parallel.virtual_stages,
                   blocks = architecture_blocks(&plan->arch), stages = pipeline_stages(&plan->shape);
     if (plan->pp > 1 && parts > 1 && plan->shape.schedule != PIPELINE_INTERLEAVED) {
         return status_fail(
-            STATUS_USAGE, "cluster.virtual_stages %lld is of cluster.pipeline 1f1b: use that, or 1",
+            STATUS_USAGE,
+            "parallel.virtual_stages %lld is of parallel.schedule 1f1b: use that, or 1",
             (long long)parts);
     }
     if (stages > blocks && parts > 1) {
         return status_fail(STATUS_USAGE,
-                           "parallel.pp %lld x cluster.virtual_stages %lld is more than the "
+                           "parallel.pp %lld x parallel.virtual_stages %lld is more than the "
                            "model's %lld blocks",
                            (long long)plan->pp, (long long)parts, (long long)blocks);
     }
@@ -79,8 +72,8 @@ static enum status check_stages(const struct plan *plan)
 static enum status choose_schedule(struct plan *plan)
 {
     const struct config *config = plan->config;
-    plan->shape = shape_of(plan, config->cluster.pipeline);
-    if (config->cluster.pipeline == CONFIG_PIPELINE_AUTO && config->cluster.virtual_stages == 1 &&
+    plan->shape = shape_of(plan, config->parallel.schedule);
+    if (config->parallel.schedule == CONFIG_PIPELINE_AUTO && config->parallel.virtual_stages == 1 &&
         plan->pp > 1) {
         const struct pipeline_shape dual = shape_of(plan, CONFIG_PIPELINE_DUALPIPE);
         plan->shape = pipeline_fits(&dual) == STATUS_OK ? dual : plan->shape;
@@ -104,15 +97,16 @@ static enum status set_layout(struct plan *plan)
             (long long)plan->pp, (long long)architecture_blocks(&plan->arch), PLAN_RANKS);
     }
     plan->tp = config->parallel.tp;
-    if (ranks % (plan->pp * plan->ep) != 0 || ranks % (plan->pp * plan->tp) != 0) {
+    plan->cp = config->parallel.cp;
+    if (ranks % (plan->pp * plan->ep) != 0 || ranks % (plan->pp * plan->cp * plan->tp) != 0) {
         return status_fail(STATUS_USAGE,
-                           "parallel.pp %lld x ep %lld or x tp %lld does not divide the %lld ranks "
-                           "(cluster.nodes %lld x gpus_per_node %lld)",
-                           (long long)plan->pp, (long long)plan->ep, (long long)plan->tp,
-                           (long long)ranks, (long long)plan->hardware.nodes,
+                           "parallel.pp %lld x ep %lld or x cp %lld x tp %lld does not divide the "
+                           "%lld ranks (cluster.nodes %lld x gpus_per_node %lld)",
+                           (long long)plan->pp, (long long)plan->ep, (long long)plan->cp,
+                           (long long)plan->tp, (long long)ranks, (long long)plan->hardware.nodes,
                            (long long)plan->hardware.ranks_per_node);
     }
-    plan->dp = ranks / plan->pp / plan->tp;
+    plan->dp = ranks / plan->pp / plan->tp / plan->cp;
     plan->edp = ranks / plan->pp / plan->ep;
     TRY(stepper_check(config, plan->dp));
     plan->micro_batches = config->train.global_batch / config->train.micro_batch / plan->dp;
@@ -165,9 +159,14 @@ static enum status balance_stages(struct planner *p)
     return status;
 }
 
+/* As training does it, where it has the schedule. */
 static enum status divide_blocks(struct planner *p)
 {
-    const struct config_reals *listed = &p->plan->config->cluster.stages;
+    const struct plan *plan = p->plan;
+    const struct config_reals *listed = &plan->config->parallel.stages;
+    if (plan->pp > 1 && has_stages(plan)) {
+        return stages_of(p->plan->stage, plan->config, &plan->arch, &plan->shape);
+    }
     return listed->count > 0
                ? stages_listed(p->plan->stage, listed, architecture_blocks(&p->plan->arch),
                                p->plan->arch.layers, pipeline_stages(&p->plan->shape))
@@ -204,6 +203,7 @@ static void time_update(struct planner *p)
 {
     struct plan *plan = p->plan;
     const double act = plan->config->train.precision == CONFIG_FP32 ? 4 : 2;
+    const int64_t copies = plan->dp * plan->cp; /* of what tp divides */
     for (int64_t r = 0; r < plan->pp; r++) {
         double count[PARAM_GROUPS] = {0};
         for (int64_t part = 0; part < plan->shape.parts; part++) {
@@ -214,13 +214,13 @@ static void time_update(struct planner *p)
         }
         const double bytes = (p->load.layout ? 8 : 4) + act, /* gradients there, weights back */
             reduce = exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_DENSE],
-                                             plan->dp * plan->tp, 1) +
-                     exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_TENSOR], plan->dp,
+                                             copies * plan->tp, 1) +
+                     exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_TENSOR], copies,
                                              plan->tp) +
                      exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_EXPERT],
                                              plan->edp, plan->ep),
-                     share = count[PARAM_DENSE] / (double)(plan->dp * plan->tp) +
-                             count[PARAM_TENSOR] / (double)plan->dp +
+                     share = count[PARAM_DENSE] / (double)(copies * plan->tp) +
+                             count[PARAM_TENSOR] / (double)copies +
                              count[PARAM_EXPERT] / (double)plan->edp,
                      update = work_optimizer(
                          &p->load, count[PARAM_DENSE] + count[PARAM_TENSOR] + count[PARAM_EXPERT],
@@ -248,7 +248,7 @@ static enum status measure(struct planner *p)
             p->memory[s] = p->memory[s - 1];
         } else {
             TRY(memory_of_stage(&p->memory[s], plan->config, own, plan->hardware.device,
-                                plan->dp * plan->tp, plan->ep));
+                                plan->dp * plan->cp * plan->tp, plan->ep));
         }
         p->kept[s] = (double)p->memory[s].kind[MODEL_BLOCKS];
     }
@@ -259,12 +259,12 @@ static enum status measure(struct planner *p)
 static int64_t held_by(const struct stage_memory *stage)
 {
     return stage->elements[PARAM_DENSE] + stage->elements[PARAM_TENSOR] +
-           stage->elements[PARAM_EXPERT];
+           stage->elements[PARAM_EXPERT] + stage->elements[PARAM_EMBED];
 }
 
 /* States of all stages of a rank, what it keeps of the micro-batches under way, and of what stages
  * use one after the other the larger. */
-static struct plan_memory memory_of_rank(const struct planner *p, int64_t rank)
+static struct plan_memory estimate_rank(const struct planner *p, int64_t rank)
 {
     struct plan_memory memory = {.stage = pipeline_stage(&p->plan->shape, rank, 0)};
     for (int64_t part = 0; part < p->plan->shape.parts; part++) {
@@ -283,19 +283,60 @@ static struct plan_memory memory_of_rank(const struct planner *p, int64_t rank)
     return memory;
 }
 
+/* A rank that may be the fullest. */
+static void take_fuller(struct plan *plan, const struct plan_memory *memory, int64_t held)
+{
+    if (memory->arenas > plan->memory.arenas) {
+        plan->memory = *memory;
+        plan->held = held;
+    }
+}
+
+static void estimate_fullest(struct planner *p)
+{
+    struct plan *plan = p->plan;
+    for (int64_t r = 0; r < plan->pp; r++) {
+        const struct plan_memory memory = estimate_rank(p, r);
+        int64_t held = 0;
+        for (int64_t part = 0; part < plan->shape.parts; part++) {
+            held += held_by(memory_of(p, r, part));
+        }
+        take_fuller(plan, &memory, held);
+    }
+}
+
+/* As training lays it out: of the one estimated to be the fullest, and of both ends. */
+static enum status measure_fullest(struct planner *p)
+{
+    struct plan *plan = p->plan;
+    const int64_t ranks[] = {pipeline_place(&plan->shape, plan->memory.stage, 0).rank, 0,
+                             plan->pp - 1};
+    plan->memory = (struct plan_memory){0};
+    for (size_t i = 0; i < sizeof ranks / sizeof ranks[0]; i++) {
+        struct stage_memory own;
+        struct plan_memory memory = {.stage = pipeline_stage(&plan->shape, ranks[i], 0)};
+        if (i > 0 && ranks[i] == ranks[0]) {
+            continue;
+        }
+        TRY(memory_of_rank(&own, plan->config, plan->pp, ranks[i], plan->hardware.device,
+                           plan->dp * plan->tp, plan->ep));
+        memory.staging = own.staging;
+        for (int k = 0; k < MODEL_MEMORIES; k++) {
+            memory.kind[k] = own.kind[k];
+            memory.arenas += own.kind[k];
+        }
+        take_fuller(plan, &memory, held_by(&own));
+    }
+    return STATUS_OK;
+}
+
 /* The fullest rank. */
 static enum status fill_memory(struct planner *p)
 {
     struct plan *plan = p->plan;
-    for (int64_t r = 0; r < plan->pp; r++) {
-        const struct plan_memory memory = memory_of_rank(p, r);
-        if (memory.arenas > plan->memory.arenas) {
-            plan->memory = memory;
-            plan->held = 0;
-            for (int64_t part = 0; part < plan->shape.parts; part++) {
-                plan->held += held_by(memory_of(p, r, part));
-            }
-        }
+    estimate_fullest(p);
+    if (plan->pp > 1 && has_stages(plan)) {
+        TRY(measure_fullest(p));
     }
     struct plan_memory *most = &plan->memory;
     const struct stage_memory *fullest = &p->memory[most->stage];
@@ -303,7 +344,7 @@ static enum status fill_memory(struct planner *p)
     most->outside =
         memory_outside(plan->config, &plan->hardware, &plan->arch, fullest, plan->dp, plan->ep);
     most->all = most->arenas + most->outside + (plan->hardware.cpu ? most->staging : 0);
-    if (plan->hardware.cpu && plan->pp * plan->tp == 1) {
+    if (plan->hardware.cpu && plan->pp * plan->tp * plan->cp == 1) {
         TRY(memory_untouched(&untouched, plan->config, &plan->stage[0], fullest,
                              plan->hardware.device, plan->dp, plan->ep));
     }
@@ -385,6 +426,16 @@ static void warn_exchange(struct plan *plan)
     }
 }
 
+static bool has_context(const struct plan *plan)
+{
+    return plan->cp == 1 || (plan->hardware.cpu && plan->config->train.precision != CONFIG_FP8);
+}
+
+bool plan_trains(const struct plan *plan)
+{
+    return has_stages(plan) && has_split(plan) && has_context(plan);
+}
+
 static void warn_all(struct plan *plan)
 {
     const struct config *config = plan->config;
@@ -392,13 +443,19 @@ static void warn_all(struct plan *plan)
         warn(plan, "does not fit: %.1f GB a rank, %s has %.1f GB", (double)plan->memory.all / 1e9,
              plan->hardware.name, plan->hardware.memory / 1e9);
     }
-    if (plan->pp > 1) {
-        warn(plan, "parallel.pp %lld: planned only, this version trains with 1",
-             (long long)plan->pp);
+    if (!has_stages(plan)) {
+        warn(plan, "parallel.schedule %s: planned only, this version trains with 1f1b",
+             pipeline_names[plan->shape.schedule]);
     }
-    if (plan->tp > 1 && config->train.precision == CONFIG_FP8) {
+    if (!has_split(plan)) {
         warn(plan, "parallel.tp %lld with fp8: planned only, this version trains it with bf16",
              (long long)plan->tp);
+    }
+    if (!has_context(plan)) {
+        warn(plan,
+             "parallel.cp %lld on GPUs or with fp8: planned only, this version trains it on the "
+             "CPU, with fp32 or bf16",
+             (long long)plan->cp);
     }
     if (plan->tp > plan->hardware.ranks_per_node) {
         warn(plan,

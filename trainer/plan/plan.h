@@ -9,7 +9,7 @@
 #include "trainer/plan/work.h"
 
 enum { PLAN_WARNINGS = 12, PLAN_TEXT = 320 };
-enum { PLAN_RANKS = 64, PLAN_STAGES = 256 }; /* of a pipeline, at most */
+enum { PLAN_RANKS = 64, PLAN_STAGES = STAGES_MOST }; /* of a pipeline, at most */
 
 /* s of a step, on the rank that is done last */
 struct plan_times {
@@ -27,7 +27,7 @@ struct plan {
     struct hardware hardware;
     struct architecture arch;
     /* layout */
-    int64_t ep, pp, tp, dp, edp;
+    int64_t ep, pp, tp, cp, dp, edp;
     int64_t micro_batches; /* of a rank, a step */
     struct pipeline_shape shape;
     bool by_node;
@@ -62,6 +62,9 @@ enum status plan_make(struct plan *plan, const struct config *config,
 enum status plan_trace(struct plan *plan, const struct config *config,
                        const struct hardware *hardware, const char *path)
     __attribute__((warn_unused_result));
+
+/* Whether this version trains the layout. */
+bool plan_trains(const struct plan *plan);
 
 /* Of a budget of tokens. */
 double plan_gpu_hours(const struct plan *plan, double tokens);

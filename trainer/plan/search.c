@@ -23,8 +23,8 @@ static void plan_one(struct search_result *result, const struct config *config,
     own.train.micro_batch = result->micro_batch;
     own.train.recompute = result->recompute;
     own.router.dispatch = result->dispatch;
-    own.cluster.pipeline = result->schedule.pipeline;
-    own.cluster.virtual_stages = result->schedule.virtual_stages;
+    own.parallel.schedule = result->schedule.pipeline;
+    own.parallel.virtual_stages = result->schedule.virtual_stages;
     result->legal = plan_make(plan, &own, hardware) == STATUS_OK;
     if (!result->legal) {
         snprintf(result->why, sizeof result->why, "%s", status_message());
@@ -56,9 +56,9 @@ static int compare(const void *a, const void *b)
 /* Schedules of a pipeline: the config's, or all where it leaves them open. */
 static int schedules_of(struct compare_schedule *out, const struct config *config, int64_t pp)
 {
-    const bool open = pp > 1 && config->cluster.pipeline == CONFIG_PIPELINE_AUTO &&
-                      config->cluster.virtual_stages == 1;
-    out[0] = (struct compare_schedule){config->cluster.pipeline, config->cluster.virtual_stages};
+    const bool open = pp > 1 && config->parallel.schedule == CONFIG_PIPELINE_AUTO &&
+                      config->parallel.virtual_stages == 1;
+    out[0] = (struct compare_schedule){config->parallel.schedule, config->parallel.virtual_stages};
     for (int i = 0; i < COMPARE_SCHEDULES && open; i++) {
         out[i] = compare_schedules[i];
     }
@@ -141,7 +141,8 @@ void search_overrides(const struct search_result *result, char *out, size_t byte
 {
     char pp[128] = "";
     if (result->pp > 1) {
-        snprintf(pp, sizeof pp, " parallel.pp=%lld cluster.pipeline=%s cluster.virtual_stages=%lld",
+        snprintf(pp, sizeof pp,
+                 " parallel.pp=%lld parallel.schedule=%s parallel.virtual_stages=%lld",
                  (long long)result->pp, compare_names[result->schedule.pipeline],
                  (long long)result->schedule.virtual_stages);
     }
@@ -181,6 +182,12 @@ static void print_part(const struct search *search, int64_t first, int64_t end, 
     }
 }
 
+/* Schedules that are more than planned. */
+static bool is_trained(const struct search_result *r)
+{
+    return r->pp == 1 || r->schedule.pipeline == CONFIG_PIPELINE_1F1B;
+}
+
 /* The best of all, and of those that this version trains. */
 static void print_best(const struct search *search)
 {
@@ -197,14 +204,14 @@ static void print_best(const struct search *search)
     }
     search_overrides(&search->result[0], text, sizeof text);
     printf("\nbest: %s\n", text);
-    while (best < search->fitting && search->result[best].pp > 1) {
+    while (best < search->fitting && !is_trained(&search->result[best])) {
         best++;
     }
     if (best == search->fitting) {
-        printf("none of those that fit has parallel.pp 1, which is what this version trains\n");
+        printf("none of those that fit has a schedule that this version trains: 1f1b\n");
     } else if (best > 0) {
         search_overrides(&search->result[best], text, sizeof text);
-        printf("best with parallel.pp 1, which is what this version trains: %s\n", text);
+        printf("best that this version trains: %s\n", text);
     }
 }
 

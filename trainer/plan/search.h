@@ -26,7 +26,7 @@ struct search {
     int64_t count, fitting, legal;
 };
 
-/* stages: pipelines too, which plan knows and training does not. Errors: STATUS_RESOURCE. */
+/* stages: pipelines too. Errors: STATUS_RESOURCE. */
 enum status search_run(struct search *search, const struct config *config,
                        const struct hardware *hardware, bool stages)
     __attribute__((warn_unused_result));

@@ -6,7 +6,7 @@
 
 #include "trainer/figures.h"
 
-enum { WIDTH = 440, HEIGHT = 250, LEFT = 54, RIGHT = 10, TOP = 8, BOTTOM = 34, POINTS = 300 };
+enum { WIDTH = 440, HEIGHT = 250, LEFT = 54, RIGHT = 16, TOP = 8, BOTTOM = 34, POINTS = 300 };
 enum { MOST_TICKS = 12 };
 static const double LEAST = 1e-100, MOST = 1e100;
 
@@ -58,7 +58,7 @@ static bool is_shown(double value)
 static double nice_step(double range, int ticks)
 {
     const double raw = range / ticks, power = pow(10, floor(log10(raw))), digit = raw / power;
-    return power * (digit <= 1 ? 1 : digit <= 2 ? 2 : digit <= 5 ? 5 : 10);
+    return power * (digit <= 1.5 ? 1 : digit <= 3 ? 2 : digit <= 7 ? 5 : 10);
 }
 
 static int linear_ticks(const struct axis *axis, int about, double tick[MOST_TICKS])
@@ -193,9 +193,9 @@ static void legend(FILE *out, const struct chart *chart)
     fprintf(out, "</ul>\n");
 }
 
-static void begin(FILE *out, const char *title, const char *y_label)
+static void begin(FILE *out, const char *title, const char *y_label, bool stacked)
 {
-    fprintf(out, "<figure><figcaption>");
+    fprintf(out, stacked ? "<figure class=\"stacked\"><figcaption>" : "<figure><figcaption>");
     html_text(out, title);
     if (y_label[0] != '\0') {
         fprintf(out, " <small>");
@@ -215,6 +215,10 @@ static void open_picture(FILE *out, const char *title)
 /* Stacks the lines' points: all lines have the same steps. */
 static void stack(struct point *points, const int *count, int lines)
 {
+    for (int i = 0; lines > 0 && i < count[0]; i++) {
+        points[i].low = 0;
+        points[i].high = points[i].mean;
+    }
     for (int l = 1; l < lines; l++) {
         struct point *above = points + (size_t)l * POINTS, *below = above - POINTS;
         for (int i = 0; i < count[l] && i < count[l - 1]; i++) {
@@ -234,11 +238,13 @@ static void ranges(const struct chart *chart, const struct point *points, const 
     for (int l = 0; l < chart->lines; l++) {
         for (int i = 0; i < count[l]; i++) {
             const struct point *p = points + (size_t)l * POINTS + i;
-            x->low = fmin(x->low, p->x);
-            x->high = fmax(x->high, p->x);
             y->low = fmin(y->low, p->low);
             y->high = fmax(y->high, p->high);
             positive = positive && p->low > LEAST;
+        }
+        if (count[l] > 0) {
+            x->low = fmin(x->low, (double)chart->line[l].x[0]);
+            x->high = fmax(x->high, (double)chart->line[l].x[chart->line[l].count - 1]);
         }
     }
     y->logarithmic = chart->logarithmic && positive && y->high > y->low;
@@ -274,17 +280,16 @@ bool chart_draw(FILE *out, const struct chart *chart)
             stack(points, count, chart->lines);
         }
         ranges(chart, points, count, &x, &y);
-        begin(out, chart->title, chart->y_label);
+        begin(out, chart->title, chart->y_label, chart->stacked);
         legend(out, chart);
         open_picture(out, chart->title);
         draw_axes(out, &x, &y);
         draw_marks(out, chart, &x);
-        for (int l = 0; l < chart->lines; l++) {
-            struct point *p = points + (size_t)l * POINTS;
-            for (int i = 0; l == 0 && chart->stacked && i < count[0]; i++) {
-                p[i].low = 0;
-                p[i].high = p[i].mean;
-            }
+        for (int i = 0; i < chart->lines; i++) {
+            /* of parts of no height only the lowest one is seen then, the edge of what lies below
+             */
+            const int l = chart->stacked ? chart->lines - 1 - i : i;
+            const struct point *p = points + (size_t)l * POINTS;
             draw_band(out, p, count[l], chart->line[l].color, &x, &y);
             draw_line(out, p, count[l], chart->line[l].color, chart->dots, &x, &y);
         }
@@ -360,13 +365,13 @@ bool heat_map_draw(FILE *out, const struct heat_map *map)
     const double half = 0.5 * (HEIGHT - BOTTOM - TOP) / (double)map->rows;
     const struct axis y = {0,   (double)(map->rows - 1), TOP + half, HEIGHT - BOTTOM - half, false,
                            true};
-    begin(out, map->title, map->y_label);
+    begin(out, map->title, map->y_label, false);
     heat_legend(out, map);
     open_picture(out, map->title);
+    draw_axes(out, &x, &y); /* its grid lies below the cells */
     for (int64_t row = 0; row < map->rows; row++) {
         heat_row(out, map, row, &x, columns);
     }
-    draw_axes(out, &x, &y);
     fprintf(out, "</svg></figure>\n");
     return true;
 }

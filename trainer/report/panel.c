@@ -88,6 +88,9 @@ static const char *state_of(const struct panel *panel, const struct history *his
     if (panel_done(panel, history)) {
         return "done";
     }
+    if (panel->stopped) {
+        return "stopped";
+    }
     if (panel->quiet_s > 60 && !(panel->quiet_s < 20 * last_s)) {
         snprintf(out, 2 * FIGURE_BYTES, "no step for %s", figure_duration(since, panel->quiet_s));
         return out;

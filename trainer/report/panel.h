@@ -10,6 +10,7 @@ struct panel {
     const char *name; /* borrowed: of the run */
     int64_t steps;    /* of the whole run; 0: not known */
     double quiet_s;   /* seconds since the last step was written */
+    bool stopped;     /* nobody trains it now, as far as is known */
     int columns;      /* of the terminal */
     bool ascii;       /* no characters beyond ASCII */
 };

@@ -189,7 +189,7 @@ static void draw_phases(FILE *out, const struct report_run *run)
         .title = "Where the time goes", .y_label = "ms per step", .stacked = true, .line = line};
     for (int i = 0; i < run->history.series_count; i++) {
         const struct history_series *series = &run->history.series[i];
-        if (strncmp(series->name, "phase_ms.", 9) == 0) {
+        if (strncmp(series->name, "phase_ms.", 9) == 0 && !all_zero(&run->history, series->value)) {
             line[chart.lines] = (struct chart_line){.label = series->name + 9,
                                                     .color = chart.lines % CHART_COLORS,
                                                     .count = run->history.count,
@@ -390,12 +390,11 @@ static const char style[] =
     "--c0:#0b62c4;--c1:#d1480b;--c2:#12805c;--c3:#9a2f9a;--c4:#a97400;--c5:#1790a8;--c6:#b3213f;"
     "--c7:#5b5bd6;--h0:#eaf2fb;--h1:#c6dcf3;--h2:#92bde8;--h3:#5b98d8;--h4:#2f6fb8;--h5:#1a4a86;"
     "--h6:#0c2748}\n"
-    "@media (prefers-color-scheme:dark){:root{--ink:#e6e9ec;--faint:#8b949e;--paper:#14181d;"
+    "@media screen and "
+    "(prefers-color-scheme:dark){:root{--ink:#e6e9ec;--faint:#8b949e;--paper:#14181d;"
     "--grid:#2b3138;--c0:#6cb2ff;--c1:#ff9b63;--c2:#52d3a4;--c3:#e08be0;--c4:#e8b84a;--c5:#5fd0e6;"
     "--c6:#ff7d95;--c7:#a9a9ff;--h0:#1a2530;--h1:#1c3a58;--h2:#215488;--h3:#2f76b8;--h4:#5b9edb;"
     "--h5:#98c6ee;--h6:#dcedfb}}\n"
-    "@media print{:root{--ink:#000;--faint:#555;--paper:#fff;--grid:#ddd}"
-    "figure,table,details{break-inside:avoid}}\n"
     "body{margin:0 auto;padding:16px;max-width:1380px;color:var(--ink);background:var(--paper);"
     "font:14px/1.45 system-ui,sans-serif;overflow-wrap:anywhere}\n"
     "h1{font-size:20px}h2{font-size:16px;margin:28px 0 8px}\n"
@@ -407,15 +406,23 @@ static const char style[] =
     "fill:var(--ink)}\n"
     ".axis line{stroke:var(--ink);stroke-width:1}.axis .grid{stroke:var(--grid)}"
     ".mark{stroke:var(--faint);stroke-dasharray:3 3}\n"
-    ".line{fill:none;stroke-width:1.6}.band{stroke:none;opacity:.22}\n"
+    ".line{fill:none;stroke-width:1.6}.band{stroke:none;opacity:.22}"
+    ".stacked .line{stroke-width:.8}.stacked .band{opacity:.75}\n"
     ".legend{list-style:none;margin:2px 0;padding:0;display:flex;flex-wrap:wrap;gap:2px 12px;"
     "font-size:12px}\n"
-    ".legend li::before,th[class]::before{content:'';display:inline-block;width:10px;height:10px;"
-    "margin-right:5px;background:currentColor}.legend span,th[class] span{color:var(--ink)}\n"
+    ".legend li::before,th[class]::before{content:'';display:inline-block;border:5px solid;"
+    "margin-right:5px}.legend span,th[class] span{color:var(--ink)}\n"
     ".wide{overflow-x:auto;margin-bottom:16px}table{border-collapse:collapse;font-size:13px}"
     "th,td{text-align:left;padding:3px 12px 3px 0;border-bottom:1px solid var(--grid);"
-    "vertical-align:top;overflow-wrap:normal;font-variant-numeric:tabular-nums}\n"
-    "summary{cursor:pointer;margin-top:8px}pre{font-size:12px;white-space:pre-wrap}\n";
+    "vertical-align:top;overflow-wrap:normal;font-variant-numeric:tabular-nums}"
+    "th[class]{white-space:nowrap}\n"
+    "summary{cursor:pointer;margin-top:8px}pre{font-size:12px;white-space:pre-wrap}\n"
+    /* on paper nothing scrolls, two charts stand side by side, and none is cut in two */
+    "@media print{:root{--ink:#000;--faint:#555;--grid:#ddd}body{padding:0}"
+    ".charts{grid-template-columns:1fr 1fr}.wide{overflow:visible}"
+    "table{font-size:10px}th,td,th[class]{white-space:normal;overflow-wrap:anywhere;"
+    "padding-right:8px}"
+    "h2,summary{break-after:avoid}figure,tr{break-inside:avoid}}\n";
 
 static void begin_page(FILE *out, int count)
 {

@@ -82,6 +82,10 @@ enum status launch_init(struct launch *launch, const struct sweep_plan *plan,
     }
     snprintf(text, sizeof text, "run.dir=%.4000s", dir);
     good = good && add(launch, text, strlen(text));
+    if (trial->pause_at > 0) {
+        snprintf(text, sizeof text, "run.pause_at=%lld", (long long)trial->pause_at);
+        good = good && add(launch, text, strlen(text));
+    }
     if (threads > 0 && !has_key(trial, "run.threads")) {
         snprintf(text, sizeof text, "run.threads=%d", threads);
         good = good && add(launch, text, strlen(text));
@@ -151,7 +155,7 @@ enum status launch_start(struct sweep_trial *trial, const struct sweep_plan *pla
               threads = cores > plan->ranks ? cores / (int)plan->ranks : 1;
     trial_path(plan, trial->index, ".log", log, sizeof log);
     enum status status = launch_init(&launch, plan, trial, threads);
-    trial->pausing = trial->asked = false;
+    trial->asked = false;
     trial->record_before = trial_record(trial, plan);
     if (status == STATUS_OK) {
         fflush(NULL);

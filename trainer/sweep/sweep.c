@@ -172,6 +172,12 @@ static void say(const struct driver *driver, const struct sweep_trial *trial, co
     fflush(stdout);
 }
 
+/* The steps at which the trial pauses next; 0: it runs to its end. */
+static int64_t next_rung(const struct sweep *sweep, const struct sweep_trial *trial)
+{
+    return trial->rungs < sweep->plan.rungs ? sweep->plan.rung[trial->rungs] : 0;
+}
+
 static enum status start(struct driver *driver, struct sweep_trial *trial)
 {
     const struct sweep_plan *plan = &driver->sweep->plan;
@@ -180,6 +186,7 @@ static enum status start(struct driver *driver, struct sweep_trial *trial)
         slot++;
     }
     trial->state = TRIAL_RUNNING;
+    trial->pause_at = next_rung(driver->sweep, trial);
     TRY(trial_keep(trial, plan)); /* first: one that is interrupted now resumes */
     TRY(launch_start(trial, plan, slot));
     driver->busy[slot] = true;
@@ -188,39 +195,20 @@ static enum status start(struct driver *driver, struct sweep_trial *trial)
     return STATUS_OK;
 }
 
-/* The steps at which the trial pauses next; 0: it runs to its end. */
-static int64_t next_rung(const struct sweep *sweep, const struct sweep_trial *trial)
-{
-    return trial->rungs < sweep->plan.rungs ? sweep->plan.rung[trial->rungs] : 0;
-}
-
 /* Asks a trial to save and end, once. A launcher that is still starting its ranks would lose the
  * signal, or die of it: the trial is asked when its record shows that all of its ranks listen. One
  * that shows nothing for long has done nothing that could be saved, and is ended. */
 static void ask(struct driver *driver, struct sweep_trial *trial)
 {
     const bool listens = trial_record(trial, &driver->sweep->plan) != trial->record_before;
-    const bool overdue = driver->stopping && step_clock() - driver->stopped > PATIENCE_S;
+    const bool overdue = step_clock() - driver->stopped > PATIENCE_S;
     if (!trial->asked && (listens || overdue)) {
         trial->asked = true;
         kill(trial->pid, listens ? SIGUSR1 : SIGTERM);
     }
 }
 
-/* Asks a trial that has reached its rung, or every one when the sweep stops. */
-static void watch(struct driver *driver, struct sweep_trial *trial)
-{
-    const int64_t rung = next_rung(driver->sweep, trial);
-    if (rung > 0 && !trial->pausing && !driver->stopping) {
-        trial_look(trial, &driver->sweep->plan, 0);
-        trial->pausing = trial->step >= rung;
-    }
-    if (trial->pausing || driver->stopping) {
-        ask(driver, trial);
-    }
-}
-
-/* Every rung that it has passed: a fast one may pass two at once. */
+/* The rungs that it has come to. */
 static void record_rungs(const struct sweep *sweep, struct sweep_trial *trial)
 {
     const int64_t step = trial->step;
@@ -240,11 +228,12 @@ static enum status ended(struct driver *driver, struct sweep_trial *trial, int h
     driver->running--;
     trial_look(trial, plan, 0);
     record_rungs(driver->sweep, trial);
+    const bool at_rung = trial->pause_at > 0 && trial->step >= trial->pause_at;
     if (trial->exit_code == 0) {
         trial->state = TRIAL_DONE;
     } else if (trial->exit_code == EXIT_SAVED) {
         /* without a rung behind it: preempted, by us or from outside, and resumes */
-        trial->state = trial->pausing && trial->rungs > 0 ? TRIAL_PAUSED : TRIAL_RUNNING;
+        trial->state = at_rung ? TRIAL_PAUSED : TRIAL_RUNNING;
     } else if (driver->stopping ||
                (trial->exit_code == EXIT_USAGE && is_taken(driver->sweep, trial))) {
         trial->state = TRIAL_RUNNING; /* it did not save in time: its last checkpoint resumes */
@@ -253,8 +242,7 @@ static enum status ended(struct driver *driver, struct sweep_trial *trial, int h
         trial_read_why(trial, plan);
     }
     say(driver, trial,
-        trial->exit_code == EXIT_SAVED && !trial->pausing ? "saved"
-                                                          : trial_state_name(trial->state));
+        trial->exit_code == EXIT_SAVED && !at_rung ? "saved" : trial_state_name(trial->state));
     return trial_keep(trial, plan);
 }
 
@@ -268,8 +256,8 @@ static enum status look(struct driver *driver)
         }
         if (waitpid(trial->pid, &how, WNOHANG) == trial->pid) {
             TRY(ended(driver, trial, how));
-        } else {
-            watch(driver, trial);
+        } else if (driver->stopping) {
+            ask(driver, trial);
         }
     }
     return STATUS_OK;

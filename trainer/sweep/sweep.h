@@ -2,7 +2,7 @@
  *
  * A slot is a share of the cores that this process may use: each trial's launcher inherits it, so
  * that trials do not disturb each other. A trial that fails is recorded and touches no other. ASHA
- * (Li et al., 2020): a trial that reaches a rung is asked to save and end, and goes on, by
+ * (Li et al., 2020): a trial saves and ends at a rung (run.pause_at), and goes on, by
  * resuming, once it is among the best `keep` of all that reached it; when a slot is free, the
  * highest rung with such a trial is served first, then a new trial begins. When nothing is left to
  * begin, those that wait at a rung are stopped.

@@ -30,7 +30,7 @@ struct sweep_trial {
     /* while it runs */
     pid_t pid; /* 0: it does not */
     int slot;
-    bool pausing;           /* to save and end at a rung */
+    int64_t pause_at;       /* the rung at which it saves and ends; 0: it runs to its end */
     bool asked;             /* signalled to save and end */
     uint64_t record_before; /* trial_record when its process began */
 };

@@ -1,0 +1,304 @@
+#include <assert.h>
+#include <string.h>
+
+#include "trainer/model/block.h"
+#include "trainer/optimizer.h"
+
+static struct tensor stream(const struct model *model, void *data, int64_t tokens)
+{
+    return model_act(model, data, tokens, model->arch.width);
+}
+
+static struct tensor embedding(const struct model *model)
+{
+    return model_weight(model, model->params.embedding, model->params.embed, model->arch.vocab,
+                        model->arch.width);
+}
+
+static struct tensor head(const struct model *model)
+{
+    return model_weight(model, PARAM_DENSE, model->params.head, model->arch.vocab,
+                        model->arch.width);
+}
+
+void model_count_block(struct model *model, int64_t block, int64_t tokens)
+{
+    const struct moe_state *state = &model->blocks[block].moe;
+    const int64_t experts = model->arch.experts, rows = tokens / state->row_tokens;
+    const int64_t slots = tokens * model->arch.top_k;
+    model->result.slots += slots;
+    model->result.extra_rounds += state->plan.rounds - 1;
+    model->ops->router_count(model->device,
+                             model->load + (block - model->arch.dense_layers) * experts,
+                             state->counts.routed, rows, experts);
+    model->ops->router_count(model->device, &model->losses->kept, state->plan.sorted + experts, 1,
+                             1);
+}
+
+void model_use_slot(struct model *model, int64_t slot)
+{
+    model->blocks = model->slot[slot].blocks;
+    model->balance.chosen = model->slot[slot].chosen;
+}
+
+/* One past the last block of the main model in this part. */
+static int64_t main_end(const struct model *model, const struct stage *part)
+{
+    const int64_t end = part->first + part->blocks;
+    return end < model->arch.layers ? end : model->arch.layers;
+}
+
+static void forward(struct model *model, const struct block_call *call, const struct stage *part)
+{
+    const int64_t n = block_tokens(model, call), end = main_end(model, part);
+    struct tensor x = stream(model, model->blocks[part->first].input, n), delta = {0};
+    assert(n <= model->moe.tokens && call->sequence <= model->sequence);
+    if (part->embedding) {
+        model->ops->embedding_forward(model->device, x, call->batch->ids, embedding(model));
+    }
+    for (int64_t l = part->first; l < end; l++) {
+        comm_at_layer(model->mesh->world, l);
+        block_forward(model, l, call, x, delta);
+        x = stream(model, model->blocks[l].middle, n);
+        delta = stream(model, model->delta, n);
+        if (l >= model->arch.dense_layers) {
+            model_count_block(model, l, n);
+        }
+    }
+    comm_at_layer(model->mesh->world, -1);
+    if (!part->head) {
+        return;
+    }
+    model->ops->norm_forward(model->device, stream(model, model->final_norm, n),
+                             stream(model, model->stream, n), model->final_rstd, x, delta,
+                             model_vector(model, model->params.final_norm, model->arch.width),
+                             model->arch.norm_eps);
+    if (call->training) {
+        probe_tell(model->probe, -1, PROBE_FINAL_NORM, stream(model, model->final_norm, n));
+    }
+}
+
+float model_z_scale(const struct model *model, int64_t tokens, const struct model_scale *scale)
+{
+    return (float)(model->arch.balance.z * scale->unit / (double)tokens);
+}
+
+/* Through the final norm: model->dstream from model->dwork. */
+static void norm_backward(struct model *model, int64_t n)
+{
+    const int64_t width = model->arch.width;
+    struct tensor dstream = stream(model, model->dstream, n);
+    probe_tell(model->probe, -1, PROBE_OUTPUT_GRADIENT, stream(model, model->dwork, n));
+    model->ops->zero(model->device, model->dstream, tensor_bytes(&dstream));
+    model->ops->norm_backward(
+        model->device, dstream, model_vector_grad(model, model->params.final_norm, width),
+        stream(model, model->dwork, n), stream(model, model->stream, n), model->final_rstd,
+        model_vector(model, model->params.final_norm, width));
+    model_add_grad(model, PARAM_DENSE, model->params.final_norm, width);
+}
+
+static void backward(struct model *model, const struct block_call *call,
+                     const struct model_scale *scale, const struct stage *part)
+{
+    const int64_t width = model->arch.width;
+    for (int64_t l = main_end(model, part) - 1; l >= part->first; l--) {
+        comm_at_layer(model->mesh->world, l);
+        block_backward(model, l, call, model_z_scale(model, call->count * call->length, scale));
+        /* no layer below has experts, and nothing is exchanged with ranks of tp, cp or other stages
+         */
+        if (l == model->arch.dense_layers && scale->last && tp_alone(&model->tp) &&
+            cp_alone(&model->cp) && slice_whole(&model->slice)) {
+            optimizer_reduce_start(model, PARAM_EXPERT);
+        }
+    }
+    comm_at_layer(model->mesh->world, -1);
+    if (!part->embedding) {
+        return;
+    }
+    const enum param_group group = model->params.embedding;
+    model->ops->embedding_backward(
+        model->device, model_grad(model, group, model->params.embed, model->arch.vocab, width),
+        call->batch->ids, stream(model, model->dstream, block_tokens(model, call)));
+    model_add_grad(model, group, model->params.embed, model->arch.vocab * width);
+}
+
+void model_own_tokens(const struct model *model, int32_t *to, const int32_t *from, int64_t count,
+                      int64_t sequence)
+{
+    const int64_t part = cp_tokens(&model->cp, sequence), own = tp_tokens(&model->tp, part),
+                  first = tp_first(&model->tp);
+    cp_own_tokens(&model->cp, to, from, count, sequence);
+    for (int64_t s = 0; s < count; s++) {
+        memmove(to + s * own, to + s * part + first, (size_t)own * sizeof *to);
+    }
+}
+
+/* The batch on the device: ids and labels of this rank's tokens, the rest of all of its rank of cp.
+ */
+static void take_batch(struct model *model, const struct batch *batch, int64_t count,
+                       int64_t sequence)
+{
+    const int64_t tokens = count * cp_tokens(&model->cp, sequence),
+                  own = tokens / model->tp.comm->size;
+    const struct {
+        int32_t *to;
+        const int32_t *from;
+        bool all;
+    } arrays[] = {{model->input.ids, batch->ids, false},
+                  {model->input.labels, batch->labels, false},
+                  {model->input.positions, batch->positions, true},
+                  {model->input.first, batch->first, true}};
+    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
+        int32_t *host = model->own + (int64_t)i * tokens;
+        if (arrays[i].from == NULL) {
+            continue;
+        }
+        if (arrays[i].all) {
+            cp_own_tokens(&model->cp, host, arrays[i].from, count, sequence);
+        } else {
+            model_own_tokens(model, host, arrays[i].from, count, sequence);
+        }
+        model->ops->upload(model->device, arrays[i].to, host,
+                           (size_t)(arrays[i].all ? tokens : own) * sizeof *host);
+    }
+}
+
+void model_sum_losses(struct model *model)
+{
+    block_sum(model, &model->losses->loss, 1, DTYPE_F64);
+    block_sum(model, &model->losses->mtp, 1, DTYPE_F64);
+    block_sum(model, &model->losses->kept, 1, DTYPE_I64);
+}
+
+static struct block_call call_of(const struct model *model, const struct model_unit *unit)
+{
+    assert((tp_alone(&model->tp) && cp_alone(&model->cp)) || unit->sequence == model->length);
+    return (struct block_call){.batch = &model->input,
+                               .count = unit->count,
+                               .sequence = cp_tokens(&model->cp, unit->sequence),
+                               .length = unit->sequence,
+                               .training = unit->scale != NULL,
+                               .jitter_key = unit->scale != NULL ? unit->scale->jitter_key : 0};
+}
+
+void model_part_forward(struct model *model, const struct model_unit *unit,
+                        const struct stage *part)
+{
+    const struct block_call call = call_of(model, unit);
+    const int64_t n = block_tokens(model, &call);
+    take_batch(model, unit->batch, unit->count, unit->sequence);
+    if (unit->scale != NULL) {
+        probe_tell(model->probe, -1, PROBE_IDS, tensor_1d(model->input.ids, DTYPE_I32, n));
+        probe_tell(model->probe, -1, PROBE_LABELS, tensor_1d(model->input.labels, DTYPE_I32, n));
+    }
+    forward(model, &call, part);
+    if (unit->scale != NULL) {
+        balance_count(model, part->first, main_end(model, part), unit->count);
+    }
+}
+
+void model_part_loss(struct model *model, const struct model_unit *unit)
+{
+    const int64_t width = model->arch.width, layers = model->arch.layers;
+    const struct model_scale *scale = unit->scale;
+    const struct block_call call = call_of(model, unit);
+    const int64_t n = block_tokens(model, &call);
+    struct tensor dx = {0}, dw = {0};
+    if (scale != NULL) {
+        assert(model->training);
+        dx = stream(model, model->dwork, n);
+        dw = model_grad(model, PARAM_DENSE, model->params.head, model->arch.vocab, width);
+    }
+    const int64_t began = comm_span_begin(model->mesh->world);
+    model->ops->cross_entropy(model->device, &model->losses->loss, dx, dw,
+                              stream(model, model->final_norm, n), head(model), model->input.labels,
+                              scale != NULL ? (float)scale->loss : 0.0F);
+    comm_span_end(model->mesh->world, "head and loss", began);
+    if (scale == NULL) {
+        return;
+    }
+    model_add_grad(model, PARAM_DENSE, model->params.head, model->arch.vocab * width);
+    probe_tell(model->probe, -1, PROBE_LOSS, tensor_1d(&model->losses->loss, DTYPE_F64, 1));
+    mtp_forward(model, &model->losses->mtp, unit->batch, unit->count, unit->sequence, scale);
+    balance_count(model, layers, architecture_blocks(&model->arch), unit->count);
+    balance_losses(model, layers, architecture_blocks(&model->arch), unit, scale->unit);
+    mtp_backward(model, unit->count, unit->sequence, scale);
+    norm_backward(model, n);
+}
+
+void model_part_backward(struct model *model, const struct model_unit *unit,
+                         const struct stage *part)
+{
+    const struct block_call call = call_of(model, unit);
+    if (!part->head) { /* others came between */
+        take_batch(model, unit->batch, unit->count, unit->sequence);
+    }
+    balance_losses(model, part->first, main_end(model, part), unit, unit->scale->unit);
+    backward(model, &call, unit->scale, part);
+}
+
+static void clear_results(struct model *model)
+{
+    const int64_t blocks = architecture_moe_blocks(&model->arch);
+    model->result = (struct model_result){0};
+    model->ops->zero(model->device, model->losses, sizeof *model->losses);
+    model->ops->zero(model->device, model->aux, (size_t)blocks * sizeof *model->aux);
+}
+
+void model_run(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
+               const struct model_scale *scale)
+{
+    const struct model_unit unit = {
+        .batch = batch, .count = count, .sequence = sequence, .scale = scale};
+    const struct stage *whole = &model->slice.part[0];
+    assert(slice_whole(&model->slice));
+    clear_results(model);
+    if (scale != NULL) {
+        balance_clear(model);
+    }
+    model_part_forward(model, &unit, whole);
+    model_part_loss(model, &unit);
+    if (scale != NULL) {
+        model_part_backward(model, &unit, whole);
+    }
+    model_sum_losses(model);
+}
+
+struct model_losses model_read_losses(const struct model *model)
+{
+    struct model_losses losses;
+    model->ops->download(model->device, &losses, model->losses, sizeof losses);
+    return losses;
+}
+
+double model_read_aux(const struct model *model)
+{
+    double sum = 0;
+    for (int64_t m = 0; m < architecture_moe_blocks(&model->arch); m++) {
+        double one = 0;
+        model->ops->download(model->device, &one, &model->aux[m], sizeof one);
+        sum += one;
+    }
+    return sum;
+}
+
+void model_forward(struct model *model, const struct block_call *call, int64_t first, int64_t rows,
+                   float *logits)
+{
+    assert(tp_alone(&model->tp) && cp_alone(&model->cp) && slice_whole(&model->slice));
+    model->result = (struct model_result){0};
+    forward(model, call, &model->slice.part[0]);
+    struct tensor normed = stream(model, model->final_norm, call->count * call->sequence);
+    model->ops->linear_forward(model->device, tensor_2d(logits, DTYPE_F32, rows, model->arch.vocab),
+                               tensor_rows(&normed, first, rows), head(model), false);
+}
+
+void model_logits(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,
+                  int64_t token, float *logits)
+{
+    const struct block_call call = {.batch = &model->input, .count = count, .sequence = sequence};
+    take_batch(model, batch, count, sequence);
+    model_forward(model, &call, token, 1, model->logits);
+    model->ops->download(model->device, logits, model->logits,
+                         (size_t)model->arch.vocab * sizeof *logits);
+}

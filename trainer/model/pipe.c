@@ -1,0 +1,375 @@
+#include "trainer/model/pipe.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+#include "trainer/model/block.h"
+
+/* --- memory --- */
+
+/* Table of `batches` micro-batches. */
+static enum status make_table(struct pipe *pipe, const struct pipeline_shape *shape,
+                              int64_t batches)
+{
+    struct pipeline_shape own = *shape;
+    own.batches = batches;
+    pipeline_free(&pipe->table);
+    return pipeline_init(&pipe->table, &own);
+}
+
+static enum status count_letters(struct pipe *pipe, int64_t rank)
+{
+    enum { SENDING = 2 }; /* one under way while the next is made */
+    struct pipeline_room *room = calloc((size_t)pipe->table.shape.ranks, sizeof *room);
+    enum status status = room != NULL
+                             ? pipeline_check(&pipe->table, room)
+                             : status_fail(STATUS_RESOURCE, "out of memory for a pipeline");
+    if (status == STATUS_OK) {
+        pipe->inboxes = room[rank].waiting;
+        status = pipeline_sending(&pipe->table, &pipe->outboxes);
+    }
+    free(room);
+    pipe->outboxes = pipe->outboxes < SENDING ? SENDING : pipe->outboxes;
+    return status;
+}
+
+static bool counts_travel(const struct model *model)
+{
+    const struct balance_coefs *balance = &model->arch.balance;
+    return balance->batch > 0 && balance->batch_over_layers;
+}
+
+static void size_letters(struct model *model)
+{
+    const size_t stream = (size_t)(model->batch * model->tp.share * model->arch.width) *
+                          dtype_bytes(model->act),
+                 counts = counts_travel(model) ? (size_t)model->arch.experts * sizeof(int64_t) : 0;
+    model->pipe.counts = (stream + sizeof(int64_t) - 1) / sizeof(int64_t) * sizeof(int64_t);
+    model->pipe.bytes = model->pipe.counts + counts;
+}
+
+static enum status open_letters(struct model *model)
+{
+    struct pipe *pipe = &model->pipe;
+    struct comm *comm = (struct comm *)&model->mesh->pp;
+    pipe->inbox = calloc((size_t)pipe->inboxes, sizeof *pipe->inbox);
+    pipe->outbox = calloc((size_t)pipe->outboxes, sizeof *pipe->outbox);
+    if (pipe->inbox == NULL || pipe->outbox == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for a pipeline's messages");
+    }
+    for (int64_t i = 0; i < pipe->inboxes; i++) {
+        TRY(mail_init(&pipe->inbox[i].mail, comm, pipe->bytes));
+    }
+    for (int64_t i = 0; i < pipe->outboxes; i++) {
+        TRY(mail_init(&pipe->outbox[i].mail, comm, pipe->bytes));
+    }
+    return STATUS_OK;
+}
+
+static enum status open_slots(struct model *model, const int64_t *held)
+{
+    const int64_t blocks = architecture_blocks(&model->arch), parts = model->slice.shape.parts;
+    for (int64_t part = 0; part < parts; part++) {
+        model->slots += held[part];
+    }
+    model->states = calloc((size_t)(model->slots * blocks), sizeof *model->states);
+    model->slot = calloc((size_t)model->slots, sizeof *model->slot);
+    model->pipe.running = calloc((size_t)model->slots, sizeof *model->pipe.running);
+    if (model->states == NULL || model->slot == NULL || model->pipe.running == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for %lld layers", (long long)blocks);
+    }
+    for (int64_t part = 0, s = 0; part < parts; part++) {
+        for (int64_t i = 0; i < held[part]; i++, s++) {
+            model->slot[s] = (struct slot){.blocks = model->states + s * blocks, .part = part};
+            model->pipe.running[s] = -1;
+        }
+    }
+    model->blocks = model->states;
+    return STATUS_OK;
+}
+
+enum status pipe_init(struct model *model)
+{
+    struct pipe *pipe = &model->pipe;
+    const struct slice *slice = &model->slice;
+    int64_t held[SLICE_PARTS] = {1};
+    if (slice_whole(slice)) {
+        return open_slots(model, held);
+    }
+    TRY(make_table(pipe, &slice->shape, slice->shape.batches));
+    TRY(count_letters(pipe, slice->rank));
+    pipeline_held(&pipe->table, slice->rank, held);
+    size_letters(model);
+    TRY(open_letters(model));
+    return open_slots(model, held);
+}
+
+void pipe_free(struct model *model)
+{
+    struct pipe *pipe = &model->pipe;
+    for (int64_t i = 0; pipe->inbox != NULL && i < pipe->inboxes; i++) {
+        mail_free(&pipe->inbox[i].mail);
+    }
+    for (int64_t i = 0; pipe->outbox != NULL && i < pipe->outboxes; i++) {
+        mail_free(&pipe->outbox[i].mail);
+    }
+    pipeline_free(&pipe->table);
+    free(pipe->inbox);
+    free(pipe->outbox);
+    free(pipe->running);
+    free(model->states);
+    free(model->slot);
+    *pipe = (struct pipe){0};
+    model->states = NULL;
+    model->slot = NULL;
+}
+
+void pipe_layout(struct model *model, struct arena *arena)
+{
+    struct pipe *pipe = &model->pipe;
+    for (int64_t i = 0; i < pipe->inboxes; i++) {
+        pipe->inbox[i].data = arena_alloc(arena, pipe->bytes);
+    }
+    for (int64_t i = 0; i < pipe->outboxes; i++) {
+        pipe->outbox[i].data = arena_alloc(arena, pipe->bytes);
+    }
+}
+
+int pipe_last(const struct model *model)
+{
+    const struct pipeline_shape *shape = &model->slice.shape;
+    return (int)pipeline_place(shape, pipeline_stages(shape) - 1, 0).rank;
+}
+
+/* --- messages --- */
+
+static size_t stream_bytes(const struct model *model, int64_t tokens)
+{
+    return (size_t)(tokens * model->arch.width) * dtype_bytes(model->act);
+}
+
+static int64_t *counts_in(const struct model *model, const struct letter *letter)
+{
+    return (int64_t *)(void *)((char *)letter->data + model->pipe.counts);
+}
+
+static void receive(struct model *model, const struct pipeline_action *a)
+{
+    struct pipe *pipe = &model->pipe;
+    struct letter *letter = pipe->inbox;
+    while (letter->full) {
+        letter++;
+        assert(letter < pipe->inbox + pipe->inboxes);
+    }
+    mail_receive(&letter->mail, letter->data, pipe->bytes, a->peer);
+    letter->full = true;
+    letter->part = a->part;
+    letter->batch = a->batch;
+    letter->gradient = a->gradient;
+}
+
+/* What came for (part, batch): the stream to `to`, the counts to balance.chosen. */
+static void open_letter(struct model *model, int32_t part, int32_t batch, bool gradient, void *to,
+                        int64_t tokens)
+{
+    struct pipe *pipe = &model->pipe;
+    struct letter *letter = pipe->inbox;
+    while (!letter->full || letter->part != part || letter->batch != batch ||
+           letter->gradient != gradient) {
+        letter++;
+        assert(letter < pipe->inbox + pipe->inboxes);
+    }
+    model->ops->copy(model->device, to, letter->data, stream_bytes(model, tokens));
+    if (counts_travel(model)) {
+        model->ops->copy(model->device, model->balance.chosen, counts_in(model, letter),
+                         pipe->bytes - pipe->counts);
+    }
+    letter->full = false;
+}
+
+/* What was computed last leaves: the stream behind block `last`, or, -1, the gradient. */
+static void send(struct model *model, int64_t last, int64_t tokens, int peer)
+{
+    struct pipe *pipe = &model->pipe;
+    struct letter *letter = &pipe->outbox[pipe->sent++ % pipe->outboxes];
+    const struct tensor x = model_act(model, letter->data, tokens, model->arch.width);
+    const void *from = last < 0 ? model->dstream : model->blocks[last].middle;
+    mail_send_finish(&letter->mail);
+    model->ops->copy(model->device, x.data, from, stream_bytes(model, tokens));
+    if (last >= 0) {
+        model->ops->add(model->device, x,
+                        model_act(model, model->delta, tokens, model->arch.width));
+    }
+    if (counts_travel(model)) {
+        model->ops->copy(model->device, counts_in(model, letter), model->balance.chosen,
+                         pipe->bytes - pipe->counts);
+    }
+    mail_send_start(&letter->mail, letter->data, pipe->bytes, peer);
+}
+
+void pipe_settle(struct model *model)
+{
+    for (int64_t i = 0; i < model->pipe.outboxes; i++) {
+        mail_send_finish(&model->pipe.outbox[i].mail);
+    }
+}
+
+/* --- one rank's way through the table --- */
+
+struct walk {
+    struct model *model;
+    const struct pipe_step *step;
+    int64_t tokens; /* of a micro-batch on this rank */
+};
+
+static struct model_unit unit_of(const struct walk *walk, int32_t batch)
+{
+    const struct pipe_step *step = walk->step;
+    struct model *model = walk->model;
+    model->losses = &step->losses[batch];
+    model->aux = &step->aux[batch * architecture_moe_blocks(&model->arch)];
+    return (struct model_unit){.batch = &step->batches[batch],
+                               .count = step->sequences,
+                               .sequence = step->sequence,
+                               .scale = &step->scale[batch]};
+}
+
+/* The slot of (part, batch); batch -1: a free one. */
+static int64_t slot_of(const struct model *model, int32_t part, int32_t batch)
+{
+    int64_t s = 0;
+    while (model->slot[s].part != part || model->pipe.running[s] != batch) {
+        s++;
+        assert(s < model->slots);
+    }
+    return s;
+}
+
+static void forward(const struct walk *walk, const struct pipeline_action *a)
+{
+    struct model *model = walk->model;
+    const struct stage *part = &model->slice.part[a->part];
+    const struct model_unit unit = unit_of(walk, a->batch);
+    const int64_t slot = slot_of(model, a->part, -1);
+    model->pipe.running[slot] = a->batch;
+    model_use_slot(model, slot);
+    if (part->embedding) {
+        balance_clear(model);
+    } else {
+        open_letter(model, a->part, a->batch, false, model->blocks[part->first].input,
+                    walk->tokens);
+    }
+    model_part_forward(model, &unit, part);
+    model->pipe.latest = slot;
+}
+
+/* NOTE: the last stage's final norm is not in the slot: its backward comes right behind. */
+static void backward(const struct walk *walk, const struct pipeline_action *a)
+{
+    struct model *model = walk->model;
+    const struct stage *part = &model->slice.part[a->part];
+    const struct model_unit unit = unit_of(walk, a->batch);
+    const int64_t slot = slot_of(model, a->part, a->batch);
+    model_use_slot(model, slot);
+    if (part->head) {
+        assert(slot == model->pipe.latest);
+        model_part_loss(model, &unit);
+    } else {
+        open_letter(model, a->part, a->batch, true, model->dstream, walk->tokens);
+    }
+    model_part_backward(model, &unit, part);
+    model->pipe.running[slot] = -1;
+}
+
+static int64_t last_block(const struct model *model, const struct pipeline_action *a)
+{
+    const struct stage *part = &model->slice.part[a->part];
+    return a->gradient ? -1 : part->first + part->blocks - 1;
+}
+
+static void act(const struct walk *walk, const struct pipeline_action *a)
+{
+    struct model *model = walk->model;
+    switch (a->kind) {
+    case PIPELINE_FORWARD:
+        forward(walk, a);
+        break;
+    case PIPELINE_BACKWARD:
+        backward(walk, a);
+        break;
+    case PIPELINE_SEND: /* of what was just computed */
+        send(model, last_block(model, a), walk->tokens, a->peer);
+        break;
+    case PIPELINE_RECEIVE:
+        receive(model, a);
+        break;
+    default:
+        assert(!"a schedule that is planned only");
+    }
+}
+
+static void clear_losses(struct model *model, const struct pipe_step *step)
+{
+    const size_t count = (size_t)step->count,
+                 blocks = (size_t)architecture_moe_blocks(&model->arch);
+    model->ops->zero(model->device, step->losses, count * sizeof *step->losses);
+    model->ops->zero(model->device, step->aux, count * blocks * sizeof *step->aux);
+}
+
+enum status pipe_run(struct model *model, const struct pipe_step *step, struct model_result *result)
+{
+    struct pipe *pipe = &model->pipe;
+    const struct slice *slice = &model->slice;
+    struct model_losses *const losses = model->losses;
+    double *const aux = model->aux;
+    const struct walk walk = {
+        .model = model,
+        .step = step,
+        .tokens = step->sequences * tp_tokens(&model->tp, cp_tokens(&model->cp, step->sequence))};
+    if (pipe->table.shape.batches != step->count) { /* train.batch_ramp */
+        TRY(make_table(pipe, &slice->shape, step->count));
+    }
+    const struct pipeline_track *track = &pipe->table.track[slice->rank];
+    clear_losses(model, step);
+    model->result = (struct model_result){0};
+    for (int64_t i = 0; i < track->count; i++) {
+        act(&walk, &track->action[i]);
+    }
+    pipe_settle(model);
+    for (int32_t i = 0; i < step->count; i++) {
+        (void)unit_of(&walk, i);
+        model_sum_losses(model);
+    }
+    *result = model->result;
+    model->losses = losses;
+    model->aux = aux;
+    return STATUS_OK;
+}
+
+void pipe_evaluate(struct model *model, const struct batch *batch, int64_t sequence)
+{
+    const struct slice *slice = &model->slice;
+    const struct pipeline_shape *shape = &slice->shape;
+    const int64_t tokens = model->batch * tp_tokens(&model->tp, cp_tokens(&model->cp, sequence));
+    const struct model_unit unit = {.batch = batch, .count = model->batch, .sequence = sequence};
+    model->ops->zero(model->device, model->losses, sizeof *model->losses);
+    for (int32_t i = 0; i < shape->parts; i++) {
+        const struct stage *part = &slice->part[i];
+        const int64_t stage = pipeline_stage(shape, slice->rank, i);
+        model_use_slot(model, slot_of(model, i, -1));
+        if (!part->embedding) {
+            const struct pipeline_action from = {
+                .part = i, .peer = (int32_t)pipeline_place(shape, stage - 1, 0).rank};
+            receive(model, &from);
+            open_letter(model, i, 0, false, model->blocks[part->first].input, tokens);
+        }
+        model_part_forward(model, &unit, part);
+        if (part->head) {
+            model_part_loss(model, &unit);
+            model_sum_losses(model);
+        } else {
+            send(model, part->first + part->blocks - 1, tokens,
+                 (int)pipeline_place(shape, stage + 1, 0).rank);
+        }
+    }
+}
