@@ -39,6 +39,11 @@ struct attention_shape {
     const int32_t *first;  /* [N] first visible position (within the sample) of each token, never
                               falling along a sample, or NULL for 0: document mask */
     enum dtype dtype;      /* of q, k, v, o and their gradients */
+    /* A part of a longer attention; keys 0: queries and keys are the same tokens. Else a sample has
+     * `keys` keys and values, of which queries stand at the last or between others: query t is
+     * token ahead + t < keys. Backward's dk, dk_rope and dv are f32 then, and add. The CPU has it;
+     * CUDA does not (config: parallel.cp). */
+    int64_t keys, ahead;
 };
 
 /* Attention of one new token per sequence over a cache of the tokens before it. */

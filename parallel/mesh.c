@@ -97,9 +97,20 @@ enum status mesh_init(struct mesh *mesh, struct comm *world, const struct mesh_s
     return STATUS_OK;
 }
 
+/* Whether messages from rank to rank can go along the pipeline. */
+static enum status check_messages(const struct mesh *mesh)
+{
+    return strcmp(comm_wire_name(&mesh->pp), "nccl") != 0
+               ? STATUS_OK
+               : status_fail(STATUS_USAGE,
+                             "parallel.pp %d over NCCL: not built: its messages from rank to rank "
+                             "go through the host; use run.comm=mpi",
+                             mesh->shape.pp);
+}
+
 enum status mesh_attach(struct mesh *mesh, struct device *device, const char *kind)
 {
-    static const enum mesh_group carriers[] = {MESH_STAGE, MESH_TP, MESH_EP,
+    static const enum mesh_group carriers[] = {MESH_STAGE, MESH_TP, MESH_CP,      MESH_EP,
                                                MESH_EDP,   MESH_PP, MESH_REPLICAS};
     const size_t count = sizeof carriers / sizeof carriers[0] - (mesh->tp.size > 1 ? 0 : 1);
     for (size_t i = 0; i < count; i++) {
@@ -109,12 +120,7 @@ enum status mesh_attach(struct mesh *mesh, struct device *device, const char *ki
     if (mesh->shape.pp == 1) {
         return STATUS_OK;
     }
-    if (strcmp(comm_wire_name(&mesh->pp), "nccl") == 0) {
-        return status_fail(STATUS_USAGE,
-                           "parallel.pp %d over NCCL: not built: its messages from rank to rank "
-                           "go through the host; use run.comm=mpi",
-                           mesh->shape.pp);
-    }
+    TRY(comm_agree(mesh->world, check_messages(mesh), NULL)); /* one group may, another not */
     return comm_agree(mesh->world, comm_attach(&mesh->ends, device, kind), NULL);
 }
 

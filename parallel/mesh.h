@@ -19,7 +19,7 @@
 struct mesh_shape {
     int pp;  /* stages of the pipeline */
     int tp;  /* ranks among which dense matrices and sequences are divided */
-    int cp;  /* ranks among which a sequence's attention is divided */
+    int cp;  /* ranks among which sequences are divided, attention included */
     int ep;  /* ranks among which one set of experts is divided */
     int etp; /* ranks among which each expert's matrices are divided */
 };
@@ -71,9 +71,9 @@ int mesh_ends_first(const struct mesh_shape *shape, int ranks, int rank);
 /* Collective over world. Errors: mesh_check's. */
 enum status mesh_init(struct mesh *mesh, struct comm *world, const struct mesh_shape *shape,
                       int64_t experts) __attribute__((warn_unused_result));
-/* comm_attach of the groups that exchange device memory: stage, tp, ep, edp, pp, `replicas` where
- * that is not the stage, and ends where there are stages. Collective over world; the same result on
- * every rank of it. Errors: comm_attach's; STATUS_USAGE a pipeline over NCCL. */
+/* comm_attach of the groups that exchange device memory: stage, tp, cp, ep, edp, pp, `replicas`
+ * where that is not the stage, and ends where there are stages. Collective over world; the same
+ * result on every rank of it. Errors: comm_attach's; STATUS_USAGE a pipeline over NCCL. */
 enum status mesh_attach(struct mesh *mesh, struct device *device, const char *kind)
     __attribute__((warn_unused_result));
 void mesh_free(struct mesh *mesh);

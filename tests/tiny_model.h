@@ -115,6 +115,7 @@ static inline enum status tiny_open(struct tiny *tiny, struct comm *world, const
     architecture_init(&arch, &tiny->config);
     struct mesh_shape shape =
         mesh_shape_of((int)tiny->config.parallel.tp, (int)tiny->config.parallel.ep);
+    shape.cp = (int)tiny->config.parallel.cp;
     shape.pp = (int)tiny->config.parallel.pp;
     TRY(mesh_init(&tiny->mesh, world, &shape, arch.experts));
     TRY(device_open(&tiny->device, &options));

@@ -170,6 +170,7 @@ static enum status fit_layout(struct session *session, char *const *overrides, i
         const char *key;
         int64_t *size;
     } divides[] = {{"parallel.tp", &session->config.parallel.tp},
+                   {"parallel.cp", &session->config.parallel.cp},
                    {"parallel.pp", &session->config.parallel.pp}};
     int64_t *ep = &session->config.parallel.ep;
     for (size_t i = 0; i < sizeof divides / sizeof divides[0]; i++) {
@@ -211,6 +212,7 @@ enum status session_open(struct session *session, enum session_use use, const ch
     TRY(comm_agree(&session->world, check_products(session, &arch), NULL));
     struct mesh_shape shape =
         mesh_shape_of((int)session->config.parallel.tp, (int)session->config.parallel.ep);
+    shape.cp = (int)session->config.parallel.cp;
     shape.pp = (int)session->config.parallel.pp;
     TRY(comm_agree(&session->world,
                    mesh_init(&session->mesh, &session->world, &shape, arch.experts), NULL));

@@ -8,7 +8,7 @@
 
 /* Training keeps the layout of the config. Using a trained model gives the same results with any
  * layout, so parallel.ep, unless overridden, shrinks to what the ranks at hand allow, and
- * parallel.tp is 1. */
+ * parallel.tp and cp are 1. */
 enum session_use { SESSION_TRAIN, SESSION_USE };
 
 struct session {

@@ -27,8 +27,8 @@ struct side {
 /* --- One step --- */
 
 /* The run's config, but for what makes the comparison small and its gradients readable. Sums over
- * tp are rounded in other places than one rank's: in bf16 that changes choices of experts, so both
- * sides compute in fp32. */
+ * tp and cp are rounded in other places than one rank's: in bf16 that changes choices of experts,
+ * so both sides compute in fp32. */
 static struct config tiny(const struct session *session, const struct mesh_shape *shape)
 {
     struct config config = session->config;
@@ -39,7 +39,8 @@ static struct config tiny(const struct session *session, const struct mesh_shape
     config.parallel.ep = shape->ep;
     config.parallel.tp = shape->tp;
     config.parallel.pp = shape->pp;
-    if (session->mesh.tp.size > 1) {
+    config.parallel.cp = shape->cp;
+    if (session->mesh.tp.size * session->mesh.cp.size > 1) {
         config.train.precision = CONFIG_FP32;
     }
     return config;
@@ -345,6 +346,7 @@ enum status verify_run(const struct session *session, struct verify_report *repo
                                      .ep = session->mesh.ep.size,
                                      .edp = session->mesh.edp.size,
                                      .tp = session->mesh.tp.size,
+                                     .cp = session->mesh.cp.size,
                                      .pp = session->mesh.pp.size,
                                      .units = session->mesh.dp.size * session->mesh.pp.size,
                                      .sequences = session->config.train.micro_batch,
@@ -396,12 +398,11 @@ static void print_row(FILE *out, const struct verify_row *row)
 
 void verify_print(FILE *out, const struct verify_report *report)
 {
-    fprintf(
-        out,
-        "%d ranks, ep %d, edp %d, tp %d, pp %d against one rank: one step of %lld micro-batches of "
-        "%lld x %lld random tokens\n",
-        report->ranks, report->ep, report->edp, report->tp, report->pp, (long long)report->units,
-        (long long)report->sequences, (long long)report->tokens);
+    fprintf(out,
+            "%d ranks, ep %d, edp %d, tp %d, cp %d, pp %d against one rank: one step of %lld "
+            "micro-batches of %lld x %lld random tokens\n",
+            report->ranks, report->ep, report->edp, report->tp, report->cp, report->pp,
+            (long long)report->units, (long long)report->sequences, (long long)report->tokens);
     for (int i = 0; i < report->rows; i++) {
         print_row(out, &report->row[i]);
     }
@@ -414,9 +415,11 @@ void verify_print(FILE *out, const struct verify_report *report)
 
 void verify_print_json(FILE *out, const struct verify_report *report)
 {
-    fprintf(out, "{\"good\":%s,\"ranks\":%d,\"ep\":%d,\"edp\":%d,\"tp\":%d,\"pp\":%d,\"rows\":[",
-            report->good ? "true" : "false", report->ranks, report->ep, report->edp, report->tp,
-            report->pp);
+    fprintf(
+        out,
+        "{\"good\":%s,\"ranks\":%d,\"ep\":%d,\"edp\":%d,\"tp\":%d,\"cp\":%d,\"pp\":%d,\"rows\":[",
+        report->good ? "true" : "false", report->ranks, report->ep, report->edp, report->tp,
+        report->cp, report->pp);
     for (int i = 0; i < report->rows; i++) {
         const struct verify_row *row = &report->row[i];
         json_out_text(out, i > 0 ? ",{\"what\":" : "{\"what\":", row->what);

@@ -27,7 +27,7 @@ struct verify_row {
 };
 
 struct verify_report {
-    int ranks, ep, edp, tp, pp;
+    int ranks, ep, edp, tp, cp, pp;
     int64_t units, sequences,
         tokens; /* micro-batches, sequences in each, tokens in each of those */
     int rows;
@@ -37,9 +37,9 @@ struct verify_report {
     bool good;
 };
 
-/* With parallel.tp above 1 in fp32. Collective over the session's world; the report is rank 0's.
- * Needs room beside run.dir for three checkpoints, which are removed again, and for the whole model
- * on rank 0. Errors, the same on every rank: STATUS_RESOURCE, STATUS_IO, those of a step. */
+/* With parallel.tp or cp above 1 in fp32. Collective over the session's world; the report is rank
+ * 0's. Needs room beside run.dir for three checkpoints, which are removed again, and for the whole
+ * model on rank 0. Errors, the same on every rank: STATUS_RESOURCE, STATUS_IO, those of a step. */
 enum status verify_run(const struct session *session, struct verify_report *report)
     __attribute__((warn_unused_result));
 

@@ -8,20 +8,21 @@
 #include <omp.h>
 #include <string.h>
 
+#include "kernels/cpu/attention_mask.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/tile.h"
 #include "kernels/cpu/vector_math.h"
 
-enum { TILE = 64, LANES = 16 };
-static const float MASKED =
-    -1e30F; /* finite: a row without any visible key yet must not become NaN */
+enum { LANES = 16 };
 
-/* What a task needs; rows padded to whole tiles, columns to whole vectors, with zeros: f32, or
+/* What a task needs; rows padded to whole tiles, columns to whole vectors, with zeros (T: keys; of
+ * queries there may be fewer): f32, or
  * pairs of bf16, side by side in 32 bits, of which there are half as many. Pairs are of columns in
  * what is multiplied along a row, of rows in what is multiplied along tokens. */
 struct work {
-    int64_t padded, qk, v; /* T, qk_dim, v_dim rounded up */
+    int64_t padded, qk, v; /* keys, qk_dim, v_dim rounded up */
+    int64_t ahead;         /* of attention_shape */
     int64_t loaded;        /* sample * kv_heads + group of the keys and values held; -1: none */
     bool backward;
     bool pairs;
@@ -40,38 +41,6 @@ struct work {
 static int64_t up(int64_t value, int64_t unit)
 {
     return (value + unit - 1) / unit * unit;
-}
-
-static int64_t first_visible(const struct attention_shape *shape, int64_t sample, int64_t t)
-{
-    const int64_t window =
-        shape->window > 0 && t - shape->window + 1 > 0 ? t - shape->window + 1 : 0;
-    const int64_t document = shape->first != NULL ? shape->first[sample * shape->sequence + t] : 0;
-    return window > document ? window : document;
-}
-
-static void mask_tile(float *score, const struct attention_shape *shape, int64_t sample, int64_t q0,
-                      int64_t k0)
-{
-    for (int64_t i = 0; i < TILE && q0 + i < shape->sequence; i++) {
-        const int64_t low = first_visible(shape, sample, q0 + i) - k0, high = q0 + i - k0;
-        for (int64_t j = 0; j < TILE; j++) {
-            if (j < low || j > high) {
-                score[i * TILE + j] = MASKED;
-            }
-        }
-    }
-}
-
-/* The first key tile any query of this tile sees: first_visible never falls along a sample. */
-static int64_t first_tile(const struct attention_shape *shape, int64_t sample, int64_t q0)
-{
-    return first_visible(shape, sample, q0) / TILE * TILE;
-}
-
-static bool needs_mask(const struct attention_shape *shape, int64_t q0, int64_t k0)
-{
-    return k0 == q0 || shape->window > 0 || shape->first != NULL;
 }
 
 /* A tile on the diagonal is a lower triangle; what lies above it is skipped by blocks of rows. */
@@ -100,7 +69,7 @@ static void row_products(const struct work *w, float *c, const float *rows, cons
 {
     const int64_t q0 = at[0], k0 = at[1], stride = w->pairs ? dim / 2 : dim;
     memset(c, 0, TILE * TILE * sizeof *c);
-    product(w->pairs, k0 == q0 ? LOWER_C : WHOLE, c, TILE, rows + q0 * stride,
+    product(w->pairs, k0 == w->ahead + q0 ? LOWER_C : WHOLE, c, TILE, rows + q0 * stride,
             (int64_t[]){stride, 1}, tiles + k0 * stride, TILE, (int64_t[]){TILE, dim});
 }
 
@@ -110,7 +79,7 @@ static void sum_over_keys(struct work *w, float *out, const float *weight, const
                           int64_t cols, const int64_t at[2])
 {
     const int64_t q0 = at[0], k0 = at[1];
-    const enum part part = k0 == q0 ? LOWER_A : WHOLE;
+    const enum part part = k0 == w->ahead + q0 ? LOWER_A : WHOLE;
     if (w->pairs) {
         tile_pair_columns(w->by_column, weight, TILE, TILE);
         product(true, part, out + q0 * cols, cols, w->by_column, (int64_t[]){TILE / 2, 1},
@@ -126,7 +95,7 @@ static void sum_over_queries(struct work *w, float *out, const float *weight, co
                              int64_t cols, const int64_t at[2])
 {
     const int64_t q0 = at[0], k0 = at[1];
-    const enum part part = k0 == q0 ? UPPER_A : WHOLE;
+    const enum part part = k0 == w->ahead + q0 ? UPPER_A : WHOLE;
     if (w->pairs) {
         tile_pair_rows(w->by_row, weight, TILE, TILE);
         product(true, part, out + k0 * cols, cols, w->by_row, (int64_t[]){1, TILE},
@@ -196,7 +165,7 @@ static void forward_tile(struct work *w, const struct attention_shape *shape, in
         most[i] = MASKED;
     }
     memset(w->out + q0 * w->v, 0, (size_t)(TILE * w->v) * sizeof *w->out);
-    for (int64_t k0 = first_tile(shape, sample, q0); k0 <= q0; k0 += TILE) {
+    for (int64_t k0 = first_tile(shape, sample, q0); k0 < end_visible(shape, q0); k0 += TILE) {
         scores(w, shape, sample, q0, k0);
         for (int64_t i = 0; i < TILE; i++) {
             const float shrink = softmax_row(w->score + i * TILE, &most[i], &sum[i]);
@@ -275,7 +244,7 @@ CPU_CLONES static void transpose(float *out, const float *in, int64_t rows, int6
 
 static size_t work_floats(const struct attention_shape *shape)
 {
-    const int64_t t = up(shape->sequence, TILE), qk = up(shape->qk_dim, TILE_COLS),
+    const int64_t t = up(keys_of(shape), TILE), qk = up(shape->qk_dim, TILE_COLS),
                   v = up(shape->v_dim, TILE_COLS);
     return (size_t)(5 * t * qk + 5 * t * v + t * (qk + v) / 2 + t) +
            sizeof(struct work) / sizeof(float) + 64;
@@ -286,7 +255,8 @@ static struct work *work_init(float *memory, const struct attention_shape *shape
 {
     struct work *w = (struct work *)(void *)memory;
     memset(memory, 0, work_floats(shape) * sizeof *memory);
-    w->padded = up(shape->sequence, TILE);
+    w->padded = up(keys_of(shape), TILE);
+    w->ahead = shape->ahead;
     w->qk = up(shape->qk_dim, TILE_COLS);
     w->v = up(shape->v_dim, TILE_COLS);
     w->loaded = -1;
@@ -316,16 +286,17 @@ struct head {
 static struct head find_head(const struct attention_shape *shape, int64_t task)
 {
     const int64_t sample = task / shape->heads, head = task % shape->heads,
-                  group = head / (shape->heads / shape->kv_heads), row = sample * shape->sequence;
+                  group = head / (shape->heads / shape->kv_heads), row = sample * shape->sequence,
+                  key = sample * keys_of(shape);
     return (struct head){.sample = sample,
                          .head = head,
                          .group = group,
                          .q = row * shape->q_stride + head * shape->qk_dim,
                          .o = row * shape->o_stride + head * shape->v_dim,
                          .lse = task * shape->sequence,
-                         .k = row * shape->k_stride + group * shape->k_head_stride,
-                         .k_rope = row * shape->k_rope_stride,
-                         .v = row * shape->v_stride + group * shape->v_head_stride};
+                         .k = key * shape->k_stride + group * shape->k_head_stride,
+                         .k_rope = key * shape->k_rope_stride,
+                         .v = key * shape->v_stride + group * shape->v_head_stride};
 }
 
 /* Pairs of all keys and values; q_pairs and do_pairs serve on the way. */
@@ -333,21 +304,22 @@ static void load_key_pairs(struct work *w, const struct attention_shape *shape,
                            const struct head *h, const void *k, const void *k_rope, const void *v)
 {
     const int64_t own = shape->qk_dim - shape->rope_dim;
-    load_pairs(w->q_pairs, w->qk, 0, k, shape, h->k, shape->k_stride, own);
+    const struct attention_shape rows = key_rows(shape);
+    load_pairs(w->q_pairs, w->qk, 0, k, &rows, h->k, shape->k_stride, own);
     if (shape->rope_dim > 0) {
-        load_pairs(w->q_pairs, w->qk, own, k_rope, shape, h->k_rope, shape->k_rope_stride,
+        load_pairs(w->q_pairs, w->qk, own, k_rope, &rows, h->k_rope, shape->k_rope_stride,
                    shape->rope_dim);
     }
     transpose(w->k_t, w->q_pairs, w->padded, w->qk / 2);
-    load_row_pairs(w->vals, w->v, v, shape, h->v, shape->v_stride, shape->v_dim);
+    load_row_pairs(w->vals, w->v, v, &rows, h->v, shape->v_stride, shape->v_dim);
     if (!w->backward) {
         return;
     }
-    load_pairs(w->do_pairs, w->v, 0, v, shape, h->v, shape->v_stride, shape->v_dim);
+    load_pairs(w->do_pairs, w->v, 0, v, &rows, h->v, shape->v_stride, shape->v_dim);
     transpose(w->v_t, w->do_pairs, w->padded, w->v / 2);
-    load_row_pairs(w->k, w->qk, k, shape, h->k, shape->k_stride, own);
+    load_row_pairs(w->k, w->qk, k, &rows, h->k, shape->k_stride, own);
     if (shape->rope_dim > 0) {
-        load_row_pairs(w->k + own, w->qk, k_rope, shape, h->k_rope, shape->k_rope_stride,
+        load_row_pairs(w->k + own, w->qk, k_rope, &rows, h->k_rope, shape->k_rope_stride,
                        shape->rope_dim);
     }
 }
@@ -358,6 +330,7 @@ static void load_keys(struct work *w, const struct attention_shape *shape, const
 {
     const int64_t own = shape->qk_dim - shape->rope_dim,
                   wanted = h->sample * shape->kv_heads + h->group;
+    const struct attention_shape rows = key_rows(shape);
     if (w->loaded == wanted) {
         return;
     }
@@ -366,15 +339,22 @@ static void load_keys(struct work *w, const struct attention_shape *shape, const
         load_key_pairs(w, shape, h, k, k_rope, v);
         return;
     }
-    load(w->vals, w->v, v, shape, h->v, shape->v_stride, shape->v_dim, 1);
-    load(w->k, w->qk, k, shape, h->k, shape->k_stride, own, 1);
+    load(w->vals, w->v, v, &rows, h->v, shape->v_stride, shape->v_dim, 1);
+    load(w->k, w->qk, k, &rows, h->k, shape->k_stride, own, 1);
     if (shape->rope_dim > 0) {
-        load(w->k + own, w->qk, k_rope, shape, h->k_rope, shape->k_rope_stride, shape->rope_dim, 1);
+        load(w->k + own, w->qk, k_rope, &rows, h->k_rope, shape->k_rope_stride, shape->rope_dim, 1);
     }
     transpose(w->k_t, w->k, w->padded, w->qk);
     if (w->backward) {
         transpose(w->v_t, w->vals, w->padded, w->v);
     }
+}
+
+/* Rows of keys that stood where queries stand now, in the last tile of these. */
+static void clear_behind(float *rows, int64_t cols, const struct attention_shape *shape)
+{
+    const int64_t behind = up(shape->sequence, TILE) - shape->sequence;
+    memset(rows + shape->sequence * cols, 0, (size_t)(behind * cols) * sizeof *rows);
 }
 
 static void load_queries(struct work *w, const struct attention_shape *shape, const struct head *h,
@@ -385,6 +365,7 @@ static void load_queries(struct work *w, const struct attention_shape *shape, co
         return;
     }
     load_pairs(w->q_pairs, w->qk, 0, q, shape, h->q, shape->q_stride, shape->qk_dim);
+    clear_behind(w->q_pairs, w->qk / 2, shape);
     if (w->backward) {
         load_row_pairs(w->q, w->qk, q, shape, h->q, shape->q_stride, shape->qk_dim);
     }
@@ -397,6 +378,7 @@ void cpu_attention_forward(struct device *device, void *o, float *lse, const voi
     float *scratch =
         cpu_scratch(device, CPU_SLOT_ATTENTION, floats * (size_t)device->threads * sizeof *scratch);
     assert(shape->heads % shape->kv_heads == 0);
+    assert(shape->ahead + shape->sequence <= keys_of(shape));
 #pragma omp parallel num_threads(device->threads)
     {
         struct work *w = work_init(scratch + floats * (size_t)omp_get_thread_num(), shape, false);
@@ -446,7 +428,8 @@ static void load_outputs(struct work *w, const struct attention_shape *shape, co
         load_row_pairs(w->d_out, w->v, d_o, shape, h->o, shape->o_stride, shape->v_dim);
         load_pairs(w->out, w->v, 0, o, shape, h->o, shape->o_stride, shape->v_dim);
         load_pairs(w->do_pairs, w->v, 0, d_o, shape, h->o, shape->o_stride, shape->v_dim);
-        tile_row_dots_pairs(w->delta, w->do_pairs, w->out, w->padded, w->v / 2);
+        clear_behind(w->do_pairs, w->v / 2, shape);
+        tile_row_dots_pairs(w->delta, w->do_pairs, w->out, up(shape->sequence, TILE), w->v / 2);
         return;
     }
     load(w->d_out, w->v, d_o, shape, h->o, shape->o_stride, shape->v_dim, 1);
@@ -467,7 +450,7 @@ static void backward_head(struct work *w, const struct attention_shape *shape, i
     memset(w->dk, 0, (size_t)(w->padded * w->qk) * sizeof *w->dk);
     memset(w->dv, 0, (size_t)(w->padded * w->v) * sizeof *w->dv);
     for (int64_t q0 = 0; q0 < shape->sequence; q0 += TILE) {
-        for (int64_t k0 = first_tile(shape, sample, q0); k0 <= q0; k0 += TILE) {
+        for (int64_t k0 = first_tile(shape, sample, q0); k0 < end_visible(shape, q0); k0 += TILE) {
             backward_tile(w, shape, sample, q0, k0, lse);
         }
     }
@@ -488,7 +471,7 @@ struct sums {
 /* `memory` NULL: only how many floats it takes. */
 static struct sums sums_layout(float *memory, const struct attention_shape *shape)
 {
-    const int64_t rows = shape->batch * shape->sequence,
+    const int64_t rows = shape->batch * keys_of(shape),
                   shared = shape->heads > shape->kv_heads ? rows * shape->kv_heads : 0,
                   rope = rows * shape->rope_dim, own = shared * (shape->qk_dim - shape->rope_dim);
     struct sums sums = {.floats = (size_t)(rope + own + shared * shape->v_dim)};
@@ -514,7 +497,7 @@ static void add(float *sum, int64_t cols, const float *in, int64_t in_cols, int6
 static void add_shared(const struct sums *sums, const struct work *w,
                        const struct attention_shape *shape, const struct head *h)
 {
-    const int64_t t = shape->sequence, own = shape->qk_dim - shape->rope_dim,
+    const int64_t t = keys_of(shape), own = shape->qk_dim - shape->rope_dim,
                   rows = (h->sample * shape->kv_heads + h->group) * t;
     if (sums->rope != NULL) {
         add(sums->rope + h->sample * t * shape->rope_dim, shape->rope_dim, w->dk + own, w->qk, t);
@@ -530,23 +513,41 @@ struct gradients {
     void *dq, *dk, *dk_rope, *dv;
 };
 
+/* Gradients of keys or values: of a part of an attention they add, in f32. */
+static void store_keys(void *data, const float *in, int64_t cols,
+                       const struct attention_shape *shape, int64_t first, int64_t stride,
+                       int64_t dim)
+{
+    const struct attention_shape rows = key_rows(shape);
+    if (shape->keys == 0) {
+        store(data, in, cols, &rows, first, stride, dim);
+        return;
+    }
+    for (int64_t t = 0; t < rows.sequence; t++) {
+        float *out = (float *)data + first + t * stride;
+        for (int64_t i = 0; i < dim; i++) {
+            out[i] += in[t * cols + i];
+        }
+    }
+}
+
 /* Behind the last head of a group: dk, dv; behind the last head of a sample: dk_rope. */
 static void store_shared(const struct gradients *out, const struct sums *sums, const struct work *w,
                          const struct attention_shape *shape, const struct head *h)
 {
-    const int64_t t = shape->sequence, own = shape->qk_dim - shape->rope_dim,
+    const int64_t t = keys_of(shape), own = shape->qk_dim - shape->rope_dim,
                   per_group = shape->heads / shape->kv_heads,
                   rows = (h->sample * shape->kv_heads + h->group) * t;
     if (h->head % per_group == per_group - 1) {
         const bool shared = sums->own != NULL;
-        store(out->dk, shared ? sums->own + rows * own : w->dk, shared ? own : w->qk, shape, h->k,
-              shape->k_stride, own);
-        store(out->dv, shared ? sums->dv + rows * shape->v_dim : w->dv,
-              shared ? shape->v_dim : w->v, shape, h->v, shape->v_stride, shape->v_dim);
+        store_keys(out->dk, shared ? sums->own + rows * own : w->dk, shared ? own : w->qk, shape,
+                   h->k, shape->k_stride, own);
+        store_keys(out->dv, shared ? sums->dv + rows * shape->v_dim : w->dv,
+                   shared ? shape->v_dim : w->v, shape, h->v, shape->v_stride, shape->v_dim);
     }
     if (h->head == shape->heads - 1 && sums->rope != NULL) {
-        store(out->dk_rope, sums->rope + h->sample * t * shape->rope_dim, shape->rope_dim, shape,
-              h->k_rope, shape->k_rope_stride, shape->rope_dim);
+        store_keys(out->dk_rope, sums->rope + h->sample * t * shape->rope_dim, shape->rope_dim,
+                   shape, h->k_rope, shape->k_rope_stride, shape->rope_dim);
     }
 }
 

@@ -70,7 +70,6 @@ config_case "'fp16' is not one of fp32, bf16, fp8" 's/precision: fp32/precision:
 config_case "'llama' is not one of mixtral" 's/family: mixtral/family: llama/'
 config_case "'sgd' is not one of adamw, muon" 's/^optimizer:  *{/optimizer: {name: sgd, /'
 config_case "not built" 's/^log:/parallel: {etp: 2}\nlog:/'
-config_case "not built" 's/^log:/parallel: {cp: 4}\nlog:/'
 config_case "'weihgt' is not one of" 's#train: [^,]*train.h5#train: [{path: a.h5, weihgt: 1}, {path: b.h5, weight: 1}]#'
 relation() { # FRAGMENT key=value...
     local fragment=$1

@@ -59,12 +59,11 @@ if(emulator_builds)
     $<TARGET_FILE:switchyard_emulated>)
   set_tests_properties(emulated_program emulated_families PROPERTIES LABELS emulator TIMEOUT 600 COST 60)
   if(SWITCHYARD_FULL_TESTS)
-    add_test(NAME emulated_layouts COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/layouts.sh ${CMAKE_SOURCE_DIR}
-      $<TARGET_FILE:switchyard_emulated>)
-    set_tests_properties(emulated_layouts PROPERTIES LABELS "emulator;full" TIMEOUT 1200 COST 60)
-    add_test(NAME emulated_saving COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/saving.sh ${CMAKE_SOURCE_DIR}
-      $<TARGET_FILE:switchyard_emulated>)
-    set_tests_properties(emulated_saving PROPERTIES LABELS "emulator;full" TIMEOUT 600)
+    foreach(name saving layouts)
+      add_test(NAME emulated_${name} COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/${name}.sh ${CMAKE_SOURCE_DIR}
+        $<TARGET_FILE:switchyard_emulated>)
+    endforeach()
+    set_tests_properties(emulated_saving emulated_layouts PROPERTIES LABELS "emulator;full" TIMEOUT 600 COST 60)
   endif()
 endif()
 emulated_test(emulated_device plain emulated_device clean)

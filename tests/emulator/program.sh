@@ -103,6 +103,13 @@ expect_rc 0 ranks 2 "$binary" train tiny.yaml run.steps=3 log.every_steps=1 run.
     run.comm=mpi
 expect_near cuda-fp32 shared 2e-6
 
+echo "two stages"
+expect_rc 0 ranks 2 "$binary" train tiny.yaml run.steps=3 log.every_steps=1 run.dir=stages run.device=cuda parallel.pp=2 \
+    run.comm=mpi
+expect_near cuda-fp32 stages 2e-6
+unset EMU_DEVICES
+expect_error 64 "over NCCL: not built" ranks 2 "$binary" train tiny.yaml run.dir=stages-nccl run.device=cuda run.comm=nccl parallel.pp=2
+
 echo "no GPU, or one that is full"
 export EMU_DEVICES=0
 expect_error 71 "no GPU is visible" train run.dir=none run.device=cuda

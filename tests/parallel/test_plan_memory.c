@@ -98,6 +98,18 @@ static void test_tensor_is_reserved(struct comm *world)
     }
 }
 
+static void test_context_is_reserved(struct comm *world)
+{
+    static const char *const cases[][TINY_OVERRIDES] = {
+        {"parallel.cp=2", "parallel.ep=2", "router.z_loss_coef=0.1"},
+        {"parallel.cp=2", "train.precision=bf16", "train.recompute=norms"},
+    };
+    for (size_t i = 0; world->size % 2 == 0 && i < sizeof cases / sizeof cases[0]; i++) {
+        compare(world, TINY_MIXTRAL, cases[i]);
+        compare(world, TINY_V3, cases[i]);
+    }
+}
+
 /* Every rank of a pipeline: those of a stage alike. */
 static void compare_ranks(struct comm *world, const char *text, const char *const *overrides)
 {
@@ -163,9 +175,9 @@ static void test_nothing_is_allocated(struct comm *world)
 int main(void)
 {
     const struct ranks_test tests[] = {
-        RANKS_TEST(test_planned_is_reserved),  RANKS_TEST(test_tensor_is_reserved),
-        RANKS_TEST(test_pipeline_is_reserved), RANKS_TEST(test_fp8_is_reserved),
-        RANKS_TEST(test_nothing_is_allocated),
+        RANKS_TEST(test_planned_is_reserved), RANKS_TEST(test_tensor_is_reserved),
+        RANKS_TEST(test_context_is_reserved), RANKS_TEST(test_pipeline_is_reserved),
+        RANKS_TEST(test_fp8_is_reserved),     RANKS_TEST(test_nothing_is_allocated),
     };
     return RANKS_MAIN(tests);
 }

@@ -181,8 +181,7 @@ static void test_not_built(void **state)
     (void)state;
     static const struct bad cases[] = {
         {"run: {deterministic: layers}\n", {"'layers' is not one of off, run, layout"}},
-        {"parallel: {cp: 2, etp: 2}\n",
-         {"key 'parallel.cp': not built", "key 'parallel.etp': not built"}},
+        {"parallel: {etp: 2}\n", {"key 'parallel.etp': not built"}},
         {"checkpoint: {async: maybe}\n", {"key 'checkpoint.async'"}},
         {"guard: {on_nonfinite: off}\n", {"'off' is not one of stop, skip, rollback"}},
         {"cluster: {gpu: custom}\n",
@@ -351,6 +350,10 @@ static void test_relations(void **state)
         {{"parallel.tp=2", "router.capacity_factor=1"},
          {"parallel.tp 2 with router.capacity_factor 1"}},
         {{"parallel.tp=2", "sample.every_steps=5"}, {"parallel.tp 2 with sample.every_steps 5"}},
+        {{"parallel.cp=3"}, {"parallel.cp 3 cuts train.sequence_length 32 into 6 chunks"}},
+        {{"parallel.cp=2", "train.precision=fp8"}, {"parallel.cp 2 with train.precision fp8"}},
+        {{"parallel.cp=2", "run.deterministic=layout"},
+         {"parallel.cp 2 with run.deterministic layout"}},
         {{"train.micro_batch=16"},
          {"train.global_batch 8 is not a multiple of train.micro_batch 16"}},
         {{"train.micro_batch=3"}, {"train.global_batch 8 is not a multiple"}},

@@ -232,6 +232,7 @@ static const char *const values[] = {
 /* Keys of the other families. */
 static const char *const latent_values[] = {
     "model.family=deepseek_v3",
+    "parallel.cp=2",
     "model.moe_intermediate_size=48",
     "model.n_routed_experts=24",
     "model.n_shared_experts=3",

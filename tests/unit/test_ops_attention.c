@@ -377,11 +377,102 @@ static void test_threads(void **state)
     }
 }
 
+/* --- parts of an attention --- */
+
+/* Gradients of keys and values: f32, which parts add to. */
+struct key_gradients {
+    struct tensor dk, dv, dk_rope;
+};
+
+static struct tensor zeros(struct check *c, const char *name, struct tensor like)
+{
+    const struct tensor out = check_tensor(c, name, DTYPE_F32, like.dim[0], like.dim[1]);
+    memset(out.data, 0, tensor_bytes(&out));
+    return out;
+}
+
+/* Queries [begin, end) of sample b over the keys up to the last of them, both ways. */
+static void run_part(struct check *c, const struct attention *a, struct tensor o, float *lse,
+                     const struct key_gradients *out, int64_t b, int64_t begin, int64_t end)
+{
+    const int64_t at = b * a->shape.sequence, row = at + begin;
+    struct attention_shape shape = a->shape;
+    shape.batch = 1;
+    shape.sequence = end - begin;
+    shape.keys = end;
+    shape.ahead = begin;
+    shape.first = shape.first != NULL ? shape.first + row : NULL;
+    const void *q = row_at(a->q, row), *k = row_at(a->k, at), *k_rope = row_at(a->k_rope, at),
+               *v = row_at(a->v, at);
+    c->ops->attention_forward(c->device, row_at(o, row), lse, q, k, k_rope, v, &shape);
+    c->ops->attention_backward(c->device, row_at(a->dq, row), row_at(out->dk, at),
+                               row_at(out->dk_rope, at), row_at(out->dv, at), row_at(a->d_o, row),
+                               row_at(a->o, row), lse, q, k, k_rope, v, &shape);
+}
+
+/* Cut every `length` queries: o and dq as of the whole, dk and dv add up to the whole's. */
+static void check_parts(struct check *c, const struct layout *l, int64_t length)
+{
+    struct attention a = make_case(c, l);
+    const struct key_gradients parts = {zeros(c, "dk of parts", a.dk),
+                                        zeros(c, "dv of parts", a.dv),
+                                        zeros(c, "dk_rope of parts", a.dk_rope)};
+    const struct tensor gradient[4] = {a.dq, parts.dk, parts.dv, parts.dk_rope},
+                        o = check_tensor(c, "o of parts", c->dtype, a.o.dim[0], a.o.dim[1]),
+                        lse = check_tensor(c, "lse of a part", DTYPE_F32, l->heads, length);
+    const double error = attention_error(l);
+    c->ops->attention_forward(c->device, a.o.data, a.lse.data, a.q.data, a.k.data, a.k_rope.data,
+                              a.v.data, &a.shape);
+    for (int64_t b = 0; b < l->batch; b++) {
+        for (int64_t begin = 0; begin < l->sequence; begin += length) {
+            const int64_t end = begin + length < l->sequence ? begin + length : l->sequence;
+            run_part(c, &a, o, lse.data, &parts, b, begin, end);
+        }
+    }
+    static const char *const names[4] = {"dq of parts", "dk of parts", "dv of parts",
+                                         "dk_rope of parts"};
+    const struct result want = new_result(c, a.o);
+    struct result out[4];
+    reference_forward(&a, want, check_doubles(c, tensor_count(&a.lse)));
+    c->mass = c->dtype == DTYPE_BF16 ? want.mass : NULL;
+    check_close(c, "o of parts", o, want.sum, error);
+    for (int i = 0; i < 4; i++) {
+        out[i] = new_result(c, gradient[i]);
+        for (int64_t j = 0; i > 0 && j < tensor_count(&gradient[i]); j++) {
+            out[i].sum[j] = 0; /* as they were before */
+        }
+    }
+    reference_backward(&a, check_values(c, a.o), check_values(c, a.lse), out);
+    c->floor = l->sequence == 1 || l->window == 1 ? 1 : 0;
+    for (int i = 0; i < 4; i++) {
+        c->mass = c->dtype == DTYPE_BF16 ? out[i].mass : NULL;
+        /* f32 whose factors were rounded to bf16 */
+        const bool rounds = c->dtype == DTYPE_BF16 && gradient[i].dtype == DTYPE_F32;
+        check_close(c, names[i], gradient[i], out[i].sum, rounds ? error + 0x1p-8 : error);
+    }
+    c->mass = NULL;
+}
+
+/* Tiles that begin anywhere, and with the parts, in turn. */
+static void run_parts(struct check *c, const void *args)
+{
+    const struct layout *l = args;
+    check_parts(c, l, (l - layouts) % 2 == 0 ? 50 : 64);
+}
+
+static void test_parts(void **state)
+{
+    for (int i = 0; i < LAYOUTS; i++) {
+        check_run(*state, run_parts, &layouts[i], CHECK_BF16);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_attention),
         cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_parts),
     };
     return cmocka_run_group_tests(tests, check_open, check_close_devices);
 }

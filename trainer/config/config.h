@@ -186,6 +186,7 @@ struct config {
     } router;
     struct {
         int64_t ep, pp, tp, zero;
+        int64_t cp;
         int schedule; /* enum config_pipeline */
         int64_t virtual_stages;
         struct config_reals stages; /* blocks of each pipeline stage; empty: balanced */

@@ -577,6 +577,7 @@ void config_check(const struct config *config, const bool *given, struct config_
         return;
     }
     check_tensor(config, errors);
+    config_check_context(config, errors);
     config_check_layout(config, errors);
     check_batches(config, errors);
     check_schedule(config, errors);

@@ -247,6 +247,8 @@ const struct field config_fields[] = {
     INT("parallel.pp", parallel.pp, 1, 1024, "1", "pipeline stages: ranks that share the layers"),
     INT("parallel.tp", parallel.tp, 1, 64, "1",
         "ranks that share dense matrices by heads and widths, and the tokens of each sequence"),
+    INT("parallel.cp", parallel.cp, 1, 1024, "1",
+        "ranks that share the tokens of each sequence, attention included, and no matrices"),
     INT("parallel.zero", parallel.zero, 1, 1, "1", "1: optimizer state sharded over replicas"),
     ENUM("parallel.schedule", parallel.schedule, "auto", pipeline_names, NULL,
          "of the pipeline where pp > 1; train: 1f1b; plan takes all; auto: 1f1b, in plan dualpipe "
@@ -371,7 +373,6 @@ const struct unbuilt_key config_unbuilt[] = {
     {"model.hidden_act", "silu"},
     {"model.attention_bias", "false"},
     {"model.tie_word_embeddings", "false"},
-    {"parallel.cp", "1"},
     {"parallel.etp", "1"},
 };
 const int config_unbuilt_count = sizeof config_unbuilt / sizeof config_unbuilt[0];

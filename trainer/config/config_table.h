@@ -120,6 +120,8 @@ void config_initial_text(const struct field *field, char *out, size_t bytes);
 void config_apply_hf(struct config *config, const bool *given, struct config_errors *errors);
 /* Relations between keys. */
 void config_check(const struct config *config, const bool *given, struct config_errors *errors);
+/* config_context.c: those of parallel.cp. */
+void config_check_context(const struct config *config, struct config_errors *errors);
 /* config_layout.c: of it, what is not built for a pipeline. What its stages are is looked at where
  * the ranks are known. */
 void config_check_layout(const struct config *config, struct config_errors *errors);

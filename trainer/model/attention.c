@@ -1,6 +1,7 @@
 #include "trainer/model/attention.h"
 
 #include "trainer/model/cache.h"
+#include "trainer/model/context.h"
 #include "trainer/model/latent.h"
 
 /* Columns of a fused row of grouped queries: q, then k, then v. */
@@ -238,6 +239,10 @@ static void attend(struct model *model, int64_t block, const struct block_call *
         decode(model, block, call);
         return;
     }
+    if (!cp_alone(&model->cp)) {
+        context_forward(model, block, call, &shape, latent(model) ? state->q : state->qkv);
+        return;
+    }
     const struct parts in = state_parts(model, state);
     model->ops->attention_forward(model->device, state->attended, state->lse, in.q, in.k, in.k_rope,
                                   in.v, &shape);
@@ -284,19 +289,30 @@ static void project_backward(struct model *model, int64_t block, const struct bl
                     whole.act, &x, false);
 }
 
-void attention_backward(struct model *model, int64_t block, const struct block_call *call,
-                        struct tensor dx, struct tensor dy, const struct operand *x)
+/* Gradients of queries, keys and values from scratch dattended. */
+static void attend_backward(struct model *model, int64_t block, const struct block_call *call)
 {
-    struct attention_state *state = &model->blocks[block].attention;
-    struct attention_scratch *scratch = &model->attention;
+    const struct attention_state *state = &model->blocks[block].attention;
+    const struct attention_scratch *scratch = &model->attention;
     const struct attention_shape shape = shape_of(model, call);
+    if (!cp_alone(&model->cp)) {
+        context_backward(model, block, call, &shape, latent(model) ? state->q : state->qkv,
+                         latent(model) ? scratch->dq : scratch->dqkv);
+        return;
+    }
     const struct parts in = state_parts(model, state);
     const struct parts out = latent(model)
                                  ? latent_parts(model, scratch->dq, scratch->dkv, scratch->dk_rope)
                                  : fused_parts(model, scratch->dqkv);
-    project_backward(model, block, call, dy);
     model->ops->attention_backward(model->device, out.q, out.k, out.k_rope, out.v,
                                    scratch->dattended, state->attended, state->lse, in.q, in.k,
                                    in.k_rope, in.v, &shape);
+}
+
+void attention_backward(struct model *model, int64_t block, const struct block_call *call,
+                        struct tensor dx, struct tensor dy, const struct operand *x)
+{
+    project_backward(model, block, call, dy);
+    attend_backward(model, block, call);
     (latent(model) ? latent_backward : fused_backward)(model, block, call, dx, x);
 }

@@ -19,7 +19,7 @@ struct attention_state {
     void *q_a, *q_c, *q;
     struct fp8_buffer q_c_codes;
     /* the latent [N,kv_rank] before and after its norm, its keys and values [N, H*(nope+v)], the
-     * rotary key all heads share [N,rope_dim] */
+     * rotary key all heads share [N,rope_dim]; kv NULL where cp divides sequences (context.h) */
     void *c_a, *c, *kv, *k_rope;
     struct fp8_buffer c_codes; /* in FP8 instead of c, which only a cache needs then (scratch) */
     float *rstd_q, *rstd_c;    /* [N] */

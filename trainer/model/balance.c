@@ -1,6 +1,6 @@
 #include "trainer/model/balance.h"
 
-#include "trainer/model/model.h"
+#include "trainer/model/block.h"
 
 static int64_t cells(const struct model *model)
 {
@@ -35,23 +35,17 @@ static struct router_shape shape_of(const struct model *model, int64_t m, int64_
     return moe_router_shape(&model->moe, count * length, length);
 }
 
-/* The ranks of tp have a part of every sequence each: counts become those of all tokens. After
- * model_count_block, which counts this rank's. */
+/* The ranks of tp and cp have a part of every sequence each: counts become those of all tokens.
+ * After model_count_block, which counts this rank's. */
 static void sum_counts(struct model *model, int64_t m, int64_t rows)
 {
-    struct comm *comm = model->tp.comm;
     const struct router_counts *counts = &state_of(model, m)->counts;
-    if (tp_alone(&model->tp)) {
-        return;
-    }
-    comm_device_all_reduce(comm, counts->routed, rows * model->arch.experts, DTYPE_I64, REDUCE_SUM);
+    block_sum(model, counts->routed, rows * model->arch.experts, DTYPE_I64);
     if (counts->scored != NULL) {
-        comm_device_all_reduce(comm, counts->scored, rows * model->arch.experts, DTYPE_I64,
-                               REDUCE_SUM);
+        block_sum(model, counts->scored, rows * model->arch.experts, DTYPE_I64);
     }
     if (counts->group != NULL) {
-        comm_device_all_reduce(comm, counts->group, rows * model->arch.loss_groups, DTYPE_I64,
-                               REDUCE_SUM);
+        block_sum(model, counts->group, rows * model->arch.loss_groups, DTYPE_I64);
     }
 }
 
@@ -59,26 +53,25 @@ static void sum_counts(struct model *model, int64_t m, int64_t rows)
 static void sum_scores(struct model *model, double *sums, const struct moe_state *moe,
                        const struct router_shape *shape, int64_t rows)
 {
-    const int64_t own = tp_tokens(&model->tp, shape->row_tokens);
+    const int64_t own = tp_tokens(&model->tp, cp_tokens(&model->cp, shape->row_tokens));
     model->ops->router_sums(model->device, sums, moe->score,
                             moe_router_shape(&model->moe, rows * own, own));
-    if (!tp_alone(&model->tp)) {
-        comm_device_all_reduce(model->tp.comm, sums, rows * model->arch.experts, DTYPE_F64,
-                               REDUCE_SUM);
-    }
+    block_sum(model, sums, rows * model->arch.experts, DTYPE_F64);
 }
 
 /* lse of all tokens. */
 static const float *all_lse(struct model *model, const struct moe_state *moe,
                             const struct router_shape *shape, int64_t rows)
 {
-    if (moe->lse == NULL || tp_alone(&model->tp)) {
-        return moe->lse;
+    const int64_t part = cp_tokens(&model->cp, shape->row_tokens);
+    const float *lse = moe->lse;
+    if (lse != NULL && !tp_alone(&model->tp)) {
+        tp_gather(&model->tp, tensor_2d(model->wide[1], DTYPE_F32, rows * part, 1),
+                  tensor_2d(moe->lse, DTYPE_F32, rows * tp_tokens(&model->tp, part), 1), rows);
+        lse = model->wide[1];
     }
-    tp_gather(&model->tp, tensor_2d(model->wide[1], DTYPE_F32, shape->tokens, 1),
-              tensor_2d(moe->lse, DTYPE_F32, rows * tp_tokens(&model->tp, shape->row_tokens), 1),
-              rows);
-    return model->wide[1];
+    return lse == NULL || cp_alone(&model->cp) ? lse
+                                               : context_lse(model, lse, rows, shape->row_tokens);
 }
 
 static struct balance_terms terms_of(const struct model *model, const struct router_shape *shape,

@@ -51,6 +51,16 @@ int64_t block_tokens(const struct model *model, const struct block_call *call)
     return call->count * block_sequence(model, call);
 }
 
+void block_sum(const struct model *model, void *data, int64_t count, enum dtype dtype)
+{
+    if (!tp_alone(&model->tp)) {
+        comm_device_all_reduce(model->tp.comm, data, count, dtype, REDUCE_SUM);
+    }
+    if (!cp_alone(&model->cp)) {
+        comm_device_all_reduce(model->cp.comm, data, count, dtype, REDUCE_SUM);
+    }
+}
+
 struct operand block_gather(const struct model *model, const struct block_call *call, int buffer,
                             const struct operand *x)
 {
@@ -237,17 +247,27 @@ static struct operand norm2_of(const struct model *model, int64_t block,
     return x;
 }
 
-/* Router jitter of x, keyed by its place in the whole micro-batch. */
+/* Router jitter of x, keyed by its place in the whole micro-batch: of each sequence the pieces that
+ * this rank of cp has, and of these what this rank of tp has. */
 static void jitter_rows(struct model *model, int64_t block, const struct block_call *call,
                         struct tensor x)
 {
-    const int64_t own = block_sequence(model, call), width = model->arch.width;
-    const int64_t calls = tp_alone(&model->tp) ? 1 : call->count; /* of neighbouring rows */
-    for (int64_t s = 0; s < calls; s++) {
-        const int64_t first = s * call->sequence + tp_first(&model->tp);
-        model->ops->jitter(model->device, tensor_rows(&x, s * own, x.dim[0] / calls),
-                           call->jitter_key + (uint64_t)block, (uint64_t)(first * width),
-                           model->arch.jitter);
+    const int64_t own = block_sequence(model, call), begin = tp_first(&model->tp);
+    const struct cp_pieces pieces = cp_pieces(&model->cp, call->length);
+    for (int64_t s = 0; s < call->count; s++) {
+        for (int p = 0; p < CP_PIECES; p++) {
+            const struct cp_piece *piece = &pieces.piece[p];
+            const int64_t end = piece->at + piece->count,
+                          from = piece->at > begin ? piece->at : begin,
+                          to = end < begin + own ? end : begin + own,
+                          first = s * call->length + piece->first + from - piece->at;
+            if (from < to) {
+                model->ops->jitter(model->device,
+                                   tensor_rows(&x, s * own + from - begin, to - from),
+                                   call->jitter_key + (uint64_t)block,
+                                   (uint64_t)(first * model->arch.width), model->arch.jitter);
+            }
+        }
     }
 }
 
@@ -339,11 +359,11 @@ static void attend(struct model *model, int64_t block, const struct block_call *
 
 /* Whether the ops of a block are the same at every step. The router's jitter differs from step to
  * step, the z-loss with the size of the global batch; who is told of tensors downloads them; ranks
- * of tp exchange rows, which not every wire can record. */
+ * of tp and cp exchange rows, which not every wire can record. */
 static bool is_constant(const struct model *model, const struct block_call *call)
 {
     return call->training && model->arch.jitter == 0 && model->arch.balance.z == 0 &&
-           model->probe == NULL && tp_alone(&model->tp);
+           model->probe == NULL && tp_alone(&model->tp) && cp_alone(&model->cp);
 }
 
 /* Whether the host must know how many tokens went where. */

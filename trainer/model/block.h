@@ -11,7 +11,8 @@ struct cache;
 /* Shape of the call: what model_run was given, or its part for multi-token prediction. */
 struct block_call {
     const struct batch *batch; /* device memory */
-    int64_t count, sequence;   /* B, T of this call */
+    int64_t count, sequence;   /* B, T of this call; where cp divides sequences this rank's part */
+    int64_t length;            /* of training: tokens of whole sequences */
     bool training;
     uint64_t jitter_key;    /* of the first block; used when training and jitter is on */
     struct cache *cache;    /* NULL, or where keys and values go; cache->row says to which rows */
@@ -33,11 +34,14 @@ void block_forward(struct model *model, int64_t block, const struct block_call *
 void block_backward(struct model *model, int64_t block, const struct block_call *call,
                     float z_scale);
 
-/* Tokens of this call on this rank, of all sequences and of one: all, or with tensor parallelism
- * its share (parallel/tensor.h). The stream and all that is not divided has these rows; positions
- * and first of the batch have all. */
+/* Tokens of this call on this rank, of all sequences and of one: all that the call has, or with
+ * tensor parallelism its share (parallel/tensor.h). The stream and all that is not divided has
+ * these rows; positions and first of the batch have all of the call. */
 int64_t block_tokens(const struct model *model, const struct block_call *call);
 int64_t block_sequence(const struct model *model, const struct block_call *call);
+
+/* Sums over the ranks that have other tokens of the same sequences. Collective over tp and cp. */
+void block_sum(const struct model *model, void *data, int64_t count, enum dtype dtype);
 
 /* Around the matrices that tp divides; with one rank the plain products. Collective over tp.
  * block_gather: x of all tokens, in model->wide[buffer], until the next use of that.

@@ -61,7 +61,9 @@ void latent_layout(const struct model *model, struct attention_state *state,
         state->c_codes = layout_codes(layout, MEMORY_NORM, lender->c_codes, w.own, w.kv_rank);
     }
     state->rstd_c = layout_buffer(layout, MEMORY_REST, lender->rstd_c, n * sizeof(float));
-    state->kv = layout_buffer(layout, MEMORY_NORM, lender->kv, (size_t)w.latent * row);
+    if (cp_alone(&model->cp)) {
+        state->kv = layout_buffer(layout, MEMORY_NORM, lender->kv, (size_t)w.latent * row);
+    }
     state->k_rope = layout_buffer(layout, MEMORY_REST, lender->k_rope, (size_t)w.rope * row);
 }
 
@@ -72,7 +74,9 @@ void latent_scratch_layout(const struct model *model, struct attention_scratch *
     const size_t row = (size_t)w.n * dtype_bytes(model->act),
                  own = (size_t)w.own * dtype_bytes(model->act);
     scratch->dq = arena_alloc(arena, (size_t)w.query * row);
-    scratch->dkv = arena_alloc(arena, (size_t)w.latent * row);
+    if (cp_alone(&model->cp)) {
+        scratch->dkv = arena_alloc(arena, (size_t)w.latent * row);
+    }
     scratch->dk_rope = arena_alloc(arena, (size_t)w.rope * row);
     scratch->dc = arena_alloc(arena, (size_t)w.kv_rank * own);
     scratch->dc_a = arena_alloc(arena, (size_t)w.kv_rank * own);
@@ -177,7 +181,8 @@ static void keys(struct model *model, int64_t block, const struct block_call *ca
     const struct operand c = latent_input(model, block, &w, call->cache != NULL);
     norm(model, &c, state->rstd_c, model_act(model, state->c_a, w.own, w.kv_rank),
          model->params.block[block].kv_a_norm);
-    if (call->lengths == NULL) { /* else attention is absorbed: no head's keys, no values */
+    /* else attention is absorbed (no head's keys, no values), or context.c does it */
+    if (call->lengths == NULL && cp_alone(&model->cp)) {
         up_divided(model, block, LINEAR_KV_B, state->kv, call, &c);
     }
 }
@@ -258,7 +263,9 @@ static void keys_backward(struct model *model, int64_t block, const struct block
     const struct tensor dc = model_act(model, scratch->dc, w.own, w.kv_rank),
                         dc_a = model_act(model, scratch->dc_a, w.own, w.kv_rank);
     const struct operand c = latent_input(model, block, &w, false);
-    down_divided(model, block, LINEAR_KV_B, call, dc, scratch->dkv, &c);
+    if (cp_alone(&model->cp)) { /* else context_backward made dc */
+        down_divided(model, block, LINEAR_KV_B, call, dc, scratch->dkv, &c);
+    }
     norm_down(model, dc_a, dc, model_act(model, state->c_a, w.own, w.kv_rank), state->rstd_c,
               model->params.block[block].kv_a_norm);
 }

@@ -78,6 +78,7 @@ static void activation_layout(struct model *model)
     const size_t used_streams =
         model->slice.heads ? sizeof streams / sizeof streams[0] : (size_t)ALWAYS;
     attention_scratch_layout(model, &model->attention, arena);
+    context_layout(model, &model->context, arena);
     count(model, MODEL_SCRATCH, arena, &used);
     block_lent_layout(model, arena);
     count(model, MODEL_LENT, arena, &used);
@@ -97,8 +98,9 @@ static void activation_layout(struct model *model)
         model->wide[1] = arena_alloc(arena, (size_t)(n * model->tp.width) * sizeof(float));
     }
     tp_layout(&model->tp, arena);
+    cp_layout(&model->cp, arena);
     model->final_rstd = arena_alloc(arena, (size_t)own * sizeof(float));
-    model->rope = arena_alloc(arena, (size_t)(model->sequence * arch->rope_dim) * sizeof(float));
+    model->rope = arena_alloc(arena, (size_t)(model->length * arch->rope_dim) * sizeof(float));
     model->load = arena_alloc(arena, (size_t)loads * sizeof(int64_t));
     model->input = (struct batch){.ids = arena_alloc(arena, (size_t)n * sizeof(int32_t)),
                                   .labels = arena_alloc(arena, (size_t)n * sizeof(int32_t)),
@@ -202,6 +204,17 @@ static enum status init_experts(struct model *model, const struct mesh *mesh)
     return STATUS_OK;
 }
 
+/* The ranks that divide sequences, and this one's part of them. */
+static void init_context(struct model *model, const struct mesh *mesh)
+{
+    const struct architecture *arch = &model->whole;
+    const int64_t grouped = 2 * arch->kv_heads * arch->qk_dim,
+                  latent = arch->kv_rank > arch->rope_dim ? arch->kv_rank : arch->rope_dim;
+    cp_init(&model->cp, (struct comm *)&mesh->cp, model->device, model->ops, model->length,
+            arch->kv_rank > 0 ? latent : grouped);
+    model->sequence = cp_tokens(&model->cp, model->length);
+}
+
 /* What this rank of the pipeline has, for the largest step. */
 static enum status init_slice(struct model *model, const struct mesh *mesh)
 {
@@ -228,7 +241,7 @@ static enum status init_tensor(struct model *model, const struct mesh *mesh)
             width);
     model->arch = model->whole;
     architecture_divide(&model->arch, mesh->tp.size);
-    model->own = calloc((size_t)(2 * model->batch * model->sequence), sizeof *model->own);
+    model->own = calloc((size_t)(4 * model->batch * model->sequence), sizeof *model->own);
     return model->own != NULL ? STATUS_OK
                               : status_fail(STATUS_RESOURCE, "out of memory for a batch");
 }
@@ -236,13 +249,13 @@ static enum status init_tensor(struct model *model, const struct mesh *mesh)
 static enum status upload_rope(struct model *model)
 {
     const struct architecture *arch = &model->arch;
-    const size_t bytes = (size_t)(model->sequence * arch->rope_dim) * sizeof(float);
+    const size_t bytes = (size_t)(model->length * arch->rope_dim) * sizeof(float);
     float *table = malloc(bytes);
     if (table == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for the rotary table of %lld positions",
-                           (long long)model->sequence);
+                           (long long)model->length);
     }
-    rope_table(table, model->sequence, arch->rope_dim, arch->rope_theta, &arch->yarn);
+    rope_table(table, model->length, arch->rope_dim, arch->rope_theta, &arch->yarn);
     model->ops->upload(model->device, model->rope, table, bytes);
     free(table);
     return STATUS_OK;
@@ -263,9 +276,10 @@ static enum status prepare(struct model *model, const struct config *config,
         .training = training,
         .unit = 1,
         .batch = batch,
-        .sequence = sequence};
+        .length = sequence};
     architecture_init(&model->whole, config);
     model->whole.mtp_depth = training ? model->whole.mtp_depth : 0;
+    init_context(model, mesh);
     TRY(init_tensor(model, mesh));
     TRY(init_slice(model, mesh));
     TRY(init_groups(model, mesh));

@@ -12,12 +12,14 @@
 #include "data/loader.h"
 #include "kernels/base/arena.h"
 #include "kernels/device.h"
+#include "parallel/context.h"
 #include "parallel/mesh.h"
 #include "parallel/tensor.h"
 #include "parallel/zero.h"
 #include "trainer/config/config.h"
 #include "trainer/model/attention.h"
 #include "trainer/model/balance.h"
+#include "trainer/model/context.h"
 #include "trainer/model/gradients.h"
 #include "trainer/model/linear.h"
 #include "trainer/model/mlp.h"
@@ -105,7 +107,8 @@ struct model {
     struct params params;
     struct model_group group[PARAM_GROUPS];
     struct linears linears;
-    struct tp tp;  /* sequences and matrices divided between ranks */
+    struct cp cp;  /* sequences divided between ranks, */
+    struct tp tp;  /* this rank's part of them, and matrices */
     void *wide[2]; /* [N, tp.width] act, and f32: rows of all tokens (block_gather); NULL: tp has
                       one rank */
     struct gradients gradients;
@@ -116,29 +119,31 @@ struct model {
     double *norm;               /* [1] */
     struct arena arena_params, arena_grads, arena_optimizer, arena_activations;
     size_t memory[MODEL_MEMORIES]; /* bytes of the arenas */
-    int64_t batch, sequence;       /* of the largest micro-batch */
-    struct slice slice;            /* which blocks this rank has */
-    struct pipe pipe;              /* messages to other stages */
-    struct block_state *states;    /* [slots, blocks] owned */
-    struct slot *slot;             /* [slots] owned */
-    int64_t slots;                 /* 1 without a pipeline */
-    struct block_state *blocks;    /* [blocks] of the slot that runs */
-    struct block_state shared;     /* buffers that all blocks share (layout.h) */
-    struct mtp_state *mtp;         /* [mtp_depth] owned */
-    void *stream, *delta;          /* [N,C] act: end of the stream; output of the last block */
+    int64_t batch, sequence;    /* of the largest micro-batch; of a sequence this rank of cp's, */
+    int64_t length;             /* of all its tokens */
+    struct slice slice;         /* which blocks this rank has */
+    struct pipe pipe;           /* messages to other stages */
+    struct block_state *states; /* [slots, blocks] owned */
+    struct slot *slot;          /* [slots] owned */
+    int64_t slots;              /* 1 without a pipeline */
+    struct block_state *blocks; /* [blocks] of the slot that runs */
+    struct block_state shared;  /* buffers that all blocks share (layout.h) */
+    struct mtp_state *mtp;      /* [mtp_depth] owned */
+    void *stream, *delta;       /* [N,C] act: end of the stream; output of the last block */
     void *dstream, *dwork, *dnorm; /* [N,C] act */
     void *final_norm;              /* [N,C] act */
     float *final_rstd;             /* [N] */
-    float *rope;                   /* [T, rope_dim] */
+    float *rope;                   /* [length, rope_dim] */
     float *router_bias;            /* [moe blocks, E] e_score_correction_bias; NULL: none */
     struct balance balance;
     struct attention_scratch attention;
+    struct context_scratch context;
     struct mlp_scratch mlp;
     struct mtp_scratch mtp_scratch;
     int64_t *load;      /* [moe blocks, E] tokens per expert, summed over micro-batches since
                            model_zero_grads */
     struct batch input; /* [N] each: the micro-batch that runs; ids and labels of block_tokens */
-    int32_t *own;       /* [2N] owned, host: those on their way there */
+    int32_t *own;       /* [4N] owned, host: those on their way there */
     struct model_losses *losses; /* [1] of the last model_run, or the unit that runs */
     double *aux;   /* [moe blocks] likewise: weighted balance and z-loss terms of each block */
     float *logits; /* [V] of model_logits */
@@ -154,8 +159,8 @@ enum status model_init(struct model *model, const struct config *config, const s
     __attribute__((warn_unused_result));
 void model_free(struct model *model); /* accepts a zeroed one */
 /* The same without the arenas: model->memory is what model_init would reserve; nothing can run. The
- * ranks and sizes of mesh->stage, replicas, tp, edp, ep, dp, pp and ends are all that is looked at.
- */
+ * ranks and sizes of mesh->stage, replicas, cp, tp, edp, ep, dp, pp and ends are all that is looked
+ * at. */
 enum status model_measure(struct model *model, const struct config *config, const struct mesh *mesh,
                           struct device *device, int64_t batch, int64_t sequence, bool training)
     __attribute__((warn_unused_result));

@@ -103,10 +103,11 @@ static void backward(struct model *model, const struct block_call *call,
     const int64_t width = model->arch.width;
     for (int64_t l = main_end(model, part) - 1; l >= part->first; l--) {
         comm_at_layer(model->mesh->world, l);
-        block_backward(model, l, call, model_z_scale(model, call->count * call->sequence, scale));
-        /* no layer below has experts, and nothing is exchanged with ranks of tp or other stages */
+        block_backward(model, l, call, model_z_scale(model, call->count * call->length, scale));
+        /* no layer below has experts, and nothing is exchanged with ranks of tp, cp or other stages
+         */
         if (l == model->arch.dense_layers && scale->last && tp_alone(&model->tp) &&
-            slice_whole(&model->slice)) {
+            cp_alone(&model->cp) && slice_whole(&model->slice)) {
             optimizer_reduce_start(model, PARAM_EXPERT);
         }
     }
@@ -124,54 +125,58 @@ static void backward(struct model *model, const struct block_call *call,
 void model_own_tokens(const struct model *model, int32_t *to, const int32_t *from, int64_t count,
                       int64_t sequence)
 {
-    const int64_t own = tp_tokens(&model->tp, sequence), first = tp_first(&model->tp);
+    const int64_t part = cp_tokens(&model->cp, sequence), own = tp_tokens(&model->tp, part),
+                  first = tp_first(&model->tp);
+    cp_own_tokens(&model->cp, to, from, count, sequence);
     for (int64_t s = 0; s < count; s++) {
-        memmove(to + s * own, from + s * sequence + first, (size_t)own * sizeof *to);
+        memmove(to + s * own, to + s * part + first, (size_t)own * sizeof *to);
     }
 }
 
-/* The batch on the device: ids and labels of this rank's tokens, the rest of all. */
+/* The batch on the device: ids and labels of this rank's tokens, the rest of all of its rank of cp.
+ */
 static void take_batch(struct model *model, const struct batch *batch, int64_t count,
                        int64_t sequence)
 {
-    const int64_t tokens = count * sequence, own = count * tp_tokens(&model->tp, sequence);
-    int32_t *ids = model->own, *labels = model->own + own;
-    model_own_tokens(model, ids, batch->ids, count, sequence);
-    if (batch->labels != NULL) {
-        model_own_tokens(model, labels, batch->labels, count, sequence);
-    }
+    const int64_t tokens = count * cp_tokens(&model->cp, sequence),
+                  own = tokens / model->tp.comm->size;
     const struct {
         int32_t *to;
         const int32_t *from;
-        int64_t count;
-    } arrays[] = {{model->input.ids, ids, own},
-                  {model->input.labels, batch->labels != NULL ? labels : NULL, own},
-                  {model->input.positions, batch->positions, tokens},
-                  {model->input.first, batch->first, tokens}};
+        bool all;
+    } arrays[] = {{model->input.ids, batch->ids, false},
+                  {model->input.labels, batch->labels, false},
+                  {model->input.positions, batch->positions, true},
+                  {model->input.first, batch->first, true}};
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
-        if (arrays[i].from != NULL) {
-            model->ops->upload(model->device, arrays[i].to, arrays[i].from,
-                               (size_t)arrays[i].count * sizeof *arrays[i].to);
+        int32_t *host = model->own + (int64_t)i * tokens;
+        if (arrays[i].from == NULL) {
+            continue;
         }
+        if (arrays[i].all) {
+            cp_own_tokens(&model->cp, host, arrays[i].from, count, sequence);
+        } else {
+            model_own_tokens(model, host, arrays[i].from, count, sequence);
+        }
+        model->ops->upload(model->device, arrays[i].to, host,
+                           (size_t)(arrays[i].all ? tokens : own) * sizeof *host);
     }
 }
 
 void model_sum_losses(struct model *model)
 {
-    struct model_losses *losses = model->losses;
-    if (!tp_alone(&model->tp)) {
-        comm_device_all_reduce(model->tp.comm, &losses->loss, 1, DTYPE_F64, REDUCE_SUM);
-        comm_device_all_reduce(model->tp.comm, &losses->mtp, 1, DTYPE_F64, REDUCE_SUM);
-        comm_device_all_reduce(model->tp.comm, &losses->kept, 1, DTYPE_I64, REDUCE_SUM);
-    }
+    block_sum(model, &model->losses->loss, 1, DTYPE_F64);
+    block_sum(model, &model->losses->mtp, 1, DTYPE_F64);
+    block_sum(model, &model->losses->kept, 1, DTYPE_I64);
 }
 
 static struct block_call call_of(const struct model *model, const struct model_unit *unit)
 {
-    assert(tp_alone(&model->tp) || unit->sequence == model->sequence);
+    assert((tp_alone(&model->tp) && cp_alone(&model->cp)) || unit->sequence == model->length);
     return (struct block_call){.batch = &model->input,
                                .count = unit->count,
-                               .sequence = unit->sequence,
+                               .sequence = cp_tokens(&model->cp, unit->sequence),
+                               .length = unit->sequence,
                                .training = unit->scale != NULL,
                                .jitter_key = unit->scale != NULL ? unit->scale->jitter_key : 0};
 }
@@ -280,7 +285,7 @@ double model_read_aux(const struct model *model)
 void model_forward(struct model *model, const struct block_call *call, int64_t first, int64_t rows,
                    float *logits)
 {
-    assert(tp_alone(&model->tp) && slice_whole(&model->slice));
+    assert(tp_alone(&model->tp) && cp_alone(&model->cp) && slice_whole(&model->slice));
     model->result = (struct model_result){0};
     forward(model, call, &model->slice.part[0]);
     struct tensor normed = stream(model, model->final_norm, call->count * call->sequence);

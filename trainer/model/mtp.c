@@ -12,7 +12,7 @@ static int64_t modules(const struct model *model)
 
 enum status mtp_init(struct model *model)
 {
-    const size_t n = (size_t)(model->batch * model->sequence);
+    const size_t n = (size_t)(model->batch * model->length);
     const int64_t depth = modules(model);
     model->mtp = calloc((size_t)depth + 1, sizeof *model->mtp);
     bool good = model->mtp != NULL;
@@ -38,7 +38,7 @@ void mtp_free(struct model *model)
 void mtp_layout(struct model *model, struct arena *arena)
 {
     const size_t n = (size_t)(model->batch * model->tp.share),
-                 all = (size_t)(model->batch * model->sequence);
+                 all = (size_t)(model->batch * model->length);
     const size_t stream = n * (size_t)model->arch.width * dtype_bytes(model->act);
     for (int64_t k = 0; k < modules(model); k++) {
         struct mtp_state *state = &model->mtp[k];
@@ -66,7 +66,8 @@ static struct block_call call_of(const struct model *model, int64_t k, int64_t c
 {
     return (struct block_call){.batch = &model->mtp[k - 1].batch,
                                .count = count,
-                               .sequence = sequence - k,
+                               .sequence = cp_tokens(&model->cp, sequence - k),
+                               .length = sequence - k,
                                .training = true,
                                .jitter_key = scale->jitter_key};
 }
@@ -93,6 +94,8 @@ static void shift_batch(const struct model *model, struct mtp_state *state,
     }
     model_own_tokens(model, shifted.ids, shifted.ids, count, kept);
     model_own_tokens(model, shifted.labels, shifted.labels, count, kept);
+    cp_own_tokens(&model->cp, shifted.positions, shifted.positions, count, kept);
+    cp_own_tokens(&model->cp, shifted.first, shifted.first, count, kept);
     state->batch = batch_view(state->storage, n);
     model->ops->upload(model->device, state->storage, state->host,
                        (size_t)(4 * n) * sizeof *state->host);
@@ -118,20 +121,24 @@ static void norm(struct model *model, void *y, float *rstd, struct tensor x, int
                              model_vector(model, weight, x.dim[1]), model->arch.norm_eps);
 }
 
+/* This rank's of a sequence. */
+static int64_t own_tokens(const struct model *model, int64_t sequence)
+{
+    return tp_tokens(&model->tp, cp_tokens(&model->cp, sequence));
+}
+
 /* h^{k-1}: of the main model (k 1) or of the module before; and its gradient. */
 static struct tensor before(struct model *model, int64_t k, int64_t count, int64_t sequence)
 {
     void *data = k > 1 ? model->mtp[k - 2].normed : model->final_norm;
-    return model_act(model, data, count * tp_tokens(&model->tp, sequence - k + 1),
-                     model->arch.width);
+    return model_act(model, data, count * own_tokens(model, sequence - k + 1), model->arch.width);
 }
 
 static struct tensor before_gradient(struct model *model, int64_t k, int64_t count,
                                      int64_t sequence)
 {
     void *data = k > 1 ? model->mtp[k - 2].dnormed : model->dwork;
-    return model_act(model, data, count * tp_tokens(&model->tp, sequence - k + 1),
-                     model->arch.width);
+    return model_act(model, data, count * own_tokens(model, sequence - k + 1), model->arch.width);
 }
 
 /* The input of the block: both halves normed, side by side, projected. */
@@ -147,7 +154,7 @@ static void enter(struct model *model, int64_t k, const struct block_call *call)
     model->ops->embedding_forward(model->device, embedded, call->batch->ids,
                                   model_weight(model, model->params.embedding, model->params.embed,
                                                model->arch.vocab, width));
-    each_sample(model, h, before(model, k, call->count, call->sequence + k), call->count, false);
+    each_sample(model, h, before(model, k, call->count, call->length + k), call->count, false);
     norm(model, part.data, state->rstd_e, embedded, at->enorm);
     model->ops->copy_columns(model->device, both, 0, part, 0, width);
     norm(model, part.data, state->rstd_h, h, at->hnorm);
@@ -235,7 +242,7 @@ static void enter_backward(struct model *model, int64_t k, const struct block_ca
     model_add_grad(model, group, model->params.embed, model->arch.vocab * width);
     const struct tensor dh = half_backward(model, width, model_act(model, state->before, n, width),
                                            state->rstd_h, at->hnorm);
-    each_sample(model, before_gradient(model, k, call->count, call->sequence + k), dh, call->count,
+    each_sample(model, before_gradient(model, k, call->count, call->length + k), dh, call->count,
                 true);
 }
 
@@ -255,7 +262,7 @@ void mtp_backward(struct model *model, int64_t count, int64_t sequence,
                                   model_vector(model, weight, width));
         model_add_grad(model, PARAM_DENSE, weight, width);
         block_backward(model, block_of(model, k), &call,
-                       model_z_scale(model, call.count * call.sequence, scale));
+                       model_z_scale(model, call.count * call.length, scale));
         enter_backward(model, k, &call);
     }
 }

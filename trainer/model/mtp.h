@@ -16,7 +16,8 @@
 struct model;
 struct model_scale;
 
-/* What forward of one module leaves for its backward; n = B * (T - k) of N tokens. */
+/* What forward of one module leaves for its backward; n = B * (T - k) of N tokens, of these this
+ * rank's. */
 struct mtp_state {
     int32_t *host;                     /* [4N] host, owned: the batch, k tokens further on */
     int32_t *storage;                  /* [4N]: the same */

@@ -322,9 +322,10 @@ enum status pipe_run(struct model *model, const struct pipe_step *step, struct m
     const struct slice *slice = &model->slice;
     struct model_losses *const losses = model->losses;
     double *const aux = model->aux;
-    const struct walk walk = {.model = model,
-                              .step = step,
-                              .tokens = step->sequences * tp_tokens(&model->tp, step->sequence)};
+    const struct walk walk = {
+        .model = model,
+        .step = step,
+        .tokens = step->sequences * tp_tokens(&model->tp, cp_tokens(&model->cp, step->sequence))};
     if (pipe->table.shape.batches != step->count) { /* train.batch_ramp */
         TRY(make_table(pipe, &slice->shape, step->count));
     }
@@ -349,7 +350,7 @@ void pipe_evaluate(struct model *model, const struct batch *batch, int64_t seque
 {
     const struct slice *slice = &model->slice;
     const struct pipeline_shape *shape = &slice->shape;
-    const int64_t tokens = model->batch * tp_tokens(&model->tp, sequence);
+    const int64_t tokens = model->batch * tp_tokens(&model->tp, cp_tokens(&model->cp, sequence));
     const struct model_unit unit = {.batch = batch, .count = model->batch, .sequence = sequence};
     model->ops->zero(model->device, model->losses, sizeof *model->losses);
     for (int32_t i = 0; i < shape->parts; i++) {

@@ -140,7 +140,8 @@ enum status hardware_init(struct hardware *hardware, const struct config *config
                                                     : CONFIG_GPU_CPU;
     const bool cpu = gpu == CONFIG_GPU_CPU, fp32 = config->train.precision == CONFIG_FP32;
     const int64_t per_node = config->cluster.gpus_per_node,
-                  fewest = config->parallel.ep * config->parallel.pp,
+                  ep = config->parallel.ep, cp = config->parallel.cp,
+                  fewest = (ep > cp ? ep : cp) * config->parallel.pp,
                   usual = !cpu                                  ? 8
                           : fewest % config->cluster.nodes == 0 ? fewest / config->cluster.nodes
                                                                 : 1;

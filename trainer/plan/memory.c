@@ -30,10 +30,11 @@ static struct config config_of(const struct config *config, const struct archite
 /* dp: of a stage, ranks of tp counted. */
 static struct mesh mesh_of(const struct config *config, int64_t dp, int64_t ep)
 {
-    const int64_t tp = config->parallel.tp;
+    const int64_t tp = config->parallel.tp, cp = config->parallel.cp;
     return (struct mesh){.stage = {.size = (int)dp, .name = "stage"},
-                         .dp = {.size = (int)(dp / tp), .name = "dp"},
+                         .dp = {.size = (int)(dp / tp / cp), .name = "dp"},
                          .replicas = {.size = (int)(dp / tp), .name = "replicas"},
+                         .cp = {.size = (int)cp, .name = "cp"},
                          .tp = {.size = (int)tp, .name = "tp"},
                          .ep = {.size = (int)ep, .name = "ep"},
                          .edp = {.size = (int)(dp / ep), .name = "edp"}};
@@ -117,15 +118,16 @@ static size_t scratch_of_cpu(const struct config *config, const struct architect
                              const struct stage_memory *memory, int64_t dp, int64_t ep)
 {
     const size_t rows = (size_t)(config->train.micro_batch * config->train.sequence_length /
-                                 config->parallel.tp),
+                                 config->parallel.tp / config->parallel.cp),
                  chunk = rows < CPU_LOSS_ROWS ? rows : CPU_LOSS_ROWS, vocab = (size_t)arch->vocab,
                  act = config->train.precision == CONFIG_FP32 ? 4 : 2,
                  sum = config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT ? sizeof(int64_t)
                                                                                 : sizeof(float),
-                 ranks = (size_t)(dp * config->parallel.tp),
+                 copies = (size_t)(dp * config->parallel.cp),
+                 ranks = copies * (size_t)config->parallel.tp,
                  dense = ranks > 1 ? (size_t)memory->elements[PARAM_DENSE] * sum : 0,
                  experts = ranks > (size_t)ep ? (size_t)memory->elements[PARAM_EXPERT] * sum : 0,
-                 divided = dp > 1 ? (size_t)memory->elements[PARAM_TENSOR] * sum : 0,
+                 divided = copies > 1 ? (size_t)memory->elements[PARAM_TENSOR] * sum : 0,
                  whole = dense > divided ? dense : divided;
     return chunk * vocab * (sizeof(float) + (act == 2 ? 2 : 0)) +
            2 * vocab * (size_t)arch->width * act * chunk / CPU_LOSS_ROWS +
@@ -152,8 +154,8 @@ enum status memory_untouched(size_t *bytes, const struct config *config, const s
                              const struct stage_memory *memory, struct device *device, int64_t dp,
                              int64_t ep)
 {
-    const int64_t tp = config->parallel.tp;
-    const int64_t replicas[PARAM_GROUPS] = {dp * tp, dp * tp / ep, dp};
+    const int64_t copies = dp * config->parallel.cp, ranks = copies * config->parallel.tp;
+    const int64_t replicas[PARAM_GROUPS] = {ranks, ranks / ep, copies};
     struct config even = *config;
     struct stage_memory fair;
     *bytes = memory->stages ? 0 : memory->staging;
@@ -161,7 +163,7 @@ enum status memory_untouched(size_t *bytes, const struct config *config, const s
         *bytes += replicas[g] == 1 ? (size_t)memory->elements[g] * sizeof(float) : 0;
     }
     even.router.buffer_factor = 1;
-    TRY(memory_of_stage(&fair, &even, stage, device, dp * tp, ep));
+    TRY(memory_of_stage(&fair, &even, stage, device, ranks, ep));
     for (int k = 0; k < MODEL_MEMORIES; k++) {
         *bytes += memory->kind[k] - fair.kind[k];
     }

@@ -97,15 +97,16 @@ static enum status set_layout(struct plan *plan)
             (long long)plan->pp, (long long)architecture_blocks(&plan->arch), PLAN_RANKS);
     }
     plan->tp = config->parallel.tp;
-    if (ranks % (plan->pp * plan->ep) != 0 || ranks % (plan->pp * plan->tp) != 0) {
+    plan->cp = config->parallel.cp;
+    if (ranks % (plan->pp * plan->ep) != 0 || ranks % (plan->pp * plan->cp * plan->tp) != 0) {
         return status_fail(STATUS_USAGE,
-                           "parallel.pp %lld x ep %lld or x tp %lld does not divide the %lld ranks "
-                           "(cluster.nodes %lld x gpus_per_node %lld)",
-                           (long long)plan->pp, (long long)plan->ep, (long long)plan->tp,
-                           (long long)ranks, (long long)plan->hardware.nodes,
+                           "parallel.pp %lld x ep %lld or x cp %lld x tp %lld does not divide the "
+                           "%lld ranks (cluster.nodes %lld x gpus_per_node %lld)",
+                           (long long)plan->pp, (long long)plan->ep, (long long)plan->cp,
+                           (long long)plan->tp, (long long)ranks, (long long)plan->hardware.nodes,
                            (long long)plan->hardware.ranks_per_node);
     }
-    plan->dp = ranks / plan->pp / plan->tp;
+    plan->dp = ranks / plan->pp / plan->tp / plan->cp;
     plan->edp = ranks / plan->pp / plan->ep;
     TRY(stepper_check(config, plan->dp));
     plan->micro_batches = config->train.global_batch / config->train.micro_batch / plan->dp;
@@ -202,6 +203,7 @@ static void time_update(struct planner *p)
 {
     struct plan *plan = p->plan;
     const double act = plan->config->train.precision == CONFIG_FP32 ? 4 : 2;
+    const int64_t copies = plan->dp * plan->cp; /* of what tp divides */
     for (int64_t r = 0; r < plan->pp; r++) {
         double count[PARAM_GROUPS] = {0};
         for (int64_t part = 0; part < plan->shape.parts; part++) {
@@ -212,13 +214,13 @@ static void time_update(struct planner *p)
         }
         const double bytes = (p->load.layout ? 8 : 4) + act, /* gradients there, weights back */
             reduce = exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_DENSE],
-                                             plan->dp * plan->tp, 1) +
-                     exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_TENSOR], plan->dp,
+                                             copies * plan->tp, 1) +
+                     exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_TENSOR], copies,
                                              plan->tp) +
                      exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_EXPERT],
                                              plan->edp, plan->ep),
-                     share = count[PARAM_DENSE] / (double)(plan->dp * plan->tp) +
-                             count[PARAM_TENSOR] / (double)plan->dp +
+                     share = count[PARAM_DENSE] / (double)(copies * plan->tp) +
+                             count[PARAM_TENSOR] / (double)copies +
                              count[PARAM_EXPERT] / (double)plan->edp,
                      update = work_optimizer(
                          &p->load, count[PARAM_DENSE] + count[PARAM_TENSOR] + count[PARAM_EXPERT],
@@ -246,7 +248,7 @@ static enum status measure(struct planner *p)
             p->memory[s] = p->memory[s - 1];
         } else {
             TRY(memory_of_stage(&p->memory[s], plan->config, own, plan->hardware.device,
-                                plan->dp * plan->tp, plan->ep));
+                                plan->dp * plan->cp * plan->tp, plan->ep));
         }
         p->kept[s] = (double)p->memory[s].kind[MODEL_BLOCKS];
     }
@@ -342,7 +344,7 @@ static enum status fill_memory(struct planner *p)
     most->outside =
         memory_outside(plan->config, &plan->hardware, &plan->arch, fullest, plan->dp, plan->ep);
     most->all = most->arenas + most->outside + (plan->hardware.cpu ? most->staging : 0);
-    if (plan->hardware.cpu && plan->pp * plan->tp == 1) {
+    if (plan->hardware.cpu && plan->pp * plan->tp * plan->cp == 1) {
         TRY(memory_untouched(&untouched, plan->config, &plan->stage[0], fullest,
                              plan->hardware.device, plan->dp, plan->ep));
     }
@@ -424,9 +426,14 @@ static void warn_exchange(struct plan *plan)
     }
 }
 
+static bool has_context(const struct plan *plan)
+{
+    return plan->cp == 1 || (plan->hardware.cpu && plan->config->train.precision != CONFIG_FP8);
+}
+
 bool plan_trains(const struct plan *plan)
 {
-    return has_stages(plan) && has_split(plan);
+    return has_stages(plan) && has_split(plan) && has_context(plan);
 }
 
 static void warn_all(struct plan *plan)
@@ -443,6 +450,12 @@ static void warn_all(struct plan *plan)
     if (!has_split(plan)) {
         warn(plan, "parallel.tp %lld with fp8: planned only, this version trains it with bf16",
              (long long)plan->tp);
+    }
+    if (!has_context(plan)) {
+        warn(plan,
+             "parallel.cp %lld on GPUs or with fp8: planned only, this version trains it on the "
+             "CPU, with fp32 or bf16",
+             (long long)plan->cp);
     }
     if (plan->tp > plan->hardware.ranks_per_node) {
         warn(plan,

@@ -23,7 +23,7 @@ static double exposed(const struct planner *p, const struct work *work, bool bac
 struct stage_time {
     double kernel[PHASES], exposed[2]; /* [backward] */
     double messages[2];                /* [backward], beside kernels */
-    double split;                      /* of exposed: those of parallel.tp */
+    double split;                      /* of exposed: those of parallel.tp and cp */
 };
 
 static void add_work(struct stage_time *time, const struct work *work)
@@ -45,9 +45,11 @@ static struct stage_time time_stage(const struct planner *p, const struct stage 
         }
         const double split =
             work_split_messages(&p->load, b < arch->dense_layers ? WORK_DENSE : WORK_MOE);
-        time.exposed[0] += split; /* nothing runs beside them */
-        time.exposed[1] += split;
-        time.split += 2 * split;
+        for (int way = 0; way < 2; way++) { /* nothing runs beside them */
+            const double context = work_context_messages(&p->load, way == 1);
+            time.exposed[way] += split + context;
+            time.split += split + context;
+        }
         if (b >= arch->dense_layers) {
             time.exposed[0] += exposed(p, work, false);
             time.exposed[1] += exposed(p, work, true);

@@ -11,7 +11,9 @@ void workload_init(struct workload *load, const struct config *config,
 {
     *load = (struct workload){.config = config,
                               .hardware = hardware,
-                              .tokens = config->train.micro_batch * config->train.sequence_length,
+                              .tokens = config->train.micro_batch * config->train.sequence_length /
+                                        config->parallel.cp,
+                              .apart = (double)config->parallel.cp,
                               .fp8 = config->train.precision == CONFIG_FP8,
                               .layout = config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT,
                               .split = (double)config->parallel.tp,
@@ -152,7 +154,11 @@ static void attention(const struct workload *load, struct work *work, bool recom
             q_a = {width, q_rank, own, 1, load->fp8, false},
             q_b = {arch->q_rank > 0 ? q_rank : width, query, n, 1, load->fp8, false},
             kv_a = {width, rank + (double)arch->rope_dim, own, 1, load->fp8, false},
-            kv_b = {rank, (double)architecture_latent_width(arch) / load->split, n, 1, load->fp8,
+            kv_b = {rank,
+                    (double)architecture_latent_width(arch) / load->split,
+                    n * load->apart, /* of the rank that sees most */
+                    1,
+                    load->fp8,
                     false};
         const double norms = act_bytes(load) * own * (q_rank + rank);
         if (arch->q_rank > 0) {
@@ -163,11 +169,11 @@ static void attention(const struct workload *load, struct work *work, bool recom
         product(load, work, &kv_b, false);
         stream(load, work, PHASE_FORWARD, KERNEL_NORM, 2 * norms);
         stream(load, work, PHASE_BACKWARD, KERNEL_NORM, 3 * norms);
-        if (recompute) {
+        if (recompute || load->apart > 1) {
             again(load, work, &kv_b);
-            if (arch->q_rank > 0) {
-                again(load, work, &q_b);
-            }
+        }
+        if (recompute && arch->q_rank > 0) {
+            again(load, work, &q_b);
         }
     }
     attention_core(load, work, visible(load));
@@ -306,6 +312,19 @@ double work_split_messages(const struct workload *load, enum work_block kind)
     /* tokens gathered and sums scattered: around attention, and around an MLP of all tokens */
     const double pairs = kind == WORK_DENSE || load->arch.shared_width > 0 ? 2 : 1;
     return 2 * pairs * exchange_reduce_seconds(load->hardware, stream, ranks, 1);
+}
+
+double work_context_messages(const struct workload *load, bool backward)
+{
+    const struct architecture *arch = &load->arch;
+    const double width = arch->kv_rank > 0
+                             ? (double)(arch->kv_rank + arch->rope_dim)
+                             : (double)(2 * arch->kv_heads * arch->qk_dim) / load->split,
+                 all = (double)load->tokens * load->apart * width;
+    /* gathered in act, also for backward, which sums gradients in f32 */
+    const double bytes = all * act_bytes(load) + (backward ? all * sizeof(float) : 0);
+    return exchange_reduce_seconds(load->hardware, bytes, load->config->parallel.cp,
+                                   load->config->parallel.tp);
 }
 
 double work_sum(const struct work *work, enum phase phase)

@@ -29,8 +29,10 @@ struct workload {
     const struct hardware *hardware; /* borrowed */
     struct architecture arch;
     int64_t tokens; /* n */
-    double split;   /* ranks that share dense matrices (parallel.tp): between such products each has
-                       n / split tokens */
+    double apart; /* ranks that share sequences (parallel.cp): each has n tokens of n * apart, whose
+                     keys it sees */
+    double split; /* ranks that share dense matrices (parallel.tp): between such products each has
+                     n / split tokens */
     bool fp8;
     bool layout; /* run.deterministic layout: gradients are integers */
     double own;  /* share of the GPU that kernels have */
@@ -46,6 +48,9 @@ struct work work_embedding(const struct workload *load);
 double work_sum(const struct work *work, enum phase phase);
 /* s of the gathers and reductions between the ranks of parallel.tp around one block, each way. */
 double work_split_messages(const struct workload *load, enum work_block kind);
+/* s of the exchanges of keys and values, and of gradients of them, between the ranks of parallel.cp
+ * around one block. */
+double work_context_messages(const struct workload *load, bool backward);
 /* AdamW and the weights' new device form of a rank that holds `weights` and updates `share` of
  * them. */
 double work_optimizer(const struct workload *load, double weights, double share);

@@ -1,0 +1,343 @@
+/* Context parallelism: rows gathered and sums brought back, exactly, on integers; tiny models of
+ * every kind of attention against one rank; and verify finds a gradient of keys and values that is
+ * missing.
+ * SWITCHYARD_FULL=1: every layout, V2 and ways to save memory, too.
+ */
+#include <math.h>
+#include <unistd.h>
+
+#include "kernels/base/io.h"
+#include "parallel/context.h"
+#include "parallel/transports.h"
+#include "ranks.h"
+#include "tiny_model.h"
+#include "trainer/verify.h"
+
+static bool is_full(void)
+{
+    const char *full = getenv("SWITCHYARD_FULL");
+    return full != NULL && strcmp(full, "1") == 0;
+}
+
+/* --- rows --- */
+
+enum { WIDTH = 3, CHUNK = 3, MOST = 8 * CHUNK * WIDTH };
+
+/* Small integers, which both dtypes and their sums hold. */
+static float value(int rank, int64_t i)
+{
+    return (float)((i * 7 + rank * 3) % 13 - 6);
+}
+
+static void store(enum dtype dtype, void *data, int64_t i, float x)
+{
+    if (dtype == DTYPE_F32) {
+        ((float *)data)[i] = x;
+    } else {
+        ((uint16_t *)data)[i] = bf16_from_float(x);
+    }
+}
+
+static float load(enum dtype dtype, const void *data, int64_t i)
+{
+    return dtype == DTYPE_F32 ? ((const float *)data)[i]
+                              : bf16_to_float(((const uint16_t *)data)[i]);
+}
+
+/* Every token of a sequence is one rank's; which row of whose it is. */
+static void check_pieces(struct comm *world, const struct cp *cp, int64_t tokens)
+{
+    const struct cp_pieces own = cp_pieces(cp, tokens);
+    int64_t owned[8 * CHUNK] = {0};
+    int32_t numbers[8 * CHUNK], mine[8 * CHUNK];
+    for (int64_t t = 0; t < tokens; t++) {
+        numbers[t] = (int32_t)t;
+    }
+    cp_own_tokens(cp, mine, numbers, 1, tokens);
+    for (int p = 0; p < CP_PIECES; p++) {
+        for (int64_t i = 0; i < own.piece[p].count; i++) {
+            owned[own.piece[p].first + i]++;
+            CHECK_EQUAL(world, mine[own.piece[p].at + i], own.piece[p].first + i);
+        }
+    }
+    CHECK_EQUAL(world, cp_tokens(cp, tokens), own.piece[1].at + own.piece[1].count);
+    comm_all_reduce(world, owned, tokens, DTYPE_I64, REDUCE_SUM);
+    for (int64_t t = 0; t < tokens; t++) {
+        CHECK_EQUAL(world, owned[t], 1);
+    }
+    cp_own_tokens(cp, numbers, numbers, 1, tokens); /* in place */
+    CHECK(world, memcmp(numbers, mine, (size_t)cp_tokens(cp, tokens) * sizeof *mine) == 0);
+}
+
+static void check_rows(struct comm *world, const struct cp *cp, enum dtype dtype, int64_t tokens)
+{
+    const struct cp_pieces own = cp_pieces(cp, tokens);
+    const int64_t mine = cp_tokens(cp, tokens);
+    float full[MOST], part[MOST];
+    for (int p = 0; p < CP_PIECES; p++) {
+        for (int64_t i = 0; i < own.piece[p].count * WIDTH; i++) {
+            store(dtype, part, own.piece[p].at * WIDTH + i,
+                  value(0, own.piece[p].first * WIDTH + i));
+        }
+    }
+    cp_gather(cp, tensor_2d(full, dtype, tokens, WIDTH), tensor_2d(part, dtype, mine, WIDTH));
+    for (int64_t i = 0; i < tokens * WIDTH; i++) {
+        CHECK(world, load(dtype, full, i) == value(0, i));
+    }
+    for (int64_t i = 0; i < tokens * WIDTH; i++) {
+        full[i] = value(world->rank, i);
+    }
+    cp_reduce(cp, tensor_2d(part, dtype, mine, WIDTH), tensor_2d(full, DTYPE_F32, tokens, WIDTH));
+    for (int p = 0; p < CP_PIECES; p++) {
+        for (int64_t i = 0; i < own.piece[p].count * WIDTH; i++) {
+            float sum = 0;
+            for (int r = 0; r < world->size; r++) {
+                sum += value(r, own.piece[p].first * WIDTH + i);
+            }
+            CHECK(world, load(dtype, part, own.piece[p].at * WIDTH + i) == sum);
+        }
+    }
+}
+
+static void test_rows(struct comm *world)
+{
+    const struct device_options options = {.name = "cpu", .threads = 1};
+    struct device *device = NULL;
+    struct cp cp;
+    CHECK_EQUAL(world, device_open(&device, &options), STATUS_OK);
+    const struct ops *ops = device_ops(device);
+    const int64_t whole = 2 * world->size * CHUNK;
+    struct arena arena = {
+        .source = {.device = device, .alloc = ops->memory_alloc, .free = ops->memory_free}};
+    cp_init(&cp, world, device, ops, whole, WIDTH);
+    for (int pass = 0; pass < 2; pass++) {
+        cp_layout(&cp, &arena);
+        CHECK(world, pass == 1 || arena_reserve(&arena, "test") == STATUS_OK);
+    }
+    for (int64_t tokens = whole; tokens > whole - CHUNK; tokens--) {
+        check_pieces(world, &cp, tokens);
+        for (int dtype = 0; dtype < 2 && world->size > 1; dtype++) { /* one rank gathers nothing */
+            check_rows(world, &cp, dtype == 0 ? DTYPE_F32 : DTYPE_BF16, tokens);
+        }
+    }
+    arena_free(&arena);
+    device_close(device);
+}
+
+/* --- models --- */
+
+enum { STEPS = 6 }; /* as many as the tokens of a tiny model make of 16 tokens */
+
+struct curve {
+    double loss[STEPS], mtp[STEPS], norm[STEPS], aux, valid;
+};
+
+struct ranks_layout {
+    int ep, cp, tp;
+};
+
+static void open_tiny(struct comm *world, struct tiny *tiny, const char *text,
+                      struct ranks_layout at, const char *const *more)
+{
+    const char *overrides[TINY_OVERRIDES] = {0};
+    char layout[3][32];
+    int count = 0;
+    snprintf(layout[0], sizeof layout[0], "parallel.ep=%d", at.ep);
+    snprintf(layout[1], sizeof layout[1], "parallel.cp=%d", at.cp);
+    snprintf(layout[2], sizeof layout[2], "parallel.tp=%d", at.tp);
+    for (int i = 0; i < 3; i++) {
+        overrides[count++] = layout[i];
+    }
+    overrides[count++] = "train.sequence_length=16";
+    if (text == TINY_MIXTRAL) { /* grouped queries */
+        overrides[count++] = "model.num_attention_heads=4";
+        overrides[count++] = "model.num_key_value_heads=2";
+    }
+    if (text == TINY_V3) {
+        overrides[count++] = "router.bias_update_speed=0.01";
+    }
+    for (int i = 0; more != NULL && more[i] != NULL; i++) {
+        CHECK(world, count < TINY_OVERRIDES);
+        overrides[count++] = more[i];
+    }
+    const enum status status = tiny_open(tiny, world, text, overrides);
+    CHECK(world, status == STATUS_OK);
+}
+
+static void train(struct comm *world, const char *text, struct ranks_layout at,
+                  const char *const *more, int steps, struct curve *curve)
+{
+    static struct tiny tiny;
+    int64_t labels = 0;
+    open_tiny(world, &tiny, text, at, more);
+    for (int s = 0; s < steps; s++) {
+        struct step_result result;
+        CHECK(world, stepper_step(&tiny.stepper, s + 1, s * tiny.config.train.global_batch,
+                                  &result) == STATUS_OK);
+        curve->loss[s] = result.loss;
+        curve->mtp[s] = result.mtp_loss;
+        curve->norm[s] = result.grad_norm;
+        curve->aux = s == 0 ? result.aux_loss : curve->aux;
+    }
+    CHECK(world, step_evaluate(&tiny.model, &tiny.loader, 3, &curve->valid, &labels) == STATUS_OK);
+    CHECK(world, labels > 0);
+    tiny_close(&tiny);
+}
+
+static void expect_close(struct comm *world, double got, double want, double allowed)
+{
+    if (!((isnan(got) && isnan(want)) || fabs(got - want) <= allowed * fabs(want))) {
+        fprintf(stderr, "%.9g, one rank %.9g\n", got, want);
+        CHECK(world, false);
+    }
+}
+
+static void compare_at(struct comm *world, const char *text, struct ranks_layout at,
+                       const char *const *more, int steps, const struct curve *one)
+{
+    struct curve own = {0};
+    train(world, text, at, more, steps, &own);
+    expect_close(world, own.loss[0], one->loss[0], 1e-6);
+    expect_close(world, own.aux, one->aux, 1e-6);
+    for (int s = 0; s < steps; s++) {
+        expect_close(world, own.norm[s], one->norm[s], 1e-5);
+        expect_close(world, own.loss[s], one->loss[s], 1e-5);
+        expect_close(world, own.mtp[s], one->mtp[s], 1e-5);
+    }
+    expect_close(world, own.valid, one->valid, 1e-5);
+}
+
+/* Whether a layout is of the few that do without SWITCHYARD_FULL: cp over all ranks, and beside tp
+ * or, on four, dp and ep. */
+static bool is_chosen(struct comm *world, const struct ranks_layout *at)
+{
+    return at->cp == world->size ? at->ep == 2 : at->ep == 4;
+}
+
+/* Every cp that the ranks allow, beside dp and beside tp, with ep on both sides of it. */
+static void compare(struct comm *world, const char *text, const char *const *more, int steps)
+{
+    struct comm alone = {0};
+    struct curve one = {0};
+    comm_split(world, world->rank, 0, &alone);
+    train(&alone, text, (struct ranks_layout){1, 1, 1}, more, steps, &one);
+    for (int cp = 2; cp <= world->size; cp *= 2) {
+        for (int ep = 1; ep <= world->size; ep *= 2) {
+            for (int tp = 1; tp <= 2 && cp * tp <= world->size; tp++) {
+                const struct ranks_layout at = {ep, cp, tp};
+                if (is_full() || is_chosen(world, &at)) {
+                    compare_at(world, text, at, more, steps, &one);
+                }
+            }
+        }
+    }
+    comm_free(&alone);
+}
+
+static void compare_with(struct comm *world, const char *text, const char *more, int steps)
+{
+    const char *const list[] = {more, NULL};
+    compare(world, text, list, steps);
+}
+
+static void test_models(struct comm *world)
+{
+    static const char *const predicting[] = {"model.num_nextn_predict_layers=1",
+                                             "train.recompute=norms", NULL};
+    if (world->size == 1) {
+        return;
+    }
+    compare_with(world, TINY_MIXTRAL, "router.z_loss_coef=0.001", is_full() ? STEPS : 3);
+    compare(world, TINY_V3, predicting, is_full() ? STEPS : 3);
+    if (!is_full()) {
+        return;
+    }
+    compare_with(world, TINY_V2, "model.q_lora_rank=null", 3);
+    compare_with(world, TINY_MIXTRAL, "model.router_jitter_noise=0.1", 1);
+    compare_with(world, TINY_MIXTRAL, "model.sliding_window=5", 3);
+    compare_with(world, TINY_V3, "model.num_nextn_predict_layers=0", 3);
+    compare_with(world, TINY_V3, "train.recompute=block", 1);
+    compare_with(world, TINY_V2, "router.dispatch=padded", 1);
+    compare_with(world, TINY_V2, "train.recompute=experts", 1);
+}
+
+/* --- verify --- */
+
+/* A folder that all ranks see; rank 0 makes it. */
+static void make_folder(struct comm *world, char *path, size_t bytes)
+{
+    snprintf(path, bytes, "/tmp/switchyard-context-XXXXXX");
+    CHECK(world, world->rank != 0 || mkdtemp(path) != NULL);
+    comm_broadcast(world, path, bytes, 0);
+}
+
+/* A wire whose reductions keep this rank's part: what a missing gradient of keys does. */
+static void keep_own(struct comm *comm, void *out, const void *in, int64_t count, enum dtype dtype)
+{
+    const size_t bytes = (size_t)count * dtype_bytes(dtype);
+    memcpy(out, (const char *)in + (size_t)comm->rank * bytes, bytes);
+}
+
+static void detach(struct comm *comm)
+{
+    (void)comm;
+}
+
+static const struct comm_wire lying = {.name = "lying",
+                                       .all_reduce = comm_all_reduce,
+                                       .reduce_scatter = keep_own,
+                                       .all_gather = comm_all_gather,
+                                       .detach = detach};
+
+/* What verify says of a session on these ranks, at rank 0. */
+static bool verified(struct comm *world, const char *text, const char *folder,
+                     const struct comm_wire *wire)
+{
+    static const char *const predicting[] = {"model.num_nextn_predict_layers=1", NULL};
+    static struct tiny tiny;
+    static struct session session;
+    struct verify_report report;
+    char dir[96];
+    open_tiny(world, &tiny, text, (struct ranks_layout){world->size, 2, 1},
+              text == TINY_V3 ? predicting : NULL);
+    snprintf(dir, sizeof dir, "%s/run", folder);
+    session = (struct session){
+        .config = tiny.config, .world = *world, .device = tiny.device, .mesh = tiny.mesh};
+    session.config.run.dir = dir;
+    session.mesh.world = &session.world;
+    session.mesh.cp.wire = wire;
+    CHECK(world, verify_run(&session, &report) == STATUS_OK);
+    if (world->rank == 0 && report.good != (wire == NULL)) {
+        verify_print(stderr, &report);
+    }
+    tiny_close(&tiny);
+    return report.good;
+}
+
+static void test_verify(struct comm *world)
+{
+    static const char *const texts[] = {TINY_MIXTRAL, TINY_V3};
+    char folder[64];
+    if (world->size % 2 != 0) {
+        return;
+    }
+    make_folder(world, folder, sizeof folder);
+    for (int i = is_full() ? 0 : 1; i < 2; i++) {
+        const bool right = verified(world, texts[i], folder, NULL),
+                   wrong = verified(world, texts[i], folder, &lying);
+        CHECK(world, world->rank != 0 || right);
+        CHECK(world, world->rank != 0 || !wrong);
+    }
+    comm_barrier(world);
+    CHECK(world, world->rank != 0 || io_remove_tree(folder) == STATUS_OK);
+}
+
+int main(void)
+{
+    static const struct ranks_test tests[] = {
+        RANKS_TEST(test_rows),
+        RANKS_TEST(test_models),
+        RANKS_TEST(test_verify),
+    };
+    return RANKS_MAIN(tests);
+}
