@@ -82,6 +82,8 @@ relation "parallel.schedule dualpipe: planned only" parallel.pp=2 parallel.sched
 relation "parallel.pp 2 with debug.trace: not built" parallel.pp=2 debug.trace=t.h5
 relation "parallel.pp 2 with sample.every_steps 3: not built" parallel.pp=2 sample.every_steps=3
 relation "parallel.stages: only with parallel.pp above 1" parallel.stages=1,1
+relation "parallel.schedule: only with parallel.pp above 1" parallel.schedule=1f1b
+relation "parallel.schedule: only with parallel.pp above 1" parallel.schedule=zero_bubble
 relation "parallel.virtual_stages: only with parallel.pp above 1" parallel.virtual_stages=2
 relation "is more than model.num_local_experts" model.num_experts_per_tok=5
 relation "does not divide model.num_attention_heads" model.num_key_value_heads=3

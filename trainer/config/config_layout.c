@@ -15,6 +15,9 @@ void config_check_layout(const struct config *config, struct config_errors *erro
     if (pp == 1 && config->parallel.stages.count > 0) {
         config_error(errors, "parallel.stages: only with parallel.pp above 1");
     }
+    if (pp == 1 && config->parallel.schedule != CONFIG_PIPELINE_AUTO) {
+        config_error(errors, "parallel.schedule: only with parallel.pp above 1");
+    }
     if (pp == 1) {
         return;
     }
