@@ -98,9 +98,12 @@ enum status background_init(struct background *background, struct comm *comm,
                            "checkpoint.async: the HDF5 library here is built without thread "
                            "safety: use Debian's, or checkpoint.async: false");
     }
-    TRY(snapshot_init(&background->snapshot, slices, count, device));
-    start_thread(background, touch); /* beside the first step; without it the first copy does it */
-    return STATUS_OK;
+    return snapshot_init(&background->snapshot, slices, count, device);
+}
+
+void background_touch(struct background *background)
+{
+    start_thread(background, touch); /* where there is none to be had, the first copy does it */
 }
 
 void background_free(struct background *background)

@@ -30,12 +30,14 @@ struct background {
     double seconds;       /* that this rank has worked on the save */
 };
 
-/* Local. Memory for a copy of the slices (snapshot_init, which says of `device`); a thread touches
- * it from here on, so that the first save costs what others cost. Errors: STATUS_RESOURCE;
- * STATUS_USAGE: HDF5 here is not thread-safe. */
+/* Local. Memory for a copy of the slices (snapshot_init, which says of `device`). Errors:
+ * STATUS_RESOURCE; STATUS_USAGE: HDF5 here is not thread-safe. */
 enum status background_init(struct background *background, struct comm *comm,
                             const struct checkpoint_slice *slices, int64_t count,
                             struct device *device, bool roams) __attribute__((warn_unused_result));
+/* Local, before the first save. A thread touches the memory from here on, so that the first save
+ * costs what others cost. */
+void background_touch(struct background *background);
 /* Local. Accepts a zeroed one. A save under way is waited for, and lost: background_finish first.
  */
 void background_free(struct background *background);

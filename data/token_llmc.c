@@ -62,7 +62,7 @@ static int64_t cut(struct token_store *store, int64_t begin)
     int64_t documents = 1;
     for (int64_t i = 1; i < store->tokens; i++) {
         if (token_store_id(store, i) == (uint64_t)begin) {
-            if (store->document_offsets != NULL) {
+            if (store->document_offsets != NULL && documents < store->documents) {
                 store->document_offsets[documents] = i;
             }
             documents++;
@@ -85,8 +85,11 @@ enum status token_llmc_open(struct token_store *store)
     store->largest_id = kind->width == 2 ? UINT16_MAX : INT32_MAX;
     store->tokens_at = HEADER;
     store->eos_id = kind->begin;
-    TRY(token_store_reserve(store, cut(store, kind->begin)));
+    const int64_t documents = cut(store, kind->begin);
+    TRY(block_file_status(store->file));
+    TRY(token_store_reserve(store, documents));
     cut(store, kind->begin);
+    TRY(block_file_status(store->file));
     store->document_offsets[0] = 0;
     store->document_offsets[store->documents] = store->tokens;
     return STATUS_OK;

@@ -17,10 +17,16 @@ static bool has_copy(const struct config *config)
     return config->checkpoint.async && saves_at_edges(config);
 }
 
+/* Whether a run of so many steps comes to save beside the training. */
+static bool saves_beside(const struct config *config)
+{
+    const bool by_time = config->checkpoint.every_minutes > 0 || config->checkpoint.mtbf_hours > 0;
+    return by_time || config->checkpoint.every_steps < config->run.steps;
+}
+
 enum status saving_measure(struct saving_size *size, const struct model *model)
 {
     const struct config *config = model->config;
-    const bool by_time = config->checkpoint.every_minutes > 0 || config->checkpoint.mtbf_hours > 0;
     struct state_slices slices = {0};
     *size = (struct saving_size){0};
     if (!has_copy(config)) {
@@ -30,7 +36,7 @@ enum status saving_measure(struct saving_size *size, const struct model *model)
     if (status == STATUS_OK) {
         size->bytes = snapshot_bytes(slices.slice, slices.count);
         size->tensors = slices.names;
-        size->beside = by_time || config->checkpoint.every_steps < config->run.steps;
+        size->beside = saves_beside(config);
     }
     state_slices_free(&slices);
     return status;
@@ -46,6 +52,9 @@ static enum status init_async(struct saving *saving)
         background_init(&saving->background, saving->world, saving->slices.slice,
                         saving->slices.count, device, saving->config->run.pin);
     saving->async = status == STATUS_OK;
+    if (saving->async && saves_beside(saving->config)) {
+        background_touch(&saving->background);
+    }
     return status == STATUS_OK
                ? STATUS_OK
                : status_fail(status, "%s: set checkpoint.async: false", status_message());

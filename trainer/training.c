@@ -469,12 +469,13 @@ static enum status one_step(struct training *t, double *seconds)
     return STATUS_OK;
 }
 
-/* A signal, the time limit or run.pause_at: saves, and STATUS_PREEMPTED. */
-static enum status stop_early(struct training *t)
+/* A signal, the time limit or run.pause_at, which a step has come to, not a rollback: saves, and
+ * STATUS_PREEMPTED. */
+static enum status stop_early(struct training *t, bool advanced)
 {
     const int signal = signals_agreed(t->world);
     const bool late = deadline_due(&t->deadline, t->world);
-    const bool pauses = t->at.step == t->config->run.pause_at;
+    const bool pauses = advanced && t->at.step == t->config->run.pause_at;
     char why[128];
     if ((signal == 0 && !late && !pauses) || t->at.step >= t->config->run.steps) {
         return STATUS_OK; /* after the last step the run is done, whoever wants it to end */
@@ -501,9 +502,10 @@ static enum status loop(struct training *t)
     TRY(fault_arm(t->config->debug.fault));
     while (t->at.step < t->config->run.steps) {
         const double began = step_clock();
+        const int64_t behind = t->at.step;
         TRY(one_step(t, &step_seconds));
         deadline_step(&t->deadline, step_clock() - began);
-        TRY(stop_early(t));
+        TRY(stop_early(t, t->at.step > behind));
         const int64_t saves = comm_span_begin(t->world);
         TRY(saving_edge(&t->saving, &t->at, step_seconds));
         comm_span_end(t->world, "step edge: saves", saves);

@@ -178,10 +178,36 @@ static int64_t next_rung(const struct sweep *sweep, const struct sweep_trial *tr
     return trial->rungs < sweep->plan.rungs ? sweep->plan.rung[trial->rungs] : 0;
 }
 
+/* The rungs that it has come to. */
+static void record_rungs(const struct sweep *sweep, struct sweep_trial *trial)
+{
+    const int64_t step = trial->step;
+    while (next_rung(sweep, trial) > 0 && next_rung(sweep, trial) <= step) {
+        trial_look(trial, &sweep->plan, next_rung(sweep, trial));
+        trial->rung_value[trial->rungs++] = trial->value;
+    }
+    trial_look(trial, &sweep->plan, 0);
+}
+
+/* Whether one that an earlier sweep left behind has come to its rung since. */
+static bool paused_alone(const struct sweep *sweep, struct sweep_trial *trial)
+{
+    const int rungs = trial->rungs;
+    if (is_interrupted(trial)) {
+        trial_look(trial, &sweep->plan, 0);
+        record_rungs(sweep, trial);
+    }
+    return trial->rungs > rungs;
+}
+
 static enum status start(struct driver *driver, struct sweep_trial *trial)
 {
     const struct sweep_plan *plan = &driver->sweep->plan;
     int slot = 0;
+    if (paused_alone(driver->sweep, trial)) {
+        trial->state = TRIAL_PAUSED;
+        return trial_keep(trial, plan);
+    }
     while (driver->busy[slot]) {
         slot++;
     }
@@ -206,17 +232,6 @@ static void ask(struct driver *driver, struct sweep_trial *trial)
         trial->asked = true;
         kill(trial->pid, listens ? SIGUSR1 : SIGTERM);
     }
-}
-
-/* The rungs that it has come to. */
-static void record_rungs(const struct sweep *sweep, struct sweep_trial *trial)
-{
-    const int64_t step = trial->step;
-    while (next_rung(sweep, trial) > 0 && next_rung(sweep, trial) <= step) {
-        trial_look(trial, &sweep->plan, next_rung(sweep, trial));
-        trial->rung_value[trial->rungs++] = trial->value;
-    }
-    trial_look(trial, &sweep->plan, 0);
 }
 
 static enum status ended(struct driver *driver, struct sweep_trial *trial, int how)
