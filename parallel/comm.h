@@ -25,7 +25,8 @@ struct comm_activity; /* activity.h */
 struct comm_wire;     /* how device memory travels: transports.h */
 struct device;
 
-/* A message under way. */
+/* A message under way, in pieces of at most COMM_PIECE bytes. */
+#define COMM_PIECE ((size_t)1 << 30)
 enum { COMM_PIECES = 8 };
 struct comm_request {
     int pieces;
@@ -103,9 +104,9 @@ void comm_broadcast(struct comm *comm, void *data, size_t bytes, int root);
 void comm_barrier(struct comm *comm);
 
 /* From one rank of the group to another, `peer`, which is not this one; not collective. Messages
- * between two ranks arrive in the order they were sent, and the receiver knows their size, below 8
- * GiB. start begins one and waits for nobody; `data` stays as it is until finish, which waits until
- * it has been taken. */
+ * between two ranks arrive in the order they were sent, and the receiver knows their size, at most
+ * COMM_PIECES x COMM_PIECE. start begins one and waits for nobody; `data` stays as it is until
+ * finish, which waits until it has been taken. */
 void comm_send_start(struct comm *comm, const void *data, size_t bytes, int peer,
                      struct comm_request *request);
 void comm_send_finish(struct comm *comm, struct comm_request *request);

@@ -7,7 +7,7 @@
 #include "parallel/transports.h"
 
 /* MPI counts are int: larger messages go in pieces of this many bytes. */
-static const size_t PIECE = (size_t)1 << 30;
+static const size_t PIECE = COMM_PIECE;
 enum { MAX_REQUESTS = 4096 };
 /* Tags: of the pieces of an all-to-all, and of messages that may be under way beside one. */
 enum { TAG_EXCHANGE, TAG_MESSAGE };

@@ -68,6 +68,12 @@ int mesh_first(const struct mesh_shape *shape, int ranks, enum mesh_group group,
 /* The same of mesh->ends. */
 int mesh_ends_first(const struct mesh_shape *shape, int ranks, int rank);
 
+/* Local. The lowest rank of the last stage. */
+static inline int mesh_last_stage(const struct mesh *mesh)
+{
+    return mesh->world->size - mesh->world->size / mesh->shape.pp;
+}
+
 /* Collective over world. Errors: mesh_check's. */
 enum status mesh_init(struct mesh *mesh, struct comm *world, const struct mesh_shape *shape,
                       int64_t experts) __attribute__((warn_unused_result));

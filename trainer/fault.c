@@ -107,10 +107,17 @@ static enum status parse(const char *text, struct request *request)
                      text);
 }
 
-enum status fault_check(const char *text)
+enum status fault_check(const char *text, int heads)
 {
     struct request request;
-    return parse(text, &request);
+    TRY(parse(text, &request));
+    if (request.event >= 0 && events[request.event].factor != 1 && request.rank < heads) {
+        return status_fail(STATUS_USAGE,
+                           "debug.fault %s: gradients begin on the last pipeline stage: name a "
+                           "rank of it, from %d on",
+                           text, heads);
+    }
+    return STATUS_OK;
 }
 
 enum status fault_arm(const char *text)

@@ -7,7 +7,8 @@
  * the end of the file half way) or flip (one bit is wrong).
  * "KIND:STEP:RANK": on that rank at that step: kill (SIGKILL), segv, stop (SIGSTOP: a rank that
  * hangs), exit (leaves with 1). Of the batch that step has in a run that passes over none: nan
- * (this rank's gradients are NaN), gradient (1 % too large), spike (1000 times too large). slow:
+ * (this rank's gradients are NaN), gradient (1 % too large), spike (1000 times too large); of a
+ * pipeline's last stage only, and with it those that it sends. slow:
  * from that step on forward and backward take this rank 1.5 times as long. Behind that step's
  * update one bit flips in its copy of a weight that another rank updates (weight), or of a router's
  * bias (bias).
@@ -19,9 +20,10 @@
 
 #include "kernels/base/status.h"
 
-/* NULL: nothing. fault_check only looks at it; fault_arm arms what is of file operations. Errors:
+/* NULL: nothing. fault_check only looks at it; heads: the lowest rank of the last pipeline stage,
+ * where the gradients begin that can be wrong. fault_arm arms what is of file operations. Errors:
  * STATUS_USAGE. */
-enum status fault_check(const char *text) __attribute__((warn_unused_result));
+enum status fault_check(const char *text, int heads) __attribute__((warn_unused_result));
 enum status fault_arm(const char *text) __attribute__((warn_unused_result));
 
 /* At the start of a step: kills or stops this process where the text asks for it. */

@@ -34,20 +34,13 @@ static uint64_t hash_region(const struct model *model, const struct region *regi
     return both[0];
 }
 
-/* Collective over comm. Of each of count <= 4 hashes: whether all ranks have it; all of them. */
-static bool all_equal(struct comm *comm, const uint64_t *hash, int count)
+/* Collective over the region's ranks: whether all have the same in it. */
+static bool all_equal(const struct model *model, const struct region *region)
 {
-    int64_t bounds[8];
-    bool equal = true;
-    for (int i = 0; i < count; i++) {
-        bounds[2 * i] = (int64_t)(hash[i] >> 1);
-        bounds[2 * i + 1] = -bounds[2 * i];
-    }
-    comm_all_reduce(comm, bounds, 2 * (int64_t)count, DTYPE_I64, REDUCE_MAX);
-    for (int i = 0; i < count; i++) {
-        equal = equal && bounds[2 * i] == -bounds[2 * i + 1];
-    }
-    return equal;
+    const int64_t hash = (int64_t)(hash_region(model, region) >> 1);
+    int64_t bounds[2] = {hash, -hash};
+    comm_all_reduce(region->comm, bounds, 2, DTYPE_I64, REDUCE_MAX);
+    return bounds[0] == -bounds[1];
 }
 
 static struct region group_region(const struct model *model, enum param_group g)
@@ -60,12 +53,13 @@ static struct region group_region(const struct model *model, enum param_group g)
                            .columns = 1};
 }
 
+/* Of all blocks, on every rank of every stage. */
 static struct region bias_region(const struct model *model)
 {
     const int64_t experts = model->arch.experts,
                   blocks = model->router_bias != NULL ? architecture_moe_blocks(&model->arch) : 0;
     return (struct region){.name = "e_score_correction_bias of [router, expert]",
-                           .comm = model->group[PARAM_DENSE].zero.comm,
+                           .comm = model->mesh->world,
                            .data = (const char *)model->router_bias,
                            .dtype = DTYPE_F32,
                            .count = blocks * experts,
@@ -88,8 +82,7 @@ static bool find_tensor(const struct model *model, enum param_group g, struct re
         region.data += (size_t)param->offset * dtype_bytes(region.dtype);
         region.count = param->count;
         region.columns = param->shape[param->ndim - 1];
-        const uint64_t hash = hash_region(model, &region);
-        if (!all_equal(region.comm, &hash, 1)) {
+        if (!all_equal(model, &region)) {
             *found = region;
             return true;
         }
@@ -212,23 +205,14 @@ static enum status tell(const struct replicas *replicas, int64_t step, const str
 enum status replicas_check(struct replicas *replicas, int64_t step)
 {
     struct model *model = replicas->model;
-    const struct region dense = group_region(model, PARAM_DENSE), bias = bias_region(model);
-    const uint64_t common[2] = {hash_region(model, &dense), hash_region(model, &bias)};
-    enum status status = STATUS_OK;
-    if (!all_equal(dense.comm, common, 2)) {
-        struct region first = bias;
-        const bool biases = all_equal(dense.comm, common, 1);
-        if (biases || find_tensor(model, PARAM_DENSE, &first)) {
-            status = tell(replicas, step, &first);
-        }
-    }
-    for (int g = PARAM_DENSE + 1; g < model->params.groups; g++) {
+    const struct region bias = bias_region(model);
+    enum status status = all_equal(model, &bias) ? STATUS_OK : tell(replicas, step, &bias);
+    for (int g = 0; g < model->params.groups; g++) {
         const struct region group = group_region(model, (enum param_group)g);
-        const uint64_t hash = hash_region(model, &group);
         struct region first;
         TRY(comm_agree(model->mesh->world, status,
                        NULL)); /* groups may differ in what they found */
-        if (!all_equal(group.comm, &hash, 1) && find_tensor(model, (enum param_group)g, &first)) {
+        if (!all_equal(model, &group) && find_tensor(model, (enum param_group)g, &first)) {
             status = tell(replicas, step, &first);
         }
     }

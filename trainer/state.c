@@ -202,12 +202,22 @@ enum status state_save(const struct model *model, const char *root, const struct
     return status;
 }
 
-/* Whether the checkpoint holds the model's first parameter as `kind`. */
-static enum status has_kind(const struct model *model, const char *path, enum kind kind, bool *has)
+/* Collective over world. Whether the checkpoint holds rank 0's first parameter as `kind`, and,
+ * where dtype is not NULL, the dtype of that weight: stages of a pipeline begin with others. */
+static enum status find_kind(const struct model *model, const char *path, enum kind kind, bool *has,
+                             enum dtype *dtype)
 {
+    const char *first = model->params.table[0].name;
+    struct comm *world = model->mesh->world;
     char name[NAME_BYTES];
-    snprintf(name, sizeof name, "%s%s", prefix[kind], model->params.table[0].name);
-    return checkpoint_holds(path, name, has);
+    snprintf(name, sizeof name, "%s%s", prefix[kind], first);
+    TRY(comm_agree(world, checkpoint_holds(path, name, has), NULL));
+    comm_broadcast(world, has, sizeof *has, 0);
+    if (dtype != NULL) {
+        TRY(comm_agree(world, checkpoint_dtype(path, first, dtype), NULL));
+        comm_broadcast(world, dtype, sizeof *dtype, 0);
+    }
+    return STATUS_OK;
 }
 
 /* Slices of one kind, from tensors under the names `name_prefix`NAME; with the masters, the router
@@ -273,9 +283,7 @@ static enum status resume_masters(struct model *model, const char *path)
 {
     bool masters = false;
     enum dtype dtype = DTYPE_COUNT;
-    TRY(comm_agree(model->mesh->world, has_kind(model, path, KIND_MASTER, &masters), NULL));
-    TRY(comm_agree(model->mesh->world, checkpoint_dtype(path, model->params.table[0].name, &dtype),
-                   NULL));
+    TRY(find_kind(model, path, KIND_MASTER, &masters, &dtype));
     if (!masters && dtype != DTYPE_F32) {
         return state_load_weights(model, path);
     }
@@ -287,7 +295,7 @@ static enum status resume_masters(struct model *model, const char *path)
 static enum status load_average(struct model *model, const char *path)
 {
     bool averages = false;
-    TRY(comm_agree(model->mesh->world, has_kind(model, path, KIND_EMA, &averages), NULL));
+    TRY(find_kind(model, path, KIND_EMA, &averages, NULL));
     if (!averages) {
         return status_fail(
             STATUS_MISMATCH,
@@ -389,7 +397,7 @@ static enum status resume_average(struct model *model, const char *path)
 {
     const bool wanted = model->config->optimizer.ema > 0;
     bool there = false;
-    TRY(comm_agree(model->mesh->world, has_kind(model, path, KIND_EMA, &there), NULL));
+    TRY(find_kind(model, path, KIND_EMA, &there, NULL));
     if (wanted && there) {
         return load_kind(model, path, KIND_EMA, prefix[KIND_EMA]);
     }

@@ -27,7 +27,16 @@ static enum status check_schedule(const struct config *config, int64_t batch, in
     const struct pipeline_shape shape =
         stages_shape(config, config->parallel.schedule, config->parallel.pp,
                      batch / config->train.micro_batch / ranks);
-    return pipeline_fits(&shape);
+    if (pipeline_fits(&shape) == STATUS_OK) {
+        return STATUS_OK;
+    }
+    char why[256];
+    snprintf(why, sizeof why, "%s", status_message());
+    return status_fail(STATUS_USAGE,
+                       "%s: micro-batches are a batch of %lld (train.global_batch) / "
+                       "train.micro_batch %lld / %lld ranks with data of their own",
+                       why, (long long)batch, (long long)config->train.micro_batch,
+                       (long long)ranks);
 }
 
 enum status stepper_check(const struct config *config, int64_t ranks)

@@ -278,7 +278,7 @@ static enum status check(struct training *t, bool fresh)
     const struct config *config = t->config;
     TRY(stepper_check(config, t->session->mesh.dp.size));
     TRY(comm_agree(t->world, stages_check(config), NULL));
-    TRY(fault_check(config->debug.fault));
+    TRY(fault_check(config->debug.fault, mesh_last_stage(&t->session->mesh)));
     TRY(deadline_init(&t->deadline, config->run.time_limit));
     t->deadline.started = t->began;
     TRY(comm_agree(t->world, optimizer_check(config), NULL));

@@ -7,6 +7,7 @@
 #include "checkpoints/difference.h"
 #include "kernels/base/io.h"
 #include "kernels/base/json_out.h"
+#include "trainer/fault.h"
 #include "trainer/state.h"
 #include "trainer/step.h"
 #include "trainer/synthetic.h"
@@ -360,7 +361,10 @@ enum status verify_run(const struct session *session, struct verify_report *repo
     snprintf(layout->root, sizeof layout->root, "%.4000s/layout", place);
     snprintf(reference->root, sizeof reference->root, "%.4000s/one-rank", place);
     snprintf(again, sizeof again, "%.4000s/again", place);
-    enum status status = comm_agree(world, world->rank == 0 ? make_room(place) : STATUS_OK, NULL);
+    enum status status = fault_check(layout->config.debug.fault, mesh_last_stage(&session->mesh));
+    if (status == STATUS_OK) {
+        status = comm_agree(world, world->rank == 0 ? make_room(place) : STATUS_OK, NULL);
+    }
     if (status == STATUS_OK) {
         status = run_both(session, layout, reference, again, again_path);
         if (status == STATUS_OK && world->rank == 0) {

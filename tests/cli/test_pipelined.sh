@@ -65,6 +65,21 @@ thin parallel.pp=2 parallel.virtual_stages=2
 LAYOUTS
 }
 
+# Batches from fewer micro-batches than stages to twice as many and more; a router's bias that flips on one stage; gradients
+# that begin on another one.
+check_others() {
+    local base=$work/$family-ramp
+    piped 1 "$base-1" run.steps=6 train.global_batch=24 train.batch_ramp.start=2 train.batch_ramp.increment=2 train.batch_ramp.tokens=512
+    piped 2 "$base-2" run.steps=6 train.global_batch=24 train.batch_ramp.start=2 train.batch_ramp.increment=2 train.batch_ramp.tokens=512 parallel.pp=2
+    [ "$(metric "$base-1" tokens | sort -u | wc -l)" -ge 3 ] || fail "the batch did not grow"
+    close_to 1e-5 "$(metric "$base-1" loss)" "$(metric "$base-2" loss)" "losses of a growing batch"
+    expect_rc 77 ranks 2 "$binary" train "$work/tiny.yaml" "run.dir=$work/bias" parallel.pp=2 run.steps=6 guard.replicas_every_steps=1 debug.fault=bias:3:0
+    expect_text "step 3: copies of e_score_correction_bias"
+    expect_error 64 "name a rank of it, from 1 on" ranks 2 "$binary" train "$work/tiny.yaml" "run.dir=$work/wrong" parallel.pp=2 run.verify=true debug.fault=gradient:1:0
+    expect_rc 1 ranks 2 "$binary" train "$work/tiny.yaml" "run.dir=$work/wrong" parallel.pp=2 run.verify=true debug.fault=gradient:1:1
+}
+
 check_family deepseek_v3
+[ "$full" != 1 ] || check_others
 [ "$full" != 1 ] || check_family mixtral
 finish

@@ -17,20 +17,53 @@ static enum status make_table(struct pipe *pipe, const struct pipeline_shape *sh
     return pipeline_init(&pipe->table, &own);
 }
 
+static int64_t most(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* What the table wants, where it is more than other tables want. */
 static enum status count_letters(struct pipe *pipe, int64_t rank)
 {
-    enum { SENDING = 2 }; /* one under way while the next is made */
+    int64_t sending = 0;
     struct pipeline_room *room = calloc((size_t)pipe->table.shape.ranks, sizeof *room);
     enum status status = room != NULL
                              ? pipeline_check(&pipe->table, room)
                              : status_fail(STATUS_RESOURCE, "out of memory for a pipeline");
     if (status == STATUS_OK) {
-        pipe->inboxes = room[rank].waiting;
-        status = pipeline_sending(&pipe->table, &pipe->outboxes);
+        pipe->inboxes = most(pipe->inboxes, room[rank].waiting);
+        status = pipeline_sending(&pipe->table, &sending);
     }
     free(room);
-    pipe->outboxes = pipe->outboxes < SENDING ? SENDING : pipe->outboxes;
+    pipe->outboxes = most(pipe->outboxes, sending);
     return status;
+}
+
+/* Makes the table of `batches` micro-batches; held[parts] <- what it wants, where it is more. */
+static enum status try_table(struct model *model, int64_t batches, int64_t *held)
+{
+    struct pipe *pipe = &model->pipe;
+    const struct slice *slice = &model->slice;
+    int64_t own[SLICE_PARTS] = {0};
+    TRY(make_table(pipe, &slice->shape, batches));
+    TRY(count_letters(pipe, slice->rank));
+    pipeline_held(&pipe->table, slice->rank, own);
+    for (int64_t part = 0; part < slice->shape.parts; part++) {
+        held[part] = most(held[part], own[part]);
+    }
+    return STATUS_OK;
+}
+
+/* Tables of all steps' sizes, the largest last. */
+static enum status try_tables(struct model *model, int64_t *held)
+{
+    const struct config *config = model->config;
+    const int64_t batches = model->slice.shape.batches, global = config->train.global_batch,
+                  start = config->train.batch_ramp.start, by = config->train.batch_ramp.increment;
+    for (int64_t size = start; size > 0 && size < global; size += by) {
+        TRY(try_table(model, batches * size / global, held));
+    }
+    return try_table(model, batches, held);
 }
 
 static bool counts_travel(const struct model *model)
@@ -52,6 +85,13 @@ static enum status open_letters(struct model *model)
 {
     struct pipe *pipe = &model->pipe;
     struct comm *comm = (struct comm *)&model->mesh->pp;
+    const size_t largest = COMM_PIECES * COMM_PIECE;
+    if (pipe->bytes > largest) {
+        return status_fail(STATUS_USAGE,
+                           "a message between pipeline stages is %zu bytes, more than %zu: lower "
+                           "train.micro_batch %lld or train.sequence_length %lld",
+                           pipe->bytes, largest, (long long)model->batch, (long long)model->length);
+    }
     pipe->inbox = calloc((size_t)pipe->inboxes, sizeof *pipe->inbox);
     pipe->outbox = calloc((size_t)pipe->outboxes, sizeof *pipe->outbox);
     if (pipe->inbox == NULL || pipe->outbox == NULL) {
@@ -90,15 +130,13 @@ static enum status open_slots(struct model *model, const int64_t *held)
 
 enum status pipe_init(struct model *model)
 {
-    struct pipe *pipe = &model->pipe;
-    const struct slice *slice = &model->slice;
+    enum { SENDING = 2 }; /* one under way while the next is made */
     int64_t held[SLICE_PARTS] = {1};
-    if (slice_whole(slice)) {
+    if (slice_whole(&model->slice)) {
         return open_slots(model, held);
     }
-    TRY(make_table(pipe, &slice->shape, slice->shape.batches));
-    TRY(count_letters(pipe, slice->rank));
-    pipeline_held(&pipe->table, slice->rank, held);
+    model->pipe.outboxes = SENDING;
+    TRY(try_tables(model, held));
     size_letters(model);
     TRY(open_letters(model));
     return open_slots(model, held);
@@ -327,7 +365,7 @@ enum status pipe_run(struct model *model, const struct pipe_step *step, struct m
         .step = step,
         .tokens = step->sequences * tp_tokens(&model->tp, cp_tokens(&model->cp, step->sequence))};
     if (pipe->table.shape.batches != step->count) { /* train.batch_ramp */
-        TRY(make_table(pipe, &slice->shape, step->count));
+        TRY(comm_agree(model->mesh->world, make_table(pipe, &slice->shape, step->count), NULL));
     }
     const struct pipeline_track *track = &pipe->table.track[slice->rank];
     clear_losses(model, step);
