@@ -59,6 +59,7 @@ struct watchdog {
     int stack_fd; /* where a signal writes the main thread's calls */
     void *before_end_context;
     void (*_Atomic before_end)(void *context); /* or NULL; set behind its context */
+    atomic_bool said;                          /* it has returned */
 };
 
 /* A handler can reach nothing else. */
@@ -224,18 +225,35 @@ static void call_before_end(const struct watchdog *w)
     }
 }
 
+static void *last_words(void *context)
+{
+    struct watchdog *w = context;
+    call_before_end(w);
+    atomic_store(&w->said, true);
+    return NULL;
+}
+
+/* What is left to write gets a thread and this long, however slow the disk is: the one that speaks
+ * looks at the ticks of the others meanwhile. */
+static void end_ticking(struct watchdog *w, bool speaks)
+{
+    pthread_t thread;
+    const bool writes = pthread_create(&thread, NULL, last_words, w) == 0;
+    for (int ms = 0; ms < 4 * LOOK_MS && !(speaks && (!writes || atomic_load(&w->said)));
+         ms += TICK_MS) {
+        sleep_ms(TICK_MS);
+        w->beat->ticks++;
+    }
+}
+
 static void end_hang(struct watchdog *w, double limit_s)
 {
     dump_stack(w);
-    call_before_end(w);
-    if (claim(w)) {
+    const bool speaks = claim(w);
+    if (speaks) {
         print_hang(w, limit_s);
-    } else {
-        for (int ms = 0; ms < 4 * LOOK_MS; ms += TICK_MS) { /* the one that speaks looks at us */
-            sleep_ms(TICK_MS);
-            w->beat->ticks++;
-        }
     }
+    end_ticking(w, speaks);
     _exit(EXIT_HANG);
 }
 

@@ -130,7 +130,7 @@ name="or'p \"h\" %d"
 printf '%s\n' "base: tiny.yaml" "dir: $name" "set: {run.steps: 40}" "metric: loss" "parameters: {debug.fault: ['stop:20:0', null]}" "launch: {command: setsid -w}" >orphan.yaml
 "$binary" sweep orphan.yaml >"$out" 2>"$err" &
 sweep=$!
-left_behind() { pgrep -f "^[^ ]*switchyard train .*run.dir=$name/0000" || true; }
+left_behind() { pgrep -f "^$binary train .*run.dir=$name/0000" || true; }
 is_stopped() { [ "$(ps -o stat= -p "$(left_behind)" | cut -c 1)" = T ]; }
 wait_for 30 is_stopped || fail "trial 0 did not stop within 30 s"
 kill -KILL "$sweep"
@@ -178,7 +178,7 @@ chmod +x bin/scontrol
 PATH=$PWD/bin:$PATH SLURM_ARRAY_TASK_ID=0 SLURM_JOB_ID=77 bash array2/sweep.sbatch >"$out" 2>"$err" &
 task=$!
 wait_for 30 has_steps array2/0000 3 || fail "no steps within 30 s"
-tr '\0' '\n' <"/proc/$(pgrep -f 'run.dir=array2/0000')/environ" | grep -qx RANKS=x1y || fail "{ranks} inside a word of the launcher"
+tr '\0' '\n' <"/proc/$(pgrep -f "^$binary train .*run.dir=array2/0000")/environ" | grep -qx RANKS=x1y || fail "{ranks} inside a word of the launcher"
 kill -USR1 "$task"
 rc=0
 wait "$task" || rc=$?

@@ -132,6 +132,16 @@ static enum status init_cpu(struct hardware *hardware, const struct config *conf
     return STATUS_OK;
 }
 
+/* The fewest ranks of a stage: a multiple of both. */
+static int64_t fewest_of_stage(int64_t ep, int64_t divided)
+{
+    int64_t ranks = ep;
+    while (ranks % divided != 0) {
+        ranks += ep;
+    }
+    return ranks;
+}
+
 enum status hardware_init(struct hardware *hardware, const struct config *config)
 {
     const int said = config->cluster.gpu, gpu = said != CONFIG_GPU_AUTO ? said
@@ -140,8 +150,9 @@ enum status hardware_init(struct hardware *hardware, const struct config *config
                                                     : CONFIG_GPU_CPU;
     const bool cpu = gpu == CONFIG_GPU_CPU, fp32 = config->train.precision == CONFIG_FP32;
     const int64_t per_node = config->cluster.gpus_per_node,
-                  ep = config->parallel.ep, cp = config->parallel.cp,
-                  fewest = (ep > cp ? ep : cp) * config->parallel.pp,
+                  fewest = config->parallel.pp *
+                           fewest_of_stage(config->parallel.ep,
+                                           config->parallel.cp * config->parallel.tp),
                   usual = !cpu                                  ? 8
                           : fewest % config->cluster.nodes == 0 ? fewest / config->cluster.nodes
                                                                 : 1;

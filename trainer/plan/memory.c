@@ -140,11 +140,12 @@ size_t memory_outside(const struct config *config, const struct hardware *hardwa
 {
     const size_t batch = (size_t)config->train.global_batch / (size_t)dp *
                          (size_t)config->train.sequence_length * 4 * sizeof(int32_t);
+    const int64_t all = dp * config->parallel.tp * config->parallel.cp * config->parallel.pp;
     if (!hardware->cpu) {
         return outside_of_gpu(config, arch);
     }
-    const size_t ranks = dp > 1 ? CPU_RANKS_MIB : 0,
-                 tensors = (size_t)(memory->tensors * dp) * SAVED_TENSOR_BYTES;
+    const size_t ranks = all > 1 ? CPU_RANKS_MIB : 0,
+                 tensors = (size_t)(memory->tensors * all) * SAVED_TENSOR_BYTES;
     return (CPU_PROGRAM_MIB + ranks + CPU_THREAD_MIB * (size_t)hardware->threads) * MIB + batch +
            scratch_of_cpu(config, arch, memory, dp, ep) +
            (memory->stages ? save_block_bytes(memory->staging) + tensors : 0);

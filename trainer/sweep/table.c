@@ -181,10 +181,10 @@ static enum status write_best(const struct sweep *sweep, const struct sweep_tria
     TRY(io_read_file(path, &text, &bytes, most_bytes));
     const char *line = strstr(text, "\n  dir: ");
     const char *pause = line != NULL ? strstr(line, "\n  pause_at: ") : NULL;
-    FILE *out = pause != NULL ? open_memstream(&whole, &whole_bytes) : NULL;
+    FILE *out = line != NULL ? open_memstream(&whole, &whole_bytes) : NULL;
     if (out == NULL) {
         free(text);
-        return status_fail(STATUS_INTERNAL, "%s: no run.dir and run.pause_at in it", path);
+        return status_fail(STATUS_INTERNAL, "%s: no run.dir in it", path);
     }
     snprintf(dir, sizeof dir, "%.4000s-best", sweep->plan.dir);
     fprintf(out, "# The best of %s: trial %04lld, %s %.6g. Train it: switchyard train best.yaml\n",
@@ -192,7 +192,11 @@ static enum status write_best(const struct sweep *sweep, const struct sweep_tria
     fprintf(out, "%.*s", (int)(line - text), text);
     json_out_text(out, "\n  dir: ", dir); /* YAML reads it alike */
     const char *rest = strchr(line + 1, '\n');
-    fprintf(out, "%.*s\n  pause_at: 0%s", (int)(pause - rest), rest, strchr(pause + 1, '\n'));
+    if (pause != NULL) {
+        fprintf(out, "%.*s\n  pause_at: 0%s", (int)(pause - rest), rest, strchr(pause + 1, '\n'));
+    } else { /* trained by a version that had no pauses */
+        fputs(rest, out);
+    }
     fclose(out);
     snprintf(path, sizeof path, "%.4000s/best.yaml", sweep->plan.dir);
     const enum status status = io_write_file(path, whole, whole_bytes);
