@@ -428,7 +428,10 @@ static void warn_exchange(struct plan *plan)
 
 static bool has_context(const struct plan *plan)
 {
-    return plan->cp == 1 || (plan->hardware.cpu && plan->config->train.precision != CONFIG_FP8);
+    const struct config *config = plan->config;
+    return plan->cp == 1 || (plan->hardware.cpu && config->train.precision != CONFIG_FP8 &&
+                             config->router.capacity_factor == 0 &&
+                             config->run.deterministic != CONFIG_DETERMINISTIC_LAYOUT);
 }
 
 bool plan_trains(const struct plan *plan)
@@ -447,14 +450,20 @@ static void warn_all(struct plan *plan)
         warn(plan, "parallel.schedule %s: planned only, this version trains with 1f1b",
              pipeline_names[plan->shape.schedule]);
     }
+    if (plan->pp > 1 && has_stages(plan) && !plan->hardware.cpu) {
+        warn(plan,
+             "parallel.pp %lld on GPUs: this version trains it with run.comm=mpi only, whose "
+             "messages go through the host: slower than planned here",
+             (long long)plan->pp);
+    }
     if (!has_split(plan)) {
         warn(plan, "parallel.tp %lld with fp8: planned only, this version trains it with bf16",
              (long long)plan->tp);
     }
     if (!has_context(plan)) {
         warn(plan,
-             "parallel.cp %lld on GPUs or with fp8: planned only, this version trains it on the "
-             "CPU, with fp32 or bf16",
+             "parallel.cp %lld on GPUs, or with fp8, capacities or run.deterministic layout: "
+             "planned only, this version trains it on the CPU, with fp32 or bf16",
              (long long)plan->cp);
     }
     if (plan->tp > plan->hardware.ranks_per_node) {

@@ -31,6 +31,7 @@ static void plan_one(struct search_result *result, const struct config *config,
         return;
     }
     result->fits = plan->fits;
+    result->trains = plan_trains(plan);
     result->memory = plan->memory.all;
     result->tokens_per_s = plan->tokens_per_s;
     result->step = plan->time.step;
@@ -182,12 +183,6 @@ static void print_part(const struct search *search, int64_t first, int64_t end, 
     }
 }
 
-/* Schedules that are more than planned. */
-static bool is_trained(const struct search_result *r)
-{
-    return r->pp == 1 || r->schedule.pipeline == CONFIG_PIPELINE_1F1B;
-}
-
 /* The best of all, and of those that this version trains. */
 static void print_best(const struct search *search)
 {
@@ -204,11 +199,11 @@ static void print_best(const struct search *search)
     }
     search_overrides(&search->result[0], text, sizeof text);
     printf("\nbest: %s\n", text);
-    while (best < search->fitting && !is_trained(&search->result[best])) {
+    while (best < search->fitting && !search->result[best].trains) {
         best++;
     }
     if (best == search->fitting) {
-        printf("none of those that fit has a schedule that this version trains: 1f1b\n");
+        printf("none of those that fit is more than planned: see the warnings of `plan`\n");
     } else if (best > 0) {
         search_overrides(&search->result[best], text, sizeof text);
         printf("best that this version trains: %s\n", text);

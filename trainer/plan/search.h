@@ -16,8 +16,8 @@ struct search_result {
     struct compare_schedule schedule;
     double tokens_per_s, step, bubble; /* 0: not planned */
     size_t memory;
-    bool legal, fits;
-    char why[PLAN_TEXT]; /* not */
+    bool legal, fits, trains; /* plan_trains */
+    char why[PLAN_TEXT];      /* not */
 };
 
 struct search {
