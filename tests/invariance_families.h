@@ -58,6 +58,16 @@ static void iv_rope(struct invariance *v)
     invariance_compare(v, x.data, IV_HEADS * IV_DIM * dtype_bytes(v->act), tensor_bytes(&x));
 }
 
+/* Of groups of so many rows: device memory. */
+static const int64_t *iv_boundaries(struct invariance *v, int64_t tokens)
+{
+    int64_t offset[INVARIANCE_POOL + 1];
+    for (int64_t i = 0; i <= v->count; i++) {
+        offset[i] = i * tokens;
+    }
+    return invariance_upload(v, offset, (size_t)(v->count + 1) * sizeof *offset);
+}
+
 static void iv_swiglu(struct invariance *v)
 {
     const struct tensor gate_up = invariance_in(v, "gate_up", v->act, 2 * v->inner, 0),
@@ -329,12 +339,7 @@ static void iv_grouped(struct invariance *v)
 static void iv_expert_weight(struct invariance *v)
 {
     enum { TOKENS = 7 };
-    int64_t offset[INVARIANCE_POOL + 1];
-    for (int64_t i = 0; i <= v->count; i++) {
-        offset[i] = i * TOKENS;
-    }
-    const int64_t *boundaries =
-        invariance_upload(v, offset, (size_t)(v->count + 1) * sizeof *offset);
+    const int64_t *boundaries = iv_boundaries(v, TOKENS);
     struct tensor x = invariance_in(v, "x", v->act, TOKENS * v->width, 0),
                   dy = invariance_in(v, "dy", v->act, TOKENS * v->inner, 0);
     const struct tensor dw = invariance_out(v, DTYPE_F32, v->inner * v->width);
@@ -350,12 +355,7 @@ static void iv_fixed_weight(struct invariance *v)
     enum { TOKENS = 7 };
     static const struct fixed_point scale = {.scale = 0x1p40F, .limit = 0x1p62F};
     const int64_t matrix = v->inner * v->width;
-    int64_t offset[INVARIANCE_POOL + 1];
-    for (int64_t i = 0; i <= v->count; i++) {
-        offset[i] = i * TOKENS;
-    }
-    const int64_t *boundaries =
-        invariance_upload(v, offset, (size_t)(v->count + 1) * sizeof *offset);
+    const int64_t *boundaries = iv_boundaries(v, TOKENS);
     struct fixed_point *point = invariance_upload(v, &scale, sizeof scale);
     struct tensor x = invariance_in(v, "x", v->act, TOKENS * v->width, 0),
                   dy = invariance_in(v, "dy", v->act, TOKENS * v->inner, 0);
@@ -544,12 +544,7 @@ static void iv_fp8_fixed(struct invariance *v)
     static const struct fixed_point scale = {.scale = 0x1p40F, .limit = 0x1p62F};
     const int64_t rows = v->count * TOKENS, columns = fp8_token_columns(rows, v->count),
                   matrix = v->inner * v->width, cols[2] = {v->width, v->inner};
-    int64_t offset[INVARIANCE_POOL + 1];
-    for (int64_t i = 0; i <= v->count; i++) {
-        offset[i] = i * TOKENS;
-    }
-    const int64_t *boundaries =
-        invariance_upload(v, offset, (size_t)(v->count + 1) * sizeof *offset);
+    const int64_t *boundaries = iv_boundaries(v, TOKENS);
     struct fixed_point *point = invariance_upload(v, &scale, sizeof scale);
     float *unit = invariance_memory(v, (size_t)matrix * sizeof *unit);
     struct fp8_rows t[2]; /* x, dy */

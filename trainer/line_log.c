@@ -63,7 +63,10 @@ static enum status write_kept(struct line_log *log)
     enum status status = cut_torn(log) ? STATUS_OK : failed(log);
     while (status == STATUS_OK && done < log->kept_bytes) {
         const ssize_t some = write(log->fd, log->kept + done, log->kept_bytes - done);
-        if (some < 0 && errno != EINTR) {
+        if (some == 0) {
+            errno = EIO; /* or nothing would ever change */
+        }
+        if (some == 0 || (some < 0 && errno != EINTR)) {
             status = failed(log);
         }
         done += some > 0 ? (size_t)some : 0;

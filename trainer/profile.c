@@ -40,7 +40,8 @@ enum status profile_open(struct profile *profile, const struct mesh *mesh,
     struct comm *world = mesh->world;
     *profile = (struct profile){.world = world,
                                 .config = config,
-                                .blocking = strcmp(comm_wire_name(&mesh->stage), "nccl") != 0};
+                                .blocking = strcmp(comm_wire_name(&mesh->stage), "nccl") != 0 &&
+                                            mesh->pp.size == 1};
     if (!asked(profile)) {
         return STATUS_OK;
     }

@@ -2,9 +2,8 @@
 
 #include <stdlib.h>
 #include <string.h>
-#if H5_VERSION_GE(1, 13, 0)
-#include <H5FDdevelop.h>
-#endif
+
+#include "kernels/base/h5_driver.h"
 
 enum { PAGE_BYTES = 4096, BLOCK_PAGES = 1024 };
 static const int64_t BLOCK_BYTES = (int64_t)PAGE_BYTES * BLOCK_PAGES;
@@ -143,20 +142,6 @@ static herr_t driver_close(H5FD_t *part)
     return 0;
 }
 
-static int driver_compare(const H5FD_t *a, const H5FD_t *b)
-{
-    return (a > b) - (a < b);
-}
-
-/* As HDF5's own file driver: metadata is gathered into few writes. */
-static herr_t driver_query(const H5FD_t *part, unsigned long *flags)
-{
-    (void)part;
-    *flags = H5FD_FEAT_AGGREGATE_METADATA | H5FD_FEAT_ACCUMULATE_METADATA | H5FD_FEAT_DATA_SIEVE |
-             H5FD_FEAT_AGGREGATE_SMALLDATA;
-    return 0;
-}
-
 static haddr_t driver_get_reserved(const H5FD_t *part, H5FD_mem_t type)
 {
     (void)type;
@@ -218,8 +203,8 @@ static const H5FD_class_t driver = {
     .fapl_size = sizeof(struct driver_info),
     .open = driver_open,
     .close = driver_close,
-    .cmp = driver_compare,
-    .query = driver_query,
+    .cmp = h5_driver_compare,
+    .query = h5_driver_query,
     .get_eoa = driver_get_reserved,
     .set_eoa = driver_set_reserved,
     .get_eof = driver_get_end,
@@ -232,10 +217,7 @@ static const H5FD_class_t driver = {
 enum status h5_image_access(hid_t access, struct h5_image *image)
 {
     const struct driver_info info = {.image = image};
-    const hid_t id = H5FDregister(&driver);
-    const bool good = id >= 0 && H5Pset_driver(access, id, &info) >= 0;
-    if (id >= 0) {
-        H5FDunregister(id); /* the list and the file hold it from here on */
-    }
-    return good ? STATUS_OK : status_fail(STATUS_INTERNAL, "HDF5 refuses the driver for images");
+    return h5_driver_set(access, &driver, &info)
+               ? STATUS_OK
+               : status_fail(STATUS_INTERNAL, "HDF5 refuses the driver for images");
 }

@@ -3,9 +3,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#if H5_VERSION_GE(1, 13, 0)
-#include <H5FDdevelop.h>
-#endif
+
+#include "kernels/base/h5_driver.h"
 
 /* What HDF5 knows as an open file: its own part first. */
 struct driver_file {
@@ -38,20 +37,6 @@ static H5FD_t *driver_open(const char *name, unsigned flags, hid_t access, haddr
 static herr_t driver_close(H5FD_t *part)
 {
     free(part);
-    return 0;
-}
-
-static int driver_compare(const H5FD_t *a, const H5FD_t *b)
-{
-    return (a > b) - (a < b);
-}
-
-/* As HDF5's own file driver: metadata is read in few pieces. */
-static herr_t driver_query(const H5FD_t *part, unsigned long *flags)
-{
-    (void)part;
-    *flags = H5FD_FEAT_AGGREGATE_METADATA | H5FD_FEAT_ACCUMULATE_METADATA | H5FD_FEAT_DATA_SIEVE |
-             H5FD_FEAT_AGGREGATE_SMALLDATA;
     return 0;
 }
 
@@ -119,8 +104,8 @@ static const H5FD_class_t driver = {
     .fapl_size = sizeof(struct driver_info),
     .open = driver_open,
     .close = driver_close,
-    .cmp = driver_compare,
-    .query = driver_query,
+    .cmp = h5_driver_compare,
+    .query = h5_driver_query,
     .get_eoa = driver_get_allocated,
     .set_eoa = driver_set_allocated,
     .get_eof = driver_get_end,
@@ -131,12 +116,9 @@ static const H5FD_class_t driver = {
 
 static hid_t open_with(const struct driver_info *info, const char *path)
 {
-    const hid_t access = H5Pcreate(H5P_FILE_ACCESS), id = H5FDregister(&driver);
-    const bool good = access >= 0 && id >= 0 && H5Pset_driver(access, id, info) >= 0;
+    const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+    const bool good = access >= 0 && h5_driver_set(access, &driver, info);
     const hid_t file = good ? H5Fopen(path, H5F_ACC_RDONLY, access) : -1;
-    if (id >= 0) {
-        H5FDunregister(id); /* the list and the file hold it from here on */
-    }
     if (access >= 0) {
         H5Pclose(access);
     }

@@ -35,7 +35,7 @@ struct work {
     float *dq, *dk, *dv;         /* [T,qk] [T,qk] [T,v] */
     float *delta;                /* [T] rowsum(dO * O) */
     float score[TILE * TILE], dscore[TILE * TILE];
-    float by_row[TILE * TILE / 2], by_column[TILE * TILE / 2]; /* pairs of one of the two */
+    float paired[TILE * TILE / 2]; /* one of the two as pairs */
 };
 
 static int64_t up(int64_t value, int64_t unit)
@@ -73,37 +73,26 @@ static void row_products(const struct work *w, float *c, const float *rows, cons
             (int64_t[]){stride, 1}, tiles + k0 * stride, TILE, (int64_t[]){TILE, dim});
 }
 
-/* out[TILE,cols] of query tile `row` += weights (or gradients of scores) [TILE queries, TILE keys]
- * times the rows of keys (or values) from k0 on. */
-static void sum_over_keys(struct work *w, float *out, const float *weight, const float *rows,
-                          int64_t cols, const int64_t at[2])
-{
-    const int64_t q0 = at[0], k0 = at[1];
-    const enum part part = k0 == w->ahead + q0 ? LOWER_A : WHOLE;
-    if (w->pairs) {
-        tile_pair_columns(w->by_column, weight, TILE, TILE);
-        product(true, part, out + q0 * cols, cols, w->by_column, (int64_t[]){TILE / 2, 1},
-                rows + k0 / 2 * cols, cols, (int64_t[]){cols, TILE});
-        return;
-    }
-    product(false, part, out + q0 * cols, cols, weight, (int64_t[]){TILE, 1}, rows + k0 * cols,
-            cols, (int64_t[]){cols, TILE});
-}
+/* What a sum is of: the keys that queries see, or the queries that see keys. */
+enum over { KEYS, QUERIES };
 
-/* The same summed over the queries from q0 on, for the keys of tile k0: out += weight^T rows. */
-static void sum_over_queries(struct work *w, float *out, const float *weight, const float *rows,
-                             int64_t cols, const int64_t at[2])
+/* out[TILE,cols] of query tile q0 += weights (or gradients of scores) [TILE queries, TILE keys]
+ * times the rows of keys (or values) from k0 on; or, over queries, of key tile k0 += weight^T times
+ * the rows of queries (or dO) from q0 on. */
+static void sum_over(enum over over, struct work *w, float *out, const float *weight,
+                     const float *rows, int64_t cols, const int64_t at[2])
 {
-    const int64_t q0 = at[0], k0 = at[1];
-    const enum part part = k0 == w->ahead + q0 ? UPPER_A : WHOLE;
+    const int64_t q0 = at[0], k0 = at[1], to = over == KEYS ? q0 : k0,
+                  from = over == KEYS ? k0 : q0, unit = w->pairs ? 2 : 1;
+    const enum part diagonal = over == KEYS ? LOWER_A : UPPER_A;
+    const int64_t by_row[2] = {TILE / unit, 1}, by_column[2] = {1, TILE};
+    const float *factor = w->pairs ? w->paired : weight;
     if (w->pairs) {
-        tile_pair_rows(w->by_row, weight, TILE, TILE);
-        product(true, part, out + k0 * cols, cols, w->by_row, (int64_t[]){1, TILE},
-                rows + q0 / 2 * cols, cols, (int64_t[]){cols, TILE});
-        return;
+        (over == KEYS ? tile_pair_columns : tile_pair_rows)(w->paired, weight, TILE, TILE);
     }
-    product(false, part, out + k0 * cols, cols, weight, (int64_t[]){1, TILE}, rows + q0 * cols,
-            cols, (int64_t[]){cols, TILE});
+    product(w->pairs, k0 == w->ahead + q0 ? diagonal : WHOLE, out + to * cols, cols, factor,
+            over == KEYS ? by_row : by_column, rows + from / unit * cols, cols,
+            (int64_t[]){cols, TILE});
 }
 
 CPU_CLONES static void scale_row(float *row, float scale, int64_t count)
@@ -171,7 +160,7 @@ static void forward_tile(struct work *w, const struct attention_shape *shape, in
             const float shrink = softmax_row(w->score + i * TILE, &most[i], &sum[i]);
             scale_row(w->out + (q0 + i) * w->v, shrink, w->v);
         }
-        sum_over_keys(w, w->out, w->score, w->vals, w->v, (int64_t[]){q0, k0});
+        sum_over(KEYS, w, w->out, w->score, w->vals, w->v, (int64_t[]){q0, k0});
     }
     for (int64_t i = 0; i < TILE && q0 + i < shape->sequence; i++) {
         scale_row(w->out + (q0 + i) * w->v, 1.0F / sum[i], w->v);
@@ -415,9 +404,9 @@ static void backward_tile(struct work *w, const struct attention_shape *shape, i
         gradient_row(w->score + i * TILE, w->dscore + i * TILE, real ? lse[q0 + i] : -MASKED,
                      w->delta[q0 + i]);
     }
-    sum_over_queries(w, w->dv, w->score, w->d_out, w->v, at);
-    sum_over_queries(w, w->dk, w->dscore, w->q, w->qk, at);
-    sum_over_keys(w, w->dq, w->dscore, w->k, w->qk, at);
+    sum_over(QUERIES, w, w->dv, w->score, w->d_out, w->v, at);
+    sum_over(QUERIES, w, w->dk, w->dscore, w->q, w->qk, at);
+    sum_over(KEYS, w, w->dq, w->dscore, w->k, w->qk, at);
 }
 
 /* dO, and delta = rowsum(dO * O). With pairs, w->out holds O as pairs. */

@@ -25,7 +25,7 @@ only() {
         { grep -vE "^($2):" || true; } | sed 's/$/   <- belongs elsewhere/' >>"$problems"
 }
 only 'mpi\.h' 'parallel/comm_mpi\.c'
-only 'hdf5\.h' 'kernels/base/h5_(image|reader)\.[ch]|checkpoints/[a-z0-9_]+\.[ch]|data/token_(h5|writer)\.c'
+only 'hdf5\.h' 'kernels/base/h5_(driver|image|reader)\.[ch]|checkpoints/[a-z0-9_]+\.[ch]|data/token_(h5|writer)\.c'
 only '(oneapi/)?dnnl' 'kernels/cpu/[a-z0-9_]+\.[ch]'
 only 'omp\.h' 'kernels/cpu/[a-z0-9_]+\.[ch]'
 only 'yaml\.h' 'trainer/config/config_yaml\.c|trainer/sweep/plan\.c'

@@ -4,20 +4,9 @@
  * SWITCHYARD_FULL=1: every layout, V2 and ways to save memory, too.
  */
 #include <math.h>
-#include <unistd.h>
 
-#include "kernels/base/io.h"
+#include "axis_check.h"
 #include "parallel/context.h"
-#include "parallel/transports.h"
-#include "ranks.h"
-#include "tiny_model.h"
-#include "trainer/verify.h"
-
-static bool is_full(void)
-{
-    const char *full = getenv("SWITCHYARD_FULL");
-    return full != NULL && strcmp(full, "1") == 0;
-}
 
 /* --- rows --- */
 
@@ -225,7 +214,7 @@ static void compare(struct comm *world, const char *text, const char *const *mor
         for (int ep = 1; ep <= world->size; ep *= 2) {
             for (int tp = 1; tp <= 2 && cp * tp <= world->size; tp++) {
                 const struct ranks_layout at = {ep, cp, tp};
-                if (is_full() || is_chosen(world, &at)) {
+                if (axis_full() || is_chosen(world, &at)) {
                     compare_at(world, text, at, more, steps, &one);
                 }
             }
@@ -247,9 +236,9 @@ static void test_models(struct comm *world)
     if (world->size == 1) {
         return;
     }
-    compare_with(world, TINY_MIXTRAL, "router.z_loss_coef=0.001", is_full() ? STEPS : 3);
-    compare(world, TINY_V3, predicting, is_full() ? STEPS : 3);
-    if (!is_full()) {
+    compare_with(world, TINY_MIXTRAL, "router.z_loss_coef=0.001", axis_full() ? STEPS : 3);
+    compare(world, TINY_V3, predicting, axis_full() ? STEPS : 3);
+    if (!axis_full()) {
         return;
     }
     compare_with(world, TINY_V2, "model.q_lora_rank=null", 3);
@@ -261,57 +250,14 @@ static void test_models(struct comm *world)
     compare_with(world, TINY_V2, "train.recompute=experts", 1);
 }
 
-/* --- verify --- */
-
-/* A folder that all ranks see; rank 0 makes it. */
-static void make_folder(struct comm *world, char *path, size_t bytes)
-{
-    snprintf(path, bytes, "/tmp/switchyard-context-XXXXXX");
-    CHECK(world, world->rank != 0 || mkdtemp(path) != NULL);
-    comm_broadcast(world, path, bytes, 0);
-}
-
-/* A wire whose reductions keep this rank's part: what a missing gradient of keys does. */
-static void keep_own(struct comm *comm, void *out, const void *in, int64_t count, enum dtype dtype)
-{
-    const size_t bytes = (size_t)count * dtype_bytes(dtype);
-    memcpy(out, (const char *)in + (size_t)comm->rank * bytes, bytes);
-}
-
-static void detach(struct comm *comm)
-{
-    (void)comm;
-}
-
-static const struct comm_wire lying = {.name = "lying",
-                                       .all_reduce = comm_all_reduce,
-                                       .reduce_scatter = keep_own,
-                                       .all_gather = comm_all_gather,
-                                       .detach = detach};
-
-/* What verify says of a session on these ranks, at rank 0. */
-static bool verified(struct comm *world, const char *text, const char *folder,
-                     const struct comm_wire *wire)
+/* What verify says, at rank 0. */
+static bool verified(struct comm *world, const char *text, const char *folder, bool lies)
 {
     static const char *const predicting[] = {"model.num_nextn_predict_layers=1", NULL};
     static struct tiny tiny;
-    static struct session session;
-    struct verify_report report;
-    char dir[96];
     open_tiny(world, &tiny, text, (struct ranks_layout){world->size, 2, 1},
               text == TINY_V3 ? predicting : NULL);
-    snprintf(dir, sizeof dir, "%s/run", folder);
-    session = (struct session){
-        .config = tiny.config, .world = *world, .device = tiny.device, .mesh = tiny.mesh};
-    session.config.run.dir = dir;
-    session.mesh.world = &session.world;
-    session.mesh.cp.wire = wire;
-    CHECK(world, verify_run(&session, &report) == STATUS_OK);
-    if (world->rank == 0 && report.good != (wire == NULL)) {
-        verify_print(stderr, &report);
-    }
-    tiny_close(&tiny);
-    return report.good;
+    return axis_verified(world, &tiny, folder, offsetof(struct mesh, cp), lies);
 }
 
 static void test_verify(struct comm *world)
@@ -321,15 +267,14 @@ static void test_verify(struct comm *world)
     if (world->size % 2 != 0) {
         return;
     }
-    make_folder(world, folder, sizeof folder);
-    for (int i = is_full() ? 0 : 1; i < 2; i++) {
-        const bool right = verified(world, texts[i], folder, NULL),
-                   wrong = verified(world, texts[i], folder, &lying);
+    axis_folder(world, folder, sizeof folder);
+    for (int i = axis_full() ? 0 : 1; i < 2; i++) {
+        const bool right = verified(world, texts[i], folder, false),
+                   wrong = verified(world, texts[i], folder, true);
         CHECK(world, world->rank != 0 || right);
         CHECK(world, world->rank != 0 || !wrong);
     }
-    comm_barrier(world);
-    CHECK(world, world->rank != 0 || io_remove_tree(folder) == STATUS_OK);
+    axis_folder_end(world, folder);
 }
 
 int main(void)

@@ -4,15 +4,8 @@
  * SWITCHYARD_FULL=1: more layouts, all steps.
  */
 #include <math.h>
-#include <unistd.h>
 
-#include "checkpoints/difference.h"
-#include "kernels/base/io.h"
-#include "parallel/transports.h"
-#include "ranks.h"
-#include "tiny_model.h"
-#include "trainer/state.h"
-#include "trainer/verify.h"
+#include "axis_check.h"
 
 enum { STEPS = 10, LAYERS = 6 };
 
@@ -33,12 +26,6 @@ struct axes {
     int pp, ep, tp;
     const char *more;
 };
-
-static bool is_full(void)
-{
-    const char *full = getenv("SWITCHYARD_FULL");
-    return full != NULL && strcmp(full, "1") == 0;
-}
 
 static void open_tiny(struct comm *world, struct tiny *tiny, const struct kind *kind,
                       const struct axes *axes)
@@ -156,12 +143,12 @@ static const struct axes layouts[] = {{2, 2, 1, NULL}, /* the first of them in a
 static void test_layouts(struct comm *world)
 {
     const size_t few = world->size == 2 ? 4 : 1, all = sizeof layouts / sizeof layouts[0];
-    const int steps = is_full() ? STEPS : 2;
+    const int steps = axis_full() ? STEPS : 2;
     if (world->size == 1) {
         return;
     }
-    compare_all(world, &mixtral, layouts, is_full() ? all : few, steps, false);
-    compare_all(world, &v3, layouts, is_full() ? all : few + 1, steps, false);
+    compare_all(world, &mixtral, layouts, axis_full() ? all : few, steps, false);
+    compare_all(world, &v3, layouts, axis_full() ? all : few + 1, steps, false);
 }
 
 static void test_same_bits(struct comm *world)
@@ -188,47 +175,11 @@ static void test_same_bits(struct comm *world)
     if (world->size == 1) {
         return;
     }
-    for (size_t k = 0; k < (is_full() ? sizeof kinds / sizeof kinds[0] : 1); k++) {
+    for (size_t k = 0; k < (axis_full() ? sizeof kinds / sizeof kinds[0] : 1); k++) {
         const bool v3_blocks = kinds[k].text == TINY_V3;
-        compare_all(world, &kinds[k], axes, v3_blocks && is_full() ? 4 : 2, is_full() ? 3 : 2,
+        compare_all(world, &kinds[k], axes, v3_blocks && axis_full() ? 4 : 2, axis_full() ? 3 : 2,
                     true);
     }
-}
-
-/* --- checkpoints and verify --- */
-
-/* A folder that all ranks see; rank 0 makes it. */
-static void make_folder(struct comm *world, char *path, size_t bytes)
-{
-    snprintf(path, bytes, "/tmp/switchyard-pipe-XXXXXX");
-    CHECK(world, world->rank != 0 || mkdtemp(path) != NULL);
-    comm_broadcast(world, path, bytes, 0);
-}
-
-static void save_of(struct comm *world, struct tiny *tiny, const char *folder, const char *name,
-                    char *checkpoint, size_t bytes)
-{
-    char root[128];
-    const struct progress_state at = {.step = 1};
-    snprintf(root, sizeof root, "%s/%s", folder, name);
-    CHECK(world, world->rank != 0 || io_make_dir(root) == STATUS_OK);
-    comm_barrier(world);
-    CHECK(world, state_save(&tiny->model, root, &at, "none") == STATUS_OK);
-    snprintf(checkpoint, bytes, "%s/00000001", root);
-}
-
-static void tell(void *context, const struct difference *d)
-{
-    (void)context;
-    fprintf(stderr, "%s differs\n", d->name);
-}
-
-static void expect_same(struct comm *world, const char *a, const char *b)
-{
-    struct difference_figures figures = {0};
-    CHECK(world, difference_find(a, b, &figures, tell, NULL) == STATUS_OK);
-    CHECK_EQUAL(world, figures.different, 0);
-    CHECK(world, figures.same > 0);
 }
 
 /* From one rank to stages and back; initial weights are the same whatever the stages. */
@@ -246,28 +197,28 @@ static void between_layouts(struct comm *world, const struct kind *kind, const s
     }
     comm_split(world, world->rank == 0 ? 0 : 1, world->rank, &self);
     open_tiny(world, &tiny, kind, axes);
-    save_of(world, &tiny, folder, label[0], path[0], sizeof path[0]);
+    axis_save(world, &tiny, folder, label[0], path[0], sizeof path[0]);
     if (world->rank == 0) {
         open_tiny(&self, &alone, kind, &whole);
-        save_of(&self, &alone, folder, label[1], path[1], sizeof path[1]);
-        expect_same(world, path[0], path[1]);
+        axis_save(&self, &alone, folder, label[1], path[1], sizeof path[1]);
+        axis_same(world, path[0], path[1]);
         CHECK(world, stepper_step(&alone.stepper, 1, 0, &result) == STATUS_OK);
-        save_of(&self, &alone, folder, label[2], path[2], sizeof path[2]);
+        axis_save(&self, &alone, folder, label[2], path[2], sizeof path[2]);
     }
     comm_broadcast(world, path[2], sizeof path[2], 0);
     if (tiny.config.run.deterministic == CONFIG_DETERMINISTIC_LAYOUT) { /* every tensor's bits */
         char stepped[24];
         snprintf(stepped, sizeof stepped, "%s-step", name);
         CHECK(world, stepper_step(&tiny.stepper, 1, 0, &result) == STATUS_OK);
-        save_of(world, &tiny, folder, stepped, path[3], sizeof path[3]);
+        axis_save(world, &tiny, folder, stepped, path[3], sizeof path[3]);
         if (world->rank == 0) {
-            expect_same(world, path[2], path[3]);
+            axis_same(world, path[2], path[3]);
         }
     }
     CHECK(world, state_load(&tiny.model, path[2], &at) == STATUS_OK);
-    save_of(world, &tiny, folder, label[3], path[3], sizeof path[3]);
+    axis_save(world, &tiny, folder, label[3], path[3], sizeof path[3]);
     if (world->rank == 0) {
-        expect_same(world, path[2], path[3]);
+        axis_same(world, path[2], path[3]);
         tiny_close(&alone);
     }
     tiny_close(&tiny);
@@ -283,70 +234,35 @@ static void test_checkpoints(struct comm *world)
     if (world->size == 1) {
         return;
     }
-    make_folder(world, folder, sizeof folder);
+    axis_folder(world, folder, sizeof folder);
     between_layouts(world, &layout, &plain, folder, "v3");
-    if (is_full()) {
+    if (axis_full()) {
         between_layouts(world, &mixtral, &thin, folder, "mixtral");
     }
-    comm_barrier(world);
-    CHECK(world, world->rank != 0 || io_remove_tree(folder) == STATUS_OK);
+    axis_folder_end(world, folder);
 }
 
-/* A wire whose reductions keep this rank's part: what a missing reduction does. */
-static void keep_own(struct comm *comm, void *out, const void *in, int64_t count, enum dtype dtype)
-{
-    const size_t bytes = (size_t)count * dtype_bytes(dtype);
-    memcpy(out, (const char *)in + (size_t)comm->rank * bytes, bytes);
-}
-
-static void detach(struct comm *comm)
-{
-    (void)comm;
-}
-
-static const struct comm_wire lying = {.name = "lying",
-                                       .all_reduce = comm_all_reduce,
-                                       .reduce_scatter = keep_own,
-                                       .all_gather = comm_all_gather,
-                                       .detach = detach};
-
-/* What verify says of a session on these ranks, at rank 0. */
-static bool verified(struct comm *world, const struct kind *kind, const char *folder,
-                     const struct comm_wire *wire)
+/* What verify says, at rank 0. */
+static bool verified(struct comm *world, const struct kind *kind, const char *folder, bool lies)
 {
     static struct tiny tiny;
-    static struct session session;
     const struct axes axes = {.pp = 2};
-    struct verify_report report;
-    char dir[96];
     open_tiny(world, &tiny, kind, &axes);
-    snprintf(dir, sizeof dir, "%s/run", folder);
-    session = (struct session){
-        .config = tiny.config, .world = *world, .device = tiny.device, .mesh = tiny.mesh};
-    session.config.run.dir = dir;
-    session.mesh.world = &session.world;
-    session.mesh.ends.wire = wire;
-    CHECK(world, verify_run(&session, &report) == STATUS_OK);
-    if (world->rank == 0 && report.good != (wire == NULL)) {
-        verify_print(stderr, &report);
-    }
-    tiny_close(&tiny);
-    return report.good;
+    return axis_verified(world, &tiny, folder, offsetof(struct mesh, ends), lies);
 }
 
 static void test_verify(struct comm *world)
 {
     char folder[64];
-    if (world->size == 1 || (world->size > 2 && !is_full())) {
+    if (world->size == 1 || (world->size > 2 && !axis_full())) {
         return;
     }
-    make_folder(world, folder, sizeof folder);
-    const bool right = verified(world, &v3, folder, NULL),
-               wrong = verified(world, &v3, folder, &lying);
+    axis_folder(world, folder, sizeof folder);
+    const bool right = verified(world, &v3, folder, false),
+               wrong = verified(world, &v3, folder, true);
     CHECK(world, world->rank != 0 || right);
     CHECK(world, world->rank != 0 || !wrong);
-    comm_barrier(world);
-    CHECK(world, world->rank != 0 || io_remove_tree(folder) == STATUS_OK);
+    axis_folder_end(world, folder);
 }
 
 int main(void)

@@ -4,16 +4,9 @@
  * SWITCHYARD_FULL=1: V2 and ways to save memory, too.
  */
 #include <math.h>
-#include <unistd.h>
 
-#include "checkpoints/difference.h"
-#include "kernels/base/io.h"
+#include "axis_check.h"
 #include "parallel/tensor.h"
-#include "parallel/transports.h"
-#include "ranks.h"
-#include "tiny_model.h"
-#include "trainer/state.h"
-#include "trainer/verify.h"
 
 /* --- rows --- */
 
@@ -196,12 +189,6 @@ static void compare(struct comm *world, const char *text, const char *more, int 
     comm_free(&alone);
 }
 
-static bool is_full(void)
-{
-    const char *full = getenv("SWITCHYARD_FULL");
-    return full != NULL && strcmp(full, "1") == 0;
-}
-
 static void test_models(struct comm *world)
 {
     if (world->size % 2 != 0) {
@@ -209,7 +196,7 @@ static void test_models(struct comm *world)
     }
     compare(world, TINY_MIXTRAL, "router.z_loss_coef=0.001", 10);
     compare(world, TINY_V3, NULL, 10);
-    if (!is_full()) {
+    if (!axis_full()) {
         return;
     }
     compare(world, TINY_V2, "model.q_lora_rank=null", 3);
@@ -217,42 +204,6 @@ static void test_models(struct comm *world)
     compare(world, TINY_V3, "train.recompute=norms", 1);
     compare(world, TINY_V3, "train.recompute=block", 1);
     compare(world, TINY_V2, "router.dispatch=padded", 1);
-}
-
-/* --- checkpoints and verify --- */
-
-/* A folder that all ranks see; rank 0 makes it. */
-static void make_folder(struct comm *world, char *path, size_t bytes)
-{
-    snprintf(path, bytes, "/tmp/switchyard-tensor-XXXXXX");
-    CHECK(world, world->rank != 0 || mkdtemp(path) != NULL);
-    comm_broadcast(world, path, bytes, 0);
-}
-
-static void save_of(struct comm *world, struct tiny *tiny, const char *folder, const char *name,
-                    char *checkpoint, size_t bytes)
-{
-    char root[128];
-    const struct progress_state at = {.step = 1};
-    snprintf(root, sizeof root, "%s/%s", folder, name);
-    CHECK(world, world->rank != 0 || io_make_dir(root) == STATUS_OK);
-    comm_barrier(world);
-    CHECK(world, state_save(&tiny->model, root, &at, "none") == STATUS_OK);
-    snprintf(checkpoint, bytes, "%s/00000001", root);
-}
-
-static void tell(void *context, const struct difference *d)
-{
-    (void)context;
-    fprintf(stderr, "%s differs\n", d->name);
-}
-
-static void expect_same(struct comm *world, const char *a, const char *b)
-{
-    struct difference_figures figures = {0};
-    CHECK(world, difference_find(a, b, &figures, tell, NULL) == STATUS_OK);
-    CHECK_EQUAL(world, figures.different, 0);
-    CHECK(world, figures.same > 0);
 }
 
 /* From one rank to tp 2 and back; initial weights are the same whatever tp. */
@@ -269,24 +220,24 @@ static void between_layouts(struct comm *world, const char *text, const char *fo
     }
     comm_split(world, world->rank == 0 ? 0 : 1, world->rank, &self);
     open_tiny(world, &tiny, text, world->size, 2, "optimizer.ema=0.5");
-    save_of(world, &tiny, folder, label[0], path[0], sizeof path[0]);
+    axis_save(world, &tiny, folder, label[0], path[0], sizeof path[0]);
     if (world->rank == 0) {
         open_tiny(&self, &alone, text, 1, 1, "optimizer.ema=0.5");
-        save_of(&self, &alone, folder, label[1], path[1], sizeof path[1]);
-        expect_same(world, path[0], path[1]);
+        axis_save(&self, &alone, folder, label[1], path[1], sizeof path[1]);
+        axis_same(world, path[0], path[1]);
         CHECK(world, stepper_step(&alone.stepper, 1, 0, &result) == STATUS_OK);
-        save_of(&self, &alone, folder, label[2], path[2], sizeof path[2]);
+        axis_save(&self, &alone, folder, label[2], path[2], sizeof path[2]);
     }
     comm_broadcast(world, path[2], sizeof path[2], 0);
     CHECK(world, state_load(&tiny.model, path[2], &at) == STATUS_OK);
-    save_of(world, &tiny, folder, label[3], path[3], sizeof path[3]);
+    axis_save(world, &tiny, folder, label[3], path[3], sizeof path[3]);
     if (world->rank == 0) {
-        expect_same(world, path[2], path[3]);
+        axis_same(world, path[2], path[3]);
         model_initialize(&alone.model);
         CHECK(world, state_load(&alone.model, path[3], &at) == STATUS_OK);
         snprintf(label[3], sizeof label[3], "%s-back", name);
-        save_of(&self, &alone, folder, label[3], path[1], sizeof path[1]);
-        expect_same(world, path[2], path[1]);
+        axis_save(&self, &alone, folder, label[3], path[1], sizeof path[1]);
+        axis_same(world, path[2], path[1]);
         tiny_close(&alone);
     }
     tiny_close(&tiny);
@@ -299,54 +250,20 @@ static void test_checkpoints(struct comm *world)
     if (world->size % 2 != 0) {
         return;
     }
-    make_folder(world, folder, sizeof folder);
+    axis_folder(world, folder, sizeof folder);
     between_layouts(world, TINY_MIXTRAL, folder, "mixtral");
-    if (is_full()) {
+    if (axis_full()) {
         between_layouts(world, TINY_V3, folder, "v3");
     }
-    comm_barrier(world);
-    CHECK(world, world->rank != 0 || io_remove_tree(folder) == STATUS_OK);
+    axis_folder_end(world, folder);
 }
 
-/* A wire whose reductions keep this rank's part: what a missing reduction does. */
-static void keep_own(struct comm *comm, void *out, const void *in, int64_t count, enum dtype dtype)
-{
-    const size_t bytes = (size_t)count * dtype_bytes(dtype);
-    memcpy(out, (const char *)in + (size_t)comm->rank * bytes, bytes);
-}
-
-static void detach(struct comm *comm)
-{
-    (void)comm;
-}
-
-static const struct comm_wire lying = {.name = "lying",
-                                       .all_reduce = comm_all_reduce,
-                                       .reduce_scatter = keep_own,
-                                       .all_gather = comm_all_gather,
-                                       .detach = detach};
-
-/* What verify says of a session on these ranks, at rank 0. */
-static bool verified(struct comm *world, const char *text, const char *folder,
-                     const struct comm_wire *wire)
+/* What verify says, at rank 0. */
+static bool verified(struct comm *world, const char *text, const char *folder, bool lies)
 {
     static struct tiny tiny;
-    static struct session session;
-    struct verify_report report;
-    char dir[96];
     open_tiny(world, &tiny, text, world->size, 2, "model.initializer_range=0.1");
-    snprintf(dir, sizeof dir, "%s/run", folder);
-    session = (struct session){
-        .config = tiny.config, .world = *world, .device = tiny.device, .mesh = tiny.mesh};
-    session.config.run.dir = dir;
-    session.mesh.world = &session.world;
-    session.mesh.tp.wire = wire;
-    CHECK(world, verify_run(&session, &report) == STATUS_OK);
-    if (world->rank == 0 && report.good != (wire == NULL)) {
-        verify_print(stderr, &report);
-    }
-    tiny_close(&tiny);
-    return report.good;
+    return axis_verified(world, &tiny, folder, offsetof(struct mesh, tp), lies);
 }
 
 static void test_verify(struct comm *world)
@@ -356,15 +273,14 @@ static void test_verify(struct comm *world)
     if (world->size % 2 != 0) {
         return;
     }
-    make_folder(world, folder, sizeof folder);
-    for (int i = 0; i < (is_full() ? 2 : 1); i++) {
-        const bool right = verified(world, texts[i], folder, NULL),
-                   wrong = verified(world, texts[i], folder, &lying);
+    axis_folder(world, folder, sizeof folder);
+    for (int i = 0; i < (axis_full() ? 2 : 1); i++) {
+        const bool right = verified(world, texts[i], folder, false),
+                   wrong = verified(world, texts[i], folder, true);
         CHECK(world, world->rank != 0 || right);
         CHECK(world, world->rank != 0 || !wrong);
     }
-    comm_barrier(world);
-    CHECK(world, world->rank != 0 || io_remove_tree(folder) == STATUS_OK);
+    axis_folder_end(world, folder);
 }
 
 int main(void)
