@@ -90,7 +90,7 @@ EOF
 expect_rc 0 python3 compare.py
 
 # DeepSeek-V3 as published, for people; the budget and its price.
-v3=("$source_dir/configs/deepseek-v3.yaml" train.precision=fp8 parallel.pp=16 parallel.schedule=dualpipe cluster.nodes=256 cluster.gpu=h800)
+v3=("$source_dir/configs/deepseek-v3.yaml" train.precision=fp8 parallel.pp=16 parallel.schedule=dualpipe train.batch_ramp.start=15360 cluster.nodes=256 cluster.gpu=h800)
 expect_rc 0 "$binary" plan "${v3[@]}" --tokens 14.8T --price 2
 expect_text "2048 ranks: 256 x 8 h800"
 expect_text "pp 16 (dualpipe)"

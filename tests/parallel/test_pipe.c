@@ -114,7 +114,7 @@ static const struct kind mixtral = {TINY_MIXTRAL,
                                {"model.num_nextn_predict_layers=1", "router.bias_update_speed=0.01",
                                 "router.sequence_loss_coef=0.01"}};
 
-/* Whether there are as many micro-batches as dualpipe_v wants. */
+/* Whether there are ranks for it, and as many micro-batches as dualpipe_v wants. */
 static bool enough(const struct comm *world, const struct kind *kind, const struct axes *axes)
 {
     const char *more = axes->more != NULL ? axes->more : "";
@@ -122,6 +122,9 @@ static bool enough(const struct comm *world, const struct kind *kind, const stru
     int micro = 2;
     for (int i = 0; i < 5 && kind->more[i] != NULL; i++) {
         micro = strcmp(kind->more[i], "train.micro_batch=1") == 0 ? 1 : micro;
+    }
+    if (world->size % (axes->pp * tp * cp) != 0) {
+        return false;
     }
     return strstr(more, "dualpipe_v") == NULL ||
            8 / micro / (world->size / (axes->pp * tp * cp)) >= 2 * axes->pp;
