@@ -196,6 +196,11 @@ void model_part_forward(struct model *model, const struct model_unit *unit,
     }
 }
 
+void model_take_unit(struct model *model, const struct model_unit *unit)
+{
+    take_batch(model, unit->batch, unit->count, unit->sequence);
+}
+
 void model_part_loss(struct model *model, const struct model_unit *unit)
 {
     const int64_t width = model->arch.width, layers = model->arch.layers;
