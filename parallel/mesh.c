@@ -21,6 +21,7 @@ static const struct {
     [MESH_STAGE] = {"stage", offsetof(struct mesh, stage), DP | CP | TP, false},
     [MESH_EP] = {"ep", offsetof(struct mesh, ep), EP, true},
     [MESH_ETP] = {"etp", offsetof(struct mesh, etp), ETP, true},
+    [MESH_EXPERTS] = {"experts", offsetof(struct mesh, experts), EP | ETP, true},
     [MESH_EDP] = {"edp", offsetof(struct mesh, edp), EDP, true},
 };
 
@@ -98,8 +99,8 @@ enum status mesh_init(struct mesh *mesh, struct comm *world, const struct mesh_s
 }
 
 /* Groups that exchange device memory, but for those of stages. */
-static const enum mesh_group carriers[] = {MESH_STAGE, MESH_TP,  MESH_CP,
-                                           MESH_EP,    MESH_EDP, MESH_REPLICAS};
+static const enum mesh_group carriers[] = {MESH_STAGE,   MESH_TP,  MESH_CP,
+                                           MESH_EXPERTS, MESH_EDP, MESH_REPLICAS};
 enum { CARRIERS = sizeof carriers / sizeof carriers[0] };
 
 /* How mail travels, of groups that do by `kind`. NOTE: an NCCL message takes both its ranks at

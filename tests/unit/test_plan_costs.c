@@ -89,6 +89,7 @@ static const struct exchange_shape v3 = {.tokens = 4096,
                                          .groups = 8,
                                          .top_groups = 4,
                                          .ep = 64,
+                                         .etp = 1,
                                          .ranks_per_node = 8,
                                          .by_node = true,
                                          .row_out = 7168 + 56 * 4,
@@ -121,6 +122,7 @@ static void test_bytes_of_messages(void **state)
                                            .groups = 1,
                                            .top_groups = 1,
                                            .ep = 8,
+                                           .etp = 1,
                                            .ranks_per_node = 8,
                                            .row_out = 100,
                                            .row_back = 10};
@@ -194,12 +196,16 @@ static void test_deepseek_v3_as_published(void **state)
     static struct plan plan;
     struct config config;
     struct hardware hardware;
-    char *overrides[] = {(char[]){"train.precision=fp8"}, (char[]){"parallel.pp=16"},
-                         (char[]){"parallel.ep=64"}, (char[]){"cluster.nodes=256"},
-                         (char[]){"cluster.gpu=h800"}};
+    char *overrides[] = {(char[]){"train.precision=fp8"},
+                         (char[]){"parallel.pp=16"},
+                         (char[]){"parallel.ep=64"},
+                         (char[]){"cluster.nodes=256"},
+                         (char[]){"cluster.gpu=h800"},
+                         (char[]){"parallel.schedule=dualpipe"},
+                         (char[]){"train.batch_ramp.start=15360"}};
     config_init(&config);
     config.planning = true;
-    assert_int_equal(config_load(&config, SOURCE_DIR "/configs/deepseek-v3.yaml", overrides, 5),
+    assert_int_equal(config_load(&config, SOURCE_DIR "/configs/deepseek-v3.yaml", overrides, 7),
                      STATUS_OK);
     assert_int_equal(hardware_init(&hardware, &config), STATUS_OK);
     assert_int_equal(plan_make(&plan, &config, &hardware), STATUS_OK);

@@ -244,6 +244,8 @@ const struct field config_fields[] = {
     ENUM("router.dispatch", router.dispatch, "exact", dispatch_names, NULL,
          "padded: messages of the worst case's size, the host waits for no counts"),
     INT("parallel.ep", parallel.ep, 1, 65536, "1", "ranks that share one set of experts"),
+    INT("parallel.etp", parallel.etp, 1, 64, "1",
+        "ranks that share the matrices of each expert (docs/parallelism.md)"),
     INT("parallel.pp", parallel.pp, 1, 1024, "1", "pipeline stages: ranks that share the layers"),
     INT("parallel.tp", parallel.tp, 1, 64, "1",
         "ranks that share dense matrices by heads and widths, and the tokens of each sequence"),
@@ -251,8 +253,9 @@ const struct field config_fields[] = {
         "ranks that share the tokens of each sequence, attention included, and no matrices"),
     INT("parallel.zero", parallel.zero, 1, 1, "1", "1: optimizer state sharded over replicas"),
     ENUM("parallel.schedule", parallel.schedule, "auto", pipeline_names, NULL,
-         "of the pipeline where pp > 1; train: 1f1b; plan takes all; auto: 1f1b, in plan dualpipe "
-         "where the micro-batches suffice and virtual_stages is 1"),
+         "of the pipeline where pp > 1; auto: zero_bubble, 1f1b where virtual_stages interleave; "
+         "dualpipe "
+         "has the weights twice: planned only"),
     INT("parallel.virtual_stages", parallel.virtual_stages, 1, 64, "1",
         "1f1b: parts a stage is cut into, interleaved (Megatron's virtual pipeline)"),
     REALS("parallel.stages", parallel.stages, 0, 4096,
@@ -348,10 +351,9 @@ const struct field config_fields[] = {
     INT("guard.replicas_every_steps", guard.replicas_every_steps, 0, 1e12, "100",
         "steps between comparisons of the weights that several ranks hold, made before every save, "
         "too; 0: never"),
-    TEXT(
-        "debug.fault", debug.fault, "null",
-        "drills: io:KIND:OPERATION or read:KIND:OPERATION, the file operation that fails; or "
-        "KIND:STEP:RANK, what happens there (docs/health.md)"),
+    TEXT("debug.fault", debug.fault, "null",
+         "drills: io:KIND:OPERATION or read:KIND:OPERATION, the file operation that fails; or "
+         "KIND:STEP:RANK, what happens there (docs/health.md)"),
     TEXT("debug.profile", debug.profile, "null",
          "Chrome trace of every rank's phases, operations and messages (chrome://tracing, "
          "Perfetto)"),
@@ -373,6 +375,5 @@ const struct unbuilt_key config_unbuilt[] = {
     {"model.hidden_act", "silu"},
     {"model.attention_bias", "false"},
     {"model.tie_word_embeddings", "false"},
-    {"parallel.etp", "1"},
 };
 const int config_unbuilt_count = sizeof config_unbuilt / sizeof config_unbuilt[0];
