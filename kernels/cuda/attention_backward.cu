@@ -70,25 +70,25 @@ DEVICE void load_facts(struct query_facts<TILE> &facts, const struct backward_ca
  * `dp` = dO.v becomes P (dP - delta). */
 template <int TILE>
 DEVICE void gradient(float &score, float &dp, float scale, const struct query_facts<TILE> &facts,
-                     int query, int key, int64_t q0, int64_t k0)
+                     int query, int key, int q0, int k0)
 {
     /* At most 1: of huge scores the rounding alone is more than exp2 can take. */
-    const bool visible = key <= query + (int)(q0 - k0) && key >= facts.low[query] - (int)k0;
+    const bool visible = key <= query + q0 - k0 && key >= facts.low[query] - k0;
     score = visible ? exp2f(fminf(score * scale - facts.lse[query], 0)) : 0;
     dp = score * (dp - facts.delta[query]);
 }
 
 /* Where the tiles of queries begin that see a tile of keys: with the one at the same place, or the
  * one that it lies in. */
-DEVICE int64_t first_query(const visibility &mask, int64_t k0, int tile)
+DEVICE int first_query(const visibility &mask, int k0, int tile)
 {
-    return max(k0 - mask.ahead, (int64_t)0) / tile * tile;
+    return max(k0 - (int)mask.ahead, 0) / tile * tile;
 }
 
 /* How many these are, from the one at q0 on; one at least. */
-DEVICE int64_t tiles_of_queries(const visibility &mask, int64_t q0, int64_t k0, int tile)
+DEVICE int tiles_of_queries(const visibility &mask, int q0, int k0, int tile)
 {
-    int64_t end = q0 + tile;
+    int end = q0 + tile;
     while (end < mask.sequence && first_visible(mask, end) < k0 + tile) {
         end += tile;
     }
@@ -190,19 +190,19 @@ __global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
     T *k = (T *)dynamic, *v = k + TILE * qk_pitch, *p = v + TILE * v_pitch, *ds = p + TILE * ROOM,
       *stage = ds + TILE * ROOM; /* q, d_o */
     const int64_t sequence = call.mask.sequence, count = call.mask.keys, group = blockIdx.y,
-                  sample = blockIdx.z, start = sample * sequence, k_start = sample * count,
-                  k0 = (int64_t)blockIdx.x * TILE;
+                  sample = blockIdx.z, start = sample * sequence, k_start = sample * count;
+    const int k0 = (int)blockIdx.x * TILE;
     const visibility mask = visibility_at(call.mask, sample);
-    const int64_t begin = first_query(mask, k0, TILE);
+    const int begin = first_query(mask, k0, TILE);
     const int warp = threadIdx.x / 32, side = warp % HALVES, own = warp / HALVES * 16;
     const int first = side * UNITS * 16; /* of the warp's queries */
-    const int64_t query_tiles = tiles_of_queries(mask, begin, k0, TILE),
-                  steps = query_tiles * call.per_group;
+    const int query_tiles = tiles_of_queries(mask, begin, k0, TILE),
+              steps = query_tiles * (int)call.per_group;
     float dk[QK / 32][2][4] = {}, dv[V / 32][2][4] = {};
 
-    const auto fetch = [&](int64_t step) {
-        const int64_t head = group * call.per_group + step / query_tiles,
-                      q0 = begin + step % query_tiles * TILE;
+    const auto fetch = [&](int step) {
+        const int64_t head = group * call.per_group + step / query_tiles;
+        const int q0 = begin + step % query_tiles * TILE;
         T *to = stage + step % stages * stage_size;
         load_tile(to, head_at(call.q, start, head), q0, TILE, sequence);
         load_tile(to + TILE * qk_pitch, head_at(call.d_o, start, head), q0, TILE, sequence);
@@ -212,10 +212,10 @@ __global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
     load_tile(k, head_at(call.k, k_start, group), k0, TILE, count);
     load_tile(v, head_at(call.v, k_start, group), k0, TILE, count);
     fetch(0);
-    for (int64_t step = 0; step < steps; step++) {
+    for (int step = 0; step < steps; step++) {
         const T *q = stage + step % stages * stage_size, *d_o = q + TILE * qk_pitch;
         const query_facts<TILE> &known = facts[step % stages];
-        const int64_t first_last = mask.ahead + begin + step % query_tiles * TILE;
+        const int token = (int)mask.ahead + begin + step % query_tiles * TILE;
         float score[UNITS][2][4], dp[UNITS][2][4];
         cp_async_wait<0>();
         __syncthreads(); /* this step's queries are there, the last one's used */
@@ -228,7 +228,7 @@ __global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
         for (int i = 0; i < UNITS * 8; i++) {
             gradient(score[i / 8][i / 4 % 2][i % 4], dp[i / 8][i / 4 % 2][i % 4],
                      call.scale * LOG2_E, known, first + i / 4 * 8 + lane_column() + i % 2,
-                     own + lane_row() + i / 2 % 2 * 8, first_last, k0);
+                     own + lane_row() + i / 2 % 2 * 8, token, k0);
         }
         store_part(p, ROOM, own, first, score);
         store_part(ds, ROOM, own, first, dp);
@@ -271,7 +271,7 @@ __global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
     const int first = side * UNITS * 16; /* of the warp's keys */
     float dq[QK / 32][2][4] = {};
 
-    const auto fetch = [&](int64_t k0) {
+    const auto fetch = [&](int k0) {
         T *to = stage + k0 / TILE % stages * stage_size;
         load_tile(to, head_at(call.k, k_start, group), k0, TILE, mask.keys);
         load_tile(to + TILE * qk_pitch, head_at(call.v, k_start, group), k0, TILE, mask.keys);
@@ -280,9 +280,9 @@ __global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
     load_tile(q, head_at(call.q, start, head), q0, TILE, sequence);
     load_tile(d_o, head_at(call.d_o, start, head), q0, TILE, sequence);
     load_facts(facts[0], call, mask, head, sample, q0);
-    const int64_t begin = first_visible(mask, q0) / TILE * TILE, end = end_visible(mask, q0, TILE);
+    const int begin = first_visible(mask, q0) / TILE * TILE, end = (int)end_visible(mask, q0, TILE);
     fetch(begin);
-    for (int64_t k0 = begin; k0 < end; k0 += TILE) {
+    for (int k0 = begin; k0 < end; k0 += TILE) {
         const T *k = stage + k0 / TILE % stages * stage_size, *v = k + TILE * qk_pitch;
         float score[UNITS][2][4], dp[UNITS][2][4];
         cp_async_wait<0>();
@@ -296,7 +296,7 @@ __global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
         for (int i = 0; i < UNITS * 8; i++) {
             gradient(score[i / 8][i / 4 % 2][i % 4], dp[i / 8][i / 4 % 2][i % 4],
                      call.scale * LOG2_E, facts[0], own + lane_row() + i / 2 % 2 * 8,
-                     first + i / 4 * 8 + lane_column() + i % 2, mask.ahead + q0, k0);
+                     first + i / 4 * 8 + lane_column() + i % 2, (int)(mask.ahead + q0), k0);
         }
         store_part(ds, ROOM, own, first, dp);
         __syncthreads();
