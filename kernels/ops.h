@@ -41,8 +41,7 @@ struct attention_shape {
     enum dtype dtype;      /* of q, k, v, o and their gradients */
     /* A part of a longer attention; keys 0: queries and keys are the same tokens. Else a sample has
      * `keys` keys and values, of which queries stand at the last or between others: query t is
-     * token ahead + t < keys. Backward's dk, dk_rope and dv are f32 then, and add. The CPU has it;
-     * CUDA does not (config: parallel.cp). */
+     * token ahead + t < keys. Backward's dk, dk_rope and dv are f32 then, and add. */
     int64_t keys, ahead;
 };
 

@@ -168,5 +168,9 @@ void comm_device_finish(struct comm *comm);
 /* Local. Whether the wire needs nothing of the host while an operation runs, so that a device can
  * record it (graph_begin, kernels/ops.h). */
 bool comm_device_recordable(const struct comm *comm);
+/* Local, waits for the device. Adds how long the group's operations ran while spans were recorded
+ * (spans.h), and for how much of that the compute stream waited, by the device's clock. False: not
+ * of all of them (some are in a CUDA graph), or of none, where the host waits for each. */
+bool comm_device_times(struct comm *comm, double *run_ms, double *waited_ms);
 
 #endif

@@ -156,3 +156,8 @@ bool comm_device_recordable(const struct comm *comm)
 {
     return wire(comm)->recordable;
 }
+
+bool comm_device_times(struct comm *comm, double *run_ms, double *waited_ms)
+{
+    return wire(comm)->times != NULL && wire(comm)->times(comm, run_ms, waited_ms);
+}

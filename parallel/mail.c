@@ -1,7 +1,6 @@
 #include "parallel/mail.h"
 
 #include <assert.h>
-#include <stdlib.h>
 
 #include "kernels/device.h"
 
@@ -9,7 +8,7 @@ enum status mail_init(struct mail *mail, struct comm *comm, size_t room)
 {
     *mail = (struct mail){.comm = comm, .room = room};
     if (comm->device != NULL && device_stream(comm->device) != NULL) {
-        mail->host = malloc(room);
+        mail->host = device_ops(comm->device)->host_alloc(comm->device, room);
         if (mail->host == NULL) {
             return status_fail(STATUS_RESOURCE, "out of memory for messages of %zu bytes", room);
         }
@@ -20,7 +19,10 @@ enum status mail_init(struct mail *mail, struct comm *comm, size_t room)
 void mail_free(struct mail *mail)
 {
     assert(!mail->under_way);
-    free(mail->host);
+    if (mail->host != NULL) {
+        struct device *device = mail->comm->device;
+        device_ops(device)->host_free(device, mail->host, mail->room);
+    }
     *mail = (struct mail){0};
 }
 

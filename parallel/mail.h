@@ -1,8 +1,7 @@
 /* mail: messages of device memory from one rank to another, begun now and finished later.
  *
  * Over the host's transport (comm_send_start): memory that the host sees as it is, a GPU's through
- * a host buffer of the message's own. NCCL's wire carries none (mesh_attach refuses pipelines over
- * it).
+ * a pinned host buffer of the message's own, beside whatever wire carries the rest.
  */
 #ifndef PARALLEL_MAIL_H
 #define PARALLEL_MAIL_H
@@ -13,7 +12,7 @@
 struct mail {
     struct comm *comm; /* borrowed */
     size_t room;       /* bytes of the largest message */
-    void *host;        /* [room] owned; NULL where the host sees the device's memory */
+    void *host;        /* [room] pinned, owned; NULL where the host sees the device's memory */
     bool under_way;    /* between mail_send_start and mail_send_finish */
     struct comm_request request;
 };

@@ -98,31 +98,43 @@ enum status mesh_init(struct mesh *mesh, struct comm *world, const struct mesh_s
     return STATUS_OK;
 }
 
-/* Whether messages from rank to rank can go along the pipeline. */
-static enum status check_messages(const struct mesh *mesh)
+/* Groups that exchange device memory, but for those of stages. */
+static const enum mesh_group carriers[] = {MESH_STAGE,   MESH_TP,  MESH_CP,
+                                           MESH_EXPERTS, MESH_EDP, MESH_REPLICAS};
+enum { CARRIERS = sizeof carriers / sizeof carriers[0] };
+
+/* How mail travels, of groups that do by `kind`. NOTE: an NCCL message takes both its ranks at
+ * once, so that the tables' sends, which wait for nobody, would need a communicator per direction
+ * and pair; messages between stages are few. */
+static const char *messages(const char *kind)
 {
-    return strcmp(comm_wire_name(&mesh->pp), "nccl") != 0
-               ? STATUS_OK
-               : status_fail(STATUS_USAGE,
-                             "parallel.pp %d over NCCL: not built: its messages from rank to rank "
-                             "go through the host; use run.comm=mpi",
-                             mesh->shape.pp);
+    return strcmp(kind, "nccl") == 0 || strcmp(kind, "auto") == 0 ? "mpi" : kind;
 }
 
 enum status mesh_attach(struct mesh *mesh, struct device *device, const char *kind)
 {
-    static const enum mesh_group carriers[] = {MESH_STAGE, MESH_TP, MESH_CP,      MESH_EXPERTS,
-                                               MESH_EDP,   MESH_PP, MESH_REPLICAS};
-    const size_t count = sizeof carriers / sizeof carriers[0] - (mesh->tp.size > 1 ? 0 : 1);
-    for (size_t i = 0; i < count; i++) {
+    const int count = CARRIERS - (mesh->tp.size > 1 ? 0 : 1);
+    for (int i = 0; i < count; i++) {
         /* One ep group may fail where another does not. */
         TRY(comm_agree(mesh->world, comm_attach(group_of(mesh, carriers[i]), device, kind), NULL));
     }
     if (mesh->shape.pp == 1) {
         return STATUS_OK;
     }
-    TRY(comm_agree(mesh->world, check_messages(mesh), NULL)); /* one group may, another not */
+    TRY(comm_agree(mesh->world, comm_attach(&mesh->pp, device, messages(kind)), NULL));
     return comm_agree(mesh->world, comm_attach(&mesh->ends, device, kind), NULL);
+}
+
+bool mesh_device_times(struct mesh *mesh, double *run_ms, double *waited_ms)
+{
+    bool all = true;
+    for (int i = 0; i <= CARRIERS; i++) {
+        struct comm *group = i < CARRIERS ? group_of(mesh, carriers[i]) : &mesh->ends;
+        if (strcmp(comm_wire_name(group), "nccl") == 0) {
+            all = comm_device_times(group, run_ms, waited_ms) && all;
+        }
+    }
+    return all;
 }
 
 void mesh_free(struct mesh *mesh)

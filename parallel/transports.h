@@ -22,6 +22,8 @@ struct comm_wire {
                              size_t row_bytes);
     void (*finish)(struct comm *); /* local */
     void (*detach)(struct comm *); /* collective */
+    /* NULL: the host waits for every operation. Local. */
+    bool (*times)(struct comm *, double *run_ms, double *waited_ms);
 };
 
 /* A group of one rank: copies inside the device. Needs comm->device. */

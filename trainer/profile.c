@@ -2,6 +2,7 @@
 #include "trainer/profile.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,14 +35,18 @@ static enum status try_file(const struct profile *profile)
     return STATUS_OK;
 }
 
-enum status profile_open(struct profile *profile, const struct mesh *mesh,
-                         const struct config *config)
+static bool by_device(const struct mesh *mesh)
+{
+    return strcmp(comm_wire_name(&mesh->stage), "nccl") == 0;
+}
+
+enum status profile_open(struct profile *profile, struct mesh *mesh, const struct config *config)
 {
     struct comm *world = mesh->world;
     *profile = (struct profile){.world = world,
+                                .mesh = mesh,
                                 .config = config,
-                                .blocking = strcmp(comm_wire_name(&mesh->stage), "nccl") != 0 &&
-                                            mesh->pp.size == 1};
+                                .hidden = by_device(mesh) || mesh->pp.size > 1 ? NAN : 0};
     if (!asked(profile)) {
         return STATUS_OK;
     }
@@ -176,9 +181,23 @@ static double sum_ms(const struct spans *spans, enum span_kind kind, const char 
     return ns / 1e6;
 }
 
+/* Behind the recording. */
+static void measure_hidden(struct profile *profile)
+{
+    double run = 0, waited = 0;
+    if (profile->mesh->pp.size == 1 && by_device(profile->mesh) &&
+        mesh_device_times(profile->mesh, &run, &waited)) {
+        profile->hidden = waited < run ? 1 - waited / run : 0;
+    }
+}
+
 /* This rank's entry of otherData. */
 static void print_summary(FILE *out, const struct profile *profile)
 {
+    char hidden[32] = "null";
+    if (!isnan(profile->hidden)) {
+        snprintf(hidden, sizeof hidden, "%.4g", profile->hidden);
+    }
     const struct spans *spans = &profile->spans;
     fprintf(out,
             "\n\"rank %d\":{\"clock_offset_us\":%.3f,\"clock_error_us\":%.3f,\"spans\":%lld,"
@@ -186,8 +205,7 @@ static void print_summary(FILE *out, const struct profile *profile)
             "\"hidden_communication\":%s}",
             profile->world->rank, profile->offset_us, profile->error_us, (long long)kept(spans),
             (long long)(spans->count - kept(spans)), sum_ms(spans, SPAN_PHASE, NULL),
-            sum_ms(spans, SPAN_MESSAGE, NULL), sum_ms(spans, SPAN_MESSAGE, "all_to_all"),
-            profile->blocking ? "0" : "null");
+            sum_ms(spans, SPAN_MESSAGE, NULL), sum_ms(spans, SPAN_MESSAGE, "all_to_all"), hidden);
 }
 
 /* --- the file --- */
@@ -255,6 +273,7 @@ static enum status write_trace(struct profile *profile)
     profile->world->activity->spans = NULL;
     profile->recording = false;
     profile->written = true;
+    measure_hidden(profile);
     TRY(comm_agree(profile->world, !writes || file != NULL ? STATUS_OK : fail(profile), NULL));
     if (writes) {
         begin_file(file);

@@ -7,10 +7,10 @@
  * rank, a thread for each thread, times in microseconds of rank 0's clock. `otherData` says per
  * rank how far its clock was off and how well that is known, what was lost, and how long the steps,
  * the communication and the all-to-alls took; which share of communication passed beside computing:
- * none where the host waits for it, null where the device has it (nccl), which the host cannot
- * time. Times are the host's: on CUDA, when work was handed to the device. Where a rank dies or
- * hangs, nothing is collective any more: each one that is left writes a file of its own,
- * PROFILE.rankN.
+ * none where the host waits for it; where the device has it (nccl), what its own events say, or
+ * null where they do not tell of all (CUDA graphs, pipeline stages). Other times are the host's: on
+ * CUDA, when work was handed to the device. Where a rank dies or hangs, nothing is collective any
+ * more: each one that is left writes a file of its own, PROFILE.rankN.
  *
  * Clocks: no rank leaves a gather before all have entered it. So with a rank's times of entering
  * and leaving, a and b, its clock less rank 0's lies between a - b0 and b - a0; the narrowest of
@@ -25,8 +25,9 @@
 
 struct profile {
     struct comm *world;          /* borrowed */
+    struct mesh *mesh;           /* borrowed */
     const struct config *config; /* borrowed */
-    bool blocking;               /* all communication is on host memory, and the host waits */
+    double hidden;               /* share of communication beside computing; NAN: not known */
     struct spans spans;
     _Atomic bool recording; /* read by the watchdog, too */
     bool written;
@@ -37,8 +38,8 @@ struct profile {
 /* Collective over the mesh's world. Without debug.profile nothing happens, here and below. Errors,
  * agreed: STATUS_RESOURCE; STATUS_IO when the file cannot be written, before the run has cost
  * anything. */
-enum status profile_open(struct profile *profile, const struct mesh *mesh,
-                         const struct config *config) __attribute__((warn_unused_result));
+enum status profile_open(struct profile *profile, struct mesh *mesh, const struct config *config)
+    __attribute__((warn_unused_result));
 /* Collective where the recording begins or ends, else local: at the start of step `step`. Errors,
  * agreed: STATUS_IO, STATUS_RESOURCE. */
 enum status profile_step(struct profile *profile, int64_t step) __attribute__((warn_unused_result));

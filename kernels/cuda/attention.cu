@@ -12,15 +12,16 @@ template <class T> struct forward_call {
 };
 
 /* One step of online softmax on a warp's 16 rows; scores become weights, `out` shrinks. The keys of
- * units i are k0 + 16 i on; `row`, `low`: the thread's two queries and the first keys they see. */
+ * units i are k0 + 16 i on; `low`: the first keys that the thread's two queries see; `last`,
+ * last + 8: the last ones. */
 template <int N, int V>
 DEVICE void softmax_step(float (&score)[N][2][4], float (&out)[V][2][4], float (&most)[2],
-                         float (&sum)[2], float scale, int64_t k0, bool whole,
-                         const int64_t (&row)[2], const int (&low)[2])
+                         float (&sum)[2], float scale, int k0, int last, const int (&low)[2])
 {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const int below = (int)(low[r] - k0), above = (int)(row[r] - k0);
+        const int below = low[r] - k0, above = last + 8 * r - k0;
+        const bool whole = below <= 0 && above >= N * 16 - 1;
         float high = most[r], part = 0;
 #pragma unroll
         for (int i = 0; i < N * 4; i++) {
@@ -67,38 +68,37 @@ __global__ void __launch_bounds__(FORWARD_THREADS, forward_blocks<T>(V))
     SMEM_DYN(dynamic);
     T *q = (T *)dynamic, *k = q + QUERIES * call.q.pitch, *v = k + KEYS * call.k.pitch;
     T *room = v + KEYS * call.v.pitch; /* f32 only */
-    const int64_t sequence = call.mask.sequence, head = blockIdx.y, sample = blockIdx.z,
-                  group = head / call.per_group, start = sample * sequence,
+    const int64_t sequence = call.mask.sequence, count = call.mask.keys, head = blockIdx.y,
+                  sample = blockIdx.z, group = head / call.per_group, start = sample * sequence,
                   q0 = (int64_t)(gridDim.x - 1 - blockIdx.x) * QUERIES; /* long ones first */
     const struct head_rows<const T> queries = head_at(call.q, start, head),
-                                    keys = head_at(call.k, start, group),
-                                    values = head_at(call.v, start, group);
+                                    keys = head_at(call.k, sample * count, group),
+                                    values = head_at(call.v, sample * count, group);
     const struct visibility mask = visibility_at(call.mask, sample);
     const int warp = threadIdx.x / 32;
-    const int64_t row[2] = {q0 + warp * 16 + lane_row(), q0 + warp * 16 + lane_row() + 8};
-    const int low[2] = {first_visible(mask, row[0]), first_visible(mask, row[1])};
-    const int64_t end = min(q0 + QUERIES, sequence);
-    const int lowest = first_visible(mask, q0), highest = first_visible(mask, end - 1);
+    const int own = (int)q0 + warp * 16 + lane_row(); /* the thread's first; the other is own + 8 */
+    const int low[2] = {first_visible(mask, own), first_visible(mask, own + 8)};
+    const int last = (int)mask.ahead + own;
+    const int lowest = first_visible(mask, q0), end = (int)end_visible(mask, q0, QUERIES);
     float out[V / 16][2][4] = {}, most[2] = {MASKED, MASKED}, sum[2] = {};
 
     load_tile(q, queries, q0, QUERIES, sequence);
-    load_tile(k, keys, lowest / KEYS * KEYS, KEYS, sequence);
+    load_tile(k, keys, lowest / KEYS * KEYS, KEYS, count);
     cp_async_commit();
-    for (int64_t k0 = lowest / KEYS * KEYS; k0 < end; k0 += KEYS) {
+    for (int k0 = lowest / KEYS * KEYS; k0 < end; k0 += KEYS) {
         float score[UNITS][2][4];
         cp_async_wait<0>();
         __syncthreads(); /* keys are there, the last values used */
-        load_tile(v, values, k0, KEYS, sequence);
+        load_tile(v, values, k0, KEYS, count);
         cp_async_commit();
         product_rows(score, q + warp * 16 * call.q.pitch, k, call.k.pitch, call.k.padded);
         cp_async_wait<0>();
         __syncthreads();
         if (k0 + KEYS < end) {
-            load_tile(k, keys, k0 + KEYS, KEYS, sequence);
+            load_tile(k, keys, k0 + KEYS, KEYS, count);
             cp_async_commit();
         }
-        softmax_step(score, out, most, sum, call.scale, k0, k0 + KEYS <= q0 + 1 && highest <= k0,
-                     row, low);
+        softmax_step(score, out, most, sum, call.scale, k0, last, low);
 #pragma unroll
         for (int i = 0; i < UNITS; i++) {
             struct fragment<T> weights;
@@ -113,19 +113,19 @@ __global__ void __launch_bounds__(FORWARD_THREADS, forward_blocks<T>(V))
     for (int r = 0; r < 2; r++) {
         sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 1);
         sum[r] += __shfl_xor_sync(0xffffffffu, sum[r], 2);
-        if (row[r] >= sequence) {
+        const int64_t row = last - mask.ahead + 8 * r;
+        if (row >= sequence) {
             continue;
         }
         const float factor = 1.0F / sum[r];
 #pragma unroll
         for (int i = 0; i < V / 8; i++) {
-            store_pair(outputs.own + row[r] * outputs.stride, i * 8 + lane_column(),
-                       outputs.own_dim, out[i / 2][i % 2][2 * r] * factor,
-                       out[i / 2][i % 2][2 * r + 1] * factor, outputs.paired);
+            store_pair(outputs.own + row * outputs.stride, i * 8 + lane_column(), outputs.own_dim,
+                       out[i / 2][i % 2][2 * r] * factor, out[i / 2][i % 2][2 * r + 1] * factor,
+                       outputs.paired);
         }
         if (threadIdx.x % 4 == 0) {
-            call.lse[(sample * gridDim.y + head) * sequence + row[r]] =
-                most[r] * LN_2 + logf(sum[r]);
+            call.lse[(sample * gridDim.y + head) * sequence + row] = most[r] * LN_2 + logf(sum[r]);
         }
     }
 }
@@ -156,8 +156,8 @@ static void forward(void *stream, T *o, float *lse, const T *q, const T *k, cons
                                    shape->k_rope_stride, rope),
         .v = head_rows_of<const T>(v, shape->v_stride, shape->v_head_stride, v_dim, nullptr, 0, 0),
         .o = head_rows_of<T>(o, shape->o_stride, v_dim, v_dim, nullptr, 0, 0), .lse = lse,
-        .mask = {shape->sequence, shape->window, shape->first},
-        .per_group = shape->heads / shape->kv_heads, .scale = shape->scale * LOG2_E
+        .mask = visibility_of(shape), .per_group = shape->heads / shape->kv_heads,
+        .scale = shape->scale * LOG2_E
     };
     if (v_dim <= 64) {
         launch_forward<T, 64>(stream, call, shape);

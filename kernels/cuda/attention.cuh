@@ -77,8 +77,7 @@ template <class T> DEVICE head_rows<T> head_at(struct head_rows<T> in, int64_t r
 /* tile = rows [first, first + count) of a head, zeros from row `rows` on; eight threads a row. The
  * caller commits and waits. */
 template <class T>
-DEVICE void load_tile(T *tile, const struct head_rows<const T> &in, int64_t first, int count,
-                      int64_t rows)
+DEVICE void load_tile(T *tile, const struct head_rows<const T> &in, int first, int count, int rows)
 {
     constexpr int pack = tiles<T>::pack, threads = 8;
     const int lane = threadIdx.x % threads, dim = in.own_dim + in.rope_dim;
@@ -277,10 +276,19 @@ DEVICE void add_columns(float (&c)[N][2][4], const struct fragment<T> &a, const 
 
 /* ---- mask ---- */
 
+/* Queries and keys of a sample: all of its tokens; or, of a part of an attention, query t is token
+ * ahead + t of its `keys`. */
 struct visibility {
-    int64_t sequence, window;
+    int64_t sequence, keys, ahead, window;
     const int32_t *first; /* of the sample, or NULL */
 };
+
+static inline struct visibility visibility_of(const struct attention_shape *shape)
+{
+    const int64_t keys = shape->keys > 0 ? shape->keys : shape->sequence;
+    assert(shape->ahead >= 0 && shape->ahead + shape->sequence <= keys);
+    return {shape->sequence, keys, shape->ahead, shape->window, shape->first};
+}
 
 DEVICE visibility visibility_at(struct visibility mask, int64_t sample)
 {
@@ -288,12 +296,18 @@ DEVICE visibility visibility_at(struct visibility mask, int64_t sample)
     return mask;
 }
 
-/* The first key that query t sees; the last one is t. Never falls with t. */
+/* The first key that query t sees; the last one is ahead + t. Never falls with t. */
 DEVICE int first_visible(const struct visibility &mask, int64_t t)
 {
     t = min(t, mask.sequence - 1);
-    const int64_t window = mask.window > 0 ? max(t - mask.window + 1, (int64_t)0) : 0;
+    const int64_t window = mask.window > 0 ? max(mask.ahead + t - mask.window + 1, (int64_t)0) : 0;
     return max((int)window, mask.first != nullptr ? mask.first[t] : 0);
+}
+
+/* Behind the last key that a query of [q0, q0 + count) sees. */
+DEVICE int64_t end_visible(const struct visibility &mask, int64_t q0, int count)
+{
+    return mask.ahead + min(q0 + count, mask.sequence);
 }
 
 #endif

@@ -3,7 +3,7 @@
  * tile of queries, going over its keys. Both make the weights P = exp(scale q k^T - lse) anew, so
  * scores are computed twice, and every sum has a fixed order. delta = rowsum(dO O) comes first.
  * What all heads share, dk_rope, leaves the first kernel as f32 parts of groups, added in their
- * order. */
+ * order. Of a part of an attention gradients of keys add to what is there, in f32. */
 #include "kernels/cuda/attention.cuh"
 
 enum {
@@ -17,8 +17,9 @@ template <class T> struct backward_call {
     struct head_rows<const T> q, k, v, o, d_o;
     struct head_rows<T> dq, dk, dv;
     const float *lse;
-    float *delta;   /* [B, H, T] */
-    float *dk_rope; /* [B, G, T, rope_dim] */
+    float *delta;           /* [B, H, T] */
+    float *dk_rope;         /* [B, G, keys, rope_dim] */
+    float *dk_sum, *dv_sum; /* of a part: in place of dk and dv, with their strides; else NULL */
     struct visibility mask;
     int64_t heads, per_group; /* query heads, of them for a key head */
     float scale;              /* of q.k */
@@ -65,8 +66,8 @@ DEVICE void load_facts(struct query_facts<TILE> &facts, const struct backward_ca
     }
 }
 
-/* Of a query and a key of tiles that begin at q0, k0: the score becomes the weight P, `dp` = dO.v
- * becomes P (dP - delta). */
+/* Of a query and a key of tiles that begin at token q0 and key k0: the score becomes the weight P,
+ * `dp` = dO.v becomes P (dP - delta). */
 template <int TILE>
 DEVICE void gradient(float &score, float &dp, float scale, const struct query_facts<TILE> &facts,
                      int query, int key, int64_t q0, int64_t k0)
@@ -77,14 +78,21 @@ DEVICE void gradient(float &score, float &dp, float scale, const struct query_fa
     dp = score * (dp - facts.delta[query]);
 }
 
-/* Tiles of queries that see a tile of keys: from the one at the same place on. */
-DEVICE int64_t tiles_of_queries(const visibility &mask, int64_t k0, int tile)
+/* Where the tiles of queries begin that see a tile of keys: with the one at the same place, or the
+ * one that it lies in. */
+DEVICE int64_t first_query(const visibility &mask, int64_t k0, int tile)
 {
-    int64_t end = k0 + tile;
+    return max(k0 - mask.ahead, (int64_t)0) / tile * tile;
+}
+
+/* How many these are, from the one at q0 on; one at least. */
+DEVICE int64_t tiles_of_queries(const visibility &mask, int64_t q0, int64_t k0, int tile)
+{
+    int64_t end = q0 + tile;
     while (end < mask.sequence && first_visible(mask, end) < k0 + tile) {
         end += tile;
     }
-    return (end - k0) / tile;
+    return (end - q0) / tile;
 }
 
 /* A warp's part [16, 16 N] of a tile goes to shared memory, from row, column on. */
@@ -111,11 +119,29 @@ DEVICE void add_tile(float (&c)[N][2][4], const T *a, const T *b, int pitch, int
     }
 }
 
-/* Rows first .. of a gradient, times `factor`: columns below own_dim to `out`, the others to the
- * rows of `rope`, f32. */
+/* Columns column, column + 1 of a row of `columns`, those that exist. */
+DEVICE void add_pair(float *row, int column, int columns, float a, float b)
+{
+    if (column < columns) {
+        row[column] += a;
+    }
+    if (column + 1 < columns) {
+        row[column + 1] += b;
+    }
+}
+
+/* As head_at of rows that `out` has the strides of; NULL stays. */
+template <class T>
+DEVICE float *sum_at(float *sum, const struct head_rows<T> &out, int64_t row, int64_t head)
+{
+    return sum != nullptr ? sum + row * out.stride + head * out.head_stride : nullptr;
+}
+
+/* Rows first .. of a gradient, times `factor`: columns below own_dim to `out`, or added to `sum`
+ * where there is one, the others to the rows of `rope`, f32. */
 template <int N, class T>
-DEVICE void store_gradient(const struct head_rows<T> &out, float *rope, int64_t first,
-                           int64_t sequence, int side, const float (&c)[N][2][4], float factor)
+DEVICE void store_gradient(const struct head_rows<T> &out, float *sum, float *rope, int64_t first,
+                           int64_t rows, int side, const float (&c)[N][2][4], float factor)
 {
 #pragma unroll
     for (int i = 0; i < N * 4; i++) {
@@ -123,10 +149,14 @@ DEVICE void store_gradient(const struct head_rows<T> &out, float *rope, int64_t 
         const int column = (i / 4 * HALVES + side) * 16 + i / 2 % 2 * 8 + lane_column();
         const float a = c[i / 4][i / 2 % 2][i % 2 * 2] * factor,
                     b = c[i / 4][i / 2 % 2][i % 2 * 2 + 1] * factor;
-        if (row >= sequence) {
+        if (row >= rows) {
             continue;
         }
-        store_pair(out.own + row * out.stride, column, out.own_dim, a, b, out.paired);
+        if (sum == nullptr) {
+            store_pair(out.own + row * out.stride, column, out.own_dim, a, b, out.paired);
+        } else {
+            add_pair(sum + row * out.stride, column, out.own_dim, a, b);
+        }
         const int shared = column - out.own_dim;
         if (shared >= 0 && shared < out.rope_dim) {
             rope[row * out.rope_dim + shared] = a;
@@ -159,31 +189,33 @@ __global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
               stage_size = TILE * (qk_pitch + v_pitch);
     T *k = (T *)dynamic, *v = k + TILE * qk_pitch, *p = v + TILE * v_pitch, *ds = p + TILE * ROOM,
       *stage = ds + TILE * ROOM; /* q, d_o */
-    const int64_t sequence = call.mask.sequence, group = blockIdx.y, sample = blockIdx.z,
-                  start = sample * sequence, k0 = (int64_t)blockIdx.x * TILE;
+    const int64_t sequence = call.mask.sequence, count = call.mask.keys, group = blockIdx.y,
+                  sample = blockIdx.z, start = sample * sequence, k_start = sample * count,
+                  k0 = (int64_t)blockIdx.x * TILE;
     const visibility mask = visibility_at(call.mask, sample);
+    const int64_t begin = first_query(mask, k0, TILE);
     const int warp = threadIdx.x / 32, side = warp % HALVES, own = warp / HALVES * 16;
     const int first = side * UNITS * 16; /* of the warp's queries */
-    const int64_t query_tiles = tiles_of_queries(mask, k0, TILE),
+    const int64_t query_tiles = tiles_of_queries(mask, begin, k0, TILE),
                   steps = query_tiles * call.per_group;
     float dk[QK / 32][2][4] = {}, dv[V / 32][2][4] = {};
 
     const auto fetch = [&](int64_t step) {
         const int64_t head = group * call.per_group + step / query_tiles,
-                      q0 = k0 + step % query_tiles * TILE;
+                      q0 = begin + step % query_tiles * TILE;
         T *to = stage + step % stages * stage_size;
         load_tile(to, head_at(call.q, start, head), q0, TILE, sequence);
         load_tile(to + TILE * qk_pitch, head_at(call.d_o, start, head), q0, TILE, sequence);
         load_facts(facts[step % stages], call, mask, head, sample, q0);
         cp_async_commit();
     };
-    load_tile(k, head_at(call.k, start, group), k0, TILE, sequence);
-    load_tile(v, head_at(call.v, start, group), k0, TILE, sequence);
+    load_tile(k, head_at(call.k, k_start, group), k0, TILE, count);
+    load_tile(v, head_at(call.v, k_start, group), k0, TILE, count);
     fetch(0);
     for (int64_t step = 0; step < steps; step++) {
         const T *q = stage + step % stages * stage_size, *d_o = q + TILE * qk_pitch;
         const query_facts<TILE> &known = facts[step % stages];
-        const int64_t q0 = k0 + step % query_tiles * TILE;
+        const int64_t first_last = mask.ahead + begin + step % query_tiles * TILE;
         float score[UNITS][2][4], dp[UNITS][2][4];
         cp_async_wait<0>();
         __syncthreads(); /* this step's queries are there, the last one's used */
@@ -196,7 +228,7 @@ __global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
         for (int i = 0; i < UNITS * 8; i++) {
             gradient(score[i / 8][i / 4 % 2][i % 4], dp[i / 8][i / 4 % 2][i % 4],
                      call.scale * LOG2_E, known, first + i / 4 * 8 + lane_column() + i % 2,
-                     own + lane_row() + i / 2 % 2 * 8, q0, k0);
+                     own + lane_row() + i / 2 % 2 * 8, first_last, k0);
         }
         store_part(p, ROOM, own, first, score);
         store_part(ds, ROOM, own, first, dp);
@@ -209,9 +241,11 @@ __global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
         }
     }
     const int64_t groups = gridDim.y;
-    float *rope = call.dk_rope + (sample * groups + group) * sequence * call.dk.rope_dim;
-    store_gradient(head_at(call.dk, start, group), rope, k0 + own, sequence, side, dk, call.scale);
-    store_gradient(head_at(call.dv, start, group), rope, k0 + own, sequence, side, dv, 1.0F);
+    float *rope = call.dk_rope + (sample * groups + group) * count * call.dk.rope_dim;
+    store_gradient(head_at(call.dk, k_start, group), sum_at(call.dk_sum, call.dk, k_start, group),
+                   rope, k0 + own, count, side, dk, call.scale);
+    store_gradient(head_at(call.dv, k_start, group), sum_at(call.dv_sum, call.dv, k_start, group),
+                   rope, k0 + own, count, side, dv, 1.0F);
 }
 
 /* dq of a tile of queries of one head: S = Q K^T, dP = dO V^T, dQ += dS K. Warps as above. QK:
@@ -229,7 +263,8 @@ __global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
     T *q = (T *)dynamic, *d_o = q + TILE * qk_pitch, *ds = d_o + TILE * v_pitch,
       *stage = ds + TILE * ROOM; /* k, v */
     const int64_t sequence = call.mask.sequence, head = blockIdx.y, sample = blockIdx.z,
-                  start = sample * sequence, group = head / call.per_group,
+                  start = sample * sequence, k_start = sample * call.mask.keys,
+                  group = head / call.per_group,
                   q0 = (int64_t)(gridDim.x - 1 - blockIdx.x) * TILE; /* long ones first */
     const visibility mask = visibility_at(call.mask, sample);
     const int warp = threadIdx.x / 32, side = warp % HALVES, own = warp / HALVES * 16;
@@ -238,21 +273,21 @@ __global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
 
     const auto fetch = [&](int64_t k0) {
         T *to = stage + k0 / TILE % stages * stage_size;
-        load_tile(to, head_at(call.k, start, group), k0, TILE, sequence);
-        load_tile(to + TILE * qk_pitch, head_at(call.v, start, group), k0, TILE, sequence);
+        load_tile(to, head_at(call.k, k_start, group), k0, TILE, mask.keys);
+        load_tile(to + TILE * qk_pitch, head_at(call.v, k_start, group), k0, TILE, mask.keys);
         cp_async_commit();
     };
     load_tile(q, head_at(call.q, start, head), q0, TILE, sequence);
     load_tile(d_o, head_at(call.d_o, start, head), q0, TILE, sequence);
     load_facts(facts[0], call, mask, head, sample, q0);
-    const int64_t begin = first_visible(mask, q0) / TILE * TILE;
+    const int64_t begin = first_visible(mask, q0) / TILE * TILE, end = end_visible(mask, q0, TILE);
     fetch(begin);
-    for (int64_t k0 = begin; k0 <= q0; k0 += TILE) {
+    for (int64_t k0 = begin; k0 < end; k0 += TILE) {
         const T *k = stage + k0 / TILE % stages * stage_size, *v = k + TILE * qk_pitch;
         float score[UNITS][2][4], dp[UNITS][2][4];
         cp_async_wait<0>();
         __syncthreads(); /* this step's keys are there, the last one's used */
-        if (stages > 1 && k0 < q0) {
+        if (stages > 1 && k0 + TILE < end) {
             fetch(k0 + TILE);
         }
         product_rows(score, q + own * qk_pitch, k + first * qk_pitch, qk_pitch, call.q.padded);
@@ -261,36 +296,38 @@ __global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
         for (int i = 0; i < UNITS * 8; i++) {
             gradient(score[i / 8][i / 4 % 2][i % 4], dp[i / 8][i / 4 % 2][i % 4],
                      call.scale * LOG2_E, facts[0], own + lane_row() + i / 2 % 2 * 8,
-                     first + i / 4 * 8 + lane_column() + i % 2, q0, k0);
+                     first + i / 4 * 8 + lane_column() + i % 2, mask.ahead + q0, k0);
         }
         store_part(ds, ROOM, own, first, dp);
         __syncthreads();
         add_tile<TILE>(dq, ds + own * ROOM, k, qk_pitch, side, call.q.padded);
-        if (stages == 1 && k0 < q0) {
+        if (stages == 1 && k0 + TILE < end) {
             __syncthreads();
             fetch(k0 + TILE);
         }
     }
-    store_gradient(head_at(call.dq, start, head), (float *)nullptr, q0 + own, sequence, side, dq,
+    store_gradient(head_at(call.dq, start, head), nullptr, nullptr, q0 + own, sequence, side, dq,
                    call.scale);
 }
 
-/* dk_rope[n] = the sum over groups, in their order. Bytes: parts once. Bound by memory. */
+/* dk_rope[n] = (add: its own +) the sum over groups, in their order. Bytes: parts once. Bound by
+ * memory. */
 template <class T>
 __global__ void __launch_bounds__(ROPE_THREADS)
     attention_rope_kernel(T *dk_rope, int64_t stride, const float *__restrict__ parts,
-                          int64_t groups, int64_t sequence, int dim, int64_t count)
+                          int64_t groups, int64_t keys, int dim, int64_t count, bool add)
 {
     const int64_t i = (int64_t)blockIdx.x * ROPE_THREADS + threadIdx.x;
     if (i >= count) {
         return;
     }
-    const int64_t n = i / dim, sample = n / sequence, one = sequence * dim;
+    const int64_t n = i / dim, sample = n / keys, one = keys * dim;
+    T *to = dk_rope + n * stride + i % dim;
     float sum = 0;
     for (int64_t g = 0; g < groups; g++) {
         sum += parts[(sample * groups + g) * one + i % one];
     }
-    store_one(dk_rope + n * stride + i % dim, sum);
+    store_one(to, add ? to_float(*to) + sum : sum);
 }
 
 /* ---- launches ---- */
@@ -320,12 +357,13 @@ static void launch_backward(void *stream, backward_call<T> call,
     const size_t keys_bytes = sizeof(T) * (size_t)((1 + call.stages) * rows + 2 * room),
                  queries_bytes = sizeof(T) * (size_t)((1 + call.stages) * rows + room);
     const unsigned count = (unsigned)((shape->sequence + TILE - 1) / TILE),
+                   key_count = (unsigned)((call.mask.keys + TILE - 1) / TILE),
                    batch = (unsigned)shape->batch;
     ALLOW_SMEM((attention_backward_keys_kernel<T, QK, V>), keys_bytes);
     ALLOW_SMEM((attention_backward_queries_kernel<T, QK>), queries_bytes);
     LAUNCH((attention_backward_keys_kernel<T, QK, V>),
-           dim3(count, (unsigned)shape->kv_heads, batch), THREADS, keys_bytes, (cudaStream_t)stream,
-           call);
+           dim3(key_count, (unsigned)shape->kv_heads, batch), THREADS, keys_bytes,
+           (cudaStream_t)stream, call);
     LAUNCH((attention_backward_queries_kernel<T, QK>), dim3(count, (unsigned)shape->heads, batch),
            THREADS, queries_bytes, (cudaStream_t)stream, call);
 }
@@ -338,7 +376,8 @@ static int64_t delta_floats(const struct attention_shape *shape)
 
 size_t cuda_attention_backward_scratch(const struct attention_shape *shape)
 {
-    const int64_t parts = shape->batch * shape->kv_heads * shape->sequence * shape->rope_dim;
+    const int64_t parts =
+        shape->batch * shape->kv_heads * visibility_of(shape).keys * shape->rope_dim;
     return sizeof(float) * (size_t)(delta_floats(shape) + parts);
 }
 
@@ -356,7 +395,7 @@ static backward_call<T> backward_inputs(const T *d_o, const T *o, const float *l
     call.o = head_rows_of<const T>(o, s->o_stride, v_dim, v_dim, nullptr, 0, 0);
     call.d_o = head_rows_of<const T>(d_o, s->o_stride, v_dim, v_dim, nullptr, 0, 0);
     call.lse = lse;
-    call.mask = {s->sequence, s->window, s->first};
+    call.mask = visibility_of(s);
     call.heads = s->heads;
     call.per_group = s->heads / s->kv_heads;
     call.scale = s->scale;
@@ -364,15 +403,35 @@ static backward_call<T> backward_inputs(const T *d_o, const T *o, const float *l
 }
 
 template <class T>
-static void backward(void *stream, struct backward_call<T> call, T *dq, T *dk, T *dk_rope, T *dv,
-                     const struct attention_shape *s, float *scratch)
+static void sum_rope(void *stream, const struct backward_call<T> &call, void *dk_rope,
+                     const struct attention_shape *s)
+{
+    const int64_t keys = call.mask.keys, count = s->batch * keys * s->rope_dim;
+    const unsigned blocks = (unsigned)((count + ROPE_THREADS - 1) / ROPE_THREADS);
+    const int rope = (int)s->rope_dim;
+    if (s->keys > 0) {
+        LAUNCH((attention_rope_kernel<float>), blocks, ROPE_THREADS, 0, (cudaStream_t)stream,
+               (float *)dk_rope, s->k_rope_stride, call.dk_rope, s->kv_heads, keys, rope, count,
+               true);
+    } else {
+        LAUNCH((attention_rope_kernel<T>), blocks, ROPE_THREADS, 0, (cudaStream_t)stream,
+               (T *)dk_rope, s->k_rope_stride, call.dk_rope, s->kv_heads, keys, rope, count, false);
+    }
+}
+
+template <class T>
+static void backward(void *stream, struct backward_call<T> call, T *dq, void *dk, void *dk_rope,
+                     void *dv, const struct attention_shape *s, float *scratch)
 {
     const int qk = (int)s->qk_dim, v_dim = (int)s->v_dim, rope = (int)s->rope_dim;
     const int64_t rows = s->batch * s->sequence;
+    const bool part = s->keys > 0;
     call.dq = head_rows_of<T>(dq, s->q_stride, qk, qk, nullptr, 0, 0);
-    call.dk = head_rows_of<T>(dk, s->k_stride, s->k_head_stride, qk - rope, dk_rope,
+    call.dk = head_rows_of<T>((T *)dk, s->k_stride, s->k_head_stride, qk - rope, (T *)dk_rope,
                               s->k_rope_stride, rope);
-    call.dv = head_rows_of<T>(dv, s->v_stride, s->v_head_stride, v_dim, nullptr, 0, 0);
+    call.dv = head_rows_of<T>((T *)dv, s->v_stride, s->v_head_stride, v_dim, nullptr, 0, 0);
+    call.dk_sum = part ? (float *)dk : nullptr;
+    call.dv_sum = part ? (float *)dv : nullptr;
     call.delta = scratch;
     call.dk_rope = scratch + delta_floats(s);
     LAUNCH((attention_delta_kernel<T>),
@@ -388,10 +447,7 @@ static void backward(void *stream, struct backward_call<T> call, T *dq, T *dk, T
         launch_backward<T, 256, 256>(stream, call, s);
     }
     if (rope > 0) {
-        const int64_t count = rows * rope;
-        LAUNCH((attention_rope_kernel<T>), (unsigned)((count + ROPE_THREADS - 1) / ROPE_THREADS),
-               ROPE_THREADS, 0, (cudaStream_t)stream, dk_rope, s->k_rope_stride, call.dk_rope,
-               s->kv_heads, s->sequence, rope, count);
+        sum_rope(stream, call, dk_rope, s);
     }
 }
 
@@ -409,7 +465,7 @@ void cuda_attention_backward(void *stream, void *dq, void *dk, void *dk_rope, vo
         backward<T>(stream,
                     backward_inputs<T>((const T *)d_o, (const T *)o, lse, (const T *)q,
                                        (const T *)k, (const T *)k_rope, (const T *)v, shape),
-                    (T *)dq, (T *)dk, (T *)dk_rope, (T *)dv, shape, (float *)scratch);
+                    (T *)dq, dk, dk_rope, dv, shape, (float *)scratch);
     };
     if (shape->dtype == DTYPE_F32) {
         run(0.0F);

@@ -9,7 +9,7 @@ bool cudnn_plans_may(const struct attention_shape *s)
                            s->o_stride | s->k_head_stride | s->v_head_stride | s->rope_dim |
                            (s->rope_dim > 0 ? s->k_rope_stride : 0);
     return s->dtype == DTYPE_BF16 && s->qk_dim <= 256 && s->v_dim <= 256 && eights % 8 == 0 &&
-           s->batch > 0 && s->sequence > 0 && s->sequence % 128 == 0;
+           s->batch > 0 && s->sequence > 0 && s->sequence % 128 == 0 && s->keys == 0;
 }
 
 /* Every field by itself: padding is nobody's. The scale is an operand of the run. */

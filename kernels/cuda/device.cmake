@@ -10,11 +10,14 @@ file(GLOB CUDA_DEVICE_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda
 list(FILTER CUDA_DEVICE_SOURCES EXCLUDE REGEX "_none\\.c$|/(gemm_cublaslt|attention_cudnn|cudnn_[a-z]+)\\.c$")
 file(GLOB CUDA_KERNELS CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda/*.cu)
 
-# twin(LIST FILE HAVE): adds FILE.c where HAVE is true, else FILE_none.c; neither where the file is not.
+# twin(LIST FILE HAVE): adds FILE.c, and the parts FILE_*.c, where HAVE is true, else FILE_none.c; neither where the
+# file is not.
 macro(twin list file have)
   if(EXISTS ${CMAKE_SOURCE_DIR}/${file}.c)
     if(${have})
-      list(APPEND ${list} ${CMAKE_SOURCE_DIR}/${file}.c)
+      file(GLOB twin_parts CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${file}.c ${CMAKE_SOURCE_DIR}/${file}_*.c)
+      list(FILTER twin_parts EXCLUDE REGEX "_none\\.c$")
+      list(APPEND ${list} ${twin_parts})
     else()
       list(APPEND ${list} ${CMAKE_SOURCE_DIR}/${file}_none.c)
     endif()

@@ -297,7 +297,7 @@ static void open_libraries(struct cuda_device *self, const struct device_options
         options->layout ? STATUS_OK : cudnn_attention_open(&self->cudnn, options->deterministic);
     device_fact(info, "attention", "%s",
                 options->layout      ? "own"
-                : cudnn == STATUS_OK ? "cuDNN, own where it does not fit"
+                : cudnn == STATUS_OK ? "cuDNN, own where it does not fit (parallel.cp)"
                                      : status_message());
 }
 

@@ -91,7 +91,13 @@ expect_same "$(metric cuda-fp32 memory_bytes | sort -u | wc -l)" 1 "different si
 echo "two ranks"
 for comm in nccl mpi; do
     expect_rc 0 ranks 2 "$binary" train tiny.yaml run.steps=3 log.every_steps=1 run.dir=$comm run.device=cuda \
-        run.comm=$comm parallel.ep=2
+        run.comm=$comm parallel.ep=2 debug.profile=$comm.json debug.profile_from=2 debug.profile_steps=2
+    python3 - $comm.json <<'PY' || fail "$comm.json: hidden_communication"
+import json, sys
+for rank in json.load(open(sys.argv[1]))["otherData"].values():
+    share = rank["hidden_communication"]
+    assert share == 0 if sys.argv[1] == "mpi.json" else 0 <= share <= 1, rank
+PY
     wire=$comm
     [ $comm = nccl ] || wire=staged
     grep -q "\"gpu_comm\": \"$wire\"" $comm/run.json || fail "run.json does not say what carries memory of the GPUs"
@@ -108,7 +114,9 @@ expect_rc 0 ranks 2 "$binary" train tiny.yaml run.steps=3 log.every_steps=1 run.
     run.comm=mpi
 expect_near cuda-fp32 stages 2e-6
 unset EMU_DEVICES
-expect_error 64 "over NCCL: not built" ranks 2 "$binary" train tiny.yaml run.dir=stages-nccl run.device=cuda run.comm=nccl parallel.pp=2
+expect_rc 0 ranks 2 "$binary" train tiny.yaml run.steps=3 log.every_steps=1 run.dir=stages-nccl run.device=cuda parallel.pp=2 \
+    run.comm=nccl
+expect_near cuda-fp32 stages-nccl 2e-6
 
 echo "no GPU, or one that is full"
 export EMU_DEVICES=0

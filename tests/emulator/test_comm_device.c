@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "kernels/device.h"
+#include "parallel/activity.h"
 #include "parallel/device_checks.h"
 #include "parallel/mesh.h"
 #include "parallel/transports.h"
@@ -212,6 +213,26 @@ static void check_beside(struct comm *world, struct comm *group)
     free(expected);
 }
 
+/* Operations are timed while spans are recorded, and then alone. */
+static void check_times(struct comm *world, struct comm *group)
+{
+    const struct rig rig = rig_of(world, group);
+    struct spans spans;
+    double run = 0, waited = 0, more[2] = {0};
+    CHECK_EQUAL(world, spans_init(&spans, 8), STATUS_OK);
+    world->activity->spans = &spans;
+    for (int i = 0; i < 300; i++) { /* more than there are events */
+        check_all_reduce(&rig, 9, DTYPE_F64, REDUCE_SUM);
+    }
+    world->activity->spans = NULL;
+    check_all_reduce(&rig, 9, DTYPE_F64, REDUCE_SUM);
+    CHECK(world, comm_device_times(group, &run, &waited));
+    CHECK(world, run > 0 && waited >= 0);
+    CHECK(world, comm_device_times(group, &more[0], &more[1]));
+    CHECK(world, more[0] == run && more[1] == waited);
+    spans_free(&spans);
+}
+
 static void check_group(struct comm *world, struct comm *group, const char *kind, const char *wire,
                         int64_t most)
 {
@@ -224,6 +245,7 @@ static void check_group(struct comm *world, struct comm *group, const char *kind
     if (strcmp(comm_wire_name(group), "nccl") == 0) {
         check_graph(world, group);
         check_beside(world, group);
+        check_times(world, group);
     }
 }
 

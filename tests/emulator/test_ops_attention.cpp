@@ -13,7 +13,8 @@
 struct attention_case {
     int64_t batch, sequence, heads, kv_heads, qk, v, rope, window;
     bool documents;
-    int64_t gap; /* columns behind each row */
+    int64_t gap;         /* columns behind each row */
+    int64_t keys, ahead; /* of a part of an attention; else 0 */
 };
 
 /* Tiles are 64 (32 of f32 keys): T below and off them, and six tiles of what has two buffers. */
@@ -27,6 +28,23 @@ static const struct attention_case cases[] = {
     {1, 40, 1, 1, 80, 96, 0, 0, false, 0},   {1, 70, 2, 2, 192, 128, 64, 0, false, 0},
     {1, 33, 1, 1, 256, 256, 0, 0, false, 0},
 };
+
+/* Queries in the middle of tiles of keys and at their beginning, the first ones, some with keys
+ * behind them that none sees, or whole tiles before them that a window or a document hides. */
+static const struct attention_case parts[] = {
+    {1, 50, 2, 1, 13, 9, 4, 0, false, 1, 50, 0},
+    {1, 64, 2, 2, 24, 16, 8, 0, false, 0, 128, 64},
+    {2, 70, 4, 2, 24, 16, 0, 0, true, 8, 170, 100},
+    {1, 40, 3, 3, 24, 16, 8, 20, true, 3, 150, 90},
+    {1, 100, 1, 1, 16, 8, 0, 50, false, 0, 250, 150},
+    {1, 1, 2, 1, 16, 16, 0, 0, false, 0, 66, 65},
+    {1, 30, 2, 2, 192, 128, 64, 0, false, 0, 100, 70},
+};
+
+static int64_t keys_of(const struct attention_case &k)
+{
+    return k.keys > 0 ? k.keys : k.sequence;
+}
 
 struct attention_run {
     struct attention_shape shape;
@@ -55,6 +73,8 @@ static struct attention_shape shape_of(const struct attention_case &k, enum dtyp
     shape.window = k.window;
     shape.scale = 1 / sqrtf((float)k.qk);
     shape.dtype = dtype;
+    shape.keys = k.keys;
+    shape.ahead = k.ahead;
     return shape;
 }
 
@@ -63,38 +83,50 @@ static operand &documents(ops_case &c, const struct attention_case &k)
 {
     const uint64_t key = rng_key(7, "documents");
     std::vector<int64_t> first;
-    for (int64_t n = 0, start = 0, end = 0; n < k.batch * k.sequence; n++) {
-        const int64_t t = n % k.sequence;
+    for (int64_t n = 0, start = 0, end = 0; n < k.batch * keys_of(k); n++) {
+        const int64_t t = n % keys_of(k);
         if (t == 0 || t == end) {
             start = t;
             end = t + 1 + (int64_t)(rng_uniform(key, (uint64_t)n) * 50);
         }
-        first.push_back(start);
+        if (t >= k.ahead && t < k.ahead + k.sequence) {
+            first.push_back(start);
+        }
     }
     return c.fill("first", DTYPE_I32, (int64_t)first.size(), 1,
                   [&](int64_t i) { return (double)first[(size_t)i]; });
 }
 
+/* Gradients of keys overwrite; of a part they add, in f32. */
+static operand &gradient_of_keys(ops_case &c, const struct attention_case &k, const char *name,
+                                 int64_t stride)
+{
+    const int64_t rows = k.batch * keys_of(k);
+    return k.keys > 0 ? c.random(name, DTYPE_F32, rows, stride)
+                      : c.poison(name, c.dtype, rows, stride);
+}
+
 static struct attention_run make(ops_case &c, const struct attention_case &k)
 {
     const struct attention_shape s = shape_of(k, c.dtype);
-    const int64_t rows = k.batch * k.sequence, lses = k.batch * k.heads;
+    const int64_t rows = k.batch * k.sequence, lses = k.batch * k.heads,
+                  keys = k.batch * keys_of(k);
     struct attention_run r = {};
     r.shape = s;
     r.q = &c.random("q", c.dtype, rows, s.q_stride);
-    r.k = &c.random("k", c.dtype, rows, s.k_stride); /* with rope: k and v side by side */
-    r.v = k.rope > 0 ? r.k : &c.random("v", c.dtype, rows, s.v_stride);
-    r.k_rope = k.rope > 0 ? &c.random("k_rope", c.dtype, rows, s.k_rope_stride) : &c.none("k_rope");
+    r.k = &c.random("k", c.dtype, keys, s.k_stride); /* with rope: k and v side by side */
+    r.v = k.rope > 0 ? r.k : &c.random("v", c.dtype, keys, s.v_stride);
+    r.k_rope = k.rope > 0 ? &c.random("k_rope", c.dtype, keys, s.k_rope_stride) : &c.none("k_rope");
     r.d_o = &c.random("d_o", c.dtype, rows, s.o_stride);
     r.o = &c.poison("o", c.dtype, rows, s.o_stride);
     r.lse = &c.poison("lse", DTYPE_F32, lses, k.sequence);
     r.o_in = &c.poison("o of the CPU", c.dtype, rows, s.o_stride);
     r.lse_in = &c.poison("lse of the CPU", DTYPE_F32, lses, k.sequence);
     r.dq = &c.poison("dq", c.dtype, rows, s.q_stride);
-    r.dk = &c.poison("dk", c.dtype, rows, s.k_stride);
-    r.dv = k.rope > 0 ? r.dk : &c.poison("dv", c.dtype, rows, s.v_stride);
+    r.dk = &gradient_of_keys(c, k, "dk", s.k_stride);
+    r.dv = k.rope > 0 ? r.dk : &gradient_of_keys(c, k, "dv", s.v_stride);
     r.dk_rope =
-        k.rope > 0 ? &c.poison("dk_rope", c.dtype, rows, s.k_rope_stride) : &c.none("dk_rope");
+        k.rope > 0 ? &gradient_of_keys(c, k, "dk_rope", s.k_rope_stride) : &c.none("dk_rope");
     r.first = k.documents ? &documents(c, k) : &c.none("first");
     return r;
 }
@@ -103,7 +135,7 @@ static struct attention_run make(ops_case &c, const struct attention_case &k)
 static char *values(const struct tensor &t, const struct attention_shape &s)
 {
     return (char *)t.data +
-           (s.rope_dim > 0 ? (size_t)(s.qk_dim - s.rope_dim) * dtype_bytes(s.dtype) : 0);
+           (s.rope_dim > 0 ? (size_t)(s.qk_dim - s.rope_dim) * dtype_bytes(t.dtype) : 0);
 }
 
 static void on_cpu(ops_case &c, const struct attention_run &r, operand &o, operand &lse)
@@ -146,9 +178,11 @@ static void close_to_zero(ops_case &c, operand &o)
 static bool against_cpu(struct device *device, enum dtype dtype, int shift,
                         const struct attention_case &k)
 {
-    ops_case c(device, dtype, shift, "attention B=%d T=%d H=%d/%d dims %d+%d/%d window %d%s",
+    ops_case c(device, dtype, shift,
+               "attention B=%d T=%d H=%d/%d dims %d+%d/%d window %d%s keys %d ahead %d",
                (int)k.batch, (int)k.sequence, (int)k.heads, (int)k.kv_heads, (int)(k.qk - k.rope),
-               (int)k.rope, (int)k.v, (int)k.window, k.documents ? " documents" : "");
+               (int)k.rope, (int)k.v, (int)k.window, k.documents ? " documents" : "",
+               (int)keys_of(k), (int)k.ahead);
     const struct attention_run r = make(c, k);
     struct attention_shape s = r.shape;
     scratch work(cuda_attention_backward_scratch(&s));
@@ -168,12 +202,12 @@ static bool against_cpu(struct device *device, enum dtype dtype, int shift,
                             r.lse_in->on_cuda<float>(), r.q->cuda.data, r.k->cuda.data,
                             r.k_rope->cuda.data, values(r.v->cuda, s), &s, work.data);
     c.download();
-    const double acc = EXP_ERROR + U * (16 + sqrt((double)k.qk) + sqrt((double)k.sequence)),
+    const double acc = EXP_ERROR + U * (16 + sqrt((double)k.qk) + sqrt((double)keys_of(k))),
                  grad = 2 * acc + U * (8 + sqrt((double)k.v));
     const bool narrow = dtype == DTYPE_BF16;
     c.close(*r.lse, acc);
     for (operand *o : {r.o, r.dq, r.dk, r.dv, r.dk_rope}) {
-        if (k.sequence == 1 && (o == r.dq || o == r.dk)) {
+        if (keys_of(k) == 1 && (o == r.dq || o == r.dk)) {
             close_to_zero(c, *o);
         } else if (o->there()) {
             close_all(c, *o, narrow ? 1.16 * 0x1p-8 : o == r.o ? acc : grad);
@@ -193,6 +227,12 @@ static bool kinds(struct device *device)
                 right = against_cpu(device, dtype, SHIFT_ALL, k) && right;
             }
         }
+    }
+    for (const struct attention_case &k : parts) {
+        for (const enum dtype dtype : {DTYPE_F32, DTYPE_BF16}) {
+            right = against_cpu(device, dtype, SHIFT_NONE, k) && right;
+        }
+        right = (SLOW || against_cpu(device, DTYPE_BF16, SHIFT_ALL, k)) && right;
     }
     /* One operand alone off its 16 bytes. */
     for (int shift = 0; shift < (SLOW ? 0 : 14); shift++) {

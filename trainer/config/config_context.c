@@ -39,12 +39,6 @@ void config_check_context(const struct config *config, struct config_errors *err
     if (config->planning) {
         return;
     }
-    if (config->run.device == CONFIG_DEVICE_CUDA) {
-        config_error(errors,
-                     "parallel.cp %lld with run.device cuda: not built: its attention has as many "
-                     "queries as keys",
-                     cp);
-    }
     if (config->train.precision == CONFIG_FP8) {
         config_error(errors,
                      "parallel.cp %lld with train.precision fp8: not built: codes of the latent "

@@ -99,6 +99,21 @@ static const size_t CPU_PROGRAM_MIB = 34, CPU_THREAD_MIB = 1, CPU_RANKS_MIB = 13
 /* Of a save, for each tensor of the checkpoint: what HDF5 and the manifest have of it. Measured. */
 static const size_t SAVED_TENSOR_BYTES = 24 << 10;
 
+/* Columns of keys that all heads share. */
+static size_t shared_of_keys(const struct architecture *arch)
+{
+    return arch->kv_rank > 0 ? (size_t)arch->rope_dim : 0;
+}
+
+/* Scratch of own kernels (attention_backward.cu) for a part of a sequence; cuDNN takes none. */
+static size_t parts_of_gpu(const struct config *config, const struct architecture *arch)
+{
+    const size_t t = (size_t)config->train.sequence_length, cp = (size_t)config->parallel.cp,
+                 tp = (size_t)config->parallel.tp;
+    return sizeof(float) * t *
+           ((size_t)arch->heads / 2 / cp + (size_t)arch->kv_heads * shared_of_keys(arch)) / tp;
+}
+
 static size_t outside_of_gpu(const struct config *config, const struct architecture *arch)
 {
     const size_t t = (size_t)config->train.sequence_length, b = (size_t)config->train.micro_batch,
@@ -112,7 +127,26 @@ static size_t outside_of_gpu(const struct config *config, const struct architect
     if (config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT) { /* no libraries */
         return rest + own;
     }
+    if (config->parallel.cp > 1) {
+        return rest + GPU_PRODUCTS_MIB * MIB + parts_of_gpu(config, arch);
+    }
     return rest + GPU_PRODUCTS_MIB * MIB + (wanted < most ? wanted : most);
+}
+
+/* What attention has of a whole sequence, which cp does not divide: in every thread a head's rows
+ * and their gradients (kernels/cpu/attention.c: 5.5 of each), for all threads sums over heads. */
+static size_t attention_of_cpu(const struct config *config, const struct architecture *arch,
+                               size_t threads)
+{
+    enum { ROWS = 64, COLUMNS = 32 }; /* tiles */
+    const size_t t = (size_t)(config->train.sequence_length + ROWS - 1) / ROWS * ROWS,
+                 qk = (size_t)(arch->qk_dim + COLUMNS - 1) / COLUMNS * COLUMNS,
+                 v = (size_t)(arch->v_dim + COLUMNS - 1) / COLUMNS * COLUMNS,
+                 groups = (size_t)(arch->kv_heads / config->parallel.tp),
+                 samples = (size_t)(config->parallel.cp > 1 ? 1 : config->train.micro_batch),
+                 key = (size_t)(arch->qk_dim + arch->v_dim) - shared_of_keys(arch),
+                 sums = (arch->heads > arch->kv_heads ? groups * key : 0) + shared_of_keys(arch);
+    return sizeof(float) * t * (threads * (11 * (qk + v) / 2 + 1) + samples * sums);
 }
 
 /* Logits and their gradients, oneDNN's copies of the head's operands, the reduction's parts. */
@@ -150,6 +184,7 @@ size_t memory_outside(const struct config *config, const struct hardware *hardwa
                  tensors = (size_t)(memory->tensors * all) * SAVED_TENSOR_BYTES;
     return (CPU_PROGRAM_MIB + ranks + CPU_THREAD_MIB * (size_t)hardware->threads) * MIB + batch +
            scratch_of_cpu(config, arch, memory, dp, ep) +
+           attention_of_cpu(config, arch, (size_t)hardware->threads) +
            (memory->stages ? save_block_bytes(memory->staging) + tensors : 0);
 }
 

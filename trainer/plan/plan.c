@@ -427,9 +427,9 @@ static void warn_exchange(struct plan *plan)
 static bool has_context(const struct plan *plan)
 {
     const struct config *config = plan->config;
-    return plan->cp == 1 || (plan->hardware.cpu && config->train.precision != CONFIG_FP8 &&
-                             config->router.capacity_factor == 0 &&
-                             config->run.deterministic != CONFIG_DETERMINISTIC_LAYOUT);
+    return plan->cp == 1 ||
+           (config->train.precision != CONFIG_FP8 && config->router.capacity_factor == 0 &&
+            config->run.deterministic != CONFIG_DETERMINISTIC_LAYOUT);
 }
 
 bool plan_trains(const struct plan *plan)
@@ -450,8 +450,8 @@ static void warn_all(struct plan *plan)
     }
     if (plan->pp > 1 && has_stages(plan) && !plan->hardware.cpu) {
         warn(plan,
-             "parallel.pp %lld on GPUs: this version trains it with run.comm=mpi only, whose "
-             "messages go through the host: slower than planned here",
+             "parallel.pp %lld on GPUs: messages between stages go through the host in this "
+             "version: slower than planned here",
              (long long)plan->pp);
     }
     if (!has_split(plan)) {
@@ -460,8 +460,8 @@ static void warn_all(struct plan *plan)
     }
     if (!has_context(plan)) {
         warn(plan,
-             "parallel.cp %lld on GPUs, or with fp8, capacities or run.deterministic layout: "
-             "planned only, this version trains it on the CPU, with fp32 or bf16",
+             "parallel.cp %lld with fp8, capacities or run.deterministic layout: planned only, "
+             "this version trains it with fp32 or bf16",
              (long long)plan->cp);
     }
     if (plan->tp > plan->hardware.ranks_per_node) {

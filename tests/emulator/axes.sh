@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# axes.sh SOURCE_DIR SWITCHYARD_EMULATED: stages, divided heads and divided sequences, with experts on other ranks, train
+# on emulated GPUs as one CPU rank does: in f32 to 1e-5 per loss, by NCCL and staged.
+set -euo pipefail
+. "$1/tests/cli/common.sh"
+. "$1/tests/emulator/models.sh"
+make_data
+steps=3
+more=() # keys of every run
+
+# layout RANKS EP NAME KEY...: trains there, and compares with one CPU rank's.
+layout() {
+    local count=$1 ep=$2 name=$3 field
+    shift 3
+    expect_rc 0 train_on "$count" "$ep" "$work/$name" run.device=cuda "${more[@]}" "$@"
+    for field in loss aux_loss grad_norm; do
+        close_to "$tolerance" "$(metric "$work/cpu" $field)" "$(metric "$work/$name" $field)" "$family, $name at $count, ${more[*]}: $field"
+    done
+    rm -rf "${work:?}/$name"
+}
+
+# against FAMILY TOLERANCE KEY...: the run that others are compared with.
+against() {
+    family=$1 tolerance=$2
+    shift 2
+    more=("$@")
+    echo "$family ${more[*]}"
+    config_of "$family" >"$work/tiny.yaml"
+    rm -rf "$work/cpu"
+    expect_rc 0 train_on 1 1 "$work/cpu" "${more[@]}"
+}
+
+for family in mixtral v3; do
+    against $family 1e-5
+    for comm in nccl mpi; do
+        layout 2 1 "pp-$comm" parallel.pp=2 run.comm=$comm
+        layout 2 2 "tp-$comm" parallel.tp=2 run.comm=$comm
+        layout 2 2 "cp-$comm" parallel.cp=2 run.comm=$comm
+    done
+    layout 4 2 pp parallel.pp=2
+    layout 4 2 tp parallel.tp=2
+    layout 4 2 cp parallel.cp=2
+done
+against v3 1e-5 train.recompute=block data.mask_documents=true
+layout 4 2 pp-tp parallel.pp=2 parallel.tp=2
+layout 4 2 pp-cp parallel.pp=2 parallel.cp=2 run.comm=mpi
+layout 4 4 tp-cp parallel.tp=2 parallel.cp=2
+# Pieces of 40 tokens, which tiles of 64 do not divide, and a window that hides some of them.
+against mixtral 2e-3 train.precision=bf16 train.sequence_length=160 model.sliding_window=70 run.steps=2
+layout 2 2 cp-window parallel.cp=2
+finish
