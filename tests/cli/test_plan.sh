@@ -97,6 +97,13 @@ expect_text "pp 16 (dualpipe)"
 expect_text "warning: parallel.schedule dualpipe: planned only"
 expect_text "DOES NOT FIT"
 
+# What the config itself names: those 2048, and in their 80 GB if blocks are computed twice, with a schedule that trains.
+expect_rc 0 "$binary" plan "$source_dir/configs/deepseek-v3.yaml"
+expect_text "2048 ranks: 256 x 8 h800"
+expect_rc 0 "$binary" plan "$source_dir/configs/deepseek-v3.yaml" train.recompute=block parallel.schedule=1f1b
+expect_text "pp 16 (1f1b)"
+! grep -qE "DOES NOT FIT|planned only" "$out" "$err" || { fail "it does not fit, or does not train"; show_last; }
+
 # Warnings of layouts that will be slow, and what cannot be.
 expect_rc 0 "$binary" plan "${v3[@]}" parallel.ep=32
 expect_text "n_group 8 is not the 4 nodes of an ep group"

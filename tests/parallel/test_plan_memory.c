@@ -167,10 +167,10 @@ static void test_nothing_is_allocated(struct comm *world)
     struct stage_memory memory;
     struct rusage usage;
     const struct device_options options = {.name = "cpu", .threads = 1};
-    char *overrides[] = {(char[]){"parallel.ep=1"}};
+    char *overrides[] = {(char[]){"parallel.ep=1"}, (char[]){"parallel.pp=1"}};
     config_init(&config);
     CHECK(world,
-          config_load(&config, SOURCE_DIR "/configs/deepseek-v3.yaml", overrides, 1) == STATUS_OK);
+          config_load(&config, SOURCE_DIR "/configs/deepseek-v3.yaml", overrides, 2) == STATUS_OK);
     CHECK(world, device_open(&device, &options) == STATUS_OK);
     measure(world, &config, device, 1, &memory);
     CHECK(world, memory.kind[MODEL_MASTERS] > (size_t)2 << 40);
