@@ -17,8 +17,10 @@ struct division {
 };
 
 static const char *const schedules[] = {"parallel.schedule=auto", "parallel.schedule=1f1b",
-                                        "parallel.virtual_stages=2"};
-enum { SCHEDULES = 3, ZEROS = 1 };
+                                        "parallel.virtual_stages=2",
+                                        "parallel.schedule=zero_bubble",
+                                        "parallel.schedule=dualpipe_v"};
+enum { THIN = 2, DUAL = 4, SCHEDULES = 5, ZEROS = 1 };
 
 static const struct kind {
     const char *name, *text;
@@ -38,14 +40,16 @@ static bool legal(const struct division *l, int ranks)
 {
     enum { HEADS = 4, BLOCKS = 8 };
     const int dense = l->pp * l->tp * l->cp, expert = l->pp * l->ep * l->etp,
-              stages = l->schedule == 2 ? 2 * l->pp : l->pp;
+              stages = l->schedule == THIN || l->schedule == DUAL ? 2 * l->pp : l->pp;
     return ranks % dense == 0 && ranks % expert == 0 && HEADS % l->tp == 0 && stages <= BLOCKS;
 }
 
-static void next_schedule(struct division *l, int *turn)
+static void next_schedule(struct division *l, int ranks, int *turn)
 {
+    const int batches = 8 * l->pp * l->tp * l->cp / ranks; /* of a rank, in a step */
     l->schedule = l->pp == 1 ? 0 : 1 + (*turn)++ % (SCHEDULES - 1);
-    if (2 * l->pp > RANKS && l->schedule == 2) {
+    if ((2 * l->pp > RANKS && (l->schedule == THIN || l->schedule == DUAL)) ||
+        (batches < 2 * l->pp && l->schedule == DUAL)) {
         l->schedule--; /* eight stages on eight ranks are not halved */
     }
 }
@@ -66,7 +70,7 @@ static int generate(struct division *list, int ranks)
         if (ranks % dense != 0 || ranks % expert != 0) {
             continue;
         }
-        next_schedule(&l, &turn);
+        next_schedule(&l, ranks, &turn);
         if (legal(&l, ranks) && count < MOST) {
             list[count++] = l;
         }
