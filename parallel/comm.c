@@ -226,6 +226,21 @@ void comm_receive(struct comm *comm, void *data, size_t bytes, int peer)
     leave(comm);
 }
 
+void comm_exchange_start(struct comm *comm, void *recv, const void *send, size_t bytes,
+                         struct comm_request *request)
+{
+    enter(comm, "exchange, start", (size_t)comm->size * bytes);
+    comm->table->exchange_start(comm, recv, send, bytes, request);
+    leave(comm);
+}
+
+void comm_exchange_finish(struct comm *comm, struct comm_request *request)
+{
+    enter(comm, "exchange, finish", 0);
+    comm->table->exchange_finish(comm, request);
+    leave(comm);
+}
+
 enum status comm_agree(struct comm *comm, enum status status, int *where)
 {
     enum { MESSAGE = 2048 };

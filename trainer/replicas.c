@@ -225,12 +225,14 @@ void replicas_flip(struct model *model, enum fault_flip flip)
 {
     enum { BIT = 0x10 };
     const struct model_group *group = &model->group[PARAM_DENSE];
-    const int64_t next = (group->zero.first + group->zero.share) % group->zero.count;
-    int64_t at = 0; /* of the first tensor that ends behind `next`: what lies between is none's */
+    const struct comm *comm = group->zero.comm;
+    int64_t at = 0; /* of the first tensor that the next rank has some of: its first there */
     for (int64_t i = 0; i < model->params.count; i++) {
         const struct param *param = &model->params.table[i];
-        if (param->group == PARAM_DENSE && param->offset + param->count > next) {
-            at = next > param->offset ? next : param->offset;
+        const struct param_piece piece =
+            param_piece(param, &group->zero, (comm->rank + 1) % comm->size);
+        if (param->group == PARAM_DENSE && piece.first < piece.last) {
+            at = piece.first;
             break;
         }
     }

@@ -19,7 +19,8 @@ struct tensor model_weight(const struct model *model, enum param_group group, in
 struct tensor model_grad(const struct model *model, enum param_group group, int64_t offset,
                          int64_t rows, int64_t cols)
 {
-    float *place = gradients_place(&model->gradients, model->group[group].grads + offset);
+    float *place =
+        gradients_place(&model->gradients, shards_grad(&model->group[group], offset));
     return tensor_2d(place, DTYPE_F32, rows, cols);
 }
 
@@ -37,7 +38,7 @@ void model_add_grad(const struct model *model, enum param_group group, int64_t o
                     int64_t count)
 {
     if (model->gradients.fixed) {
-        gradients_add(&model->gradients, model->group[group].sums + offset, count);
+        gradients_add(&model->gradients, shards_sum(&model->group[group], offset), count);
     }
 }
 
@@ -553,6 +554,7 @@ void block_backward(struct model *model, int64_t block, const struct block_call 
                     float z_scale)
 {
     const struct recorded args = {.model = model, .block = block, .call = call, .z_scale = z_scale};
+    shards_open(model, params_part_block(&model->arch, block));
     if (waits(model, block)) {
         backward_experts(&args);
     }

@@ -63,10 +63,10 @@ static int64_t groups_of(const struct linear *linear)
 
 static void place_gradient(struct linear *linear, const struct model_group *group, int64_t offset)
 {
-    if (group->sums != NULL) {
-        linear->sum = group->sums + offset;
-    } else if (group->grads != NULL) {
-        linear->grad = group->grads + offset;
+    if (group->sums != NULL || group->shard_sums != NULL) {
+        linear->sum = shards_sum(group, offset);
+    } else {
+        linear->grad = shards_grad(group, offset);
     }
 }
 

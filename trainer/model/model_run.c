@@ -89,12 +89,14 @@ static void norm_backward(struct model *model, int64_t n)
     const int64_t width = model->arch.width;
     struct tensor dstream = stream(model, model->dstream, n);
     probe_tell(model->probe, -1, PROBE_OUTPUT_GRADIENT, stream(model, model->dwork, n));
+    shards_open(model, params_part_norm(&model->arch));
     model->ops->zero(model->device, model->dstream, tensor_bytes(&dstream));
     model->ops->norm_backward(
         model->device, dstream, model_vector_grad(model, model->params.final_norm, width),
         stream(model, model->dwork, n), stream(model, model->stream, n), model->final_rstd,
         model_vector(model, model->params.final_norm, width));
     model_add_grad(model, PARAM_DENSE, model->params.final_norm, width);
+    shards_close(model, params_part_norm(&model->arch));
 }
 
 static void backward(struct model *model, const struct block_call *call,
@@ -104,10 +106,12 @@ static void backward(struct model *model, const struct block_call *call,
     for (int64_t l = main_end(model, part) - 1; l >= part->first; l--) {
         comm_at_layer(model->mesh->world, l);
         block_backward(model, l, call, model_z_scale(model, call->count * call->length, scale));
-        /* no layer below has experts, and nothing is exchanged with ranks of tp, cp or other stages
-         */
+        shards_close(model, params_part_block(&model->arch, l));
+        /* no layer below has experts, and nothing is exchanged with ranks of tp, cp or other stages,
+         * nor gradients a block at a time */
         if (l == model->arch.dense_layers && scale->last && tp_alone(&model->tp) &&
-            cp_alone(&model->cp) && slice_whole(&model->slice)) {
+            cp_alone(&model->cp) && slice_whole(&model->slice) &&
+            !model->group[PARAM_DENSE].shards.on) {
             optimizer_reduce_start(model, PARAM_EXPERT);
         }
     }
@@ -116,10 +120,12 @@ static void backward(struct model *model, const struct block_call *call,
         return;
     }
     const enum param_group group = model->params.embedding;
+    shards_open(model, PARAM_PART_EMBED);
     model->ops->embedding_backward(
         model->device, model_grad(model, group, model->params.embed, model->arch.vocab, width),
         call->batch->ids, stream(model, model->dstream, block_tokens(model, call)));
     model_add_grad(model, group, model->params.embed, model->arch.vocab * width);
+    shards_close(model, PARAM_PART_EMBED);
 }
 
 void model_own_tokens(const struct model *model, int32_t *to, const int32_t *from, int64_t count,
@@ -206,6 +212,7 @@ void model_part_loss(struct model *model, const struct model_unit *unit)
     struct tensor dx = {0}, dw = {0};
     if (scale != NULL) {
         assert(model->training);
+        shards_open(model, params_part_head(&model->arch));
         dx = stream(model, model->dwork, n);
         dw = model_grad(model, PARAM_DENSE, model->params.head, model->arch.vocab, width);
     }
@@ -220,6 +227,7 @@ void model_part_loss(struct model *model, const struct model_unit *unit)
     model_add_grad(model, PARAM_DENSE, model->params.head, model->arch.vocab * width);
     probe_tell(model->probe, -1, PROBE_LOSS, tensor_1d(&model->losses->loss, DTYPE_F64, 1));
     mtp_forward(model, &model->losses->mtp, unit->batch, unit->count, unit->sequence, scale);
+    shards_close(model, params_part_head(&model->arch));
     balance_count(model, layers, architecture_blocks(&model->arch), unit->count);
     balance_losses(model, layers, architecture_blocks(&model->arch), unit, scale->unit);
     mtp_backward(model, unit->count, unit->sequence, scale);

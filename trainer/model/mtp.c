@@ -254,7 +254,10 @@ void mtp_backward(struct model *model, int64_t count, int64_t sequence,
         const struct block_call call = call_of(model, k, count, sequence, scale);
         const int64_t n = block_tokens(model, &call), width = model->arch.width,
                       weight = model->params.block[block_of(model, k)].head_norm;
+        const int64_t part = params_part_block(&model->arch, block_of(model, k));
         struct tensor dstream = model_act(model, model->dstream, n, width);
+        shards_open(model, part);
+        shards_open(model, PARAM_PART_EMBED);
         model->ops->zero(model->device, dstream.data, tensor_bytes(&dstream));
         model->ops->norm_backward(model->device, dstream, model_vector_grad(model, weight, width),
                                   model_act(model, state->dnormed, n, width),
@@ -264,5 +267,6 @@ void mtp_backward(struct model *model, int64_t count, int64_t sequence,
         block_backward(model, block_of(model, k), &call,
                        model_z_scale(model, call.count * call.length, scale));
         enter_backward(model, k, &call);
+        shards_close(model, part);
     }
 }
