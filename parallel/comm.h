@@ -31,6 +31,8 @@ enum { COMM_PIECES = 8 };
 struct comm_request {
     int pieces;
     uint64_t piece[COMM_PIECES]; /* the transport's */
+    /* of an exchange, for a trace: */
+    int64_t began_ns, done_ns, bytes; /* done: when it was seen to be; 0: not yet */
 };
 
 struct comm_table {
@@ -48,6 +50,7 @@ struct comm_table {
     void (*receive)(struct comm *, void *data, size_t bytes, int peer);
     void (*exchange_start)(struct comm *, void *recv, const void *send, size_t bytes,
                            struct comm_request *request);
+    bool (*exchange_test)(struct comm *, struct comm_request *request); /* whether it is done */
     void (*exchange_finish)(struct comm *, struct comm_request *request);
     void (*split)(struct comm *, int color, int key, struct comm *out);
     void (*close)(struct comm *);
@@ -119,10 +122,12 @@ void comm_receive(struct comm *comm, void *data, size_t bytes, int peer);
  * beside what follows, other operations of this group and of others included: piece r of `send` goes
  * to rank r, `recv` has every rank's in rank order. start waits for nobody; neither is touched until
  * finish, which waits until all has come and all has been taken. Several that are under way in a
- * group finish in any order. */
+ * group finish in any order. Where the transport wants to be called to move on, any operation does
+ * it, and test, which waits for nothing. */
 enum { COMM_EXCHANGE_UNIT = 256 };
 void comm_exchange_start(struct comm *comm, void *recv, const void *send, size_t bytes,
                          struct comm_request *request);
+void comm_exchange_test(struct comm *comm, struct comm_request *request);
 void comm_exchange_finish(struct comm *comm, struct comm_request *request);
 
 /* Phase border: every rank gets the worst status of all; *where (may be NULL) gets the lowest rank

@@ -264,6 +264,17 @@ static void exchange_start(struct comm *comm, void *recv, const void *send, size
     memcpy(&request->piece[0], &whole, sizeof whole);
 }
 
+static bool exchange_test(struct comm *comm, struct comm_request *request)
+{
+    MPI_Request whole;
+    int done = 0;
+    (void)comm;
+    memcpy(&whole, &request->piece[0], sizeof whole);
+    MPI_Test(&whole, &done, MPI_STATUS_IGNORE);
+    memcpy(&request->piece[0], &whole, sizeof whole);
+    return done != 0;
+}
+
 static void exchange_finish(struct comm *comm, struct comm_request *request)
 {
     send_finish(comm, request);
@@ -320,6 +331,7 @@ static const struct comm_table mpi_table = {.name = "mpi",
                                             .send_finish = send_finish,
                                             .receive = receive,
                                             .exchange_start = exchange_start,
+                                            .exchange_test = exchange_test,
                                             .exchange_finish = exchange_finish,
                                             .split = split,
                                             .close = close_group,

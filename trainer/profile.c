@@ -2,6 +2,7 @@
 #include "trainer/profile.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -90,7 +91,9 @@ static void align(struct profile *profile)
 /* --- a rank's text --- */
 
 static const char *const lane_names[SPAN_LANES] = {
-    [SPAN_TRAINING] = "training", [SPAN_WRITER] = "checkpoint writer"};
+    [SPAN_TRAINING] = "training",
+    [SPAN_WRITER] = "checkpoint writer",
+    [SPAN_WIRE] = "messages under way"};
 static const char *const kind_names[] = {
     [SPAN_PHASE] = "phase", [SPAN_OPERATION] = "operation", [SPAN_MESSAGE] = "message"};
 
@@ -163,17 +166,29 @@ static void print_unfinished(FILE *out, const struct profile *profile)
     }
 }
 
-/* Milliseconds of a rank's spans of a kind, of one name or any. */
-static double sum_ms(const struct spans *spans, enum span_kind kind, const char *name)
+/* Milliseconds of a rank's spans of a lane and kind, of names that begin so; NULL: of any. */
+static double sum_ms(const struct spans *spans, enum span_lane lane, enum span_kind kind,
+                     const char *name)
 {
     double ns = 0;
     for (int64_t i = 0; i < kept(spans); i++) {
         const struct span *span = &spans->span[i];
-        if (span->kind == kind && (name == NULL || strcmp(span->name, name) == 0)) {
+        if (span->lane == lane && span->kind == kind &&
+            (name == NULL || strncmp(span->name, name, strlen(name)) == 0)) {
             ns += (double)(span->end_ns - span->begin_ns);
         }
     }
     return ns / 1e6;
+}
+
+/* Of the time that messages took, the share that training did not wait for them: that of exchanges
+ * under way, but for their start and finish. */
+static double hidden_share(const struct spans *spans)
+{
+    const double waited = sum_ms(spans, SPAN_TRAINING, SPAN_MESSAGE, NULL),
+                 hidden = sum_ms(spans, SPAN_WIRE, SPAN_MESSAGE, NULL) -
+                          sum_ms(spans, SPAN_TRAINING, SPAN_MESSAGE, "exchange");
+    return hidden > 0 ? hidden / (waited + hidden) : 0;
 }
 
 /* This rank's entry of otherData. */
@@ -182,12 +197,14 @@ static void print_summary(FILE *out, const struct profile *profile)
     const struct spans *spans = &profile->spans;
     fprintf(out,
             "\n\"rank %d\":{\"clock_offset_us\":%.3f,\"clock_error_us\":%.3f,\"spans\":%lld,"
-            "\"lost\":%lld,\"phases_ms\":%.3f,\"communication_ms\":%.3f,\"all_to_all_ms\":%.3f,"
-            "\"hidden_communication\":%s}",
+            "\"lost\":%lld,\"phases_ms\":%.3f,\"communication_ms\":%.3f,\"all_to_all_ms\":%.3f",
             profile->world->rank, profile->offset_us, profile->error_us, (long long)kept(spans),
-            (long long)(spans->count - kept(spans)), sum_ms(spans, SPAN_PHASE, NULL),
-            sum_ms(spans, SPAN_MESSAGE, NULL), sum_ms(spans, SPAN_MESSAGE, "all_to_all"),
-            profile->blocking ? "0" : "null");
+            (long long)(spans->count - kept(spans)), sum_ms(spans, SPAN_TRAINING, SPAN_PHASE, NULL),
+            sum_ms(spans, SPAN_TRAINING, SPAN_MESSAGE, NULL),
+            sum_ms(spans, SPAN_TRAINING, SPAN_MESSAGE, "all_to_all"));
+    json_out_number(out, ",\"hidden_communication\":",
+                    profile->blocking ? hidden_share(spans) : (double)NAN, 6);
+    fprintf(out, "}");
 }
 
 /* --- the file --- */

@@ -6,6 +6,13 @@ void config_check_layout(const struct config *config, struct config_errors *erro
                                           [CONFIG_PIPELINE_DUALPIPE] = "dualpipe",
                                           [CONFIG_PIPELINE_DUALPIPE_V] = "dualpipe_v"};
     const long long pp = config->parallel.pp;
+    if (config->parallel.zero > 1 && config->run.device == CONFIG_DEVICE_CUDA &&
+        config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT) {
+        config_error(errors,
+                     "parallel.zero %lld with run.deterministic layout on run.device cuda: not "
+                     "built: integers of a block at a time are added up on the CPU only",
+                     (long long)config->parallel.zero);
+    }
     if (config->planning) {
         return;
     }

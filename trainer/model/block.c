@@ -487,6 +487,7 @@ static void feed_forward_backward(struct model *model, int64_t block, const stru
             mlp_restore(&mlp, &whole);
         }
         mlp_backward_down(&mlp, dwhole);
+        shards_progress(model);
         mlp_backward_up_weight(&mlp, &whole);
         comm_span_end(model->mesh->world, "dense mlp, backward", began);
     }
@@ -522,7 +523,9 @@ static void backward_experts(const struct recorded *a)
     const struct tensor dstream = stream_of(model, model->dstream, a->call),
                         dnorm = stream_of(model, model->dnorm, a->call);
     recompute(model, a->block, a->call);
+    shards_progress(model);
     feed_forward_backward(model, a->block, a->call, dnorm, dstream, a->z_scale);
+    shards_progress(model);
 }
 
 static void backward_attention(const struct recorded *a)
@@ -538,6 +541,7 @@ static void backward_attention(const struct recorded *a)
     const int64_t began = comm_span_begin(model->mesh->world);
     attention_backward(model, a->block, a->call, dnorm, dstream, &norm1);
     comm_span_end(model->mesh->world, "attention, backward", began);
+    shards_progress(model);
     norm_backward(model, dstream, dnorm, stream_of(model, state->input, a->call), state->rstd1,
                   at->input_norm);
 }

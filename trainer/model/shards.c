@@ -99,6 +99,16 @@ static bool has(const struct model_group *group, int64_t part)
     return group->shards.on && group->zero.part[part].count > 0;
 }
 
+void shards_progress(struct model *model)
+{
+    for (int g = 0; g < model->params.groups; g++) {
+        struct model_group *group = &model->group[g];
+        if (group->shards.flight.under_way && comm_device_on_host(group->zero.comm)) {
+            comm_exchange_test(group->zero.comm, &group->shards.flight.request);
+        }
+    }
+}
+
 void shards_open(struct model *model, int64_t part)
 {
     for (int g = 0; g < model->params.groups; g++) {

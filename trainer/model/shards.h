@@ -48,6 +48,8 @@ void shards_clear(struct model *model);
  * nothing where it is open. close: collective over the replicas of each group. */
 void shards_open(struct model *model, int64_t part);
 void shards_close(struct model *model, int64_t part);
+/* Local. What is under way may move on. */
+void shards_progress(struct model *model);
 /* Collective over the group's replicas: nothing is under way any more. */
 void shards_settle(struct model *model, enum param_group group);
 
