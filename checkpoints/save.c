@@ -263,6 +263,7 @@ static enum status write_hint(const struct save *save)
 static enum status prune(const struct save *save)
 {
     int64_t *steps = NULL, count = 0;
+    TRY(steps_discard_again(save->root));
     TRY(steps_list(save->root, &steps, &count));
     enum status status = STATUS_OK;
     int kept = 0;

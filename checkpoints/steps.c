@@ -83,6 +83,32 @@ enum status steps_path(char out[STEPS_PATH_BYTES], const char *root, int64_t ste
     return steps_join(out, root, name);
 }
 
+/* .trash-STEP-PID, by this process. */
+static bool is_own_trash(const char *name)
+{
+    char end[32];
+    const int length = snprintf(end, sizeof end, "-%ld", (long)getpid());
+    const size_t bytes = strlen(name);
+    return strncmp(name, ".trash-", 7) == 0 && bytes > (size_t)length &&
+           strcmp(name + bytes - (size_t)length, end) == 0;
+}
+
+static enum status discard_one(void *context, const char *name)
+{
+    char path[STEPS_PATH_BYTES];
+    if (!is_own_trash(name)) {
+        return STATUS_OK;
+    }
+    TRY(steps_join(path, context, name));
+    return io_remove_tree(path);
+}
+
+enum status steps_discard_again(const char *root)
+{
+    bool there = false;
+    return io_list(root, &there, discard_one, (void *)(uintptr_t)root);
+}
+
 enum status steps_discard(const char *root, int64_t step)
 {
     char path[STEPS_PATH_BYTES], name[64], trash[STEPS_PATH_BYTES], manifest[STEPS_PATH_BYTES];

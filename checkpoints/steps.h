@@ -25,5 +25,7 @@ enum status steps_list(const char *root, int64_t **steps, int64_t *count)
 /* Out of sight by one rename, then deleted, manifest first: a half-deleted checkpoint is never
  * mistaken for one. */
 enum status steps_discard(const char *root, int64_t step) __attribute__((warn_unused_result));
+/* What this process put out of sight and could not delete. */
+enum status steps_discard_again(const char *root) __attribute__((warn_unused_result));
 
 #endif

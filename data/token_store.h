@@ -54,8 +54,9 @@ void token_store_close(struct token_store *store); /* accepts a zeroed one */
  * more, is 0, and told by token_store_status. */
 int64_t token_store_get(const struct token_store *store, int64_t i);
 bool token_store_counts(const struct token_store *store, int64_t i); /* as a label: loss_mask */
-/* Whether all that was taken of the file so far could be read, and was what it was when it was
- * opened. Errors, of the first that was not: STATUS_IO, STATUS_DATA; the message names the file. */
+/* Whether all that was taken of the file so far could be read, and was an id of its vocabulary: a
+ * file that others rewrite under a run with other valid ids is not noticed. Errors, of the first
+ * that was not: STATUS_IO, STATUS_DATA; the message names the file. */
 enum status token_store_status(const struct token_store *store) __attribute__((warn_unused_result));
 /* Bytes of the file's tokens, `width` each, or of its loss_mask, as token_store_get takes them. */
 enum token_part { TOKEN_PART_IDS, TOKEN_PART_MASK };

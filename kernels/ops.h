@@ -339,6 +339,15 @@ struct ops {
      * GShard/Switch capacity; else DeepSeek-V2's, of a device's experts (its section 2.2.4). */
     void (*expert_drop)(struct device *, int32_t *kept, const int32_t *expert, const float *weight,
                         int64_t slots, int64_t experts, int64_t groups, int64_t capacity);
+    /* Where each expert's matrices are in `slices` parts, slot s is `slices` slots, of the parts:
+     * spread[s * slices + f] = (e / local * slices + f) * local + e % local with e = expert[s], -1
+     * where that is; their weights are weight[s]. */
+    void (*expert_spread)(struct device *, int32_t *spread, float *spread_weight,
+                          const int32_t *expert, const float *weight, int64_t slots, int64_t slices,
+                          int64_t local);
+    /* weight[s] = the sum of spread_weight[s * slices + f] over f, in that order. */
+    void (*expert_fold)(struct device *, float *weight, const float *spread_weight, int64_t slots,
+                        int64_t slices);
 
     /* y[r] = x[row[r]] for r < R; rows of `C` act; row[r] < 0 gives zeros. */
     void (*gather_rows)(struct device *, struct tensor y, struct tensor x, const int32_t *row);

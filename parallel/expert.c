@@ -17,7 +17,8 @@ static void set_rooms(struct expert_plan *plan, const struct expert_sizes *sizes
 {
     const int64_t ranks = plan->ep->size, most = plan->slots * ranks;
     const int64_t wanted = (int64_t)ceil(sizes->buffer_factor * (double)plan->slots);
-    const int64_t choices = sizes->top_k < plan->local_experts ? sizes->top_k : plan->local_experts;
+    const int64_t whole = sizes->top_k / sizes->slices,
+                  choices = whole < plan->local_experts ? whole : plan->local_experts;
     plan->bound = plan->sending = plan->slots;
     if (ranks > 1 && sizes->padded) {
         plan->padded = true;

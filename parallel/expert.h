@@ -33,6 +33,8 @@
 
 struct expert_sizes {
     int64_t tokens, top_k, experts; /* N, K of the largest call; of all ranks together */
+    int64_t slices; /* parts of an expert that K and `experts` count one by one, each on another
+                       rank (ops.expert_spread); 1: experts are whole */
     bool padded;
     double buffer_factor; /* exact: bound / (N*K), at least 1 / K */
     bool by_source;       /* source_offset is wanted, and no source's rows for an expert come in two

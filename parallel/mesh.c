@@ -21,6 +21,7 @@ static const struct {
     [MESH_STAGE] = {"stage", offsetof(struct mesh, stage), DP | CP | TP, false},
     [MESH_EP] = {"ep", offsetof(struct mesh, ep), EP, true},
     [MESH_ETP] = {"etp", offsetof(struct mesh, etp), ETP, true},
+    [MESH_EXPERTS] = {"experts", offsetof(struct mesh, experts), EP | ETP, true},
     [MESH_EDP] = {"edp", offsetof(struct mesh, edp), EDP, true},
 };
 
@@ -110,7 +111,7 @@ static enum status check_messages(const struct mesh *mesh)
 
 enum status mesh_attach(struct mesh *mesh, struct device *device, const char *kind)
 {
-    static const enum mesh_group carriers[] = {MESH_STAGE, MESH_TP, MESH_CP,      MESH_EP,
+    static const enum mesh_group carriers[] = {MESH_STAGE, MESH_TP, MESH_CP,      MESH_EXPERTS,
                                                MESH_EDP,   MESH_PP, MESH_REPLICAS};
     const size_t count = sizeof carriers / sizeof carriers[0] - (mesh->tp.size > 1 ? 0 : 1);
     for (size_t i = 0; i < count; i++) {

@@ -39,6 +39,7 @@ enum mesh_group {
     MESH_STAGE,
     MESH_EP,
     MESH_ETP,
+    MESH_EXPERTS,
     MESH_EDP,
     MESH_GROUPS
 };
@@ -52,6 +53,8 @@ struct mesh {
     struct comm replicas; /* dp x cp: ranks with the same part of what tp divides */
     struct comm stage;    /* dp x cp x tp = edp x ep x etp */
     struct comm ep, etp;  /* struct mesh_shape */
+    struct comm experts;  /* ep x etp: ranks that have one set of experts together, and exchange
+                             tokens; slice f of an expert is on rank e * etp + f of them */
     struct comm edp;      /* ranks holding the same experts, or the same part of them */
     struct comm ends;     /* where pp > 1: the first and the last stage together, which may hold the
                              same (stages.h); elsewhere a stage. With pp 1 zeroed */
@@ -77,9 +80,9 @@ static inline int mesh_last_stage(const struct mesh *mesh)
 /* Collective over world. Errors: mesh_check's. */
 enum status mesh_init(struct mesh *mesh, struct comm *world, const struct mesh_shape *shape,
                       int64_t experts) __attribute__((warn_unused_result));
-/* comm_attach of the groups that exchange device memory: stage, tp, cp, ep, edp, pp, `replicas`
- * where that is not the stage, and ends where there are stages. Collective over world; the same
- * result on every rank of it. Errors: comm_attach's; STATUS_USAGE a pipeline over NCCL. */
+/* comm_attach of the groups that exchange device memory: stage, tp, cp, experts, edp, pp,
+ * `replicas` where that is not the stage, and ends where there are stages. Collective over world;
+ * the same result on every rank of it. Errors: comm_attach's; STATUS_USAGE a pipeline over NCCL. */
 enum status mesh_attach(struct mesh *mesh, struct device *device, const char *kind)
     __attribute__((warn_unused_result));
 void mesh_free(struct mesh *mesh);

@@ -56,7 +56,7 @@ static const char TINY_V2[] = TINY_DEEPSEEK("deepseek_v2"),
                       "data: {shuffle: false}\n"
                       "schedule: {kind: constant, warmup_steps: 0}\n";
 
-enum { TINY_OVERRIDES = 12, TINY_TOKENS = 801 };
+enum { TINY_OVERRIDES = 20, TINY_TOKENS = 801 };
 
 struct tiny {
     struct config config;
@@ -113,10 +113,7 @@ static inline enum status tiny_open(struct tiny *tiny, struct comm *world, const
     *tiny = (struct tiny){0};
     TRY(tiny_config(&tiny->config, text, overrides));
     architecture_init(&arch, &tiny->config);
-    struct mesh_shape shape =
-        mesh_shape_of((int)tiny->config.parallel.tp, (int)tiny->config.parallel.ep);
-    shape.cp = (int)tiny->config.parallel.cp;
-    shape.pp = (int)tiny->config.parallel.pp;
+    const struct mesh_shape shape = model_mesh_shape(&tiny->config);
     TRY(mesh_init(&tiny->mesh, world, &shape, arch.experts));
     TRY(device_open(&tiny->device, &options));
     TRY(model_init(&tiny->model, &tiny->config, &tiny->mesh, tiny->device,

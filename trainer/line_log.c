@@ -39,7 +39,11 @@ static int64_t lines_of(const char *text, size_t bytes)
 /* What a failed write left of a line goes; false: it stays, for now. */
 static bool cut_torn(struct line_log *log)
 {
-    log->torn = log->torn && ftruncate(log->fd, (off_t)log->whole) != 0;
+    struct stat info;
+    if (log->torn && fstat(log->fd, &info) == 0) {
+        log->whole = info.st_size < log->whole ? info.st_size : log->whole; /* others cut it */
+        log->torn = ftruncate(log->fd, (off_t)log->whole) != 0;
+    }
     return !log->torn;
 }
 

@@ -10,7 +10,7 @@
 #include "kernels/base/io.h"
 #include "kernels/invariance.h"
 #include "parallel/cores.h"
-#include "trainer/model/architecture.h"
+#include "trainer/model/model.h"
 
 enum { MAX_CORES = 1024, MAX_PATH = 4096 };
 
@@ -171,6 +171,7 @@ static enum status fit_layout(struct session *session, char *const *overrides, i
         int64_t *size;
     } divides[] = {{"parallel.tp", &session->config.parallel.tp},
                    {"parallel.cp", &session->config.parallel.cp},
+                   {"parallel.etp", &session->config.parallel.etp},
                    {"parallel.pp", &session->config.parallel.pp}};
     int64_t *ep = &session->config.parallel.ep;
     for (size_t i = 0; i < sizeof divides / sizeof divides[0]; i++) {
@@ -210,10 +211,7 @@ enum status session_open(struct session *session, enum session_use use, const ch
     struct architecture arch;
     architecture_init(&arch, &session->config);
     TRY(comm_agree(&session->world, check_products(session, &arch), NULL));
-    struct mesh_shape shape =
-        mesh_shape_of((int)session->config.parallel.tp, (int)session->config.parallel.ep);
-    shape.cp = (int)session->config.parallel.cp;
-    shape.pp = (int)session->config.parallel.pp;
+    const struct mesh_shape shape = model_mesh_shape(&session->config);
     TRY(comm_agree(&session->world,
                    mesh_init(&session->mesh, &session->world, &shape, arch.experts), NULL));
     return mesh_attach(&session->mesh, session->device, kinds[session->config.run.comm]);

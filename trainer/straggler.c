@@ -95,7 +95,7 @@ static double core_wait_ms(const struct straggler *s)
     return (double)most / 1e6;
 }
 
-/* Of the blocks that this rank has. */
+/* Of the blocks that this rank has. With etp every rank of an expert has all of its tokens. */
 static void count_tokens(struct straggler *s)
 {
     const struct stepper *stepper = s->stepper;

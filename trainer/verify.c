@@ -28,8 +28,8 @@ struct side {
 /* --- One step --- */
 
 /* The run's config, but for what makes the comparison small and its gradients readable. Sums over
- * tp and cp are rounded in other places than one rank's: in bf16 that changes choices of experts,
- * so both sides compute in fp32. */
+ * tp, cp and etp are rounded in other places than one rank's: in bf16 that changes choices of
+ * experts, so both sides compute in fp32. */
 static struct config tiny(const struct session *session, const struct mesh_shape *shape)
 {
     struct config config = session->config;
@@ -38,10 +38,11 @@ static struct config tiny(const struct session *session, const struct mesh_shape
     config.train.batch_ramp.start = 0;
     config.optimizer.moments = CONFIG_MOMENTS_FP32;
     config.parallel.ep = shape->ep;
+    config.parallel.etp = shape->etp;
     config.parallel.tp = shape->tp;
     config.parallel.pp = shape->pp;
     config.parallel.cp = shape->cp;
-    if (session->mesh.tp.size * session->mesh.cp.size > 1) {
+    if (session->mesh.tp.size * session->mesh.cp.size * session->mesh.etp.size > 1) {
         config.train.precision = CONFIG_FP32;
     }
     return config;
@@ -345,6 +346,7 @@ enum status verify_run(const struct session *session, struct verify_report *repo
     char place[MAX_PATH], again[MAX_PATH], again_path[MAX_PATH] = "";
     *report = (struct verify_report){.ranks = world->size,
                                      .ep = session->mesh.ep.size,
+                                     .etp = session->mesh.etp.size,
                                      .edp = session->mesh.edp.size,
                                      .tp = session->mesh.tp.size,
                                      .cp = session->mesh.cp.size,
@@ -402,11 +404,12 @@ static void print_row(FILE *out, const struct verify_row *row)
 
 void verify_print(FILE *out, const struct verify_report *report)
 {
-    fprintf(out,
-            "%d ranks, ep %d, edp %d, tp %d, cp %d, pp %d against one rank: one step of %lld "
-            "micro-batches of %lld x %lld random tokens\n",
-            report->ranks, report->ep, report->edp, report->tp, report->cp, report->pp,
-            (long long)report->units, (long long)report->sequences, (long long)report->tokens);
+    fprintf(
+        out,
+        "%d ranks, ep %d, etp %d, edp %d, tp %d, cp %d, pp %d against one rank: one step of %lld "
+        "micro-batches of %lld x %lld random tokens\n",
+        report->ranks, report->ep, report->etp, report->edp, report->tp, report->cp, report->pp,
+        (long long)report->units, (long long)report->sequences, (long long)report->tokens);
     for (int i = 0; i < report->rows; i++) {
         print_row(out, &report->row[i]);
     }
@@ -419,11 +422,11 @@ void verify_print(FILE *out, const struct verify_report *report)
 
 void verify_print_json(FILE *out, const struct verify_report *report)
 {
-    fprintf(
-        out,
-        "{\"good\":%s,\"ranks\":%d,\"ep\":%d,\"edp\":%d,\"tp\":%d,\"cp\":%d,\"pp\":%d,\"rows\":[",
-        report->good ? "true" : "false", report->ranks, report->ep, report->edp, report->tp,
-        report->cp, report->pp);
+    fprintf(out,
+            "{\"good\":%s,\"ranks\":%d,\"ep\":%d,\"etp\":%d,\"edp\":%d,\"tp\":%d,\"cp\":%d,\"pp\":%"
+            "d,\"rows\":[",
+            report->good ? "true" : "false", report->ranks, report->ep, report->etp, report->edp,
+            report->tp, report->cp, report->pp);
     for (int i = 0; i < report->rows; i++) {
         const struct verify_row *row = &report->row[i];
         json_out_text(out, i > 0 ? ",{\"what\":" : "{\"what\":", row->what);

@@ -27,7 +27,7 @@ struct verify_row {
 };
 
 struct verify_report {
-    int ranks, ep, edp, tp, cp, pp;
+    int ranks, ep, etp, edp, tp, cp, pp;
     int64_t units, sequences,
         tokens; /* micro-batches, sequences in each, tokens in each of those */
     int rows;

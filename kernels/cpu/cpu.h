@@ -121,6 +121,11 @@ void cpu_expert_unpad(struct device *, int32_t *regroup, int32_t *ungroup, int32
                       int64_t *offset, const int32_t *message, const struct padded_shape *shape);
 void cpu_expert_drop(struct device *, int32_t *kept, const int32_t *expert, const float *weight,
                      int64_t slots, int64_t experts, int64_t groups, int64_t capacity);
+void cpu_expert_spread(struct device *, int32_t *spread, float *spread_weight,
+                       const int32_t *expert, const float *weight, int64_t slots, int64_t slices,
+                       int64_t local);
+void cpu_expert_fold(struct device *, float *weight, const float *spread_weight, int64_t slots,
+                     int64_t slices);
 void cpu_gather_rows(struct device *, struct tensor y, struct tensor x, const int32_t *row);
 void cpu_scatter_rows(struct device *, struct tensor y, const void *x, int64_t x_stride,
                       const int32_t *row, int64_t rows);

@@ -211,3 +211,28 @@ void cpu_expert_drop(struct device *device, int32_t *kept, const int32_t *expert
         }
     }
 }
+
+void cpu_expert_spread(struct device *device, int32_t *spread, float *spread_weight,
+                       const int32_t *expert, const float *weight, int64_t slots, int64_t slices,
+                       int64_t local)
+{
+    (void)device;
+    for (int64_t i = 0; i < slots * slices; i++) {
+        const int64_t e = expert[i / slices];
+        spread[i] = e < 0 ? -1 : (int32_t)((e / local * slices + i % slices) * local + e % local);
+        spread_weight[i] = weight[i / slices];
+    }
+}
+
+void cpu_expert_fold(struct device *device, float *weight, const float *spread_weight,
+                     int64_t slots, int64_t slices)
+{
+    (void)device;
+    for (int64_t s = 0; s < slots; s++) {
+        float sum = 0;
+        for (int64_t f = 0; f < slices; f++) {
+            sum += spread_weight[s * slices + f];
+        }
+        weight[s] = sum;
+    }
+}

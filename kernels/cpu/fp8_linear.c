@@ -72,11 +72,19 @@ static void store_sums(struct device *device, struct tensor y, const float *sums
     }
 }
 
+/* Rows by matrix. */
+struct rows_by {
+    const int64_t *offset; /* [matrices + 1] */
+    bool vary;             /* from call to call: they are tokens of experts */
+};
+
 /* One product per group with rows. f32 operands give sums in f32 first: y's rows must not depend
  * on which kernels there are for f32 in and bf16 out. */
 static void linear_numbers(struct device *device, struct tensor y, struct fp8_rows x,
-                           struct fp8_weights w, const int64_t *offset, bool add, enum dtype dtype)
+                           struct fp8_weights w, const struct rows_by *by, bool add,
+                           enum dtype dtype)
 {
+    const int64_t *offset = by->offset;
     const int64_t rows = offset[w.matrices], in = x.cols, out = w.rows;
     const size_t width = dtype_bytes(dtype), left = aligned((size_t)(rows * in) * width),
                  right = aligned((size_t)(w.matrices * out * in) * width),
@@ -106,6 +114,7 @@ static void linear_numbers(struct device *device, struct tensor y, struct fp8_ro
                 .b_dtype = dtype,
                 .c_dtype = c_dtype,
                 .add = add && dtype != DTYPE_F32,
+                .varies = by->vary,
             };
         }
     }
@@ -147,19 +156,21 @@ void cpu_fp8_linear(struct device *device, struct tensor y, struct fp8_rows x, s
 {
     const int64_t all[2] = {0, x.rows};
     const int64_t *mine = offset != NULL ? offset : all;
+    const struct rows_by by = {mine, offset != NULL};
     assert(tensor_is(&y, DTYPE_BF16, x.rows, w.rows) && x.cols == w.cols && x.cols % 16 == 0);
     assert((offset != NULL || w.matrices == 1) && mine[0] == 0 && mine[w.matrices] <= x.rows);
     if (how->accumulate == FP8_ACCUMULATE_DEVICE) {
-        linear_numbers(device, y, x, w, mine, add, how->power_of_two ? DTYPE_BF16 : DTYPE_F32);
+        linear_numbers(device, y, x, w, &by, add, how->power_of_two ? DTYPE_BF16 : DTYPE_F32);
     } else {
         linear_model(device, y, x, w, mine, add, how->accumulate == FP8_ACCUMULATE_PROMOTED);
     }
 }
 
 static void weight_numbers(struct device *device, float *dw, int64_t stride, struct fp8_rows dyt,
-                           struct fp8_rows xt, const int64_t *offset, int64_t groups,
+                           struct fp8_rows xt, const struct rows_by *by, int64_t groups,
                            enum dtype dtype)
 {
+    const int64_t *offset = by->offset;
     const int64_t columns = fp8_filled_columns(offset, groups), out = dyt.rows, in = xt.rows;
     const size_t width = dtype_bytes(dtype), left = aligned((size_t)(out * columns) * width);
     struct gemm *batch = cpu_scratch(device, CPU_SLOT_BATCH, (size_t)groups * sizeof *batch);
@@ -185,7 +196,8 @@ static void weight_numbers(struct device *device, float *dw, int64_t stride, str
                                            .a_dtype = dtype,
                                            .b_dtype = dtype,
                                            .c_dtype = DTYPE_F32,
-                                           .add = true};
+                                           .add = true,
+                                           .varies = by->vary};
         }
         begin += fp8_tiles(rows) * FP8_TILE;
     }
@@ -229,10 +241,11 @@ void cpu_fp8_linear_weight(struct device *device, float *dw, int64_t stride, str
 {
     const int64_t all[2] = {0, tokens};
     const int64_t *mine = offset != NULL ? offset : all, count = offset != NULL ? groups : 1;
+    const struct rows_by by = {mine, offset != NULL};
     assert(mine[count] <= tokens && fp8_filled_columns(mine, count) <= dyt.cols &&
            fp8_filled_columns(mine, count) <= xt.cols);
     if (how->accumulate == FP8_ACCUMULATE_DEVICE) {
-        weight_numbers(device, dw, stride, dyt, xt, mine, count,
+        weight_numbers(device, dw, stride, dyt, xt, &by, count,
                        how->power_of_two ? DTYPE_BF16 : DTYPE_F32);
     } else {
         weight_model(device, dw, stride, dyt, xt, mine, count,

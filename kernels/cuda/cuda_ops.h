@@ -116,6 +116,10 @@ void cuda_expert_unpad(void *stream, int32_t *regroup, int32_t *ungroup, int32_t
                        void *scratch);
 void cuda_expert_drop(void *stream, int32_t *kept, const int32_t *expert, const float *weight,
                       int64_t slots, int64_t experts, int64_t groups, int64_t capacity);
+void cuda_expert_spread(void *stream, int32_t *spread, float *spread_weight, const int32_t *expert,
+                        const float *weight, int64_t slots, int64_t slices, int64_t local);
+void cuda_expert_fold(void *stream, float *weight, const float *spread_weight, int64_t slots,
+                      int64_t slices);
 
 /* ---- permute.cu ---- */
 void cuda_gather_rows(void *stream, struct tensor y, struct tensor x, const int32_t *row);

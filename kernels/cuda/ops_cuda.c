@@ -192,6 +192,23 @@ static void expert_drop(struct device *device, int32_t *kept, const int32_t *exp
     cuda_end(self);
 }
 
+static void expert_spread(struct device *device, int32_t *spread, float *spread_weight,
+                          const int32_t *expert, const float *weight, int64_t slots, int64_t slices,
+                          int64_t local)
+{
+    struct cuda_device *self = cuda_begin(device, "expert_spread");
+    cuda_expert_spread(self->stream, spread, spread_weight, expert, weight, slots, slices, local);
+    cuda_end(self);
+}
+
+static void expert_fold(struct device *device, float *weight, const float *spread_weight,
+                        int64_t slots, int64_t slices)
+{
+    struct cuda_device *self = cuda_begin(device, "expert_fold");
+    cuda_expert_fold(self->stream, weight, spread_weight, slots, slices);
+    cuda_end(self);
+}
+
 static void gather_rows(struct device *device, struct tensor y, struct tensor x, const int32_t *row)
 {
     struct cuda_device *self = cuda_begin(device, "gather_rows");
@@ -409,6 +426,8 @@ const struct ops cuda_ops = {
     .expert_pad = expert_pad,
     .expert_unpad = expert_unpad,
     .expert_drop = expert_drop,
+    .expert_spread = expert_spread,
+    .expert_fold = expert_fold,
     .gather_rows = gather_rows,
     .scatter_rows = scatter_rows,
     .combine_rows = combine_rows,

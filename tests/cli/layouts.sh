@@ -106,6 +106,25 @@ padded() {
     done
 }
 
+# Experts in parts: what is exchanged is more, what is computed the same.
+parts() {
+    local parts dir one
+    echo "$family: experts in parts beside whole ones"
+    one=$(dir_of capacity 1,1)
+    for parts in 2,1,2 4,2,2 $([ "$full" != 1 ] || echo 4,1,4); do
+        dir=$work/$family-parts-${parts//,/-}
+        expect_rc 0 train_on "${parts%%,*}" "$(cut -d, -f2 <<<"$parts")" "$dir" run.steps=3 router.capacity_factor=1 "parallel.etp=${parts##*,}"
+        close_to 1e-6 "$(first loss "$one")" "$(first loss "$dir")" "$family: loss of step 1, etp ${parts##*,}"
+        expect_same "$(first dropped_fraction "$one")" "$(first dropped_fraction "$dir")" "$family: dropped, etp ${parts##*,}"
+        close_to 1e-5 "$(first grad_norm "$one")" "$(first grad_norm "$dir")" "$family: gradient norm, etp ${parts##*,}"
+    done
+    for precision in fp32 bf16; do
+        expect_rc 0 train_on 4 2 "$work/$family-parts-exact-$precision" run.steps=3 parallel.etp=2 train.precision=$precision router.buffer_factor=4
+        expect_rc 0 train_on 4 2 "$work/$family-parts-padded-$precision" run.steps=3 parallel.etp=2 train.precision=$precision router.dispatch=padded
+        same_bits "etp 2, $precision, padded" "$work/$family-parts-exact-$precision" "$work/$family-parts-padded-$precision"
+    done
+}
+
 switches() {
     echo "$family: the rest of the model's switches, two layouts"
     every_layout switches run.steps=3 data.mask_documents=true router.z_loss_coef=1e-3 \
@@ -171,6 +190,7 @@ check_layouts() {
     curves
     rounds
     capacity
+    [ "$family-$full" = mixtral-0 ] || parts
     case $family-$full in
     *-1) layouts="2,2 4,2 4,4" ;;
     mixtral-*) layouts="2,2 4,2" ;;

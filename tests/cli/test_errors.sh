@@ -69,7 +69,6 @@ config_case "'gloo' is not one of auto, self, mpi, nccl" 's/seed: 7/seed: 7, com
 config_case "'fp16' is not one of fp32, bf16, fp8" 's/precision: fp32/precision: fp16/'
 config_case "'llama' is not one of mixtral" 's/family: mixtral/family: llama/'
 config_case "'sgd' is not one of adamw, muon" 's/^optimizer:  *{/optimizer: {name: sgd, /'
-config_case "not built" 's/^log:/parallel: {etp: 2}\nlog:/'
 config_case "'weihgt' is not one of" 's#train: [^,]*train.h5#train: [{path: a.h5, weihgt: 1}, {path: b.h5, weight: 1}]#'
 relation() { # FRAGMENT key=value...
     local fragment=$1
@@ -77,6 +76,9 @@ relation() { # FRAGMENT key=value...
     expect_error 64 "$fragment" "$binary" config tiny.yaml "$@"
 }
 relation "does not divide model.num_local_experts 4" parallel.ep=3
+relation "parallel.etp 5 does not divide model.intermediate_size" parallel.etp=5
+relation "parallel.etp 2 with run.deterministic layout" parallel.etp=2 run.deterministic=layout
+relation "parallel.etp 2 with optimizer.name muon" parallel.etp=2 optimizer.name=muon
 relation "parallel.tp 4 does not divide model.num_key_value_heads 2" parallel.tp=4
 relation "parallel.schedule dualpipe: planned only" parallel.pp=2 parallel.schedule=dualpipe
 relation "parallel.pp 2 with debug.trace: not built" parallel.pp=2 debug.trace=t.h5

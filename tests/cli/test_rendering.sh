@@ -76,5 +76,20 @@ PY
 
 echo "printed"
 browse --print-to-pdf="$work/page.pdf" "file://$work/page.html" || fail "not printed"
-[ "$(head -c 5 "$work/page.pdf")" = "%PDF-" ] || fail "no PDF"
+expect_rc 0 python3 - "$work/page.pdf" <<'PY'
+import re, sys, zlib
+data = open(sys.argv[1], "rb").read()
+assert data.startswith(b"%PDF-")
+pages = re.findall(rb"/Type\s*/Page\b[^s]", data)
+drawn = []
+for match in re.finditer(rb"stream\r?\n", data):
+    try:
+        drawn.append(zlib.decompressobj().decompress(data[match.end():]))
+    except zlib.error:
+        pass # the end of one
+written = [stream for stream in drawn if b" Tf" in stream]
+texts = sum(len(re.findall(rb"T[jJ]\b", stream)) for stream in written)
+print(len(pages), "pages,", len(written), "with text,", texts, "texts")
+assert 1 <= len(pages) <= 20 and len(written) >= len(pages) and texts > 100
+PY
 finish

@@ -137,7 +137,7 @@ killed_at() {
 
 # Every operation in turn: test_checkpoint_faults and test_save_errors, inside one process. Here the whole program.
 stride=9
-[ "$full" = 0 ] || stride=3
+[ "$full" = 0 ] || stride=5
 for kind in kill-before kill-torn kill-after; do
     offset=1
     [ "$kind" = kill-before ] || offset=3

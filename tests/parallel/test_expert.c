@@ -361,6 +361,7 @@ static void open_plan(struct comm *world, struct expert_plan *plan, struct arena
                                  &(struct expert_sizes){.tokens = layout->slots / layout->top_k,
                                                         .top_k = layout->top_k,
                                                         .experts = layout->experts,
+                                                        .slices = 1,
                                                         .padded = factor == PADDED,
                                                         .buffer_factor = factor,
                                                         .by_source = by_source}),

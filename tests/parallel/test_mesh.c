@@ -63,6 +63,8 @@ static struct expected expected_of(const struct mesh_shape *s, int ranks, enum m
         return (struct expected){p * stage + x * s->ep * s->etp + f, s->ep, s->etp};
     case MESH_ETP:
         return (struct expected){rank - f, s->etp, 1};
+    case MESH_EXPERTS:
+        return (struct expected){rank - rank % (s->ep * s->etp), s->ep * s->etp, 1};
     default:
         return (struct expected){p * stage + e * s->etp + f, edp, s->ep * s->etp};
     }
@@ -118,9 +120,11 @@ static void test_groups(struct comm *world)
         struct mesh mesh;
         CHECK_EQUAL(world, mesh_init(&mesh, world, &shape, 840), STATUS_OK);
         struct comm *const groups[MESH_GROUPS] = {
-            [MESH_PP] = &mesh.pp,   [MESH_DP] = &mesh.dp,       [MESH_CP] = &mesh.cp,
-            [MESH_TP] = &mesh.tp,   [MESH_EP] = &mesh.ep,       [MESH_REPLICAS] = &mesh.replicas,
-            [MESH_ETP] = &mesh.etp, [MESH_STAGE] = &mesh.stage, [MESH_EDP] = &mesh.edp};
+            [MESH_PP] = &mesh.pp,   [MESH_DP] = &mesh.dp,
+            [MESH_CP] = &mesh.cp,   [MESH_TP] = &mesh.tp,
+            [MESH_EP] = &mesh.ep,   [MESH_REPLICAS] = &mesh.replicas,
+            [MESH_ETP] = &mesh.etp, [MESH_STAGE] = &mesh.stage,
+            [MESH_EDP] = &mesh.edp, [MESH_EXPERTS] = &mesh.experts};
         CHECK(world, mesh.world == world);
         for (int g = 0; g < MESH_GROUPS; g++) {
             const struct expected want =
@@ -185,8 +189,8 @@ static void test_attach(struct comm *world)
     CHECK_EQUAL(world, device_open(&device, &options), STATUS_OK);
     CHECK_EQUAL(world, mesh_init(&mesh, world, &shape, 48), STATUS_OK);
     CHECK_EQUAL(world, mesh_attach(&mesh, device, "auto"), STATUS_OK);
-    CHECK(world,
-          mesh.stage.device == device && mesh.ep.device == device && mesh.edp.device == device);
+    CHECK(world, mesh.stage.device == device && mesh.experts.device == device &&
+                     mesh.edp.device == device);
     CHECK(world, strcmp(comm_wire_name(&mesh.ep), "direct") == 0);
     mesh_free(&mesh);
     CHECK_EQUAL(world, mesh_init(&mesh, world, &shape, 48), STATUS_OK);

@@ -305,6 +305,27 @@ static void test_disk_errors(void **state)
     }
 }
 
+/* What could not be deleted behind a save goes with the next one. */
+static void test_leftovers(void **state)
+{
+    enum { LATER = NEW + 10 };
+    (void)state;
+    int left = 0;
+    for (int64_t k = 1; k <= 2 * operations; k++) {
+        assert_int_equal(save(5), STATUS_OK);
+        assert_int_equal(save(OLD), STATUS_OK);
+        io_fault_arm(IO_FAULT_EIO, k, false);
+        const enum status status = save(NEW); /* takes 5 away */
+        io_fault_arm(IO_FAULT_NONE, 0, false);
+        assert_true(status == STATUS_OK || status == STATUS_IO);
+        left += entries(".trash-");
+        assert_int_equal(save(LATER), STATUS_OK);
+        assert_int_equal(entries(".trash-"), 0);
+        assert_int_equal(io_remove_tree("root"), STATUS_OK);
+    }
+    assert_true(left > 1);
+}
+
 /* Signals and short writes are no errors, at any operation or at all. */
 static void test_interruptions(void **state)
 {
@@ -486,6 +507,7 @@ int main(void)
     const char *full = getenv("SWITCHYARD_FULL");
     const struct CMUnitTest tests[] = {
         FAULTS_TEST(test_disk_errors, enter),
+        FAULTS_TEST(test_leftovers, enter),
         FAULTS_TEST(test_interruptions, enter),
         FAULTS_TEST(test_read_errors, enter),
         FAULTS_TEST(test_verify_errors, enter),
@@ -493,6 +515,7 @@ int main(void)
         FAULTS_TEST(test_kills, enter),
         FAULTS_TEST(test_kills_while_replacing, enter),
         FAULTS_TEST(test_disk_errors, enter_beside),
+        FAULTS_TEST(test_leftovers, enter_beside),
         FAULTS_TEST(test_interruptions, enter_beside),
         FAULTS_TEST(test_read_errors, enter_beside),
         FAULTS_TEST(test_kills, enter_beside),

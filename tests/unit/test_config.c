@@ -181,7 +181,7 @@ static void test_not_built(void **state)
     (void)state;
     static const struct bad cases[] = {
         {"run: {deterministic: layers}\n", {"'layers' is not one of off, run, layout"}},
-        {"parallel: {etp: 2}\n", {"key 'parallel.etp': not built"}},
+        {"model: {attention_bias: true}\n", {"key 'model.attention_bias': not built"}},
         {"checkpoint: {async: maybe}\n", {"key 'checkpoint.async'"}},
         {"guard: {on_nonfinite: off}\n", {"'off' is not one of stop, skip, rollback"}},
         {"cluster: {gpu: custom}\n",
@@ -400,7 +400,7 @@ static void test_bad_overrides(void **state)
         {{"=3"}, {"unknown key"}},
         {{"optimizer.lr=nan"}, {"'nan' is not a number"}},
         {{"run.device=rocm"}, {"'rocm' is not one of cpu, cuda"}},
-        {{"parallel.etp=2"}, {"key 'parallel.etp': not built"}},
+        {{"model.attention_bias=true"}, {"key 'model.attention_bias': not built"}},
         {{"run.pin=yes", "run.seed=x"}, {"'yes' is neither", "\ncommand line: key 'run.seed'"}},
         {{"run.dir=\xff"}, {"key 'run.dir'", "UTF-8"}},
     };

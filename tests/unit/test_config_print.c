@@ -111,7 +111,7 @@ static const char *const values[] = {
     "model.hf_config=config.json",
     "model.vocab_size=16777216",
     "model.hidden_size=128",
-    "model.intermediate_size=97",
+    "model.intermediate_size=98",
     "model.num_hidden_layers=3",
     "model.num_attention_heads=6",
     "model.num_key_value_heads=3",
@@ -164,6 +164,7 @@ static const char *const values[] = {
     "router.buffer_factor=1.0000000000000002",
     "router.bias_update_until=0.5",
     "parallel.ep=4",
+    "parallel.etp=2",
     "data.train=[{path: \"null \xc3\xa9 \\\" void\", weight: [0.1, 5e-324], epochs: 0.5}, {path: "
     "b, "
     "weight: [0, 1], fim: 0.25}]",
@@ -279,9 +280,9 @@ static const char *const fp8_values[] = {
  * printed config back. */
 static void expect_list_reads_back(const char *const *texts, int count, bool *moved)
 {
-    char *list[128];
+    char *list[160];
     struct config config, initial;
-    assert_true(count <= 128);
+    assert_true(count <= 160);
     memcpy(list, texts, (size_t)count * sizeof list[0]);
     config_init(&initial);
     config_init(&config);

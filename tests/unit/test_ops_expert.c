@@ -457,6 +457,48 @@ static void test_even(void **state)
     check_run(*state, run_even, NULL, 0);
 }
 
+/* Slices of an expert lie on neighbouring ranks, `local` experts a rank; gradients are added up. */
+static void run_slices(struct check *c, const void *args)
+{
+    enum { SLOTS = 37, EXPERTS = 12, MOST = 4 };
+    const int64_t slices = *(const int64_t *)args;
+    int32_t expert[SLOTS], spread[SLOTS * MOST];
+    float weight[SLOTS], parts[SLOTS * MOST], folded[SLOTS];
+    for (int64_t i = 0; i < SLOTS; i++) {
+        expert[i] = draw(c->seed, i, EXPERTS + 1) - 1;
+        weight[i] = (float)draw(c->seed + 1, i, 64) / 64;
+    }
+    for (int64_t local = 1; local <= EXPERTS; local++) {
+        if (EXPERTS % local != 0) {
+            continue;
+        }
+        check_name(c, "expert_spread slices=%lld local=%lld", (long long)slices, (long long)local);
+        c->ops->expert_spread(c->device, spread, parts, expert, weight, SLOTS, slices, local);
+        for (int64_t i = 0; i < SLOTS * slices; i++) {
+            const int64_t e = expert[i / slices], rank = spread[i] / local;
+            assert_true(parts[i] == weight[i / slices]);
+            assert_int_equal(spread[i] < 0, e < 0);
+            if (e >= 0) { /* rank = ep rank * slices + slice */
+                assert_int_equal(rank % slices, i % slices);
+                assert_int_equal(rank / slices, e / local);
+                assert_int_equal(spread[i] % local, e % local);
+            }
+        }
+    }
+    c->ops->expert_fold(c->device, folded, parts, SLOTS, slices);
+    for (int64_t i = 0; i < SLOTS; i++) {
+        assert_true(folded[i] == (float)slices * weight[i]); /* of 64ths: exact */
+    }
+}
+
+static void test_slices(void **state)
+{
+    static const int64_t slices[] = {1, 2, 3, 4};
+    for (size_t i = 0; i < sizeof slices / sizeof slices[0]; i++) {
+        check_run(*state, run_slices, &slices[i], 0);
+    }
+}
+
 static void test_unique(void **state)
 {
     for (size_t i = 0; i < sizeof uniques / sizeof uniques[0]; i++) {
@@ -468,7 +510,8 @@ static void test_unique(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sort), cmocka_unit_test(test_regroup), cmocka_unit_test(test_unique),
-        cmocka_unit_test(test_pad),  cmocka_unit_test(test_drop),    cmocka_unit_test(test_even)};
+        cmocka_unit_test(test_sort),  cmocka_unit_test(test_regroup), cmocka_unit_test(test_unique),
+        cmocka_unit_test(test_pad),   cmocka_unit_test(test_drop),    cmocka_unit_test(test_even),
+        cmocka_unit_test(test_slices)};
     return cmocka_run_group_tests(tests, check_open, check_close_devices);
 }

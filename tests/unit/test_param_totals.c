@@ -61,7 +61,8 @@ static void count(const struct architecture *arch, int ep_size, int64_t *total, 
     *total = *mtp = 0;
     for (int rank = 0; rank < ep_size; rank++) {
         struct params params;
-        const struct params_place place = {.ep_rank = rank, .ep_size = ep_size, .tp_size = 1};
+        const struct params_place place = {
+            .ep_rank = rank, .ep_size = ep_size, .etp_size = 1, .tp_size = 1};
         assert_int_equal(params_init(&params, arch, false, &place), STATUS_OK);
         for (int64_t i = 0; i < params.count; i++) {
             const struct param *param = &params.table[i];
@@ -106,7 +107,7 @@ static void test_totals(void **state)
             assert_true(total + buffers == is->total);
             assert_true(mtp == is->mtp);
         }
-        const struct params_place place = {.ep_size = 8, .tp_size = 1};
+        const struct params_place place = {.ep_size = 8, .etp_size = 1, .tp_size = 1};
         assert_int_equal(params_init(&params, &arch, false, &place), STATUS_OK);
         assert_true(params.total == is->total);
         assert_true(params.mtp == is->mtp);

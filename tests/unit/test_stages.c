@@ -50,7 +50,8 @@ static void expect_slices(const char *const *overrides)
     assert_int_equal(params_init(&all, &arch, false, &PARAMS_ALL), STATUS_OK);
     for (int r = 0; r < ranks; r++) {
         assert_int_equal(slice_init(&slice[r], &config, &arch, &shape, r), STATUS_OK);
-        const struct params_place place = {.ep_size = 1, .tp_size = 1, .slice = &slice[r]};
+        const struct params_place place = {
+            .ep_size = 1, .etp_size = 1, .tp_size = 1, .slice = &slice[r]};
         assert_int_equal(params_init(&params[r], &arch, false, &place), STATUS_OK);
         assert_true(params[r].total == all.total && params[r].active == all.active &&
                     params[r].mtp == all.mtp);

@@ -185,7 +185,7 @@ struct config {
         bool force_balanced; /* not a config key: bench sets it */
     } router;
     struct {
-        int64_t ep, pp, tp, zero;
+        int64_t ep, etp, pp, tp, zero;
         int64_t cp;
         int schedule; /* enum config_pipeline */
         int64_t virtual_stages;

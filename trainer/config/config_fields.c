@@ -244,6 +244,8 @@ const struct field config_fields[] = {
     ENUM("router.dispatch", router.dispatch, "exact", dispatch_names, NULL,
          "padded: messages of the worst case's size, the host waits for no counts"),
     INT("parallel.ep", parallel.ep, 1, 65536, "1", "ranks that share one set of experts"),
+    INT("parallel.etp", parallel.etp, 1, 64, "1",
+        "ranks that share the matrices of each expert (docs/parallelism.md)"),
     INT("parallel.pp", parallel.pp, 1, 1024, "1", "pipeline stages: ranks that share the layers"),
     INT("parallel.tp", parallel.tp, 1, 64, "1",
         "ranks that share dense matrices by heads and widths, and the tokens of each sequence"),
@@ -349,10 +351,9 @@ const struct field config_fields[] = {
     INT("guard.replicas_every_steps", guard.replicas_every_steps, 0, 1e12, "100",
         "steps between comparisons of the weights that several ranks hold, made before every save, "
         "too; 0: never"),
-    TEXT(
-        "debug.fault", debug.fault, "null",
-        "drills: io:KIND:OPERATION or read:KIND:OPERATION, the file operation that fails; or "
-        "KIND:STEP:RANK, what happens there (docs/health.md)"),
+    TEXT("debug.fault", debug.fault, "null",
+         "drills: io:KIND:OPERATION or read:KIND:OPERATION, the file operation that fails; or "
+         "KIND:STEP:RANK, what happens there (docs/health.md)"),
     TEXT("debug.profile", debug.profile, "null",
          "Chrome trace of every rank's phases, operations and messages (chrome://tracing, "
          "Perfetto)"),
@@ -374,6 +375,5 @@ const struct unbuilt_key config_unbuilt[] = {
     {"model.hidden_act", "silu"},
     {"model.attention_bias", "false"},
     {"model.tie_word_embeddings", "false"},
-    {"parallel.etp", "1"},
 };
 const int config_unbuilt_count = sizeof config_unbuilt / sizeof config_unbuilt[0];

@@ -1,11 +1,52 @@
 #include "trainer/config/config_table.h"
 
+/* What each of parallel.etp ranks has a part of; and what is not built for it. */
+static void check_experts(const struct config *config, struct config_errors *errors)
+{
+    const bool mixtral = config->model.family == CONFIG_MIXTRAL;
+    const long long etp = config->parallel.etp, width = mixtral
+                                                            ? config->model.intermediate_size
+                                                            : config->model.moe_intermediate_size;
+    if (width % etp != 0) {
+        config_error(errors, "parallel.etp %lld does not divide %s %lld", etp,
+                     mixtral ? "model.intermediate_size" : "model.moe_intermediate_size", width);
+    } else if (config->train.precision == CONFIG_FP8 && etp > 1 && width / etp % 128 != 0) {
+        config_error(
+            errors,
+            "parallel.etp %lld with train.precision fp8 makes parts of %lld of an expert's "
+            "width: codes have scales of 128; give a multiple of that",
+            etp, width / etp);
+    }
+    if (etp == 1 || config->planning) {
+        return;
+    }
+    if (config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT) {
+        config_error(errors,
+                     "parallel.etp %lld with run.deterministic layout: parts of an expert's output "
+                     "are added up in f32: other bits than on one rank; use parallel.etp 1",
+                     etp);
+    }
+    if (config->debug.trace != NULL) {
+        config_error(errors,
+                     "parallel.etp %lld with debug.trace: not built: it hashes whole tensors, of "
+                     "which each rank has a part",
+                     etp);
+    }
+    if (config->optimizer.name == CONFIG_MUON) {
+        config_error(errors,
+                     "parallel.etp %lld with optimizer.name muon: not built: it orthogonalises "
+                     "whole matrices, of which each rank has a part",
+                     etp);
+    }
+}
+
 void config_check_layout(const struct config *config, struct config_errors *errors)
 {
     static const char *const planned[] = {[CONFIG_PIPELINE_ZERO_BUBBLE] = "zero_bubble",
                                           [CONFIG_PIPELINE_DUALPIPE] = "dualpipe",
                                           [CONFIG_PIPELINE_DUALPIPE_V] = "dualpipe_v"};
     const long long pp = config->parallel.pp;
+    check_experts(config, errors);
     if (config->parallel.zero > 1 && config->run.device == CONFIG_DEVICE_CUDA &&
         config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT) {
         config_error(errors,

@@ -139,12 +139,13 @@ void architecture_init(struct architecture *arch, const struct config *config)
         counts == CONFIG_COUNTS_FAMILY ? arch->sigmoid : counts == CONFIG_COUNTS_SCORES;
 }
 
-void architecture_divide(struct architecture *arch, int64_t ranks)
+void architecture_divide(struct architecture *arch, int64_t tp, int64_t etp)
 {
-    arch->heads /= ranks;
-    arch->kv_heads /= ranks;
-    arch->dense_width /= ranks;
-    arch->shared_width /= ranks;
+    arch->heads /= tp;
+    arch->kv_heads /= tp;
+    arch->dense_width /= tp;
+    arch->shared_width /= tp;
+    arch->expert_width /= etp;
 }
 
 int64_t architecture_blocks(const struct architecture *arch)

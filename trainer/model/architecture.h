@@ -61,9 +61,10 @@ struct architecture {
 /* Of a checked config. Local. */
 void architecture_init(struct architecture *arch, const struct config *config);
 
-/* What one of `ranks` ranks that divide matrices computes: its heads and its part of the widths of
- * dense and shared MLPs. `ranks` divides them all. Local. */
-void architecture_divide(struct architecture *arch, int64_t ranks);
+/* What one rank computes where `tp` ranks divide matrices, and `etp` those of experts: its heads
+ * and its part of the widths of dense and shared MLPs, and of experts. They divide them all. Local.
+ */
+void architecture_divide(struct architecture *arch, int64_t tp, int64_t etp);
 
 int64_t architecture_blocks(const struct architecture *arch);
 int64_t architecture_moe_blocks(const struct architecture *arch);

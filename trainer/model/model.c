@@ -181,6 +181,8 @@ static enum status init_groups(struct model *model, const struct mesh *mesh)
                                                  [PARAM_EMBED] = &mesh->ends};
     struct params_place place = {.ep_rank = mesh->ep.rank,
                                  .ep_size = mesh->ep.size,
+                                 .etp_rank = mesh->etp.rank,
+                                 .etp_size = mesh->etp.size,
                                  .tp_rank = mesh->tp.rank,
                                  .tp_size = mesh->tp.size,
                                  .slice = &model->slice};
@@ -206,7 +208,7 @@ static enum status init_groups(struct model *model, const struct mesh *mesh)
 static enum status init_experts(struct model *model, const struct mesh *mesh)
 {
     const struct architecture *arch = &model->arch;
-    const int64_t tokens = model->batch * model->tp.share;
+    const int64_t tokens = model->batch * model->tp.share, slices = mesh->etp.size;
     model->moe = (struct moe){.device = model->device,
                               .ops = model->ops,
                               .config = model->config,
@@ -215,10 +217,13 @@ static enum status init_experts(struct model *model, const struct mesh *mesh)
                               .act = model->act,
                               .tokens = tokens,
                               .sequences = model->batch,
-                              .local_experts = arch->experts / mesh->ep.size};
+                              .local_experts = arch->experts / mesh->ep.size,
+                              .slices = slices,
+                              .choices = arch->top_k * slices};
     const struct expert_sizes sizes = {.tokens = tokens,
-                                       .top_k = arch->top_k,
-                                       .experts = arch->experts,
+                                       .top_k = arch->top_k * slices,
+                                       .experts = arch->experts * slices,
+                                       .slices = slices,
                                        .padded = model->config->router.dispatch == CONFIG_PADDED,
                                        .by_source = model->gradients.fixed,
                                        .buffer_factor = model->config->router.buffer_factor};
@@ -227,7 +232,7 @@ static enum status init_experts(struct model *model, const struct mesh *mesh)
         for (int64_t b = part->first; b < part->first + part->blocks; b++) {
             if (b >= arch->dense_layers) {
                 struct expert_plan *plan = &model->slot[s].blocks[b].moe.plan;
-                TRY(expert_plan_init(plan, (struct comm *)&mesh->ep, model->device, model->ops,
+                TRY(expert_plan_init(plan, (struct comm *)&mesh->experts, model->device, model->ops,
                                      &sizes));
                 model->moe.bound = plan->bound;
                 model->moe.sending = plan->sending;
@@ -273,7 +278,7 @@ static enum status init_tensor(struct model *model, const struct mesh *mesh)
     tp_init(&model->tp, (struct comm *)&mesh->tp, model->device, model->ops, model->sequence,
             width);
     model->arch = model->whole;
-    architecture_divide(&model->arch, mesh->tp.size);
+    architecture_divide(&model->arch, mesh->tp.size, mesh->etp.size);
     model->own = calloc((size_t)(4 * model->batch * model->sequence), sizeof *model->own);
     return model->own != NULL ? STATUS_OK
                               : status_fail(STATUS_RESOURCE, "out of memory for a batch");

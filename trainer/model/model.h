@@ -80,7 +80,7 @@ struct slot {
 struct model_losses {
     double loss;  /* of -log p over counted labels */
     double mtp;   /* the same of all modules of multi-token prediction */
-    int64_t kept; /* expert slots that were not dropped, summed over layers */
+    int64_t kept; /* expert slots (of parts, with etp) that were not dropped, summed over layers */
 };
 
 struct model_result {
@@ -103,6 +103,16 @@ enum model_memory {
 
 /* Pointers to parameters, gradients, optimizer state, activations and scratch are device memory
  * (kernels/ops.h) throughout. */
+/* The groups that a config wants. */
+static inline struct mesh_shape model_mesh_shape(const struct config *config)
+{
+    return (struct mesh_shape){.pp = (int)config->parallel.pp,
+                               .tp = (int)config->parallel.tp,
+                               .cp = (int)config->parallel.cp,
+                               .ep = (int)config->parallel.ep,
+                               .etp = (int)config->parallel.etp};
+}
+
 struct model {
     const struct config *config; /* borrowed */
     const struct mesh *mesh;     /* borrowed */

@@ -25,14 +25,13 @@ void model_count_block(struct model *model, int64_t block, int64_t tokens)
 {
     const struct moe_state *state = &model->blocks[block].moe;
     const int64_t experts = model->arch.experts, rows = tokens / state->row_tokens;
-    const int64_t slots = tokens * model->arch.top_k;
+    const int64_t slots = tokens * model->moe.choices, parts = experts * model->moe.slices;
     model->result.slots += slots;
     model->result.extra_rounds += state->plan.rounds - 1;
     model->ops->router_count(model->device,
                              model->load + (block - model->arch.dense_layers) * experts,
                              state->counts.routed, rows, experts);
-    model->ops->router_count(model->device, &model->losses->kept, state->plan.sorted + experts, 1,
-                             1);
+    model->ops->router_count(model->device, &model->losses->kept, state->plan.sorted + parts, 1, 1);
 }
 
 void model_use_slot(struct model *model, int64_t slot)

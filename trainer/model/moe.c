@@ -32,6 +32,12 @@ static void router_layout(struct moe_state *state, const struct moe *moe,
         state->routed = layout_buffer(layout, kind, lender->routed, slots * sizeof(int32_t));
     }
     state->weight = layout_buffer(layout, kind, lender->weight, slots * sizeof(float));
+    if (moe->slices > 1) {
+        const size_t parts = slots * (size_t)moe->slices;
+        state->spread = layout_buffer(layout, kind, lender->spread, parts * sizeof(int32_t));
+        state->spread_weight =
+            layout_buffer(layout, kind, lender->spread_weight, parts * sizeof(float));
+    }
     state->score = layout_buffer(layout, kind, lender->score, cells * sizeof(float));
     state->logits = layout_buffer(layout, kind, lender->logits, cells * sizeof(float));
     if (arch->balance.z > 0) {
@@ -54,7 +60,7 @@ void moe_state_layout(struct moe_state *state, const struct moe *moe,
 {
     const struct architecture *arch = moe->arch;
     const size_t act = dtype_bytes(moe->act), row = (size_t)arch->width * act,
-                 slots = (size_t)(moe->tokens * arch->top_k), received = (size_t)moe->bound;
+                 slots = (size_t)(moe->tokens * moe->choices), received = (size_t)moe->bound;
     router_layout(state, moe, lender, layout);
     if (!layout->lending) {
         expert_plan_layout(&state->plan, layout->arena);
@@ -74,22 +80,25 @@ void moe_scratch_layout(struct moe *moe, struct arena *arena)
 {
     const struct architecture *arch = moe->arch;
     const size_t act = dtype_bytes(moe->act), row = (size_t)arch->width * act,
-                 slots = (size_t)(moe->tokens * arch->top_k), received = (size_t)moe->bound;
-    const int64_t codes = moe->tokens * arch->top_k * arch->width;
+                 slots = (size_t)(moe->tokens * moe->choices), received = (size_t)moe->bound;
+    const int64_t codes = moe->tokens * moe->choices * arch->width;
     struct moe_scratch *scratch = &moe->scratch;
     scratch->dlogits = arena_alloc(arena, (size_t)(moe->tokens * arch->experts) * sizeof(float));
-    scratch->dweight = arena_alloc(arena, slots * sizeof(float));
+    scratch->dweight = arena_alloc(arena, (size_t)(moe->tokens * arch->top_k) * sizeof(float));
+    if (moe->slices > 1) {
+        scratch->dspread = arena_alloc(arena, slots * sizeof(float));
+    }
     scratch->send = arena_alloc(arena, slots * row);
     scratch->rows = arena_alloc(arena, received * row);
     scratch->buffer = arena_alloc(arena, (received + (size_t)moe->sending) * row);
     mlp_scratch_layout(&scratch->mlp, moe->linears, moe->bound, arch->expert_width, arena);
     if (moe->linears->training && moe->linears->first < moe->linears->end) {
-        const bool travels = moe->local_experts < arch->experts;
+        const bool travels = moe->local_experts < arch->experts * moe->slices;
         scratch->packed =
             arena_alloc(arena, travels ? slots * (size_t)fp8_packed_bytes(arch->width) : 0);
         scratch->send_codes.code = arena_alloc(arena, travels ? 0 : (size_t)codes);
         scratch->send_codes.scale = arena_alloc(
-            arena, travels ? 0 : fp8_scale_bytes(moe->tokens * arch->top_k, arch->width));
+            arena, travels ? 0 : fp8_scale_bytes(moe->tokens * moe->choices, arch->width));
     }
 }
 
@@ -125,7 +134,30 @@ bool moe_waits(const struct moe *moe, const struct moe_state *state, bool traini
 void moe_expect(const struct moe *moe, struct moe_state *state, int64_t tokens, int64_t sequence)
 {
     state->row_tokens = sequence;
-    expert_plan_expect(&state->plan, tokens * moe->arch->top_k);
+    expert_plan_expect(&state->plan, tokens * moe->choices);
+}
+
+/* Choices of experts as choices of their parts. */
+static const int32_t *spread(const struct moe *moe, struct moe_state *state, const int32_t *kept,
+                             int64_t slots)
+{
+    if (moe->slices == 1) {
+        return kept;
+    }
+    moe->ops->expert_spread(moe->device, state->spread, state->spread_weight, kept, state->weight,
+                            slots, moe->slices, moe->local_experts);
+    return state->spread;
+}
+
+/* Weights by choice, and where their gradients come: what combine reads and makes. */
+static const float *choice_weights(const struct moe *moe, const struct moe_state *state)
+{
+    return moe->slices == 1 ? state->weight : state->spread_weight;
+}
+
+static float *choice_gradients(const struct moe *moe)
+{
+    return moe->slices == 1 ? moe->scratch.dweight : moe->scratch.dspread;
 }
 
 static void route(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
@@ -142,8 +174,9 @@ static void route(struct moe *moe, struct moe_state *state, const struct moe_wei
     if (moe->config->router.force_balanced) {
         moe->ops->router_even(moe->device, state->expert, state->weight, state->counts, shape);
     }
-    expert_plan_make(&state->plan, kept_slots(moe, state, shape, drops), shape.tokens, shape.top_k,
-                     drops && exact);
+    const int32_t *kept = kept_slots(moe, state, shape, drops);
+    expert_plan_make(&state->plan, spread(moe, state, kept, shape.tokens * shape.top_k),
+                     shape.tokens, moe->choices, drops && exact);
 }
 
 static struct tensor act_rows(const struct moe *moe, void *data, int64_t rows, int64_t cols)
@@ -298,8 +331,8 @@ void moe_forward_finish(struct moe *moe, struct moe_state *state, const struct m
             expert_combine_finish(&state->plan, output, moe->scratch.buffer);
         }
     }
-    moe->ops->combine_rows(moe->device, y, output, state->plan.slot_row, state->weight,
-                           moe->arch->top_k);
+    moe->ops->combine_rows(moe->device, y, output, state->plan.slot_row, choice_weights(moe, state),
+                           moe->choices);
 }
 
 /* ---- backward: gradients of outputs to the experts, those of inputs back ---- */
@@ -366,19 +399,25 @@ static void experts_backward(struct moe *moe, struct moe_state *state,
 void moe_backward_start(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
                         struct tensor dy)
 {
-    const int64_t sent = state->plan.sent, width = dy.dim[1], top_k = moe->arch->top_k;
+    const int64_t sent = state->plan.sent, width = dy.dim[1];
+    const float *weight = choice_weights(moe, state);
+    float *dweight = choice_gradients(moe);
     struct tensor dsent = act_rows(moe, moe->scratch.send, sent, width);
     const struct tensor output = act_rows(moe, state->output, sent, width);
     if (in_fp8(weights)) {
         const struct fp8_how how = linears_how(moe->linears, LINEAR_GRADIENTS);
         struct fp8_rows q = fp8_view(moe->scratch.send_codes, sent, width);
         q.code = alone(state) ? q.code : NULL;
-        moe->ops->fp8->combine_rows_backward(moe->device, q, moe->scratch.packed,
-                                             moe->scratch.dweight, dy, output, state->plan.slot_row,
-                                             state->weight, top_k, &how);
+        moe->ops->fp8->combine_rows_backward(moe->device, q, moe->scratch.packed, dweight, dy,
+                                             output, state->plan.slot_row, weight, moe->choices,
+                                             &how);
     } else {
-        moe->ops->combine_rows_backward(moe->device, dsent, moe->scratch.dweight, dy, output,
-                                        state->plan.slot_row, state->weight, top_k);
+        moe->ops->combine_rows_backward(moe->device, dsent, dweight, dy, output,
+                                        state->plan.slot_row, weight, moe->choices);
+    }
+    if (moe->slices > 1) {
+        moe->ops->expert_fold(moe->device, moe->scratch.dweight, dweight,
+                              dy.dim[0] * moe->arch->top_k, moe->slices);
     }
     if (state->plan.rounds == 1) {
         gradients_start(moe, state, weights, dsent);
@@ -417,7 +456,7 @@ void moe_backward_finish(struct moe *moe, struct moe_state *state,
         restore_round(moe, state, weights, dsent, x, round);
         experts_backward(moe, state, weights, dsent);
     }
-    ops->combine_rows(moe->device, dx, dsent, state->plan.slot_row, NULL, shape.top_k);
+    ops->combine_rows(moe->device, dx, dsent, state->plan.slot_row, NULL, moe->choices);
     ops->router_backward(moe->device, moe->scratch.dlogits, moe->scratch.dweight, state->expert,
                          state->weight, state->score, state->logits, state->lse, aux, z_scale,
                          shape);

@@ -8,7 +8,8 @@
 #include "trainer/model/mlp.h"
 
 /* What forward leaves for backward, one per block with experts. N tokens in sequences (rows of
- * statistics), K choices, C hidden, F width, S = N*K slots, R = moe->bound received rows. With
+ * statistics), K choices, C hidden, F width, S = N*K slots (of parts of experts where etp
+ * divides them: N*K*etp), R = moe->bound received rows. With
  * padded dispatch rows past those that are there are undefined, and nothing reads them. */
 struct moe_state {
     struct expert_plan plan;
@@ -16,9 +17,12 @@ struct moe_state {
     int32_t *expert;           /* [N,K] chosen experts */
     int32_t *routed; /* [N,K] the same, -1 where capacity dropped the slot; NULL: none can */
     float *weight;   /* [N,K] */
-    float *score;    /* [N,E] */
-    float *logits;   /* [N,E] */
-    float *lse;      /* [N] of the logits; NULL where nothing asks for it */
+    int32_t
+        *spread; /* [S] choices of parts of experts, where etp divides them (ops.expert_spread), */
+    float *spread_weight;        /* [S] and their weights; else NULL */
+    float *score;                /* [N,E] */
+    float *logits;               /* [N,E] */
+    float *lse;                  /* [N] of the logits; NULL where nothing asks for it */
     struct router_counts counts; /* of the sequences of this micro-batch, before dropping */
     int64_t row_tokens;          /* tokens of a sequence of the last call */
     void *input;                 /* [R,C] act: received rows; in FP8: */
@@ -31,6 +35,7 @@ struct moe_state {
 struct moe_scratch {
     float *dlogits;         /* [N,E] */
     float *dweight;         /* [N,K] */
+    float *dspread;         /* [S] where etp divides experts; else NULL */
     void *send;             /* [S,C] act */
     void *rows;             /* [R,C] act */
     void *buffer;           /* [R+M,C] act: exchange */
@@ -49,11 +54,13 @@ struct moe {
     const struct architecture *arch; /* borrowed */
     struct linears *linears;         /* borrowed */
     enum dtype act;
-    int64_t tokens;    /* N of a full micro-batch */
-    int64_t sequences; /* of a full micro-batch */
-    int64_t local_experts;
-    int64_t bound;   /* R */
-    int64_t sending; /* M: rows that leave this rank at most; exact: S */
+    int64_t tokens;        /* N of a full micro-batch */
+    int64_t sequences;     /* of a full micro-batch */
+    int64_t local_experts; /* this rank has, or has a part of */
+    int64_t slices;        /* parts of an expert: etp */
+    int64_t choices;       /* K * slices */
+    int64_t bound;         /* R */
+    int64_t sending;       /* M: rows that leave this rank at most; exact: S */
     struct moe_scratch scratch;
 };
 

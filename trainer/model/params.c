@@ -34,7 +34,7 @@ static int64_t aligned(int64_t offset)
     return (offset + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
 }
 
-/* Which side of a matrix tp divides. */
+/* Which side of a matrix tp, or of an expert's etp, divides. */
 enum divide { WHOLE, ROWS, COLUMNS };
 
 struct builder {
@@ -58,11 +58,14 @@ static int64_t append(struct builder *b, enum param_group group, enum divide div
     param->ndim = cols > 0 ? 2 : 1;
     param->shape[0] = rows;
     param->shape[1] = cols > 0 ? cols : 1;
+    const bool expert = group == PARAM_EXPERT;
+    const int size = expert ? b->place->etp_size : b->place->tp_size,
+              rank = expert ? b->place->etp_rank : b->place->tp_rank;
     for (int i = 0; i < 2; i++) {
         const bool divided = divide == (i == 0 ? ROWS : COLUMNS);
-        assert(!divided || param->shape[i] % b->place->tp_size == 0);
-        param->part[i] = param->shape[i] / (divided ? b->place->tp_size : 1);
-        param->first[i] = divided ? b->place->tp_rank * param->part[i] : 0;
+        assert(!divided || param->shape[i] % size == 0);
+        param->part[i] = param->shape[i] / (divided ? size : 1);
+        param->first[i] = divided ? rank * param->part[i] : 0;
     }
     param->count = param->part[0] * param->part[1];
     param->offset = follow ? b->next[group] : aligned(b->next[group]);
@@ -106,12 +109,12 @@ static FORMAT int64_t follow(struct builder *b, enum divide divide, int64_t rows
     return offset;
 }
 
-static int64_t add_expert(struct builder *b, bool behind, int64_t rows, int64_t cols,
-                          const char *format, ...)
+static int64_t add_expert(struct builder *b, enum divide divide, bool behind, int64_t rows,
+                          int64_t cols, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
-    const int64_t offset = append(b, PARAM_EXPERT, WHOLE, behind, rows, cols, format, args);
+    const int64_t offset = append(b, PARAM_EXPERT, divide, behind, rows, cols, format, args);
     va_end(args);
     return offset;
 }
@@ -168,9 +171,10 @@ static void add_experts(struct builder *b, struct block_offsets *at, long long n
     at->gate = add(b, WHOLE, b->arch->experts, width, names->gate, n);
     for (int64_t e = 0; e < b->local_experts; e++) {
         const long long name = (long long)(b->place->ep_rank * b->local_experts + e);
-        const int64_t first = add_expert(b, false, inner, width, names->expert_gate, n, name);
-        add_expert(b, true, inner, width, names->expert_up, n, name);
-        const int64_t down = add_expert(b, false, width, inner, names->expert_down, n, name);
+        const int64_t first = add_expert(b, ROWS, false, inner, width, names->expert_gate, n, name);
+        add_expert(b, ROWS, true, inner, width, names->expert_up, n, name);
+        const int64_t down =
+            add_expert(b, COLUMNS, false, width, inner, names->expert_down, n, name);
         at->experts = e == 0 ? first : at->experts;
         b->params->down_offset = down - first;
     }
@@ -290,7 +294,7 @@ static enum status count_elsewhere(struct params *params, const struct architect
                                    const struct params_place *place)
 {
     struct params all;
-    const struct params_place whole = {.ep_size = place->ep_size, .tp_size = 1};
+    const struct params_place whole = {.ep_size = place->ep_size, .etp_size = 1, .tp_size = 1};
     const enum status status = params_init(&all, arch, false, &whole);
     params->total = all.total;
     params->active = all.active;
@@ -326,8 +330,8 @@ enum status params_init(struct params *params, const struct architecture *arch, 
                         .decay_all = decay_all,
                         .local_experts = local};
     const int64_t first_mtp = add_all(&b);
-    params->expert_stride =
-        aligned(aligned(2 * arch->expert_width * arch->width) + arch->expert_width * arch->width);
+    const int64_t inner = arch->expert_width / place->etp_size;
+    params->expert_stride = aligned(aligned(2 * inner * arch->width) + inner * arch->width);
     memcpy(params->elements, b.next, sizeof params->elements);
     if (place->slice != NULL && !slice_whole(place->slice)) {
         return count_elsewhere(params, arch, place);

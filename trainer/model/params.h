@@ -3,11 +3,12 @@
  *
  * Of a pipeline's rank: what its stages have (stages.h), under the names they have in the model.
  * Flat groups per rank, by the ranks that hold the same: dense parameters (all ranks of the stage),
- * this rank's experts (edp), where tp is more than 1 its part of the matrices that tp divides
- * (replicas; else they are dense), and, where the first and the last stage of a pipeline both read
- * it, the embedding (mesh->ends; else it is dense). A group is one contiguous array of elements;
- * weights, gradients and optimizer state all use the same offsets. DeepSeek-V3's
- * e_score_correction_bias is no parameter here: nothing but counts moves it (model.h).
+ * this rank's experts, or their parts where etp divides them (edp), where tp is more than 1 its
+ * part of the matrices that tp divides (replicas; else they are dense), and, where the first and
+ * the last stage of a pipeline both read it, the embedding (mesh->ends; else it is dense). A group
+ * is one contiguous array of elements; weights, gradients and optimizer state all use the same
+ * offsets. DeepSeek-V3's e_score_correction_bias is no parameter here: nothing but counts moves it
+ * (model.h).
  */
 #ifndef TRAINER_PARAMS_H
 #define TRAINER_PARAMS_H
@@ -69,14 +70,14 @@ struct params {
 
 /* Whose parameters. Sizes divide experts, heads and widths. */
 struct params_place {
-    int ep_rank, ep_size, tp_rank, tp_size;
+    int ep_rank, ep_size, etp_rank, etp_size, tp_rank, tp_size;
     const struct slice *slice; /* of the pipeline; NULL: all of the model */
     int64_t unit[PARAM_GROUPS]; /* elements, a multiple of 64, of which each part of the group has a
                                    whole number; 0: the group is one part, begin is of no use */
 };
 
 /* Of the whole model: one rank that has all. */
-static const struct params_place PARAMS_ALL = {.ep_size = 1, .tp_size = 1};
+static const struct params_place PARAMS_ALL = {.ep_size = 1, .etp_size = 1, .tp_size = 1};
 
 /* Parameters of a rank. arch: the whole model's. decay_all: norms decay too. Local. Errors:
  * STATUS_RESOURCE. */

@@ -56,21 +56,33 @@ double exchange_spread(const struct exchange_shape *shape, int64_t bins)
     return hit(experts, bins, shape->top_k);
 }
 
+static int64_t ranks_of(const struct exchange_shape *shape)
+{
+    return shape->ep * shape->etp;
+}
+
+/* Ranks that a token goes to: all that have a part of one of its experts. */
+static double ranks_hit(const struct exchange_shape *shape)
+{
+    return exchange_spread(shape, shape->ep) * (double)shape->etp;
+}
+
 static int64_t node_ranks(const struct exchange_shape *shape)
 {
-    return shape->ep < shape->ranks_per_node ? shape->ep : shape->ranks_per_node;
+    const int64_t ranks = ranks_of(shape);
+    return ranks < shape->ranks_per_node ? ranks : shape->ranks_per_node;
 }
 
 int64_t exchange_nodes(const struct exchange_shape *shape)
 {
-    return (shape->ep + node_ranks(shape) - 1) / node_ranks(shape);
+    return (ranks_of(shape) + node_ranks(shape) - 1) / node_ranks(shape);
 }
 
 /* Rows of worst-case messages go to every rank alike. */
 static struct exchange_bytes spread_evenly(const struct exchange_shape *shape, double to_each,
                                            double row)
 {
-    const double near = (double)(node_ranks(shape) - 1), far = (double)shape->ep - near - 1;
+    const double near = (double)(node_ranks(shape) - 1), far = (double)ranks_of(shape) - near - 1;
     return (struct exchange_bytes){.network = far * to_each * row, .nvlink = near * to_each * row};
 }
 
@@ -79,15 +91,16 @@ struct exchange_bytes exchange_bytes(const struct exchange_shape *shape, enum ex
     const int64_t near = node_ranks(shape), nodes = exchange_nodes(shape);
     const bool out = kind == EXCHANGE_DISPATCH || kind == EXCHANGE_DISPATCH_BACK;
     const double tokens = (double)shape->tokens, row = out ? shape->row_out : shape->row_back,
-                 ep = (double)shape->ep, slots = tokens * (double)shape->top_k;
-    if (shape->ep == 1) {
+                 ranks = (double)ranks_of(shape),
+                 slots = tokens * (double)(shape->top_k * shape->etp);
+    if (ranks_of(shape) == 1) {
         return (struct exchange_bytes){0};
     }
     if (shape->by_node) {
-        return (struct exchange_bytes){.network = tokens * exchange_spread(shape, nodes) *
-                                                  (double)(nodes - 1) / (double)nodes * row,
-                                       .nvlink = tokens * exchange_spread(shape, shape->ep) *
-                                                 (double)(near - 1) / (double)near * row};
+        return (struct exchange_bytes){
+            .network =
+                tokens * exchange_spread(shape, nodes) * (double)(nodes - 1) / (double)nodes * row,
+            .nvlink = tokens * ranks_hit(shape) * (double)(near - 1) / (double)near * row};
     }
     if (shape->padded) {
         const int64_t local = shape->experts / shape->ep,
@@ -96,8 +109,7 @@ struct exchange_bytes exchange_bytes(const struct exchange_shape *shape, enum ex
                              row);
     }
     return spread_evenly(
-        shape,
-        (kind == EXCHANGE_DISPATCH ? tokens * exchange_spread(shape, shape->ep) : slots) / ep, row);
+        shape, (kind == EXCHANGE_DISPATCH ? tokens * ranks_hit(shape) : slots) / ranks, row);
 }
 
 double exchange_seconds(const struct hardware *hardware, const struct exchange_shape *shape,
@@ -106,7 +118,7 @@ double exchange_seconds(const struct hardware *hardware, const struct exchange_s
     const struct exchange_bytes bytes = exchange_bytes(shape, kind);
     const double network = busy ? hardware->network_busy : hardware->network_share,
                  link = busy ? hardware->link_busy : hardware->link;
-    if (shape->ep == 1) {
+    if (ranks_of(shape) == 1) {
         return 0;
     }
     return fmax(bytes.network / (network * hardware->network),

@@ -18,7 +18,8 @@ struct exchange_shape {
     int64_t tokens;             /* of a micro-batch */
     int64_t experts, top_k;     /* E, K */
     int64_t groups, top_groups; /* of routing; 1: unlimited */
-    int64_t ep, ranks_per_node; /* ranks of the group; of them, on a node */
+    int64_t ep, etp;            /* ranks among which experts, and each expert's matrices, are */
+    int64_t ranks_per_node;     /* of those ep x etp, on a node */
     bool by_node, padded;
     double row_out, row_back; /* bytes of a token on its way to experts, and back */
 };

@@ -30,14 +30,16 @@ static struct config config_of(const struct config *config, const struct archite
 /* dp: of a stage, ranks of tp counted. */
 static struct mesh mesh_of(const struct config *config, int64_t dp, int64_t ep)
 {
-    const int64_t tp = config->parallel.tp, cp = config->parallel.cp;
+    const int64_t tp = config->parallel.tp, cp = config->parallel.cp, etp = config->parallel.etp;
     return (struct mesh){.stage = {.size = (int)dp, .name = "stage"},
                          .dp = {.size = (int)(dp / tp / cp), .name = "dp"},
                          .replicas = {.size = (int)(dp / tp), .name = "replicas"},
                          .cp = {.size = (int)cp, .name = "cp"},
                          .tp = {.size = (int)tp, .name = "tp"},
                          .ep = {.size = (int)ep, .name = "ep"},
-                         .edp = {.size = (int)(dp / ep), .name = "edp"}};
+                         .etp = {.size = (int)etp, .name = "etp"},
+                         .experts = {.size = (int)(ep * etp), .name = "experts"},
+                         .edp = {.size = (int)(dp / ep / etp), .name = "edp"}};
 }
 
 static enum status measure(struct stage_memory *memory, const struct config *config,

@@ -90,6 +90,7 @@ static enum status set_layout(struct plan *plan)
     const struct config *config = plan->config;
     const int64_t ranks = plan->hardware.ranks;
     plan->ep = config->parallel.ep;
+    plan->etp = config->parallel.etp;
     plan->pp = config->parallel.pp;
     if (plan->pp > PLAN_RANKS || plan->pp > architecture_blocks(&plan->arch)) {
         return status_fail(
@@ -99,16 +100,18 @@ static enum status set_layout(struct plan *plan)
     plan->tp = config->parallel.tp;
     plan->cp = config->parallel.cp;
     plan->zero = config->parallel.zero;
-    if (ranks % (plan->pp * plan->ep) != 0 || ranks % (plan->pp * plan->cp * plan->tp) != 0) {
+    if (ranks % (plan->pp * plan->ep * plan->etp) != 0 ||
+        ranks % (plan->pp * plan->cp * plan->tp) != 0) {
         return status_fail(STATUS_USAGE,
-                           "parallel.pp %lld x ep %lld or x cp %lld x tp %lld does not divide the "
-                           "%lld ranks (cluster.nodes %lld x gpus_per_node %lld)",
-                           (long long)plan->pp, (long long)plan->ep, (long long)plan->cp,
-                           (long long)plan->tp, (long long)ranks, (long long)plan->hardware.nodes,
+                           "parallel.pp %lld x ep %lld x etp %lld or x cp %lld x tp %lld does not "
+                           "divide the %lld ranks (cluster.nodes %lld x gpus_per_node %lld)",
+                           (long long)plan->pp, (long long)plan->ep, (long long)plan->etp,
+                           (long long)plan->cp, (long long)plan->tp, (long long)ranks,
+                           (long long)plan->hardware.nodes,
                            (long long)plan->hardware.ranks_per_node);
     }
     plan->dp = ranks / plan->pp / plan->tp / plan->cp;
-    plan->edp = ranks / plan->pp / plan->ep;
+    plan->edp = ranks / plan->pp / plan->ep / plan->etp;
     TRY(stepper_check(config, plan->dp));
     plan->micro_batches = config->train.global_batch / config->train.micro_batch / plan->dp;
     return choose_schedule(plan);
@@ -375,7 +378,7 @@ static enum status fill_memory(struct planner *p)
 static enum status count_parameters(struct plan *plan)
 {
     struct params params;
-    const struct params_place place = {.ep_size = (int)plan->ep, .tp_size = 1};
+    const struct params_place place = {.ep_size = (int)plan->ep, .etp_size = 1, .tp_size = 1};
     const enum status status = params_init(&params, &plan->arch, false, &place);
     plan->total = params.total;
     plan->active = params.active;
@@ -423,11 +426,11 @@ static void warn_exchange(struct plan *plan)
         return;
     }
     if (x->groups <= 1) {
-        warn(
-            plan,
-            "ep %lld spans %lld nodes and routing is not limited to groups: a token's %lld experts "
-            "lie on %.1f nodes on average",
-            (long long)plan->ep, (long long)nodes, (long long)x->top_k, exchange_spread(x, nodes));
+        warn(plan,
+             "ep %lld spans %lld nodes and routing is not limited to groups: a token's %lld "
+             "experts "
+             "lie on %.1f nodes on average",
+             (long long)plan->ep, (long long)nodes, (long long)x->top_k, exchange_spread(x, nodes));
     } else if (x->groups != nodes) {
         warn(plan,
              "model.n_group %lld is not the %lld nodes of an ep group: a token reaches %.1f nodes "
@@ -490,7 +493,7 @@ static void warn_all(struct plan *plan)
              (long long)plan->tp, (long long)plan->hardware.ranks_per_node);
     }
     warn_exchange(plan);
-    if (plan->ep > 1 && config->router.dispatch == CONFIG_EXACT) {
+    if (plan->ep * plan->etp > 1 && config->router.dispatch == CONFIG_EXACT) {
         warn(plan,
              "experts: a rank that is sent more than %.3g times its fair share of rows takes more "
              "rounds (router.buffer_factor); memory holds either way",
@@ -512,7 +515,7 @@ static void prepare(struct planner *p)
     struct plan *plan = p->plan;
     const struct hardware *hw = &plan->hardware;
     workload_init(&p->load, plan->config, hw, plan->by_node);
-    const bool beside = is_dual(plan) && plan->ep > 1;
+    const bool beside = is_dual(plan) && plan->ep * plan->etp > 1;
     p->load.own = beside ? hw->own : 1;
     plan->exchange = p->load.exchange;
     p->dense = work_block(&p->load, WORK_DENSE);

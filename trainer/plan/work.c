@@ -28,6 +28,7 @@ void workload_init(struct workload *load, const struct config *config,
         .groups = arch->groups,
         .top_groups = arch->top_groups,
         .ep = config->parallel.ep,
+        .etp = config->parallel.etp,
         .ranks_per_node = hardware->ranks_per_node,
         .by_node = by_node,
         .padded = config->router.dispatch == CONFIG_PADDED,
@@ -212,13 +213,14 @@ static void experts(const struct workload *load, struct work *work, bool recompu
 {
     const struct architecture *arch = &load->arch;
     const double whole = (double)load->tokens, n = whole / load->split, width = (double)arch->width,
-                 act = act_bytes(load), rows = n * (double)arch->top_k,
+                 act = act_bytes(load), parts = (double)load->config->parallel.etp,
+                 rows = n * (double)arch->top_k * parts, inner = (double)arch->expert_width / parts,
                  stream_bytes = n * width * act, expand = 2 * rows * width * (load->fp8 ? 1 : act),
                  combine = rows * width * act + 2 * stream_bytes,
                  logits = 2 * n * width * (double)arch->experts,
                  local = (double)(arch->experts / load->config->parallel.ep);
     struct work shared = {0}, own = {0};
-    mlp(load, &own, (double)arch->expert_width, rows, local, true, recompute);
+    mlp(load, &own, inner, rows, local, true, recompute);
     if (load->fp8) { /* codes are made of the tokens, before they are sent */
         stream(load, &own, PHASE_FORWARD, KERNEL_QUANTIZE, 3 * n * width);
     }
@@ -231,7 +233,7 @@ static void experts(const struct workload *load, struct work *work, bool recompu
             work->s[p][k] += own.s[p][k] + shared.s[p][k];
         }
     }
-    const struct product up = {width, 2 * (double)arch->expert_width, rows, local, load->fp8, true};
+    const struct product up = {width, 2 * inner, rows, local, load->fp8, true};
     work->up_weight = product_seconds(load, &up, KERNEL_EXPERTS_WEIGHT);
     for (int p = 0; p < PHASES; p++) {
         compute(load, work, (enum phase)p, KERNEL_ROUTER, logits);

@@ -1,0 +1,348 @@
+/* Every legal combination of the axes of parallelism up to 8 ranks against one rank: a generated
+ * list of pp x tp x cp x ep x etp x zero, schedules of pipelines taken in turn; tiny DeepSeek-V3
+ * (dense first layer, selection bias, multi-token prediction) and Mixtral. What the list holds to
+ * be legal must open, the rest must be refused. Checkpoints pass from some layouts to the next of
+ * them. A sample of the list; SWITCHYARD_FULL=1: all of it. SWITCHYARD_SEED: another sample.
+ */
+#include <math.h>
+
+#include "axis_check.h"
+
+enum { STEPS = 10, SAMPLE = 12, MOST = 2048, RANKS = 8 };
+
+struct division {
+    int pp, tp, cp, ep, etp, zero;
+    int schedule; /* of schedules; 0 with one stage */
+    bool v3;
+};
+
+static const char *const schedules[] = {"parallel.schedule=auto", "parallel.schedule=1f1b",
+                                        "parallel.virtual_stages=2"};
+enum { SCHEDULES = 3, ZEROS = 1 };
+
+static const struct kind {
+    const char *name, *text;
+    const char *more[4];
+} kinds[] = {{"mixtral",
+              TINY_MIXTRAL,
+              {"model.num_attention_heads=4", "model.num_key_value_heads=4",
+               "router.batch_loss_coef=0.02", "model.intermediate_size=16"}},
+             {"deepseek_v3",
+              TINY_V3,
+              {"model.num_attention_heads=4", "model.num_key_value_heads=4",
+               "model.num_nextn_predict_layers=1", "router.bias_update_speed=0.01"}}};
+
+/* Whether it should train: what the sizes of these models leave, and docs/parallelism.md's table.
+ */
+static bool legal(const struct division *l, int ranks)
+{
+    enum { HEADS = 4, BLOCKS = 8 };
+    const int dense = l->pp * l->tp * l->cp, expert = l->pp * l->ep * l->etp,
+              stages = l->schedule == 2 ? 2 * l->pp : l->pp;
+    return ranks % dense == 0 && ranks % expert == 0 && HEADS % l->tp == 0 && stages <= BLOCKS;
+}
+
+static void next_schedule(struct division *l, int *turn)
+{
+    l->schedule = l->pp == 1 ? 0 : 1 + (*turn)++ % (SCHEDULES - 1);
+    if (2 * l->pp > RANKS && l->schedule == 2) {
+        l->schedule--; /* eight stages on eight ranks are not halved */
+    }
+}
+
+/* list[MOST] <- all layouts of so many ranks. */
+static int generate(struct division *list, int ranks)
+{
+    int count = 0, turn = 0;
+    for (int code = 0; code < 1024 * ZEROS * 2; code++) {
+        struct division l = {.pp = 1 << code % 4,
+                             .tp = 1 << code / 4 % 4,
+                             .cp = 1 << code / 16 % 4,
+                             .ep = 1 << code / 64 % 4,
+                             .etp = 1 << code / 256 % 4,
+                             .zero = 1 + code / 1024 % ZEROS,
+                             .v3 = code / 1024 / ZEROS == 1};
+        const int dense = l.pp * l.tp * l.cp, expert = l.pp * l.ep * l.etp;
+        if (ranks % dense != 0 || ranks % expert != 0) {
+            continue;
+        }
+        next_schedule(&l, &turn);
+        if (legal(&l, ranks) && count < MOST) {
+            list[count++] = l;
+        }
+    }
+    return count;
+}
+
+/* Leaves `keep` of them, drawn. */
+static int draw(struct division *list, int count, int keep)
+{
+    const char *text = getenv("SWITCHYARD_SEED");
+    const uint64_t seed = text != NULL ? strtoull(text, NULL, 10) : 1;
+    for (int i = 0; i < keep && i < count; i++) {
+        const int with = i + (int)(rng_uniform(seed, (uint64_t)i) * (count - i));
+        const struct division taken = list[with];
+        list[with] = list[i];
+        list[i] = taken;
+    }
+    return keep < count ? keep : count;
+}
+
+static const char *const sizes[] = {"model.num_hidden_layers=8", "model.initializer_range=0.1",
+                                    "train.sequence_length=32", "train.micro_batch=1",
+                                    "train.global_batch=8"};
+
+static enum status open_layout(struct comm *world, struct tiny *tiny, const struct division *l,
+                               const char *more)
+{
+    const struct kind *kind = &kinds[l->v3];
+    const struct {
+        const char *key;
+        int value;
+    } axes[] = {{"pp", l->pp}, {"tp", l->tp},   {"cp", l->cp},
+                {"ep", l->ep}, {"etp", l->etp}, {"zero", l->zero}};
+    const char *overrides[TINY_OVERRIDES] = {0};
+    char axis[6][32];
+    int count = 0;
+    for (int i = 0; i < 6; i++) {
+        snprintf(axis[i], sizeof axis[i], "parallel.%s=%d", axes[i].key, axes[i].value);
+        overrides[count++] = axis[i];
+    }
+    for (int i = 0; i < 4 && kind->more[i] != NULL; i++) {
+        overrides[count++] = kind->more[i];
+    }
+    for (int i = 0; i < 5; i++) {
+        overrides[count++] = sizes[i];
+    }
+    overrides[count++] = schedules[l->schedule];
+    overrides[count++] = more;
+    CHECK(world, count <= TINY_OVERRIDES);
+    return tiny_open(tiny, world, kind->text, overrides);
+}
+
+struct curve {
+    double loss[STEPS], mtp[STEPS], aux[STEPS], norm[STEPS];
+};
+
+static void step(struct comm *world, struct tiny *tiny, int steps, struct curve *curve)
+{
+    for (int s = 0; s < steps; s++) {
+        struct step_result result;
+        CHECK(world, stepper_step(&tiny->stepper, s + 1, s * tiny->config.train.global_batch,
+                                  &result) == STATUS_OK);
+        curve->loss[s] = result.loss;
+        curve->mtp[s] = result.mtp_loss;
+        curve->aux[s] = result.aux_loss;
+        curve->norm[s] = result.grad_norm;
+    }
+}
+
+/* Rank 0's, in a world of its own. */
+static struct curve train_alone(struct comm *world, bool v3, int steps, const char *more)
+{
+    static struct tiny tiny;
+    const struct division one = {1, 1, 1, 1, 1, 1, 0, v3};
+    struct curve curve = {0};
+    struct comm alone = {0};
+    comm_split(world, world->rank == 0 ? 0 : 1, world->rank, &alone);
+    if (world->rank == 0) {
+        CHECK(world, open_layout(&alone, &tiny, &one, more) == STATUS_OK);
+        step(&alone, &tiny, steps, &curve);
+        tiny_close(&tiny);
+    }
+    comm_free(&alone);
+    comm_broadcast(world, &curve, sizeof curve, 0);
+    return curve;
+}
+
+/* --- comparing --- */
+
+struct tally {
+    const char *what; /* is compared */
+    int tried, wrong;
+};
+
+static bool differs(double got, double want, double allowed)
+{
+    return !(isnan(got) && isnan(want)) && !(fabs(got - want) <= allowed * fabs(want));
+}
+
+static void tell(const struct comm *world, const struct division *l, const char *problem)
+{
+    if (world->rank == 0) {
+        fprintf(stderr, "%s pp=%d tp=%d cp=%d ep=%d etp=%d zero=%d %s at %d ranks: %s\n",
+                kinds[l->v3].name, l->pp, l->tp, l->cp, l->ep, l->etp, l->zero,
+                schedules[l->schedule], world->size, problem);
+    }
+}
+
+/* exact: the same bits. Every rank has the same figures, so that all say the same. */
+static void compare(const struct comm *world, const struct division *l, const struct curve *got,
+                    const struct curve *want, int steps, bool exact, struct tally *tally)
+{
+    const struct {
+        const char *name;
+        const double *got, *want;
+        double first; /* allowed in step 1 */
+    } rows[] = {{"loss", got->loss, want->loss, 1e-6},
+                {"prediction loss", got->mtp, want->mtp, 1e-6},
+                {"balance loss", got->aux, want->aux, 1e-6},
+                {"gradient norm", got->norm, want->norm, 1e-5}};
+    for (int s = 0; s < steps; s++) {
+        for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
+            const double allowed = exact ? 0 : s == 0 ? rows[r].first : 1e-5;
+            if (differs(rows[r].got[s], rows[r].want[s], allowed)) {
+                char problem[128];
+                snprintf(problem, sizeof problem, "%s of step %d: %.17g, on one rank %.17g",
+                         rows[r].name, s + 1, rows[r].got[s], rows[r].want[s]);
+                tell(world, l, problem);
+                tally->wrong++;
+                return;
+            }
+        }
+    }
+}
+
+/* The checkpoints of a layout and of the one before. */
+struct relay {
+    char folder[64], last[160];
+    int count;
+};
+
+/* What the layout before saved is loaded here, and is the same when it is saved again. */
+static void pass_on(struct comm *world, struct tiny *tiny, struct relay *relay)
+{
+    char name[24], path[160];
+    struct progress_state at;
+    if (relay->count > 0) {
+        CHECK(world, state_load(&tiny->model, relay->last, &at) == STATUS_OK);
+    }
+    snprintf(name, sizeof name, "%d", relay->count++);
+    axis_save(world, tiny, relay->folder, name, path, sizeof path);
+    if (relay->count > 1) {
+        if (world->rank == 0) {
+            axis_same(world, relay->last, path);
+        }
+        comm_barrier(world);
+        CHECK(world, world->rank != 0 || io_remove_tree(relay->last) == STATUS_OK);
+    }
+    memcpy(relay->last, path, sizeof path);
+}
+
+/* relay: NULL, or where checkpoints pass. */
+static void try_layout(struct comm *world, const struct division *l, const struct curve *want,
+                       int steps, const char *more, struct relay *relay, struct tally *tally)
+{
+    static struct tiny tiny;
+    struct curve got = {0};
+    tally->tried++;
+    if (open_layout(world, &tiny, l, more) != STATUS_OK) {
+        tell(world, l, status_message());
+        tally->wrong++;
+        tiny_close(&tiny);
+        return;
+    }
+    step(world, &tiny, steps, &got);
+    compare(world, l, &got, want, steps, more != NULL, tally);
+    if (relay != NULL) {
+        pass_on(world, &tiny, relay);
+    }
+    tiny_close(&tiny);
+}
+
+static void finish(struct comm *world, const struct tally *tally)
+{
+    if (world->rank == 0) {
+        printf("%s: %d layouts of %d ranks, %d wrong\n", tally->what, tally->tried, world->size,
+               tally->wrong);
+    }
+    CHECK_EQUAL(world, tally->wrong, 0);
+}
+
+/* Of one rank count the whole list or a sample; every rank has the same. */
+static int layouts_of(struct comm *world, struct division *list)
+{
+    const int count = generate(list, world->size);
+    return axis_full() ? count : draw(list, count, world->size == RANKS ? SAMPLE : SAMPLE / 4);
+}
+
+static void test_losses(struct comm *world)
+{
+    static struct division list[MOST];
+    struct tally tally = {.what = "losses and gradient norms"};
+    struct relay relay[2] = {0};
+    struct curve want[2];
+    const int count = layouts_of(world, list);
+    for (int v3 = 0; v3 < 2; v3++) {
+        axis_folder(world, relay[v3].folder, sizeof relay[v3].folder);
+        want[v3] = train_alone(world, v3 == 1, STEPS, NULL);
+    }
+    for (int i = 0; i < count; i++) {
+        struct relay *passing = i % (axis_full() ? 29 : 4) == 0 ? &relay[list[i].v3] : NULL;
+        try_layout(world, &list[i], &want[list[i].v3], STEPS, NULL, passing, &tally);
+    }
+    for (int v3 = 0; v3 < 2; v3++) {
+        axis_folder_end(world, relay[v3].folder);
+    }
+    finish(world, &tally);
+}
+
+/* pp and ep alone promise the bits of one rank. */
+static void test_same_bits(struct comm *world)
+{
+    enum { FEW = 3 };
+    static const char layout[] = "run.deterministic=layout";
+    static struct division list[MOST];
+    struct tally tally = {.what = "the same bits"};
+    const int count = generate(list, world->size);
+    int kept = 0;
+    for (int i = 0; i < count; i++) {
+        if (list[i].tp * list[i].cp * list[i].etp == 1 && list[i].zero == 1) {
+            list[kept++] = list[i];
+        }
+    }
+    kept = axis_full() ? kept : draw(list, kept, world->size == RANKS ? SAMPLE / 4 : 1);
+    const struct curve want[] = {train_alone(world, false, FEW, layout),
+                                 train_alone(world, true, FEW, layout)};
+    for (int i = 0; i < kept; i++) {
+        try_layout(world, &list[i], &want[list[i].v3], FEW, layout, NULL, &tally);
+    }
+    finish(world, &tally);
+}
+
+/* Sums of gradients over a group that are left out are found; pp, tp and cp have tests of their own
+ * (test_pipe.c, test_tensor.c, test_context.c). */
+static void test_verify(struct comm *world)
+{
+    static const struct {
+        struct division division;
+        size_t group;
+    } cases[] = {
+        {{1, 1, 1, 1, 1, 1, 0, true}, offsetof(struct mesh, stage)}, /* dense, of dp */
+        {{1, 1, 1, 1, 1, 1, 0, false}, offsetof(struct mesh, edp)},
+        {{1, 1, 1, 2, 1, 1, 0, false}, offsetof(struct mesh, edp)},
+        {{1, 1, 1, 1, 2, 1, 0, true}, offsetof(struct mesh, edp)},
+    };
+    static struct tiny tiny;
+    char folder[64];
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const struct division *d = &cases[i].division;
+        if (world->size < 2 * d->ep * d->etp || world->size > 4) {
+            continue;
+        }
+        axis_folder(world, folder, sizeof folder);
+        for (int lies = 0; lies < 2; lies++) {
+            CHECK(world, open_layout(world, &tiny, d, NULL) == STATUS_OK);
+            const bool good = axis_verified(world, &tiny, folder, cases[i].group, lies == 1);
+            CHECK(world, world->rank != 0 || good == (lies == 0));
+        }
+        axis_folder_end(world, folder);
+    }
+}
+
+int main(void)
+{
+    static const struct ranks_test tests[] = {RANKS_TEST(test_losses), RANKS_TEST(test_same_bits),
+                                              RANKS_TEST(test_verify)};
+    return RANKS_MAIN(tests);
+}
