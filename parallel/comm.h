@@ -31,7 +31,8 @@ enum { COMM_PIECES = 8 };
 struct comm_request {
     int pieces;
     uint64_t piece[COMM_PIECES]; /* the transport's */
-    /* of an exchange, for a trace: */
+    /* of an exchange or gather, for a trace: */
+    const char *name;
     int64_t began_ns, done_ns, bytes; /* done: when it was seen to be; 0: not yet */
 };
 
@@ -50,6 +51,7 @@ struct comm_table {
     void (*receive)(struct comm *, void *data, size_t bytes, int peer);
     void (*exchange_start)(struct comm *, void *recv, const void *send, size_t bytes,
                            struct comm_request *request);
+    void (*gather_start)(struct comm *, void *data, size_t bytes, struct comm_request *request);
     bool (*exchange_test)(struct comm *, struct comm_request *request); /* whether it is done */
     void (*exchange_finish)(struct comm *, struct comm_request *request);
     void (*split)(struct comm *, int color, int key, struct comm *out);
@@ -124,9 +126,12 @@ void comm_receive(struct comm *comm, void *data, size_t bytes, int peer);
  * finish, which waits until all has come and all has been taken. Several that are under way in a
  * group finish in any order. Where the transport wants to be called to move on, any operation does
  * it, and test, which waits for nothing. */
-enum { COMM_EXCHANGE_UNIT = 256 };
+enum { COMM_EXCHANGE_UNIT = 128 };
 void comm_exchange_start(struct comm *comm, void *recv, const void *send, size_t bytes,
                          struct comm_request *request);
+/* The same of an all-gather in place: data[size * bytes] has this rank's `bytes` in its place. Both are
+ * finished by comm_exchange_finish. */
+void comm_gather_start(struct comm *comm, void *data, size_t bytes, struct comm_request *request);
 void comm_exchange_test(struct comm *comm, struct comm_request *request);
 void comm_exchange_finish(struct comm *comm, struct comm_request *request);
 

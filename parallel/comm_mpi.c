@@ -264,6 +264,18 @@ static void exchange_start(struct comm *comm, void *recv, const void *send, size
     memcpy(&request->piece[0], &whole, sizeof whole);
 }
 
+static void gather_start(struct comm *comm, void *data, size_t bytes, struct comm_request *request)
+{
+    MPI_Request whole;
+    struct mpi_group *group = comm->impl;
+    const int units = (int)(bytes / COMM_EXCHANGE_UNIT);
+    assert(bytes % COMM_EXCHANGE_UNIT == 0 && bytes / COMM_EXCHANGE_UNIT <= INT32_MAX);
+    MPI_Iallgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, data, units, group->scratch->unit,
+                   handle(comm), &whole);
+    request->pieces = 1;
+    memcpy(&request->piece[0], &whole, sizeof whole);
+}
+
 static bool exchange_test(struct comm *comm, struct comm_request *request)
 {
     MPI_Request whole;
@@ -331,6 +343,7 @@ static const struct comm_table mpi_table = {.name = "mpi",
                                             .send_finish = send_finish,
                                             .receive = receive,
                                             .exchange_start = exchange_start,
+                                            .gather_start = gather_start,
                                             .exchange_test = exchange_test,
                                             .exchange_finish = exchange_finish,
                                             .split = split,

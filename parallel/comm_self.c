@@ -74,6 +74,11 @@ static void exchange_start(struct comm *comm, void *recv, const void *send, size
     copy(recv, send, bytes);
 }
 
+static void gather_start(struct comm *comm, void *data, size_t bytes, struct comm_request *request)
+{
+    (void)comm, (void)data, (void)bytes, (void)request;
+}
+
 static bool exchange_test(struct comm *comm, struct comm_request *request)
 {
     (void)comm, (void)request;
@@ -108,6 +113,7 @@ static const struct comm_table self_table = {.name = "self",
                                              .send_finish = send_finish,
                                              .receive = receive,
                                              .exchange_start = exchange_start,
+                                             .gather_start = gather_start,
                                              .exchange_test = exchange_test,
                                              .exchange_finish = exchange_finish,
                                              .split = split,

@@ -256,6 +256,9 @@ void *optimizer_out(const struct model *model, const struct model_group *group, 
 {
     return model->act == DTYPE_F32
                ? NULL
+           : group->gathered.on
+               ? (char *)group->gathered.kept +
+                     (size_t)zero_place(&group->zero, first) * dtype_bytes(model->act)
                : (char *)group->weights + (size_t)first * dtype_bytes(model->act);
 }
 
@@ -315,6 +318,7 @@ void optimizer_step(struct model *model, double norm, double lr, int64_t step)
                               .weight_decay = (float)config->optimizer.weight_decay,
                               .grad_scale = (float)scale};
     int64_t pieces = 0;
+    gathered_forget(model);
     for (int64_t i = 0; i < model->params.count; i++) {
         pieces += piece_of(model, &model->params.table[i], step, &model->pieces[pieces]);
     }

@@ -49,7 +49,8 @@ static struct region group_region(const struct model *model, enum param_group g)
     return (struct region){.comm = group->zero.comm,
                            .data = group->weights,
                            .dtype = model->act,
-                           .count = model->params.elements[g],
+                           /* gathered weights have no copies */
+                           .count = group->gathered.on ? 0 : model->params.elements[g],
                            .columns = 1};
 }
 
@@ -74,7 +75,7 @@ static bool find_tensor(const struct model *model, enum param_group g, struct re
 {
     for (int64_t i = 0; i < model->params.count; i++) {
         const struct param *param = &model->params.table[i];
-        if (param->group != g) {
+        if (param->group != g || model->group[g].gathered.on) {
             continue;
         }
         struct region region = group_region(model, g);
@@ -231,7 +232,7 @@ void replicas_flip(struct model *model, enum fault_flip flip)
         const struct param *param = &model->params.table[i];
         const struct param_piece piece =
             param_piece(param, &group->zero, (comm->rank + 1) % comm->size);
-        if (param->group == PARAM_DENSE && piece.first < piece.last) {
+        if (param->group == PARAM_DENSE && !group->gathered.on && piece.first < piece.last) {
             at = piece.first;
             break;
         }

@@ -46,20 +46,22 @@ static enum dtype dtype_of(const struct state_slices *slices, const struct model
     return kind == KIND_WEIGHT ? model->act : is_moment ? slices->moments : DTYPE_F32;
 }
 
-/* Memory of element `first` of the group: all but the weights hold this rank's share only. NULL in
+/* Memory of element `first` of the group: all but the weights, unless these are gathered, hold this rank's share only. NULL in
  * a model that is only measured. */
 static void *element(const struct state_slices *slices, const struct model *model,
                      const struct model_group *group, enum kind kind, int64_t first)
 {
-    const bool staged = slices->moments != model->moments;
+    const bool staged = slices->moments != model->moments, gathered = group->gathered.on;
     void *const base[KINDS] = {
-        [KIND_WEIGHT] = group->weights,
+        [KIND_WEIGHT] = !gathered                  ? group->weights
+                        : model->act == DTYPE_F32 ? group->master
+                                                  : group->gathered.kept,
         [KIND_MASTER] = group->master,
         [KIND_EMA] = group->ema,
         [KIND_MOMENT1] = staged ? (void *)group->shard : group->moment1,
         [KIND_MOMENT2] = staged ? (void *)group->shard : group->moment2,
     };
-    const int64_t at = kind == KIND_WEIGHT ? first : zero_place(&group->zero, first);
+    const int64_t at = kind == KIND_WEIGHT && !gathered ? first : zero_place(&group->zero, first);
     const size_t width = dtype_bytes(dtype_of(slices, model, kind));
     return base[kind] != NULL ? (char *)base[kind] + (size_t)at * width : NULL;
 }

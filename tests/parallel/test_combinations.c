@@ -18,7 +18,7 @@ struct division {
 
 static const char *const schedules[] = {"parallel.schedule=auto", "parallel.schedule=1f1b",
                                         "parallel.virtual_stages=2"};
-enum { SCHEDULES = 3, ZEROS = 1 };
+enum { SCHEDULES = 3, ZEROS = 3 };
 
 static const struct kind {
     const char *name, *text;

@@ -70,6 +70,8 @@ static void test_planned_is_reserved(struct comm *world)
         {"train.precision=bf16", "router.dispatch=padded", "run.deterministic=layout"},
         {"optimizer.name=muon", "router.buffer_factor=1.3", "router.capacity_factor=1"},
         {"parallel.zero=2", "train.precision=bf16"},
+        {"parallel.zero=3", "train.precision=bf16"},
+        {"parallel.zero=3", "optimizer.ema=0.9"},
         {"parallel.zero=2", "optimizer.name=muon", "run.deterministic=layout"},
         {"train.micro_batch=1", "router.z_loss_coef=0.1", "router.sequence_loss_coef=0.1"},
     };

@@ -12,7 +12,9 @@ struct tensor model_act(const struct model *model, void *data, int64_t rows, int
 struct tensor model_weight(const struct model *model, enum param_group group, int64_t offset,
                            int64_t rows, int64_t cols)
 {
-    char *data = (char *)model->group[group].weights + (size_t)offset * dtype_bytes(model->act);
+    const struct model_group *own = &model->group[group];
+    void *data = own->gathered.on ? gathered_place(own, offset, model->act)
+                                  : (char *)own->weights + (size_t)offset * dtype_bytes(model->act);
     return tensor_2d(data, model->act, rows, cols);
 }
 
@@ -311,6 +313,13 @@ static void first_norm(struct model *model, int64_t block, const struct block_ca
                 model->arch.norm_eps);
 }
 
+/* Gradients and weights of other blocks on their way may move on. */
+static void progress(struct model *model)
+{
+    shards_progress(model);
+    gathered_progress(model);
+}
+
 /* y = feed-forward of the second norm. */
 static void feed_forward(struct model *model, int64_t block, const struct block_call *call,
                          struct tensor y)
@@ -330,6 +339,7 @@ static void feed_forward(struct model *model, int64_t block, const struct block_
         mlp_forward_up(&mlp, &whole, call->training);
         comm_span_end(model->mesh->world, "dense mlp, up", began);
     }
+    progress(model);
     if (routed) {
         moe_forward_finish(&model->moe, &state->moe, &weights, y, x.act, call->training);
     }
@@ -353,6 +363,7 @@ static void attend(struct model *model, int64_t block, const struct block_call *
     first_norm(model, block, call, x, delta);
     attention_forward(model, block, call, projected, &norm1);
     comm_span_end(model->mesh->world, "attention", began);
+    progress(model);
     second_norm(model, block, call, stream_of(model, state->input, call), projected);
 }
 
@@ -487,7 +498,7 @@ static void feed_forward_backward(struct model *model, int64_t block, const stru
             mlp_restore(&mlp, &whole);
         }
         mlp_backward_down(&mlp, dwhole);
-        shards_progress(model);
+        progress(model);
         mlp_backward_up_weight(&mlp, &whole);
         comm_span_end(model->mesh->world, "dense mlp, backward", began);
     }
@@ -523,9 +534,9 @@ static void backward_experts(const struct recorded *a)
     const struct tensor dstream = stream_of(model, model->dstream, a->call),
                         dnorm = stream_of(model, model->dnorm, a->call);
     recompute(model, a->block, a->call);
-    shards_progress(model);
+    progress(model);
     feed_forward_backward(model, a->block, a->call, dnorm, dstream, a->z_scale);
-    shards_progress(model);
+    progress(model);
 }
 
 static void backward_attention(const struct recorded *a)
@@ -541,7 +552,7 @@ static void backward_attention(const struct recorded *a)
     const int64_t began = comm_span_begin(model->mesh->world);
     attention_backward(model, a->block, a->call, dnorm, dstream, &norm1);
     comm_span_end(model->mesh->world, "attention, backward", began);
-    shards_progress(model);
+    progress(model);
     norm_backward(model, dstream, dnorm, stream_of(model, state->input, a->call), state->rstd1,
                   at->input_norm);
 }

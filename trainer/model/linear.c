@@ -79,7 +79,7 @@ static void add_dense(struct linears *linears, const struct model *model, int64_
     const struct model_group *group = &model->group[g];
     *linear =
         (struct linear){.out = out, .in = in, .matrices = 1, .sources = 1, .stride = out * in};
-    if (group->weights != NULL) {
+    if (group->weights != NULL || group->gathered.window[0] != NULL) {
         linear->weight = model_weight(model, g, offset, out, in).data;
         place_gradient(linear, group, offset);
     }

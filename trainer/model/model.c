@@ -64,7 +64,11 @@ static void group_layout(struct model *model)
     for (int g = 0; g < model->params.groups; g++) {
         struct model_group *group = &model->group[g];
         const size_t count = (size_t)group->zero.count, share = (size_t)group->zero.share;
-        group->weights = arena_alloc(&model->arena_params, count * dtype_bytes(model->act));
+        if (group->gathered.on) {
+            gathered_layout(group, &model->arch, model->act, &model->arena_params);
+        } else {
+            group->weights = arena_alloc(&model->arena_params, count * dtype_bytes(model->act));
+        }
         if (model->act == DTYPE_F32 && group->zero.parts == 1) {
             const int64_t own = zero_first(&group->zero, 0, group->zero.comm->rank);
             group->master = group->weights == NULL ? NULL : (float *)group->weights + own;
@@ -190,6 +194,8 @@ static enum status init_groups(struct model *model, const struct mesh *mesh)
         const bool on = model->training && shards_wanted(model->config, (enum param_group)g,
                                                          replicas[g]->size);
         model->group[g].shards.on = on;
+        model->group[g].gathered.on =
+            on && gathered_wanted(model->config, (enum param_group)g, replicas[g]->size);
         place.unit[g] = on ? zero_padded(1, replicas[g]->size) : 0;
     }
     TRY(params_init(&model->params, &model->whole,
@@ -390,6 +396,14 @@ static void publish_share(const struct model *model, const struct model_group *g
 void model_gather(struct model *model, enum param_group g, bool rounded)
 {
     struct model_group *group = &model->group[g];
+    if (group->gathered.on) {
+        if (!rounded && model->act != DTYPE_F32) {
+            model->ops->cast(model->device,
+                             tensor_1d(group->gathered.kept, model->act, group->zero.share),
+                             tensor_1d(group->master, DTYPE_F32, group->zero.share));
+        }
+        return;
+    }
     if (!rounded || model->act == DTYPE_F32) {
         publish_share(model, group);
     }
@@ -398,6 +412,7 @@ void model_gather(struct model *model, enum param_group g, bool rounded)
 
 void model_publish(struct model *model)
 {
+    gathered_forget(model);
     for (int g = 0; g < model->params.groups; g++) {
         model_gather(model, (enum param_group)g, false);
     }

@@ -20,6 +20,7 @@
 #include "trainer/model/attention.h"
 #include "trainer/model/balance.h"
 #include "trainer/model/context.h"
+#include "trainer/model/gathered.h"
 #include "trainer/model/gradients.h"
 #include "trainer/model/linear.h"
 #include "trainer/model/mlp.h"
@@ -35,7 +36,8 @@
 /* One flat group of parameters on this rank. */
 struct model_group {
     struct zero zero;
-    void *weights; /* [zero.count] act */
+    void *weights; /* [zero.count] act; NULL where gathered.on */
+    struct gathered gathered; /* on: where they are instead */
     float *grads;  /* [zero.count]; with sums room for it, of which this rank's share alone is
                       used, from optimizer_decode on; NULL without training, and where shards.on */
     int64_t *sums; /* [zero.count] gradients as integers (gradients.h), else NULL, as grads */
@@ -44,7 +46,7 @@ struct model_group {
                      grads, or, where shards.on, memory of its own */
     int64_t *shard_sums; /* [zero.share] the same in integers, where shards.on; else NULL */
     float *master; /* [zero.share] this rank's share in f32; with fp32 a view into weights, but where
-                      these have several parts */
+                      shards.on */
     void *moment1, *moment2; /* [zero.share] model->moments; NULL without training; moment2 NULL
                                 where all is Muon's, whose momentum is moment1 */
     float *ema;              /* [zero.share] running average of master; NULL: none */

@@ -12,7 +12,7 @@ static const char *const recompute_names[] = {[CONFIG_RECOMPUTE_NONE] = "none",
                                               [CONFIG_RECOMPUTE_EXPERTS] = "experts",
                                               [CONFIG_RECOMPUTE_BLOCK] = "block"};
 static const char *const dispatch_names[] = {[CONFIG_EXACT] = "exact", [CONFIG_PADDED] = "padded"};
-enum { MOST_MICRO = 16, MOST_STAGES = 16, MOST_ZERO = 2 };
+enum { MOST_MICRO = 16, MOST_STAGES = 16, MOST_ZERO = 3 };
 
 static void plan_one(struct search_result *result, const struct config *config,
                      const struct hardware *hardware, struct plan *plan)
