@@ -20,6 +20,7 @@
 #include "trainer/model/attention.h"
 #include "trainer/model/balance.h"
 #include "trainer/model/context.h"
+#include "trainer/model/gathered.h"
 #include "trainer/model/gradients.h"
 #include "trainer/model/linear.h"
 #include "trainer/model/mlp.h"
@@ -28,21 +29,30 @@
 #include "trainer/model/params.h"
 #include "trainer/model/pipe.h"
 #include "trainer/model/probe.h"
+#include "trainer/model/shards.h"
 #include "trainer/model/stages.h"
 #include "trainer/muon.h"
 
 /* One flat group of parameters on this rank. */
 struct model_group {
     struct zero zero;
-    void *weights; /* [zero.count] act */
+    void *weights; /* [zero.count] act; NULL where gathered.on */
+    struct gathered gathered; /* on: where they are instead */
     float *grads;  /* [zero.count]; with sums room for it, of which this rank's share alone is
-                      used, from optimizer_decode on; NULL without training */
-    int64_t *sums; /* [zero.count] gradients as integers (gradients.h), else NULL */
-    float *master; /* [zero.share] this rank's share in f32; with fp32 a view into weights */
+                      used, from optimizer_decode on; NULL without training, and where shards.on */
+    int64_t *sums; /* [zero.count] gradients as integers (gradients.h), else NULL, as grads */
+    struct shards shards; /* on: where these add up instead */
+    float *shard; /* [zero.share] this rank's share of the summed gradients, in f32: a view into
+                     grads, or, where shards.on, memory of its own */
+    int64_t *shard_sums; /* [zero.share] the same in integers, where shards.on; else NULL */
+    float *master; /* [zero.share] this rank's share in f32; with fp32 a view into weights, but where
+                      shards.on */
     void *moment1, *moment2; /* [zero.share] model->moments; NULL without training; moment2 NULL
                                 where all is Muon's, whose momentum is moment1 */
     float *ema;              /* [zero.share] running average of master; NULL: none */
-    float *reduced;          /* [zero.share] scratch of the reduction; with sums int64 */
+    float *reduced; /* [zero.share] scratch of the reduction; with sums int64. Where shards.on only
+                       Muon's, else NULL */
+    float *whole;   /* where Muon's whole matrices form: grads, or, where shards.on, its own */
     bool reducing;           /* between optimizer_reduce_start and optimizer_reduce */
     struct muon_plan muon;
 };
@@ -182,6 +192,10 @@ void model_initialize(struct model *model);
 /* Collective. Device form of the weights from the f32 masters, gathered over the replicas; codes of
  * those in FP8. */
 void model_publish(struct model *model);
+
+/* Collective over the group's replicas. Weights of the group from all ranks' shares; rounded: those
+ * of this rank's are there, but in fp32. */
+void model_gather(struct model *model, enum param_group group, bool rounded);
 
 /* Those to come are counted in model->unit. */
 void model_zero_grads(struct model *model);

@@ -53,10 +53,15 @@ static void forward(struct model *model, const struct block_call *call, const st
     struct tensor x = stream(model, model->blocks[part->first].input, n), delta = {0};
     assert(n <= model->moe.tokens && call->sequence <= model->sequence);
     if (part->embedding) {
+        gathered_use(model, PARAM_PART_EMBED, params_part_block(&model->arch, part->first));
         model->ops->embedding_forward(model->device, x, call->batch->ids, embedding(model));
     }
     for (int64_t l = part->first; l < end; l++) {
+        const int64_t next = l + 1 < end    ? params_part_block(&model->arch, l + 1)
+                             : part->head ? params_part_norm(&model->arch)
+                                          : -1;
         comm_at_layer(model->mesh->world, l);
+        gathered_use(model, params_part_block(&model->arch, l), next);
         block_forward(model, l, call, x, delta);
         x = stream(model, model->blocks[l].middle, n);
         delta = stream(model, model->delta, n);
@@ -68,6 +73,7 @@ static void forward(struct model *model, const struct block_call *call, const st
     if (!part->head) {
         return;
     }
+    gathered_use(model, params_part_norm(&model->arch), params_part_head(&model->arch));
     model->ops->norm_forward(model->device, stream(model, model->final_norm, n),
                              stream(model, model->stream, n), model->final_rstd, x, delta,
                              model_vector(model, model->params.final_norm, model->arch.width),
@@ -88,12 +94,15 @@ static void norm_backward(struct model *model, int64_t n)
     const int64_t width = model->arch.width;
     struct tensor dstream = stream(model, model->dstream, n);
     probe_tell(model->probe, -1, PROBE_OUTPUT_GRADIENT, stream(model, model->dwork, n));
+    gathered_use(model, params_part_norm(&model->arch), -1);
+    shards_open(model, params_part_norm(&model->arch));
     model->ops->zero(model->device, model->dstream, tensor_bytes(&dstream));
     model->ops->norm_backward(
         model->device, dstream, model_vector_grad(model, model->params.final_norm, width),
         stream(model, model->dwork, n), stream(model, model->stream, n), model->final_rstd,
         model_vector(model, model->params.final_norm, width));
     model_add_grad(model, PARAM_DENSE, model->params.final_norm, width);
+    shards_close(model, params_part_norm(&model->arch));
 }
 
 static void backward(struct model *model, const struct block_call *call,
@@ -101,12 +110,16 @@ static void backward(struct model *model, const struct block_call *call,
 {
     const int64_t width = model->arch.width;
     for (int64_t l = main_end(model, part) - 1; l >= part->first; l--) {
+        const int64_t next = l > part->first ? params_part_block(&model->arch, l - 1) : -1;
         comm_at_layer(model->mesh->world, l);
+        gathered_use(model, params_part_block(&model->arch, l), next);
         block_backward(model, l, call, model_z_scale(model, call->count * call->length, scale));
-        /* no layer below has experts, and nothing is exchanged with ranks of tp, cp or other stages
-         */
+        shards_close(model, params_part_block(&model->arch, l));
+        /* no layer below has experts, and nothing is exchanged with ranks of tp, cp or other stages,
+         * nor gradients a block at a time */
         if (l == model->arch.dense_layers && scale->last && tp_alone(&model->tp) &&
-            cp_alone(&model->cp) && slice_whole(&model->slice)) {
+            cp_alone(&model->cp) && slice_whole(&model->slice) &&
+            !model->group[PARAM_DENSE].shards.on) {
             optimizer_reduce_start(model, PARAM_EXPERT);
         }
     }
@@ -115,10 +128,12 @@ static void backward(struct model *model, const struct block_call *call,
         return;
     }
     const enum param_group group = model->params.embedding;
+    shards_open(model, PARAM_PART_EMBED);
     model->ops->embedding_backward(
         model->device, model_grad(model, group, model->params.embed, model->arch.vocab, width),
         call->batch->ids, stream(model, model->dstream, block_tokens(model, call)));
     model_add_grad(model, group, model->params.embed, model->arch.vocab * width);
+    shards_close(model, PARAM_PART_EMBED);
 }
 
 void model_own_tokens(const struct model *model, int32_t *to, const int32_t *from, int64_t count,
@@ -210,9 +225,11 @@ void model_part_loss(struct model *model, const struct model_unit *unit)
     struct tensor dx = {0}, dw = {0};
     if (scale != NULL) {
         assert(model->training);
+        shards_open(model, params_part_head(&model->arch));
         dx = stream(model, model->dwork, n);
         dw = model_grad(model, PARAM_DENSE, model->params.head, model->arch.vocab, width);
     }
+    gathered_use(model, params_part_head(&model->arch), -1);
     const int64_t began = comm_span_begin(model->mesh->world);
     model->ops->cross_entropy(model->device, &model->losses->loss, dx, dw,
                               stream(model, model->final_norm, n), head(model), model->input.labels,
@@ -224,6 +241,7 @@ void model_part_loss(struct model *model, const struct model_unit *unit)
     model_add_grad(model, PARAM_DENSE, model->params.head, model->arch.vocab * width);
     probe_tell(model->probe, -1, PROBE_LOSS, tensor_1d(&model->losses->loss, DTYPE_F64, 1));
     mtp_forward(model, &model->losses->mtp, unit->batch, unit->count, unit->sequence, scale);
+    shards_close(model, params_part_head(&model->arch));
     balance_count(model, layers, architecture_blocks(&model->arch), unit->count);
     balance_losses(model, layers, architecture_blocks(&model->arch), unit, scale->unit);
     mtp_backward(model, unit->count, unit->sequence, scale);
@@ -293,6 +311,7 @@ void model_forward(struct model *model, const struct block_call *call, int64_t f
     model->result = (struct model_result){0};
     forward(model, call, &model->slice.part[0]);
     struct tensor normed = stream(model, model->final_norm, call->count * call->sequence);
+    gathered_use(model, params_part_head(&model->arch), -1);
     model->ops->linear_forward(model->device, tensor_2d(logits, DTYPE_F32, rows, model->arch.vocab),
                                tensor_rows(&normed, first, rows), head(model), false);
 }

@@ -151,6 +151,8 @@ static void enter(struct model *model, int64_t k, const struct block_call *call)
                         h = model_act(model, state->before, n, width),
                         both = model_act(model, state->both, n, 2 * width),
                         part = model_act(model, model->mtp_scratch.dpart, n, width);
+    gathered_use(model, PARAM_PART_EMBED, params_part_block(&model->arch, block_of(model, k)));
+    gathered_use(model, params_part_block(&model->arch, block_of(model, k)), -1);
     model->ops->embedding_forward(model->device, embedded, call->batch->ids,
                                   model_weight(model, model->params.embedding, model->params.embed,
                                                model->arch.vocab, width));
@@ -180,6 +182,7 @@ static void module_forward(struct model *model, double *loss, int64_t k,
                              model_act(model, block->middle, n, width),
                              model_act(model, model->delta, n, width),
                              model_vector(model, at->head_norm, width), model->arch.norm_eps);
+    gathered_use(model, params_part_head(&model->arch), -1);
     model->ops->cross_entropy(model->device, loss, model_act(model, state->dnormed, n, width),
                               model_grad(model, PARAM_DENSE, model->params.head, vocab, width),
                               model_act(model, state->normed, n, width),
@@ -254,7 +257,11 @@ void mtp_backward(struct model *model, int64_t count, int64_t sequence,
         const struct block_call call = call_of(model, k, count, sequence, scale);
         const int64_t n = block_tokens(model, &call), width = model->arch.width,
                       weight = model->params.block[block_of(model, k)].head_norm;
+        const int64_t part = params_part_block(&model->arch, block_of(model, k));
         struct tensor dstream = model_act(model, model->dstream, n, width);
+        gathered_use(model, part, -1);
+        shards_open(model, part);
+        shards_open(model, PARAM_PART_EMBED);
         model->ops->zero(model->device, dstream.data, tensor_bytes(&dstream));
         model->ops->norm_backward(model->device, dstream, model_vector_grad(model, weight, width),
                                   model_act(model, state->dnormed, n, width),
@@ -264,5 +271,6 @@ void mtp_backward(struct model *model, int64_t count, int64_t sequence,
         block_backward(model, block_of(model, k), &call,
                        model_z_scale(model, call.count * call.length, scale));
         enter_backward(model, k, &call);
+        shards_close(model, part);
     }
 }

@@ -214,6 +214,16 @@ static void add_block(struct builder *b, int64_t block)
     }
 }
 
+/* What is added from now on is of this part, in every group that has parts. */
+static void begin_part(struct builder *b, int64_t part)
+{
+    for (int g = 0; g < PARAM_GROUPS; g++) {
+        const int64_t unit = b->place->unit[g] > 0 ? b->place->unit[g] : 1;
+        b->next[g] = (b->next[g] + unit - 1) / unit * unit;
+        b->params->begin[g][part] = b->next[g];
+    }
+}
+
 /* Parameters of the table from `first` on, without experts. */
 static int64_t count_dense(const struct params *params, int64_t first)
 {
@@ -233,6 +243,7 @@ static bool has_block(const struct builder *b, int64_t block)
 static void add_blocks(struct builder *b, int64_t first, int64_t end)
 {
     for (int64_t block = first; block < end; block++) {
+        begin_part(b, params_part_block(b->arch, block));
         if (has_block(b, block)) {
             add_block(b, block);
         }
@@ -248,13 +259,18 @@ static int64_t add_all(struct builder *b)
     struct params *params = b->params;
     const bool embeds = slice == NULL || slice->embeds, heads = slice == NULL || slice->heads;
     params->embed = params->final_norm = params->head = -1;
+    begin_part(b, PARAM_PART_EMBED);
     if (embeds || (heads && arch->mtp_depth > 0)) {
         params->embed =
             add_to(b, params->embedding, arch->vocab, arch->width, "model.embed_tokens.weight");
     }
     add_blocks(b, 0, arch->layers);
+    begin_part(b, params_part_norm(arch));
     if (heads) {
         params->final_norm = add(b, WHOLE, arch->width, 0, "model.norm.weight");
+    }
+    begin_part(b, params_part_head(arch));
+    if (heads) {
         params->head = add(b, WHOLE, arch->vocab, arch->width, "lm_head.weight");
     }
     const int64_t first_mtp = params->count;
@@ -299,8 +315,13 @@ enum status params_init(struct params *params, const struct architecture *arch, 
                               .embedding = shared ? PARAM_EMBED : PARAM_DENSE};
     params->table = calloc((size_t)(3 + blocks * (MOST_DENSE + 3 * local)), sizeof *params->table);
     params->block = malloc((size_t)blocks * sizeof *params->block);
-    if (params->table == NULL || params->block == NULL) {
+    params->parts = blocks + 3;
+    params->begin[0] = calloc((size_t)(PARAM_GROUPS * params->parts), sizeof *params->begin[0]);
+    if (params->table == NULL || params->block == NULL || params->begin[0] == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for the parameter table");
+    }
+    for (int g = 1; g < PARAM_GROUPS; g++) {
+        params->begin[g] = params->begin[0] + g * params->parts;
     }
     memset(params->block, 0xff, (size_t)blocks * sizeof *params->block); /* -1 */
     struct builder b = {.params = params,
@@ -323,6 +344,7 @@ void params_free(struct params *params)
 {
     free(params->table);
     free(params->block);
+    free(params->begin[0]);
     *params = (struct params){0};
 }
 

@@ -54,6 +54,11 @@ struct params {
     enum param_group divided;        /* group of the matrices that tp divides */
     enum param_group embedding;      /* group of the embedding */
     int64_t elements[PARAM_GROUPS];  /* without padding at the end */
+    int64_t parts;                   /* of a group that is divided into parts (zero.h), in the order
+                                        of the table: the embedding, each block of the main model,
+                                        the final norm, the head, each module of prediction */
+    int64_t *begin[PARAM_GROUPS];    /* [parts] where each begins, those without elements too; all
+                                        together owned */
     struct block_offsets *block;     /* [blocks] owned */
     int64_t embed, final_norm, head; /* offsets; -1: the rank has none */
     int64_t expert_stride;           /* elements from one expert to the next */
@@ -67,6 +72,8 @@ struct params {
 struct params_place {
     int ep_rank, ep_size, etp_rank, etp_size, tp_rank, tp_size;
     const struct slice *slice; /* of the pipeline; NULL: all of the model */
+    int64_t unit[PARAM_GROUPS]; /* elements, a multiple of 64, of which each part of the group has a
+                                   whole number; 0: the group is one part, begin is of no use */
 };
 
 /* Of the whole model: one rank that has all. */
@@ -83,6 +90,21 @@ struct param_run {
     int64_t whole; /* index of the first in the whole, row by row */
     int64_t count;
 };
+
+/* The part (params->begin) of a block, of the embedding, the final norm, the head. */
+enum { PARAM_PART_EMBED };
+static inline int64_t params_part_norm(const struct architecture *arch)
+{
+    return arch->layers + 1;
+}
+static inline int64_t params_part_head(const struct architecture *arch)
+{
+    return arch->layers + 2;
+}
+static inline int64_t params_part_block(const struct architecture *arch, int64_t block)
+{
+    return block < arch->layers ? 1 + block : 3 + block;
+}
 
 /* The run that begins at element `from` of the part and ends before `to` at the latest. */
 struct param_run param_run(const struct param *param, int64_t from, int64_t to);

@@ -35,11 +35,11 @@ static void print_layout(const struct plan *plan)
            hw->peak_bf16 / 1e12, hw->memory / 1e9, hw->memory_rate / 1e9, hw->nvlink / 1e9,
            hw->network / 1e9);
     printf(
-        "layout       ep %lld, etp %lld, dp %lld, edp %lld, tp %lld, cp %lld, pp %lld (%s); %lld "
-        "micro-batches a step; messages %s\n",
+        "layout       ep %lld, etp %lld, dp %lld, edp %lld, tp %lld, cp %lld, pp %lld (%s), zero %lld; "
+        "%lld micro-batches a step; messages %s\n",
         (long long)plan->ep, (long long)plan->etp, (long long)plan->dp, (long long)plan->edp,
         (long long)plan->tp, (long long)plan->cp, (long long)plan->pp, schedule_of(plan),
-        (long long)plan->micro_batches,
+        (long long)plan->zero, (long long)plan->micro_batches,
         plan->ep * plan->etp == 1 ? "none"
         : plan->by_node           ? "once to each node"
                                   : "rank to rank");
@@ -188,7 +188,8 @@ static void json_layout(const struct plan *plan)
         {"ep", (double)plan->ep}, {"etp", (double)plan->etp},
         {"dp", (double)plan->dp}, {"edp", (double)plan->edp},
         {"pp", (double)plan->pp}, {"tp", (double)plan->tp},
-        {"cp", (double)plan->cp}, {"micro_batches", (double)plan->micro_batches}};
+        {"cp", (double)plan->cp}, {"zero", (double)plan->zero},
+        {"micro_batches", (double)plan->micro_batches}};
     const struct pair parameters[] = {{"total", (double)plan->total},
                                       {"active", (double)plan->active},
                                       {"mtp", (double)plan->mtp},
