@@ -82,11 +82,24 @@ static void count_elements(struct muon_plan *plan, const struct params *params,
         for (int r = 0; r < zero->comm->size && owner == rank; r++) {
             plan->receive[r] += piece_count(param, zero, r);
         }
-        plan->received += owner == rank ? param->count : 0;
         const int64_t together = zero->parts > 1 ? param->count : 0,
                       room = owner == rank ? scratch(param) + together : 0;
         plan->scratch = room > plan->scratch ? room : plan->scratch;
     }
+}
+
+/* The most that any rank receives, so that all have the same room. */
+static int64_t most_received(const struct muon_plan *plan, const struct params *params, int ranks)
+{
+    int64_t most = 0;
+    for (int r = 0; r < ranks; r++) {
+        int64_t own = 0;
+        for (int64_t i = 0; i < params->count; i++) {
+            own += plan->owner[i] == r ? params->table[i].count : 0;
+        }
+        most = own > most ? own : most;
+    }
+    return most;
 }
 
 enum status muon_plan_init(struct muon_plan *plan, const struct params *params,
@@ -119,6 +132,7 @@ enum status muon_plan_init(struct muon_plan *plan, const struct params *params,
     qsort(matrix, (size_t)count, sizeof *matrix, dearest_first);
     assign(plan, matrix, count, zero->comm->size);
     count_elements(plan, params, zero);
+    plan->received = most_received(plan, params, zero->comm->size);
     free(matrix);
     return STATUS_OK;
 }

@@ -24,7 +24,7 @@ struct muon_plan {
     int64_t *send, *receive; /* [ranks] owned: elements of this share to each owner; of this rank's
                                 matrices from each share */
     int64_t *next;           /* [ranks] owned: scratch of packing */
-    int64_t received;        /* elements of this rank's matrices, in all shares */
+    int64_t received;        /* elements of a rank's matrices, of the rank that has most */
     int64_t scratch;         /* floats for the largest matrix of this rank, and, where shares have
                                 several parts, for itself: its pieces come apart */
 };
