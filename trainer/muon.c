@@ -53,8 +53,7 @@ static void assign(struct muon_plan *plan, const struct matrix *matrix, int64_t 
 struct param_piece param_piece(const struct param *param, const struct zero *zero, int rank)
 {
     const int64_t part = zero_find(zero, param->offset), begin = zero_first(zero, part, rank),
-                  end = begin + zero->part[part].share,
-                  stop = param->offset + param->count;
+                  end = begin + zero->part[part].share, stop = param->offset + param->count;
     return (struct param_piece){.first = param->offset > begin ? param->offset : begin,
                                 .last = stop < end ? stop : end};
 }
@@ -202,9 +201,8 @@ static void each_piece(struct model *model, enum param_group g, enum pass pass,
         }
         struct muon own = *args;
         own.moments = optimizer_moments(model, param, piece.first, step);
-        model->ops->muon_momentum(
-            model->device, grad, optimizer_moment(model, group->moment1, at),
-            piece.last - piece.first, own);
+        model->ops->muon_momentum(model->device, grad, optimizer_moment(model, group->moment1, at),
+                                  piece.last - piece.first, own);
         if (place != grad) {
             model->ops->copy(model->device, place, grad,
                              (size_t)(piece.last - piece.first) * sizeof *grad);

@@ -90,10 +90,9 @@ static void align(struct profile *profile)
 
 /* --- a rank's text --- */
 
-static const char *const lane_names[SPAN_LANES] = {
-    [SPAN_TRAINING] = "training",
-    [SPAN_WRITER] = "checkpoint writer",
-    [SPAN_WIRE] = "messages under way"};
+static const char *const lane_names[SPAN_LANES] = {[SPAN_TRAINING] = "training",
+                                                   [SPAN_WRITER] = "checkpoint writer",
+                                                   [SPAN_WIRE] = "messages under way"};
 static const char *const kind_names[] = {
     [SPAN_PHASE] = "phase", [SPAN_OPERATION] = "operation", [SPAN_MESSAGE] = "message"};
 
