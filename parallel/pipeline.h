@@ -80,6 +80,12 @@ struct pipeline_room {
 /* pipeline_room.c: most micro-batches of each part of rank `rank` between their forward and their
  * weights' gradients: held[parts]. */
 void pipeline_held(const struct pipeline *pipeline, int64_t rank, int64_t *held);
+/* ... most of them between their gradients of inputs and of weights, where these are apart:
+ * off[parts]. */
+void pipeline_put_off(const struct pipeline *pipeline, int64_t rank, int64_t *off);
+/* Most messages of rank `rank` that are there and not used yet, with those from one of its parts to
+ * another, which do not travel. A pair's forward comes first. */
+int64_t pipeline_letters(const struct pipeline *pipeline, int64_t rank);
 /* The fewest messages that every rank must be able to have under way, sent and not received yet,
  * for the table to come to an end. Who has so many waits for the oldest. The table has passed
  * pipeline_check. Errors: STATUS_RESOURCE. */

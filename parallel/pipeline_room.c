@@ -20,6 +20,55 @@ void pipeline_held(const struct pipeline *pipeline, int64_t rank, int64_t *held)
     }
 }
 
+void pipeline_put_off(const struct pipeline *pipeline, int64_t rank, int64_t *off)
+{
+    const struct pipeline_track *track = &pipeline->track[rank];
+    for (int64_t part = 0; part < pipeline->shape.parts; part++) {
+        int64_t now = 0;
+        off[part] = 0;
+        for (int64_t i = 0; i < track->count; i++) {
+            const struct pipeline_action *a = &track->action[i];
+            now += a->part == part && a->kind == PIPELINE_BACKWARD_INPUT;
+            now -= a->part == part && a->kind == PIPELINE_BACKWARD_WEIGHTS;
+            off[part] = now > off[part] ? now : off[part];
+        }
+    }
+}
+
+/* Letters there after a pass of (part, batch): it uses one, but where the way begins, and leaves
+ * one where the next stage is this rank's too. */
+static int64_t pass(const struct pipeline_shape *shape, int64_t rank, int64_t part, int64_t batch,
+                    bool gradient, int64_t letters)
+{
+    const int64_t stage = pipeline_stage(shape, rank, part), last = pipeline_stages(shape) - 1,
+                  next = stage + (gradient ? -1 : 1);
+    letters -= stage != (gradient ? last : 0);
+    return letters + (next >= 0 && next <= last && pipeline_place(shape, next, batch).rank == rank);
+}
+
+int64_t pipeline_letters(const struct pipeline *pipeline, int64_t rank)
+{
+    const struct pipeline_shape *shape = &pipeline->shape;
+    const struct pipeline_track *track = &pipeline->track[rank];
+    int64_t now = 0, most = 0;
+    for (int64_t i = 0; i < track->count; i++) {
+        const struct pipeline_action *a = &track->action[i];
+        const bool pair = a->kind == PIPELINE_PAIR;
+        if (pair || a->kind == PIPELINE_FORWARD) {
+            now = pass(shape, rank, a->part, a->batch, false, now);
+            most = now > most ? now : most;
+        }
+        if (pair) {
+            now = pass(shape, rank, a->back_part, a->back_batch, true, now);
+        } else if (a->kind == PIPELINE_BACKWARD || a->kind == PIPELINE_BACKWARD_INPUT) {
+            now = pass(shape, rank, a->part, a->batch, true, now);
+        }
+        now += a->kind == PIPELINE_RECEIVE;
+        most = now > most ? now : most;
+    }
+    return most;
+}
+
 /* A rank, while all play against each other. */
 struct sender {
     int64_t at;   /* next action */

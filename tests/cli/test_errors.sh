@@ -81,6 +81,7 @@ relation "parallel.etp 2 with run.deterministic layout" parallel.etp=2 run.deter
 relation "parallel.etp 2 with optimizer.name muon" parallel.etp=2 optimizer.name=muon
 relation "parallel.tp 4 does not divide model.num_key_value_heads 2" parallel.tp=4
 relation "parallel.schedule dualpipe: planned only" parallel.pp=2 parallel.schedule=dualpipe
+relation "parallel.virtual_stages 2 is of parallel.schedule 1f1b" parallel.pp=2 parallel.schedule=zero_bubble parallel.virtual_stages=2
 relation "parallel.pp 2 with debug.trace: not built" parallel.pp=2 debug.trace=t.h5
 relation "parallel.pp 2 with sample.every_steps 3: not built" parallel.pp=2 sample.every_steps=3
 relation "parallel.stages: only with parallel.pp above 1" parallel.stages=1,1

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Pipelines: a run goes on over pp 1 and 2 as on one rank, and eval and generate read what it saved; with SWITCHYARD_FULL=1 over pp 4,
-# interleaved and uneven beside ep, evaluated as it goes. tests/parallel/test_pipe.c compares more layouts.
+# interleaved and uneven beside ep, evaluated as it goes; zero_bubble and dualpipe_v among them. tests/parallel/test_pipe.c compares more layouts.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 make_data
@@ -21,12 +21,14 @@ as_one() {
     done
 }
 
-# across WAY: the run goes on with another pp after every third step.
+# across WAY: the run goes on with another pp, of another schedule where it says so (2:zero_bubble), after every third step.
 across() {
-    local step=0 pp dir=$work/$family-${1// /-}
-    for pp in $1; do
-        step=$((step + 3))
-        piped "$pp" "$dir" "parallel.pp=$pp" "run.steps=$step" checkpoint.every_steps=3
+    local step=0 part pp dir=$work/$family-${1//[ :]/-}
+    for part in $1; do
+        step=$((step + 3)) pp=${part%:*}
+        local own=(parallel.pp="$pp")
+        [ "$part" = "$pp" ] || own+=(parallel.schedule="${part#*:}")
+        piped "$pp" "$dir" "${own[@]}" "run.steps=$step" checkpoint.every_steps=3
     done
     as_one "$dir" "over pp $1"
 }
@@ -39,6 +41,7 @@ check_family() {
     if [ "$full" != 1 ]; then
         piped 1 "$work/$family-one" run.steps=6
         across "1 2"
+        across "2:dualpipe_v 2:zero_bubble"
         expect_rc 0 "$binary" eval "$work/$family-1-2"
         expect_rc 0 "$binary" generate "$work/$family-1-2" --tokens 1,2,3 --count 2
         expect_error 64 "parallel.pp 2: divides a model in training only" "$binary" eval "$work/$family-1-2" parallel.pp=2
@@ -50,6 +53,7 @@ check_family() {
     evaluated=
     across "1 2 4"
     across "4 1 2"
+    across "2:dualpipe_v 1 4:zero_bubble"
     evaluated=valid_loss
     rm -r "$work/$family-one"
     piped 1 "$work/$family-one" run.steps=10
@@ -62,6 +66,7 @@ check_family() {
     done <<LAYOUTS
 uneven parallel.pp=2 parallel.stages=[1,$rest] parallel.ep=2
 thin parallel.pp=2 parallel.virtual_stages=2
+late parallel.pp=2 parallel.schedule=zero_bubble parallel.stages=[1,$rest] parallel.ep=2
 LAYOUTS
 }
 
@@ -71,8 +76,11 @@ check_others() {
     local base=$work/$family-ramp
     piped 1 "$base-1" run.steps=6 train.global_batch=24 train.batch_ramp.start=2 train.batch_ramp.increment=2 train.batch_ramp.tokens=512
     piped 2 "$base-2" run.steps=6 train.global_batch=24 train.batch_ramp.start=2 train.batch_ramp.increment=2 train.batch_ramp.tokens=512 parallel.pp=2
+    piped 2 "$base-3" run.steps=6 train.global_batch=24 train.batch_ramp.start=2 train.batch_ramp.increment=2 train.batch_ramp.tokens=512 parallel.pp=2 parallel.schedule=zero_bubble
     [ "$(metric "$base-1" tokens | sort -u | wc -l)" -ge 3 ] || fail "the batch did not grow"
     close_to 1e-5 "$(metric "$base-1" loss)" "$(metric "$base-2" loss)" "losses of a growing batch"
+    close_to 1e-5 "$(metric "$base-1" loss)" "$(metric "$base-3" loss)" "losses of a growing batch, zero_bubble"
+    expect_error 64 "pipeline dualpipe_v needs at least 2 x 2 micro-batches, not 1" ranks 2 "$binary" train "$work/tiny.yaml" "run.dir=$work/few" parallel.pp=2 parallel.schedule=dualpipe_v train.batch_ramp.start=2 train.batch_ramp.increment=2
     expect_rc 77 ranks 2 "$binary" train "$work/tiny.yaml" "run.dir=$work/bias" parallel.pp=2 run.steps=6 guard.replicas_every_steps=1 debug.fault=bias:3:0
     expect_text "step 3: copies of e_score_correction_bias"
     expect_error 64 "name a rank of it, from 1 on" ranks 2 "$binary" train "$work/tiny.yaml" "run.dir=$work/wrong" parallel.pp=2 run.verify=true debug.fault=gradient:1:0

@@ -90,12 +90,19 @@ EOF
 expect_rc 0 python3 compare.py
 
 # DeepSeek-V3 as published, for people; the budget and its price.
-v3=("$source_dir/configs/deepseek-v3.yaml" train.precision=fp8 parallel.pp=16 cluster.nodes=256 cluster.gpu=h800)
+v3=("$source_dir/configs/deepseek-v3.yaml" train.precision=fp8 parallel.pp=16 parallel.schedule=dualpipe train.batch_ramp.start=15360 cluster.nodes=256 cluster.gpu=h800)
 expect_rc 0 "$binary" plan "${v3[@]}" --tokens 14.8T --price 2
 expect_text "2048 ranks: 256 x 8 h800"
 expect_text "pp 16 (dualpipe)"
 expect_text "warning: parallel.schedule dualpipe: planned only"
 expect_text "DOES NOT FIT"
+
+# What the config itself names: those 2048, and in their 80 GB if blocks are computed twice, with a schedule that trains.
+expect_rc 0 "$binary" plan "$source_dir/configs/deepseek-v3.yaml"
+expect_text "2048 ranks: 256 x 8 h800"
+expect_rc 0 "$binary" plan "$source_dir/configs/deepseek-v3.yaml" train.recompute=block
+expect_text "pp 16 (zero_bubble)"
+! grep -qE "DOES NOT FIT|planned only" "$out" "$err" || { fail "it does not fit, or does not train"; show_last; }
 
 # Warnings of layouts that will be slow, and what cannot be.
 expect_rc 0 "$binary" plan "${v3[@]}" parallel.ep=32
@@ -176,6 +183,6 @@ expect_error 64 "--stages and --rows are of --search" "$binary" plan "$mixtral" 
 expect_error 64 "not of --search" "$binary" plan "$mixtral" --search --price 2
 expect_error 64 "needs a number such as 14.8T" "$binary" plan "${v3[@]}" --tokens many
 expect_error 64 "did you mean '--price'" "$binary" plan "${v3[@]}" --prize 3
-expect_error 64 "parallel.schedule zero_bubble: planned only" "$binary" train "$source_dir/configs/quickstart.yaml" sample.every_steps=0 parallel.pp=2 parallel.schedule=zero_bubble
+expect_error 64 "parallel.schedule dualpipe: planned only" "$binary" train "$source_dir/configs/quickstart.yaml" sample.every_steps=0 parallel.pp=2 parallel.schedule=dualpipe
 expect_error 64 "parallel.pp 2 x tp 1 x cp 1 does not divide the 1 ranks" "$binary" train "$source_dir/configs/quickstart.yaml" sample.every_steps=0 parallel.pp=2
 finish

@@ -4,6 +4,7 @@
  * SWITCHYARD_FULL=1: more layouts, all steps.
  */
 #include <math.h>
+#include <string.h>
 
 #include "axis_check.h"
 
@@ -24,14 +25,14 @@ struct kind {
 /* Divisions of the model; 0 stands for 1. */
 struct axes {
     int pp, ep, tp;
-    const char *more;
+    const char *more; /* NULL, or up to two more settings, between them a blank */
 };
 
 static void open_tiny(struct comm *world, struct tiny *tiny, const struct kind *kind,
                       const struct axes *axes)
 {
     const char *overrides[TINY_OVERRIDES] = {0};
-    char layout[3][32];
+    char layout[3][32], more[96] = "";
     int count = 0;
     snprintf(layout[0], sizeof layout[0], "parallel.pp=%d", axes->pp);
     snprintf(layout[1], sizeof layout[1], "parallel.ep=%d", axes->ep > 0 ? axes->ep : 1);
@@ -44,9 +45,11 @@ static void open_tiny(struct comm *world, struct tiny *tiny, const struct kind *
     for (int i = 0; i < 5 && kind->more[i] != NULL; i++) {
         overrides[count++] = kind->more[i];
     }
-    if (axes->more != NULL) {
+    snprintf(more, sizeof more, "%s", axes->more != NULL ? axes->more : "");
+    for (char *rest = more, *one = strtok_r(more, " ", &rest); one != NULL;
+         one = strtok_r(NULL, " ", &rest)) {
         CHECK(world, count < TINY_OVERRIDES);
-        overrides[count++] = axes->more;
+        overrides[count++] = one;
     }
     CHECK(world, tiny_open(tiny, world, kind->text, overrides) == STATUS_OK);
 }
@@ -70,7 +73,7 @@ static void train(struct comm *world, const struct kind *kind, const struct axes
     }
     CHECK(world,
           step_evaluate(&tiny.model, &tiny.loader, 5, &curve->evaluated, &labels) == STATUS_OK);
-    CHECK_EQUAL(world, labels, 5 * 2 * 8);
+    CHECK_EQUAL(world, labels, 5 * tiny.config.train.micro_batch * 8);
     tiny_close(&tiny);
 }
 
@@ -111,6 +114,22 @@ static const struct kind mixtral = {TINY_MIXTRAL,
                                {"model.num_nextn_predict_layers=1", "router.bias_update_speed=0.01",
                                 "router.sequence_loss_coef=0.01"}};
 
+/* Whether there are ranks for it, and as many micro-batches as dualpipe_v wants. */
+static bool enough(const struct comm *world, const struct kind *kind, const struct axes *axes)
+{
+    const char *more = axes->more != NULL ? axes->more : "";
+    const int cp = strstr(more, "parallel.cp=2") != NULL ? 2 : 1, tp = axes->tp > 0 ? axes->tp : 1;
+    int micro = 2;
+    for (int i = 0; i < 5 && kind->more[i] != NULL; i++) {
+        micro = strcmp(kind->more[i], "train.micro_batch=1") == 0 ? 1 : micro;
+    }
+    if (world->size % (axes->pp * tp * cp) != 0) {
+        return false;
+    }
+    return strstr(more, "dualpipe_v") == NULL ||
+           8 / micro / (world->size / (axes->pp * tp * cp)) >= 2 * axes->pp;
+}
+
 static void compare_all(struct comm *world, const struct kind *kind, const struct axes *axes,
                         size_t count, int steps, bool exact)
 {
@@ -121,7 +140,8 @@ static void compare_all(struct comm *world, const struct kind *kind, const struc
     train(&alone, kind, &whole, steps, &one);
     for (size_t i = 0; i < count; i++) {
         const int ep = axes[i].ep > 0 ? axes[i].ep : 1, tp = axes[i].tp > 0 ? axes[i].tp : 1;
-        if (world->size % (axes[i].pp * ep) == 0 && world->size % (axes[i].pp * tp) == 0) {
+        if (world->size % (axes[i].pp * ep) == 0 && world->size % (axes[i].pp * tp) == 0 &&
+            enough(world, kind, &axes[i])) {
             compare(world, kind, &one, &axes[i], steps, exact);
         }
     }
@@ -140,6 +160,55 @@ static const struct axes layouts[] = {{2, 2, 1, NULL}, /* the first of them in a
                                       {2, 2, 1, "train.recompute=experts"},
                                       {2, 2, 1, "parallel.cp=2"}};
 
+/* Backward in two halves. Twice as many micro-batches, and layers for eight stages. */
+static const struct kind split_mixtral = {TINY_MIXTRAL,
+                                          {"router.batch_loss_coef=0.02",
+                                           "model.num_attention_heads=4",
+                                           "model.num_key_value_heads=2", "train.micro_batch=1",
+                                           "model.num_hidden_layers=8"}},
+                         split_v3 = {TINY_V3,
+                                     {"model.num_nextn_predict_layers=1",
+                                      "router.bias_update_speed=0.01",
+                                      "router.sequence_loss_coef=0.01", "train.micro_batch=1",
+                                      "model.num_hidden_layers=8"}};
+
+#define ZERO_BUBBLE "parallel.schedule=zero_bubble"
+#define DUALPIPE_V "parallel.schedule=dualpipe_v"
+
+static const struct axes splits[] = {{2, 2, 1, DUALPIPE_V},
+                                     {2, 1, 1, DUALPIPE_V},
+                                     {2, 1, 1, ZERO_BUBBLE},
+                                     {4, 1, 1, ZERO_BUBBLE},
+                                     {4, 1, 1, DUALPIPE_V},
+                                     {2, 2, 1, ZERO_BUBBLE},
+                                     {2, 1, 2, ZERO_BUBBLE},
+                                     {2, 2, 2, DUALPIPE_V},
+                                     {2, 1, 1, DUALPIPE_V " train.recompute=block"},
+                                     {4, 1, 1, DUALPIPE_V " train.recompute=norms"},
+                                     {4, 1, 1, ZERO_BUBBLE " train.recompute=norms"},
+                                     {2, 2, 2, ZERO_BUBBLE " train.recompute=block"},
+                                     {4, 1, 1, ZERO_BUBBLE " train.recompute=experts"},
+                                     {2, 2, 1, DUALPIPE_V " router.dispatch=padded"},
+                                     {4, 1, 1, ZERO_BUBBLE " router.buffer_factor=1"},
+                                     {2, 2, 1, ZERO_BUBBLE " router.buffer_factor=1"},
+                                     {2, 2, 1, ZERO_BUBBLE " parallel.cp=2"},
+                                     {2, 1, 1, DUALPIPE_V " parallel.cp=2"},
+                                     {2, 1, 1, ZERO_BUBBLE " parallel.stages=[2,6]"}};
+
+static void test_splits(struct comm *world)
+{
+    const size_t few = world->size == 2 ? 3 : 1, all = sizeof splits / sizeof splits[0];
+    const int steps = axis_full() ? STEPS : 2;
+    if (world->size == 1) {
+        return;
+    }
+    compare_all(world, &split_mixtral, splits, axis_full() ? all - 1 : few, steps, false);
+    compare_all(world, &split_v3, splits, axis_full() ? all - 1 : few + 1, steps, false);
+    if (axis_full()) {
+        compare_all(world, &split_mixtral, splits + all - 1, 1, steps, false);
+    }
+}
+
 static void test_layouts(struct comm *world)
 {
     const size_t few = world->size == 2 ? 4 : 1, all = sizeof layouts / sizeof layouts[0];
@@ -153,10 +222,11 @@ static void test_layouts(struct comm *world)
 
 static void test_same_bits(struct comm *world)
 {
-    static const struct axes axes[] = {{2, 2, 1, NULL},
-                                       {2, 1, 1, "parallel.virtual_stages=2"},
-                                       {2, 1, 1, "parallel.stages=[2,5]"},
-                                       {4, 1, 1, NULL}};
+    static const struct axes axes[] = {
+        {2, 2, 1, NULL},        {2, 1, 1, "parallel.virtual_stages=2"},
+        {2, 1, 1, ZERO_BUBBLE}, {2, 1, 1, DUALPIPE_V},
+        {4, 1, 1, ZERO_BUBBLE}, {2, 1, 1, "parallel.stages=[2,5]"},
+        {4, 1, 1, NULL}};
     static const struct kind kinds[] = {
         {TINY_V3,
          {"run.deterministic=layout", "model.num_nextn_predict_layers=1", "train.precision=bf16"}},
@@ -172,13 +242,17 @@ static void test_same_bits(struct comm *world)
         {TINY_MIXTRAL,
          {"run.deterministic=layout", "router.batch_loss_coef=0.02",
           "model.router_jitter_noise=0.1"}}};
+    const size_t all = sizeof axes / sizeof axes[0];
     if (world->size == 1) {
         return;
     }
     for (size_t k = 0; k < (axis_full() ? sizeof kinds / sizeof kinds[0] : 1); k++) {
         const bool v3_blocks = kinds[k].text == TINY_V3;
-        compare_all(world, &kinds[k], axes, v3_blocks && axis_full() ? 4 : 2, axis_full() ? 3 : 2,
-                    true);
+        compare_all(world, &kinds[k], axes,
+                    !axis_full() ? 4
+                    : v3_blocks  ? all
+                                 : all - 2,
+                    axis_full() ? 3 : 2, true);
     }
 }
 
@@ -229,7 +303,8 @@ static void test_checkpoints(struct comm *world)
 {
     static const struct kind layout = {
         TINY_V3, {"run.deterministic=layout", "model.num_nextn_predict_layers=1"}};
-    static const struct axes plain = {.pp = 2}, thin = {2, 1, 1, "parallel.virtual_stages=2"};
+    static const struct axes plain = {.pp = 2}, thin = {2, 1, 1, "parallel.virtual_stages=2"},
+                             turned = {2, 1, 1, DUALPIPE_V};
     char folder[64];
     if (world->size == 1) {
         return;
@@ -238,6 +313,8 @@ static void test_checkpoints(struct comm *world)
     between_layouts(world, &layout, &plain, folder, "v3");
     if (axis_full()) {
         between_layouts(world, &mixtral, &thin, folder, "mixtral");
+        between_layouts(world, world->size == 2 ? &mixtral : &split_mixtral, &turned, folder,
+                        "turned");
     }
     axis_folder_end(world, folder);
 }
@@ -268,10 +345,8 @@ static void test_verify(struct comm *world)
 int main(void)
 {
     static const struct ranks_test tests[] = {
-        RANKS_TEST(test_layouts),
-        RANKS_TEST(test_same_bits),
-        RANKS_TEST(test_checkpoints),
-        RANKS_TEST(test_verify),
+        RANKS_TEST(test_layouts),     RANKS_TEST(test_splits), RANKS_TEST(test_same_bits),
+        RANKS_TEST(test_checkpoints), RANKS_TEST(test_verify),
     };
     return RANKS_MAIN(tests);
 }

@@ -317,6 +317,37 @@ static void test_slow_stage_sets_the_pace(void **state)
     pipeline_free(&pipeline);
 }
 
+/* Letters: what the checker says was received and not used, and one or two at the turn of
+ * dualpipe_v, on the rank that hands them to itself. What waits for its gradients of weights is
+ * held, too: of zero_bubble r + 1 on rank r, where there are so many. */
+static void expect_waiting(const struct pipeline *pipeline, const struct pipeline_room *room)
+{
+    const struct pipeline_shape *shape = &pipeline->shape;
+    for (int64_t r = 0; r < shape->ranks; r++) {
+        const bool alone = shape->ranks == 1, /* all is handed over */
+            turn = shape->schedule == PIPELINE_DUALPIPE_V && r == shape->ranks - 1;
+        const int64_t letters = pipeline_letters(pipeline, r), own = letters - room[r].waiting;
+        int64_t off[8], held[8];
+        if (!(alone || (turn ? own >= 0 && own <= 2 && letters > 0 : own == 0))) {
+            fail_msg("%s, %lld ranks, %lld parts, %lld micro-batches: rank %lld has %lld letters, "
+                     "%lld received",
+                     pipeline_names[shape->schedule], (long long)shape->ranks,
+                     (long long)shape->parts, (long long)shape->batches, (long long)r,
+                     (long long)letters, (long long)room[r].waiting);
+        }
+        pipeline_put_off(pipeline, r, off);
+        pipeline_held(pipeline, r, held);
+        for (int64_t part = 0; part < shape->parts; part++) {
+            const bool dual = shape->schedule == PIPELINE_DUALPIPE_V;
+            assert_true(off[part] >= 0 && off[part] <= held[part]);
+            assert_true(dual ||
+                        off[part] == (shape->schedule == PIPELINE_ZERO_BUBBLE
+                                          ? (r + 1 < shape->batches ? r + 1 : shape->batches)
+                                          : 0));
+        }
+    }
+}
+
 /* Held by parts adds up to what the checker says of one part, and no rank of a training schedule
  * needs more than two messages under way. */
 static void expect_room(const struct pipeline_shape *shape)
@@ -339,6 +370,7 @@ static void expect_room(const struct pipeline_shape *shape)
     }
     assert_int_equal(pipeline_sending(&pipeline, &sending), STATUS_OK);
     assert_true(sending >= 1 && sending <= 2);
+    expect_waiting(&pipeline, room);
     pipeline_free(&pipeline);
 }
 
@@ -347,6 +379,8 @@ static void test_room(void **state)
     (void)state;
     each_shape(PIPELINE_1F1B, expect_room);
     each_shape(PIPELINE_INTERLEAVED, expect_room);
+    each_shape(PIPELINE_ZERO_BUBBLE, expect_room);
+    each_shape(PIPELINE_DUALPIPE_V, expect_room);
 }
 
 /* Two ranks that send each other two messages and then receive: one under way is not enough. */

@@ -196,12 +196,16 @@ static void test_deepseek_v3_as_published(void **state)
     static struct plan plan;
     struct config config;
     struct hardware hardware;
-    char *overrides[] = {(char[]){"train.precision=fp8"}, (char[]){"parallel.pp=16"},
-                         (char[]){"parallel.ep=64"}, (char[]){"cluster.nodes=256"},
-                         (char[]){"cluster.gpu=h800"}};
+    char *overrides[] = {(char[]){"train.precision=fp8"},
+                         (char[]){"parallel.pp=16"},
+                         (char[]){"parallel.ep=64"},
+                         (char[]){"cluster.nodes=256"},
+                         (char[]){"cluster.gpu=h800"},
+                         (char[]){"parallel.schedule=dualpipe"},
+                         (char[]){"train.batch_ramp.start=15360"}};
     config_init(&config);
     config.planning = true;
-    assert_int_equal(config_load(&config, SOURCE_DIR "/configs/deepseek-v3.yaml", overrides, 5),
+    assert_int_equal(config_load(&config, SOURCE_DIR "/configs/deepseek-v3.yaml", overrides, 7),
                      STATUS_OK);
     assert_int_equal(hardware_init(&hardware, &config), STATUS_OK);
     assert_int_equal(plan_make(&plan, &config, &hardware), STATUS_OK);

@@ -255,8 +255,9 @@ const struct field config_fields[] = {
         "over replicas sharded: 1: optimizer state; 2: gradients of dense weights too; 3: these "
         "weights"),
     ENUM("parallel.schedule", parallel.schedule, "auto", pipeline_names, NULL,
-         "of the pipeline where pp > 1; train: 1f1b; plan takes all; auto: 1f1b, in plan dualpipe "
-         "where the micro-batches suffice and virtual_stages is 1"),
+         "of the pipeline where pp > 1; auto: zero_bubble, 1f1b where virtual_stages interleave; "
+         "dualpipe "
+         "has the weights twice: planned only"),
     INT("parallel.virtual_stages", parallel.virtual_stages, 1, 64, "1",
         "1f1b: parts a stage is cut into, interleaved (Megatron's virtual pipeline)"),
     REALS("parallel.stages", parallel.stages, 0, 4096,

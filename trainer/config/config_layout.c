@@ -44,9 +44,6 @@ static void check_experts(const struct config *config, struct config_errors *err
 
 void config_check_layout(const struct config *config, struct config_errors *errors)
 {
-    static const char *const planned[] = {[CONFIG_PIPELINE_ZERO_BUBBLE] = "zero_bubble",
-                                          [CONFIG_PIPELINE_DUALPIPE] = "dualpipe",
-                                          [CONFIG_PIPELINE_DUALPIPE_V] = "dualpipe_v"};
     const long long pp = config->parallel.pp;
     check_experts(config, errors);
     if (config->parallel.zero > 2 && config->train.precision == CONFIG_FP8) {
@@ -83,11 +80,14 @@ void config_check_layout(const struct config *config, struct config_errors *erro
     if (pp == 1) {
         return;
     }
-    if (config->parallel.schedule > CONFIG_PIPELINE_1F1B) {
+    if (config->parallel.schedule == CONFIG_PIPELINE_DUALPIPE) {
+        config_error(errors, "parallel.schedule dualpipe: planned only: it has the weights twice; "
+                             "train with dualpipe_v, which has them once");
+    }
+    if (config->parallel.schedule > CONFIG_PIPELINE_1F1B && config->parallel.virtual_stages > 1) {
         config_error(errors,
-                     "parallel.schedule %s: planned only: backward is not divided into the "
-                     "gradients of inputs and of weights; train with 1f1b",
-                     planned[config->parallel.schedule]);
+                     "parallel.virtual_stages %lld is of parallel.schedule 1f1b: use that, or 1",
+                     (long long)config->parallel.virtual_stages);
     }
     if (config->debug.trace != NULL) {
         config_error(errors,

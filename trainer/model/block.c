@@ -368,13 +368,15 @@ static void attend(struct model *model, int64_t block, const struct block_call *
 
 /* --- what a device may record (graph_begin, kernels/ops.h) --- */
 
-/* Whether the ops of a block are the same at every step. The router's jitter differs from step to
+/* Whether the ops of a block are the same at every step. Products that wait are noted by the host,
+ * each time in another place. The router's jitter differs from step to
  * step, the z-loss with the size of the global batch; who is told of tensors downloads them; ranks
  * of tp and cp exchange rows, which not every wire can record. */
 static bool is_constant(const struct model *model, const struct block_call *call)
 {
     return call->training && model->arch.jitter == 0 && model->arch.balance.z == 0 &&
-           model->probe == NULL && tp_alone(&model->tp) && cp_alone(&model->cp);
+           model->probe == NULL && model->linears.drawer == NULL && tp_alone(&model->tp) &&
+           cp_alone(&model->cp);
 }
 
 /* Whether the host must know how many tokens went where. */

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "trainer/model/block.h"
+#include "trainer/model/deferred.h"
 
 enum status linears_init(struct linears *linears, const struct model *model)
 {
@@ -403,6 +404,10 @@ void linear_backward_weight(const struct linears *linears, const struct linear *
 {
     const struct ops *ops = linears->ops;
     const struct fp8_how how = linears_how_silent(linears);
+    const struct deferred_product product = {linear, *dy, *x, offset, tokens};
+    if (linears->drawer != NULL && deferred_put(linears, &product)) {
+        return;
+    }
     if (offset == NULL) {
         dense_backward_weight(linears, linear, dy, x, tokens);
     } else if (linears->gradients->fixed) {

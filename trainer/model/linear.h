@@ -18,6 +18,7 @@
 #include "trainer/model/gradients.h"
 #include "trainer/model/layout.h"
 
+struct drawer;
 struct model;
 
 enum linear_name {
@@ -84,6 +85,8 @@ struct linears {
                                       linears_count_anew, of weights at the last publish */
     bool again;                    /* what runs is a repetition (recompute): not counted */
     struct linear_scratch scratch;
+    struct drawer *drawer; /* borrowed: where products that make gradients of weights wait
+                              (deferred.h); NULL: they are made at once */
 };
 
 /* Local. Errors: STATUS_RESOURCE; STATUS_USAGE where the device has no FP8. */
@@ -131,7 +134,8 @@ void linear_backward_input(const struct linears *linears, const struct linear *l
 /* What a gradient of weights sums over, and what is transposed for it, has its rows by expert and
  * source: `offset` [matrices * sources + 1] (device), NULL for one matrix.
  *
- * The weight's gradient adds dy^T x; in FP8 of dy->t and x->t. tokens: rows of x. */
+ * The weight's gradient adds dy^T x, at once or later (linears.drawer); in FP8 of dy->t and x->t.
+ * tokens: rows of x. */
 void linear_backward_weight(const struct linears *linears, const struct linear *linear,
                             const struct operand *dy, const struct operand *x,
                             const int64_t *offset, int64_t tokens);

@@ -111,6 +111,7 @@ static void activation_layout(struct model *model)
     block_lent_layout(model, arena);
     count(model, MODEL_LENT, arena, &used);
     block_layout(model, arena);
+    deferred_layout(&model->pipe.deferred, model, arena);
     count(model, MODEL_BLOCKS, arena, &used);
     moe_scratch_layout(&model->moe, arena);
     count(model, MODEL_EXCHANGE, arena, &used);

@@ -96,7 +96,8 @@ enum model_memory {
     MODEL_GRADIENTS, /* and room for their reduction, and for what one op adds */
     MODEL_MASTERS,   /* f32, where they are not the weights */
     MODEL_MOMENTS,   /* and average, and Muon's scratch */
-    MODEL_BLOCKS,    /* what forward keeps of each block for backward */
+    MODEL_BLOCKS,    /* what forward keeps of each block for backward, backward for gradients of
+                        weights that wait */
     MODEL_LENT,      /* the same, where all blocks share it */
     MODEL_EXCHANGE,  /* rows on their way to the experts and back, as bounded by router.dispatch */
     MODEL_SCRATCH,   /* streams, gradients of activations, statistics */
@@ -234,6 +235,8 @@ void model_use_slot(struct model *model, int64_t slot);
  * block's `middle` plus model->delta, and the last stage has made its final norm. */
 void model_part_forward(struct model *model, const struct model_unit *unit,
                         const struct stage *part);
+/* Host to device: the unit's batch, where others came since its forward. */
+void model_take_unit(struct model *model, const struct model_unit *unit);
 /* Of the last stage, behind its forward: losses, those of multi-token prediction too; with a scale
  * model->dstream becomes the gradient of the stream in front of the final norm. */
 void model_part_loss(struct model *model, const struct model_unit *unit);

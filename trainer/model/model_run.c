@@ -125,6 +125,9 @@ static void backward(struct model *model, const struct block_call *call,
     }
     comm_at_layer(model->mesh->world, -1);
     if (!part->embedding) {
+        if (part->head && model->arch.mtp_depth > 0) { /* modules of prediction opened it */
+            shards_close(model, PARAM_PART_EMBED);
+        }
         return;
     }
     const enum param_group group = model->params.embedding;
@@ -209,6 +212,11 @@ void model_part_forward(struct model *model, const struct model_unit *unit,
     if (unit->scale != NULL) {
         balance_count(model, part->first, main_end(model, part), unit->count);
     }
+}
+
+void model_take_unit(struct model *model, const struct model_unit *unit)
+{
+    take_batch(model, unit->batch, unit->count, unit->sequence);
 }
 
 void model_part_loss(struct model *model, const struct model_unit *unit)

@@ -452,10 +452,13 @@ void moe_backward_finish(struct moe *moe, struct moe_state *state,
     const struct ops *ops = moe->ops;
     const struct router_shape shape = moe_router_shape(moe, x.dim[0], state->row_tokens);
     struct tensor dsent = act_rows(moe, moe->scratch.send, state->plan.sent, x.dim[1]);
+    struct drawer *const drawer = moe->linears->drawer;
+    moe->linears->drawer = state->plan.rounds > 1 ? NULL : drawer; /* rounds overwrite their rows */
     for (int64_t round = 0; round < state->plan.rounds; round++) {
         restore_round(moe, state, weights, dsent, x, round);
         experts_backward(moe, state, weights, dsent);
     }
+    moe->linears->drawer = drawer;
     ops->combine_rows(moe->device, dx, dsent, state->plan.slot_row, NULL, moe->choices);
     ops->router_backward(moe->device, moe->scratch.dlogits, moe->scratch.dweight, state->expert,
                          state->weight, state->score, state->logits, state->lse, aux, z_scale,

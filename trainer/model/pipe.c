@@ -26,44 +26,45 @@ static int64_t most(int64_t a, int64_t b)
 static enum status count_letters(struct pipe *pipe, int64_t rank)
 {
     int64_t sending = 0;
-    struct pipeline_room *room = calloc((size_t)pipe->table.shape.ranks, sizeof *room);
-    enum status status = room != NULL
-                             ? pipeline_check(&pipe->table, room)
-                             : status_fail(STATUS_RESOURCE, "out of memory for a pipeline");
-    if (status == STATUS_OK) {
-        pipe->inboxes = most(pipe->inboxes, room[rank].waiting);
-        status = pipeline_sending(&pipe->table, &sending);
-    }
-    free(room);
+    TRY(pipeline_check(&pipe->table, NULL));
+    TRY(pipeline_sending(&pipe->table, &sending));
+    pipe->inboxes = most(pipe->inboxes, pipeline_letters(&pipe->table, rank));
     pipe->outboxes = most(pipe->outboxes, sending);
-    return status;
+    return STATUS_OK;
 }
 
-/* Makes the table of `batches` micro-batches; held[parts] <- what it wants, where it is more. */
-static enum status try_table(struct model *model, int64_t batches, int64_t *held)
+/* Of each part of this rank: slots, and drawers of gradients that wait. */
+struct wants {
+    int64_t held[SLICE_PARTS], off[SLICE_PARTS];
+};
+
+/* Makes the table of `batches` micro-batches; *wants <- what it wants, where it is more. */
+static enum status try_table(struct model *model, int64_t batches, struct wants *wants)
 {
     struct pipe *pipe = &model->pipe;
     const struct slice *slice = &model->slice;
-    int64_t own[SLICE_PARTS] = {0};
+    struct wants own = {0};
     TRY(make_table(pipe, &slice->shape, batches));
     TRY(count_letters(pipe, slice->rank));
-    pipeline_held(&pipe->table, slice->rank, own);
+    pipeline_held(&pipe->table, slice->rank, own.held);
+    pipeline_put_off(&pipe->table, slice->rank, own.off);
     for (int64_t part = 0; part < slice->shape.parts; part++) {
-        held[part] = most(held[part], own[part]);
+        wants->held[part] = most(wants->held[part], own.held[part]);
+        wants->off[part] = most(wants->off[part], own.off[part]);
     }
     return STATUS_OK;
 }
 
 /* Tables of all steps' sizes, the largest last. */
-static enum status try_tables(struct model *model, int64_t *held)
+static enum status try_tables(struct model *model, struct wants *wants)
 {
     const struct config *config = model->config;
     const int64_t batches = model->slice.shape.batches, global = config->train.global_batch,
                   start = config->train.batch_ramp.start, by = config->train.batch_ramp.increment;
     for (int64_t size = start; size > 0 && size < global; size += by) {
-        TRY(try_table(model, batches * size / global, held));
+        TRY(try_table(model, batches * size / global, wants));
     }
-    return try_table(model, batches, held);
+    return try_table(model, batches, wants);
 }
 
 static bool counts_travel(const struct model *model)
@@ -131,15 +132,16 @@ static enum status open_slots(struct model *model, const int64_t *held)
 enum status pipe_init(struct model *model)
 {
     enum { SENDING = 2 }; /* one under way while the next is made */
-    int64_t held[SLICE_PARTS] = {1};
+    struct wants wants = {.held = {1}};
     if (slice_whole(&model->slice)) {
-        return open_slots(model, held);
+        return open_slots(model, wants.held);
     }
     model->pipe.outboxes = SENDING;
-    TRY(try_tables(model, held));
+    TRY(try_tables(model, &wants));
     size_letters(model);
     TRY(open_letters(model));
-    return open_slots(model, held);
+    TRY(deferred_init(&model->pipe.deferred, model, wants.off));
+    return open_slots(model, wants.held);
 }
 
 void pipe_free(struct model *model)
@@ -152,6 +154,7 @@ void pipe_free(struct model *model)
         mail_free(&pipe->outbox[i].mail);
     }
     pipeline_free(&pipe->table);
+    deferred_free(&pipe->deferred);
     free(pipe->inbox);
     free(pipe->outbox);
     free(pipe->running);
@@ -191,19 +194,25 @@ static int64_t *counts_in(const struct model *model, const struct letter *letter
     return (int64_t *)(void *)((char *)letter->data + model->pipe.counts);
 }
 
-static void receive(struct model *model, const struct pipeline_action *a)
+/* The next letter that is free, for who is named. */
+static struct letter *address(struct pipe *pipe, int32_t part, int32_t batch, bool gradient)
 {
-    struct pipe *pipe = &model->pipe;
     struct letter *letter = pipe->inbox;
     while (letter->full) {
         letter++;
         assert(letter < pipe->inbox + pipe->inboxes);
     }
-    mail_receive(&letter->mail, letter->data, pipe->bytes, a->peer);
     letter->full = true;
-    letter->part = a->part;
-    letter->batch = a->batch;
-    letter->gradient = a->gradient;
+    letter->part = part;
+    letter->batch = batch;
+    letter->gradient = gradient;
+    return letter;
+}
+
+static void receive(struct model *model, const struct pipeline_action *a)
+{
+    struct letter *letter = address(&model->pipe, a->part, a->batch, a->gradient);
+    mail_receive(&letter->mail, letter->data, model->pipe.bytes, a->peer);
 }
 
 /* What came for (part, batch): the stream to `to`, the counts to balance.chosen. */
@@ -225,14 +234,12 @@ static void open_letter(struct model *model, int32_t part, int32_t batch, bool g
     letter->full = false;
 }
 
-/* What was computed last leaves: the stream behind block `last`, or, -1, the gradient. */
-static void send(struct model *model, int64_t last, int64_t tokens, int peer)
+/* Writes what was computed last: the stream behind block `last`, or, -1, the gradient. */
+static void write(struct model *model, const struct letter *letter, int64_t last, int64_t tokens)
 {
     struct pipe *pipe = &model->pipe;
-    struct letter *letter = &pipe->outbox[pipe->sent++ % pipe->outboxes];
     const struct tensor x = model_act(model, letter->data, tokens, model->arch.width);
     const void *from = last < 0 ? model->dstream : model->blocks[last].middle;
-    mail_send_finish(&letter->mail);
     model->ops->copy(model->device, x.data, from, stream_bytes(model, tokens));
     if (last >= 0) {
         model->ops->add(model->device, x,
@@ -242,7 +249,33 @@ static void send(struct model *model, int64_t last, int64_t tokens, int peer)
         model->ops->copy(model->device, counts_in(model, letter), model->balance.chosen,
                          pipe->bytes - pipe->counts);
     }
+}
+
+/* What was computed last leaves. */
+static void send(struct model *model, int64_t last, int64_t tokens, int peer)
+{
+    struct pipe *pipe = &model->pipe;
+    struct letter *letter = &pipe->outbox[pipe->sent++ % pipe->outboxes];
+    mail_send_finish(&letter->mail);
+    write(model, letter, last, tokens);
     mail_send_start(&letter->mail, letter->data, pipe->bytes, peer);
+}
+
+/* ... or stays, where the next stage is this rank's too (dualpipe_v, at the turn). */
+static void hand_over(struct model *model, int32_t part, int32_t batch, bool gradient,
+                      int64_t tokens)
+{
+    const struct slice *slice = &model->slice;
+    const struct stage *from = &slice->part[part];
+    const int64_t next = pipeline_stage(&slice->shape, slice->rank, part) + (gradient ? -1 : 1);
+    if (next < 0 || next >= pipeline_stages(&slice->shape)) {
+        return;
+    }
+    const struct pipeline_place to = pipeline_place(&slice->shape, next, batch);
+    if (to.rank == slice->rank) {
+        const struct letter *letter = address(&model->pipe, (int32_t)to.part, batch, gradient);
+        write(model, letter, gradient ? -1 : from->first + from->blocks - 1, tokens);
+    }
 }
 
 void pipe_settle(struct model *model)
@@ -283,40 +316,63 @@ static int64_t slot_of(const struct model *model, int32_t part, int32_t batch)
     return s;
 }
 
-static void forward(const struct walk *walk, const struct pipeline_action *a)
+static void forward(const struct walk *walk, int32_t number, int32_t batch)
 {
     struct model *model = walk->model;
-    const struct stage *part = &model->slice.part[a->part];
-    const struct model_unit unit = unit_of(walk, a->batch);
-    const int64_t slot = slot_of(model, a->part, -1);
-    model->pipe.running[slot] = a->batch;
+    const struct stage *part = &model->slice.part[number];
+    const struct model_unit unit = unit_of(walk, batch);
+    const int64_t slot = slot_of(model, number, -1);
+    model->pipe.running[slot] = batch;
     model_use_slot(model, slot);
     if (part->embedding) {
         balance_clear(model);
     } else {
-        open_letter(model, a->part, a->batch, false, model->blocks[part->first].input,
-                    walk->tokens);
+        open_letter(model, number, batch, false, model->blocks[part->first].input, walk->tokens);
     }
     model_part_forward(model, &unit, part);
     model->pipe.latest = slot;
+    model->pipe.ending = part->head ? slot : model->pipe.ending;
+    hand_over(model, number, batch, false, walk->tokens);
 }
 
-/* NOTE: the last stage's final norm is not in the slot: its backward comes right behind. */
-static void backward(const struct walk *walk, const struct pipeline_action *a)
+/* NOTE: the last stage's final norm is not in the slot: its backward comes before another forward
+ * of that stage. */
+static void backward(const struct walk *walk, int32_t number, int32_t batch, bool whole)
 {
     struct model *model = walk->model;
-    const struct stage *part = &model->slice.part[a->part];
-    const struct model_unit unit = unit_of(walk, a->batch);
-    const int64_t slot = slot_of(model, a->part, a->batch);
+    struct pipe *pipe = &model->pipe;
+    const struct stage *part = &model->slice.part[number];
+    const struct model_unit unit = unit_of(walk, batch);
+    const int64_t slot = slot_of(model, number, batch);
     model_use_slot(model, slot);
+    if (!whole) {
+        model->linears.drawer = deferred_find(&pipe->deferred, number, -1);
+        model->linears.drawer->batch = batch;
+    }
     if (part->head) {
-        assert(slot == model->pipe.latest);
+        assert(slot == pipe->ending);
+        if (slot != pipe->latest) {
+            model_take_unit(model, &unit);
+        }
         model_part_loss(model, &unit);
     } else {
-        open_letter(model, a->part, a->batch, true, model->dstream, walk->tokens);
+        open_letter(model, number, batch, true, model->dstream, walk->tokens);
     }
     model_part_backward(model, &unit, part);
-    model->pipe.running[slot] = -1;
+    pipe->latest = slot;
+    model->linears.drawer = NULL;
+    pipe->running[slot] = whole ? -1 : batch;
+    hand_over(model, number, batch, true, walk->tokens);
+}
+
+/* What backward put off. */
+static void weights(const struct walk *walk, const struct pipeline_action *a)
+{
+    struct model *model = walk->model;
+    const int64_t began = comm_span_begin(model->mesh->world);
+    deferred_make(model, deferred_find(&model->pipe.deferred, a->part, a->batch));
+    model->pipe.running[slot_of(model, a->part, a->batch)] = -1;
+    comm_span_end(model->mesh->world, "weight gradients", began);
 }
 
 static int64_t last_block(const struct model *model, const struct pipeline_action *a)
@@ -325,25 +381,50 @@ static int64_t last_block(const struct model *model, const struct pipeline_actio
     return a->gradient ? -1 : part->first + part->blocks - 1;
 }
 
-static void act(const struct walk *walk, const struct pipeline_action *a)
+static void send_action(const struct walk *walk, const struct pipeline_action *a)
 {
-    struct model *model = walk->model;
+    send(walk->model, last_block(walk->model, a), walk->tokens, a->peer);
+}
+
+/* Forward, then backward of another: what forward made is on its way meanwhile. Returns how many of
+ * the actions behind the pair are done with. */
+static int64_t pair(const struct walk *walk, const struct pipeline_action *a)
+{
+    const struct pipeline_action *next = a + 1; /* there is one: no table ends with a pair */
+    const bool leaves = next->kind == PIPELINE_SEND && !next->gradient && next->part == a->part &&
+                        next->batch == a->batch;
+    forward(walk, a->part, a->batch);
+    if (leaves) {
+        send_action(walk, next);
+    }
+    backward(walk, a->back_part, a->back_batch, true);
+    return leaves;
+}
+
+/* Returns how many of the actions behind it are done with. */
+static int64_t act(const struct walk *walk, const struct pipeline_action *a)
+{
     switch (a->kind) {
     case PIPELINE_FORWARD:
-        forward(walk, a);
+        forward(walk, a->part, a->batch);
         break;
     case PIPELINE_BACKWARD:
-        backward(walk, a);
+    case PIPELINE_BACKWARD_INPUT:
+        backward(walk, a->part, a->batch, a->kind == PIPELINE_BACKWARD);
         break;
+    case PIPELINE_BACKWARD_WEIGHTS:
+        weights(walk, a);
+        break;
+    case PIPELINE_PAIR:
+        return pair(walk, a);
     case PIPELINE_SEND: /* of what was just computed */
-        send(model, last_block(model, a), walk->tokens, a->peer);
+        send_action(walk, a);
         break;
     case PIPELINE_RECEIVE:
-        receive(model, a);
+        receive(walk->model, a);
         break;
-    default:
-        assert(!"a schedule that is planned only");
     }
+    return 0;
 }
 
 static void clear_losses(struct model *model, const struct pipe_step *step)
@@ -371,7 +452,7 @@ enum status pipe_run(struct model *model, const struct pipe_step *step, struct m
     clear_losses(model, step);
     model->result = (struct model_result){0};
     for (int64_t i = 0; i < track->count; i++) {
-        act(&walk, &track->action[i]);
+        i += act(&walk, &track->action[i]);
     }
     pipe_settle(model);
     for (int32_t i = 0; i < step->count; i++) {
@@ -398,7 +479,9 @@ void pipe_evaluate(struct model *model, const struct batch *batch, int64_t seque
         if (!part->embedding) {
             const struct pipeline_action from = {
                 .part = i, .peer = (int32_t)pipeline_place(shape, stage - 1, 0).rank};
-            receive(model, &from);
+            if (from.peer != slice->rank) {
+                receive(model, &from);
+            }
             open_letter(model, i, 0, false, model->blocks[part->first].input, tokens);
         }
         model_part_forward(model, &unit, part);
@@ -406,8 +489,11 @@ void pipe_evaluate(struct model *model, const struct batch *batch, int64_t seque
             model_part_loss(model, &unit);
             model_sum_losses(model);
         } else {
-            send(model, part->first + part->blocks - 1, tokens,
-                 (int)pipeline_place(shape, stage + 1, 0).rank);
+            const int to = (int)pipeline_place(shape, stage + 1, 0).rank;
+            hand_over(model, i, 0, false, tokens);
+            if (to != slice->rank) {
+                send(model, part->first + part->blocks - 1, tokens, to);
+            }
         }
     }
 }

@@ -11,6 +11,7 @@
 
 #include "kernels/base/arena.h"
 #include "parallel/mail.h"
+#include "trainer/model/deferred.h"
 #include "trainer/model/stages.h"
 
 struct batch;
@@ -19,11 +20,12 @@ struct model_losses;
 struct model_result;
 struct model_scale;
 
-/* A message that came and is not used yet, or, in the outbox, one that is under way. */
+/* A message that came, or was handed over between two parts of the rank, and is not used yet, or,
+ * in the outbox, one that is under way. */
 struct letter {
     void *data; /* device */
     bool full;
-    int32_t part, batch;
+    int32_t part, batch; /* who uses it */
     bool gradient;
     struct mail mail;
 };
@@ -34,9 +36,12 @@ struct pipe {
     size_t counts;                 /* where the counts begin */
     struct letter *inbox, *outbox; /* owned */
     int64_t inboxes, outboxes;
-    int64_t sent;     /* messages begun: the next is outbox[sent % outboxes] */
-    int64_t latest;   /* slot of the last forward */
-    int32_t *running; /* [model->slots] owned: the micro-batch in it; -1: none */
+    int64_t sent;             /* messages begun: the next is outbox[sent % outboxes] */
+    struct deferred deferred; /* gradients of weights that wait */
+    int64_t latest;           /* slot whose batch is in model->input */
+    int64_t ending;           /* slot whose final norm is in model->final_norm */
+    int32_t *running; /* [model->slots] owned: the micro-batch in it, until its gradients of weights
+                         are made; -1: none */
 };
 
 /* Local. The table of the largest step, and model->slots as it wants them; without a pipeline one

@@ -133,12 +133,15 @@ struct pipeline_shape stages_shape(const struct config *config, int pipeline, in
                                    int64_t batches)
 {
     static const enum pipeline_schedule schedules[] = {
-        [CONFIG_PIPELINE_AUTO] = PIPELINE_1F1B,
+        [CONFIG_PIPELINE_AUTO] = PIPELINE_ZERO_BUBBLE,
         [CONFIG_PIPELINE_1F1B] = PIPELINE_1F1B,
         [CONFIG_PIPELINE_ZERO_BUBBLE] = PIPELINE_ZERO_BUBBLE,
         [CONFIG_PIPELINE_DUALPIPE] = PIPELINE_DUALPIPE,
         [CONFIG_PIPELINE_DUALPIPE_V] = PIPELINE_DUALPIPE_V};
     const int64_t parts = config->parallel.virtual_stages;
+    if (pipeline == CONFIG_PIPELINE_AUTO && parts > 1) {
+        pipeline = CONFIG_PIPELINE_1F1B;
+    }
     struct pipeline_shape shape = {.schedule = ranks > 1 ? schedules[pipeline] : PIPELINE_1F1B,
                                    .ranks = ranks,
                                    .parts = 1,
@@ -154,7 +157,7 @@ struct pipeline_shape stages_shape(const struct config *config, int pipeline, in
 
 /* As even in operations as can be; the last layer, the head and what is behind it are one. */
 static enum status divide_evenly(struct stage *stage, const struct config *config,
-                                 const struct architecture *arch, int64_t stages)
+                                 const struct architecture *arch, int64_t stages, bool pairs)
 {
     const int64_t layers = arch->layers, blocks = architecture_blocks(arch);
     double *cost = malloc((size_t)layers * sizeof *cost);
@@ -168,7 +171,7 @@ static enum status divide_evenly(struct stage *stage, const struct config *confi
         cost[layers - 1] += architecture_block_flops(arch, b, config->train.sequence_length);
     }
     cost[layers - 1] += architecture_head_flops(arch);
-    stages_divide(stage, cost, layers, layers, stages, false);
+    stages_divide(stage, cost, layers, layers, stages, pairs);
     stage[stages - 1].blocks += blocks - layers;
     free(cost);
     return STATUS_OK;
@@ -179,19 +182,21 @@ enum status stages_of(struct stage *stage, const struct config *config,
 {
     const struct config_reals *listed = &config->parallel.stages;
     const int64_t stages = pipeline_stages(shape), blocks = architecture_blocks(arch);
+    const bool dual = shape->schedule >= PIPELINE_DUALPIPE; /* two stages on a rank */
     if (shape->ranks == 1) {
         stage[0] = (struct stage){.blocks = blocks, .embedding = true, .head = true};
         return STATUS_OK;
     }
     if (stages > arch->layers || stages > STAGES_MOST) {
-        return status_fail(STATUS_USAGE,
-                           "parallel.pp %lld x parallel.virtual_stages %lld makes %lld stages, "
-                           "more than the model's %lld layers or %d",
-                           (long long)shape->ranks, (long long)shape->parts, (long long)stages,
-                           (long long)arch->layers, STAGES_MOST);
+        return status_fail(
+            STATUS_USAGE,
+            "parallel.pp %lld x %s %lld makes %lld stages, more than the model's %lld "
+            "layers or %d",
+            (long long)shape->ranks, dual ? "dualpipe_v's" : "parallel.virtual_stages",
+            (long long)shape->parts, (long long)stages, (long long)arch->layers, STAGES_MOST);
     }
     if (listed->count == 0) {
-        return divide_evenly(stage, config, arch, stages);
+        return divide_evenly(stage, config, arch, stages, dual);
     }
     TRY(stages_listed(stage, listed, blocks, arch->layers, stages));
     for (int64_t s = 0; s < stages; s++) {

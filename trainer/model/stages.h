@@ -31,10 +31,13 @@ void stages_divide(struct stage *stage, const double *cost, int64_t blocks, int6
 enum status stages_listed(struct stage *stage, const struct config_reals *list, int64_t blocks,
                           int64_t layers, int64_t stages) __attribute__((warn_unused_result));
 
-/* The schedule that a value of parallel.schedule (enum config_pipeline) names; auto: 1f1b. */
+/* The schedule that a value of parallel.schedule (enum config_pipeline) names; auto:
+ * zero_bubble, 1f1b where virtual stages interleave, in plan
+ * too. */
 struct pipeline_shape stages_shape(const struct config *config, int pipeline, int64_t ranks,
                                    int64_t batches);
-/* stage[pipeline_stages(shape)] of a run: parallel.stages, else by operations. Local. Errors:
+/* stage[pipeline_stages(shape)] of a run: parallel.stages, else by operations, with two stages of a
+ * rank (dualpipe_v) those of both together. Local. Errors:
  * STATUS_USAGE: more stages than layers, or a list that trains not; STATUS_RESOURCE. */
 enum status stages_of(struct stage *stage, const struct config *config,
                       const struct architecture *arch, const struct pipeline_shape *shape)

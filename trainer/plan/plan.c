@@ -24,7 +24,7 @@ static __attribute__((format(printf, 2, 3))) void warn(struct plan *plan, const 
 /* What this version trains. */
 static bool has_stages(const struct plan *plan)
 {
-    return plan->pp == 1 || plan->shape.schedule <= PIPELINE_INTERLEAVED;
+    return plan->pp == 1 || plan->shape.schedule != PIPELINE_DUALPIPE;
 }
 
 static bool has_split(const struct plan *plan)
@@ -73,11 +73,6 @@ static enum status choose_schedule(struct plan *plan)
 {
     const struct config *config = plan->config;
     plan->shape = shape_of(plan, config->parallel.schedule);
-    if (config->parallel.schedule == CONFIG_PIPELINE_AUTO && config->parallel.virtual_stages == 1 &&
-        plan->pp > 1) {
-        const struct pipeline_shape dual = shape_of(plan, CONFIG_PIPELINE_DUALPIPE);
-        plan->shape = pipeline_fits(&dual) == STATUS_OK ? dual : plan->shape;
-    }
     TRY(pipeline_fits(&plan->shape));
     plan->by_node = config->cluster.exchange == CONFIG_EXCHANGE_AUTO
                         ? plan->pp > 1
@@ -471,7 +466,7 @@ static void warn_all(struct plan *plan)
              plan->hardware.name, plan->hardware.memory / 1e9);
     }
     if (!has_stages(plan)) {
-        warn(plan, "parallel.schedule %s: planned only, this version trains with 1f1b",
+        warn(plan, "parallel.schedule %s: planned only, this version trains with dualpipe_v",
              pipeline_names[plan->shape.schedule]);
     }
     if (plan->pp > 1 && has_stages(plan) && !plan->hardware.cpu) {
