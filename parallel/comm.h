@@ -120,17 +120,17 @@ void comm_send_start(struct comm *comm, const void *data, size_t bytes, int peer
 void comm_send_finish(struct comm *comm, struct comm_request *request);
 void comm_receive(struct comm *comm, void *data, size_t bytes, int peer);
 
-/* Collective. An all-to-all of equal pieces of `bytes`, a multiple of COMM_EXCHANGE_UNIT, that goes on
- * beside what follows, other operations of this group and of others included: piece r of `send` goes
- * to rank r, `recv` has every rank's in rank order. start waits for nobody; neither is touched until
- * finish, which waits until all has come and all has been taken. Several that are under way in a
- * group finish in any order. Where the transport wants to be called to move on, any operation does
- * it, and test, which waits for nothing. */
+/* Collective. An all-to-all of equal pieces of `bytes`, a multiple of COMM_EXCHANGE_UNIT, that goes
+ * on beside what follows, other operations of this group and of others included: piece r of `send`
+ * goes to rank r, `recv` has every rank's in rank order. start waits for nobody; neither is touched
+ * until finish, which waits until all has come and all has been taken. Several that are under way
+ * in a group finish in any order. Where the transport wants to be called to move on, any operation
+ * does it, and test, which waits for nothing. */
 enum { COMM_EXCHANGE_UNIT = 128 };
 void comm_exchange_start(struct comm *comm, void *recv, const void *send, size_t bytes,
                          struct comm_request *request);
-/* The same of an all-gather in place: data[size * bytes] has this rank's `bytes` in its place. Both are
- * finished by comm_exchange_finish. */
+/* The same of an all-gather in place: data[size * bytes] has this rank's `bytes` in its place. Both
+ * are finished by comm_exchange_finish. */
 void comm_gather_start(struct comm *comm, void *data, size_t bytes, struct comm_request *request);
 void comm_exchange_test(struct comm *comm, struct comm_request *request);
 void comm_exchange_finish(struct comm *comm, struct comm_request *request);

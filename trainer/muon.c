@@ -53,8 +53,7 @@ static void assign(struct muon_plan *plan, const struct matrix *matrix, int64_t 
 struct param_piece param_piece(const struct param *param, const struct zero *zero, int rank)
 {
     const int64_t part = zero_find(zero, param->offset), begin = zero_first(zero, part, rank),
-                  end = begin + zero->part[part].share,
-                  stop = param->offset + param->count;
+                  end = begin + zero->part[part].share, stop = param->offset + param->count;
     return (struct param_piece){.first = param->offset > begin ? param->offset : begin,
                                 .last = stop < end ? stop : end};
 }
@@ -82,11 +81,24 @@ static void count_elements(struct muon_plan *plan, const struct params *params,
         for (int r = 0; r < zero->comm->size && owner == rank; r++) {
             plan->receive[r] += piece_count(param, zero, r);
         }
-        plan->received += owner == rank ? param->count : 0;
         const int64_t together = zero->parts > 1 ? param->count : 0,
                       room = owner == rank ? scratch(param) + together : 0;
         plan->scratch = room > plan->scratch ? room : plan->scratch;
     }
+}
+
+/* The most that any rank receives, so that all have the same room. */
+static int64_t most_received(const struct muon_plan *plan, const struct params *params, int ranks)
+{
+    int64_t most = 0;
+    for (int r = 0; r < ranks; r++) {
+        int64_t own = 0;
+        for (int64_t i = 0; i < params->count; i++) {
+            own += plan->owner[i] == r ? params->table[i].count : 0;
+        }
+        most = own > most ? own : most;
+    }
+    return most;
 }
 
 enum status muon_plan_init(struct muon_plan *plan, const struct params *params,
@@ -119,6 +131,7 @@ enum status muon_plan_init(struct muon_plan *plan, const struct params *params,
     qsort(matrix, (size_t)count, sizeof *matrix, dearest_first);
     assign(plan, matrix, count, zero->comm->size);
     count_elements(plan, params, zero);
+    plan->received = most_received(plan, params, zero->comm->size);
     free(matrix);
     return STATUS_OK;
 }
@@ -188,9 +201,8 @@ static void each_piece(struct model *model, enum param_group g, enum pass pass,
         }
         struct muon own = *args;
         own.moments = optimizer_moments(model, param, piece.first, step);
-        model->ops->muon_momentum(
-            model->device, grad, optimizer_moment(model, group->moment1, at),
-            piece.last - piece.first, own);
+        model->ops->muon_momentum(model->device, grad, optimizer_moment(model, group->moment1, at),
+                                  piece.last - piece.first, own);
         if (place != grad) {
             model->ops->copy(model->device, place, grad,
                              (size_t)(piece.last - piece.first) * sizeof *grad);

@@ -191,8 +191,7 @@ static void take_share(struct model *model, enum param_group g)
     } else {
         const float *sums = zero_reduce_finish(zero, group->grads, group->reduced);
         if (zero->comm->size > 1) {
-            model->ops->copy(model->device, group->shard, sums,
-                             (size_t)zero->share * sizeof *sums);
+            model->ops->copy(model->device, group->shard, sums, (size_t)zero->share * sizeof *sums);
         }
     }
     if (model->gradients.fixed) {
@@ -254,8 +253,7 @@ void *optimizer_moment(const struct model *model, void *moments, int64_t at)
 
 void *optimizer_out(const struct model *model, const struct model_group *group, int64_t first)
 {
-    return model->act == DTYPE_F32
-               ? NULL
+    return model->act == DTYPE_F32 ? NULL
            : group->gathered.on
                ? (char *)group->gathered.kept +
                      (size_t)zero_place(&group->zero, first) * dtype_bytes(model->act)

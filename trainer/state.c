@@ -46,14 +46,14 @@ static enum dtype dtype_of(const struct state_slices *slices, const struct model
     return kind == KIND_WEIGHT ? model->act : is_moment ? slices->moments : DTYPE_F32;
 }
 
-/* Memory of element `first` of the group: all but the weights, unless these are gathered, hold this rank's share only. NULL in
- * a model that is only measured. */
+/* Memory of element `first` of the group: all but the weights, unless these are gathered, hold this
+ * rank's share only. NULL in a model that is only measured. */
 static void *element(const struct state_slices *slices, const struct model *model,
                      const struct model_group *group, enum kind kind, int64_t first)
 {
     const bool staged = slices->moments != model->moments, gathered = group->gathered.on;
     void *const base[KINDS] = {
-        [KIND_WEIGHT] = !gathered                  ? group->weights
+        [KIND_WEIGHT] = !gathered                 ? group->weights
                         : model->act == DTYPE_F32 ? group->master
                                                   : group->gathered.kept,
         [KIND_MASTER] = group->master,

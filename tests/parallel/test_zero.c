@@ -139,10 +139,9 @@ static void check_flights(struct comm *world, struct zero *zero, struct device *
                 sum += gradient(r, first + i);
             }
             const char *got = shard + (size_t)(zero->part[p].at + i) * width;
-            CHECK(world, dtype == DTYPE_F32
-                             ? *(const float *)(const void *)got == 2 * sum
-                             : *(const int64_t *)(const void *)got ==
-                                   2 * (int64_t)sum * ((int64_t)1 << 40));
+            CHECK(world, dtype == DTYPE_F32 ? *(const float *)(const void *)got == 2 * sum
+                                            : *(const int64_t *)(const void *)got ==
+                                                  2 * (int64_t)sum * ((int64_t)1 << 40));
         }
     }
     free(sums);
@@ -164,14 +163,33 @@ static void test_flights(struct comm *world)
     device_close(device);
 }
 
+/* Two gathers in place, other messages between their halves. */
+static void test_gathers(struct comm *world)
+{
+    enum { BYTES = 3 * COMM_EXCHANGE_UNIT };
+    const size_t all = (size_t)world->size * BYTES;
+    unsigned char *data[2] = {ranks_memory(world, all), ranks_memory(world, all)};
+    struct comm_request request[2];
+    for (int n = 0; n < 2; n++) {
+        memset(data[n] + (size_t)world->rank * BYTES, world->rank * 2 + n + 1, BYTES);
+        comm_gather_start(world, data[n], BYTES, &request[n]);
+    }
+    comm_barrier(world);
+    comm_exchange_test(world, &request[0]);
+    for (int n = 1; n >= 0; n--) {
+        comm_exchange_finish(world, &request[n]);
+        for (size_t i = 0; i < all; i++) {
+            CHECK_EQUAL(world, data[n][i], i / BYTES * 2 + (size_t)n + 1);
+        }
+        free(data[n]);
+    }
+}
+
 int main(void)
 {
     static const struct ranks_test tests[] = {
-        RANKS_TEST(test_padding),
-        RANKS_TEST(test_reduce_scatter),
-        RANKS_TEST(test_all_gather),
-        RANKS_TEST(test_parts),
-        RANKS_TEST(test_flights),
+        RANKS_TEST(test_padding), RANKS_TEST(test_reduce_scatter), RANKS_TEST(test_all_gather),
+        RANKS_TEST(test_parts),   RANKS_TEST(test_flights),        RANKS_TEST(test_gathers),
     };
     return RANKS_MAIN(tests);
 }

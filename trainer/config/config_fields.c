@@ -252,7 +252,8 @@ const struct field config_fields[] = {
     INT("parallel.cp", parallel.cp, 1, 1024, "1",
         "ranks that share the tokens of each sequence, attention included, and no matrices"),
     INT("parallel.zero", parallel.zero, 1, 3, "1",
-        "over replicas sharded: 1: optimizer state; 2: gradients of dense weights too; 3: these weights"),
+        "over replicas sharded: 1: optimizer state; 2: gradients of dense weights too; 3: these "
+        "weights"),
     ENUM("parallel.schedule", parallel.schedule, "auto", pipeline_names, NULL,
          "of the pipeline where pp > 1; auto: zero_bubble, 1f1b where virtual_stages interleave; "
          "dualpipe "

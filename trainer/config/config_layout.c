@@ -53,8 +53,9 @@ void config_check_layout(const struct config *config, struct config_errors *erro
     }
     if (config->parallel.zero > 2 && config->debug.fault != NULL &&
         strncmp(config->debug.fault, "weight:", strlen("weight:")) == 0) {
-        config_error(errors, "parallel.zero 3 with debug.fault %s: no rank has a copy of another's "
-                             "weights that could differ",
+        config_error(errors,
+                     "parallel.zero 3 with debug.fault %s: no rank has a copy of another's "
+                     "weights that could differ",
                      config->debug.fault);
     }
     if (config->parallel.zero > 1 && config->run.device == CONFIG_DEVICE_CUDA &&

@@ -21,8 +21,7 @@ struct tensor model_weight(const struct model *model, enum param_group group, in
 struct tensor model_grad(const struct model *model, enum param_group group, int64_t offset,
                          int64_t rows, int64_t cols)
 {
-    float *place =
-        gradients_place(&model->gradients, shards_grad(&model->group[group], offset));
+    float *place = gradients_place(&model->gradients, shards_grad(&model->group[group], offset));
     return tensor_2d(place, DTYPE_F32, rows, cols);
 }
 

@@ -11,7 +11,7 @@ bool gathered_wanted(const struct config *config, enum param_group group, int ra
 
 static int window_of(const struct gathered *gathered, int64_t part)
 {
-    return part == PARAM_PART_EMBED                     ? GATHERED_EMBED
+    return part == PARAM_PART_EMBED                    ? GATHERED_EMBED
            : part == gathered->head && gathered->apart ? GATHERED_HEAD
            : part == gathered->head                    ? GATHERED_EMBED
                                                        : (int)(part % 2);
@@ -34,9 +34,8 @@ void gathered_layout(struct model_group *group, const struct architecture *arch,
         gathered->window[w] = arena_alloc(arena, (size_t)most[w] * dtype_bytes(act));
         gathered->held[w] = -1;
     }
-    gathered->kept = act != DTYPE_F32
-                         ? arena_alloc(arena, (size_t)group->zero.share * dtype_bytes(act))
-                         : NULL;
+    gathered->kept =
+        act != DTYPE_F32 ? arena_alloc(arena, (size_t)group->zero.share * dtype_bytes(act)) : NULL;
 }
 
 void *gathered_place(const struct model_group *group, int64_t offset, enum dtype act)

@@ -192,8 +192,8 @@ static enum status init_groups(struct model *model, const struct mesh *mesh)
                                  .tp_size = mesh->tp.size,
                                  .slice = &model->slice};
     for (int g = 0; g < PARAM_GROUPS; g++) {
-        const bool on = model->training && shards_wanted(model->config, (enum param_group)g,
-                                                         replicas[g]->size);
+        const bool on =
+            model->training && shards_wanted(model->config, (enum param_group)g, replicas[g]->size);
         model->group[g].shards.on = on;
         model->group[g].gathered.on =
             on && gathered_wanted(model->config, (enum param_group)g, replicas[g]->size);

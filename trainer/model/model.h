@@ -36,7 +36,7 @@
 /* One flat group of parameters on this rank. */
 struct model_group {
     struct zero zero;
-    void *weights; /* [zero.count] act; NULL where gathered.on */
+    void *weights;            /* [zero.count] act; NULL where gathered.on */
     struct gathered gathered; /* on: where they are instead */
     float *grads;  /* [zero.count]; with sums room for it, of which this rank's share alone is
                       used, from optimizer_decode on; NULL without training, and where shards.on */
@@ -45,15 +45,15 @@ struct model_group {
     float *shard; /* [zero.share] this rank's share of the summed gradients, in f32: a view into
                      grads, or, where shards.on, memory of its own */
     int64_t *shard_sums; /* [zero.share] the same in integers, where shards.on; else NULL */
-    float *master; /* [zero.share] this rank's share in f32; with fp32 a view into weights, but where
-                      shards.on */
+    float *master; /* [zero.share] this rank's share in f32; with fp32 a view into weights, but
+                      where shards.on */
     void *moment1, *moment2; /* [zero.share] model->moments; NULL without training; moment2 NULL
                                 where all is Muon's, whose momentum is moment1 */
     float *ema;              /* [zero.share] running average of master; NULL: none */
     float *reduced; /* [zero.share] scratch of the reduction; with sums int64. Where shards.on only
                        Muon's, else NULL */
     float *whole;   /* where Muon's whole matrices form: grads, or, where shards.on, its own */
-    bool reducing;           /* between optimizer_reduce_start and optimizer_reduce */
+    bool reducing;  /* between optimizer_reduce_start and optimizer_reduce */
     struct muon_plan muon;
 };
 

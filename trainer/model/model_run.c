@@ -57,7 +57,7 @@ static void forward(struct model *model, const struct block_call *call, const st
         model->ops->embedding_forward(model->device, x, call->batch->ids, embedding(model));
     }
     for (int64_t l = part->first; l < end; l++) {
-        const int64_t next = l + 1 < end    ? params_part_block(&model->arch, l + 1)
+        const int64_t next = l + 1 < end  ? params_part_block(&model->arch, l + 1)
                              : part->head ? params_part_norm(&model->arch)
                                           : -1;
         comm_at_layer(model->mesh->world, l);
@@ -115,8 +115,8 @@ static void backward(struct model *model, const struct block_call *call,
         gathered_use(model, params_part_block(&model->arch, l), next);
         block_backward(model, l, call, model_z_scale(model, call->count * call->length, scale));
         shards_close(model, params_part_block(&model->arch, l));
-        /* no layer below has experts, and nothing is exchanged with ranks of tp, cp or other stages,
-         * nor gradients a block at a time */
+        /* no layer below has experts, and nothing is exchanged with ranks of tp, cp or other
+         * stages, nor gradients a block at a time */
         if (l == model->arch.dense_layers && scale->last && tp_alone(&model->tp) &&
             cp_alone(&model->cp) && slice_whole(&model->slice) &&
             !model->group[PARAM_DENSE].shards.on) {
@@ -125,6 +125,9 @@ static void backward(struct model *model, const struct block_call *call,
     }
     comm_at_layer(model->mesh->world, -1);
     if (!part->embedding) {
+        if (part->head && model->arch.mtp_depth > 0) { /* modules of prediction opened it */
+            shards_close(model, PARAM_PART_EMBED);
+        }
         return;
     }
     const enum param_group group = model->params.embedding;

@@ -71,7 +71,7 @@ struct params {
 /* Whose parameters. Sizes divide experts, heads and widths. */
 struct params_place {
     int ep_rank, ep_size, etp_rank, etp_size, tp_rank, tp_size;
-    const struct slice *slice; /* of the pipeline; NULL: all of the model */
+    const struct slice *slice;  /* of the pipeline; NULL: all of the model */
     int64_t unit[PARAM_GROUPS]; /* elements, a multiple of 64, of which each part of the group has a
                                    whole number; 0: the group is one part, begin is of no use */
 };

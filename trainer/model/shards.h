@@ -1,8 +1,8 @@
 /* shards: gradients of which a rank keeps its share alone (parallel.zero 2).
  *
  * A group whose gradients are sharded has no room for all of them. A part of it (params.h: a block,
- * the embedding, the final norm, the head) opens before the first op that adds to its gradient, in a
- * window, and closes behind the last: its gradient starts for the ranks that keep it, where it is
+ * the embedding, the final norm, the head) opens before the first op that adds to its gradient, in
+ * a window, and closes behind the last: its gradient starts for the ranks that keep it, where it is
  * added to what earlier micro-batches gave, while the part below is computed. There are two windows
  * for blocks and the final norm, taken by turns, and one for embedding and head, which are
  * never open together. So an op's address is the same in every micro-batch.
@@ -21,11 +21,11 @@ enum { SHARDS_ENDS = 2, SHARDS_WINDOWS };
 
 /* Of one group. */
 struct shards {
-    bool on;                     /* else gradients are whole and all below is zero */
-    int64_t head;                /* the part that the head is */
+    bool on;                      /* else gradients are whole and all below is zero */
+    int64_t head;                 /* the part that the head is */
     void *window[SHARDS_WINDOWS]; /* f32, or int64 (gradients.h) */
     int64_t open[SHARDS_WINDOWS]; /* the part that is in it; -1: none */
-    void *room;                  /* for the exchange of the largest part */
+    void *room;                   /* for the exchange of the largest part */
     struct zero_flight flight;
 };
 

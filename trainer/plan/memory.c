@@ -164,7 +164,8 @@ static size_t scratch_of_cpu(const struct config *config, const struct architect
     const bool whole_dense = config->parallel.zero == 1; /* else their room is in the arenas */
     const size_t dense = whole_dense && ranks > 1 ? (size_t)memory->elements[PARAM_DENSE] * sum : 0,
                  experts = ranks > (size_t)ep ? (size_t)memory->elements[PARAM_EXPERT] * sum : 0,
-                 divided = whole_dense && copies > 1 ? (size_t)memory->elements[PARAM_TENSOR] * sum : 0,
+                 divided =
+                     whole_dense && copies > 1 ? (size_t)memory->elements[PARAM_TENSOR] * sum : 0,
                  whole = dense > divided ? dense : divided;
     return chunk * vocab * (sizeof(float) + (act == 2 ? 2 : 0)) +
            2 * vocab * (size_t)arch->width * act * chunk / CPU_LOSS_ROWS +

@@ -200,9 +200,9 @@ static const struct stage_memory *memory_of(const struct planner *p, int64_t ran
     return &p->memory[pipeline_stage(&p->plan->shape, rank, part)];
 }
 
-/* Gradients of `count` dense elements of a rank to their owners, weights back: both once a step, or,
- * where they are sharded, gradients of a part at a time, of every micro-batch, and so, forward and
- * backward, weights where these are. Nothing of it is taken to run beside kernels. */
+/* Gradients of `count` dense elements of a rank to their owners, weights back: both once a step,
+ * or, where they are sharded, gradients of a part at a time, of every micro-batch, and so, forward
+ * and backward, weights where these are. Nothing of it is taken to run beside kernels. */
 static double time_dense(const struct planner *p, double count, double sum, double act,
                          int64_t ranks, int64_t stride)
 {
