@@ -16,11 +16,10 @@ struct division {
     bool v3;
 };
 
-static const char *const schedules[] = {"parallel.schedule=auto", "parallel.schedule=1f1b",
-                                        "parallel.virtual_stages=2",
-                                        "parallel.schedule=zero_bubble",
-                                        "parallel.schedule=dualpipe_v"};
-enum { THIN = 2, DUAL = 4, SCHEDULES = 5, ZEROS = 1 };
+static const char *const schedules[] = {
+    "parallel.schedule=auto", "parallel.schedule=1f1b", "parallel.virtual_stages=2",
+    "parallel.schedule=zero_bubble", "parallel.schedule=dualpipe_v"};
+enum { SCHEDULES = 5, ZEROS = 1, VIRTUAL = 2, DUAL = 4 };
 
 static const struct kind {
     const char *name, *text;
@@ -38,19 +37,22 @@ static const struct kind {
  */
 static bool legal(const struct division *l, int ranks)
 {
-    enum { HEADS = 4, BLOCKS = 8 };
-    const int dense = l->pp * l->tp * l->cp, expert = l->pp * l->ep * l->etp,
-              stages = l->schedule == THIN || l->schedule == DUAL ? 2 * l->pp : l->pp;
-    return ranks % dense == 0 && ranks % expert == 0 && HEADS % l->tp == 0 && stages <= BLOCKS;
+    enum { HEADS = 4 };
+    const int dense = l->pp * l->tp * l->cp, expert = l->pp * l->ep * l->etp;
+    return ranks % dense == 0 && ranks % expert == 0 && HEADS % l->tp == 0;
 }
 
+/* The next that the layout has blocks and micro-batches for. */
 static void next_schedule(struct division *l, int ranks, int *turn)
 {
-    const int batches = 8 * l->pp * l->tp * l->cp / ranks; /* of a rank, in a step */
-    l->schedule = l->pp == 1 ? 0 : 1 + (*turn)++ % (SCHEDULES - 1);
-    if ((2 * l->pp > RANKS && (l->schedule == THIN || l->schedule == DUAL)) ||
-        (batches < 2 * l->pp && l->schedule == DUAL)) {
-        l->schedule--; /* eight stages on eight ranks are not halved */
+    enum { BLOCKS = 8, BATCHES = 8 };
+    const int own = BATCHES * l->pp * l->tp * l->cp / ranks; /* of a rank of dp */
+    bool fits = l->pp == 1;
+    l->schedule = 0;
+    while (!fits) {
+        l->schedule = 1 + (*turn)++ % (SCHEDULES - 1);
+        const bool halved = l->schedule == VIRTUAL || l->schedule == DUAL;
+        fits = (!halved || 2 * l->pp <= BLOCKS) && (l->schedule != DUAL || own >= 2 * l->pp);
     }
 }
 
@@ -301,7 +303,7 @@ static void test_same_bits(struct comm *world)
     const int count = generate(list, world->size);
     int kept = 0;
     for (int i = 0; i < count; i++) {
-        if (list[i].tp * list[i].cp * list[i].etp == 1 && list[i].zero == 1) {
+        if (list[i].tp * list[i].cp * list[i].etp == 1) {
             list[kept++] = list[i];
         }
     }

@@ -253,7 +253,9 @@ const struct field config_fields[] = {
         "ranks that share the tokens of each sequence, attention included, and no matrices"),
     INT("parallel.zero", parallel.zero, 1, 1, "1", "1: optimizer state sharded over replicas"),
     ENUM("parallel.schedule", parallel.schedule, "auto", pipeline_names, NULL,
-         "of the pipeline where pp > 1; auto: 1f1b; dualpipe has the weights twice: planned only"),
+         "of the pipeline where pp > 1; auto: zero_bubble, 1f1b where virtual_stages interleave; "
+         "dualpipe "
+         "has the weights twice: planned only"),
     INT("parallel.virtual_stages", parallel.virtual_stages, 1, 64, "1",
         "1f1b: parts a stage is cut into, interleaved (Megatron's virtual pipeline)"),
     REALS("parallel.stages", parallel.stages, 0, 4096,

@@ -133,12 +133,15 @@ struct pipeline_shape stages_shape(const struct config *config, int pipeline, in
                                    int64_t batches)
 {
     static const enum pipeline_schedule schedules[] = {
-        [CONFIG_PIPELINE_AUTO] = PIPELINE_1F1B,
+        [CONFIG_PIPELINE_AUTO] = PIPELINE_ZERO_BUBBLE,
         [CONFIG_PIPELINE_1F1B] = PIPELINE_1F1B,
         [CONFIG_PIPELINE_ZERO_BUBBLE] = PIPELINE_ZERO_BUBBLE,
         [CONFIG_PIPELINE_DUALPIPE] = PIPELINE_DUALPIPE,
         [CONFIG_PIPELINE_DUALPIPE_V] = PIPELINE_DUALPIPE_V};
     const int64_t parts = config->parallel.virtual_stages;
+    if (pipeline == CONFIG_PIPELINE_AUTO && parts > 1) {
+        pipeline = CONFIG_PIPELINE_1F1B;
+    }
     struct pipeline_shape shape = {.schedule = ranks > 1 ? schedules[pipeline] : PIPELINE_1F1B,
                                    .ranks = ranks,
                                    .parts = 1,

@@ -31,7 +31,8 @@ void stages_divide(struct stage *stage, const double *cost, int64_t blocks, int6
 enum status stages_listed(struct stage *stage, const struct config_reals *list, int64_t blocks,
                           int64_t layers, int64_t stages) __attribute__((warn_unused_result));
 
-/* The schedule that a value of parallel.schedule (enum config_pipeline) names; auto: 1f1b, in plan
+/* The schedule that a value of parallel.schedule (enum config_pipeline) names; auto:
+ * zero_bubble, 1f1b where virtual stages interleave, in plan
  * too. */
 struct pipeline_shape stages_shape(const struct config *config, int pipeline, int64_t ranks,
                                    int64_t batches);
