@@ -461,7 +461,7 @@ static void account(const struct model *model, const struct mark mark[MARKS], do
         .data = ms[MARK_LOADED] - 1e3 * data_wait,
         .data_wait = 1e3 * data_wait,
         .forward_backward = ms[MARK_COMPUTED],
-        .exchange = strcmp(comm_wire_name(&model->mesh->ep), "nccl") == 0
+        .exchange = strcmp(comm_wire_name(&model->mesh->experts), "nccl") == 0
                         ? (double)NAN
                         : 1e3 * (mark[MARK_COMPUTED].exchanged - mark[MARK_LOADED].exchanged),
         .reduce = ms[MARK_REDUCED],

@@ -262,7 +262,7 @@ static void check_kind(struct comm *world, const char *kind, const char *wire)
     check_chain(world, &all);
     CHECK_EQUAL(world, mesh_init(&mesh, world, &shape, 4), STATUS_OK);
     CHECK_EQUAL(world, mesh_attach(&mesh, &gpu, kind), STATUS_OK);
-    check_chain(world, &mesh.ep);
+    check_chain(world, &mesh.experts);
     check_chain(world, &mesh.edp);
     check_chain(world, &mesh.stage);
     mesh_free(&mesh);
