@@ -83,7 +83,8 @@ enum status memory_of_rank(struct stage_memory *memory, const struct config *con
     struct mesh mesh = mesh_of(config, dp, ep);
     const bool end = rank == 0 || rank == pp - 1;
     mesh.pp = (struct comm){.rank = (int)rank, .size = (int)pp, .name = "pp"};
-    mesh.ends = (struct comm){.size = (int)(end ? 2 * dp : dp), .name = "ends"};
+    const int copies = mesh.replicas.size;
+    mesh.ends = (struct comm){.size = end ? 2 * copies : copies, .name = "ends"};
     return measure(memory, config, &mesh, device);
 }
 
@@ -115,13 +116,16 @@ static size_t outside_of_gpu(const struct config *config, const struct architect
     return rest + GPU_PRODUCTS_MIB * MIB + (wanted < most ? wanted : most);
 }
 
-/* Logits and their gradients, oneDNN's copies of the head's operands, the reduction's parts. */
+/* Logits and their gradients (with tp they are the model's: vocab.h), oneDNN's copies of the head's
+ * operands, the reduction's parts. */
 static size_t scratch_of_cpu(const struct config *config, const struct architecture *arch,
                              const struct stage_memory *memory, int64_t dp, int64_t ep)
 {
+    const bool alone = config->parallel.tp == 1;
     const size_t rows = (size_t)(config->train.micro_batch * config->train.sequence_length /
-                                 config->parallel.tp / config->parallel.cp),
-                 chunk = rows < CPU_LOSS_ROWS ? rows : CPU_LOSS_ROWS, vocab = (size_t)arch->vocab,
+                                 config->parallel.cp),
+                 chunk = rows < CPU_LOSS_ROWS ? rows : CPU_LOSS_ROWS,
+                 vocab = (size_t)(arch->vocab / config->parallel.tp),
                  act = config->train.precision == CONFIG_FP32 ? 4 : 2,
                  sum = config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT ? sizeof(int64_t)
                                                                                 : sizeof(float),
@@ -131,7 +135,7 @@ static size_t scratch_of_cpu(const struct config *config, const struct architect
                  experts = ranks > (size_t)ep ? (size_t)memory->elements[PARAM_EXPERT] * sum : 0,
                  divided = copies > 1 ? (size_t)memory->elements[PARAM_TENSOR] * sum : 0,
                  whole = dense > divided ? dense : divided;
-    return chunk * vocab * (sizeof(float) + (act == 2 ? 2 : 0)) +
+    return (alone ? chunk * vocab * (sizeof(float) + (act == 2 ? 2 : 0)) : 0) +
            2 * vocab * (size_t)arch->width * act * chunk / CPU_LOSS_ROWS +
            (whole > experts ? whole : experts);
 }
