@@ -160,7 +160,7 @@ static bool cross_entropy_op()
 }
 
 /* Columns of a part of the vocabulary, and their gradients with the numbers of three ranks. */
-static bool loss_parts(struct device *device, enum dtype dtype, int shift)
+static bool divided_loss(struct device *device, enum dtype dtype, int shift)
 {
     const int64_t shapes[][2] = {{0, 8}, {1, 1}, {5, 7}, {3, 40}, {2, 4104}};
     bool right = true;
@@ -213,7 +213,7 @@ static bool test()
 {
     bool right = cast_edges() & sums(SHIFT_NONE) & sums(SHIFT_ALL) & cross_entropy_op();
     right = for_kinds(cpu_device(), maps) && right;
-    right = for_kinds(cpu_device(), loss_parts) && right;
+    right = for_kinds(cpu_device(), divided_loss) && right;
     return for_kinds(cpu_device(), cross_entropy) && right;
 }
 

@@ -14,22 +14,31 @@ static int64_t piece_rows(int64_t tokens, int64_t vocab)
     return tokens < rows ? tokens : rows;
 }
 
-void vocab_layout(struct model *model, struct arena *arena)
+void vocab_scratch_layout(struct vocab_scratch *scratch, int64_t tokens, int64_t vocab,
+                          int64_t ranks, bool narrow, struct arena *arena)
 {
-    struct vocab_scratch *scratch = &model->vocab;
-    const int64_t ranks = model->tp.comm->size, most = (model->arch.vocab + ranks - 1) / ranks;
-    if (tp_alone(&model->tp) || !model->slice.heads) {
+    const int64_t most = (vocab + ranks - 1) / ranks;
+    if (ranks <= 1) {
         return;
     }
-    scratch->rows = piece_rows(model->batch * model->sequence, most);
+    scratch->rows = piece_rows(tokens, most);
     const size_t cells = (size_t)(scratch->rows * most),
                  stats = (size_t)(scratch->rows * STATS) * sizeof(double);
     scratch->logits = arena_alloc(arena, cells * sizeof *scratch->logits);
-    if (model->training && model->act != DTYPE_F32) {
-        scratch->narrow = arena_alloc(arena, cells * dtype_bytes(model->act));
+    if (narrow) {
+        scratch->narrow = arena_alloc(arena, cells * dtype_bytes(DTYPE_BF16));
     }
     scratch->stats = arena_alloc(arena, stats);
     scratch->gathered = arena_alloc(arena, (size_t)ranks * stats);
+}
+
+void vocab_layout(struct model *model, struct arena *arena)
+{
+    if (model->slice.heads) {
+        vocab_scratch_layout(&model->vocab, model->batch * model->sequence, model->arch.vocab,
+                             model->tp.comm->size, model->training && model->act != DTYPE_F32,
+                             arena);
+    }
 }
 
 void vocab_own_ids(const struct model *model, int32_t *ids, int64_t count)

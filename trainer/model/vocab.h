@@ -20,6 +20,8 @@
 #ifndef TRAINER_VOCAB_H
 #define TRAINER_VOCAB_H
 
+#include <stdbool.h>
+
 #include "kernels/base/arena.h"
 #include "kernels/base/tensor.h"
 
@@ -37,6 +39,9 @@ struct vocab_scratch {
 
 /* Measures, then hands out (arena twice). */
 void vocab_layout(struct model *model, struct arena *arena);
+/* The same for `tokens` tokens on each of `ranks` ranks; narrow: gradients are bf16. */
+void vocab_scratch_layout(struct vocab_scratch *scratch, int64_t tokens, int64_t vocab,
+                          int64_t ranks, bool narrow, struct arena *arena);
 
 /* Host memory: ids of all tokens become rows of this rank's embedding, -1: another rank's. */
 void vocab_own_ids(const struct model *model, int32_t *ids, int64_t count);

@@ -65,6 +65,17 @@ static enum status measure(struct stage_memory *memory, const struct config *con
     return status;
 }
 
+/* The loss's of a rank that has the head, or what of it config_of's model has. */
+static size_t loss_scratch(const struct config *config, int64_t vocab)
+{
+    struct vocab_scratch scratch;
+    struct arena arena = {0};
+    vocab_scratch_layout(
+        &scratch, config->train.micro_batch * config->train.sequence_length / config->parallel.cp,
+        vocab, config->parallel.tp, config->train.precision != CONFIG_FP32, &arena);
+    return arena.used;
+}
+
 enum status memory_of_stage(struct stage_memory *memory, const struct config *config,
                             const struct stage *stage, struct device *device, int64_t dp,
                             int64_t ep)
@@ -74,7 +85,13 @@ enum status memory_of_stage(struct stage_memory *memory, const struct config *co
     architecture_init(&arch, config);
     const bool whole = stage->blocks == architecture_blocks(&arch);
     const struct config own = whole ? *config : config_of(config, &arch, stage);
-    return measure(memory, &own, &mesh, device);
+    TRY(measure(memory, &own, &mesh, device));
+    if (own.model.vocab_size < config->model.vocab_size) {
+        const size_t loss = loss_scratch(config, config->model.vocab_size);
+        memory->kind[MODEL_SCRATCH] += stage->head ? loss : 0;
+        memory->kind[MODEL_SCRATCH] -= loss_scratch(config, own.model.vocab_size);
+    }
+    return STATUS_OK;
 }
 
 enum status memory_of_rank(struct stage_memory *memory, const struct config *config, int64_t pp,
