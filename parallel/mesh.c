@@ -75,8 +75,8 @@ int mesh_first(const struct mesh_shape *shape, int ranks, enum mesh_group group,
 
 int mesh_ends_first(const struct mesh_shape *shape, int ranks, int rank)
 {
-    const int stage = mesh_first(shape, ranks, MESH_STAGE, rank);
-    return stage + ranks / shape->pp == ranks ? 0 : stage;
+    const int stage = ranks / shape->pp, first = mesh_first(shape, ranks, MESH_REPLICAS, rank);
+    return first / stage == shape->pp - 1 ? first % stage : first;
 }
 
 enum status mesh_init(struct mesh *mesh, struct comm *world, const struct mesh_shape *shape,

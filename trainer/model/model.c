@@ -127,6 +127,7 @@ static void activation_layout(struct model *model)
         model->wide[1] = arena_alloc(arena, (size_t)(n * model->tp.width) * sizeof(float));
     }
     tp_layout(&model->tp, arena);
+    vocab_layout(model, arena);
     cp_layout(&model->cp, arena);
     model->final_rstd = arena_alloc(arena, (size_t)own * sizeof(float));
     model->rope = arena_alloc(arena, (size_t)(model->length * arch->rope_dim) * sizeof(float));

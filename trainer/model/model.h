@@ -31,6 +31,7 @@
 #include "trainer/model/probe.h"
 #include "trainer/model/shards.h"
 #include "trainer/model/stages.h"
+#include "trainer/model/vocab.h"
 #include "trainer/muon.h"
 
 /* One flat group of parameters on this rank. */
@@ -161,9 +162,10 @@ struct model {
     struct context_scratch context;
     struct mlp_scratch mlp;
     struct mtp_scratch mtp_scratch;
+    struct vocab_scratch vocab;
     int64_t *load;      /* [moe blocks, E] tokens per expert, summed over micro-batches since
                            model_zero_grads */
-    struct batch input; /* [N] each: the micro-batch that runs; ids and labels of block_tokens */
+    struct batch input; /* [N] each: the micro-batch that runs; ids: vocab_own_ids */
     int32_t *own;       /* [4N] owned, host: those on their way there */
     struct model_losses *losses; /* [1] of the last model_run, or the unit that runs */
     double *aux;   /* [moe blocks] likewise: weighted balance and z-loss terms of each block */
@@ -260,10 +262,6 @@ void model_logits(struct model *model, const struct batch *batch, int64_t count,
 
 /* Factor of lse^2 in the objective, for a block that routes `tokens` tokens. */
 float model_z_scale(const struct model *model, int64_t tokens, const struct model_scale *scale);
-/* Host memory: of each of `count` sequences of `sequence` numbers this rank's, one after another;
- * `to` may be `from`. */
-void model_own_tokens(const struct model *model, int32_t *to, const int32_t *from, int64_t count,
-                      int64_t sequence);
 /* Adds what a block with experts just routed to the result and to model->load. */
 void model_count_block(struct model *model, int64_t block, int64_t tokens);
 

@@ -37,6 +37,19 @@ static int64_t aligned(int64_t offset)
 /* Which side of a matrix tp, or of an expert's etp, divides. */
 enum divide { WHOLE, ROWS, COLUMNS };
 
+/* Rows or columns of which parts are as even as can be: how many the `place`th of `ways` has, and
+ * those before it. */
+static int64_t part_of(int64_t size, int64_t ways, int64_t place)
+{
+    return size / ways + (place < size % ways ? 1 : 0);
+}
+
+static int64_t first_of(int64_t size, int64_t ways, int64_t place)
+{
+    const int64_t more = size % ways;
+    return size / ways * place + (place < more ? place : more);
+}
+
 struct builder {
     struct params *params;
     const struct architecture *arch;
@@ -61,28 +74,31 @@ static int64_t append(struct builder *b, enum param_group group, enum divide div
     const bool expert = group == PARAM_EXPERT;
     const int size = expert ? b->place->etp_size : b->place->tp_size,
               rank = expert ? b->place->etp_rank : b->place->tp_rank;
+    int64_t most = 1; /* on the rank that has most */
     for (int i = 0; i < 2; i++) {
         const bool divided = divide == (i == 0 ? ROWS : COLUMNS);
-        assert(!divided || param->shape[i] % size == 0);
-        param->part[i] = param->shape[i] / (divided ? size : 1);
-        param->first[i] = divided ? rank * param->part[i] : 0;
+        const int64_t ways = divided ? size : 1, place = divided ? rank : 0;
+        param->part[i] = part_of(param->shape[i], ways, place);
+        param->first[i] = first_of(param->shape[i], ways, place);
+        most *= part_of(param->shape[i], ways, 0);
+        assert(param->shape[i] % ways == 0 || rows == b->arch->vocab);
     }
     param->count = param->part[0] * param->part[1];
     param->offset = follow ? b->next[group] : aligned(b->next[group]);
     param->ones = cols == 0;
     param->decay = cols > 0 || b->decay_all;
-    b->next[group] = param->offset + param->count;
+    b->next[group] = param->offset + most;
     return param->offset;
 }
 
 #define FORMAT __attribute__((format(printf, 5, 6)))
 
-static FORMAT int64_t add_to(struct builder *b, enum param_group group, int64_t rows, int64_t cols,
-                             const char *format, ...)
+static int64_t add_to(struct builder *b, enum param_group group, enum divide divide, int64_t rows,
+                      int64_t cols, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
-    const int64_t offset = append(b, group, WHOLE, false, rows, cols, format, args);
+    const int64_t offset = append(b, group, divide, false, rows, cols, format, args);
     va_end(args);
     return offset;
 }
@@ -261,8 +277,8 @@ static int64_t add_all(struct builder *b)
     params->embed = params->final_norm = params->head = -1;
     begin_part(b, PARAM_PART_EMBED);
     if (embeds || (heads && arch->mtp_depth > 0)) {
-        params->embed =
-            add_to(b, params->embedding, arch->vocab, arch->width, "model.embed_tokens.weight");
+        params->embed = add_to(b, params->embedding, ROWS, arch->vocab, arch->width,
+                               "model.embed_tokens.weight");
     }
     add_blocks(b, 0, arch->layers);
     begin_part(b, params_part_norm(arch));
@@ -271,7 +287,7 @@ static int64_t add_all(struct builder *b)
     }
     begin_part(b, params_part_head(arch));
     if (heads) {
-        params->head = add(b, WHOLE, arch->vocab, arch->width, "lm_head.weight");
+        params->head = add(b, ROWS, arch->vocab, arch->width, "lm_head.weight");
     }
     const int64_t first_mtp = params->count;
     add_blocks(b, arch->layers, architecture_blocks(arch));
@@ -312,7 +328,11 @@ enum status params_init(struct params *params, const struct architecture *arch, 
                                         : divided ? PARAM_EMBED
                                                   : PARAM_TENSOR,
                               .divided = divided ? PARAM_TENSOR : PARAM_DENSE,
-                              .embedding = shared ? PARAM_EMBED : PARAM_DENSE};
+                              .embedding = shared    ? PARAM_EMBED
+                                           : divided ? PARAM_TENSOR
+                                                     : PARAM_DENSE,
+                              .vocab = part_of(arch->vocab, place->tp_size, place->tp_rank),
+                              .vocab_first = first_of(arch->vocab, place->tp_size, place->tp_rank)};
     params->table = calloc((size_t)(3 + blocks * (MOST_DENSE + 3 * local)), sizeof *params->table);
     params->block = malloc((size_t)blocks * sizeof *params->block);
     params->parts = blocks + 3;

@@ -5,10 +5,11 @@
  * Flat groups per rank, by the ranks that hold the same: dense parameters (all ranks of the stage),
  * this rank's experts, or their parts where etp divides them (edp), where tp is more than 1 its
  * part of the matrices that tp divides (replicas; else they are dense), and, where the first and
- * the last stage of a pipeline both read it, the embedding (mesh->ends; else it is dense). A group
+ * the last stage of a pipeline both read it, its part of the embedding (mesh->ends). A group
  * is one contiguous array of elements; weights, gradients and optimizer state all use the same
  * offsets. DeepSeek-V3's e_score_correction_bias is no parameter here: nothing but counts moves it
- * (model.h).
+ * (model.h). Where tp does not divide the vocabulary, the first ranks have a row of embedding and
+ * head more than the last, and all have room for it.
  */
 #ifndef TRAINER_PARAMS_H
 #define TRAINER_PARAMS_H
@@ -61,6 +62,7 @@ struct params {
                                         together owned */
     struct block_offsets *block;     /* [blocks] owned */
     int64_t embed, final_norm, head; /* offsets; -1: the rank has none */
+    int64_t vocab_first, vocab;      /* rows of embedding and head on this rank */
     int64_t expert_stride;           /* elements from one expert to the next */
     int64_t down_offset;             /* of the down projection inside an expert */
     int64_t total, active; /* parameters of the whole model without multi-token prediction,
