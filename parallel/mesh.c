@@ -21,7 +21,7 @@ static const struct {
     [MESH_STAGE] = {"stage", offsetof(struct mesh, stage), DP | CP | TP, false},
     [MESH_EP] = {"ep", offsetof(struct mesh, ep), EP, true},
     [MESH_ETP] = {"etp", offsetof(struct mesh, etp), ETP, true},
-    [MESH_EXPERTS] = {"experts", offsetof(struct mesh, experts), EP | ETP, true},
+    [MESH_EXPERTS] = {"ep", offsetof(struct mesh, experts), EP | ETP, true}, /* in messages */
     [MESH_EDP] = {"edp", offsetof(struct mesh, edp), EDP, true},
 };
 

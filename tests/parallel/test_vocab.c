@@ -55,6 +55,7 @@ static void open_tiny(struct comm *world, struct tiny *tiny, int tp)
     char layout[32];
     snprintf(layout, sizeof layout, "parallel.tp=%d", tp);
     const char *overrides[TINY_OVERRIDES] = {layout, "model.num_attention_heads=4",
+                                             "model.num_key_value_heads=4",
                                              "model.num_nextn_predict_layers=1"};
     CHECK(world, tiny_open(tiny, world, TINY_V3, overrides) == STATUS_OK);
 }
@@ -202,7 +203,7 @@ static void test_refused(struct comm *world)
 {
     struct tiny tiny = {0};
     const char *overrides[TINY_OVERRIDES] = {"parallel.tp=4", "model.num_attention_heads=4",
-                                             "model.vocab_size=3"};
+                                             "model.num_key_value_heads=4", "model.vocab_size=3"};
     CHECK_EQUAL(world, tiny_config(&tiny.config, TINY_V3, overrides), STATUS_USAGE);
     CHECK_MESSAGE(world, "is more than model.vocab_size 3");
     config_free(&tiny.config);
