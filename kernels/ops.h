@@ -158,6 +158,13 @@ struct muon {
 struct fp8_ops;
 struct fixed_ops;
 
+/* Of loss_gradient: what loss_stats gave on each of the ranks that divide the vocabulary. */
+struct loss_parts {
+    const double *stats; /* [ranks, N, 3] */
+    int ranks, rank;
+    int64_t first; /* this rank's first column */
+};
+
 struct ops {
     const char *name;
 
@@ -195,7 +202,8 @@ struct ops {
     /* y[N,C] act = w[ids[n]], ids int32 [N], w [V,C] act. */
     void (*embedding_forward)(struct device *, struct tensor y, const int32_t *ids,
                               struct tensor w);
-    /* dw[V,C] f32 adds the rows of dy[N,C] act, in token order. */
+    /* dw[V,C] f32 adds the rows of dy[N,C] act, in token order; those with a negative id are
+     * nowhere. */
     void (*embedding_backward)(struct device *, struct tensor dw, const int32_t *ids,
                                struct tensor dy);
 
@@ -391,6 +399,18 @@ struct ops {
     void (*cross_entropy)(struct device *, double *loss, struct tensor dx, struct tensor dw,
                           struct tensor x, struct tensor w, const int32_t *labels,
                           float loss_scale);
+    /* The same between the head's products where ranks have parts of the vocabulary. logits f32
+     * [N,V'] of the columns from `first` on, V' > 0; labels are of the whole vocabulary.
+     * stats[N,3] = the row's largest logit, the sum of exp(logit - largest), the label's logit or 0
+     * where it is not here; zeros where the label is not counted. logits become what
+     * loss_gradient, called next, takes for them. Bytes per logit: 4 in, on the CPU 4 out. */
+    void (*loss_stats)(struct device *, double *stats, struct tensor logits, const int32_t *labels,
+                       int64_t first);
+    /* *loss adds as in cross_entropy (NULL: not wanted); grad [N,V'] f32, which may be the logits,
+     * or bf16, elsewhere, is d loss/d logit; data NULL: not wanted. With one part the bits are
+     * cross_entropy's. */
+    void (*loss_gradient)(struct device *, double *loss, struct tensor grad, struct tensor logits,
+                          const struct loss_parts *parts, const int32_t *labels, float loss_scale);
 
     /* x[i] *= 1 + eps * (2 u(key, first + i) - 1), u uniform (rng.h): router jitter, and its own
      * backward. */

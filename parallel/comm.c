@@ -226,6 +226,52 @@ void comm_receive(struct comm *comm, void *data, size_t bytes, int peer)
     leave(comm);
 }
 
+void comm_exchange_start(struct comm *comm, void *recv, const void *send, size_t bytes,
+                         struct comm_request *request)
+{
+    enter(comm, "exchange, start", (size_t)comm->size * bytes);
+    *request = (struct comm_request){.name = "exchange",
+                                     .began_ns = comm_span_begin(comm),
+                                     .bytes = (int64_t)((size_t)comm->size * bytes)};
+    comm->table->exchange_start(comm, recv, send, bytes, request);
+    leave(comm);
+}
+
+void comm_gather_start(struct comm *comm, void *data, size_t bytes, struct comm_request *request)
+{
+    enter(comm, "exchange, start of a gather", bytes);
+    *request = (struct comm_request){
+        .name = "gather", .began_ns = comm_span_begin(comm), .bytes = (int64_t)bytes};
+    comm->table->gather_start(comm, data, bytes, request);
+    leave(comm);
+}
+
+void comm_exchange_test(struct comm *comm, struct comm_request *request)
+{
+    if (comm->table->exchange_test(comm, request) && request->done_ns == 0) {
+        request->done_ns = spans_clock();
+    }
+}
+
+void comm_exchange_finish(struct comm *comm, struct comm_request *request)
+{
+    enter(comm, "exchange, finish", 0);
+    comm->table->exchange_finish(comm, request);
+    leave(comm);
+    if (request->began_ns != 0) {
+        spans_add(comm->activity->spans,
+                  (struct span){.name = request->name,
+                                .group = comm->name != NULL ? comm->name : "",
+                                .begin_ns = request->began_ns,
+                                .end_ns = request->done_ns != 0 ? request->done_ns : spans_clock(),
+                                .bytes = request->bytes,
+                                .layer = -1,
+                                .ranks = comm->size,
+                                .lane = SPAN_WIRE,
+                                .kind = SPAN_MESSAGE});
+    }
+}
+
 enum status comm_agree(struct comm *comm, enum status status, int *where)
 {
     enum { MESSAGE = 2048 };

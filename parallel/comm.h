@@ -31,6 +31,9 @@ enum { COMM_PIECES = 8 };
 struct comm_request {
     int pieces;
     uint64_t piece[COMM_PIECES]; /* the transport's */
+    /* of an exchange or gather, for a trace: */
+    const char *name;
+    int64_t began_ns, done_ns, bytes; /* done: when it was seen to be; 0: not yet */
 };
 
 struct comm_table {
@@ -46,6 +49,11 @@ struct comm_table {
                        struct comm_request *request);
     void (*send_finish)(struct comm *, struct comm_request *request);
     void (*receive)(struct comm *, void *data, size_t bytes, int peer);
+    void (*exchange_start)(struct comm *, void *recv, const void *send, size_t bytes,
+                           struct comm_request *request);
+    void (*gather_start)(struct comm *, void *data, size_t bytes, struct comm_request *request);
+    bool (*exchange_test)(struct comm *, struct comm_request *request); /* whether it is done */
+    void (*exchange_finish)(struct comm *, struct comm_request *request);
     void (*split)(struct comm *, int color, int key, struct comm *out);
     void (*close)(struct comm *);
     void (*abort)(struct comm *, int exit_code);
@@ -112,6 +120,21 @@ void comm_send_start(struct comm *comm, const void *data, size_t bytes, int peer
 void comm_send_finish(struct comm *comm, struct comm_request *request);
 void comm_receive(struct comm *comm, void *data, size_t bytes, int peer);
 
+/* Collective. An all-to-all of equal pieces of `bytes`, a multiple of COMM_EXCHANGE_UNIT, that goes
+ * on beside what follows, other operations of this group and of others included: piece r of `send`
+ * goes to rank r, `recv` has every rank's in rank order. start waits for nobody; neither is touched
+ * until finish, which waits until all has come and all has been taken. Several that are under way
+ * in a group finish in any order. Where the transport wants to be called to move on, any operation
+ * does it, and test, which waits for nothing. */
+enum { COMM_EXCHANGE_UNIT = 128 };
+void comm_exchange_start(struct comm *comm, void *recv, const void *send, size_t bytes,
+                         struct comm_request *request);
+/* The same of an all-gather in place: data[size * bytes] has this rank's `bytes` in its place. Both
+ * are finished by comm_exchange_finish. */
+void comm_gather_start(struct comm *comm, void *data, size_t bytes, struct comm_request *request);
+void comm_exchange_test(struct comm *comm, struct comm_request *request);
+void comm_exchange_finish(struct comm *comm, struct comm_request *request);
+
 /* Phase border: every rank gets the worst status of all; *where (may be NULL) gets the lowest rank
  * that has it and the message of that rank becomes every rank's status_message(). */
 enum status comm_agree(struct comm *comm, enum status status, int *where)
@@ -165,6 +188,8 @@ void comm_device_all_to_all_fixed_start(struct comm *comm, void *recv, const voi
 void comm_device_reduce_scatter_start(struct comm *comm, void *out, const void *in, int64_t count,
                                       enum dtype dtype);
 void comm_device_finish(struct comm *comm);
+/* Local. Whether the device's memory is the host's, so that comm_x above serve it. */
+bool comm_device_on_host(const struct comm *comm);
 /* Local. Whether the wire needs nothing of the host while an operation runs, so that a device can
  * record it (graph_begin, kernels/ops.h). */
 bool comm_device_recordable(const struct comm *comm);

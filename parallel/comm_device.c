@@ -152,6 +152,11 @@ void comm_device_finish(struct comm *comm)
     }
 }
 
+bool comm_device_on_host(const struct comm *comm)
+{
+    return wire(comm) == &direct;
+}
+
 bool comm_device_recordable(const struct comm *comm)
 {
     return wire(comm)->recordable;

@@ -12,10 +12,12 @@ enum { MAX_REQUESTS = 4096 };
 /* Tags: of the pieces of an all-to-all, and of messages that may be under way beside one. */
 enum { TAG_EXCHANGE, TAG_MESSAGE };
 
-/* Of reductions; grows on first use, then stays. */
+/* What all groups of the process share: scratch of reductions, which grows on first use, then
+ * stays, and COMM_EXCHANGE_UNIT bytes as a type. */
 struct scratch {
     void *data; /* owned */
     size_t bytes;
+    MPI_Datatype unit; /* owned */
 };
 
 struct mpi_group {
@@ -247,6 +249,49 @@ static void receive(struct comm *comm, void *data, size_t bytes, int peer)
     }
 }
 
+/* NOTE: counts are int, hence units. MPI's own progress moves it on in whatever call of MPI comes
+ * next. */
+static void exchange_start(struct comm *comm, void *recv, const void *send, size_t bytes,
+                           struct comm_request *request)
+{
+    MPI_Request whole;
+    struct mpi_group *group = comm->impl;
+    const int units = (int)(bytes / COMM_EXCHANGE_UNIT);
+    assert(bytes % COMM_EXCHANGE_UNIT == 0 && bytes / COMM_EXCHANGE_UNIT <= INT32_MAX);
+    MPI_Ialltoall(send, units, group->scratch->unit, recv, units, group->scratch->unit,
+                  handle(comm), &whole);
+    request->pieces = 1;
+    memcpy(&request->piece[0], &whole, sizeof whole);
+}
+
+static void gather_start(struct comm *comm, void *data, size_t bytes, struct comm_request *request)
+{
+    MPI_Request whole;
+    struct mpi_group *group = comm->impl;
+    const int units = (int)(bytes / COMM_EXCHANGE_UNIT);
+    assert(bytes % COMM_EXCHANGE_UNIT == 0 && bytes / COMM_EXCHANGE_UNIT <= INT32_MAX);
+    MPI_Iallgather(MPI_IN_PLACE, 0, MPI_DATATYPE_NULL, data, units, group->scratch->unit,
+                   handle(comm), &whole);
+    request->pieces = 1;
+    memcpy(&request->piece[0], &whole, sizeof whole);
+}
+
+static bool exchange_test(struct comm *comm, struct comm_request *request)
+{
+    MPI_Request whole;
+    int done = 0;
+    (void)comm;
+    memcpy(&whole, &request->piece[0], sizeof whole);
+    MPI_Test(&whole, &done, MPI_STATUS_IGNORE);
+    memcpy(&request->piece[0], &whole, sizeof whole);
+    return done != 0;
+}
+
+static void exchange_finish(struct comm *comm, struct comm_request *request)
+{
+    send_finish(comm, request);
+}
+
 static void describe(struct comm *comm)
 {
     MPI_Comm node;
@@ -272,6 +317,7 @@ static void close_group(struct comm *comm)
 {
     struct mpi_group *group = comm->impl;
     if (group->world) {
+        MPI_Type_free(&group->scratch->unit);
         free(group->scratch->data);
         free(group->scratch);
         MPI_Finalize();
@@ -296,6 +342,10 @@ static const struct comm_table mpi_table = {.name = "mpi",
                                             .send_start = send_start,
                                             .send_finish = send_finish,
                                             .receive = receive,
+                                            .exchange_start = exchange_start,
+                                            .gather_start = gather_start,
+                                            .exchange_test = exchange_test,
+                                            .exchange_finish = exchange_finish,
                                             .split = split,
                                             .close = close_group,
                                             .abort = end};
@@ -329,6 +379,8 @@ enum status comm_mpi_open(struct comm *world)
         free(shared);
         return status_fail(STATUS_INTERNAL, "MPI did not start");
     }
+    MPI_Type_contiguous(COMM_EXCHANGE_UNIT, MPI_BYTE, &shared->unit);
+    MPI_Type_commit(&shared->unit);
     *group = (struct mpi_group){.comm = MPI_COMM_WORLD, .world = true, .scratch = shared};
     *world = (struct comm){.table = &mpi_table, .impl = group};
     describe(world);

@@ -21,7 +21,7 @@ static const struct {
     [MESH_STAGE] = {"stage", offsetof(struct mesh, stage), DP | CP | TP, false},
     [MESH_EP] = {"ep", offsetof(struct mesh, ep), EP, true},
     [MESH_ETP] = {"etp", offsetof(struct mesh, etp), ETP, true},
-    [MESH_EXPERTS] = {"experts", offsetof(struct mesh, experts), EP | ETP, true},
+    [MESH_EXPERTS] = {"ep", offsetof(struct mesh, experts), EP | ETP, true}, /* in messages */
     [MESH_EDP] = {"edp", offsetof(struct mesh, edp), EDP, true},
 };
 
@@ -75,8 +75,8 @@ int mesh_first(const struct mesh_shape *shape, int ranks, enum mesh_group group,
 
 int mesh_ends_first(const struct mesh_shape *shape, int ranks, int rank)
 {
-    const int stage = mesh_first(shape, ranks, MESH_STAGE, rank);
-    return stage + ranks / shape->pp == ranks ? 0 : stage;
+    const int stage = ranks / shape->pp, first = mesh_first(shape, ranks, MESH_REPLICAS, rank);
+    return first / stage == shape->pp - 1 ? first % stage : first;
 }
 
 enum status mesh_init(struct mesh *mesh, struct comm *world, const struct mesh_shape *shape,

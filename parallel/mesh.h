@@ -56,8 +56,9 @@ struct mesh {
     struct comm experts;  /* ep x etp: ranks that have one set of experts together, and exchange
                              tokens; slice f of an expert is on rank e * etp + f of them */
     struct comm edp;      /* ranks holding the same experts, or the same part of them */
-    struct comm ends;     /* where pp > 1: the first and the last stage together, which may hold the
-                             same (stages.h); elsewhere a stage. With pp 1 zeroed */
+    struct comm ends;     /* where pp > 1: the replicas of the first and of the last stage together,
+                             which may hold the same (stages.h); elsewhere those of a stage. With pp
+                             1 zeroed */
 };
 
 /* Local. Whether `ranks` ranks can stand so, for layers of `experts` experts. Errors: STATUS_USAGE

@@ -12,8 +12,8 @@
 
 #include "kernels/base/status.h"
 
-/* Threads of a rank, as rows of the trace. */
-enum span_lane { SPAN_TRAINING, SPAN_WRITER, SPAN_LANES };
+/* Threads of a rank, and messages under way beside them, as rows of the trace. */
+enum span_lane { SPAN_TRAINING, SPAN_WRITER, SPAN_WIRE, SPAN_LANES };
 enum span_kind { SPAN_PHASE, SPAN_OPERATION, SPAN_MESSAGE };
 
 struct span {

@@ -87,6 +87,19 @@ static void iv_loss(struct invariance *v)
                           invariance_sum(v, DTYPE_F32, 41, v->width), x, w, labels.data, 0.25F);
 }
 
+static void iv_loss_parts(struct invariance *v)
+{
+    const struct tensor logits = invariance_in(v, "logits", DTYPE_F32, 24, 0),
+                        labels = invariance_in(v, "labels", DTYPE_I32, 1, 40),
+                        stats = invariance_out(v, DTYPE_F64, 3),
+                        work = invariance_out(v, DTYPE_F32, 24);
+    const struct loss_parts parts = {stats.data, 1, 0, 10};
+    v->ops->cast(v->device, work, logits);
+    v->ops->loss_stats(v->device, stats.data, work, labels.data, parts.first);
+    v->ops->loss_gradient(v->device, invariance_sum(v, DTYPE_F64, 1, 1).data,
+                          invariance_out(v, v->act, 24), work, &parts, labels.data, 0.25F);
+}
+
 static void iv_add(struct invariance *v)
 {
     const struct tensor x = invariance_in(v, "x", v->act, v->width, 0),
@@ -570,6 +583,7 @@ static const struct invariance_family invariance_families[] = {
     {"rope", iv_rope, false},
     {"swiglu", iv_swiglu, false},
     {"cross_entropy", iv_loss, false},
+    {"loss in parts", iv_loss_parts, false},
     {"add, cast, sum_squares", iv_add, false},
     {"adamw, muon", iv_optimizer, false},
     {"attention", iv_attention, false},

@@ -52,8 +52,8 @@ static void assign(struct muon_plan *plan, const struct matrix *matrix, int64_t 
 
 struct param_piece param_piece(const struct param *param, const struct zero *zero, int rank)
 {
-    const int64_t begin = rank * zero->share, end = begin + zero->share,
-                  stop = param->offset + param->count;
+    const int64_t part = zero_find(zero, param->offset), begin = zero_first(zero, part, rank),
+                  end = begin + zero->part[part].share, stop = param->offset + param->count;
     return (struct param_piece){.first = param->offset > begin ? param->offset : begin,
                                 .last = stop < end ? stop : end};
 }
@@ -81,9 +81,24 @@ static void count_elements(struct muon_plan *plan, const struct params *params,
         for (int r = 0; r < zero->comm->size && owner == rank; r++) {
             plan->receive[r] += piece_count(param, zero, r);
         }
-        const int64_t room = owner == rank ? scratch(param) : 0;
+        const int64_t together = zero->parts > 1 ? param->count : 0,
+                      room = owner == rank ? scratch(param) + together : 0;
         plan->scratch = room > plan->scratch ? room : plan->scratch;
     }
+}
+
+/* The most that any rank receives, so that all have the same room. */
+static int64_t most_received(const struct muon_plan *plan, const struct params *params, int ranks)
+{
+    int64_t most = 0;
+    for (int r = 0; r < ranks; r++) {
+        int64_t own = 0;
+        for (int64_t i = 0; i < params->count; i++) {
+            own += plan->owner[i] == r ? params->table[i].count : 0;
+        }
+        most = own > most ? own : most;
+    }
+    return most;
 }
 
 enum status muon_plan_init(struct muon_plan *plan, const struct params *params,
@@ -116,6 +131,7 @@ enum status muon_plan_init(struct muon_plan *plan, const struct params *params,
     qsort(matrix, (size_t)count, sizeof *matrix, dearest_first);
     assign(plan, matrix, count, zero->comm->size);
     count_elements(plan, params, zero);
+    plan->received = most_received(plan, params, zero->comm->size);
     free(matrix);
     return STATUS_OK;
 }
@@ -141,7 +157,7 @@ static void rewind_pieces(struct muon_plan *plan, int ranks)
 static float *piece_place(struct model_group *group, int owner, const struct param_piece *piece)
 {
     if (group->zero.comm->size == 1) {
-        return group->grads + piece->first;
+        return group->whole + piece->first;
     }
     float *place = group->reduced + group->muon.next[owner];
     group->muon.next[owner] += piece->last - piece->first;
@@ -159,7 +175,7 @@ static void update_piece(const struct model *model, const struct param *param,
     own.weight_decay = param->decay ? args->weight_decay : 0.0F;
     own.scale = 0.2F * sqrtf((float)(param->shape[0] > param->shape[1] ? param->shape[0]
                                                                        : param->shape[1]));
-    model->ops->muon_update(model->device, group->master + (piece->first - group->zero.first),
+    model->ops->muon_update(model->device, group->master + zero_place(&group->zero, piece->first),
                             optimizer_out(model, group, piece->first), change,
                             piece->last - piece->first, own);
 }
@@ -177,20 +193,62 @@ static void each_piece(struct model *model, enum param_group g, enum pass pass,
         if (owner < 0 || piece.first >= piece.last) {
             continue;
         }
-        float *place = piece_place(group, owner, &piece), *grad = group->grads + piece.first;
+        const int64_t at = zero_place(&group->zero, piece.first);
+        float *place = piece_place(group, owner, &piece), *grad = group->shard + at;
         if (pass == PASS_UPDATE) {
             update_piece(model, param, &piece, place, args);
             continue;
         }
         struct muon own = *args;
         own.moments = optimizer_moments(model, param, piece.first, step);
-        model->ops->muon_momentum(
-            model->device, grad,
-            optimizer_moment(model, group->moment1, piece.first - group->zero.first),
-            piece.last - piece.first, own);
+        model->ops->muon_momentum(model->device, grad, optimizer_moment(model, group->moment1, at),
+                                  piece.last - piece.first, own);
         if (place != grad) {
             model->ops->copy(model->device, place, grad,
                              (size_t)(piece.last - piece.first) * sizeof *grad);
+        }
+    }
+}
+
+/* The pieces of a matrix, which came share by share, go to x, or back from there; next[rank]: where
+ * in `whole` its piece from there is. */
+static void copy_pieces(struct model *model, const struct model_group *group,
+                        const struct param *param, float *x, const int64_t *next, bool back)
+{
+    for (int r = 0; r < group->zero.comm->size; r++) {
+        const int64_t count = piece_count(param, &group->zero, r);
+        float *piece = group->whole + next[r];
+        if (count > 0) {
+            model->ops->copy(model->device, back ? piece : x, back ? x : piece,
+                             (size_t)count * sizeof *x);
+        }
+        x += count;
+    }
+}
+
+/* Matrices whose pieces do not follow each other: the shares have several parts. */
+static void orthogonalize_pieces(struct model *model, enum param_group g)
+{
+    struct model_group *group = &model->group[g];
+    struct muon_plan *plan = &group->muon;
+    const struct zero *zero = &group->zero;
+    float *x = model->muon_scratch;
+    plan->next[0] = 0;
+    for (int r = 1; r < zero->comm->size; r++) {
+        plan->next[r] = plan->next[r - 1] + plan->receive[r - 1];
+    }
+    for (int64_t i = 0; i < model->params.count; i++) {
+        const struct param *param = &model->params.table[i];
+        if (plan->owner[i] != zero->comm->rank) {
+            continue;
+        }
+        copy_pieces(model, group, param, x, plan->next, false);
+        model->ops->muon_orthogonalize(model->device,
+                                       tensor_2d(x, DTYPE_F32, param->shape[0], param->shape[1]),
+                                       x + param->count);
+        copy_pieces(model, group, param, x, plan->next, true);
+        for (int r = 0; r < zero->comm->size; r++) {
+            plan->next[r] += piece_count(param, zero, r);
         }
     }
 }
@@ -200,12 +258,16 @@ static void orthogonalize(struct model *model, enum param_group g)
     struct model_group *group = &model->group[g];
     const struct comm *comm = group->zero.comm;
     int64_t at = 0;
+    if (group->zero.parts > 1) {
+        orthogonalize_pieces(model, g);
+        return;
+    }
     for (int64_t i = 0; i < model->params.count; i++) {
         const struct param *param = &model->params.table[i];
         if (group->muon.owner[i] != comm->rank) {
             continue;
         }
-        float *x = group->grads + (comm->size == 1 ? param->offset : at);
+        float *x = group->whole + (comm->size == 1 ? param->offset : at);
         at += param->count;
         model->ops->muon_orthogonalize(model->device,
                                        tensor_2d(x, DTYPE_F32, param->shape[0], param->shape[1]),
@@ -224,13 +286,13 @@ void muon_step(struct model *model, enum param_group g, const struct muon *args,
     optimizer_decode(model, g);
     each_piece(model, g, PASS_MOMENTUM, args, step);
     if (comm->size > 1) {
-        comm_device_all_to_all(comm, group->grads, plan->receive, group->reduced, plan->send,
-                               sizeof *group->grads);
+        comm_device_all_to_all(comm, group->whole, plan->receive, group->reduced, plan->send,
+                               sizeof *group->whole);
     }
     orthogonalize(model, g);
     if (comm->size > 1) {
-        comm_device_all_to_all(comm, group->reduced, plan->send, group->grads, plan->receive,
-                               sizeof *group->grads);
+        comm_device_all_to_all(comm, group->reduced, plan->send, group->whole, plan->receive,
+                               sizeof *group->whole);
     }
     each_piece(model, g, PASS_UPDATE, args, step);
 }

@@ -6,9 +6,10 @@
  * the rank with least to do: the same on every rank. Momentum stays with the share like any other
  * moment (checkpoints reshard unchanged); what travels is the update made from it, to the owner and
  * back, once each way: every rank sends and gets about one share in f32. Whole matrices form in the
- * gradient buffer, which nobody needs any more; beyond it there is scratch for one matrix.
- * An owner sees the same matrix whatever the number of replicas, so the weights have the same bits
- * for any number of them, as long as the summed gradients have.
+ * gradient buffer, which nobody needs any more (with sharded gradients: in one of their own);
+ * beyond it there is scratch for one matrix. An owner sees the same matrix whatever the number of
+ * replicas, so the weights have the same bits for any number of them, as long as the summed
+ * gradients have.
  */
 #ifndef TRAINER_MUON_H
 #define TRAINER_MUON_H
@@ -23,7 +24,9 @@ struct muon_plan {
     int64_t *send, *receive; /* [ranks] owned: elements of this share to each owner; of this rank's
                                 matrices from each share */
     int64_t *next;           /* [ranks] owned: scratch of packing */
-    int64_t scratch;         /* floats for the largest matrix of this rank */
+    int64_t received;        /* elements of a rank's matrices, of the rank that has most */
+    int64_t scratch;         /* floats for the largest matrix of this rank, and, where shares have
+                                several parts, for itself: its pieces come apart */
 };
 
 /* Local. Errors: STATUS_RESOURCE. Without matrices: owner is NULL and muon_step does nothing. */

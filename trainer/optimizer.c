@@ -132,7 +132,7 @@ void optimizer_start_average(struct model *model)
 void optimizer_reduce_start(struct model *model, enum param_group g)
 {
     struct model_group *group = &model->group[g];
-    assert(!group->reducing);
+    assert(!group->reducing && !group->shards.on);
     if (model->gradients.fixed) {
         zero_reduce_start(&group->zero, group->sums, group->reduced, DTYPE_I64);
     } else {
@@ -141,17 +141,18 @@ void optimizer_reduce_start(struct model *model, enum param_group g)
     group->reducing = true;
 }
 
-/* What is frozen has no part in the norm. */
+/* What is frozen has no part in the norm. grads, sums: of the share, one of them NULL. */
 static void clear_frozen(const struct model *model, const struct model_group *group, float *grads,
                          int64_t *sums)
 {
     for (int64_t i = 0; i < model->params.count; i++) {
         const struct param *param = &model->params.table[i];
         const struct param_piece piece = param_piece(param, &group->zero, group->zero.comm->rank);
-        const int64_t at = piece.first - group->zero.first, count = piece.last - piece.first;
+        const int64_t count = piece.last - piece.first;
         if (!param->frozen || &model->group[param->group] != group || count <= 0) {
             continue;
         }
+        const int64_t at = zero_place(&group->zero, piece.first);
         if (sums != NULL) {
             model->ops->zero(model->device, sums + at, (size_t)count * sizeof *sums);
         } else {
@@ -163,35 +164,42 @@ static void clear_frozen(const struct model *model, const struct model_group *gr
 /* In integers: where this rank's share of the reduced sums is. */
 static int64_t *share_sums(const struct model_group *group)
 {
-    return group->zero.comm->size > 1 ? (int64_t *)(void *)group->reduced : group->sums;
+    return group->shards.on             ? group->shard_sums
+           : group->zero.comm->size > 1 ? (int64_t *)(void *)group->reduced
+                                        : group->sums;
 }
 
 void optimizer_decode(struct model *model, enum param_group g)
 {
     const struct model_group *group = &model->group[g];
     if (model->gradients.fixed) {
-        gradients_decode(&model->gradients, group->grads + group->zero.first, share_sums(group),
-                         group->zero.share, model->unit);
+        gradients_decode(&model->gradients, group->shard, share_sums(group), group->zero.share,
+                         model->unit);
     }
 }
 
 /* The sum over the replicas of this rank's share; of integers its part of the norm too. */
-static void take_share(struct model *model, struct model_group *group)
+static void take_share(struct model *model, enum param_group g)
 {
+    struct model_group *group = &model->group[g];
     const struct zero *zero = &group->zero;
-    float *share = group->grads + zero->first;
-    if (model->gradients.fixed) {
-        int64_t *sums = zero_reduce_finish(zero, group->sums, group->reduced);
+    if (group->shards.on) {
+        shards_settle(model, g);
+    } else if (model->gradients.fixed) {
+        const int64_t *sums = zero_reduce_finish(zero, group->sums, group->reduced);
         assert(sums == share_sums(group));
-        clear_frozen(model, group, NULL, sums);
-        gradients_square(&model->gradients, sums, zero->share);
-        return;
+    } else {
+        const float *sums = zero_reduce_finish(zero, group->grads, group->reduced);
+        if (zero->comm->size > 1) {
+            model->ops->copy(model->device, group->shard, sums, (size_t)zero->share * sizeof *sums);
+        }
     }
-    const float *sums = zero_reduce_finish(zero, group->grads, group->reduced);
-    if (zero->comm->size > 1) {
-        model->ops->copy(model->device, share, sums, (size_t)zero->share * sizeof *share);
+    if (model->gradients.fixed) {
+        clear_frozen(model, group, NULL, share_sums(group));
+        gradients_square(&model->gradients, share_sums(group), zero->share);
+    } else {
+        clear_frozen(model, group, group->shard, NULL);
     }
-    clear_frozen(model, group, share, NULL);
 }
 
 /* One group after the other; experts first, which may be under way. */
@@ -201,10 +209,10 @@ static void reduce_groups(struct model *model)
     for (int i = 0; i < groups; i++) {
         const int g = (PARAM_EXPERT + i) % groups;
         struct model_group *group = &model->group[g];
-        if (!group->reducing) {
+        if (!group->reducing && !group->shards.on) {
             optimizer_reduce_start(model, (enum param_group)g);
         }
-        take_share(model, group);
+        take_share(model, (enum param_group)g);
         group->reducing = false;
     }
 }
@@ -219,8 +227,7 @@ double optimizer_reduce(struct model *model)
     model->ops->zero(model->device, model->norm, sizeof *model->norm);
     for (int g = 0; g < model->params.groups; g++) {
         struct model_group *group = &model->group[g];
-        model->ops->sum_squares(model->device, model->norm, group->grads + group->zero.first,
-                                group->zero.share);
+        model->ops->sum_squares(model->device, model->norm, group->shard, group->zero.share);
     }
     model->ops->download(model->device, &sum, model->norm, sizeof sum);
     comm_all_reduce(model->mesh->world, &sum, 1, DTYPE_F64, REDUCE_SUM);
@@ -246,8 +253,10 @@ void *optimizer_moment(const struct model *model, void *moments, int64_t at)
 
 void *optimizer_out(const struct model *model, const struct model_group *group, int64_t first)
 {
-    return model->act == DTYPE_F32
-               ? NULL
+    return model->act == DTYPE_F32 ? NULL
+           : group->gathered.on
+               ? (char *)group->gathered.kept +
+                     (size_t)zero_place(&group->zero, first) * dtype_bytes(model->act)
                : (char *)group->weights + (size_t)first * dtype_bytes(model->act);
 }
 
@@ -261,14 +270,14 @@ static bool piece_of(const struct model *model, const struct param *param, int64
         return false;
     }
     const bool fixed = model->gradients.fixed;
-    const int64_t at = piece.first - group->zero.first;
+    const int64_t at = zero_place(&group->zero, piece.first);
     const struct moments moments = optimizer_moments(model, param, piece.first, step);
     *out = (struct adamw_piece){
         .param = group->master + at,
         .m = optimizer_moment(model, group->moment1, at),
         .v = optimizer_moment(model, group->moment2, at),
         .out = optimizer_out(model, group, piece.first),
-        .grad = fixed ? NULL : group->grads + piece.first,
+        .grad = fixed ? NULL : group->shard + at,
         .sum = fixed ? share_sums(group) + at : NULL,
         .count = piece.last - piece.first,
         .weight_decay = param->decay ? (float)model->config->optimizer.weight_decay : 0.0F,
@@ -307,13 +316,14 @@ void optimizer_step(struct model *model, double norm, double lr, int64_t step)
                               .weight_decay = (float)config->optimizer.weight_decay,
                               .grad_scale = (float)scale};
     int64_t pieces = 0;
+    gathered_forget(model);
     for (int64_t i = 0; i < model->params.count; i++) {
         pieces += piece_of(model, &model->params.table[i], step, &model->pieces[pieces]);
     }
     model->ops->adamw(model->device, model->pieces, pieces, adamw);
     for (int g = 0; g < model->params.groups; g++) {
         muon_step(model, (enum param_group)g, &muon, step);
-        zero_all_gather(&model->group[g].zero, model->group[g].weights, model->act);
+        model_gather(model, (enum param_group)g, true);
     }
     linears_publish(&model->linears);
     average(model);

@@ -43,10 +43,8 @@ static bool by_device(const struct mesh *mesh)
 enum status profile_open(struct profile *profile, struct mesh *mesh, const struct config *config)
 {
     struct comm *world = mesh->world;
-    *profile = (struct profile){.world = world,
-                                .mesh = mesh,
-                                .config = config,
-                                .hidden = by_device(mesh) || mesh->pp.size > 1 ? NAN : 0};
+    *profile =
+        (struct profile){.world = world, .mesh = mesh, .config = config, .hidden = (double)NAN};
     if (!asked(profile)) {
         return STATUS_OK;
     }
@@ -94,8 +92,9 @@ static void align(struct profile *profile)
 
 /* --- a rank's text --- */
 
-static const char *const lane_names[SPAN_LANES] = {
-    [SPAN_TRAINING] = "training", [SPAN_WRITER] = "checkpoint writer"};
+static const char *const lane_names[SPAN_LANES] = {[SPAN_TRAINING] = "training",
+                                                   [SPAN_WRITER] = "checkpoint writer",
+                                                   [SPAN_WIRE] = "messages under way"};
 static const char *const kind_names[] = {
     [SPAN_PHASE] = "phase", [SPAN_OPERATION] = "operation", [SPAN_MESSAGE] = "message"};
 
@@ -168,25 +167,41 @@ static void print_unfinished(FILE *out, const struct profile *profile)
     }
 }
 
-/* Milliseconds of a rank's spans of a kind, of one name or any. */
-static double sum_ms(const struct spans *spans, enum span_kind kind, const char *name)
+/* Milliseconds of a rank's spans of a lane and kind, of names that begin so; NULL: of any. */
+static double sum_ms(const struct spans *spans, enum span_lane lane, enum span_kind kind,
+                     const char *name)
 {
     double ns = 0;
     for (int64_t i = 0; i < kept(spans); i++) {
         const struct span *span = &spans->span[i];
-        if (span->kind == kind && (name == NULL || strcmp(span->name, name) == 0)) {
+        if (span->lane == lane && span->kind == kind &&
+            (name == NULL || strncmp(span->name, name, strlen(name)) == 0)) {
             ns += (double)(span->end_ns - span->begin_ns);
         }
     }
     return ns / 1e6;
 }
 
+/* Of the time that messages took, the share that training did not wait for them: that of exchanges
+ * under way, but for their start and finish. */
+static double hidden_share(const struct spans *spans)
+{
+    const double waited = sum_ms(spans, SPAN_TRAINING, SPAN_MESSAGE, NULL),
+                 hidden = sum_ms(spans, SPAN_WIRE, SPAN_MESSAGE, NULL) -
+                          sum_ms(spans, SPAN_TRAINING, SPAN_MESSAGE, "exchange");
+    return hidden > 0 ? hidden / (waited + hidden) : 0;
+}
+
 /* Behind the recording. */
 static void measure_hidden(struct profile *profile)
 {
     double run = 0, waited = 0;
-    if (profile->mesh->pp.size == 1 && by_device(profile->mesh) &&
-        mesh_device_times(profile->mesh, &run, &waited)) {
+    if (profile->mesh->pp.size > 1) {
+        return;
+    }
+    if (!by_device(profile->mesh)) {
+        profile->hidden = hidden_share(&profile->spans);
+    } else if (mesh_device_times(profile->mesh, &run, &waited)) {
         profile->hidden = waited < run ? 1 - waited / run : 0;
     }
 }
@@ -194,18 +209,16 @@ static void measure_hidden(struct profile *profile)
 /* This rank's entry of otherData. */
 static void print_summary(FILE *out, const struct profile *profile)
 {
-    char hidden[32] = "null";
-    if (!isnan(profile->hidden)) {
-        snprintf(hidden, sizeof hidden, "%.4g", profile->hidden);
-    }
     const struct spans *spans = &profile->spans;
     fprintf(out,
             "\n\"rank %d\":{\"clock_offset_us\":%.3f,\"clock_error_us\":%.3f,\"spans\":%lld,"
-            "\"lost\":%lld,\"phases_ms\":%.3f,\"communication_ms\":%.3f,\"all_to_all_ms\":%.3f,"
-            "\"hidden_communication\":%s}",
+            "\"lost\":%lld,\"phases_ms\":%.3f,\"communication_ms\":%.3f,\"all_to_all_ms\":%.3f",
             profile->world->rank, profile->offset_us, profile->error_us, (long long)kept(spans),
-            (long long)(spans->count - kept(spans)), sum_ms(spans, SPAN_PHASE, NULL),
-            sum_ms(spans, SPAN_MESSAGE, NULL), sum_ms(spans, SPAN_MESSAGE, "all_to_all"), hidden);
+            (long long)(spans->count - kept(spans)), sum_ms(spans, SPAN_TRAINING, SPAN_PHASE, NULL),
+            sum_ms(spans, SPAN_TRAINING, SPAN_MESSAGE, NULL),
+            sum_ms(spans, SPAN_TRAINING, SPAN_MESSAGE, "all_to_all"));
+    json_out_number(out, ",\"hidden_communication\":", profile->hidden, 6);
+    fprintf(out, "}");
 }
 
 /* --- the file --- */

@@ -49,7 +49,8 @@ static struct region group_region(const struct model *model, enum param_group g)
     return (struct region){.comm = group->zero.comm,
                            .data = group->weights,
                            .dtype = model->act,
-                           .count = model->params.elements[g],
+                           /* gathered weights have no copies */
+                           .count = group->gathered.on ? 0 : model->params.elements[g],
                            .columns = 1};
 }
 
@@ -74,7 +75,7 @@ static bool find_tensor(const struct model *model, enum param_group g, struct re
 {
     for (int64_t i = 0; i < model->params.count; i++) {
         const struct param *param = &model->params.table[i];
-        if (param->group != g) {
+        if (param->group != g || model->group[g].gathered.on) {
             continue;
         }
         struct region region = group_region(model, g);
@@ -225,12 +226,14 @@ void replicas_flip(struct model *model, enum fault_flip flip)
 {
     enum { BIT = 0x10 };
     const struct model_group *group = &model->group[PARAM_DENSE];
-    const int64_t next = (group->zero.first + group->zero.share) % group->zero.count;
-    int64_t at = 0; /* of the first tensor that ends behind `next`: what lies between is none's */
+    const struct comm *comm = group->zero.comm;
+    int64_t at = 0; /* of the first tensor that the next rank has some of: its first there */
     for (int64_t i = 0; i < model->params.count; i++) {
         const struct param *param = &model->params.table[i];
-        if (param->group == PARAM_DENSE && param->offset + param->count > next) {
-            at = next > param->offset ? next : param->offset;
+        const struct param_piece piece =
+            param_piece(param, &group->zero, (comm->rank + 1) % comm->size);
+        if (param->group == PARAM_DENSE && !group->gathered.on && piece.first < piece.last) {
+            at = piece.first;
             break;
         }
     }

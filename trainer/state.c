@@ -46,20 +46,22 @@ static enum dtype dtype_of(const struct state_slices *slices, const struct model
     return kind == KIND_WEIGHT ? model->act : is_moment ? slices->moments : DTYPE_F32;
 }
 
-/* Memory of element `first` of the group: all but the weights hold this rank's share only. NULL in
- * a model that is only measured. */
+/* Memory of element `first` of the group: all but the weights, unless these are gathered, hold this
+ * rank's share only. NULL in a model that is only measured. */
 static void *element(const struct state_slices *slices, const struct model *model,
                      const struct model_group *group, enum kind kind, int64_t first)
 {
-    const bool staged = slices->moments != model->moments;
+    const bool staged = slices->moments != model->moments, gathered = group->gathered.on;
     void *const base[KINDS] = {
-        [KIND_WEIGHT] = group->weights,
+        [KIND_WEIGHT] = !gathered                 ? group->weights
+                        : model->act == DTYPE_F32 ? group->master
+                                                  : group->gathered.kept,
         [KIND_MASTER] = group->master,
         [KIND_EMA] = group->ema,
-        [KIND_MOMENT1] = staged ? (void *)group->grads : group->moment1,
-        [KIND_MOMENT2] = staged ? (void *)group->reduced : group->moment2,
+        [KIND_MOMENT1] = staged ? (void *)group->shard : group->moment1,
+        [KIND_MOMENT2] = staged ? (void *)group->shard : group->moment2,
     };
-    const int64_t at = kind == KIND_WEIGHT ? first : first - group->zero.first;
+    const int64_t at = kind == KIND_WEIGHT && !gathered ? first : zero_place(&group->zero, first);
     const size_t width = dtype_bytes(dtype_of(slices, model, kind));
     return base[kind] != NULL ? (char *)base[kind] + (size_t)at * width : NULL;
 }
@@ -87,10 +89,8 @@ static void add_kind(struct state_slices *slices, const struct model *model, enu
     for (int64_t i = 0; i < model->params.count; i++) {
         const struct param *param = &model->params.table[i];
         const struct model_group *group = &model->group[param->group];
-        const int64_t begin = group->zero.first, end = begin + group->zero.share;
-        const int64_t first = param->offset > begin ? param->offset : begin;
-        const int64_t last =
-            param->offset + param->count < end ? param->offset + param->count : end;
+        const struct param_piece piece = param_piece(param, &group->zero, group->zero.comm->rank);
+        const int64_t first = piece.first, last = piece.last;
         if (first >= last || (kind == KIND_MOMENT2 && param->muon)) {
             continue;
         }
@@ -356,32 +356,45 @@ static enum status moments_dtype(const struct model *model, const char *path, en
                              path, name);
 }
 
-/* Moments kept otherwise are loaded as they are and converted, bf16 to nearest. */
+/* One kind; those kept in `dtype`, which is not the model's, are staged and converted, bf16 to
+ * nearest. */
+static enum status load_moment(struct model *model, const char *path, enum kind kind,
+                               enum dtype dtype)
+{
+    struct comm *world = model->mesh->world;
+    struct state_slices slices = {0};
+    TRY(comm_agree(world, slices_init(&slices, model), NULL));
+    slices.moments = dtype;
+    add_kind(&slices, model, kind, prefix[kind]);
+    const enum status status = checkpoint_load(world, path, slices.slice, slices.count);
+    state_slices_free(&slices);
+    for (int g = 0; g < model->params.groups && status == STATUS_OK; g++) {
+        struct model_group *group = &model->group[g];
+        void *moments = kind == KIND_MOMENT1 ? group->moment1 : group->moment2;
+        if (moments != NULL) {
+            model->ops->cast(model->device, tensor_1d(moments, model->moments, group->zero.share),
+                             tensor_1d(group->shard, dtype, group->zero.share));
+        }
+    }
+    return status;
+}
+
 static enum status load_moments(struct model *model, const char *path)
 {
     struct comm *world = model->mesh->world;
     struct state_slices slices = {0};
     enum dtype dtype = model->moments;
     TRY(comm_agree(world, moments_dtype(model, path, &dtype), NULL));
+    dtype = dtype == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F32;
+    if (dtype != model->moments) {
+        TRY(load_moment(model, path, KIND_MOMENT1, dtype));
+        return load_moment(model, path, KIND_MOMENT2, dtype);
+    }
     TRY(comm_agree(world, slices_init(&slices, model), NULL));
-    slices.moments = dtype == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F32;
     add_kind(&slices, model, KIND_MOMENT1, prefix[KIND_MOMENT1]);
     add_kind(&slices, model, KIND_MOMENT2, prefix[KIND_MOMENT2]);
     const enum status status = checkpoint_load(world, path, slices.slice, slices.count);
     state_slices_free(&slices);
-    for (int g = 0; g < model->params.groups && status == STATUS_OK && dtype != model->moments;
-         g++) {
-        struct model_group *group = &model->group[g];
-        void *moments[] = {group->moment1, group->moment2};
-        float *staged[] = {group->grads, group->reduced};
-        for (int i = 0; i < 2; i++) {
-            if (moments[i] != NULL) {
-                model->ops->cast(model->device,
-                                 tensor_1d(moments[i], model->moments, group->zero.share),
-                                 tensor_1d(staged[i], dtype, group->zero.share));
-            }
-        }
-    }
     return status;
 }
 

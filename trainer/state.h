@@ -23,7 +23,8 @@ struct state_slices {
     struct checkpoint_slice *slice; /* owned; on memory of the model, through its ops */
     char (*name)[STATE_NAME_BYTES]; /* owned */
     int64_t count, names;           /* one name of all slices of a tensor */
-    enum dtype moments; /* of the moments; when not the model's, they are staged in the gradients */
+    enum dtype moments; /* of the moments; when not the model's, they are staged in the gradients,
+                           one kind at a time */
 };
 
 /* Local. What a save of this rank writes; of a model that is only measured without `data`. Errors:

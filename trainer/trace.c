@@ -259,8 +259,8 @@ static const float *part_of(const struct trace *trace, int64_t index, enum param
     }
     *first = piece.first - param->offset;
     *last = piece.last - param->offset;
-    return kind == GRADIENT ? group->grads + piece.first
-                            : group->master + (piece.first - group->zero.first);
+    return (kind == GRADIENT ? group->shard : group->master) +
+           zero_place(&group->zero, piece.first);
 }
 
 /* The kept ones of elements [first, first + count) of a parameter of `all` elements. */

@@ -33,8 +33,9 @@ struct side {
 static struct config tiny(const struct session *session, const struct mesh_shape *shape)
 {
     struct config config = session->config;
-    config.train.global_batch =
-        config.train.micro_batch * session->mesh.dp.size * session->mesh.pp.size;
+    config.train.global_batch = config.train.micro_batch * session->mesh.dp.size *
+                                session->mesh.pp.size *
+                                (config.parallel.schedule == CONFIG_PIPELINE_DUALPIPE_V ? 2 : 1);
     config.train.batch_ramp.start = 0;
     config.optimizer.moments = CONFIG_MOMENTS_FP32;
     config.parallel.ep = shape->ep;

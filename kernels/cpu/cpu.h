@@ -145,6 +145,10 @@ void cpu_swiglu_backward(struct device *, struct tensor dgate_up, struct tensor 
                          struct tensor gate_up);
 void cpu_cross_entropy(struct device *, double *loss, struct tensor dx, struct tensor dw,
                        struct tensor x, struct tensor w, const int32_t *labels, float loss_scale);
+void cpu_loss_stats(struct device *, double *stats, struct tensor logits, const int32_t *labels,
+                    int64_t first);
+void cpu_loss_gradient(struct device *, double *loss, struct tensor grad, struct tensor logits,
+                       const struct loss_parts *parts, const int32_t *labels, float loss_scale);
 void cpu_jitter(struct device *, struct tensor x, uint64_t key, uint64_t first, float eps);
 void cpu_init_normal(struct device *, float *x, uint64_t key, uint64_t first, int64_t count,
                      float std);

@@ -157,3 +157,101 @@ void cpu_cross_entropy(struct device *device, double *total, struct tensor dx, s
     }
     *total += sum;
 }
+
+/* Columns of a part of the vocabulary: the logits become exp of what they are below their largest,
+ * which is not computed again for the gradients. */
+static void part_stats(double *stats, float *logits, int64_t label, int64_t vocab, bool counted)
+{
+    stats[0] = stats[1] = stats[2] = 0;
+    if (counted) {
+        const float most = row_max(logits, vocab);
+        stats[0] = (double)most;
+        stats[2] = label >= 0 && label < vocab ? (double)logits[label] : 0;
+        stats[1] = row_exp(logits, logits, most, vocab);
+    }
+}
+
+void cpu_loss_stats(struct device *device, double *stats, struct tensor logits,
+                    const int32_t *labels, int64_t first)
+{
+    const int64_t rows = logits.dim[0], vocab = logits.dim[1];
+    assert(logits.dtype == DTYPE_F32 && vocab > 0);
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t n = 0; n < rows; n++) {
+        part_stats(stats + 3 * n, (float *)logits.data + n * vocab, labels[n] - first, vocab,
+                   labels[n] >= 0);
+    }
+}
+
+/* A row over all ranks, in their order. */
+struct merged {
+    double most, sum, own; /* as in loss_stats */
+    double shift;          /* exp(this rank's largest - the largest) */
+};
+
+static struct merged merge(const struct loss_parts *parts, int64_t rows, int64_t n)
+{
+    struct merged all = {.most = -INFINITY};
+    for (int r = 0; r < parts->ranks; r++) {
+        const double most = parts->stats[3 * (r * rows + n)];
+        all.most = most > all.most ? most : all.most;
+    }
+    for (int r = 0; r < parts->ranks; r++) {
+        const double *part = parts->stats + 3 * (r * rows + n);
+        all.sum += part[1] * exp(part[0] - all.most);
+        all.own += part[2];
+    }
+    all.shift = exp(parts->stats[3 * (parts->rank * rows + n)] - all.most);
+    return all;
+}
+
+/* A row of weights, exp as part_stats left them, becomes gradients; label: of these columns, or
+ * elsewhere. */
+static void part_gradient(struct tensor grad, float *weight, int64_t n, int64_t label, float factor,
+                          float scale)
+{
+    const int64_t vocab = grad.dim[1];
+    const bool here = label >= 0 && label < vocab;
+    if (grad.dtype == DTYPE_F32) {
+        float *out = (float *)grad.data + n * vocab;
+        memmove(out, weight, (size_t)vocab * sizeof *out);
+        row_scale(out, factor, vocab);
+        out[here ? label : 0] -= here ? scale : 0;
+        return;
+    }
+    uint16_t *out = (uint16_t *)grad.data + n * vocab;
+    row_scale_narrow(out, weight, factor, vocab);
+    if (here) {
+        out[label] = bf16_from_float(weight[label] * factor - scale);
+    }
+}
+
+void cpu_loss_gradient(struct device *device, double *total, struct tensor grad,
+                       struct tensor logits, const struct loss_parts *parts, const int32_t *labels,
+                       float loss_scale)
+{
+    const int64_t rows = logits.dim[0], vocab = logits.dim[1];
+    const size_t row = (size_t)vocab * (grad.data != NULL ? dtype_bytes(grad.dtype) : 0);
+    double *loss = cpu_scratch(device, CPU_SLOT_LOSS, (size_t)rows * sizeof *loss), sum = 0;
+    assert(grad.data == NULL || (grad.dim[0] == rows && grad.dim[1] == vocab));
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t n = 0; n < rows; n++) {
+        loss[n] = 0;
+        if (labels[n] < 0 && grad.data != NULL) {
+            memset((char *)grad.data + (size_t)n * row, 0, row);
+        } else if (labels[n] >= 0) {
+            const struct merged all = merge(parts, rows, n);
+            loss[n] = log(all.sum) + all.most - all.own;
+            if (grad.data != NULL) {
+                part_gradient(grad, (float *)logits.data + n * vocab, n, labels[n] - parts->first,
+                              (float)((double)loss_scale * all.shift / all.sum), loss_scale);
+            }
+        }
+    }
+    for (int64_t n = 0; n < rows; n++) {
+        sum += loss[n];
+    }
+    if (total != NULL) {
+        *total += sum;
+    }
+}

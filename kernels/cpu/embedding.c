@@ -38,6 +38,9 @@ void cpu_embedding_backward(struct device *device, struct tensor dw, const int32
     for (int64_t part = 0; part < parts; part++) {
         const int64_t first = part * PART, count = width - first < PART ? width - first : PART;
         for (int64_t n = 0; n < dy.dim[0]; n++) {
+            if (ids[n] < 0) {
+                continue;
+            }
             add_part((float *)dw.data + (int64_t)ids[n] * width + first, dy.data, dy.dtype,
                      n * width + first, count);
         }

@@ -130,6 +130,11 @@ void cuda_op_attention_decode(struct device *device, void *o, const void *q, con
 void cuda_op_mla_decode(struct device *device, void *o, const void *q, const void *w_kv_b,
                         const void *c_cache, const void *rope_cache, const int32_t *lengths,
                         const struct decode_shape *shape);
+void cuda_op_loss_stats(struct device *device, double *stats, struct tensor logits,
+                        const int32_t *labels, int64_t first);
+void cuda_op_loss_gradient(struct device *device, double *total, struct tensor grad,
+                           struct tensor logits, const struct loss_parts *parts,
+                           const int32_t *labels, float loss_scale);
 void cuda_op_cross_entropy(struct device *device, double *total, struct tensor dx, struct tensor dw,
                            struct tensor x, struct tensor w, const int32_t *labels,
                            float loss_scale);

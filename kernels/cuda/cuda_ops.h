@@ -146,6 +146,12 @@ void cuda_swiglu_backward(void *stream, struct tensor dgate_up, struct tensor h,
  */
 void cuda_cross_entropy_rows(void *stream, double *loss, struct tensor grad, struct tensor logits,
                              const int32_t *labels, float loss_scale);
+/* Of columns that are a part of the vocabulary (ops.h: loss_stats, which leaves the logits as they
+ * are, and loss_gradient); loss f64 [rows]. */
+void cuda_loss_stats(void *stream, double *stats, struct tensor logits, const int32_t *labels,
+                     int64_t first);
+void cuda_loss_gradient(void *stream, double *loss, struct tensor grad, struct tensor logits,
+                        const struct loss_parts *parts, const int32_t *labels, float loss_scale);
 
 /* ---- gemm.cu, gemm_f32.cu, gemm_mma.cu ---- */
 /* offset: device memory, read by the kernels; x.dim[0] (dy.dim[0]) is what offset[experts] can be

@@ -35,6 +35,12 @@ __global__ void __launch_bounds__(LINK_WARPS * 32)
     if (n >= tokens) {
         return;
     }
+    if (ids[n] < 0) { /* nobody's */
+        if (threadIdx.x % 32 == 0) {
+            first[n] = 0;
+        }
+        return;
+    }
     const int64_t earlier = find(ids, ids[n], 0, n), later = find(ids, ids[n], n + 1, tokens);
     if (threadIdx.x % 32 == 0) {
         first[n] = earlier < 0;
@@ -56,7 +62,7 @@ __global__ void __launch_bounds__(TILE_THREADS)
     if (!first[n] || i >= width) {
         return;
     }
-    if (ids[n] < 0 || ids[n] >= vocab) {
+    if (ids[n] >= vocab) {
         __trap();
     }
     float *out = dw + ids[n] * width + i;

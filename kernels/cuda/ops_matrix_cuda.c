@@ -162,3 +162,25 @@ void cuda_op_cross_entropy(struct device *device, double *total, struct tensor d
     }
     cuda_end(self);
 }
+
+void cuda_op_loss_stats(struct device *device, double *stats, struct tensor logits,
+                        const int32_t *labels, int64_t first)
+{
+    struct cuda_device *self = cuda_begin(device, "loss_stats");
+    cuda_loss_stats(self->stream, stats, logits, labels, first);
+    cuda_end(self);
+}
+
+void cuda_op_loss_gradient(struct device *device, double *total, struct tensor grad,
+                           struct tensor logits, const struct loss_parts *parts,
+                           const int32_t *labels, float loss_scale)
+{
+    const int64_t rows = logits.dim[0];
+    struct cuda_device *self = cuda_begin(device, "loss_gradient");
+    double *loss = cuda_scratch(self, CUDA_SLOT_LOSS, (size_t)rows * sizeof *loss);
+    cuda_loss_gradient(self->stream, loss, grad, logits, parts, labels, loss_scale);
+    if (total != NULL) {
+        cuda_sum(self->stream, total, loss, rows, true);
+    }
+    cuda_end(self);
+}

@@ -80,7 +80,7 @@ check_others() {
     [ "$(metric "$base-1" tokens | sort -u | wc -l)" -ge 3 ] || fail "the batch did not grow"
     close_to 1e-5 "$(metric "$base-1" loss)" "$(metric "$base-2" loss)" "losses of a growing batch"
     close_to 1e-5 "$(metric "$base-1" loss)" "$(metric "$base-3" loss)" "losses of a growing batch, zero_bubble"
-    expect_error 64 "pipeline dualpipe_v needs at least 2 x 2 micro-batches, not 1" ranks 2 "$binary" train "$work/tiny.yaml" "run.dir=$work/few" parallel.pp=2 parallel.schedule=dualpipe_v train.batch_ramp.start=2 train.batch_ramp.increment=2
+    expect_error 64 "pipeline dualpipe_v needs at least 2 x 2 micro-batches, not 1" ranks 2 "$binary" train "$work/tiny.yaml" "run.dir=$work/few" parallel.pp=2 parallel.schedule=dualpipe_v train.batch_ramp.start=2 train.batch_ramp.increment=2 train.batch_ramp.tokens=512
     expect_rc 77 ranks 2 "$binary" train "$work/tiny.yaml" "run.dir=$work/bias" parallel.pp=2 run.steps=6 guard.replicas_every_steps=1 debug.fault=bias:3:0
     expect_text "step 3: copies of e_score_correction_bias"
     expect_error 64 "name a rank of it, from 1 on" ranks 2 "$binary" train "$work/tiny.yaml" "run.dir=$work/wrong" parallel.pp=2 run.verify=true debug.fault=gradient:1:0

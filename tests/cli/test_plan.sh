@@ -100,8 +100,8 @@ expect_text "DOES NOT FIT"
 # What the config itself names: those 2048, and in their 80 GB if blocks are computed twice, with a schedule that trains.
 expect_rc 0 "$binary" plan "$source_dir/configs/deepseek-v3.yaml"
 expect_text "2048 ranks: 256 x 8 h800"
-expect_rc 0 "$binary" plan "$source_dir/configs/deepseek-v3.yaml" train.recompute=block
-expect_text "pp 16 (zero_bubble)"
+expect_rc 0 "$binary" plan "$source_dir/configs/deepseek-v3.yaml" train.recompute=block parallel.schedule=1f1b
+expect_text "pp 16 (1f1b)"
 ! grep -qE "DOES NOT FIT|planned only" "$out" "$err" || { fail "it does not fit, or does not train"; show_last; }
 
 # Warnings of layouts that will be slow, and what cannot be.

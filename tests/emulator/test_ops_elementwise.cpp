@@ -159,10 +159,61 @@ static bool cross_entropy_op()
     return right;
 }
 
+/* Columns of a part of the vocabulary, and their gradients with the numbers of three ranks. */
+static bool divided_loss(struct device *device, enum dtype dtype, int shift)
+{
+    const int64_t shapes[][2] = {{0, 8}, {1, 1}, {5, 7}, {3, 40}, {2, 4104}};
+    bool right = true;
+    for (const int64_t(&s)[2] : shapes) {
+        const int64_t rows = s[0], vocab = s[1], first = 5;
+        ops_case c(device, dtype, shift, "loss in parts N=%d V=%d", (int)rows, (int)vocab);
+        operand &logits = c.random("logits", DTYPE_F32, rows, vocab, 3);
+        operand &stats = c.poison("stats", DTYPE_F64, rows, 3),
+                &all = c.poison("all", DTYPE_F64, 3 * rows, 3),
+                &grad = c.poison("grad", dtype, rows, vocab),
+                &sum = c.poison("sum", DTYPE_F64, 1, 1), &loss = c.poison("loss", DTYPE_F64, rows, 1);
+        operand &labels = c.integers("labels", rows, 1, -1, (int)vocab + 10);
+        std::vector<float> scratch(logits.on_cpu<float>(),
+                                   logits.on_cpu<float>() + rows * vocab);
+        std::vector<double> own((size_t)(3 * rows));
+        c.ops->loss_stats(c.device, own.data(),
+                          tensor_2d(scratch.data(), DTYPE_F32, rows, vocab),
+                          labels.on_cpu<int32_t>(), first);
+        for (int64_t i = 0; i < 9 * rows; i++) { /* beside it two, one with a larger logit */
+            const int64_t rank = i / (3 * rows), at = i % (3 * rows), which = i % 3;
+            const bool counted = labels.on_cpu<int32_t>()[at / 3] >= 0;
+            const double mine = own[(size_t)at],
+                         other = which == 0 ? mine + (double)rank - 0.5 : which == 1 ? 2.5 : 0;
+            all.on_cpu<double>()[i] = rank == 1 ? mine : counted ? other : 0;
+        }
+        c.upload();
+        sum.on_cpu<double>()[0] = 0;
+        struct loss_parts parts = {all.on_cpu<double>(), 3, 1, first};
+        cuda_loss_stats(nullptr, stats.on_cuda<double>(), logits.cuda, labels.on_cuda<int32_t>(),
+                        first);
+        c.ops->loss_stats(c.device, stats.on_cpu<double>(), logits.cpu, labels.on_cpu<int32_t>(),
+                          first);
+        c.ops->loss_gradient(c.device, sum.on_cpu<double>(), grad.cpu, logits.cpu, &parts,
+                             labels.on_cpu<int32_t>(), 0.125F);
+        parts.stats = all.on_cuda<double>();
+        cuda_loss_gradient(nullptr, loss.on_cuda<double>(), grad.cuda, logits.cuda, &parts,
+                           labels.on_cuda<int32_t>(), 0.125F);
+        cuda_sum(nullptr, sum.on_cuda<double>(), loss.on_cuda<double>(), rows, false);
+        c.download();
+        logits.compared = loss.compared = true;
+        c.close(stats, EXP_ERROR + 16 * U);
+        c.close(sum, EXP_ERROR + 16 * U);
+        c.close(grad, EXP_ERROR + 16 * U);
+        right = c.finish() && right;
+    }
+    return right;
+}
+
 static bool test()
 {
     bool right = cast_edges() & sums(SHIFT_NONE) & sums(SHIFT_ALL) & cross_entropy_op();
     right = for_kinds(cpu_device(), maps) && right;
+    right = for_kinds(cpu_device(), divided_loss) && right;
     return for_kinds(cpu_device(), cross_entropy) && right;
 }
 

@@ -13,14 +13,19 @@ static bool embedding(struct device *device, enum dtype dtype, int shift)
         operand &dy = c.random("dy", dtype, tokens, width);
         operand &dw = c.random("dw", DTYPE_F32, vocab, width);
         operand &ids = c.integers("ids", tokens, 1, 0, (int)vocab);
+        operand &some = c.integers("some", tokens, 1, -1, (int)vocab + 1);
+        operand &part = c.random("part", DTYPE_F32, vocab, width);
         scratch work(cuda_embedding_backward_scratch(tokens));
         c.upload();
         c.ops->embedding_forward(device, y.cpu, ids.on_cpu<int32_t>(), w.cpu);
         c.ops->embedding_backward(device, dw.cpu, ids.on_cpu<int32_t>(), dy.cpu);
+        c.ops->embedding_backward(device, part.cpu, some.on_cpu<int32_t>(), dy.cpu);
         cuda_embedding_forward(nullptr, y.cuda, ids.on_cuda<int32_t>(), w.cuda);
         cuda_embedding_backward(nullptr, dw.cuda, ids.on_cuda<int32_t>(), dy.cuda, work.data);
+        cuda_embedding_backward(nullptr, part.cuda, some.on_cuda<int32_t>(), dy.cuda, work.data);
         c.download();
         c.exact(y);
+        c.exact(part);
         c.exact(dw); /* sums in token order on both */
         right = c.finish() && right;
     }

@@ -19,7 +19,7 @@ struct division {
 static const char *const schedules[] = {
     "parallel.schedule=auto", "parallel.schedule=1f1b", "parallel.virtual_stages=2",
     "parallel.schedule=zero_bubble", "parallel.schedule=dualpipe_v"};
-enum { SCHEDULES = 5, ZEROS = 1, VIRTUAL = 2, DUAL = 4 };
+enum { SCHEDULES = 5, ZEROS = 3, VIRTUAL = 2, DUAL = 4 };
 
 static const struct kind {
     const char *name, *text;

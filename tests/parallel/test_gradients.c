@@ -73,7 +73,8 @@ static void expect_share(struct comm *world, const struct model *model, value_of
         for (int64_t i = piece.first; i < piece.last; i++) {
             const int64_t sum =
                 param->frozen ? 0 : expected_sum(param, i - param->offset, value, units);
-            CHECK(world, group->grads[i] == ldexpf((float)sum, -GRADIENT_BITS));
+            CHECK(world,
+                  group->shard[zero_place(&group->zero, i)] == ldexpf((float)sum, -GRADIENT_BITS));
         }
     }
 }

@@ -136,13 +136,13 @@ static void test_groups(struct comm *world)
             const bool end = own == 0 || own == shape.pp - 1;
             int32_t members[16];
             const int32_t rank = world->rank;
-            CHECK_EQUAL(world, mesh.ends.size, end ? 2 * stage : stage);
+            const int copies = stage / shape.tp;
+            CHECK_EQUAL(world, mesh.ends.size, end ? 2 * copies : copies);
             comm_all_gather(&mesh.ends, members, &rank, sizeof rank);
             for (int i = 0; i < mesh.ends.size; i++) {
+                const int first = !end ? own * stage : i < copies ? 0 : world->size - stage;
                 CHECK_EQUAL(world, members[i],
-                            !end        ? own * stage + i
-                            : i < stage ? i
-                                        : world->size - 2 * stage + i);
+                            first + i % copies * shape.tp + world->rank % shape.tp);
             }
         }
         mesh_free(&mesh);

@@ -93,20 +93,34 @@ static float number(const struct param *param, int64_t i, int step, int part)
 }
 
 /* Every replica has a part of it. */
+static void fill_gradient(const struct model *model, const struct param *param, int step)
+{
+    const struct model_group *group = &model->group[param->group];
+    const struct comm *comm = group->zero.comm;
+    float *grad = shards_grad(group, param->offset);
+    for (int64_t i = 0; i < param->count; i++) {
+        float own = number(param, i, step, comm->rank);
+        for (int r = 1; r < comm->size && comm->rank == 0; r++) {
+            own -= number(param, i, step, r);
+        }
+        grad[i] = own;
+    }
+}
+
+/* As backward does: a part after the other, from behind. */
 static void fill_gradients(struct model *model, int step)
 {
     model_zero_grads(model);
-    for (int64_t p = 0; p < model->params.count; p++) {
-        const struct param *param = &model->params.table[p];
-        const struct model_group *group = &model->group[param->group];
-        const struct comm *comm = group->zero.comm;
-        for (int64_t i = 0; i < param->count; i++) {
-            float own = number(param, i, step, comm->rank);
-            for (int r = 1; r < comm->size && comm->rank == 0; r++) {
-                own -= number(param, i, step, r);
+    for (int64_t part = model->params.parts - 1; part >= 0; part--) {
+        shards_open(model, part);
+        for (int64_t p = 0; p < model->params.count; p++) {
+            const struct param *param = &model->params.table[p];
+            const struct model_group *group = &model->group[param->group];
+            if (group->shards.on ? zero_find(&group->zero, param->offset) == part : part == 0) {
+                fill_gradient(model, param, step);
             }
-            group->grads[param->offset + i] = own;
         }
+        shards_close(model, part);
     }
 }
 
@@ -150,7 +164,7 @@ static void expect_same(struct comm *world, const struct model *model, const str
             continue;
         }
         const size_t count = (size_t)(piece.last - piece.first),
-                     at = (size_t)(piece.first - a->zero.first),
+                     at = (size_t)zero_place(&a->zero, piece.first),
                      there = (size_t)(other->offset + piece.first - param->offset);
         CHECK(world, memcmp(a->master + at, b->master + there, count * sizeof(float)) == 0);
         CHECK(world, memcmp((char *)a->moment1 + at * moment, (char *)b->moment1 + there * moment,
@@ -196,6 +210,11 @@ static const struct variant variants[] = {
                    "optimizer.freeze=*.1.self_attn.o*,*q_proj*,*experts.3.w2*,*norm*"}},
     {.overrides = {"optimizer.freeze=*"}},
     {.overrides = {"optimizer.name=muon", "optimizer.ema=0.5"}, .base = LATENT},
+    {.overrides = {"parallel.zero=2", "train.precision=fp32", "optimizer.ema=0.9"}},
+    {.overrides = {"parallel.zero=2", "optimizer.moments=bf16",
+                   "optimizer.freeze=*.1.self_attn.o*,*q_a*,*experts.3.up*,*norm*"},
+     .base = LATENT},
+    {.overrides = {"parallel.zero=2", "optimizer.name=muon", "optimizer.ema=0.5"}, .base = LATENT},
 };
 
 static void test_same_bits(struct comm *world)
@@ -245,7 +264,7 @@ static void test_frozen(struct comm *world)
                            (size_t)param->count * sizeof(float)) == 0,
                     listed);
         for (int64_t i = piece.first; i < piece.last && listed; i++) {
-            const int64_t at = i - group->zero.first;
+            const int64_t at = zero_place(&group->zero, i);
             CHECK(world, group->ema[at] == group->master[at]);
             CHECK(world, ((const float *)group->moment1)[at] == 0.0F);
             CHECK(world, ((const float *)group->moment2)[at] == 0.0F);

@@ -69,6 +69,10 @@ static void test_planned_is_reserved(struct comm *world)
         {"train.precision=bf16", "train.recompute=block", "optimizer.ema=0.99"},
         {"train.precision=bf16", "router.dispatch=padded", "run.deterministic=layout"},
         {"optimizer.name=muon", "router.buffer_factor=1.3", "router.capacity_factor=1"},
+        {"parallel.zero=2", "train.precision=bf16"},
+        {"parallel.zero=3", "train.precision=bf16"},
+        {"parallel.zero=3", "optimizer.ema=0.9"},
+        {"parallel.zero=2", "optimizer.name=muon", "run.deterministic=layout"},
         {"train.micro_batch=1", "router.z_loss_coef=0.1", "router.sequence_loss_coef=0.1"},
     };
     for (size_t f = 0; f < sizeof texts / sizeof texts[0]; f++) {
@@ -91,6 +95,7 @@ static void test_tensor_is_reserved(struct comm *world)
     static const char *const cases[][TINY_OVERRIDES] = {
         {"parallel.tp=2", "parallel.ep=2"},
         {"parallel.tp=2", "train.precision=bf16", "train.recompute=norms"},
+        {"parallel.tp=2", "parallel.zero=2"},
     };
     for (size_t i = 0; world->size % 2 == 0 && i < sizeof cases / sizeof cases[0]; i++) {
         compare(world, TINY_MIXTRAL, cases[i]);
@@ -132,6 +137,7 @@ static void test_pipeline_is_reserved(struct comm *world)
     static const char *const cases[][TINY_OVERRIDES] = {
         {"parallel.pp=2", "train.precision=bf16"},
         {"parallel.pp=2", "parallel.virtual_stages=2", "model.num_hidden_layers=4"},
+        {"parallel.pp=2", "parallel.zero=2"},
         {"parallel.pp=2", "train.recompute=block", "run.deterministic=layout"},
         {"parallel.pp=2", "parallel.schedule=zero_bubble", "train.precision=bf16"},
         {"parallel.pp=2", "parallel.schedule=zero_bubble", "train.recompute=block"},

@@ -88,7 +88,7 @@ static void test_ranges_and_nulls(void **state)
         {"schedule: {final_lr_ratio: 1.01}\n", {"is outside 0 to 1"}},
         {"router: {buffer_factor: 0.99}\n", {"is outside 1 to 1000"}},
         {"parallel: {ep: 0}\n", {"key 'parallel.ep': 0 is outside 1 to"}},
-        {"parallel: {zero: 2}\n", {"2 is outside 1 to 1"}},
+        {"parallel: {zero: 4}\n", {"4 is outside 1 to 3"}},
         {"checkpoint: {keep_last: 0}\n", {"0 is outside 1 to 1000"}},
         {"model: {sliding_window: 0}\n", {"0 is outside 1 to 1e+09"}},
         {"run: {steps: null}\n", {"t.yaml:1:14: key 'run.steps': null is not a value here"}},

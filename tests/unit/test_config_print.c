@@ -165,6 +165,7 @@ static const char *const values[] = {
     "router.bias_update_until=0.5",
     "parallel.ep=4",
     "parallel.etp=2",
+    "parallel.zero=2",
     "data.train=[{path: \"null \xc3\xa9 \\\" void\", weight: [0.1, 5e-324], epochs: 0.5}, {path: "
     "b, "
     "weight: [0, 1], fim: 0.25}]",

@@ -183,6 +183,82 @@ static void run_cross_entropy(struct check *c, const void *args)
     check_rows(c, s, x, w, labels, dx);
 }
 
+/* --- the vocabulary in parts, as ranks have it --- */
+
+static int64_t part_begin(int64_t vocab, int parts, int part)
+{
+    return vocab * part / parts;
+}
+
+/* grad [rows, V] = d loss/d logit. Returns the loss, the same of every part. */
+static double divided(struct check *c, struct tensor grad, struct tensor x, struct tensor w,
+                      const int32_t *labels, int parts)
+{
+    const int64_t rows = x.dim[0], vocab = w.dim[0];
+    const struct tensor stats = check_tensor(c, "stats", DTYPE_F64, parts * rows, 3);
+    struct tensor logits[CHECK_PARTS];
+    double loss[CHECK_PARTS] = {0};
+    for (int p = 0; p < parts; p++) {
+        const int64_t first = part_begin(vocab, parts, p),
+                      count = part_begin(vocab, parts, p + 1) - first;
+        logits[p] = check_tensor(c, "logits", DTYPE_F32, rows, count);
+        c->ops->linear_forward(c->device, logits[p], x, tensor_rows(&w, first, count), false);
+        c->ops->loss_stats(c->device, (double *)stats.data + 3 * rows * p, logits[p], labels,
+                           first);
+    }
+    for (int p = 0; p < parts; p++) {
+        const int64_t first = part_begin(vocab, parts, p), count = logits[p].dim[1];
+        const struct loss_parts merged = {stats.data, parts, p, first};
+        const struct tensor own = c->dtype == DTYPE_BF16
+                                      ? check_tensor(c, "part", DTYPE_BF16, rows, count)
+                                      : logits[p],
+                            none = {.data = NULL};
+        c->ops->loss_gradient(c->device, &loss[p], none, logits[p], &merged, labels, SCALE);
+        assert_true(loss[p] == loss[0]);
+        c->ops->loss_gradient(c->device, NULL, own, logits[p], &merged, labels, SCALE);
+        c->ops->copy_columns(c->device, grad, first, own, 0, count);
+    }
+    return loss[0];
+}
+
+/* Errors as of the fused op, whose bits one part has. */
+static void run_parts(struct check *c, const void *args)
+{
+    const struct shape *s = args;
+    check_name(c, "loss in parts rows=%lld C=%lld V=%lld labels=%d%%", (long long)s->rows,
+               (long long)s->width, (long long)s->vocab, s->labels);
+    const struct tensor labels = random_labels(c, s),
+                        x = check_random(c, "x", c->dtype, s->rows, s->width, 1),
+                        w = check_random(c, "w", c->dtype, s->vocab, s->width, 1),
+                        fused = check_tensor(c, "fused", c->dtype, s->rows, s->width),
+                        dx = check_tensor(c, "dx", c->dtype, s->rows, s->width),
+                        sink = check_random(c, "dw", DTYPE_F32, s->vocab, s->width, 1);
+    const struct head h = {s, labels.data, check_values(c, x), check_values(c, w)};
+    double *expected = check_doubles(c, s->rows * s->vocab), loss = 0;
+    for (int64_t n = 0; n < s->rows; n++) {
+        double *row = expected + n * s->vocab;
+        loss += h.label[n] < 0 ? 0 : row_loss(&h, n, row);
+        for (int64_t v = 0; v < s->vocab && h.label[n] >= 0; v++) {
+            row[v] = (double)SCALE * (row[v] - (v == h.label[n]));
+        }
+    }
+    const double one = cross_entropy(c, fused, sink, x, w, labels.data);
+    c->floor = s->vocab == 1 ? (double)SCALE : 0;
+    for (int parts = 1; parts <= CHECK_PARTS && parts <= s->vocab; parts++) {
+        const struct tensor grad = check_tensor(c, "grad", c->dtype, s->rows, s->vocab);
+        const double got = divided(c, grad, x, w, labels.data, parts);
+        if (!(fabs(got - loss) <= loss_error(s))) {
+            check_fail(c, "loss", &grad, parts, got, loss, "out of tolerance");
+        }
+        check_close(c, "grad", grad, expected, gradient_error(s, DTYPE_F32));
+        if (parts == 1 && s->rows <= 1024) { /* of one chunk */
+            assert_true(got == one);
+            c->ops->linear_backward_input(c->device, dx, grad, w, false);
+            check_exact(c, "dx", dx, fused, "of one part is not the fused op's");
+        }
+    }
+}
+
 /* Equal logits: ln V each. Logits of +-1e3: no overflow, the loss is their difference. */
 static void run_known(struct check *c, const void *args)
 {
@@ -214,6 +290,13 @@ static void test_cross_entropy(void **state)
     }
 }
 
+static void test_parts(void **state)
+{
+    for (int i = 0; i < SHAPES; i++) {
+        check_run(*state, run_parts, &shapes[i], CHECK_BF16 | CHECK_KERNELS);
+    }
+}
+
 static void test_known(void **state)
 {
     check_run(*state, run_known, NULL, CHECK_BF16 | CHECK_KERNELS);
@@ -223,6 +306,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cross_entropy),
+        cmocka_unit_test(test_parts),
         cmocka_unit_test(test_known),
     };
     return cmocka_run_group_tests(tests, check_open, check_close_devices);

@@ -521,6 +521,10 @@ static void check_tensor(const struct config *config, struct config_errors *erro
                      "model.num_nextn_predict_layers %lld are needed",
                      (long long)tp, (long long)(sequence / tp), (long long)predicted);
     }
+    if (tp > config->model.vocab_size) {
+        config_error(errors, "parallel.tp %lld is more than model.vocab_size %lld", (long long)tp,
+                     (long long)config->model.vocab_size);
+    }
     if (tp == 1 || config->planning) {
         return;
     }

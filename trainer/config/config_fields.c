@@ -248,10 +248,12 @@ const struct field config_fields[] = {
         "ranks that share the matrices of each expert (docs/parallelism.md)"),
     INT("parallel.pp", parallel.pp, 1, 1024, "1", "pipeline stages: ranks that share the layers"),
     INT("parallel.tp", parallel.tp, 1, 64, "1",
-        "ranks that share dense matrices by heads and widths, and the tokens of each sequence"),
+        "ranks that share matrices by heads, widths and vocabulary, and the tokens of sequences"),
     INT("parallel.cp", parallel.cp, 1, 1024, "1",
         "ranks that share the tokens of each sequence, attention included, and no matrices"),
-    INT("parallel.zero", parallel.zero, 1, 1, "1", "1: optimizer state sharded over replicas"),
+    INT("parallel.zero", parallel.zero, 1, 3, "1",
+        "over replicas sharded: 1: optimizer state; 2: gradients of dense weights too; 3: these "
+        "weights"),
     ENUM("parallel.schedule", parallel.schedule, "auto", pipeline_names, NULL,
          "of the pipeline where pp > 1; auto: zero_bubble, 1f1b where virtual_stages interleave; "
          "dualpipe "

@@ -1,3 +1,5 @@
+#include <string.h>
+
 #include "trainer/config/config_table.h"
 
 /* What each of parallel.etp ranks has a part of; and what is not built for it. */
@@ -44,6 +46,25 @@ void config_check_layout(const struct config *config, struct config_errors *erro
 {
     const long long pp = config->parallel.pp;
     check_experts(config, errors);
+    if (config->parallel.zero > 2 && config->train.precision == CONFIG_FP8) {
+        config_error(errors,
+                     "parallel.zero 3 with train.precision fp8: not built: codes of weights are "
+                     "made once a step and are whole on every rank; use parallel.zero 2");
+    }
+    if (config->parallel.zero > 2 && config->debug.fault != NULL &&
+        strncmp(config->debug.fault, "weight:", strlen("weight:")) == 0) {
+        config_error(errors,
+                     "parallel.zero 3 with debug.fault %s: no rank has a copy of another's "
+                     "weights that could differ",
+                     config->debug.fault);
+    }
+    if (config->parallel.zero > 1 && config->run.device == CONFIG_DEVICE_CUDA &&
+        config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT) {
+        config_error(errors,
+                     "parallel.zero %lld with run.deterministic layout on run.device cuda: not "
+                     "built: integers of a block at a time are added up on the CPU only",
+                     (long long)config->parallel.zero);
+    }
     if (config->planning) {
         return;
     }

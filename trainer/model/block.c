@@ -12,14 +12,16 @@ struct tensor model_act(const struct model *model, void *data, int64_t rows, int
 struct tensor model_weight(const struct model *model, enum param_group group, int64_t offset,
                            int64_t rows, int64_t cols)
 {
-    char *data = (char *)model->group[group].weights + (size_t)offset * dtype_bytes(model->act);
+    const struct model_group *own = &model->group[group];
+    void *data = own->gathered.on ? gathered_place(own, offset, model->act)
+                                  : (char *)own->weights + (size_t)offset * dtype_bytes(model->act);
     return tensor_2d(data, model->act, rows, cols);
 }
 
 struct tensor model_grad(const struct model *model, enum param_group group, int64_t offset,
                          int64_t rows, int64_t cols)
 {
-    float *place = gradients_place(&model->gradients, model->group[group].grads + offset);
+    float *place = gradients_place(&model->gradients, shards_grad(&model->group[group], offset));
     return tensor_2d(place, DTYPE_F32, rows, cols);
 }
 
@@ -37,7 +39,7 @@ void model_add_grad(const struct model *model, enum param_group group, int64_t o
                     int64_t count)
 {
     if (model->gradients.fixed) {
-        gradients_add(&model->gradients, model->group[group].sums + offset, count);
+        gradients_add(&model->gradients, shards_sum(&model->group[group], offset), count);
     }
 }
 
@@ -310,6 +312,13 @@ static void first_norm(struct model *model, int64_t block, const struct block_ca
                 model->arch.norm_eps);
 }
 
+/* Gradients and weights of other blocks on their way may move on. */
+static void progress(struct model *model)
+{
+    shards_progress(model);
+    gathered_progress(model);
+}
+
 /* y = feed-forward of the second norm. */
 static void feed_forward(struct model *model, int64_t block, const struct block_call *call,
                          struct tensor y)
@@ -329,6 +338,7 @@ static void feed_forward(struct model *model, int64_t block, const struct block_
         mlp_forward_up(&mlp, &whole, call->training);
         comm_span_end(model->mesh->world, "dense mlp, up", began);
     }
+    progress(model);
     if (routed) {
         moe_forward_finish(&model->moe, &state->moe, &weights, y, x.act, call->training);
     }
@@ -352,6 +362,7 @@ static void attend(struct model *model, int64_t block, const struct block_call *
     first_norm(model, block, call, x, delta);
     attention_forward(model, block, call, projected, &norm1);
     comm_span_end(model->mesh->world, "attention", began);
+    progress(model);
     second_norm(model, block, call, stream_of(model, state->input, call), projected);
 }
 
@@ -488,6 +499,7 @@ static void feed_forward_backward(struct model *model, int64_t block, const stru
             mlp_restore(&mlp, &whole);
         }
         mlp_backward_down(&mlp, dwhole);
+        progress(model);
         mlp_backward_up_weight(&mlp, &whole);
         comm_span_end(model->mesh->world, "dense mlp, backward", began);
     }
@@ -523,7 +535,9 @@ static void backward_experts(const struct recorded *a)
     const struct tensor dstream = stream_of(model, model->dstream, a->call),
                         dnorm = stream_of(model, model->dnorm, a->call);
     recompute(model, a->block, a->call);
+    progress(model);
     feed_forward_backward(model, a->block, a->call, dnorm, dstream, a->z_scale);
+    progress(model);
 }
 
 static void backward_attention(const struct recorded *a)
@@ -539,6 +553,7 @@ static void backward_attention(const struct recorded *a)
     const int64_t began = comm_span_begin(model->mesh->world);
     attention_backward(model, a->block, a->call, dnorm, dstream, &norm1);
     comm_span_end(model->mesh->world, "attention, backward", began);
+    progress(model);
     norm_backward(model, dstream, dnorm, stream_of(model, state->input, a->call), state->rstd1,
                   at->input_norm);
 }
@@ -555,6 +570,7 @@ void block_backward(struct model *model, int64_t block, const struct block_call 
                     float z_scale)
 {
     const struct recorded args = {.model = model, .block = block, .call = call, .z_scale = z_scale};
+    shards_open(model, params_part_block(&model->arch, block));
     if (waits(model, block)) {
         backward_experts(&args);
     }

@@ -176,13 +176,25 @@ bool deferred_put(const struct linears *linears, const struct deferred_product *
     return true;
 }
 
-void deferred_make(const struct linears *linears, struct drawer *drawer)
+void deferred_make(struct model *model, struct drawer *drawer)
 {
+    const struct linears *linears = &model->linears;
+    int64_t open = -1; /* the part of the parameters whose gradients are being made (shards.h) */
     assert(linears->drawer == NULL);
     for (int64_t i = 0; i < drawer->count; i++) {
         const struct deferred_product *product = &drawer->product[i];
+        const int64_t part =
+            params_part_block(&model->arch, (product->linear - linears->table) / LINEARS);
+        if (part != open && open >= 0) {
+            shards_close(model, open);
+        }
+        shards_open(model, part);
+        open = part;
         linear_backward_weight(linears, product->linear, &product->dy, &product->x, product->offset,
                                product->tokens);
+    }
+    if (open >= 0) {
+        shards_close(model, open);
     }
     drawer->count = 0;
     drawer->batch = -1;

@@ -60,7 +60,8 @@ void deferred_layout(struct deferred *deferred, const struct model *model, struc
 struct drawer *deferred_find(const struct deferred *deferred, int64_t part, int32_t batch);
 /* Whether the product was put off; copies what does not stay. */
 bool deferred_put(const struct linears *linears, const struct deferred_product *product);
-/* Makes all products of a drawer, which is free then. */
-void deferred_make(const struct linears *linears, struct drawer *drawer);
+/* Makes all products of a drawer, which is free then. Where gradients are sharded collective over
+ * their replicas: a block's go to their owners once more, behind what its backward made at once. */
+void deferred_make(struct model *model, struct drawer *drawer);
 
 #endif

@@ -83,10 +83,14 @@ struct part {
 static struct part frozen_part(const struct model *model, const struct param *param,
                                const int64_t *sum, int64_t count)
 {
-    const int64_t *own = model->group[param->group].sums + param->offset;
+    const struct model_group *group = &model->group[param->group];
+    if (!param->frozen || !shards_holds(group, param->offset)) {
+        return (struct part){0};
+    }
+    const int64_t *own = shards_sum(group, param->offset);
     const int64_t first = own - sum, last = first + param->count;
     const struct part part = {.first = first > 0 ? first : 0, .last = last < count ? last : count};
-    return param->frozen && part.first < part.last ? part : (struct part){0};
+    return part.first < part.last ? part : (struct part){0};
 }
 
 /* Parameters to look at: none where none is frozen. */

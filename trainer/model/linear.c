@@ -64,10 +64,10 @@ static int64_t groups_of(const struct linear *linear)
 
 static void place_gradient(struct linear *linear, const struct model_group *group, int64_t offset)
 {
-    if (group->sums != NULL) {
-        linear->sum = group->sums + offset;
-    } else if (group->grads != NULL) {
-        linear->grad = group->grads + offset;
+    if (group->sums != NULL || group->shard_sums != NULL) {
+        linear->sum = shards_sum(group, offset);
+    } else {
+        linear->grad = shards_grad(group, offset);
     }
 }
 
@@ -80,7 +80,7 @@ static void add_dense(struct linears *linears, const struct model *model, int64_
     const struct model_group *group = &model->group[g];
     *linear =
         (struct linear){.out = out, .in = in, .matrices = 1, .sources = 1, .stride = out * in};
-    if (group->weights != NULL) {
+    if (group->weights != NULL || group->gathered.window[0] != NULL) {
         linear->weight = model_weight(model, g, offset, out, in).data;
         place_gradient(linear, group, offset);
     }

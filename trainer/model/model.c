@@ -15,22 +15,46 @@ static void count(struct model *model, enum model_memory kind, const struct aren
     *before = arena->used;
 }
 
+/* A share of the gradients, and what a part at a time needs. */
+static void sharded_gradients(struct model *model, struct model_group *group)
+{
+    struct arena *arena = &model->arena_grads;
+    const size_t share = (size_t)group->zero.share;
+    const bool fixed = model->gradients.fixed;
+    shards_layout(group, &model->arch, fixed ? sizeof(int64_t) : sizeof(float), arena);
+    group->shard = arena_alloc(arena, share * sizeof *group->shard);
+    if (fixed) {
+        group->shard_sums = arena_alloc(arena, share * sizeof *group->shard_sums);
+    }
+    if (group->muon.owner != NULL) {
+        group->reduced = arena_alloc(arena, share * sizeof *group->reduced);
+        group->whole = arena_alloc(arena, (size_t)group->muon.received * sizeof *group->whole);
+    }
+}
+
 /* With integers the f32 gradients of the share stand where nothing is any more once they are
  * decoded: several ranks' sums are in `reduced` then, one rank's stay where they were. */
 static void gradients_of_group(struct model *model, struct model_group *group)
 {
     struct arena *arena = &model->arena_grads;
     const size_t count = (size_t)group->zero.count, share = (size_t)group->zero.share;
+    const int64_t own = zero_first(&group->zero, 0, group->zero.comm->rank);
+    if (group->shards.on) {
+        sharded_gradients(model, group);
+        return;
+    }
     if (!model->gradients.fixed) {
         group->grads = arena_alloc(arena, count * sizeof *group->grads);
         group->reduced = arena_alloc(arena, share * sizeof *group->reduced);
-        return;
+    } else {
+        group->sums = arena_alloc(arena, count * sizeof *group->sums);
+        group->reduced = arena_alloc(arena, share * sizeof *group->sums);
+        group->grads = group->zero.comm->size > 1 ? (float *)(void *)group->sums
+                       : group->reduced != NULL   ? group->reduced + share
+                                                  : NULL;
     }
-    group->sums = arena_alloc(arena, count * sizeof *group->sums);
-    group->reduced = arena_alloc(arena, share * sizeof *group->sums);
-    group->grads = group->zero.comm->size > 1 ? (float *)(void *)group->sums
-                   : group->reduced != NULL   ? group->reduced + share
-                                              : NULL;
+    group->shard = group->grads != NULL ? group->grads + own : NULL;
+    group->whole = group->grads;
 }
 
 static void group_layout(struct model *model)
@@ -40,10 +64,14 @@ static void group_layout(struct model *model)
     for (int g = 0; g < model->params.groups; g++) {
         struct model_group *group = &model->group[g];
         const size_t count = (size_t)group->zero.count, share = (size_t)group->zero.share;
-        group->weights = arena_alloc(&model->arena_params, count * dtype_bytes(model->act));
-        if (model->act == DTYPE_F32) {
-            group->master =
-                group->weights == NULL ? NULL : (float *)group->weights + group->zero.first;
+        if (group->gathered.on) {
+            gathered_layout(group, &model->arch, model->act, &model->arena_params);
+        } else {
+            group->weights = arena_alloc(&model->arena_params, count * dtype_bytes(model->act));
+        }
+        if (model->act == DTYPE_F32 && group->zero.parts == 1) {
+            const int64_t own = zero_first(&group->zero, 0, group->zero.comm->rank);
+            group->master = group->weights == NULL ? NULL : (float *)group->weights + own;
         } else {
             group->master = arena_alloc(&model->arena_optimizer, share * sizeof(float));
         }
@@ -99,6 +127,7 @@ static void activation_layout(struct model *model)
         model->wide[1] = arena_alloc(arena, (size_t)(n * model->tp.width) * sizeof(float));
     }
     tp_layout(&model->tp, arena);
+    vocab_layout(model, arena);
     cp_layout(&model->cp, arena);
     model->final_rstd = arena_alloc(arena, (size_t)own * sizeof(float));
     model->rope = arena_alloc(arena, (size_t)(model->length * arch->rope_dim) * sizeof(float));
@@ -156,18 +185,29 @@ static enum status init_groups(struct model *model, const struct mesh *mesh)
                                                  [PARAM_EXPERT] = &mesh->edp,
                                                  [PARAM_TENSOR] = &mesh->replicas,
                                                  [PARAM_EMBED] = &mesh->ends};
-    const struct params_place place = {.ep_rank = mesh->ep.rank,
-                                       .ep_size = mesh->ep.size,
-                                       .etp_rank = mesh->etp.rank,
-                                       .etp_size = mesh->etp.size,
-                                       .tp_rank = mesh->tp.rank,
-                                       .tp_size = mesh->tp.size,
-                                       .slice = &model->slice};
+    struct params_place place = {.ep_rank = mesh->ep.rank,
+                                 .ep_size = mesh->ep.size,
+                                 .etp_rank = mesh->etp.rank,
+                                 .etp_size = mesh->etp.size,
+                                 .tp_rank = mesh->tp.rank,
+                                 .tp_size = mesh->tp.size,
+                                 .slice = &model->slice};
+    for (int g = 0; g < PARAM_GROUPS; g++) {
+        const bool on =
+            model->training && shards_wanted(model->config, (enum param_group)g, replicas[g]->size);
+        model->group[g].shards.on = on;
+        model->group[g].gathered.on =
+            on && gathered_wanted(model->config, (enum param_group)g, replicas[g]->size);
+        place.unit[g] = on ? zero_padded(1, replicas[g]->size) : 0;
+    }
     TRY(params_init(&model->params, &model->whole,
                     model->config->optimizer.decay == CONFIG_DECAY_ALL, &place));
     for (int g = 0; g < model->params.groups; g++) {
-        zero_init(&model->group[g].zero, (struct comm *)replicas[g],
-                  zero_padded(model->params.elements[g], replicas[g]->size));
+        const int64_t all = 0;
+        const bool on = model->group[g].shards.on;
+        TRY(zero_init(&model->group[g].zero, (struct comm *)replicas[g],
+                      on ? model->params.begin[g] : &all, on ? model->params.parts : 1,
+                      model->params.elements[g]));
     }
     return STATUS_OK;
 }
@@ -328,6 +368,9 @@ void model_free(struct model *model)
     mtp_free(model);
     optimizer_free(model);
     linears_free(&model->linears);
+    for (int g = 0; g < PARAM_GROUPS; g++) {
+        zero_free(&model->group[g].zero);
+    }
     params_free(&model->params);
     arena_free(&model->arena_params);
     arena_free(&model->arena_grads);
@@ -336,17 +379,44 @@ void model_free(struct model *model)
     *model = (struct model){0};
 }
 
-void model_publish(struct model *model)
+/* The masters of this rank's share go to where they are weights, but where they are these. */
+static void publish_share(const struct model *model, const struct model_group *group)
 {
-    for (int g = 0; g < model->params.groups; g++) {
-        struct model_group *group = &model->group[g];
-        if (model->act != DTYPE_F32) {
-            char *out =
-                (char *)group->weights + (size_t)group->zero.first * dtype_bytes(model->act);
-            model->ops->cast(model->device, tensor_1d(out, model->act, group->zero.share),
+    const size_t width = dtype_bytes(model->act);
+    for (int64_t p = 0; p < group->zero.parts; p++) {
+        const struct zero_part *part = &group->zero.part[p];
+        const int64_t own = zero_first(&group->zero, p, group->zero.comm->rank);
+        char *out = (char *)group->weights + (size_t)own * width;
+        const float *from = group->master + part->at;
+        if (part->share > 0 && (const void *)out != (const void *)from) {
+            model->ops->cast(model->device, tensor_1d(out, model->act, part->share),
+                             tensor_1d((float *)(uintptr_t)from, DTYPE_F32, part->share));
+        }
+    }
+}
+
+void model_gather(struct model *model, enum param_group g, bool rounded)
+{
+    struct model_group *group = &model->group[g];
+    if (group->gathered.on) {
+        if (!rounded && model->act != DTYPE_F32) {
+            model->ops->cast(model->device,
+                             tensor_1d(group->gathered.kept, model->act, group->zero.share),
                              tensor_1d(group->master, DTYPE_F32, group->zero.share));
         }
-        zero_all_gather(&group->zero, group->weights, model->act);
+        return;
+    }
+    if (!rounded || model->act == DTYPE_F32) {
+        publish_share(model, group);
+    }
+    zero_all_gather(&group->zero, group->weights, model->act);
+}
+
+void model_publish(struct model *model)
+{
+    gathered_forget(model);
+    for (int g = 0; g < model->params.groups; g++) {
+        model_gather(model, (enum param_group)g, false);
     }
     linears_publish(&model->linears);
 }
@@ -370,15 +440,13 @@ void model_initialize(struct model *model)
     for (int64_t i = 0; i < model->params.count; i++) {
         const struct param *param = &model->params.table[i];
         const struct model_group *group = &model->group[param->group];
-        const int64_t begin = group->zero.first, end = begin + group->zero.share;
-        const int64_t first = param->offset > begin ? param->offset : begin;
-        const int64_t last =
-            param->offset + param->count < end ? param->offset + param->count : end;
+        const struct param_piece piece = param_piece(param, &group->zero, group->zero.comm->rank);
+        const int64_t first = piece.first, last = piece.last;
         const uint64_t key = rng_key(model->config->run.seed, param->name);
         if (first >= last) {
             continue;
         }
-        float *out = group->master + (first - begin);
+        float *out = group->master + zero_place(&group->zero, first);
         if (param->ones) {
             model->ops->fill(model->device, out, last - first, 1.0F);
             continue;
@@ -400,12 +468,16 @@ void model_zero_grads(struct model *model)
     for (int g = 0; g < model->params.groups && model->training; g++) {
         const struct model_group *group = &model->group[g];
         const size_t count = (size_t)group->zero.count;
+        if (group->shards.on) {
+            continue;
+        }
         if (model->gradients.fixed) {
             model->ops->zero(model->device, group->sums, count * sizeof *group->sums);
         } else {
             model->ops->zero(model->device, group->grads, count * sizeof *group->grads);
         }
     }
+    shards_clear(model);
     gradients_begin(&model->gradients, model->unit);
     model->ops->zero(model->device, model->load, (size_t)loads * sizeof(int64_t));
     linears_count_anew(&model->linears);

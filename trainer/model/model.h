@@ -20,6 +20,7 @@
 #include "trainer/model/attention.h"
 #include "trainer/model/balance.h"
 #include "trainer/model/context.h"
+#include "trainer/model/gathered.h"
 #include "trainer/model/gradients.h"
 #include "trainer/model/linear.h"
 #include "trainer/model/mlp.h"
@@ -28,22 +29,32 @@
 #include "trainer/model/params.h"
 #include "trainer/model/pipe.h"
 #include "trainer/model/probe.h"
+#include "trainer/model/shards.h"
 #include "trainer/model/stages.h"
+#include "trainer/model/vocab.h"
 #include "trainer/muon.h"
 
 /* One flat group of parameters on this rank. */
 struct model_group {
     struct zero zero;
-    void *weights; /* [zero.count] act */
+    void *weights;            /* [zero.count] act; NULL where gathered.on */
+    struct gathered gathered; /* on: where they are instead */
     float *grads;  /* [zero.count]; with sums room for it, of which this rank's share alone is
-                      used, from optimizer_decode on; NULL without training */
-    int64_t *sums; /* [zero.count] gradients as integers (gradients.h), else NULL */
-    float *master; /* [zero.share] this rank's share in f32; with fp32 a view into weights */
+                      used, from optimizer_decode on; NULL without training, and where shards.on */
+    int64_t *sums; /* [zero.count] gradients as integers (gradients.h), else NULL, as grads */
+    struct shards shards; /* on: where these add up instead */
+    float *shard; /* [zero.share] this rank's share of the summed gradients, in f32: a view into
+                     grads, or, where shards.on, memory of its own */
+    int64_t *shard_sums; /* [zero.share] the same in integers, where shards.on; else NULL */
+    float *master; /* [zero.share] this rank's share in f32; with fp32 a view into weights, but
+                      where shards.on */
     void *moment1, *moment2; /* [zero.share] model->moments; NULL without training; moment2 NULL
                                 where all is Muon's, whose momentum is moment1 */
     float *ema;              /* [zero.share] running average of master; NULL: none */
-    float *reduced;          /* [zero.share] scratch of the reduction; with sums int64 */
-    bool reducing;           /* between optimizer_reduce_start and optimizer_reduce */
+    float *reduced; /* [zero.share] scratch of the reduction; with sums int64. Where shards.on only
+                       Muon's, else NULL */
+    float *whole;   /* where Muon's whole matrices form: grads, or, where shards.on, its own */
+    bool reducing;  /* between optimizer_reduce_start and optimizer_reduce */
     struct muon_plan muon;
 };
 
@@ -151,9 +162,10 @@ struct model {
     struct context_scratch context;
     struct mlp_scratch mlp;
     struct mtp_scratch mtp_scratch;
+    struct vocab_scratch vocab;
     int64_t *load;      /* [moe blocks, E] tokens per expert, summed over micro-batches since
                            model_zero_grads */
-    struct batch input; /* [N] each: the micro-batch that runs; ids and labels of block_tokens */
+    struct batch input; /* [N] each: the micro-batch that runs; ids: vocab_own_ids */
     int32_t *own;       /* [4N] owned, host: those on their way there */
     struct model_losses *losses; /* [1] of the last model_run, or the unit that runs */
     double *aux;   /* [moe blocks] likewise: weighted balance and z-loss terms of each block */
@@ -182,6 +194,10 @@ void model_initialize(struct model *model);
 /* Collective. Device form of the weights from the f32 masters, gathered over the replicas; codes of
  * those in FP8. */
 void model_publish(struct model *model);
+
+/* Collective over the group's replicas. Weights of the group from all ranks' shares; rounded: those
+ * of this rank's are there, but in fp32. */
+void model_gather(struct model *model, enum param_group group, bool rounded);
 
 /* Those to come are counted in model->unit. */
 void model_zero_grads(struct model *model);
@@ -246,10 +262,6 @@ void model_logits(struct model *model, const struct batch *batch, int64_t count,
 
 /* Factor of lse^2 in the objective, for a block that routes `tokens` tokens. */
 float model_z_scale(const struct model *model, int64_t tokens, const struct model_scale *scale);
-/* Host memory: of each of `count` sequences of `sequence` numbers this rank's, one after another;
- * `to` may be `from`. */
-void model_own_tokens(const struct model *model, int32_t *to, const int32_t *from, int64_t count,
-                      int64_t sequence);
 /* Adds what a block with experts just routed to the result and to model->load. */
 void model_count_block(struct model *model, int64_t block, int64_t tokens);
 

@@ -9,18 +9,6 @@ static struct tensor stream(const struct model *model, void *data, int64_t token
     return model_act(model, data, tokens, model->arch.width);
 }
 
-static struct tensor embedding(const struct model *model)
-{
-    return model_weight(model, model->params.embedding, model->params.embed, model->arch.vocab,
-                        model->arch.width);
-}
-
-static struct tensor head(const struct model *model)
-{
-    return model_weight(model, PARAM_DENSE, model->params.head, model->arch.vocab,
-                        model->arch.width);
-}
-
 void model_count_block(struct model *model, int64_t block, int64_t tokens)
 {
     const struct moe_state *state = &model->blocks[block].moe;
@@ -53,10 +41,15 @@ static void forward(struct model *model, const struct block_call *call, const st
     struct tensor x = stream(model, model->blocks[part->first].input, n), delta = {0};
     assert(n <= model->moe.tokens && call->sequence <= model->sequence);
     if (part->embedding) {
-        model->ops->embedding_forward(model->device, x, call->batch->ids, embedding(model));
+        gathered_use(model, PARAM_PART_EMBED, params_part_block(&model->arch, part->first));
+        vocab_embed(model, call, x);
     }
     for (int64_t l = part->first; l < end; l++) {
+        const int64_t next = l + 1 < end  ? params_part_block(&model->arch, l + 1)
+                             : part->head ? params_part_norm(&model->arch)
+                                          : -1;
         comm_at_layer(model->mesh->world, l);
+        gathered_use(model, params_part_block(&model->arch, l), next);
         block_forward(model, l, call, x, delta);
         x = stream(model, model->blocks[l].middle, n);
         delta = stream(model, model->delta, n);
@@ -68,6 +61,7 @@ static void forward(struct model *model, const struct block_call *call, const st
     if (!part->head) {
         return;
     }
+    gathered_use(model, params_part_norm(&model->arch), params_part_head(&model->arch));
     model->ops->norm_forward(model->device, stream(model, model->final_norm, n),
                              stream(model, model->stream, n), model->final_rstd, x, delta,
                              model_vector(model, model->params.final_norm, model->arch.width),
@@ -88,77 +82,68 @@ static void norm_backward(struct model *model, int64_t n)
     const int64_t width = model->arch.width;
     struct tensor dstream = stream(model, model->dstream, n);
     probe_tell(model->probe, -1, PROBE_OUTPUT_GRADIENT, stream(model, model->dwork, n));
+    gathered_use(model, params_part_norm(&model->arch), -1);
+    shards_open(model, params_part_norm(&model->arch));
     model->ops->zero(model->device, model->dstream, tensor_bytes(&dstream));
     model->ops->norm_backward(
         model->device, dstream, model_vector_grad(model, model->params.final_norm, width),
         stream(model, model->dwork, n), stream(model, model->stream, n), model->final_rstd,
         model_vector(model, model->params.final_norm, width));
     model_add_grad(model, PARAM_DENSE, model->params.final_norm, width);
+    shards_close(model, params_part_norm(&model->arch));
 }
 
 static void backward(struct model *model, const struct block_call *call,
                      const struct model_scale *scale, const struct stage *part)
 {
-    const int64_t width = model->arch.width;
     for (int64_t l = main_end(model, part) - 1; l >= part->first; l--) {
+        const int64_t next = l > part->first ? params_part_block(&model->arch, l - 1) : -1;
         comm_at_layer(model->mesh->world, l);
+        gathered_use(model, params_part_block(&model->arch, l), next);
         block_backward(model, l, call, model_z_scale(model, call->count * call->length, scale));
-        /* no layer below has experts, and nothing is exchanged with ranks of tp, cp or other stages
-         */
+        shards_close(model, params_part_block(&model->arch, l));
+        /* no layer below has experts, and nothing is exchanged with ranks of tp, cp or other
+         * stages, nor gradients a block at a time */
         if (l == model->arch.dense_layers && scale->last && tp_alone(&model->tp) &&
-            cp_alone(&model->cp) && slice_whole(&model->slice)) {
+            cp_alone(&model->cp) && slice_whole(&model->slice) &&
+            !model->group[PARAM_DENSE].shards.on) {
             optimizer_reduce_start(model, PARAM_EXPERT);
         }
     }
     comm_at_layer(model->mesh->world, -1);
     if (!part->embedding) {
+        if (part->head && model->arch.mtp_depth > 0) { /* modules of prediction opened it */
+            shards_close(model, PARAM_PART_EMBED);
+        }
         return;
     }
-    const enum param_group group = model->params.embedding;
-    model->ops->embedding_backward(
-        model->device, model_grad(model, group, model->params.embed, model->arch.vocab, width),
-        call->batch->ids, stream(model, model->dstream, block_tokens(model, call)));
-    model_add_grad(model, group, model->params.embed, model->arch.vocab * width);
+    shards_open(model, PARAM_PART_EMBED);
+    vocab_embed_backward(model, call, stream(model, model->dstream, block_tokens(model, call)));
+    shards_close(model, PARAM_PART_EMBED);
 }
 
-void model_own_tokens(const struct model *model, int32_t *to, const int32_t *from, int64_t count,
-                      int64_t sequence)
-{
-    const int64_t part = cp_tokens(&model->cp, sequence), own = tp_tokens(&model->tp, part),
-                  first = tp_first(&model->tp);
-    cp_own_tokens(&model->cp, to, from, count, sequence);
-    for (int64_t s = 0; s < count; s++) {
-        memmove(to + s * own, to + s * part + first, (size_t)own * sizeof *to);
-    }
-}
-
-/* The batch on the device: ids and labels of this rank's tokens, the rest of all of its rank of cp.
- */
+/* The batch on the device: all tokens of this rank of cp. */
 static void take_batch(struct model *model, const struct batch *batch, int64_t count,
                        int64_t sequence)
 {
-    const int64_t tokens = count * cp_tokens(&model->cp, sequence),
-                  own = tokens / model->tp.comm->size;
+    const int64_t tokens = count * cp_tokens(&model->cp, sequence);
     const struct {
         int32_t *to;
         const int32_t *from;
-        bool all;
-    } arrays[] = {{model->input.ids, batch->ids, false},
-                  {model->input.labels, batch->labels, false},
-                  {model->input.positions, batch->positions, true},
-                  {model->input.first, batch->first, true}};
+    } arrays[] = {{model->input.ids, batch->ids},
+                  {model->input.labels, batch->labels},
+                  {model->input.positions, batch->positions},
+                  {model->input.first, batch->first}};
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
         int32_t *host = model->own + (int64_t)i * tokens;
         if (arrays[i].from == NULL) {
             continue;
         }
-        if (arrays[i].all) {
-            cp_own_tokens(&model->cp, host, arrays[i].from, count, sequence);
-        } else {
-            model_own_tokens(model, host, arrays[i].from, count, sequence);
+        cp_own_tokens(&model->cp, host, arrays[i].from, count, sequence);
+        if (arrays[i].to == model->input.ids) {
+            vocab_own_ids(model, host, tokens);
         }
-        model->ops->upload(model->device, arrays[i].to, host,
-                           (size_t)(arrays[i].all ? tokens : own) * sizeof *host);
+        model->ops->upload(model->device, arrays[i].to, host, (size_t)tokens * sizeof *host);
     }
 }
 
@@ -203,27 +188,27 @@ void model_take_unit(struct model *model, const struct model_unit *unit)
 
 void model_part_loss(struct model *model, const struct model_unit *unit)
 {
-    const int64_t width = model->arch.width, layers = model->arch.layers;
+    const int64_t layers = model->arch.layers;
     const struct model_scale *scale = unit->scale;
     const struct block_call call = call_of(model, unit);
     const int64_t n = block_tokens(model, &call);
-    struct tensor dx = {0}, dw = {0};
+    struct tensor dx = {0};
     if (scale != NULL) {
         assert(model->training);
+        shards_open(model, params_part_head(&model->arch));
         dx = stream(model, model->dwork, n);
-        dw = model_grad(model, PARAM_DENSE, model->params.head, model->arch.vocab, width);
     }
+    gathered_use(model, params_part_head(&model->arch), -1);
     const int64_t began = comm_span_begin(model->mesh->world);
-    model->ops->cross_entropy(model->device, &model->losses->loss, dx, dw,
-                              stream(model, model->final_norm, n), head(model), model->input.labels,
-                              scale != NULL ? (float)scale->loss : 0.0F);
+    vocab_loss(model, &call, &model->losses->loss, dx, stream(model, model->final_norm, n),
+               scale != NULL ? (float)scale->loss : 0.0F);
     comm_span_end(model->mesh->world, "head and loss", began);
     if (scale == NULL) {
         return;
     }
-    model_add_grad(model, PARAM_DENSE, model->params.head, model->arch.vocab * width);
     probe_tell(model->probe, -1, PROBE_LOSS, tensor_1d(&model->losses->loss, DTYPE_F64, 1));
     mtp_forward(model, &model->losses->mtp, unit->batch, unit->count, unit->sequence, scale);
+    shards_close(model, params_part_head(&model->arch));
     balance_count(model, layers, architecture_blocks(&model->arch), unit->count);
     balance_losses(model, layers, architecture_blocks(&model->arch), unit, scale->unit);
     mtp_backward(model, unit->count, unit->sequence, scale);
@@ -293,8 +278,12 @@ void model_forward(struct model *model, const struct block_call *call, int64_t f
     model->result = (struct model_result){0};
     forward(model, call, &model->slice.part[0]);
     struct tensor normed = stream(model, model->final_norm, call->count * call->sequence);
-    model->ops->linear_forward(model->device, tensor_2d(logits, DTYPE_F32, rows, model->arch.vocab),
-                               tensor_rows(&normed, first, rows), head(model), false);
+    gathered_use(model, params_part_head(&model->arch), -1);
+    model->ops->linear_forward(
+        model->device, tensor_2d(logits, DTYPE_F32, rows, model->arch.vocab),
+        tensor_rows(&normed, first, rows),
+        model_weight(model, PARAM_DENSE, model->params.head, model->arch.vocab, model->arch.width),
+        false);
 }
 
 void model_logits(struct model *model, const struct batch *batch, int64_t count, int64_t sequence,

@@ -92,10 +92,11 @@ static void shift_batch(const struct model *model, struct mtp_state *state,
         shifted.positions[i] = batch->positions[from];
         shifted.first[i] = batch->first[from];
     }
-    model_own_tokens(model, shifted.ids, shifted.ids, count, kept);
-    model_own_tokens(model, shifted.labels, shifted.labels, count, kept);
-    cp_own_tokens(&model->cp, shifted.positions, shifted.positions, count, kept);
-    cp_own_tokens(&model->cp, shifted.first, shifted.first, count, kept);
+    int32_t *const arrays[] = {shifted.ids, shifted.labels, shifted.positions, shifted.first};
+    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
+        cp_own_tokens(&model->cp, arrays[i], arrays[i], count, kept);
+    }
+    vocab_own_ids(model, shifted.ids, count * cp_tokens(&model->cp, kept));
     state->batch = batch_view(state->storage, n);
     model->ops->upload(model->device, state->storage, state->host,
                        (size_t)(4 * n) * sizeof *state->host);
@@ -151,9 +152,9 @@ static void enter(struct model *model, int64_t k, const struct block_call *call)
                         h = model_act(model, state->before, n, width),
                         both = model_act(model, state->both, n, 2 * width),
                         part = model_act(model, model->mtp_scratch.dpart, n, width);
-    model->ops->embedding_forward(model->device, embedded, call->batch->ids,
-                                  model_weight(model, model->params.embedding, model->params.embed,
-                                               model->arch.vocab, width));
+    gathered_use(model, PARAM_PART_EMBED, params_part_block(&model->arch, block_of(model, k)));
+    gathered_use(model, params_part_block(&model->arch, block_of(model, k)), -1);
+    vocab_embed(model, call, embedded);
     each_sample(model, h, before(model, k, call->count, call->length + k), call->count, false);
     norm(model, part.data, state->rstd_e, embedded, at->enorm);
     model->ops->copy_columns(model->device, both, 0, part, 0, width);
@@ -170,8 +171,7 @@ static void module_forward(struct model *model, double *loss, int64_t k,
     struct mtp_state *state = &model->mtp[k - 1];
     struct block_state *block = &model->blocks[block_of(model, k)];
     const struct block_offsets *at = &model->params.block[block_of(model, k)];
-    const int64_t n = block_tokens(model, call), width = model->arch.width,
-                  vocab = model->arch.vocab;
+    const int64_t n = block_tokens(model, call), width = model->arch.width;
     enter(model, k, call);
     block_forward(model, block_of(model, k), call, model_act(model, block->input, n, width),
                   (struct tensor){0});
@@ -180,12 +180,9 @@ static void module_forward(struct model *model, double *loss, int64_t k,
                              model_act(model, block->middle, n, width),
                              model_act(model, model->delta, n, width),
                              model_vector(model, at->head_norm, width), model->arch.norm_eps);
-    model->ops->cross_entropy(model->device, loss, model_act(model, state->dnormed, n, width),
-                              model_grad(model, PARAM_DENSE, model->params.head, vocab, width),
-                              model_act(model, state->normed, n, width),
-                              model_weight(model, PARAM_DENSE, model->params.head, vocab, width),
-                              call->batch->labels, loss_scale);
-    model_add_grad(model, PARAM_DENSE, model->params.head, vocab * width);
+    gathered_use(model, params_part_head(&model->arch), -1);
+    vocab_loss(model, call, loss, model_act(model, state->dnormed, n, width),
+               model_act(model, state->normed, n, width), loss_scale);
 }
 
 void mtp_forward(struct model *model, double *loss, const struct batch *batch, int64_t count,
@@ -235,11 +232,7 @@ static void enter_backward(struct model *model, int64_t k, const struct block_ca
         model_weight(model, PARAM_DENSE, at->eh_proj, width, 2 * width), false);
     const struct tensor dembedded = half_backward(
         model, 0, model_act(model, state->embedded, n, width), state->rstd_e, at->enorm);
-    const enum param_group group = model->params.embedding;
-    model->ops->embedding_backward(
-        model->device, model_grad(model, group, model->params.embed, model->arch.vocab, width),
-        call->batch->ids, dembedded);
-    model_add_grad(model, group, model->params.embed, model->arch.vocab * width);
+    vocab_embed_backward(model, call, dembedded);
     const struct tensor dh = half_backward(model, width, model_act(model, state->before, n, width),
                                            state->rstd_h, at->hnorm);
     each_sample(model, before_gradient(model, k, call->count, call->length + k), dh, call->count,
@@ -254,7 +247,11 @@ void mtp_backward(struct model *model, int64_t count, int64_t sequence,
         const struct block_call call = call_of(model, k, count, sequence, scale);
         const int64_t n = block_tokens(model, &call), width = model->arch.width,
                       weight = model->params.block[block_of(model, k)].head_norm;
+        const int64_t part = params_part_block(&model->arch, block_of(model, k));
         struct tensor dstream = model_act(model, model->dstream, n, width);
+        gathered_use(model, part, -1);
+        shards_open(model, part);
+        shards_open(model, PARAM_PART_EMBED);
         model->ops->zero(model->device, dstream.data, tensor_bytes(&dstream));
         model->ops->norm_backward(model->device, dstream, model_vector_grad(model, weight, width),
                                   model_act(model, state->dnormed, n, width),
@@ -264,5 +261,6 @@ void mtp_backward(struct model *model, int64_t count, int64_t sequence,
         block_backward(model, block_of(model, k), &call,
                        model_z_scale(model, call.count * call.length, scale));
         enter_backward(model, k, &call);
+        shards_close(model, part);
     }
 }

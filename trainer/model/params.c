@@ -37,6 +37,19 @@ static int64_t aligned(int64_t offset)
 /* Which side of a matrix tp, or of an expert's etp, divides. */
 enum divide { WHOLE, ROWS, COLUMNS };
 
+/* Rows or columns of which parts are as even as can be: how many the `place`th of `ways` has, and
+ * those before it. */
+static int64_t part_of(int64_t size, int64_t ways, int64_t place)
+{
+    return size / ways + (place < size % ways ? 1 : 0);
+}
+
+static int64_t first_of(int64_t size, int64_t ways, int64_t place)
+{
+    const int64_t more = size % ways;
+    return size / ways * place + (place < more ? place : more);
+}
+
 struct builder {
     struct params *params;
     const struct architecture *arch;
@@ -61,28 +74,31 @@ static int64_t append(struct builder *b, enum param_group group, enum divide div
     const bool expert = group == PARAM_EXPERT;
     const int size = expert ? b->place->etp_size : b->place->tp_size,
               rank = expert ? b->place->etp_rank : b->place->tp_rank;
+    int64_t most = 1; /* on the rank that has most */
     for (int i = 0; i < 2; i++) {
         const bool divided = divide == (i == 0 ? ROWS : COLUMNS);
-        assert(!divided || param->shape[i] % size == 0);
-        param->part[i] = param->shape[i] / (divided ? size : 1);
-        param->first[i] = divided ? rank * param->part[i] : 0;
+        const int64_t ways = divided ? size : 1, place = divided ? rank : 0;
+        param->part[i] = part_of(param->shape[i], ways, place);
+        param->first[i] = first_of(param->shape[i], ways, place);
+        most *= part_of(param->shape[i], ways, 0);
+        assert(param->shape[i] % ways == 0 || rows == b->arch->vocab);
     }
     param->count = param->part[0] * param->part[1];
     param->offset = follow ? b->next[group] : aligned(b->next[group]);
     param->ones = cols == 0;
     param->decay = cols > 0 || b->decay_all;
-    b->next[group] = param->offset + param->count;
+    b->next[group] = param->offset + most;
     return param->offset;
 }
 
 #define FORMAT __attribute__((format(printf, 5, 6)))
 
-static FORMAT int64_t add_to(struct builder *b, enum param_group group, int64_t rows, int64_t cols,
-                             const char *format, ...)
+static int64_t add_to(struct builder *b, enum param_group group, enum divide divide, int64_t rows,
+                      int64_t cols, const char *format, ...)
 {
     va_list args;
     va_start(args, format);
-    const int64_t offset = append(b, group, WHOLE, false, rows, cols, format, args);
+    const int64_t offset = append(b, group, divide, false, rows, cols, format, args);
     va_end(args);
     return offset;
 }
@@ -214,6 +230,16 @@ static void add_block(struct builder *b, int64_t block)
     }
 }
 
+/* What is added from now on is of this part, in every group that has parts. */
+static void begin_part(struct builder *b, int64_t part)
+{
+    for (int g = 0; g < PARAM_GROUPS; g++) {
+        const int64_t unit = b->place->unit[g] > 0 ? b->place->unit[g] : 1;
+        b->next[g] = (b->next[g] + unit - 1) / unit * unit;
+        b->params->begin[g][part] = b->next[g];
+    }
+}
+
 /* Parameters of the table from `first` on, without experts. */
 static int64_t count_dense(const struct params *params, int64_t first)
 {
@@ -233,6 +259,7 @@ static bool has_block(const struct builder *b, int64_t block)
 static void add_blocks(struct builder *b, int64_t first, int64_t end)
 {
     for (int64_t block = first; block < end; block++) {
+        begin_part(b, params_part_block(b->arch, block));
         if (has_block(b, block)) {
             add_block(b, block);
         }
@@ -248,14 +275,19 @@ static int64_t add_all(struct builder *b)
     struct params *params = b->params;
     const bool embeds = slice == NULL || slice->embeds, heads = slice == NULL || slice->heads;
     params->embed = params->final_norm = params->head = -1;
+    begin_part(b, PARAM_PART_EMBED);
     if (embeds || (heads && arch->mtp_depth > 0)) {
-        params->embed =
-            add_to(b, params->embedding, arch->vocab, arch->width, "model.embed_tokens.weight");
+        params->embed = add_to(b, params->embedding, ROWS, arch->vocab, arch->width,
+                               "model.embed_tokens.weight");
     }
     add_blocks(b, 0, arch->layers);
+    begin_part(b, params_part_norm(arch));
     if (heads) {
         params->final_norm = add(b, WHOLE, arch->width, 0, "model.norm.weight");
-        params->head = add(b, WHOLE, arch->vocab, arch->width, "lm_head.weight");
+    }
+    begin_part(b, params_part_head(arch));
+    if (heads) {
+        params->head = add(b, ROWS, arch->vocab, arch->width, "lm_head.weight");
     }
     const int64_t first_mtp = params->count;
     add_blocks(b, arch->layers, architecture_blocks(arch));
@@ -296,11 +328,20 @@ enum status params_init(struct params *params, const struct architecture *arch, 
                                         : divided ? PARAM_EMBED
                                                   : PARAM_TENSOR,
                               .divided = divided ? PARAM_TENSOR : PARAM_DENSE,
-                              .embedding = shared ? PARAM_EMBED : PARAM_DENSE};
+                              .embedding = shared    ? PARAM_EMBED
+                                           : divided ? PARAM_TENSOR
+                                                     : PARAM_DENSE,
+                              .vocab = part_of(arch->vocab, place->tp_size, place->tp_rank),
+                              .vocab_first = first_of(arch->vocab, place->tp_size, place->tp_rank)};
     params->table = calloc((size_t)(3 + blocks * (MOST_DENSE + 3 * local)), sizeof *params->table);
     params->block = malloc((size_t)blocks * sizeof *params->block);
-    if (params->table == NULL || params->block == NULL) {
+    params->parts = blocks + 3;
+    params->begin[0] = calloc((size_t)(PARAM_GROUPS * params->parts), sizeof *params->begin[0]);
+    if (params->table == NULL || params->block == NULL || params->begin[0] == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for the parameter table");
+    }
+    for (int g = 1; g < PARAM_GROUPS; g++) {
+        params->begin[g] = params->begin[0] + g * params->parts;
     }
     memset(params->block, 0xff, (size_t)blocks * sizeof *params->block); /* -1 */
     struct builder b = {.params = params,
@@ -323,6 +364,7 @@ void params_free(struct params *params)
 {
     free(params->table);
     free(params->block);
+    free(params->begin[0]);
     *params = (struct params){0};
 }
 

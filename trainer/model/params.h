@@ -5,10 +5,11 @@
  * Flat groups per rank, by the ranks that hold the same: dense parameters (all ranks of the stage),
  * this rank's experts, or their parts where etp divides them (edp), where tp is more than 1 its
  * part of the matrices that tp divides (replicas; else they are dense), and, where the first and
- * the last stage of a pipeline both read it, the embedding (mesh->ends; else it is dense). A group
+ * the last stage of a pipeline both read it, its part of the embedding (mesh->ends). A group
  * is one contiguous array of elements; weights, gradients and optimizer state all use the same
  * offsets. DeepSeek-V3's e_score_correction_bias is no parameter here: nothing but counts moves it
- * (model.h).
+ * (model.h). Where tp does not divide the vocabulary, the first ranks have a row of embedding and
+ * head more than the last, and all have room for it.
  */
 #ifndef TRAINER_PARAMS_H
 #define TRAINER_PARAMS_H
@@ -54,8 +55,14 @@ struct params {
     enum param_group divided;        /* group of the matrices that tp divides */
     enum param_group embedding;      /* group of the embedding */
     int64_t elements[PARAM_GROUPS];  /* without padding at the end */
+    int64_t parts;                   /* of a group that is divided into parts (zero.h), in the order
+                                        of the table: the embedding, each block of the main model,
+                                        the final norm, the head, each module of prediction */
+    int64_t *begin[PARAM_GROUPS];    /* [parts] where each begins, those without elements too; all
+                                        together owned */
     struct block_offsets *block;     /* [blocks] owned */
     int64_t embed, final_norm, head; /* offsets; -1: the rank has none */
+    int64_t vocab_first, vocab;      /* rows of embedding and head on this rank */
     int64_t expert_stride;           /* elements from one expert to the next */
     int64_t down_offset;             /* of the down projection inside an expert */
     int64_t total, active; /* parameters of the whole model without multi-token prediction,
@@ -66,7 +73,9 @@ struct params {
 /* Whose parameters. Sizes divide experts, heads and widths. */
 struct params_place {
     int ep_rank, ep_size, etp_rank, etp_size, tp_rank, tp_size;
-    const struct slice *slice; /* of the pipeline; NULL: all of the model */
+    const struct slice *slice;  /* of the pipeline; NULL: all of the model */
+    int64_t unit[PARAM_GROUPS]; /* elements, a multiple of 64, of which each part of the group has a
+                                   whole number; 0: the group is one part, begin is of no use */
 };
 
 /* Of the whole model: one rank that has all. */
@@ -83,6 +92,21 @@ struct param_run {
     int64_t whole; /* index of the first in the whole, row by row */
     int64_t count;
 };
+
+/* The part (params->begin) of a block, of the embedding, the final norm, the head. */
+enum { PARAM_PART_EMBED };
+static inline int64_t params_part_norm(const struct architecture *arch)
+{
+    return arch->layers + 1;
+}
+static inline int64_t params_part_head(const struct architecture *arch)
+{
+    return arch->layers + 2;
+}
+static inline int64_t params_part_block(const struct architecture *arch, int64_t block)
+{
+    return block < arch->layers ? 1 + block : 3 + block;
+}
 
 /* The run that begins at element `from` of the part and ends before `to` at the latest. */
 struct param_run param_run(const struct param *param, int64_t from, int64_t to);

@@ -65,6 +65,17 @@ static enum status measure(struct stage_memory *memory, const struct config *con
     return status;
 }
 
+/* The loss's of a rank that has the head, or what of it config_of's model has. */
+static size_t loss_scratch(const struct config *config, int64_t vocab)
+{
+    struct vocab_scratch scratch;
+    struct arena arena = {0};
+    vocab_scratch_layout(
+        &scratch, config->train.micro_batch * config->train.sequence_length / config->parallel.cp,
+        vocab, config->parallel.tp, config->train.precision != CONFIG_FP32, &arena);
+    return arena.used;
+}
+
 enum status memory_of_stage(struct stage_memory *memory, const struct config *config,
                             const struct stage *stage, struct device *device, int64_t dp,
                             int64_t ep)
@@ -74,7 +85,13 @@ enum status memory_of_stage(struct stage_memory *memory, const struct config *co
     architecture_init(&arch, config);
     const bool whole = stage->blocks == architecture_blocks(&arch);
     const struct config own = whole ? *config : config_of(config, &arch, stage);
-    return measure(memory, &own, &mesh, device);
+    TRY(measure(memory, &own, &mesh, device));
+    if (own.model.vocab_size < config->model.vocab_size) {
+        const size_t loss = loss_scratch(config, config->model.vocab_size);
+        memory->kind[MODEL_SCRATCH] += stage->head ? loss : 0;
+        memory->kind[MODEL_SCRATCH] -= loss_scratch(config, own.model.vocab_size);
+    }
+    return STATUS_OK;
 }
 
 enum status memory_of_rank(struct stage_memory *memory, const struct config *config, int64_t pp,
@@ -83,7 +100,8 @@ enum status memory_of_rank(struct stage_memory *memory, const struct config *con
     struct mesh mesh = mesh_of(config, dp, ep);
     const bool end = rank == 0 || rank == pp - 1;
     mesh.pp = (struct comm){.rank = (int)rank, .size = (int)pp, .name = "pp"};
-    mesh.ends = (struct comm){.size = (int)(end ? 2 * dp : dp), .name = "ends"};
+    const int copies = mesh.replicas.size;
+    mesh.ends = (struct comm){.size = end ? 2 * copies : copies, .name = "ends"};
     return measure(memory, config, &mesh, device);
 }
 
@@ -149,23 +167,28 @@ static size_t attention_of_cpu(const struct config *config, const struct archite
     return sizeof(float) * t * (threads * (11 * (qk + v) / 2 + 1) + samples * sums);
 }
 
-/* Logits and their gradients, oneDNN's copies of the head's operands, the reduction's parts. */
+/* Logits and their gradients (with tp they are the model's: vocab.h), oneDNN's copies of the head's
+ * operands, the reduction's parts. */
 static size_t scratch_of_cpu(const struct config *config, const struct architecture *arch,
                              const struct stage_memory *memory, int64_t dp, int64_t ep)
 {
+    const bool alone = config->parallel.tp == 1;
     const size_t rows = (size_t)(config->train.micro_batch * config->train.sequence_length /
-                                 config->parallel.tp / config->parallel.cp),
-                 chunk = rows < CPU_LOSS_ROWS ? rows : CPU_LOSS_ROWS, vocab = (size_t)arch->vocab,
+                                 config->parallel.cp),
+                 chunk = rows < CPU_LOSS_ROWS ? rows : CPU_LOSS_ROWS,
+                 vocab = (size_t)(arch->vocab / config->parallel.tp),
                  act = config->train.precision == CONFIG_FP32 ? 4 : 2,
                  sum = config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT ? sizeof(int64_t)
                                                                                 : sizeof(float),
                  copies = (size_t)(dp * config->parallel.cp),
-                 ranks = copies * (size_t)config->parallel.tp,
-                 dense = ranks > 1 ? (size_t)memory->elements[PARAM_DENSE] * sum : 0,
+                 ranks = copies * (size_t)config->parallel.tp;
+    const bool whole_dense = config->parallel.zero == 1; /* else their room is in the arenas */
+    const size_t dense = whole_dense && ranks > 1 ? (size_t)memory->elements[PARAM_DENSE] * sum : 0,
                  experts = ranks > (size_t)ep ? (size_t)memory->elements[PARAM_EXPERT] * sum : 0,
-                 divided = copies > 1 ? (size_t)memory->elements[PARAM_TENSOR] * sum : 0,
+                 divided =
+                     whole_dense && copies > 1 ? (size_t)memory->elements[PARAM_TENSOR] * sum : 0,
                  whole = dense > divided ? dense : divided;
-    return chunk * vocab * (sizeof(float) + (act == 2 ? 2 : 0)) +
+    return (alone ? chunk * vocab * (sizeof(float) + (act == 2 ? 2 : 0)) : 0) +
            2 * vocab * (size_t)arch->width * act * chunk / CPU_LOSS_ROWS +
            (whole > experts ? whole : experts);
 }

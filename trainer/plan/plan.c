@@ -94,6 +94,10 @@ static enum status set_layout(struct plan *plan)
     }
     plan->tp = config->parallel.tp;
     plan->cp = config->parallel.cp;
+    plan->zero = config->parallel.zero;
+    if (plan->zero > 2 && config->train.precision == CONFIG_FP8) {
+        return status_fail(STATUS_USAGE, "parallel.zero 3 with train.precision fp8: not built");
+    }
     if (ranks % (plan->pp * plan->ep * plan->etp) != 0 ||
         ranks % (plan->pp * plan->cp * plan->tp) != 0) {
         return status_fail(STATUS_USAGE,
@@ -196,6 +200,25 @@ static const struct stage_memory *memory_of(const struct planner *p, int64_t ran
     return &p->memory[pipeline_stage(&p->plan->shape, rank, part)];
 }
 
+/* Gradients of `count` dense elements of a rank to their owners, weights back: both once a step,
+ * or, where they are sharded, gradients of a part at a time, of every micro-batch, and so, forward
+ * and backward, weights where these are. Nothing of it is taken to run beside kernels. */
+static double time_dense(const struct planner *p, double count, double sum, double act,
+                         int64_t ranks, int64_t stride)
+{
+    const struct plan *plan = p->plan;
+    const struct hardware *hw = &plan->hardware;
+    const double gathers = plan->zero < 3 ? 1 : 2 * (double)plan->micro_batches;
+    if (plan->zero == 1 || count == 0 || ranks == 1) {
+        return exchange_reduce_seconds(hw, (sum + act) * count, ranks, stride);
+    }
+    const double parts = (double)(architecture_blocks(&plan->arch) / plan->pp + 2),
+                 again = (parts - 1) * hw->message;
+    return (double)plan->micro_batches *
+               (exchange_reduce_seconds(hw, sum * count, ranks, stride) + again) +
+           gathers * (exchange_reduce_seconds(hw, act * count, ranks, stride) + again);
+}
+
 /* Gradients to their owners, the update, weights back to all: of the slowest rank. */
 static void time_update(struct planner *p)
 {
@@ -210,12 +233,10 @@ static void time_update(struct planner *p)
                 count[g] += (double)own->elements[g];
             }
         }
-        const double bytes = (p->load.layout ? 8 : 4) + act, /* gradients there, weights back */
-            reduce = exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_DENSE],
-                                             copies * plan->tp, 1) +
-                     exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_TENSOR], copies,
-                                             plan->tp) +
-                     exchange_reduce_seconds(&plan->hardware, bytes * count[PARAM_EXPERT],
+        const double sum = p->load.layout ? 8 : 4, /* gradients there, weights back */
+            reduce = time_dense(p, count[PARAM_DENSE], sum, act, copies * plan->tp, 1) +
+                     time_dense(p, count[PARAM_TENSOR], sum, act, copies, plan->tp) +
+                     exchange_reduce_seconds(&plan->hardware, (sum + act) * count[PARAM_EXPERT],
                                              plan->edp, plan->ep),
                      share = count[PARAM_DENSE] / (double)(copies * plan->tp) +
                              count[PARAM_TENSOR] / (double)copies +

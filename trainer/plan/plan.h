@@ -27,7 +27,7 @@ struct plan {
     struct hardware hardware;
     struct architecture arch;
     /* layout */
-    int64_t ep, etp, pp, tp, cp, dp, edp;
+    int64_t ep, etp, pp, tp, cp, dp, edp, zero;
     int64_t micro_batches; /* of a rank, a step */
     struct pipeline_shape shape;
     bool by_node;

@@ -34,15 +34,15 @@ static void print_layout(const struct plan *plan)
            (long long)hw->ranks, (long long)hw->nodes, (long long)hw->ranks_per_node, hw->name,
            hw->peak_bf16 / 1e12, hw->memory / 1e9, hw->memory_rate / 1e9, hw->nvlink / 1e9,
            hw->network / 1e9);
-    printf(
-        "layout       ep %lld, etp %lld, dp %lld, edp %lld, tp %lld, cp %lld, pp %lld (%s); %lld "
-        "micro-batches a step; messages %s\n",
-        (long long)plan->ep, (long long)plan->etp, (long long)plan->dp, (long long)plan->edp,
-        (long long)plan->tp, (long long)plan->cp, (long long)plan->pp, schedule_of(plan),
-        (long long)plan->micro_batches,
-        plan->ep * plan->etp == 1 ? "none"
-        : plan->by_node           ? "once to each node"
-                                  : "rank to rank");
+    printf("layout       ep %lld, etp %lld, dp %lld, edp %lld, tp %lld, cp %lld, pp %lld (%s), "
+           "zero %lld; "
+           "%lld micro-batches a step; messages %s\n",
+           (long long)plan->ep, (long long)plan->etp, (long long)plan->dp, (long long)plan->edp,
+           (long long)plan->tp, (long long)plan->cp, (long long)plan->pp, schedule_of(plan),
+           (long long)plan->zero, (long long)plan->micro_batches,
+           plan->ep * plan->etp == 1 ? "none"
+           : plan->by_node           ? "once to each node"
+                                     : "rank to rank");
     printf("parameters   %.4g B, %.4g B active; prediction modules %.4g B; %.4g B on a rank\n",
            (double)plan->total / 1e9, (double)plan->active / 1e9, (double)plan->mtp / 1e9,
            (double)plan->held / 1e9);
@@ -184,11 +184,15 @@ static void json_layout(const struct plan *plan)
         {"ranks", (double)hw->ranks},       {"peak_flops", hw->peak_bf16},
         {"memory_bytes", hw->memory},       {"memory_bytes_per_s", hw->memory_rate},
         {"nvlink_bytes_per_s", hw->nvlink}, {"network_bytes_per_s", hw->network}};
-    const struct pair layout[] = {
-        {"ep", (double)plan->ep}, {"etp", (double)plan->etp},
-        {"dp", (double)plan->dp}, {"edp", (double)plan->edp},
-        {"pp", (double)plan->pp}, {"tp", (double)plan->tp},
-        {"cp", (double)plan->cp}, {"micro_batches", (double)plan->micro_batches}};
+    const struct pair layout[] = {{"ep", (double)plan->ep},
+                                  {"etp", (double)plan->etp},
+                                  {"dp", (double)plan->dp},
+                                  {"edp", (double)plan->edp},
+                                  {"pp", (double)plan->pp},
+                                  {"tp", (double)plan->tp},
+                                  {"cp", (double)plan->cp},
+                                  {"zero", (double)plan->zero},
+                                  {"micro_batches", (double)plan->micro_batches}};
     const struct pair parameters[] = {{"total", (double)plan->total},
                                       {"active", (double)plan->active},
                                       {"mtp", (double)plan->mtp},

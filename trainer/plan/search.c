@@ -12,7 +12,7 @@ static const char *const recompute_names[] = {[CONFIG_RECOMPUTE_NONE] = "none",
                                               [CONFIG_RECOMPUTE_EXPERTS] = "experts",
                                               [CONFIG_RECOMPUTE_BLOCK] = "block"};
 static const char *const dispatch_names[] = {[CONFIG_EXACT] = "exact", [CONFIG_PADDED] = "padded"};
-enum { MOST_MICRO = 16, MOST_STAGES = 16 };
+enum { MOST_MICRO = 16, MOST_STAGES = 16, MOST_ZERO = 3 };
 
 static void plan_one(struct search_result *result, const struct config *config,
                      const struct hardware *hardware, struct plan *plan)
@@ -20,6 +20,7 @@ static void plan_one(struct search_result *result, const struct config *config,
     struct config own = *config; /* its texts are borrowed */
     own.parallel.ep = result->ep;
     own.parallel.pp = result->pp;
+    own.parallel.zero = result->zero;
     own.train.micro_batch = result->micro_batch;
     own.train.recompute = result->recompute;
     own.router.dispatch = result->dispatch;
@@ -66,9 +67,9 @@ static int schedules_of(struct compare_schedule *out, const struct config *confi
     return open ? COMPARE_SCHEDULES : 1;
 }
 
-/* Adds every combination of an ep and a pp; result NULL: counts them. */
+/* Adds every combination of an ep, a pp and a zero; result NULL: counts them. */
 static void combine(struct search_result *result, int64_t *count, const struct config *config,
-                    int64_t ep, int64_t pp)
+                    int64_t ep, int64_t pp, int64_t zero)
 {
     struct compare_schedule schedule[COMPARE_SCHEDULES];
     const int schedules = schedules_of(schedule, config, pp);
@@ -77,6 +78,7 @@ static void combine(struct search_result *result, int64_t *count, const struct c
         for (int variant = 0; variant < 8 * schedules; variant++) {
             const struct search_result one = {.ep = ep,
                                               .pp = pp,
+                                              .zero = zero,
                                               .micro_batch = micro,
                                               .recompute = variant % 4,
                                               .dispatch = variant / 4 % 2,
@@ -103,7 +105,9 @@ static int64_t combine_all(struct search_result *result, const struct config *co
     for (int64_t pp = 1; pp <= most && pp <= architecture_blocks(&arch); pp++) {
         for (int64_t ep = 1; ep <= arch.experts && ranks % pp == 0; ep++) {
             if (arch.experts % ep == 0 && ep <= ranks) {
-                combine(result, &count, config, ep, pp);
+                for (int64_t zero = 1; zero <= (ranks > pp ? MOST_ZERO : 1); zero++) {
+                    combine(result, &count, config, ep, pp, zero);
+                }
             }
         }
     }
@@ -140,17 +144,20 @@ void search_free(struct search *search)
 
 void search_overrides(const struct search_result *result, char *out, size_t bytes)
 {
-    char pp[128] = "";
+    char pp[128] = "", zero[48] = "";
     if (result->pp > 1) {
         snprintf(pp, sizeof pp,
                  " parallel.pp=%lld parallel.schedule=%s parallel.virtual_stages=%lld",
                  (long long)result->pp, compare_names[result->schedule.pipeline],
                  (long long)result->schedule.virtual_stages);
     }
+    if (result->zero > 1) {
+        snprintf(zero, sizeof zero, " parallel.zero=%lld", (long long)result->zero);
+    }
     snprintf(out, bytes,
-             "parallel.ep=%lld train.micro_batch=%lld train.recompute=%s router.dispatch=%s%s",
+             "parallel.ep=%lld train.micro_batch=%lld train.recompute=%s router.dispatch=%s%s%s",
              (long long)result->ep, (long long)result->micro_batch,
-             recompute_names[result->recompute], dispatch_names[result->dispatch], pp);
+             recompute_names[result->recompute], dispatch_names[result->dispatch], zero, pp);
 }
 
 static void print_row(const struct search_result *r)

@@ -1,8 +1,8 @@
 /* search: every layout of a config on a cluster, ranked.
  *
- * Tried: parallel.ep x parallel.pp x train.micro_batch x train.recompute x router.dispatch x,
- * where there are stages and the config leaves it open, the schedules of compare.h; parallel.zero
- * has one value. Blocks go to stages by cost. Layouts that cannot be say why; those that do not fit
+ * Tried: parallel.ep x parallel.pp x parallel.zero x train.micro_batch x train.recompute x
+ * router.dispatch x, where there are stages and the config leaves it open, the schedules of
+ * compare.h. Blocks go to stages by cost. Layouts that cannot be say why; those that do not fit
  * say by how much.
  */
 #ifndef TRAINER_PLAN_SEARCH_H
@@ -11,7 +11,7 @@
 #include "trainer/plan/compare.h"
 
 struct search_result {
-    int64_t ep, pp, micro_batch;
+    int64_t ep, pp, zero, micro_batch;
     int recompute, dispatch; /* enum config_... */
     struct compare_schedule schedule;
     double tokens_per_s, step, bubble; /* 0: not planned */

@@ -33,6 +33,15 @@ static void add_work(struct stage_time *time, const struct work *work)
     }
 }
 
+/* Around the embedding or the head, with tp: as much forward as backward. */
+static void add_vocabulary(struct stage_time *time, const struct planner *p, int times)
+{
+    const double seconds = times * work_vocabulary_messages(&p->load);
+    time->exposed[0] += seconds;
+    time->exposed[1] += seconds;
+    time->split += 2 * seconds;
+}
+
 static struct stage_time time_stage(const struct planner *p, const struct stage *stage)
 {
     const struct architecture *arch = &p->plan->arch;
@@ -42,6 +51,7 @@ static struct stage_time time_stage(const struct planner *p, const struct stage 
         add_work(&time, work);
         if (b >= arch->layers) {
             add_work(&time, &p->head);
+            add_vocabulary(&time, p, 2); /* a module reads embedding and head */
         }
         const double split =
             work_split_messages(&p->load, b < arch->dense_layers ? WORK_DENSE : WORK_MOE);
@@ -61,9 +71,11 @@ static struct stage_time time_stage(const struct planner *p, const struct stage 
     }
     if (stage->embedding) {
         add_work(&time, &p->embedding);
+        add_vocabulary(&time, p, 1);
     }
     if (stage->head) {
         add_work(&time, &p->head);
+        add_vocabulary(&time, p, 1);
     }
     return time;
 }

@@ -289,7 +289,7 @@ struct work work_block(const struct workload *load, enum work_block kind)
 struct work work_head(const struct workload *load)
 {
     const struct architecture *arch = &load->arch;
-    const double n = (double)load->tokens / load->split, vocab = (double)arch->vocab;
+    const double n = (double)load->tokens, vocab = (double)arch->vocab / load->split;
     const struct product head = {(double)arch->width, vocab, n, 1, false, false};
     struct work work = {0};
     norms(load, &work, 1, false);
@@ -300,11 +300,17 @@ struct work work_head(const struct workload *load)
 
 struct work work_embedding(const struct workload *load)
 {
-    const double bytes = (double)(load->tokens * load->arch.width) / load->split;
+    const double bytes = (double)(load->tokens * load->arch.width); /* zeros for others' tokens */
     struct work work = {0};
     stream(load, &work, PHASE_FORWARD, KERNEL_LOSS, 2 * act_bytes(load) * bytes);
     stream(load, &work, PHASE_WEIGHT, KERNEL_LOSS, (8 + act_bytes(load)) * bytes);
     return work;
+}
+
+double work_vocabulary_messages(const struct workload *load)
+{
+    const double stream = load->exchange.row_back * (double)load->tokens;
+    return exchange_reduce_seconds(load->hardware, stream, load->config->parallel.tp, 1);
 }
 
 double work_split_messages(const struct workload *load, enum work_block kind)

@@ -48,6 +48,8 @@ struct work work_embedding(const struct workload *load);
 double work_sum(const struct work *work, enum phase phase);
 /* s of the gathers and reductions between the ranks of parallel.tp around one block, each way. */
 double work_split_messages(const struct workload *load, enum work_block kind);
+/* The same around the embedding, or around head and loss. */
+double work_vocabulary_messages(const struct workload *load);
 /* s of the exchanges of keys and values, and of gradients of them, between the ranks of parallel.cp
  * around one block. */
 double work_context_messages(const struct workload *load, bool backward);
