@@ -1,8 +1,9 @@
 /* Every legal combination of the axes of parallelism up to 8 ranks against one rank: a generated
  * list of pp x tp x cp x ep x etp x zero, schedules of pipelines taken in turn; tiny DeepSeek-V3
  * (dense first layer, selection bias, multi-token prediction) and Mixtral. What the list holds to
- * be legal must open, the rest must be refused. Checkpoints pass from some layouts to the next of
- * them. A sample of the list; SWITCHYARD_FULL=1: all of it. SWITCHYARD_SEED: another sample.
+ * be legal must open. Checkpoints pass from some layouts to the next of them. A sample of the list,
+ * a larger one with SWITCHYARD_FULL=1, all of it with SWITCHYARD_ALL=1. SWITCHYARD_SEED: another
+ * sample.
  */
 #include <math.h>
 
@@ -265,11 +266,13 @@ static void finish(struct comm *world, const struct tally *tally)
     CHECK_EQUAL(world, tally->wrong, 0);
 }
 
-/* Of one rank count the whole list or a sample; every rank has the same. */
-static int layouts_of(struct comm *world, struct division *list)
+/* How many of the list: a few in ./check, more in ./check --full, where two ranks try all. */
+static int wanted(const struct comm *world, int few, int many)
 {
-    const int count = generate(list, world->size);
-    return axis_full() ? count : draw(list, count, world->size == RANKS ? SAMPLE : SAMPLE / 4);
+    const char *all = getenv("SWITCHYARD_ALL");
+    return all != NULL && strcmp(all, "1") == 0 ? MOST
+           : axis_full()                        ? (world->size == 2 ? MOST : many)
+                                                : few;
 }
 
 static void test_losses(struct comm *world)
@@ -278,7 +281,8 @@ static void test_losses(struct comm *world)
     struct tally tally = {.what = "losses and gradient norms"};
     struct relay relay[2] = {0};
     struct curve want[2];
-    const int count = layouts_of(world, list);
+    const int few = world->size == RANKS ? SAMPLE : SAMPLE / 4,
+              count = draw(list, generate(list, world->size), wanted(world, few, 5 * SAMPLE));
     for (int v3 = 0; v3 < 2; v3++) {
         axis_folder(world, relay[v3].folder, sizeof relay[v3].folder);
         want[v3] = train_alone(world, v3 == 1, STEPS, NULL);
@@ -307,7 +311,7 @@ static void test_same_bits(struct comm *world)
             list[kept++] = list[i];
         }
     }
-    kept = axis_full() ? kept : draw(list, kept, world->size == RANKS ? SAMPLE / 4 : 1);
+    kept = draw(list, kept, wanted(world, world->size == RANKS ? SAMPLE / 4 : 1, SAMPLE));
     const struct curve want[] = {train_alone(world, false, FEW, layout),
                                  train_alone(world, true, FEW, layout)};
     for (int i = 0; i < kept; i++) {
