@@ -95,6 +95,7 @@ expect_rc 0 "$binary" plan "${v3[@]}" --tokens 14.8T --price 2
 expect_text "2048 ranks: 256 x 8 h800"
 expect_text "pp 16 (dualpipe)"
 expect_text "warning: parallel.schedule dualpipe: planned only"
+expect_text "planned as if a token went once to each node"
 expect_text "DOES NOT FIT"
 
 # What the config itself names: those 2048, and in their 80 GB if blocks are computed twice, with a schedule that trains.
@@ -112,6 +113,8 @@ expect_text "parallel.tp 16 is more than a node's 8 ranks"
 expect_rc 0 "$binary" plan "${v3[@]}" parallel.cp=8 train.sequence_length=131072
 expect_text "cp 8"
 expect_text "parallel.cp 8 with fp8, capacities or run.deterministic layout: planned only"
+expect_rc 0 "$binary" plan "$source_dir/configs/mixtral-8x7b.yaml" parallel.etp=2 optimizer.name=muon
+expect_text "planned only: parallel.etp 2 with optimizer.name muon"
 expect_rc 64 "$binary" plan "${v3[@]}" parallel.tp=3
 expect_text "parallel.tp 3 does not divide model.num_attention_heads 128"
 expect_rc 0 "$binary" plan "$source_dir/configs/mixtral-8x7b.yaml" cluster.nodes=4 cluster.gpus_per_node=4 cluster.gpu=h100

@@ -488,78 +488,6 @@ static void check_cluster(const struct config *config, struct config_errors *err
     }
 }
 
-/* What each of parallel.tp ranks has a part of; and what is not built for it. */
-static void check_tensor(const struct config *config, struct config_errors *errors)
-{
-    const bool mixtral = config->model.family == CONFIG_MIXTRAL;
-    const int64_t tp = config->parallel.tp, kv = config->model.num_key_value_heads,
-                  sequence = config->train.sequence_length,
-                  predicted = config->model.family == CONFIG_DEEPSEEK_V3
-                                  ? config->model.num_nextn_predict_layers
-                                  : 0;
-    const struct {
-        const char *key;
-        int64_t size;
-    } divided[] = {
-        {"train.sequence_length", sequence},
-        {"model.num_attention_heads", config->model.num_attention_heads},
-        {"model.num_key_value_heads", mixtral ? kv : 0},
-        {"model.intermediate_size",
-         !mixtral && config->model.first_k_dense_replace > 0 ? config->model.intermediate_size : 0},
-        {"model.n_shared_experts x moe_intermediate_size",
-         mixtral ? 0 : config->model.n_shared_experts * config->model.moe_intermediate_size},
-    };
-    for (size_t i = 0; i < sizeof divided / sizeof divided[0]; i++) {
-        if (divided[i].size % tp != 0) {
-            config_error(errors, "parallel.tp %lld does not divide %s %lld", (long long)tp,
-                         divided[i].key, (long long)divided[i].size);
-        }
-    }
-    if (tp > 1 && sequence % tp == 0 && sequence / tp <= predicted) {
-        config_error(errors,
-                     "parallel.tp %lld leaves %lld tokens of a sequence on a rank: more than "
-                     "model.num_nextn_predict_layers %lld are needed",
-                     (long long)tp, (long long)(sequence / tp), (long long)predicted);
-    }
-    if (tp > config->model.vocab_size) {
-        config_error(errors, "parallel.tp %lld is more than model.vocab_size %lld", (long long)tp,
-                     (long long)config->model.vocab_size);
-    }
-    if (tp == 1 || config->planning) {
-        return;
-    }
-    if (config->train.precision == CONFIG_FP8) {
-        config_error(errors,
-                     "parallel.tp %lld with train.precision fp8: not built: the codes of "
-                     "rows are not gathered between ranks; use bf16",
-                     (long long)tp);
-    }
-    if (config->debug.trace != NULL) {
-        config_error(errors,
-                     "parallel.tp %lld with debug.trace: not built: it hashes whole tensors, of "
-                     "which each rank has a part",
-                     (long long)tp);
-    }
-    if (config->optimizer.name == CONFIG_MUON) {
-        config_error(errors,
-                     "parallel.tp %lld with optimizer.name muon: not built: it orthogonalises "
-                     "whole matrices, of which each rank has a part",
-                     (long long)tp);
-    }
-    if (config->router.capacity_factor > 0) {
-        config_error(errors,
-                     "parallel.tp %lld with router.capacity_factor %g: not built: a capacity is of "
-                     "a micro-batch, of whose tokens each rank has a part",
-                     (long long)tp, config->router.capacity_factor);
-    }
-    if (config->sample.every_steps > 0) {
-        config_error(errors,
-                     "parallel.tp %lld with sample.every_steps %lld: not built: sample with "
-                     "generate, which takes a checkpoint of any layout",
-                     (long long)tp, (long long)config->sample.every_steps);
-    }
-}
-
 void config_check(const struct config *config, const bool *given, struct config_errors *errors)
 {
     for (int i = 0; i < config_field_count; i++) {
@@ -580,8 +508,6 @@ void config_check(const struct config *config, const bool *given, struct config_
     if (config->stored) {
         return;
     }
-    check_tensor(config, errors);
-    config_check_context(config, errors);
     config_check_layout(config, errors);
     check_batches(config, errors);
     check_schedule(config, errors);

@@ -1,6 +1,83 @@
 #include <string.h>
 
+#include <stdio.h>
+#include <string.h>
+
 #include "trainer/config/config_table.h"
+
+/* What each of parallel.tp ranks has a part of; and what is not built for it. */
+static void check_tensor(const struct config *config, struct config_errors *errors)
+{
+    const bool mixtral = config->model.family == CONFIG_MIXTRAL;
+    const int64_t tp = config->parallel.tp, kv = config->model.num_key_value_heads,
+                  sequence = config->train.sequence_length,
+                  predicted = config->model.family == CONFIG_DEEPSEEK_V3
+                                  ? config->model.num_nextn_predict_layers
+                                  : 0;
+    const struct {
+        const char *key;
+        int64_t size;
+    } divided[] = {
+        {"train.sequence_length", sequence},
+        {"model.num_attention_heads", config->model.num_attention_heads},
+        {"model.num_key_value_heads", mixtral ? kv : 0},
+        {"model.intermediate_size",
+         !mixtral && config->model.first_k_dense_replace > 0 ? config->model.intermediate_size : 0},
+        {"model.n_shared_experts x moe_intermediate_size",
+         mixtral ? 0 : config->model.n_shared_experts * config->model.moe_intermediate_size},
+    };
+    for (size_t i = 0; i < sizeof divided / sizeof divided[0]; i++) {
+        if (divided[i].size % tp != 0) {
+            config_error(errors, "parallel.tp %lld does not divide %s %lld", (long long)tp,
+                         divided[i].key, (long long)divided[i].size);
+        }
+    }
+    if (tp > 1 && sequence % tp == 0 && sequence / tp <= predicted) {
+        config_error(errors,
+                     "parallel.tp %lld leaves %lld tokens of a sequence on a rank: more than "
+                     "model.num_nextn_predict_layers %lld are needed",
+                     (long long)tp, (long long)(sequence / tp), (long long)predicted);
+    }
+    if (tp > config->model.vocab_size) {
+        config_error(errors, "parallel.tp %lld is more than model.vocab_size %lld", (long long)tp,
+                     (long long)config->model.vocab_size);
+    }
+    if (tp == 1 || config->planning) {
+        return;
+    }
+    if (config->train.precision == CONFIG_FP8) {
+        config_error(errors,
+                     "parallel.tp %lld with train.precision fp8: not built: the codes of "
+                     "rows are not gathered between ranks; use bf16",
+                     (long long)tp);
+    }
+    if (config->debug.trace != NULL) {
+        config_error(errors,
+                     "parallel.tp %lld with debug.trace: not built: it hashes whole tensors, of "
+                     "which each rank has a part",
+                     (long long)tp);
+    }
+    if (config->optimizer.name == CONFIG_MUON) {
+        config_error(errors,
+                     "parallel.tp %lld with optimizer.name muon: not built: it orthogonalises "
+                     "whole matrices, of which each rank has a part",
+                     (long long)tp);
+    }
+    if (config->router.capacity_factor > 0) {
+        config_error(errors,
+                     "parallel.tp %lld with router.capacity_factor %g: not built: a capacity is of "
+                     "a micro-batch, of whose tokens each rank has a part",
+                     (long long)tp, config->router.capacity_factor);
+    }
+    if (config->sample.every_steps > 0) {
+        config_error(errors,
+                     "parallel.tp %lld with sample.every_steps %lld: not built: sample with "
+                     "generate, which takes a checkpoint of any layout",
+                     (long long)tp, (long long)config->sample.every_steps);
+    }
+}
+
+enum { CUDA_EXPERTS = 48 * 1024 / 4 }; /* counts in a block's shared memory (expert.cu) */
 
 /* What each of parallel.etp ranks has a part of; and what is not built for it. */
 static void check_experts(const struct config *config, struct config_errors *errors)
@@ -19,8 +96,25 @@ static void check_experts(const struct config *config, struct config_errors *err
             "width: codes have scales of 128; give a multiple of that",
             etp, width / etp);
     }
+    const double slots = (double)config->train.micro_batch * (double)config->train.sequence_length *
+                         (double)config->model.num_experts_per_tok * (double)etp;
+    if (slots > INT32_MAX) {
+        config_error(
+            errors,
+            "parallel.etp %lld: %.3g choices of parts of experts in a micro-batch are more "
+            "than 32 bits count: lower train.micro_batch",
+            etp, slots);
+    }
     if (etp == 1 || config->planning) {
         return;
+    }
+    const long long parts =
+        etp * (mixtral ? config->model.num_local_experts : config->model.n_routed_experts);
+    if (config->run.device == CONFIG_DEVICE_CUDA && parts > CUDA_EXPERTS) {
+        config_error(errors,
+                     "parallel.etp %lld makes %lld parts of experts: more than the %d that are "
+                     "sorted on a GPU",
+                     etp, parts, CUDA_EXPERTS);
     }
     if (config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT) {
         config_error(errors,
@@ -42,10 +136,9 @@ static void check_experts(const struct config *config, struct config_errors *err
     }
 }
 
-void config_check_layout(const struct config *config, struct config_errors *errors)
+static void check_stages(const struct config *config, struct config_errors *errors)
 {
     const long long pp = config->parallel.pp;
-    check_experts(config, errors);
     if (config->parallel.zero > 2 && config->train.precision == CONFIG_FP8) {
         config_error(errors,
                      "parallel.zero 3 with train.precision fp8: not built: codes of weights are "
@@ -101,4 +194,22 @@ void config_check_layout(const struct config *config, struct config_errors *erro
                      "generate, which takes a checkpoint of any layout",
                      pp, (long long)config->sample.every_steps);
     }
+}
+
+void config_check_layout(const struct config *config, struct config_errors *errors)
+{
+    check_tensor(config, errors);
+    config_check_context(config, errors);
+    check_experts(config, errors);
+    check_stages(config, errors);
+}
+
+bool config_trains(const struct config *config, char *why, size_t bytes)
+{
+    struct config own = *config; /* its texts are borrowed */
+    struct config_errors errors = {0};
+    own.planning = false;
+    config_check_layout(&own, &errors);
+    snprintf(why, bytes, "%.*s", (int)strcspn(errors.text, "\n"), errors.text);
+    return errors.count == 0;
 }

@@ -122,8 +122,8 @@ void config_apply_hf(struct config *config, const bool *given, struct config_err
 void config_check(const struct config *config, const bool *given, struct config_errors *errors);
 /* config_context.c: those of parallel.cp. */
 void config_check_context(const struct config *config, struct config_errors *errors);
-/* config_layout.c: of it, what is not built for a pipeline. What its stages are is looked at where
- * the ranks are known. */
+/* config_layout.c: those of section `parallel`, with the above; what a pipeline's stages are is
+ * looked at where the ranks are known. */
 void config_check_layout(const struct config *config, struct config_errors *errors);
 
 #endif

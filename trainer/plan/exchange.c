@@ -67,6 +67,14 @@ static double ranks_hit(const struct exchange_shape *shape)
     return exchange_spread(shape, shape->ep) * (double)shape->etp;
 }
 
+/* Nodes that it goes to: parts of an expert may span several. */
+static double nodes_hit(const struct exchange_shape *shape, int64_t nodes)
+{
+    return nodes <= shape->ep
+               ? exchange_spread(shape, nodes)
+               : exchange_spread(shape, shape->ep) * (double)nodes / (double)shape->ep;
+}
+
 static int64_t node_ranks(const struct exchange_shape *shape)
 {
     const int64_t ranks = ranks_of(shape);
@@ -98,8 +106,7 @@ struct exchange_bytes exchange_bytes(const struct exchange_shape *shape, enum ex
     }
     if (shape->by_node) {
         return (struct exchange_bytes){
-            .network =
-                tokens * exchange_spread(shape, nodes) * (double)(nodes - 1) / (double)nodes * row,
+            .network = tokens * nodes_hit(shape, nodes) * (double)(nodes - 1) / (double)nodes * row,
             .nvlink = tokens * ranks_hit(shape) * (double)(near - 1) / (double)near * row};
     }
     if (shape->padded) {

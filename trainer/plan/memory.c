@@ -184,7 +184,8 @@ static size_t scratch_of_cpu(const struct config *config, const struct architect
                  ranks = copies * (size_t)config->parallel.tp;
     const bool whole_dense = config->parallel.zero == 1; /* else their room is in the arenas */
     const size_t dense = whole_dense && ranks > 1 ? (size_t)memory->elements[PARAM_DENSE] * sum : 0,
-                 experts = ranks > (size_t)ep ? (size_t)memory->elements[PARAM_EXPERT] * sum : 0,
+                 sharing = (size_t)(ep * config->parallel.etp),
+                 experts = ranks > sharing ? (size_t)memory->elements[PARAM_EXPERT] * sum : 0,
                  divided =
                      whole_dense && copies > 1 ? (size_t)memory->elements[PARAM_TENSOR] * sum : 0,
                  whole = dense > divided ? dense : divided;
@@ -216,7 +217,7 @@ enum status memory_untouched(size_t *bytes, const struct config *config, const s
                              int64_t ep)
 {
     const int64_t copies = dp * config->parallel.cp, ranks = copies * config->parallel.tp;
-    const int64_t replicas[PARAM_GROUPS] = {ranks, ranks / ep, copies};
+    const int64_t replicas[PARAM_GROUPS] = {ranks, ranks / ep / config->parallel.etp, copies};
     struct config even = *config;
     struct stage_memory fair;
     *bytes = memory->stages ? 0 : memory->staging;

@@ -437,13 +437,15 @@ static void warn_exchange(struct plan *plan)
              (long long)x->groups, (long long)nodes, exchange_spread(x, nodes),
              (long long)x->top_groups);
     }
-    if (!plan->by_node) {
-        warn(plan,
-             "ep %lld spans %lld nodes: training sends a token once to each rank, not once to "
-             "each node",
-             (long long)plan->ep, (long long)nodes);
-    }
+    warn(plan,
+         plan->by_node ? "ep %lld spans %lld nodes: planned as if a token went once to each node; "
+                         "training sends it once to each rank (cluster.exchange direct)"
+                       : "ep %lld spans %lld nodes: training sends a token once to each rank, not "
+                         "once to each node",
+         (long long)plan->ep, (long long)nodes);
 }
+
+enum { PLAN_WHY = 300 };
 
 static bool has_context(const struct plan *plan)
 {
@@ -455,12 +457,19 @@ static bool has_context(const struct plan *plan)
 
 bool plan_trains(const struct plan *plan)
 {
-    return has_stages(plan) && has_split(plan) && has_context(plan);
+    char why[PLAN_WHY];
+    return has_stages(plan) && has_split(plan) && has_context(plan) &&
+           config_trains(plan->config, why, sizeof why);
 }
 
 static void warn_all(struct plan *plan)
 {
     const struct config *config = plan->config;
+    char why[PLAN_WHY];
+    if (has_stages(plan) && has_split(plan) && has_context(plan) &&
+        !config_trains(config, why, sizeof why)) {
+        warn(plan, "planned only: %s", why);
+    }
     if (!plan->fits) {
         warn(plan, "does not fit: %.1f GB a rank, %s has %.1f GB", (double)plan->memory.all / 1e9,
              plan->hardware.name, plan->hardware.memory / 1e9);

@@ -73,6 +73,7 @@ static void combine(struct search_result *result, int64_t *count, const struct c
 {
     struct compare_schedule schedule[COMPARE_SCHEDULES];
     const int schedules = schedules_of(schedule, config, pp);
+    const bool alone = ep * config->parallel.etp == 1;
     const bool own_buffers = config->router.buffer_factor != 2; /* its default */
     for (int64_t micro = 1; micro <= MOST_MICRO; micro *= 2) {
         for (int variant = 0; variant < 8 * schedules; variant++) {
@@ -83,7 +84,7 @@ static void combine(struct search_result *result, int64_t *count, const struct c
                                               .recompute = variant % 4,
                                               .dispatch = variant / 4 % 2,
                                               .schedule = schedule[variant / 8]};
-            if (one.dispatch == CONFIG_PADDED && (ep == 1 || own_buffers)) {
+            if (one.dispatch == CONFIG_PADDED && (alone || own_buffers)) {
                 continue; /* the same as exact, or refused with buffer_factor */
             }
             if (result != NULL) {
