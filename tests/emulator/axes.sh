@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# axes.sh SOURCE_DIR SWITCHYARD_EMULATED: stages, divided heads and divided sequences, with experts on other ranks, train
-# on emulated GPUs as one CPU rank does: in f32 to 1e-5 per loss, by NCCL and staged.
+# axes.sh SOURCE_DIR SWITCHYARD_EMULATED: stages, divided heads and divided sequences, parts of experts, gradients and weights
+# in shares, with experts on other ranks, train on emulated GPUs as one CPU rank does: in f32 to 1e-5 per loss, by NCCL and staged.
 set -euo pipefail
 . "$1/tests/cli/common.sh"
 . "$1/tests/emulator/models.sh"
@@ -37,6 +37,9 @@ for family in mixtral v3; do
         layout 2 2 "tp-$comm" parallel.tp=2 run.comm=$comm
         layout 2 2 "cp-$comm" parallel.cp=2 run.comm=$comm
     done
+    layout 2 1 etp parallel.etp=2
+    layout 2 2 zero2 parallel.zero=2
+    layout 2 1 zero3 parallel.zero=3 run.comm=mpi
     layout 4 2 pp parallel.pp=2
     layout 4 2 tp parallel.tp=2
     layout 4 2 cp parallel.cp=2
@@ -45,6 +48,7 @@ against v3 1e-5 train.recompute=block data.mask_documents=true
 layout 4 2 pp-tp parallel.pp=2 parallel.tp=2
 layout 4 2 pp-cp parallel.pp=2 parallel.cp=2 run.comm=mpi
 layout 4 4 tp-cp parallel.tp=2 parallel.cp=2
+layout 4 2 etp-zero3 parallel.etp=2 parallel.zero=3
 # Pieces of 40 tokens, which tiles of 64 do not divide, and a window that hides some of them.
 against mixtral 2e-3 train.precision=bf16 train.sequence_length=160 model.sliding_window=70 run.steps=2
 layout 2 2 cp-window parallel.cp=2
