@@ -243,14 +243,14 @@ static void describe(struct training *t)
     data_words(&t->train, &t->metrics);
     const struct mesh *mesh = &t->session->mesh;
     metrics_say(&t->metrics,
-                "%.1fM parameters (%.1fM active), %d ranks x %d threads, ep %d, dp %d, tp %d, cp "
-                "%d, pp %d; "
-                "%.0f MiB per rank; "
+                "%.1fM parameters (%.1fM active), %d ranks x %d threads, ep %d, etp %d, dp %d, "
+                "tp %d, cp %d, pp %d, zero %lld; %.0f MiB per rank; "
                 "%lld training samples of %lld tokens",
                 (double)t->model.params.total / 1e6, (double)t->model.params.active / 1e6,
-                t->world->size, t->session->threads, mesh->ep.size, mesh->dp.size, mesh->tp.size,
-                mesh->cp.size, mesh->pp.size, (double)model_bytes(&t->model) / 1048576.0,
-                (long long)sources_samples(&t->train), (long long)t->config->train.sequence_length);
+                t->world->size, t->session->threads, mesh->ep.size, mesh->etp.size, mesh->dp.size,
+                mesh->tp.size, mesh->cp.size, mesh->pp.size, (long long)t->config->parallel.zero,
+                (double)model_bytes(&t->model) / 1048576.0, (long long)sources_samples(&t->train),
+                (long long)t->config->train.sequence_length);
     if (saving_bytes(&t->saving) > 0) {
         metrics_say(&t->metrics,
                     "saves are written beside the training: %.0f MiB of host memory "

@@ -261,9 +261,9 @@ struct config {
  * may have become stricter since. Set `planning` to accept layouts that plan knows and training
  * does not. */
 void config_init(struct config *config);
-/* Whether training takes the layout of a config that was read with `planning`; why: the first
- * reason that it does not. */
-bool config_trains(const struct config *config, char *why, size_t bytes);
+/* Whether training on `device` (enum config_device) takes the layout of a config that was read with
+ * `planning`; why: the first reason that it does not. */
+bool config_trains(const struct config *config, int device, char *why, size_t bytes);
 void config_free(struct config *config); /* accepts a zeroed one; may be called twice */
 
 /* Reads path, then applies overrides "a.b=v" in order, then checks ranges and relations between

@@ -1,5 +1,3 @@
-#include <string.h>
-
 #include <stdio.h>
 #include <string.h>
 
@@ -98,7 +96,7 @@ static void check_experts(const struct config *config, struct config_errors *err
     }
     const double slots = (double)config->train.micro_batch * (double)config->train.sequence_length *
                          (double)config->model.num_experts_per_tok * (double)etp;
-    if (slots > INT32_MAX) {
+    if (etp > 1 && slots > INT32_MAX) {
         config_error(
             errors,
             "parallel.etp %lld: %.3g choices of parts of experts in a micro-batch are more "
@@ -204,11 +202,12 @@ void config_check_layout(const struct config *config, struct config_errors *erro
     check_stages(config, errors);
 }
 
-bool config_trains(const struct config *config, char *why, size_t bytes)
+bool config_trains(const struct config *config, int device, char *why, size_t bytes)
 {
     struct config own = *config; /* its texts are borrowed */
     struct config_errors errors = {0};
     own.planning = false;
+    own.run.device = device;
     config_check_layout(&own, &errors);
     snprintf(why, bytes, "%.*s", (int)strcspn(errors.text, "\n"), errors.text);
     return errors.count == 0;

@@ -151,7 +151,7 @@ enum status hardware_init(struct hardware *hardware, const struct config *config
     const bool cpu = gpu == CONFIG_GPU_CPU, fp32 = config->train.precision == CONFIG_FP32;
     const int64_t per_node = config->cluster.gpus_per_node,
                   fewest = config->parallel.pp *
-                           fewest_of_stage(config->parallel.ep,
+                           fewest_of_stage(config->parallel.ep * config->parallel.etp,
                                            config->parallel.cp * config->parallel.tp),
                   usual = !cpu                                  ? 8
                           : fewest % config->cluster.nodes == 0 ? fewest / config->cluster.nodes

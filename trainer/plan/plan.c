@@ -237,7 +237,7 @@ static void time_update(struct planner *p)
             reduce = time_dense(p, count[PARAM_DENSE], sum, act, copies * plan->tp, 1) +
                      time_dense(p, count[PARAM_TENSOR], sum, act, copies, plan->tp) +
                      exchange_reduce_seconds(&plan->hardware, (sum + act) * count[PARAM_EXPERT],
-                                             plan->edp, plan->ep),
+                                             plan->edp, plan->ep * plan->etp),
                      share = count[PARAM_DENSE] / (double)(copies * plan->tp) +
                              count[PARAM_TENSOR] / (double)copies +
                              count[PARAM_EXPERT] / (double)plan->edp,
@@ -455,11 +455,16 @@ static bool has_context(const struct plan *plan)
             config->run.deterministic != CONFIG_DETERMINISTIC_LAYOUT);
 }
 
+static int device_of(const struct plan *plan)
+{
+    return plan->hardware.cpu ? CONFIG_DEVICE_CPU : CONFIG_DEVICE_CUDA;
+}
+
 bool plan_trains(const struct plan *plan)
 {
     char why[PLAN_WHY];
     return has_stages(plan) && has_split(plan) && has_context(plan) &&
-           config_trains(plan->config, why, sizeof why);
+           config_trains(plan->config, device_of(plan), why, sizeof why);
 }
 
 static void warn_all(struct plan *plan)
@@ -467,7 +472,7 @@ static void warn_all(struct plan *plan)
     const struct config *config = plan->config;
     char why[PLAN_WHY];
     if (has_stages(plan) && has_split(plan) && has_context(plan) &&
-        !config_trains(config, why, sizeof why)) {
+        !config_trains(config, device_of(plan), why, sizeof why)) {
         warn(plan, "planned only: %s", why);
     }
     if (!plan->fits) {
