@@ -56,7 +56,7 @@ if [ "$full" = 1 ]; then
     for family in mixtral deepseek_v2 deepseek_v3; do
         make_config "$family"
         expect_rc 0 ranks 4 "$binary" verify "$work/tiny.yaml" parallel.cp=2 parallel.ep=2
-        expect_text "4 ranks, ep 2, edp 2, tp 1, cp 2, pp 1 against one rank"
+        expect_text "4 ranks, ep 2, etp 1, edp 2, tp 1, cp 2, pp 1 against one rank"
         expect_text "verified: this layout computes what one rank does"
         expect_rc 0 ranks 4 "$binary" verify "$work/tiny.yaml" parallel.cp=2 parallel.pp=2 parallel.ep=2
     done

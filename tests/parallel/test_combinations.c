@@ -282,7 +282,7 @@ static void test_losses(struct comm *world)
     struct relay relay[2] = {0};
     struct curve want[2];
     const int few = world->size == RANKS ? SAMPLE : SAMPLE / 4,
-              count = draw(list, generate(list, world->size), wanted(world, few, 5 * SAMPLE));
+              count = draw(list, generate(list, world->size), wanted(world, few, 2 * SAMPLE));
     for (int v3 = 0; v3 < 2; v3++) {
         axis_folder(world, relay[v3].folder, sizeof relay[v3].folder);
         want[v3] = train_alone(world, v3 == 1, STEPS, NULL);
@@ -311,7 +311,7 @@ static void test_same_bits(struct comm *world)
             list[kept++] = list[i];
         }
     }
-    kept = draw(list, kept, wanted(world, world->size == RANKS ? SAMPLE / 4 : 1, SAMPLE));
+    kept = draw(list, kept, wanted(world, world->size == RANKS ? SAMPLE / 4 : 1, SAMPLE / 2));
     const struct curve want[] = {train_alone(world, false, FEW, layout),
                                  train_alone(world, true, FEW, layout)};
     for (int i = 0; i < kept; i++) {
