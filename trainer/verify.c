@@ -352,13 +352,13 @@ enum status verify_run(const struct session *session, struct verify_report *repo
                                      .tp = session->mesh.tp.size,
                                      .cp = session->mesh.cp.size,
                                      .pp = session->mesh.pp.size,
-                                     .units = session->mesh.dp.size * session->mesh.pp.size,
                                      .sequences = session->config.train.micro_batch,
                                      .tokens = session->config.train.sequence_length};
     TRY(comm_agree(world, sides != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory"),
                    NULL));
     snprintf(place, sizeof place, "%.3900s.verify", session->config.run.dir);
     layout->config = tiny(session, &session->mesh.shape);
+    report->units = layout->config.train.global_batch / layout->config.train.micro_batch;
     reference->config = tiny(session, &one);
     reference->config.debug.fault = NULL;
     snprintf(layout->root, sizeof layout->root, "%.4000s/layout", place);

@@ -2,9 +2,10 @@
  *
  * A group whose weights are gathered has no room for all of them. Each part (params.h) is gathered
  * from all ranks' shares into a window before it is used, forward and again backward: two windows
- * for blocks and the final norm, taken by turns, so that the next part is on its way while this one
- * computes; one for embedding and head, or, where modules of prediction read both by turns, one
- * each. What a window holds stays until another part wants it, or the weights change.
+ * for blocks and the final norm, taken by turns, so that on host memory the next part is on its
+ * way while this one computes; one for embedding and head, or, where modules of prediction read
+ * both by turns, one each. What a window holds stays until another part wants it, or the weights
+ * change.
  */
 #ifndef TRAINER_GATHERED_H
 #define TRAINER_GATHERED_H

@@ -68,6 +68,7 @@ void shards_clear(struct model *model)
         struct model_group *group = &model->group[g];
         const size_t share = (size_t)group->zero.share;
         for (int w = 0; w < SHARDS_WINDOWS && group->shards.on; w++) {
+            assert(!group->shards.flight.under_way);
             group->shards.open[w] = -1;
         }
         if (group->shards.on && model->gradients.fixed) {

@@ -3,9 +3,9 @@
  * A group whose gradients are sharded has no room for all of them. A part of it (params.h: a block,
  * the embedding, the final norm, the head) opens before the first op that adds to its gradient, in
  * a window, and closes behind the last: its gradient starts for the ranks that keep it, where it is
- * added to what earlier micro-batches gave, while the part below is computed. There are two windows
- * for blocks and the final norm, taken by turns, and one for embedding and head, which are
- * never open together. So an op's address is the same in every micro-batch.
+ * added to what earlier micro-batches gave, on host memory while the part below is computed. There
+ * are two windows for blocks and the final norm, taken by turns, and one for embedding and head,
+ * which are never open together. So an op's address is the same in every micro-batch.
  */
 #ifndef TRAINER_SHARDS_H
 #define TRAINER_SHARDS_H

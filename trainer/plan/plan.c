@@ -208,13 +208,18 @@ static double time_dense(const struct planner *p, double count, double sum, doub
 {
     const struct plan *plan = p->plan;
     const struct hardware *hw = &plan->hardware;
+    /* A divided backward closes a block twice; all are, where some of dualpipe_v's are. */
+    const double closes = plan->pp > 1 && (plan->shape.schedule == PIPELINE_ZERO_BUBBLE ||
+                                           plan->shape.schedule == PIPELINE_DUALPIPE_V)
+                              ? 2
+                              : 1;
     const double gathers = plan->zero < 3 ? 1 : 2 * (double)plan->micro_batches;
     if (plan->zero == 1 || count == 0 || ranks == 1) {
         return exchange_reduce_seconds(hw, (sum + act) * count, ranks, stride);
     }
     const double parts = (double)(architecture_blocks(&plan->arch) / plan->pp + 2),
                  again = (parts - 1) * hw->message;
-    return (double)plan->micro_batches *
+    return (double)plan->micro_batches * closes *
                (exchange_reduce_seconds(hw, sum * count, ranks, stride) + again) +
            gathers * (exchange_reduce_seconds(hw, act * count, ranks, stride) + again);
 }
