@@ -90,7 +90,6 @@ refused() {
     expect_error 64 "$fragment" "$binary" config "$work/tiny.yaml" parallel.cp=2 "$@"
 }
 refused "cuts train.sequence_length 30 into 4 chunks" train.sequence_length=30
-refused "with run.device cuda: not built" run.device=cuda
 refused "with run.deterministic layout: not built" run.deterministic=layout
 refused "with debug.trace: not built" debug.trace="$work/t.h5"
 refused "with router.capacity_factor 1: not built" router.capacity_factor=1
