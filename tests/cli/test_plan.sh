@@ -94,7 +94,7 @@ v3=("$source_dir/configs/deepseek-v3.yaml" train.precision=fp8 parallel.pp=16 pa
 expect_rc 0 "$binary" plan "${v3[@]}" --tokens 14.8T --price 2
 expect_text "2048 ranks: 256 x 8 h800"
 expect_text "pp 16 (dualpipe)"
-expect_text "warning: parallel.schedule dualpipe: planned only"
+expect_text "warning: does not train: parallel.schedule dualpipe: planned only"
 expect_text "planned as if a token went once to each node"
 expect_text "DOES NOT FIT"
 
@@ -103,7 +103,7 @@ expect_rc 0 "$binary" plan "$source_dir/configs/deepseek-v3.yaml"
 expect_text "2048 ranks: 256 x 8 h800"
 expect_rc 0 "$binary" plan "$source_dir/configs/deepseek-v3.yaml" train.recompute=block parallel.schedule=1f1b
 expect_text "pp 16 (1f1b)"
-! grep -qE "DOES NOT FIT|planned only" "$out" "$err" || { fail "it does not fit, or does not train"; show_last; }
+! grep -qE "DOES NOT FIT|does not train" "$out" "$err" || { fail "it does not fit, or does not train"; show_last; }
 
 # Warnings of layouts that will be slow, and what cannot be.
 expect_rc 0 "$binary" plan "${v3[@]}" parallel.ep=32
@@ -112,9 +112,9 @@ expect_rc 0 "$binary" plan "${v3[@]}" parallel.tp=16
 expect_text "parallel.tp 16 is more than a node's 8 ranks"
 expect_rc 0 "$binary" plan "${v3[@]}" parallel.cp=8 train.sequence_length=131072
 expect_text "cp 8"
-expect_text "parallel.cp 8 with fp8, capacities or run.deterministic layout: planned only"
+expect_text "does not train: parallel.cp 8 with train.precision fp8: not built"
 expect_rc 0 "$binary" plan "$source_dir/configs/mixtral-8x7b.yaml" parallel.etp=2 optimizer.name=muon
-expect_text "planned only: parallel.etp 2 with optimizer.name muon"
+expect_text "does not train: parallel.etp 2 with optimizer.name muon"
 expect_rc 64 "$binary" plan "${v3[@]}" parallel.tp=3
 expect_text "parallel.tp 3 does not divide model.num_attention_heads 128"
 expect_rc 0 "$binary" plan "$source_dir/configs/mixtral-8x7b.yaml" cluster.nodes=4 cluster.gpus_per_node=4 cluster.gpu=h100

@@ -21,15 +21,10 @@ static __attribute__((format(printf, 2, 3))) void warn(struct plan *plan, const 
 
 /* --- layout --- */
 
-/* What this version trains. */
+/* Whether training lays out such stages. */
 static bool has_stages(const struct plan *plan)
 {
     return plan->pp == 1 || plan->shape.schedule != PIPELINE_DUALPIPE;
-}
-
-static bool has_split(const struct plan *plan)
-{
-    return plan->tp == 1 || plan->config->train.precision != CONFIG_FP8;
 }
 
 static bool is_dual(const struct plan *plan)
@@ -452,14 +447,6 @@ static void warn_exchange(struct plan *plan)
 
 enum { PLAN_WHY = 300 };
 
-static bool has_context(const struct plan *plan)
-{
-    const struct config *config = plan->config;
-    return plan->cp == 1 ||
-           (config->train.precision != CONFIG_FP8 && config->router.capacity_factor == 0 &&
-            config->run.deterministic != CONFIG_DETERMINISTIC_LAYOUT);
-}
-
 static int device_of(const struct plan *plan)
 {
     return plan->hardware.cpu ? CONFIG_DEVICE_CPU : CONFIG_DEVICE_CUDA;
@@ -468,41 +455,25 @@ static int device_of(const struct plan *plan)
 bool plan_trains(const struct plan *plan)
 {
     char why[PLAN_WHY];
-    return has_stages(plan) && has_split(plan) && has_context(plan) &&
-           config_trains(plan->config, device_of(plan), why, sizeof why);
+    return config_trains(plan->config, device_of(plan), why, sizeof why);
 }
 
 static void warn_all(struct plan *plan)
 {
     const struct config *config = plan->config;
     char why[PLAN_WHY];
-    if (has_stages(plan) && has_split(plan) && has_context(plan) &&
-        !config_trains(config, device_of(plan), why, sizeof why)) {
-        warn(plan, "planned only: %s", why);
+    if (!config_trains(config, device_of(plan), why, sizeof why)) {
+        warn(plan, "does not train: %s", why);
     }
     if (!plan->fits) {
         warn(plan, "does not fit: %.1f GB a rank, %s has %.1f GB", (double)plan->memory.all / 1e9,
              plan->hardware.name, plan->hardware.memory / 1e9);
-    }
-    if (!has_stages(plan)) {
-        warn(plan, "parallel.schedule %s: planned only, this version trains with dualpipe_v",
-             pipeline_names[plan->shape.schedule]);
     }
     if (plan->pp > 1 && has_stages(plan) && !plan->hardware.cpu) {
         warn(plan,
              "parallel.pp %lld on GPUs: messages between stages go through the host in this "
              "version: slower than planned here",
              (long long)plan->pp);
-    }
-    if (!has_split(plan)) {
-        warn(plan, "parallel.tp %lld with fp8: planned only, this version trains it with bf16",
-             (long long)plan->tp);
-    }
-    if (!has_context(plan)) {
-        warn(plan,
-             "parallel.cp %lld with fp8, capacities or run.deterministic layout: planned only, "
-             "this version trains it with fp32 or bf16",
-             (long long)plan->cp);
     }
     if (plan->tp > plan->hardware.ranks_per_node) {
         warn(plan,
