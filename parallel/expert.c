@@ -32,10 +32,9 @@ static void set_rooms(struct expert_plan *plan, const struct expert_sizes *sizes
     }
 }
 
-enum status expert_plan_init(struct expert_plan *plan, struct comm *ep, struct device *device,
-                             const struct ops *ops, const struct expert_sizes *sizes)
+void expert_plan_init(struct expert_plan *plan, struct comm *ep, struct device *device,
+                      const struct ops *ops, const struct expert_sizes *sizes)
 {
-    const size_t ranks = (size_t)ep->size;
     const int64_t slots = sizes->tokens * sizes->top_k, experts = sizes->experts;
     *plan = (struct expert_plan){.ep = ep,
                                  .device = device,
@@ -45,23 +44,29 @@ enum status expert_plan_init(struct expert_plan *plan, struct comm *ep, struct d
                                  .local_experts = experts / ep->size,
                                  .by_source = sizes->by_source && ep->size > 1};
     set_rooms(plan, sizes);
-    plan->counts = calloc(ranks * ((size_t)experts + ranks), sizeof *plan->counts);
+}
+
+enum status expert_plan_reserve(struct expert_plan *plan)
+{
+    const size_t ranks = (size_t)plan->ep->size, slots = (size_t)plan->slots,
+                 experts = (size_t)plan->experts;
+    plan->counts = calloc(ranks * (experts + ranks), sizeof *plan->counts);
     plan->send_rows = calloc(ranks, sizeof *plan->send_rows);
     plan->recv_rows = calloc(ranks, sizeof *plan->recv_rows);
     plan->send_begin = calloc(ranks, sizeof *plan->send_begin);
     plan->send_tokens = calloc(ranks, sizeof *plan->send_tokens);
     plan->recv_tokens = calloc(ranks, sizeof *plan->recv_tokens);
-    plan->bounds = calloc((size_t)experts + ranks + 2, sizeof *plan->bounds);
+    plan->bounds = calloc(experts + ranks + 2, sizeof *plan->bounds);
     plan->taken = calloc(taken_count(plan), sizeof *plan->taken);
-    plan->host_pick = calloc((size_t)slots, sizeof *plan->host_pick);
-    plan->source_begin = calloc((size_t)experts + 1, sizeof *plan->source_begin);
+    plan->host_pick = calloc(slots, sizeof *plan->host_pick);
+    plan->source_begin = calloc(experts + 1, sizeof *plan->source_begin);
     const bool good = plan->counts != NULL && plan->send_rows != NULL && plan->recv_rows != NULL &&
                       plan->send_begin != NULL && plan->send_tokens != NULL &&
                       plan->recv_tokens != NULL && plan->bounds != NULL && plan->taken != NULL &&
                       plan->host_pick != NULL && plan->source_begin != NULL;
     return good ? STATUS_OK
-                : status_fail(STATUS_RESOURCE, "out of memory for the dispatch plan of %lld slots",
-                              (long long)slots);
+                : status_fail(STATUS_RESOURCE, "out of memory for the dispatch plan of %zu slots",
+                              slots);
 }
 
 static void padded_layout(struct expert_plan *plan, struct arena *arena)

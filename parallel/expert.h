@@ -99,12 +99,13 @@ struct expert_plan {
 
 /* bound: slots when ep is 1; exact: min(ceil(buffer_factor * slots), slots * ep); padded: ep * N *
  * min(K, local experts). */
-enum status expert_plan_init(struct expert_plan *plan, struct comm *ep, struct device *device,
-                             const struct ops *ops, const struct expert_sizes *sizes)
-    __attribute__((warn_unused_result));
+void expert_plan_init(struct expert_plan *plan, struct comm *ep, struct device *device,
+                      const struct ops *ops, const struct expert_sizes *sizes);
+/* What is host memory: before rows travel. Errors: STATUS_RESOURCE. */
+enum status expert_plan_reserve(struct expert_plan *plan) __attribute__((warn_unused_result));
 /* What is device memory. Measures, then hands out (arena twice). */
 void expert_plan_layout(struct expert_plan *plan, struct arena *arena);
-void expert_plan_free(struct expert_plan *plan); /* what init made */
+void expert_plan_free(struct expert_plan *plan); /* what reserve made */
 
 /* Collective over ep. expert int32 [tokens*top_k], device (< 0: dropped slot), those of a token
  * different ones; tokens*top_k <= slots. exact: where ranks exchange rows, or slots may be dropped

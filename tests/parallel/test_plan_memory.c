@@ -15,8 +15,8 @@ static void measure(struct comm *world, const struct config *config, struct devi
     architecture_init(&arch, config);
     const struct stage whole = {
         .blocks = architecture_blocks(&arch), .embedding = true, .head = true};
-    CHECK(world,
-          memory_of_stage(memory, config, &whole, device, ranks, config->parallel.ep) == STATUS_OK);
+    CHECK(world, memory_of_stage(memory, config, &whole, device, ranks, config->parallel.ep,
+                                 true) == STATUS_OK);
 }
 
 /* The copy that saves are written from: what is planned is the first rank's, to the byte, and once
@@ -121,8 +121,9 @@ static void compare_ranks(struct comm *world, const char *text, const char *cons
     struct tiny tiny;
     struct stage_memory planned;
     CHECK(world, tiny_open(&tiny, world, text, overrides) == STATUS_OK);
-    CHECK(world, memory_of_rank(&planned, &tiny.config, tiny.mesh.pp.size, tiny.mesh.pp.rank,
-                                tiny.device, tiny.mesh.stage.size, tiny.mesh.ep.size) == STATUS_OK);
+    CHECK(world,
+          memory_of_rank(&planned, &tiny.config, tiny.mesh.pp.size, tiny.mesh.pp.rank, tiny.device,
+                         tiny.mesh.stage.size, tiny.mesh.ep.size, false) == STATUS_OK);
     for (int k = 0; k < MODEL_MEMORIES; k++) {
         CHECK_EQUAL(world, tiny.model.memory[k], planned.kind[k]);
     }

@@ -213,7 +213,7 @@ static enum status init_groups(struct model *model, const struct mesh *mesh)
 }
 
 /* Dispatch plans of the blocks with experts; their bound is one number. */
-static enum status init_experts(struct model *model, const struct mesh *mesh)
+static void init_experts(struct model *model, const struct mesh *mesh)
 {
     const struct architecture *arch = &model->arch;
     const int64_t tokens = model->batch * model->tp.share, slices = mesh->etp.size;
@@ -240,11 +240,21 @@ static enum status init_experts(struct model *model, const struct mesh *mesh)
         for (int64_t b = part->first; b < part->first + part->blocks; b++) {
             if (b >= arch->dense_layers) {
                 struct expert_plan *plan = &model->slot[s].blocks[b].moe.plan;
-                TRY(expert_plan_init(plan, (struct comm *)&mesh->experts, model->device, model->ops,
-                                     &sizes));
+                expert_plan_init(plan, (struct comm *)&mesh->experts, model->device, model->ops,
+                                 &sizes);
                 model->moe.bound = plan->bound;
                 model->moe.sending = plan->sending;
             }
+        }
+    }
+}
+
+static enum status reserve_experts(struct model *model)
+{
+    for (int64_t i = 0; i < model->slots * architecture_blocks(&model->arch); i++) {
+        struct expert_plan *plan = &model->states[i].moe.plan;
+        if (plan->ep != NULL) {
+            TRY(expert_plan_reserve(plan));
         }
     }
     return STATUS_OK;
@@ -334,7 +344,7 @@ static enum status prepare(struct model *model, const struct config *config,
     if (training) {
         TRY(optimizer_init(model));
     }
-    TRY(init_experts(model, mesh));
+    init_experts(model, mesh);
     return mtp_init(model);
 }
 
@@ -343,6 +353,7 @@ enum status model_init(struct model *model, const struct config *config, const s
 {
     TRY(prepare(model, config, mesh, device, batch, sequence, training));
     TRY(reserve(model));
+    TRY(reserve_experts(model));
     return upload_rope(model);
 }
 

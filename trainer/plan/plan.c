@@ -254,6 +254,25 @@ static void time_update(struct planner *p)
 
 /* --- memory --- */
 
+/* What a save has is wanted: on a CPU it is of the memory that there must be. */
+static bool has_saves(const struct planner *p)
+{
+    return !p->brief || p->plan->hardware.cpu;
+}
+
+/* Weights and gradients of experts, which nothing else divides: no rank of a stage has less than
+ * the average of all has. */
+static size_t least_memory(const struct plan *plan)
+{
+    const struct architecture *arch = &plan->arch;
+    const double act = plan->config->train.precision == CONFIG_FP32 ? 0 : 2, gradient = 4,
+                 master = 4, /* in fp32 the weights */
+        one = 3.0 * (double)arch->expert_width * (double)arch->width,
+                 all = one * (double)arch->experts * (double)(arch->layers - arch->dense_layers),
+                 held = all / (double)(plan->pp * plan->ep * plan->etp);
+    return (size_t)(held * (act + gradient + (act > 0 ? master / (double)plan->edp : master)));
+}
+
 /* Stages of the same kind are measured once. */
 static enum status measure(struct planner *p)
 {
@@ -267,7 +286,7 @@ static enum status measure(struct planner *p)
             p->memory[s] = p->memory[s - 1];
         } else {
             TRY(memory_of_stage(&p->memory[s], plan->config, own, plan->hardware.device,
-                                plan->dp * plan->cp * plan->tp, plan->ep));
+                                plan->dp * plan->cp * plan->tp, plan->ep, has_saves(p)));
         }
         p->kept[s] = (double)p->memory[s].kind[MODEL_BLOCKS];
     }
@@ -324,10 +343,24 @@ static void estimate_fullest(struct planner *p)
     }
 }
 
+/* What a rank keeps no longer grows when every rank is busy: batches of a brief plan's schedule are
+ * no more than tell this. */
+static struct config few_batches(const struct planner *p)
+{
+    const struct plan *plan = p->plan;
+    struct config config = *plan->config; /* its texts are borrowed */
+    const int64_t few = 8 * plan->pp;
+    if (p->brief && plan->micro_batches > few) {
+        config.train.global_batch = few * plan->dp * config.train.micro_batch;
+    }
+    return config;
+}
+
 /* As training lays it out: of the one estimated to be the fullest, and of both ends. */
 static enum status measure_fullest(struct planner *p)
 {
     struct plan *plan = p->plan;
+    const struct config config = few_batches(p);
     const int64_t ranks[] = {pipeline_place(&plan->shape, plan->memory.stage, 0).rank, 0,
                              plan->pp - 1};
     plan->memory = (struct plan_memory){0};
@@ -337,8 +370,8 @@ static enum status measure_fullest(struct planner *p)
         if (i > 0 && ranks[i] == ranks[0]) {
             continue;
         }
-        TRY(memory_of_rank(&own, plan->config, plan->pp, ranks[i], plan->hardware.device,
-                           plan->dp * plan->cp * plan->tp, plan->ep));
+        TRY(memory_of_rank(&own, &config, plan->pp, ranks[i], plan->hardware.device,
+                           plan->dp * plan->cp * plan->tp, plan->ep, has_saves(p)));
         memory.staging = own.staging;
         for (int k = 0; k < MODEL_MEMORIES; k++) {
             memory.kind[k] = own.kind[k];
@@ -377,7 +410,9 @@ static enum status fill_memory(struct planner *p)
 static enum status count_parameters(struct plan *plan)
 {
     struct params params;
-    const struct params_place place = {.ep_size = (int)plan->ep, .etp_size = 1, .tp_size = 1};
+    /* the shortest table: counts are of the whole model */
+    const struct params_place place = {
+        .ep_size = (int)plan->arch.experts, .etp_size = 1, .tp_size = 1};
     const enum status status = params_init(&params, &plan->arch, false, &place);
     plan->total = params.total;
     plan->active = params.active;
@@ -523,6 +558,10 @@ static enum status work_out(struct planner *p)
 {
     struct plan *plan = p->plan;
     TRY(set_layout(plan));
+    plan->memory.all = least_memory(plan);
+    if (p->brief && (double)plan->memory.all > plan->hardware.memory) {
+        return STATUS_OK;
+    }
     prepare(p);
     TRY(divide_blocks(p));
     TRY(measure(p));
@@ -537,8 +576,8 @@ static enum status work_out(struct planner *p)
     return STATUS_OK;
 }
 
-enum status plan_trace(struct plan *plan, const struct config *config,
-                       const struct hardware *hardware, const char *path)
+static enum status make(struct plan *plan, const struct config *config,
+                        const struct hardware *hardware, const char *trace, bool brief)
 {
     struct planner *p = calloc(1, sizeof *p);
     if (p == NULL) {
@@ -547,16 +586,29 @@ enum status plan_trace(struct plan *plan, const struct config *config,
     *plan = (struct plan){.config = config, .hardware = *hardware};
     architecture_init(&plan->arch, config);
     p->plan = plan;
-    p->trace = path;
+    p->trace = trace;
+    p->brief = brief;
     const enum status status = work_out(p);
     free(p);
     return status;
 }
 
+enum status plan_trace(struct plan *plan, const struct config *config,
+                       const struct hardware *hardware, const char *path)
+{
+    return make(plan, config, hardware, path, false);
+}
+
 enum status plan_make(struct plan *plan, const struct config *config,
                       const struct hardware *hardware)
 {
-    return plan_trace(plan, config, hardware, NULL);
+    return make(plan, config, hardware, NULL, false);
+}
+
+enum status plan_brief(struct plan *plan, const struct config *config,
+                       const struct hardware *hardware)
+{
+    return make(plan, config, hardware, NULL, true);
 }
 
 double plan_gpu_hours(const struct plan *plan, double tokens)
