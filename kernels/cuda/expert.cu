@@ -316,7 +316,7 @@ __global__ void __launch_bounds__(FLAT_THREADS)
             high = middle;
         }
     }
-    if (place[p] < 0 || place[p] >= unique[low + 1] - unique[low]) {
+    if (place[p] < 0 || unique[low] + place[p] >= unique[ranks]) {
         __trap();
     }
     fan[ungroup[p]] = (int32_t)(unique[low] + place[p]);
@@ -328,6 +328,47 @@ void cuda_expert_fan_out(void *stream, int32_t *fan, const int32_t *ungroup, con
     if (rows > 0) {
         LAUNCH(fan_out_kernel, flat_blocks(rows, 1), FLAT_THREADS, 0, (cudaStream_t)stream, fan,
                ungroup, place, arrived, unique, ranks, rows);
+    }
+}
+
+/* ---- relay: rows by rank as rows of their machine's message ---- */
+
+/* One thread for each row that there may be. Bytes per row: about 20 in, 4 out. Bound by latency.
+ */
+__global__ void __launch_bounds__(FLAT_THREADS)
+    relay_kernel(int32_t *relay, const int64_t *__restrict__ begin,
+                 const int32_t *__restrict__ token, const int32_t *__restrict__ place,
+                 const int32_t *__restrict__ expert, const int32_t *__restrict__ slot_row,
+                 struct dispatch_shape shape)
+{
+    const int64_t row = (int64_t)blockIdx.x * FLAT_THREADS + threadIdx.x;
+    const int64_t local = shape.experts / shape.ranks;
+    if (row >= begin[shape.ranks]) {
+        return;
+    }
+    int64_t low = 0, high = shape.ranks; /* the last destination that begins at or before it */
+    while (high - low > 1) {
+        const int64_t middle = (low + high) / 2;
+        if (begin[middle] <= row) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    int64_t slot = token[row] * shape.top_k;
+    while (expert[slot] < 0 || expert[slot] / local != low) {
+        slot++;
+    }
+    relay[row] = place[slot_row[slot]];
+}
+
+void cuda_expert_relay(void *stream, int32_t *relay, const int64_t *begin, const int32_t *token,
+                       const int32_t *place, const int32_t *expert, const int32_t *slot_row,
+                       struct dispatch_shape shape)
+{
+    if (shape.slots > 0) {
+        LAUNCH(relay_kernel, flat_blocks(shape.slots, 1), FLAT_THREADS, 0, (cudaStream_t)stream,
+               relay, begin, token, place, expert, slot_row, shape);
     }
 }
 

@@ -234,7 +234,8 @@ static enum status init_experts(struct model *model, const struct mesh *mesh)
                                        .slices = slices,
                                        .padded = model->config->router.dispatch == CONFIG_PADDED,
                                        .by_source = model->gradients.fixed,
-                                       .buffer_factor = model->config->router.buffer_factor};
+                                       .buffer_factor = model->config->router.buffer_factor,
+                                       .nodes = (struct nodes *)&mesh->nodes};
     for (int64_t s = 0; s < model->slots; s++) {
         const struct stage *part = &model->slice.part[model->slot[s].part];
         for (int64_t b = part->first; b < part->first + part->blocks; b++) {

@@ -221,7 +221,7 @@ static uint8_t *leaving(const struct moe *moe)
     return (uint8_t *)moe->scratch.buffer + moe->bound * fp8_packed_bytes(moe->arch->width);
 }
 
-static void packed_start(struct moe *moe, struct moe_state *state, const uint8_t *sending)
+static void packed_start(struct moe *moe, struct moe_state *state, uint8_t *sending)
 {
     expert_exchange_start(&state->plan, &state->route, moe->scratch.buffer, sending,
                           fp8_packed_bytes(moe->arch->width));
