@@ -376,7 +376,7 @@ struct ops {
     void (*combine_rows)(struct device *, struct tensor y, struct tensor x, const int32_t *slot_row,
                          const float *weight, int64_t top_k);
     /* dweight[n,k] = <dy[n], x[row]> and dx[row] = weight[n,k] dy[n], row = slot_row[n*K+k];
-     * dropped: dweight 0. */
+     * dropped: dweight 0. dx.data NULL: dweight alone. */
     void (*combine_rows_backward)(struct device *, struct tensor dx, float *dweight,
                                   struct tensor dy, struct tensor x, const int32_t *slot_row,
                                   const float *weight, int64_t top_k);

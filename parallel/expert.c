@@ -33,7 +33,7 @@ static struct expert_route by_slot(const struct expert_plan *plan)
 }
 
 /* Each token once to each rank, or machine, and fan from where its slots want it. */
-static struct expert_route once(struct expert_plan *plan)
+static void find_fan(struct expert_plan *plan)
 {
     const int ranks = plan->ep->size;
     const int64_t *begin = plan->device_taken + plan->experts;
@@ -43,12 +43,21 @@ static struct expert_route once(struct expert_plan *plan)
                               begin + ranks + 1, ranks, plan->received);
     if (plan->relayed) {
         relay_route(&plan->relay);
-        return (struct expert_route){.pick = plan->relay.token,
-                                     .sent = sum(plan->relay.send, plan->relay.nodes->count),
+    }
+}
+
+struct expert_route expert_route_again(const struct expert_plan *plan)
+{
+    const int ranks = plan->ep->size;
+    const struct relay *relay = &plan->relay;
+    assert(plan->once && !plan->padded);
+    if (plan->relayed) {
+        return (struct expert_route){.pick = relay->token,
+                                     .sent = sum(relay->send, relay->nodes->count),
                                      .place = plan->fan,
                                      .arrived = sum(plan->recv_tokens, ranks),
-                                     .send_rows = plan->relay.send,
-                                     .recv_rows = plan->relay.recv,
+                                     .send_rows = relay->send,
+                                     .recv_rows = relay->recv,
                                      .relayed = true};
     }
     return (struct expert_route){.pick = plan->unique_token,
@@ -65,7 +74,8 @@ struct expert_route expert_route_tokens(struct expert_plan *plan)
         return padded(plan, plan->pad_token, plan->fan, plan->pad.pair_tokens);
     }
     if (plan->once) {
-        return once(plan);
+        find_fan(plan);
+        return expert_route_again(plan);
     }
     struct expert_route route = by_slot(plan);
     route.pick = plan->token;
@@ -99,6 +109,14 @@ struct expert_route expert_route_slots(struct expert_plan *plan)
         route.pick = plan->pick;
     }
     return route;
+}
+
+void expert_carry_numbers(struct expert_plan *plan, float *rows, float *arrived, const float *sent)
+{
+    assert(!plan->padded && plan->rounds == 1);
+    comm_device_all_to_all(plan->ep, arrived, plan->recv_rows, sent, plan->send_rows, sizeof *sent);
+    plan->ops->gather_rows(plan->device, tensor_2d(rows, DTYPE_F32, plan->received, 1),
+                           tensor_2d(arrived, DTYPE_F32, plan->received, 1), plan->regroup);
 }
 
 /* ---- there and back ---- */

@@ -145,6 +145,13 @@ struct expert_route {
  * slots: output gradients, x[sent, C] in send order. Local. */
 struct expert_route expert_route_tokens(struct expert_plan *plan);
 struct expert_route expert_route_slots(struct expert_plan *plan);
+/* Local. The route of tokens once more, of the same round, where plan->once: nothing travels for
+ * it.
+ */
+struct expert_route expert_route_again(const struct expert_plan *plan);
+/* Collective over ep. One number for each slot of the round, not padded: rows[received] in (expert,
+ * source, token) order <- sent[sent] in send order; arrived: room for as many. */
+void expert_carry_numbers(struct expert_plan *plan, float *rows, float *arrived, const float *sent);
 /* What travels does so between a start and its finish, beside what is called between them: that
  * may neither touch the memory named here nor communicate (comm_device_finish). One at a time.
  *

@@ -2,6 +2,8 @@
  * as many rows cross the network as there are pairs of a token and a machine, and no more; models
  * train to the same bits. Machines are ranks that stand together by parallel.ranks_per_node.
  */
+#include <stddef.h>
+
 #include "kernels/base/rng.h"
 #include "kernels/device.h"
 #include "parallel/expert.h"
@@ -85,8 +87,8 @@ static int64_t pairs(const struct routing *r, int from, int64_t local, int64_t o
 /* What this rank hands to others in rows of row_bytes: all, and those for other machines. */
 static struct {
     size_t row_bytes;
-    int per_node; /* of the group that is counted; 1: every other rank is far */
-    int64_t rows, far, messages;
+    int per_node;                     /* of the group that is counted; 1: every other rank is far */
+    int64_t all, rows, far, messages; /* all: those to itself too */
     const struct comm_table *real;
 } travel;
 
@@ -95,6 +97,7 @@ static void count_all_to_all(struct comm *comm, void *recv, const int64_t *recv_
 {
     for (int to = 0; to < comm->size && row_bytes == travel.row_bytes; to++) {
         const bool far = to / travel.per_node != comm->rank / travel.per_node;
+        travel.all += send_rows[to];
         travel.rows += to != comm->rank ? send_rows[to] : 0;
         travel.far += far ? send_rows[to] : 0;
         travel.messages += far && send_rows[to] > 0;
@@ -174,7 +177,7 @@ static void count_in(struct comm *group, int per_node, struct way *way, const st
 {
     struct comm_table table;
     way->count = 0;
-    travel.rows = travel.far = travel.messages = 0;
+    travel.all = travel.rows = travel.far = travel.messages = 0;
     travel.row_bytes = (size_t)x.dim[1] * dtype_bytes(x.dtype);
     travel.per_node = per_node;
     watch(group, &table, true);
@@ -489,13 +492,50 @@ static void test_training(struct comm *world)
     }
 }
 
+/* Rows that leave this rank in the mesh's group at `group`, itself included, in one step of f32. */
+static int64_t count_step(struct comm *world, const char *text, bool apart, size_t group)
+{
+    static struct tiny tiny;
+    const char *overrides[TINY_OVERRIDES] = {
+        "parallel.ep=4", apart ? "parallel.ranks_per_node=2" : "parallel.node_dispatch=flat"};
+    struct step_result result;
+    struct comm_table table;
+    CHECK(world, tiny_open(&tiny, world, text, overrides) == STATUS_OK);
+    struct comm *watched = (struct comm *)(void *)((char *)&tiny.mesh + group);
+    travel.all = 0;
+    travel.per_node = 1;
+    travel.row_bytes = (size_t)tiny.config.model.hidden_size * sizeof(float);
+    watch(watched, &table, true);
+    CHECK(world, stepper_step(&tiny.stepper, 1, 0, &result) == STATUS_OK);
+    watch(watched, &table, false);
+    int64_t rows = travel.all;
+    comm_all_reduce(world, &rows, 1, DTYPE_I64, REDUCE_SUM);
+    tiny_close(&tiny);
+    return rows;
+}
+
+/* What a step carries: flat, tokens by rank and three times slots; by machines, tokens and
+ * gradients of outputs alike, and twice slots as before. */
+static void test_rows_of_a_step(struct comm *world)
+{
+    const char *const texts[] = {TINY_MIXTRAL, TINY_V3};
+    const int64_t slots[] = {8 * 8 * 2 * 3, 8 * 8 * 3 * 2}; /* tokens, choices, layers */
+    for (int i = 0; i < 2 && world->size == 4; i++) {
+        const int64_t flat = count_step(world, texts[i], false, offsetof(struct mesh, experts)),
+                      beside = count_step(world, texts[i], true, offsetof(struct mesh, experts)),
+                      across =
+                          count_step(world, texts[i], true, offsetof(struct mesh, nodes.across));
+        CHECK(world, flat > 3 * slots[i] && flat < 4 * slots[i]);
+        CHECK_EQUAL(world, beside, 2 * slots[i]);
+        CHECK(world, across % 2 == 0 && across / 2 < flat - 3 * slots[i]);
+    }
+}
+
 int main(void)
 {
     static const struct ranks_test tests[] = {
-        RANKS_TEST(test_machines),
-        RANKS_TEST(test_rows),
-        RANKS_TEST(test_no_room),
-        RANKS_TEST(test_training),
+        RANKS_TEST(test_machines), RANKS_TEST(test_rows),           RANKS_TEST(test_no_room),
+        RANKS_TEST(test_training), RANKS_TEST(test_rows_of_a_step),
     };
     return RANKS_MAIN(tests);
 }

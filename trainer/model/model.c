@@ -226,6 +226,7 @@ static enum status init_experts(struct model *model, const struct mesh *mesh)
                               .tokens = tokens,
                               .sequences = model->batch,
                               .local_experts = arch->experts / mesh->ep.size,
+                              .apart = nodes_apart(&mesh->nodes),
                               .slices = slices,
                               .choices = arch->top_k * slices};
     const struct expert_sizes sizes = {.tokens = tokens,
