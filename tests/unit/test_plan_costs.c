@@ -120,6 +120,9 @@ static void test_bytes_of_messages(void **state)
     assert_true(exchange_relays(&x));
     expect_near(exchange_bytes(&x, EXCHANGE_DISPATCH).network, 4096 * nodes * 7 / 8 * 7392, 1e-12,
                 "tokens by node");
+    expect_near(exchange_bytes(&x, EXCHANGE_DISPATCH_BACK).network, 4096 * nodes * 7 / 8 * 7392,
+                1e-12, "gradients by node");
+    x.codes = true;
     expect_near(exchange_bytes(&x, EXCHANGE_DISPATCH_BACK).network, 4096.0 * 8 / 64 * 56 * 7392,
                 1e-12, "gradients by slot");
     expect_near(exchange_bytes(&x, EXCHANGE_COMBINE).network, 4096.0 * 8 / 64 * 56 * 14336, 1e-12,

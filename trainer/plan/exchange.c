@@ -113,6 +113,13 @@ bool exchange_relays(const struct exchange_shape *shape)
                exchange_bytes(&flat, EXCHANGE_DISPATCH).network;
 }
 
+static bool relayed(const struct exchange_shape *shape, enum exchange_kind kind)
+{
+    const bool tokens =
+        kind == EXCHANGE_DISPATCH || (kind == EXCHANGE_DISPATCH_BACK && !shape->codes);
+    return tokens && exchange_relays(shape);
+}
+
 struct exchange_bytes exchange_bytes(const struct exchange_shape *shape, enum exchange_kind kind)
 {
     const bool out = kind == EXCHANGE_DISPATCH || kind == EXCHANGE_DISPATCH_BACK;
@@ -122,7 +129,7 @@ struct exchange_bytes exchange_bytes(const struct exchange_shape *shape, enum ex
     if (ranks_of(shape) == 1) {
         return (struct exchange_bytes){0};
     }
-    if (shape->by_node || (kind == EXCHANGE_DISPATCH && exchange_relays(shape))) {
+    if (shape->by_node || relayed(shape, kind)) {
         return once_to_nodes(shape, row);
     }
     if (shape->padded) {
@@ -146,7 +153,7 @@ double exchange_seconds(const struct hardware *hardware, const struct exchange_s
     }
     const double across = bytes.network / (network * hardware->network),
                  within = bytes.nvlink / (link * hardware->nvlink);
-    if (kind == EXCHANGE_DISPATCH && exchange_relays(shape)) { /* one behind the other */
+    if (relayed(shape, kind)) { /* one behind the other */
         return across + within + 2 * hardware->message;
     }
     return fmax(across, within) + hardware->message;

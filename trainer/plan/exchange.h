@@ -4,8 +4,8 @@
  * (n_group, topk_group) leaves it. Two ways, config key cluster.exchange:
  * direct: what training does. Tokens go once to each rank that has one of their experts, or where
  * that is less (relayed, parallel.node_dispatch) over the network once to each node and from there
- * to its ranks; gradients of outputs, and all that comes back, go by slot. With padded dispatch
- * messages have the size of the worst case.
+ * to its ranks, and gradients of outputs as they; else those, in FP8 always, and all that comes
+ * back go by slot. With padded dispatch messages have the size of the worst case.
  * by_node: a token crosses the network once for each node, and fans out by NVLink there; what comes
  * back is added up on the way (DeepEP).
  */
@@ -23,6 +23,7 @@ struct exchange_shape {
     int64_t ranks_per_node;     /* of those ep x etp, on a node */
     bool by_node, padded;
     bool apart;               /* ranks stand so that tokens may be relayed */
+    bool codes;               /* what goes to experts is in FP8 */
     double row_out, row_back; /* bytes of a token on its way to experts, and back */
 };
 

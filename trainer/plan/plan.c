@@ -439,13 +439,11 @@ static void warn_exchange(struct plan *plan)
     }
     warn(plan,
          plan->by_node ? "ep %lld spans %lld nodes: planned as if what comes back were added up in "
-                         "each node on the way, once to a token; training sends tokens so, outputs "
-                         "and gradients by slot (cluster.exchange direct)"
-         : exchange_relays(x)
-             ? "ep %lld spans %lld nodes: training sends tokens once to each node, "
-               "outputs and gradients by slot"
-             : "ep %lld spans %lld nodes: training sends a token once to each "
-               "rank, not once to each node",
+                         "each node on the way; training sends it by slot (cluster.exchange direct)"
+         : exchange_relays(x) ? "ep %lld spans %lld nodes: tokens go over the network once to each "
+                                "node, what comes back by slot"
+                              : "ep %lld spans %lld nodes: training sends a token once to each "
+                                "rank, not once to each node",
          (long long)plan->ep, (long long)nodes);
 }
 

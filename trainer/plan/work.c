@@ -35,6 +35,7 @@ void workload_init(struct workload *load, const struct config *config,
                                                               : hardware->ranks_per_node,
         .by_node = by_node,
         .padded = config->router.dispatch == CONFIG_PADDED,
+        .codes = load->fp8,
         .row_out = load->fp8 ? width + (double)((arch->width + 127) / 128 * 4) : width * act,
         .row_back = width * act};
     const struct nodes nodes = nodes_expect((int)(load->exchange.ep * load->exchange.etp),
