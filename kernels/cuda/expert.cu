@@ -295,6 +295,23 @@ void cuda_expert_unique(void *stream, int64_t *begin, int32_t *token, int32_t *p
     }
 }
 
+/* The destination of a row: the last whose rows begin at or before it, of `local` boundaries each.
+ */
+DEVICE int64_t destination_of(const int64_t *__restrict__ offset, int64_t row, int64_t local,
+                              int64_t ranks)
+{
+    int64_t low = 0, high = ranks;
+    while (high - low > 1) {
+        const int64_t middle = (low + high) / 2;
+        if (offset[middle * local] <= row) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
 /* ---- fan out ---- */
 
 /* Bytes per row: 8 in, 4 out, scattered. Bound by latency. */
@@ -307,19 +324,11 @@ __global__ void __launch_bounds__(FLAT_THREADS)
     if (p >= rows) {
         return;
     }
-    int64_t low = 0, high = ranks; /* the last source that begins at or before p */
-    while (high - low > 1) {
-        const int64_t middle = (low + high) / 2;
-        if (arrived[middle] <= p) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    if (place[p] < 0 || unique[low] + place[p] >= unique[ranks]) {
+    const int64_t from = destination_of(arrived, p, 1, ranks);
+    if (place[p] < 0 || unique[from] + place[p] >= unique[ranks]) {
         __trap();
     }
-    fan[ungroup[p]] = (int32_t)(unique[low] + place[p]);
+    fan[ungroup[p]] = (int32_t)(unique[from] + place[p]);
 }
 
 void cuda_expert_fan_out(void *stream, int32_t *fan, const int32_t *ungroup, const int32_t *place,
@@ -346,17 +355,9 @@ __global__ void __launch_bounds__(FLAT_THREADS)
     if (row >= begin[shape.ranks]) {
         return;
     }
-    int64_t low = 0, high = shape.ranks; /* the last destination that begins at or before it */
-    while (high - low > 1) {
-        const int64_t middle = (low + high) / 2;
-        if (begin[middle] <= row) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
+    const int64_t to = destination_of(begin, row, 1, shape.ranks);
     int64_t slot = token[row] * shape.top_k;
-    while (expert[slot] < 0 || expert[slot] / local != low) {
+    while (expert[slot] < 0 || expert[slot] / local != to) {
         slot++;
     }
     relay[row] = place[slot_row[slot]];
@@ -373,22 +374,6 @@ void cuda_expert_relay(void *stream, int32_t *relay, const int64_t *begin, const
 }
 
 /* ---- padded messages: a capacity of rows for each pair of ranks ---- */
-
-/* The destination of a row of expert_sort: the last whose experts' rows begin at or before it. */
-DEVICE int64_t destination_of(const int64_t *__restrict__ offset, int64_t row, int64_t local,
-                              int64_t ranks)
-{
-    int64_t low = 0, high = ranks;
-    while (high - low > 1) {
-        const int64_t middle = (low + high) / 2;
-        if (offset[middle * local] <= row) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    return low;
-}
 
 /* One thread for each row of slots, row of tokens, sorted row and expert. Bytes per row of slots:
  * 4 in, 16 out. Bound by latency. */

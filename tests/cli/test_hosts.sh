@@ -88,6 +88,7 @@ bytes=()
 for way in flat hierarchical; do
     before=$(sent "${hosts[1]}" "v$$b")
     expect_rc 0 on_both "$binary" train "$work/tiny.yaml" "run.dir=$work/$way" "${many[@]}" parallel.node_dispatch=$way
+    [ $way = flat ] || expect_text "ep spans 2 nodes of 2 ranks"
     bytes[${#bytes[@]}]=$(($(sent "${hosts[1]}" "v$$b") - before))
 done
 expect_same "$(metric "$work/flat" loss_hex)" "$(metric "$work/hierarchical" loss_hex)" "losses of both ways"

@@ -53,6 +53,7 @@ for family in mixtral v3; do
     for way in flat "hierarchical parallel.ranks_per_node=2"; do
         # shellcheck disable=SC2086 # two keys
         expect_rc 0 train_on 4 4 "$work/${way%% *}" run.device=cuda train.precision=bf16 parallel.node_dispatch=$way
+        [ "$way" = flat ] || expect_text "ep spans 2 nodes of 2 ranks"
     done
     for field in loss_hex aux_loss grad_norm; do
         expect_same "$(metric "$work/flat" $field)" "$(metric "$work/hierarchical" $field)" "$family, by machines: $field"

@@ -453,13 +453,17 @@ static struct curve train(struct comm *world, const char *text, const char *cons
     CHECK_EQUAL(world, nodes_apart(&tiny.mesh.nodes), apart);
     for (int64_t s = 1; s <= STEPS; s++) {
         struct step_result result;
-        CHECK(world, stepper_step(&tiny.stepper, s, (s - 1) * 8, &result) == STATUS_OK);
+        const int64_t first = (s - 1) * tiny.config.train.global_batch;
+        CHECK(world, stepper_step(&tiny.stepper, s, first, &result) == STATUS_OK);
         curve.loss[s - 1] = result.loss;
         curve.aux[s - 1] = result.aux_loss;
         curve.norm[s - 1] = result.grad_norm;
     }
-    for (int64_t b = 0; b < architecture_blocks(&tiny.model.arch); b++) {
-        curve.relayed += tiny.model.slot[0].blocks[b].moe.plan.relayed;
+    for (int64_t s = 0; s < tiny.model.slots; s++) {
+        const struct stage *part = &tiny.model.slice.part[tiny.model.slot[s].part];
+        for (int64_t b = part->first; b < part->first + part->blocks; b++) {
+            curve.relayed += tiny.model.slot[s].blocks[b].moe.plan.relayed;
+        }
     }
     tiny_close(&tiny);
     return curve;
@@ -469,6 +473,13 @@ static struct curve train(struct comm *world, const char *text, const char *cons
 static void test_training(struct comm *world)
 {
     static const char *const cases[][8] = {
+        /* of 8 ranks: four machines; pipelines of two stages, two machines in each */
+        {"parallel.ep=8", "train.micro_batch=1", NULL},
+        {"parallel.ep=4", "parallel.pp=2", "parallel.schedule=zero_bubble", "train.precision=bf16",
+         "train.micro_batch=1", NULL},
+        {"parallel.ep=4", "parallel.pp=2", "parallel.schedule=dualpipe_v", "train.micro_batch=1",
+         "train.global_batch=16", "model.num_hidden_layers=4", NULL},
+        /* of 4 */
         {"parallel.ep=4", NULL},
         {"parallel.ep=4", "train.precision=bf16", "train.recompute=experts", NULL},
         {"parallel.ep=4", "train.precision=fp8", "train.recompute=block", NULL},
@@ -478,8 +489,10 @@ static void test_training(struct comm *world)
         {"parallel.ep=4", "parallel.tp=2", NULL},
         {"parallel.ep=4", "parallel.cp=2", "parallel.zero=3", NULL},
     };
+    enum { CASES = sizeof cases / sizeof cases[0], EIGHT = 3 };
     const char *const texts[] = {TINY_MIXTRAL, TINY_V3};
-    for (size_t i = 0; world->size == 4 && i < 2 * sizeof cases / sizeof cases[0]; i++) {
+    const size_t first = world->size == 8 ? 0 : EIGHT, end = world->size == 8 ? EIGHT : CASES;
+    for (size_t i = 2 * first; i < 2 * end; i++) {
         const char *const *more = cases[i / 2];
         const struct curve flat = train(world, texts[i % 2], more, false),
                            apart = train(world, texts[i % 2], more, true);
