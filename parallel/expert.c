@@ -49,7 +49,7 @@ static void find_fan(struct expert_plan *plan)
 struct expert_route expert_route_again(const struct expert_plan *plan)
 {
     const int ranks = plan->ep->size;
-    const struct relay *relay = &plan->relay;
+    const struct relay_plan *relay = &plan->relay;
     assert(plan->once && !plan->padded);
     if (plan->relayed) {
         return (struct expert_route){.pick = relay->token,

@@ -93,7 +93,7 @@ struct expert_plan {
     int32_t *host_pick;    /* [slots] owned */
     int64_t *bounds; /* [E+1 + ep+1 + M+1] owned: `sorted`, unique_begin and relay.begin on the
                         host */
-    struct relay relay;
+    struct relay_plan relay;
     int64_t *taken;        /* [local_experts, ep] owned: rows of this round, by expert and source;
                               then [ep+1] where each source's rows begin, [ep+1] its tokens */
     int64_t *device_taken; /* the same, device */

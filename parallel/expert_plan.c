@@ -296,7 +296,7 @@ static int64_t far_slots(const struct expert_plan *plan)
  * on. */
 static bool relays(const struct expert_plan *plan)
 {
-    const struct relay *relay = &plan->relay;
+    const struct relay_plan *relay = &plan->relay;
     return relay_there(relay) && plan->rounds == 1 && relay_fits(relay) &&
            relay_far(relay, false) < (plan->once ? relay_far(relay, true) : far_slots(plan));
 }

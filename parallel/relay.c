@@ -9,16 +9,16 @@ static size_t parts_count(const struct nodes *nodes)
     return (size_t)(nodes->ranks * nodes->count + 2 * (nodes->count + 1));
 }
 
-enum status relay_init(struct relay *relay, struct nodes *nodes, struct device *device,
+enum status relay_init(struct relay_plan *relay, struct nodes *nodes, struct device *device,
                        const struct ops *ops, int64_t slots, int64_t room)
 {
-    *relay = (struct relay){0};
+    *relay = (struct relay_plan){0};
     if (nodes == NULL || !nodes_apart(nodes)) {
         return STATUS_OK;
     }
     const size_t machines = (size_t)nodes->count, ranks = (size_t)nodes->ranks;
-    *relay =
-        (struct relay){.nodes = nodes, .device = device, .ops = ops, .slots = slots, .room = room};
+    *relay = (struct relay_plan){
+        .nodes = nodes, .device = device, .ops = ops, .slots = slots, .room = room};
     relay->send = calloc(machines, sizeof *relay->send);
     relay->recv = calloc(machines, sizeof *relay->recv);
     relay->send_list = calloc(machines, sizeof *relay->send_list);
@@ -34,7 +34,7 @@ enum status relay_init(struct relay *relay, struct nodes *nodes, struct device *
                               nodes->count);
 }
 
-void relay_layout(struct relay *relay, struct arena *arena)
+void relay_layout(struct relay_plan *relay, struct arena *arena)
 {
     if (!relay_there(relay)) {
         return;
@@ -52,7 +52,7 @@ void relay_layout(struct relay *relay, struct arena *arena)
     relay->pick = arena_alloc(arena, room * sizeof *relay->pick);
 }
 
-void relay_free(struct relay *relay)
+void relay_free(struct relay_plan *relay)
 {
     free(relay->send);
     free(relay->recv);
@@ -61,10 +61,10 @@ void relay_free(struct relay *relay)
     free(relay->send_near);
     free(relay->recv_near);
     free(relay->parts);
-    *relay = (struct relay){0};
+    *relay = (struct relay_plan){0};
 }
 
-void relay_find(struct relay *relay, const int32_t *expert, const int32_t *slot_row,
+void relay_find(struct relay_plan *relay, const int32_t *expert, const int32_t *slot_row,
                 const int64_t *begin, const int32_t *token, struct dispatch_shape shape)
 {
     struct dispatch_shape machines = shape;
@@ -77,24 +77,24 @@ void relay_find(struct relay *relay, const int32_t *expert, const int32_t *slot_
 
 /* ---- counts ---- */
 
-static int group_size(const struct relay *relay)
+static int group_size(const struct relay_plan *relay)
 {
     return relay->nodes->count * relay->nodes->ranks;
 }
 
 /* Tokens of rank `from` for rank `to`. */
-static int64_t for_rank(const struct relay *relay, int from, int to)
+static int64_t for_rank(const struct relay_plan *relay, int from, int to)
 {
     return relay->sees.line[from * relay->sees.stride + to];
 }
 
-static int64_t for_machine(const struct relay *relay, int from, int machine)
+static int64_t for_machine(const struct relay_plan *relay, int from, int machine)
 {
     return for_rank(relay, from, group_size(relay) + machine);
 }
 
 /* Of rank `from`, for all ranks of the machine. */
-static int64_t for_its_ranks(const struct relay *relay, int from, int machine)
+static int64_t for_its_ranks(const struct relay_plan *relay, int from, int machine)
 {
     const int ranks = relay->nodes->ranks;
     int64_t rows = 0;
@@ -104,7 +104,7 @@ static int64_t for_its_ranks(const struct relay *relay, int from, int machine)
     return rows;
 }
 
-bool relay_fits(const struct relay *relay)
+bool relay_fits(const struct relay_plan *relay)
 {
     const int ranks = relay->nodes->ranks;
     for (int by = 0; by < group_size(relay); by++) {
@@ -120,7 +120,7 @@ bool relay_fits(const struct relay *relay)
     return true;
 }
 
-int64_t relay_far(const struct relay *relay, bool by_rank)
+int64_t relay_far(const struct relay_plan *relay, bool by_rank)
 {
     int64_t rows = 0;
     for (int from = 0; from < group_size(relay); from++) {
@@ -135,7 +135,7 @@ int64_t relay_far(const struct relay *relay, bool by_rank)
 
 /* Of every machine: this rank's rows and numbers for it, and those from its rank of the same
  * place. */
-static void count_across(struct relay *relay)
+static void count_across(struct relay_plan *relay)
 {
     const struct nodes *nodes = relay->nodes;
     const int machine = nodes->across.rank, place = nodes->within.rank,
@@ -154,7 +154,7 @@ static void count_across(struct relay *relay)
 }
 
 /* Of every rank of this machine: rows for it, by the machine they come from, and those from it. */
-static void count_within(struct relay *relay)
+static void count_within(struct relay_plan *relay)
 {
     const struct nodes *nodes = relay->nodes;
     const int first = nodes->across.rank * nodes->ranks, place = nodes->within.rank;
@@ -171,7 +171,7 @@ static void count_within(struct relay *relay)
 
 /* ---- the way ---- */
 
-void relay_route(struct relay *relay)
+void relay_route(struct relay_plan *relay)
 {
     struct nodes *nodes = relay->nodes;
     const int64_t *numbers = relay->device_parts + nodes->ranks * nodes->count;
@@ -190,7 +190,7 @@ void relay_route(struct relay *relay)
                                numbers + nodes->count + 1, nodes->count, rows);
 }
 
-void relay_start(struct relay *relay, void *arrived, void *sending, int64_t row_bytes)
+void relay_start(struct relay_plan *relay, void *arrived, void *sending, int64_t row_bytes)
 {
     assert(relay->arrived == NULL && row_bytes % 2 == 0);
     relay->arrived = arrived;
@@ -200,7 +200,7 @@ void relay_start(struct relay *relay, void *arrived, void *sending, int64_t row_
                                  (size_t)row_bytes);
 }
 
-void relay_finish(struct relay *relay)
+void relay_finish(struct relay_plan *relay)
 {
     const int machines = relay->nodes->count, ranks = relay->nodes->ranks;
     const int64_t *numbers = relay->parts + ranks * machines, *rows = numbers + machines + 1,

@@ -23,7 +23,7 @@ struct relay_counts {
     int64_t stride;
 };
 
-struct relay {
+struct relay_plan {
     /* set by init */
     struct nodes *nodes;      /* borrowed; NULL: there is none, and nothing else is set */
     struct device *device;    /* borrowed */
@@ -53,40 +53,40 @@ struct relay {
 };
 
 /* nodes NULL, or of one machine: nothing is made. Errors: STATUS_RESOURCE. */
-enum status relay_init(struct relay *relay, struct nodes *nodes, struct device *device,
+enum status relay_init(struct relay_plan *relay, struct nodes *nodes, struct device *device,
                        const struct ops *ops, int64_t slots, int64_t room)
     __attribute__((warn_unused_result));
-void relay_layout(struct relay *relay, struct arena *arena); /* measures, then hands out */
-void relay_free(struct relay *relay);
+void relay_layout(struct relay_plan *relay, struct arena *arena); /* measures, then hands out */
+void relay_free(struct relay_plan *relay);
 
-static inline bool relay_there(const struct relay *relay)
+static inline bool relay_there(const struct relay_plan *relay)
 {
     return relay->nodes != NULL;
 }
 
 /* Local, on the device. Tokens by machine, of expert and what expert_sort (slot_row) and
  * expert_unique (begin, token) made of it. shape: of the ranks. */
-void relay_find(struct relay *relay, const int32_t *expert, const int32_t *slot_row,
+void relay_find(struct relay_plan *relay, const int32_t *expert, const int32_t *slot_row,
                 const int64_t *begin, const int32_t *token, struct dispatch_shape shape);
 /* Local, the same answer on every rank: whether every rank has room for what it hands on. */
-bool relay_fits(const struct relay *relay);
+bool relay_fits(const struct relay_plan *relay);
 /* Local, of all ranks: rows that leave their machine by machine, and by rank. */
-int64_t relay_far(const struct relay *relay, bool by_rank);
+int64_t relay_far(const struct relay_plan *relay, bool by_rank);
 
 /* Where the k-th part of what arrives comes from. */
-static inline int relay_source(const struct relay *relay, int k)
+static inline int relay_source(const struct relay_plan *relay, int k)
 {
     return k % relay->nodes->count * relay->nodes->ranks + k / relay->nodes->count;
 }
 
 /* Collective over the group. Numbers across, and the maps of what goes on. */
-void relay_route(struct relay *relay);
+void relay_route(struct relay_plan *relay);
 /* Collective over the group. arrived <- sending, rows of row_bytes, even; both are written: room
  * for `room` rows in each. Rows go across between start and what comes next, the rest of the way in
  * finish. */
-void relay_start(struct relay *relay, void *arrived, void *sending, int64_t row_bytes);
-void relay_finish(struct relay *relay);
-static inline bool relay_under_way(const struct relay *relay)
+void relay_start(struct relay_plan *relay, void *arrived, void *sending, int64_t row_bytes);
+void relay_finish(struct relay_plan *relay);
+static inline bool relay_under_way(const struct relay_plan *relay)
 {
     return relay->arrived != NULL;
 }
