@@ -252,8 +252,7 @@ static void describe(struct training *t)
                 (double)model_bytes(&t->model) / 1048576.0, (long long)sources_samples(&t->train),
                 (long long)t->config->train.sequence_length);
     if (nodes_apart(&mesh->nodes)) {
-        metrics_say(&t->metrics,
-                    "ep spans %d nodes of %d ranks: tokens go over the network once to each node",
+        metrics_say(&t->metrics, "ep spans %d nodes of %d ranks: tokens cross once to each",
                     mesh->nodes.count, mesh->nodes.ranks);
     }
     if (saving_bytes(&t->saving) > 0) {
