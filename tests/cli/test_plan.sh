@@ -106,7 +106,7 @@ expect_rc 0 "$binary" plan "${v3[@]}" --tokens 14.8T --price 2
 expect_text "2048 ranks: 256 x 8 h800"
 expect_text "pp 16 (dualpipe)"
 expect_text "warning: does not train: parallel.schedule dualpipe: planned only"
-expect_text "planned as if a token went once to each node"
+expect_text "planned as if what comes back were added up in each node"
 expect_text "DOES NOT FIT"
 
 # What the config itself names: those 2048, and in their 80 GB if blocks are computed twice, with a schedule that trains.

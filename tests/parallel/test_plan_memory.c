@@ -90,6 +90,22 @@ static void test_planned_is_reserved(struct comm *world)
     }
 }
 
+static void test_machines_are_reserved(struct comm *world)
+{
+    static const char *const cases[][TINY_OVERRIDES] = {
+        {"parallel.ep=4", "parallel.ranks_per_node=2"},
+        {"parallel.ep=4", "parallel.ranks_per_node=2", "train.precision=bf16",
+         "router.buffer_factor=3.3"},
+        {"parallel.ep=2", "parallel.etp=2", "parallel.ranks_per_node=2"},
+        {"parallel.ep=4", "parallel.ranks_per_node=2", "router.dispatch=padded"},
+        {"parallel.ep=4", "parallel.ranks_per_node=3"},
+    };
+    for (size_t i = 0; world->size == 4 && i < sizeof cases / sizeof cases[0]; i++) {
+        compare(world, TINY_MIXTRAL, cases[i]);
+        compare(world, TINY_V3, cases[i]);
+    }
+}
+
 static void test_tensor_is_reserved(struct comm *world)
 {
     static const char *const cases[][TINY_OVERRIDES] = {
@@ -190,9 +206,10 @@ static void test_nothing_is_allocated(struct comm *world)
 int main(void)
 {
     const struct ranks_test tests[] = {
-        RANKS_TEST(test_planned_is_reserved), RANKS_TEST(test_tensor_is_reserved),
-        RANKS_TEST(test_context_is_reserved), RANKS_TEST(test_pipeline_is_reserved),
-        RANKS_TEST(test_fp8_is_reserved),     RANKS_TEST(test_nothing_is_allocated),
+        RANKS_TEST(test_planned_is_reserved),   RANKS_TEST(test_tensor_is_reserved),
+        RANKS_TEST(test_machines_are_reserved), RANKS_TEST(test_context_is_reserved),
+        RANKS_TEST(test_pipeline_is_reserved),  RANKS_TEST(test_fp8_is_reserved),
+        RANKS_TEST(test_nothing_is_allocated),
     };
     return RANKS_MAIN(tests);
 }

@@ -226,6 +226,7 @@ static void init_experts(struct model *model, const struct mesh *mesh)
                               .tokens = tokens,
                               .sequences = model->batch,
                               .local_experts = arch->experts / mesh->ep.size,
+                              .apart = nodes_apart(&mesh->nodes),
                               .slices = slices,
                               .choices = arch->top_k * slices};
     const struct expert_sizes sizes = {.tokens = tokens,
@@ -234,7 +235,8 @@ static void init_experts(struct model *model, const struct mesh *mesh)
                                        .slices = slices,
                                        .padded = model->config->router.dispatch == CONFIG_PADDED,
                                        .by_source = model->gradients.fixed,
-                                       .buffer_factor = model->config->router.buffer_factor};
+                                       .buffer_factor = model->config->router.buffer_factor,
+                                       .nodes = (struct nodes *)&mesh->nodes};
     for (int64_t s = 0; s < model->slots; s++) {
         const struct stage *part = &model->slice.part[model->slot[s].part];
         for (int64_t b = part->first; b < part->first + part->blocks; b++) {

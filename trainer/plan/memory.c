@@ -27,6 +27,13 @@ static struct config config_of(const struct config *config, const struct archite
     return own;
 }
 
+/* What a run would find, of groups that begin with a machine. */
+static struct nodes nodes_of(const struct config *config, int ranks)
+{
+    const bool flat = model_node_dispatch(config) == NODES_FLAT;
+    return nodes_expect(ranks, flat ? ranks : (int)hardware_ranks_of_node(config));
+}
+
 /* dp: of a stage, ranks of tp counted. */
 static struct mesh mesh_of(const struct config *config, int64_t dp, int64_t ep)
 {
@@ -39,6 +46,7 @@ static struct mesh mesh_of(const struct config *config, int64_t dp, int64_t ep)
                          .ep = {.size = (int)ep, .name = "ep"},
                          .etp = {.size = (int)etp, .name = "etp"},
                          .experts = {.size = (int)(ep * etp), .name = "experts"},
+                         .nodes = nodes_of(config, (int)(ep * etp)),
                          .edp = {.size = (int)(dp / ep / etp), .name = "edp"}};
 }
 

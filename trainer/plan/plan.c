@@ -473,10 +473,12 @@ static void warn_exchange(struct plan *plan)
              (long long)x->top_groups);
     }
     warn(plan,
-         plan->by_node ? "ep %lld spans %lld nodes: planned as if a token went once to each node; "
-                         "training sends it once to each rank (cluster.exchange direct)"
-                       : "ep %lld spans %lld nodes: training sends a token once to each rank, not "
-                         "once to each node",
+         plan->by_node ? "ep %lld spans %lld nodes: planned as if what comes back were added up in "
+                         "each node on the way; training sends it by slot (cluster.exchange direct)"
+         : exchange_relays(x) ? "ep %lld spans %lld nodes: tokens go over the network once to each "
+                                "node, what comes back by slot"
+                              : "ep %lld spans %lld nodes: training sends a token once to each "
+                                "rank, not once to each node",
          (long long)plan->ep, (long long)nodes);
 }
 
