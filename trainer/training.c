@@ -252,6 +252,10 @@ static void describe(struct training *t)
                 mesh->tp.size, mesh->cp.size, mesh->pp.size, (long long)t->config->parallel.zero,
                 (double)model_bytes(&t->model) / 1048576.0, (long long)sources_samples(&t->train),
                 (long long)t->config->train.sequence_length);
+    if (nodes_apart(&mesh->nodes)) {
+        metrics_say(&t->metrics, "ep spans %d nodes of %d ranks: tokens cross once to each",
+                    mesh->nodes.count, mesh->nodes.ranks);
+    }
     if (saving_bytes(&t->saving) > 0) {
         metrics_say(&t->metrics,
                     "saves are written beside the training: %.0f MiB of host memory "
