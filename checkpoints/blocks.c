@@ -1,8 +1,10 @@
+#define _DEFAULT_SOURCE /* madvise */
 #include "checkpoints/blocks.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "checkpoints/block_queue.h"
 #include "kernels/base/hash.h"
@@ -11,9 +13,15 @@
 enum { MAX_PATH = 4096 };
 static const size_t MOST_TEXT = (size_t)64 << 20;
 
+/* Of few large pages: direct I/O to 1,024 small ones takes two to three times as long. */
 void *blocks_buffer(void)
 {
-    return aligned_alloc(IO_ALIGNMENT, (size_t)MANIFEST_BLOCK_BYTES);
+    enum { PAGE_BYTES = 2 << 20 };
+    void *buffer = aligned_alloc(PAGE_BYTES, (size_t)MANIFEST_BLOCK_BYTES);
+    if (buffer != NULL) {
+        (void)madvise(buffer, (size_t)MANIFEST_BLOCK_BYTES, MADV_HUGEPAGE); /* advice only */
+    }
+    return buffer;
 }
 
 static int64_t block_size(int64_t bytes, int64_t block)

@@ -1,10 +1,10 @@
 /* checkpoint: named tensors and scalars, saved by all ranks together, crash-proof, verified on
  * load.
  *
- * Knows nothing of models: a rank offers slices of tensors (a flat element range of a named tensor)
- * and one JSON text of scalars. Layout of a checkpoint: FORMAT.md. Publish protocol: shards, fsync,
- * agreement, manifest by rename, folder by rename; a folder without a valid manifest is not a
- * checkpoint.
+ * Knows nothing of models: a rank offers slices of tensors (a flat element range of a named tensor,
+ * or columns of it) and one JSON text of scalars. Layout of a checkpoint: FORMAT.md. Publish
+ * protocol: shards, fsync, agreement, manifest by rename, folder by rename; a folder without a
+ * valid manifest is not a checkpoint.
  */
 #ifndef CHECKPOINTS_CHECKPOINT_H
 #define CHECKPOINTS_CHECKPOINT_H
@@ -12,13 +12,17 @@
 #include "kernels/base/tensor.h"
 #include "parallel/comm.h"
 
-/* Elements [first, first + count) of the row-major flattened tensor `name`. */
+/* `count` elements from `first` on of the row-major flattened tensor `name`; or, with `run`, in
+ * runs of so many elements whose firsts are `stride` apart, `stride` being the tensor's last
+ * dimension: columns of a matrix, two runs or more. One behind the other in memory. Of a tensor's
+ * slices that a rank saves the first begins first. */
 struct checkpoint_slice {
     const char *name; /* borrowed */
     enum dtype dtype; /* F32, BF16, F16 or E4M3 */
     int ndim;
     int64_t shape[4]; /* of the whole tensor */
     int64_t first, count;
+    int64_t run, stride; /* 0: all in one */
     void *
         data; /* borrowed: read by save, written by load; their own business with `read`, `write` */
     /* Save only, or NULL: fills `to` with bytes [offset, offset + bytes) of the slice, so that what

@@ -1,8 +1,11 @@
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "checkpoints/block_queue.h"
+#include "checkpoints/blocks.h"
+#include "checkpoints/boxes.h"
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/manifest.h"
 #include "kernels/base/hash.h"
@@ -10,9 +13,11 @@
 
 enum { MAX_PATH = 4096, SHAPE_TEXT = 96 };
 
-/* Bytes [begin, end) of a file go to memory. */
+/* Bytes of a file go to memory: runs of `run` bytes, which begin `from_stride` bytes apart in
+ * [begin, end) of the file and `to_stride` apart in memory. One run: all three are its length. */
 struct wanted {
     int64_t file, begin, end;
+    int64_t run, from_stride, to_stride;
     char *to;
     const struct checkpoint_slice *slice; /* borrowed */
 };
@@ -67,25 +72,95 @@ static enum status add(struct wanted_list *list, struct wanted item)
     return STATUS_OK;
 }
 
+/* Columns that lie so far apart that there are blocks between them: run by run. */
+static enum status add_runs(struct wanted_list *list, struct wanted item)
+{
+    if (item.from_stride - item.run < MANIFEST_BLOCK_BYTES) {
+        return add(list, item);
+    }
+    for (int64_t begin = item.begin; begin < item.end; begin += item.from_stride) {
+        struct wanted one = item;
+        one.begin = begin;
+        one.end = begin + item.run;
+        one.from_stride = one.to_stride = item.run;
+        TRY(add(list, one));
+        item.to += item.to_stride;
+    }
+    return STATUS_OK;
+}
+
+/* Elements before box `of` of a part, and before the first that it has in common with `both`. */
+static int64_t elements_before(const struct box *boxes, int of, const struct box *both)
+{
+    int64_t before =
+        (both->row - boxes[of].row) * boxes[of].columns + (both->column - boxes[of].column);
+    for (int i = 0; i < of; i++) {
+        before += boxes[i].rows * boxes[i].columns;
+    }
+    return before;
+}
+
+/* What a slice wants of a piece, where one of them is columns of a matrix. */
+static enum status plan_boxes(struct wanted_list *list, const struct manifest_piece *piece,
+                              const struct checkpoint_slice *slice)
+{
+    const int64_t size = (int64_t)dtype_bytes(slice->dtype), width = slice->shape[slice->ndim - 1];
+    const struct part stored = {piece->first, piece->count, piece->run, piece->stride},
+                      asked = {slice->first, slice->count, slice->run, slice->stride};
+    struct box from[BOXES_OF_PART], to[BOXES_OF_PART], both;
+    const int sources = boxes_of(from, &stored, width), targets = boxes_of(to, &asked, width);
+    for (int i = 0; i < sources * targets; i++) {
+        const int s = i / targets, t = i % targets;
+        if (!boxes_meet(&both, &from[s], &to[t])) {
+            continue;
+        }
+        struct wanted item = {.file = piece->file,
+                              .begin = piece->offset + elements_before(from, s, &both) * size,
+                              .run = both.columns * size,
+                              .from_stride = from[s].columns * size,
+                              .to_stride = to[t].columns * size,
+                              .to = (char *)slice->data + elements_before(to, t, &both) * size,
+                              .slice = slice};
+        if (both.rows == 1 || (item.run == item.from_stride && item.run == item.to_stride)) {
+            item.run = item.from_stride = item.to_stride = both.rows * item.run;
+        }
+        item.end = item.begin +
+                   (both.rows * both.columns * size / item.run - 1) * item.from_stride + item.run;
+        TRY(add_runs(list, item));
+    }
+    return STATUS_OK;
+}
+
 /* Where the elements of a slice lie. The manifest's pieces cover the tensor without gaps
  * (manifest_seal). */
 static enum status plan_slice(struct wanted_list *list, const char *path,
                               const struct manifest *manifest, const struct checkpoint_slice *slice)
 {
     const struct manifest_tensor *tensor = manifest_find(manifest, slice->name);
+    const struct part part = {slice->first, slice->count, slice->run, slice->stride};
     TRY(check_kind(path, tensor, slice));
+    assert(slice->run == 0 ||
+           boxes_fit(&part, manifest_elements(tensor), slice->shape[slice->ndim - 1]));
     const int64_t width = (int64_t)dtype_bytes(slice->dtype), last = slice->first + slice->count;
     for (int64_t p = 0; p < tensor->pieces; p++) {
         const struct manifest_piece *piece = &tensor->piece[p];
+        if (piece->run != 0 || slice->run != 0) {
+            TRY(plan_boxes(list, piece, slice));
+            continue;
+        }
         const int64_t from = piece->first > slice->first ? piece->first : slice->first;
         const int64_t to = piece->first + piece->count < last ? piece->first + piece->count : last;
         if (from >= to) {
             continue;
         }
-        const int64_t begin = piece->offset + (from - piece->first) * width;
+        const int64_t begin = piece->offset + (from - piece->first) * width,
+                      bytes = (to - from) * width;
         TRY(add(list, (struct wanted){.file = piece->file,
                                       .begin = begin,
-                                      .end = begin + (to - from) * width,
+                                      .end = begin + bytes,
+                                      .run = bytes,
+                                      .from_stride = bytes,
+                                      .to_stride = bytes,
                                       .to = (char *)slice->data + (from - slice->first) * width,
                                       .slice = slice}));
     }
@@ -99,6 +174,13 @@ static int by_place(const void *a, const void *b)
                               : (x->begin > y->begin) - (x->begin < y->begin);
 }
 
+static void sort(struct wanted_list *list)
+{
+    if (list->count > 0) {
+        qsort(list->item, (size_t)list->count, sizeof *list->item, by_place);
+    }
+}
+
 /* The file being read, and its blocks in memory or on their way: the oldest of the queue is the one
  * that was used last. */
 struct reader {
@@ -109,6 +191,7 @@ struct reader {
     int64_t asked;     /* the block asked for last, -1: none */
     int64_t last, run; /* the block used last, -1: none; how many one after another it ends */
     struct block_queue queue;
+    char *pack; /* owned: a block, for runs on their way to a device; or NULL */
 };
 
 /* Where the file's next block that is wanted comes from: what is left of a list. */
@@ -213,24 +296,59 @@ static enum status load_block(struct reader *reader, int64_t block, const struct
     return STATUS_OK;
 }
 
+static void put(const struct checkpoint_slice *slice, char *to, const char *from, int64_t bytes)
+{
+    if (slice->write != NULL) {
+        slice->write(slice, to, from, (size_t)bytes);
+    } else {
+        memcpy(to, from, (size_t)bytes);
+    }
+}
+
+/* What of an item lies in [at, border) of the file goes to memory, `at` being wanted and `data`
+ * what stands there; the next place that is wanted. Runs that are neighbours in memory go there
+ * together, by way of `pack`: a device takes each piece at a price. */
+static int64_t copy_block(const struct wanted *wanted, int64_t at, int64_t border, const char *data,
+                          char *pack)
+{
+    const bool packs = wanted->slice->write != NULL && wanted->run < wanted->from_stride &&
+                       wanted->run == wanted->to_stride && pack != NULL;
+    const int64_t began = at, rows = (at - wanted->begin) / wanted->from_stride;
+    char *const begin =
+        wanted->to + rows * wanted->to_stride + (at - wanted->begin - rows * wanted->from_stride);
+    int64_t packed = 0;
+    while (at < border && at < wanted->end) {
+        const int64_t row = (at - wanted->begin) / wanted->from_stride,
+                      first = wanted->begin + row * wanted->from_stride, last = first + wanted->run,
+                      to = border < last ? border : last;
+        if (packs) {
+            memcpy(pack + packed, data + (at - began), (size_t)(to - at));
+            packed += to - at;
+        } else {
+            put(wanted->slice, wanted->to + row * wanted->to_stride + (at - first),
+                data + (at - began), to - at);
+        }
+        at = to < last ? to : first + wanted->from_stride;
+    }
+    if (packed > 0) {
+        put(wanted->slice, begin, pack, packed);
+    }
+    return at;
+}
+
 static enum status copy_wanted(struct reader *reader, const struct outlook *outlook)
 {
     const struct wanted *wanted = outlook->item;
-    const struct checkpoint_slice *slice = wanted->slice;
+    const bool runs = wanted->run < wanted->from_stride;
+    if (runs && wanted->slice->write != NULL && reader->pack == NULL) {
+        reader->pack = blocks_buffer(); /* without it each run goes alone */
+    }
     for (int64_t at = wanted->begin; at < wanted->end;) {
-        const int64_t block = at / MANIFEST_BLOCK_BYTES,
-                      border = (block + 1) * MANIFEST_BLOCK_BYTES;
-        const int64_t to = border < wanted->end ? border : wanted->end;
+        const int64_t block = at / MANIFEST_BLOCK_BYTES, begin = block * MANIFEST_BLOCK_BYTES;
         const char *data = NULL;
         TRY(load_block(reader, block, outlook, &data));
-        const char *from = data + (at - block * MANIFEST_BLOCK_BYTES);
-        char *place = wanted->to + (at - wanted->begin);
-        if (slice->write != NULL) {
-            slice->write(slice, place, from, (size_t)(to - at));
-        } else {
-            memcpy(place, from, (size_t)(to - at));
-        }
-        at = to;
+        at =
+            copy_block(wanted, at, begin + MANIFEST_BLOCK_BYTES, data + (at - begin), reader->pack);
     }
     return STATUS_OK;
 }
@@ -287,17 +405,22 @@ static enum status reader_init(struct reader *reader)
     return block_queue_open(&reader->queue);
 }
 
+static void reader_free(struct reader *reader)
+{
+    block_queue_close(&reader->queue);
+    free(reader->pack);
+    reader->pack = NULL;
+}
+
 static enum status read_all(const char *path, const struct manifest *manifest,
                             struct wanted_list *list)
 {
     struct reader reader;
     TRY(reader_init(&reader));
-    if (list->count > 0) {
-        qsort(list->item, (size_t)list->count, sizeof *list->item, by_place);
-    }
+    sort(list);
     const enum status status = read_list(&reader, path, manifest, list, false),
                       closed = close_file(&reader);
-    block_queue_close(&reader.queue);
+    reader_free(&reader);
     return status == STATUS_OK ? closed : status;
 }
 
@@ -371,7 +494,7 @@ void checkpoint_close(struct checkpoint_reader *reader)
     if (reader != NULL) {
         const enum status ignored = close_file(&reader->reader); /* it was only read */
         (void)ignored;
-        block_queue_close(&reader->reader.queue);
+        reader_free(&reader->reader);
         free(reader->list.item);
         manifest_free(&reader->manifest);
         free(reader);
@@ -406,6 +529,7 @@ enum status checkpoint_read(struct checkpoint_reader *reader, const char *name, 
     }
     reader->list.count = 0;
     TRY(plan_slice(&reader->list, reader->path, &reader->manifest, &slice));
+    sort(&reader->list);
     const bool goes_on = continues(reader);
     return read_list(&reader->reader, reader->path, &reader->manifest, &reader->list, goes_on);
 }

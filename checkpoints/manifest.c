@@ -1,17 +1,10 @@
 #include "checkpoints/manifest.h"
 
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/base/hash.h"
-#include "kernels/base/io.h"
-
-enum { MAX_PATH = 4096 };
-static const char FORMAT[] = "switchyard checkpoint";
-static const char HASH_KEY[] = "\"manifest_hash\"";
-static const size_t MOST_BYTES = (size_t)1 << 30;
+#include "checkpoints/boxes.h"
 
 int64_t manifest_blocks(int64_t bytes)
 {
@@ -211,6 +204,56 @@ static enum status join_tensors(struct manifest *manifest)
     return status;
 }
 
+static struct part part_of(const struct manifest_piece *piece)
+{
+    return (struct part){piece->first, piece->count, piece->run, piece->stride};
+}
+
+static int64_t row_elements(const struct manifest_tensor *tensor)
+{
+    return tensor->shape[tensor->ndim - 1];
+}
+
+/* Whether it has pieces in runs. */
+static bool in_runs(const struct manifest_tensor *tensor)
+{
+    for (int64_t p = 0; p < tensor->pieces; p++) {
+        if (tensor->piece[p].run != 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool fits(const struct manifest_tensor *tensor, const struct manifest_piece *piece)
+{
+    const int64_t elements = manifest_elements(tensor);
+    const struct part part = part_of(piece);
+    return elements < INT64_MAX &&
+           (piece->run != 0 ? boxes_fit(&part, elements, row_elements(tensor))
+                            : piece->first <= elements && piece->count <= elements - piece->first);
+}
+
+static enum status cover_boxes(const struct manifest_tensor *tensor, bool *whole)
+{
+    const size_t most = (size_t)tensor->pieces * BOXES_OF_PART;
+    struct box *boxes = calloc(most, sizeof *boxes);
+    int64_t *scratch = calloc(4 * most + 2, sizeof *scratch), count = 0;
+    const enum status status = boxes != NULL && scratch != NULL ? STATUS_OK : no_memory();
+    bool good = status == STATUS_OK;
+    for (int64_t p = 0; p < tensor->pieces && good; p++) {
+        const struct part part = part_of(&tensor->piece[p]);
+        good = fits(tensor, &tensor->piece[p]);
+        count += good ? boxes_of(boxes + count, &part, row_elements(tensor)) : 0;
+    }
+    *whole = good && boxes_cover(boxes, count, manifest_elements(tensor) / row_elements(tensor),
+                                 row_elements(tensor), scratch);
+    free(boxes);
+    free(scratch);
+    return status;
+}
+
+/* Of pieces that are all in one. */
 static bool covered(const struct manifest_tensor *tensor)
 {
     int64_t next = 0;
@@ -232,7 +275,13 @@ enum status manifest_seal(struct manifest *manifest)
     for (int64_t i = 0; i < manifest->tensors; i++) {
         struct manifest_tensor *tensor = &manifest->tensor[i];
         qsort(tensor->piece, (size_t)tensor->pieces, sizeof *tensor->piece, by_first);
-        if (!covered(tensor)) {
+        bool whole = true;
+        if (in_runs(tensor)) {
+            TRY(cover_boxes(tensor, &whole));
+        } else {
+            whole = covered(tensor);
+        }
+        if (!whole) {
             return status_fail(STATUS_INTERNAL, "tensor %s: its pieces have a gap or overlap",
                                tensor->name);
         }
@@ -240,263 +289,14 @@ enum status manifest_seal(struct manifest *manifest)
     return STATUS_OK;
 }
 
-static json_t *print_file(const struct manifest_file *file)
+void manifest_dataset(char out[MANIFEST_DATASET_BYTES], const char *tensor, int64_t first,
+                      bool is_first)
 {
-    json_t *blocks = json_array();
-    for (int64_t b = 0; b < manifest_blocks(file->bytes); b++) {
-        char hex[17];
-        hash_hex(hex, file->block[b]);
-        json_array_append_new(blocks, json_string(hex));
+    char place[32] = "";
+    if (!is_first) {
+        snprintf(place, sizeof place, "@%lld", (long long)first);
     }
-    return json_pack("{s:s, s:I, s:o}", "name", file->name, "bytes", (json_int_t)file->bytes,
-                     "blocks", blocks);
-}
-
-static json_t *print_tensor(const struct manifest_tensor *tensor)
-{
-    json_t *shape = json_array(), *pieces = json_array();
-    for (int i = 0; i < tensor->ndim; i++) {
-        json_array_append_new(shape, json_integer(tensor->shape[i]));
-    }
-    for (int64_t p = 0; p < tensor->pieces; p++) {
-        const struct manifest_piece *piece = &tensor->piece[p];
-        json_array_append_new(pieces, json_pack("[I, I, I, I]", (json_int_t)piece->file,
-                                                (json_int_t)piece->first, (json_int_t)piece->count,
-                                                (json_int_t)piece->offset));
-    }
-    json_t *json = json_pack("{s:s, s:s, s:o, s:o}", "name", tensor->name, "dtype",
-                             dtype_name(tensor->dtype), "shape", shape, "pieces", pieces);
-    if (tensor->hashed) {
-        char hex[17];
-        hash_hex(hex, tensor->hash);
-        json_object_set_new(json, "hash", json_string(hex));
-    }
-    return json;
-}
-
-char *manifest_print(const struct manifest *manifest)
-{
-    json_t *files = json_array(), *tensors = json_array();
-    for (int64_t i = 0; i < manifest->files; i++) {
-        json_array_append_new(files, print_file(&manifest->file[i]));
-    }
-    for (int64_t i = 0; i < manifest->tensors; i++) {
-        json_array_append_new(tensors, print_tensor(&manifest->tensor[i]));
-    }
-    json_t *json = json_pack("{s:s, s:i, s:I, s:I, s:I, s:o, s:o}", "format", FORMAT, "version",
-                             MANIFEST_VERSION, "step", (json_int_t)manifest->step, "ranks",
-                             (json_int_t)manifest->ranks, "block_bytes",
-                             (json_int_t)MANIFEST_BLOCK_BYTES, "files", files, "tensors", tensors);
-    char *body = json_dumps(json, JSON_COMPACT);
-    json_decref(json);
-    const size_t bytes = body != NULL ? strlen(body) : 0;
-    char *text = body != NULL ? malloc(bytes + sizeof HASH_KEY + 32) : NULL;
-    if (text != NULL) { /* the closing brace makes way for the hash of all before it */
-        char hex[17];
-        body[bytes - 1] = ',';
-        hash_hex(hex, hash_bytes(body, bytes));
-        snprintf(text, bytes + sizeof HASH_KEY + 32, "%s%s:\"%s\"}\n", body, HASH_KEY, hex);
-    }
-    free(body);
-    return text;
-}
-
-static enum status damaged(const char *where, const char *why)
-{
-    return status_fail(STATUS_DATA, "%s: damaged manifest: %s", where, why);
-}
-
-static bool hash_agrees(const char *text)
-{
-    const char *at = NULL;
-    for (const char *next = strstr(text, HASH_KEY); next != NULL;
-         next = strstr(next + 1, HASH_KEY)) {
-        at = next;
-    }
-    if (at == NULL) {
-        return false;
-    }
-    char hex[17], expected[64];
-    hash_hex(hex, hash_bytes(text, (size_t)(at - text)));
-    snprintf(expected, sizeof expected, "%s:\"%s\"}\n", HASH_KEY, hex);
-    return strcmp(at, expected) == 0;
-}
-
-static bool plain_name(const char *name)
-{
-    return name != NULL && name[0] != '\0' && name[0] != '.' && strchr(name, '/') == NULL &&
-           strlen(name) < MANIFEST_NAME_BYTES;
-}
-
-static bool get_int(const json_t *json, int64_t *value)
-{
-    *value = json_integer_value(json);
-    return json_is_integer(json) && *value >= 0;
-}
-
-static bool parse_hash(uint64_t *hash, const json_t *json)
-{
-    const char *hex = json_string_value(json);
-    const bool good =
-        hex != NULL && strlen(hex) == 16 && strspn(hex, "0123456789abcdef") == strlen(hex);
-    *hash = good ? strtoull(hex, NULL, 16) : 0;
-    return good;
-}
-
-static enum status parse_file(struct manifest *manifest, const char *where, const json_t *json)
-{
-    const char *name = json_string_value(json_object_get(json, "name"));
-    const json_t *blocks = json_object_get(json, "blocks");
-    int64_t bytes = 0;
-    if (!plain_name(name) || !get_int(json_object_get(json, "bytes"), &bytes) ||
-        (int64_t)json_array_size(blocks) != manifest_blocks(bytes)) {
-        return damaged(where, "a file entry");
-    }
-    bool good = true;
-    uint64_t *block = calloc((size_t)manifest_blocks(bytes) + 1, sizeof *block);
-    if (block == NULL) {
-        return no_memory();
-    }
-    for (int64_t b = 0; b < manifest_blocks(bytes); b++) {
-        good = parse_hash(&block[b], json_array_get(blocks, (size_t)b)) && good;
-    }
-    const enum status status =
-        good ? manifest_add_file(manifest, name, bytes, block) : damaged(where, "a file entry");
-    free(block);
-    return status;
-}
-
-static bool parse_shape(struct manifest_tensor *tensor, const json_t *shape)
-{
-    const size_t ndim = json_array_size(shape);
-    tensor->ndim = (int)ndim;
-    for (size_t i = 0; i < ndim && ndim <= 4; i++) {
-        if (!get_int(json_array_get(shape, i), &tensor->shape[i]) || tensor->shape[i] > (int64_t)1
-                                                                                            << 40) {
-            return false;
-        }
-    }
-    return ndim >= 1 && ndim <= 4;
-}
-
-static bool parse_dtype(enum dtype *dtype, const char *name)
-{
-    for (int i = 0; i < DTYPE_COUNT; i++) {
-        if (name != NULL && strcmp(name, dtype_name((enum dtype)i)) == 0) {
-            *dtype = (enum dtype)i;
-            return true;
-        }
-    }
-    return false;
-}
-
-static enum status parse_tensor(struct manifest *manifest, const char *where, const json_t *json)
-{
-    struct manifest_tensor tensor = {0};
-    const char *name = json_string_value(json_object_get(json, "name"));
-    const json_t *pieces = json_object_get(json, "pieces"), *hash = json_object_get(json, "hash");
-    uint64_t sum = 0;
-    if (name == NULL || (hash != NULL && !parse_hash(&sum, hash)) ||
-        strlen(name) >= sizeof tensor.name || json_array_size(pieces) == 0 ||
-        !parse_dtype(&tensor.dtype, json_string_value(json_object_get(json, "dtype"))) ||
-        !parse_shape(&tensor, json_object_get(json, "shape"))) {
-        return damaged(where, "a tensor entry");
-    }
-    snprintf(tensor.name, sizeof tensor.name, "%s", name);
-    for (size_t p = 0; p < json_array_size(pieces); p++) {
-        struct manifest_piece piece;
-        const json_t *entry = json_array_get(pieces, p);
-        if (!get_int(json_array_get(entry, 0), &piece.file) ||
-            !get_int(json_array_get(entry, 1), &piece.first) ||
-            !get_int(json_array_get(entry, 2), &piece.count) ||
-            !get_int(json_array_get(entry, 3), &piece.offset) || piece.file >= manifest->files ||
-            piece.offset > manifest->file[piece.file].bytes ||
-            piece.count > (manifest->file[piece.file].bytes - piece.offset) /
-                              (int64_t)dtype_bytes(tensor.dtype)) {
-            return damaged(where, "a piece lies outside its file");
-        }
-        TRY(manifest_add_piece(manifest, &tensor, piece));
-    }
-    if (hash != NULL) {
-        manifest_add_hash(manifest, sum);
-    }
-    return STATUS_OK;
-}
-
-static enum status parse_json(struct manifest *manifest, const char *where, const json_t *json)
-{
-    const char *format = json_string_value(json_object_get(json, "format"));
-    const json_t *files = json_object_get(json, "files"),
-                 *tensors = json_object_get(json, "tensors");
-    int64_t version = 0, block = 0;
-    if (format == NULL || strcmp(format, FORMAT) != 0 ||
-        !get_int(json_object_get(json, "version"), &version) ||
-        !get_int(json_object_get(json, "block_bytes"), &block) ||
-        !get_int(json_object_get(json, "step"), &manifest->step) ||
-        !get_int(json_object_get(json, "ranks"), &manifest->ranks)) {
-        return damaged(where, "a field is missing");
-    }
-    if (version != MANIFEST_VERSION || block != MANIFEST_BLOCK_BYTES) {
-        return status_fail(
-            STATUS_DATA,
-            "%s: format version %lld, this program reads %d: use the version that wrote it", where,
-            (long long)version, MANIFEST_VERSION);
-    }
-    for (size_t i = 0; i < json_array_size(files); i++) {
-        TRY(parse_file(manifest, where, json_array_get(files, i)));
-    }
-    for (size_t i = 0; i < json_array_size(tensors); i++) {
-        TRY(parse_tensor(manifest, where, json_array_get(tensors, i)));
-    }
-    return STATUS_OK;
-}
-
-static enum status parse(struct manifest *manifest, const char *where, const char *text, bool whole)
-{
-    *manifest = (struct manifest){0};
-    if (!hash_agrees(text)) {
-        return damaged(where, "its own hash does not agree");
-    }
-    json_t *json = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
-    enum status status = parse_json(manifest, where, json);
-    json_decref(json);
-    status = status == STATUS_OK && whole ? manifest_seal(manifest) : status;
-    if (status == STATUS_INTERNAL) {
-        status = damaged(where, "its tensors do not add up");
-    }
-    if (status != STATUS_OK) {
-        manifest_free(manifest);
-    }
-    return status;
-}
-
-enum status manifest_parse(struct manifest *manifest, const char *where, const char *text)
-{
-    return parse(manifest, where, text, true);
-}
-
-enum status manifest_parse_part(struct manifest *manifest, const char *text)
-{
-    return parse(manifest, "a rank's part", text, false);
-}
-
-enum status manifest_read(struct manifest *manifest, const char *path)
-{
-    char name[MAX_PATH];
-    char *text = NULL;
-    size_t bytes = 0;
-    *manifest = (struct manifest){0};
-    if (snprintf(name, sizeof name, "%s/manifest.json", path) >= MAX_PATH) {
-        return status_fail(STATUS_DATA, "path too long: %s", path);
-    }
-    if (!io_exists(name)) {
-        return status_fail(STATUS_DATA,
-                           "%s: no manifest.json: an unfinished save, or not a checkpoint", path);
-    }
-    TRY(io_read_file(name, &text, &bytes, MOST_BYTES));
-    const enum status status = manifest_parse(manifest, name, text);
-    free(text);
-    return status;
+    snprintf(out, MANIFEST_DATASET_BYTES, "%s%s", tensor, place);
 }
 
 const struct manifest_tensor *manifest_find(const struct manifest *manifest, const char *name)

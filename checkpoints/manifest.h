@@ -9,7 +9,7 @@
 #include "kernels/base/status.h"
 #include "kernels/base/tensor.h"
 
-enum { MANIFEST_VERSION = 1, MANIFEST_NAME_BYTES = 128 };
+enum { MANIFEST_VERSION = 2, MANIFEST_NAME_BYTES = 128 };
 #define MANIFEST_BLOCK_BYTES ((int64_t)4 << 20)
 
 struct manifest_file {
@@ -18,10 +18,13 @@ struct manifest_file {
     uint64_t *block; /* [blocks] owned: XXH3-64 of each block; the last one may be short */
 };
 
-/* Elements [first, first + count) of a tensor, at byte `offset` of a file. */
+/* `count` elements of a tensor from `first` on, one behind the other at byte `offset` of a file:
+ * all in one (run 0), or in runs of `run` elements whose firsts are `stride` apart: columns of a
+ * matrix (checkpoints/boxes.h), from version 2 on. */
 struct manifest_piece {
     int64_t file; /* index in files */
     int64_t first, count, offset;
+    int64_t run, stride;
 };
 
 struct manifest_tensor {
@@ -29,7 +32,7 @@ struct manifest_tensor {
     enum dtype dtype;
     int ndim;
     int64_t shape[4];
-    struct manifest_piece *piece; /* [pieces] owned, by rising `first`, without gaps or overlaps */
+    struct manifest_piece *piece; /* [pieces] owned, by rising `first`; each element is in one */
     int64_t pieces;
     bool hashed;   /* `hash` is known: checkpoints of the first days have none */
     uint64_t hash; /* of its elements, however divided: checkpoints/tensor_hash.h */
@@ -62,7 +65,8 @@ enum status manifest_merge(struct manifest *manifest, const struct manifest *par
  * the tensor). */
 enum status manifest_seal(struct manifest *manifest) __attribute__((warn_unused_result));
 
-/* JSON, ending with its own hash; owned by caller, NULL: out of memory. */
+/* JSON, ending with its own hash, of the lowest version that can say it; owned by caller, NULL: out
+ * of memory. */
 char *manifest_print(const struct manifest *manifest);
 /* Checks the hash, then every field. `where` stands in messages. Errors: STATUS_DATA,
  * STATUS_RESOURCE. */
@@ -78,5 +82,10 @@ enum status manifest_read(struct manifest *manifest, const char *path)
 const struct manifest_tensor *manifest_find(const struct manifest *manifest,
                                             const char *name); /* NULL: not there */
 int64_t manifest_elements(const struct manifest_tensor *tensor);
+/* The name of a piece's dataset in its file: the first piece of a tensor there has the tensor's,
+ * others NAME@FIRST. */
+enum { MANIFEST_DATASET_BYTES = MANIFEST_NAME_BYTES + 32 };
+void manifest_dataset(char out[MANIFEST_DATASET_BYTES], const char *tensor, int64_t first,
+                      bool is_first);
 
 #endif

@@ -18,7 +18,7 @@ static int64_t slice_bytes(const struct checkpoint_slice *slice)
 static int64_t create_dataset(hid_t file, const struct checkpoint_slice *slice, bool whole,
                               bool again)
 {
-    char name[512];
+    char name[MANIFEST_DATASET_BYTES];
     hsize_t dims[4] = {(hsize_t)slice->count};
     for (int i = 0; whole && i < slice->ndim; i++) {
         dims[i] = (hsize_t)slice->shape[i];
@@ -26,11 +26,7 @@ static int64_t create_dataset(hid_t file, const struct checkpoint_slice *slice, 
     const hid_t type = h5_type(slice->dtype),
                 space = H5Screate_simple(whole ? slice->ndim : 1, dims, NULL);
     const hid_t list = h5_dataset_list();
-    char place[32] = "";
-    if (again) {
-        snprintf(place, sizeof place, "@%lld", (long long)slice->first);
-    }
-    snprintf(name, sizeof name, "%s%s", slice->name, place);
+    manifest_dataset(name, slice->name, slice->first, !again);
     h5_make_groups(file, name);
     const hid_t set = H5Dcreate2(file, name, type, space, H5P_DEFAULT, list, H5P_DEFAULT);
     haddr_t offset = HADDR_UNDEF;
@@ -41,6 +37,10 @@ static int64_t create_dataset(hid_t file, const struct checkpoint_slice *slice, 
         h5_set_ints(set, "shape", slice->shape, slice->ndim);
         h5_set_ints(set, "first", &slice->first, 1);
         h5_set_ints(set, "count", &slice->count, 1);
+    }
+    if (set >= 0 && !whole && slice->run > 0) {
+        h5_set_ints(set, "run", &slice->run, 1);
+        h5_set_ints(set, "stride", &slice->stride, 1);
     }
     if (set >= 0) {
         offset = H5Dget_offset(set);
@@ -158,7 +158,9 @@ static enum status add_pieces(struct manifest *manifest, const struct writing *w
                                (struct manifest_piece){.file = manifest->files - 1,
                                                        .first = slice->first,
                                                        .count = slice->count,
-                                                       .offset = writing->payload[i].offset}));
+                                                       .offset = writing->payload[i].offset,
+                                                       .run = slice->run,
+                                                       .stride = slice->stride}));
         manifest_add_hash(manifest, writing->payload[i].hash.sum);
     }
     return STATUS_OK;
@@ -172,6 +174,7 @@ static enum status write_shard(struct manifest *manifest, struct writing *writin
         struct payload *payload = &writing->payload[i];
         *payload = (struct payload){.slice = &slices[i], .offset = writing->offset[i]};
         tensor_hash_start(&payload->hash, slices[i].first, dtype_bytes(slices[i].dtype));
+        tensor_hash_runs(&payload->hash, slices[i].run, slices[i].stride);
     }
     qsort(writing->payload, (size_t)writing->count, sizeof *writing->payload, by_offset);
     TRY(blocks_write(manifest, target->path, target->name, writing->image.bytes, fill, writing));

@@ -3,7 +3,7 @@
  *
  * Each slice is a flat dataset under its tensor's name (a tensor's second and later ones, which
  * follow the first, under NAME@FIRST), with attributes dtype, shape (of the whole tensor), first,
- * count.
+ * count; of columns also run, stride.
  */
 #ifndef CHECKPOINTS_SHARD_H
 #define CHECKPOINTS_SHARD_H

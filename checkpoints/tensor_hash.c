@@ -56,7 +56,25 @@ CLONES static uint64_t sum_32(const unsigned char *data, uint64_t first, size_t 
 void tensor_hash_start(struct tensor_hash *hash, int64_t first, size_t width)
 {
     assert(width == 1 || width == 2 || width == 4);
-    *hash = (struct tensor_hash){.next = first, .width = width};
+    *hash = (struct tensor_hash){.next = first, .width = width, .left = INT64_MAX};
+}
+
+void tensor_hash_runs(struct tensor_hash *hash, int64_t run, int64_t stride)
+{
+    hash->run = run;
+    hash->stride = stride;
+    hash->left = run > 0 ? run : INT64_MAX;
+}
+
+/* Behind `count` elements of the run. */
+static void advance(struct tensor_hash *hash, int64_t count)
+{
+    hash->next += count;
+    hash->left -= count;
+    if (hash->left == 0) {
+        hash->next += hash->stride - hash->run;
+        hash->left = hash->run;
+    }
 }
 
 /* Bytes one by one, until an element is complete or there are no more. */
@@ -67,7 +85,8 @@ static size_t complete(struct tensor_hash *hash, const unsigned char *data, size
         hash->bits |= (uint32_t)data[used++] << (8 * hash->held++);
     }
     if (hash->held == hash->width) {
-        hash->sum += term((uint64_t)hash->next++, hash->bits);
+        hash->sum += term((uint64_t)hash->next, hash->bits);
+        advance(hash, 1);
         hash->held = 0;
         hash->bits = 0;
     }
@@ -78,14 +97,15 @@ void tensor_hash_add(struct tensor_hash *hash, const void *data, size_t bytes)
 {
     const unsigned char *from = data;
     size_t used = hash->held > 0 ? complete(hash, from, bytes) : 0;
-    const size_t count = (bytes - used) / hash->width;
-    const uint64_t first = (uint64_t)hash->next;
-    if (count > 0) {
+    for (size_t whole = (bytes - used) / hash->width; whole > 0;) {
+        const size_t count = (uint64_t)hash->left < whole ? (size_t)hash->left : whole;
+        const uint64_t first = (uint64_t)hash->next;
         hash->sum += hash->width == 4   ? sum_32(from + used, first, count)
                      : hash->width == 2 ? sum_16(from + used, first, count)
                                         : sum_8(from + used, first, count);
-        hash->next += (int64_t)count;
+        advance(hash, (int64_t)count);
         used += count * hash->width;
+        whole -= count;
     }
     if (used < bytes) {
         complete(hash, from + used, bytes - used);

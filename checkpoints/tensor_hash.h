@@ -15,15 +15,19 @@
 
 /* A run of elements on its way, in pieces of any length. */
 struct tensor_hash {
-    uint64_t sum;  /* of the elements that are complete */
-    int64_t next;  /* index of the next element */
-    size_t width;  /* bytes of an element: 1, 2 or 4 */
-    size_t held;   /* bytes of `next` seen so far */
-    uint32_t bits; /* these, little-endian */
+    uint64_t sum;        /* of the elements that are complete */
+    int64_t next;        /* index of the next element */
+    int64_t run, stride; /* run 0: elements in one; else in runs, their firsts so far apart */
+    int64_t left;        /* elements of the run from `next` on */
+    size_t width;        /* bytes of an element: 1, 2 or 4 */
+    size_t held;         /* bytes of `next` seen so far */
+    uint32_t bits;       /* these, little-endian */
 };
 
 /* Elements from index `first` on. */
 void tensor_hash_start(struct tensor_hash *hash, int64_t first, size_t width);
+/* Right behind the start: in runs of `run` elements whose firsts are `stride` apart. */
+void tensor_hash_runs(struct tensor_hash *hash, int64_t run, int64_t stride);
 /* The next `bytes` bytes. */
 void tensor_hash_add(struct tensor_hash *hash, const void *data, size_t bytes);
 

@@ -137,9 +137,11 @@ static enum status check_tensors(struct verification *v)
 
 /* Whether the piece is where a reader by HDF5 would find it. */
 static bool same_place(hid_t file, const struct manifest_tensor *tensor,
-                       const struct manifest_piece *piece)
+                       const struct manifest_piece *piece, bool is_first)
 {
-    const hid_t set = H5Dopen2(file, tensor->name, H5P_DEFAULT);
+    char name[MANIFEST_DATASET_BYTES];
+    manifest_dataset(name, tensor->name, piece->first, is_first);
+    const hid_t set = H5Dopen2(file, name, H5P_DEFAULT);
     const bool same =
         set >= 0 && H5Dget_offset(set) == (haddr_t)piece->offset &&
         H5Dget_storage_size(set) == (hsize_t)piece->count * dtype_bytes(tensor->dtype);
@@ -170,12 +172,14 @@ static bool agrees(hid_t file, int64_t index, bool view, const struct manifest_t
     if (view) {
         return same_shape(file, tensor);
     }
-    for (int64_t p = 0; p < tensor->pieces; p++) {
-        if (tensor->piece[p].file == index && !same_place(file, tensor, &tensor->piece[p])) {
-            return false;
+    bool is_first = true, same = true;
+    for (int64_t p = 0; p < tensor->pieces && same; p++) {
+        if (tensor->piece[p].file == index) {
+            same = same_place(file, tensor, &tensor->piece[p], is_first);
+            is_first = false;
         }
     }
-    return true;
+    return same;
 }
 
 /* What HDF5 sees of a file, tensor by tensor, as long as it can be read. */

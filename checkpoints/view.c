@@ -1,54 +1,31 @@
 #include "checkpoints/view.h"
 
-#include <assert.h>
+#include <stdlib.h>
 
 #include "checkpoints/blocks.h"
+#include "checkpoints/boxes.h"
 #include "checkpoints/h5.h"
 
-static int64_t lesser(int64_t a, int64_t b)
-{
-    return a < b ? a : b;
-}
-
-/* Box of a virtual dataset: `rows` rows from `row`, columns [column, column + columns). */
-struct box {
-    int64_t row, rows, column, columns;
+/* Where pieces of tensors lie, as the view is made. */
+struct viewing {
+    const struct manifest *manifest;
+    int64_t *last; /* [files] owned: the tensor, counted from 1, that a file had a piece of last */
 };
-
-/* A flat range of a matrix is at most three boxes: the rest of a row, whole rows, the start of a
- * row. */
-static int cut(struct box boxes[3], int64_t first, int64_t count, int64_t width)
-{
-    int used = 0;
-    while (count > 0) {
-        const int64_t column = first % width;
-        struct box box = {.row = first / width,
-                          .rows = 1,
-                          .column = column,
-                          .columns = lesser(width - column, count)};
-        if (column == 0 && count >= width) {
-            box.rows = count / width;
-        }
-        const int64_t taken = box.rows * box.columns;
-        assert(used < 3);
-        boxes[used++] = box;
-        first += taken;
-        count -= taken;
-    }
-    return used;
-}
 
 /* Maps one piece. A tensor of n dimensions is seen as [all but the last, last] and must be 1-D or
  * 2-D here. */
 static bool map_piece(hid_t list, hid_t whole, const struct manifest_tensor *tensor,
-                      const struct manifest_piece *piece, const char *file)
+                      const struct manifest_piece *piece, const char *file, bool is_first)
 {
-    struct box boxes[3];
+    struct box boxes[BOXES_OF_PART];
+    char dataset[MANIFEST_DATASET_BYTES];
+    const struct part part = {piece->first, piece->count, piece->run, piece->stride};
     const int64_t width = tensor->shape[tensor->ndim - 1];
-    const int count = cut(boxes, piece->first, piece->count,
-                          tensor->ndim == 1 ? piece->first + piece->count : width);
+    const int count =
+        boxes_of(boxes, &part, tensor->ndim == 1 ? piece->first + piece->count : width);
     hsize_t begin = 0;
     bool good = true;
+    manifest_dataset(dataset, tensor->name, piece->first, is_first);
     for (int i = 0; i < count; i++) {
         const struct box box = boxes[i];
         const hsize_t start[2] = {(hsize_t)box.row, (hsize_t)box.column};
@@ -58,16 +35,16 @@ static bool map_piece(hid_t list, hid_t whole, const struct manifest_tensor *ten
         const hid_t source = H5Screate_simple(1, &all, NULL);
         H5Sselect_hyperslab(source, H5S_SELECT_SET, &begin, NULL, &elements, NULL);
         H5Sselect_hyperslab(whole, H5S_SELECT_SET, start + skip, NULL, size + skip, NULL);
-        good = H5Pset_virtual(list, whole, file, tensor->name, source) >= 0 && good;
+        good = H5Pset_virtual(list, whole, file, dataset, source) >= 0 && good;
         H5Sclose(source);
         begin += elements;
     }
     return good;
 }
 
-static bool map_tensor(hid_t file, const struct manifest *manifest,
-                       const struct manifest_tensor *tensor)
+static bool map_tensor(hid_t file, struct viewing *viewing, int64_t index)
 {
+    const struct manifest_tensor *tensor = &viewing->manifest->tensor[index];
     hsize_t dims[4];
     for (int i = 0; i < tensor->ndim; i++) {
         dims[i] = (hsize_t)tensor->shape[i];
@@ -78,7 +55,9 @@ static bool map_tensor(hid_t file, const struct manifest *manifest,
     bool good = true;
     for (int64_t p = 0; p < tensor->pieces && good; p++) {
         const struct manifest_piece *piece = &tensor->piece[p];
-        good = map_piece(list, whole, tensor, piece, manifest->file[piece->file].name);
+        good = map_piece(list, whole, tensor, piece, viewing->manifest->file[piece->file].name,
+                         viewing->last[piece->file] != index + 1);
+        viewing->last[piece->file] = index + 1;
     }
     H5Sselect_all(whole);
     const hid_t type = h5_type(tensor->dtype);
@@ -101,15 +80,26 @@ static enum status give(void *context, int64_t begin, void *to, size_t bytes)
     return STATUS_OK;
 }
 
-static enum status lay_out(struct h5_image *image, const struct manifest *manifest)
+static enum status map_all(struct h5_image *image, struct viewing *viewing)
 {
     hid_t file = -1;
     TRY(h5_create(&file, image));
     bool good = true;
-    for (int64_t i = 0; i < manifest->tensors && good; i++) {
-        good = map_tensor(file, manifest, &manifest->tensor[i]);
+    for (int64_t i = 0; i < viewing->manifest->tensors && good; i++) {
+        good = map_tensor(file, viewing, i);
     }
     return h5_finish(file, image, good, "model.h5");
+}
+
+static enum status lay_out(struct h5_image *image, const struct manifest *manifest)
+{
+    struct viewing viewing = {.manifest = manifest,
+                              .last = calloc((size_t)manifest->files + 1, sizeof *viewing.last)};
+    const enum status status = viewing.last != NULL
+                                   ? map_all(image, &viewing)
+                                   : status_fail(STATUS_RESOURCE, "out of memory for model.h5");
+    free(viewing.last);
+    return status;
 }
 
 enum status view_write(struct manifest *manifest, const char *path)

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "data/token_formats.h"
+#include "kernels/base/hash.h"
 #include "kernels/base/io.h"
 
 enum { MAX_PATH = 4096 };
@@ -59,9 +60,18 @@ static uint64_t largest(const char *data, int64_t count, int width)
     return most;
 }
 
+enum { PIECE = 1 << 20 };
+
+/* The hash of `before` and then of a piece. */
+static uint64_t chain(uint64_t before, const void *data, int64_t bytes)
+{
+    const uint64_t both[2] = {before, hash_bytes(data, (size_t)bytes)};
+    return hash_bytes(both, sizeof both);
+}
+
+/* All of the tokens pass by once: the largest id, and their hash. */
 static enum status find_largest(struct token_store *store, uint64_t *most)
 {
-    enum { PIECE = 1 << 20 };
     const int64_t bytes = store->tokens * store->width;
     char *piece = malloc(PIECE);
     *most = 0;
@@ -73,9 +83,57 @@ static enum status find_largest(struct token_store *store, uint64_t *most)
         block_file_read_through(store->file, store->tokens_at + at, piece, (size_t)some);
         const uint64_t one = largest(piece, some / store->width, store->width);
         *most = one > *most ? one : *most;
+        store->tokens_hash = chain(store->tokens_hash, piece, some);
     }
     free(piece);
     return block_file_status(store->file);
+}
+
+/* Of `bytes` bytes in memory, or, without, of a part of the file, the same in either case. */
+static enum status hash_part(const struct token_store *store, const void *memory,
+                             enum token_part part, int64_t bytes, uint64_t *hash)
+{
+    char *piece = memory == NULL ? malloc(PIECE) : NULL;
+    *hash = 0;
+    if (memory == NULL && piece == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for reading %s", store->path);
+    }
+    for (int64_t at = 0; at < bytes; at += PIECE) {
+        const int64_t some = bytes - at < PIECE ? bytes - at : PIECE;
+        if (memory == NULL) {
+            token_store_bytes(store, part, at, piece, (size_t)some);
+        }
+        *hash = chain(*hash, memory != NULL ? (const char *)memory + at : piece, some);
+    }
+    free(piece);
+    return token_store_status(store);
+}
+
+enum status token_store_contents(const struct token_store *store, uint64_t *contents)
+{
+    const bool has_mask = store->loss_mask != NULL || store->mask_at > 0;
+    uint64_t tokens = store->tokens_hash, mask = 0;
+    *contents = 0;
+    if (store->token_data != NULL) {
+        TRY(hash_part(store, store->token_data, TOKEN_PART_IDS, store->tokens * store->width,
+                      &tokens));
+    }
+    if (has_mask) {
+        TRY(hash_part(store, store->loss_mask, TOKEN_PART_MASK, store->tokens, &mask));
+    }
+    const size_t offsets = (size_t)store->documents + 1;
+    const uint64_t parts[] = {
+        (uint64_t)store->tokens,
+        (uint64_t)store->documents,
+        (uint64_t)store->vocab_size,
+        (uint64_t)store->width,
+        has_mask,
+        tokens,
+        mask,
+        hash_bytes(store->document_offsets, offsets * sizeof *store->document_offsets)};
+    const uint64_t hash = hash_bytes(parts, sizeof parts);
+    *contents = hash != 0 ? hash : 1;
+    return STATUS_OK;
 }
 
 static enum status check_tokens(struct token_store *store)

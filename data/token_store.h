@@ -37,6 +37,7 @@ struct token_store {
     const void *token_data;      /* [tokens] borrowed: of a store in memory; NULL: of a file */
     const uint8_t *loss_mask;    /* [tokens] borrowed: of one in memory, or NULL */
     struct block_file *file;     /* owned: the file with the tokens */
+    uint64_t tokens_hash;        /* of a file: of all its tokens */
     int64_t tokens_at, mask_at;  /* bytes into it; mask_at 0: there is no loss_mask */
     char *tokenizer_file;        /* [tokenizer_file_bytes] owned */
     size_t tokenizer_file_bytes; /* 0: none */
@@ -55,13 +56,19 @@ void token_store_close(struct token_store *store); /* accepts a zeroed one */
 int64_t token_store_get(const struct token_store *store, int64_t i);
 bool token_store_counts(const struct token_store *store, int64_t i); /* as a label: loss_mask */
 /* Whether all that was taken of the file so far could be read, and was an id of its vocabulary: a
- * file that others rewrite under a run with other valid ids is not noticed. Errors, of the first
- * that was not: STATUS_IO, STATUS_DATA; the message names the file. */
+ * file that others rewrite under a run with other valid ids is noticed when the run is resumed
+ * (token_store_contents). Errors, of the first that was not: STATUS_IO, STATUS_DATA; the message
+ * names the file. */
 enum status token_store_status(const struct token_store *store) __attribute__((warn_unused_result));
 /* Bytes of the file's tokens, `width` each, or of its loss_mask, as token_store_get takes them. */
 enum token_part { TOKEN_PART_IDS, TOKEN_PART_MASK };
 void token_store_bytes(const struct token_store *store, enum token_part part, int64_t offset,
                        void *to, size_t bytes);
+/* Local. Hash of all that the file gives: every token, which the pass of token_store_open has read,
+ * the loss_mask, which is read here, documents and sizes; whatever its name, age and layout. Never
+ * 0. Errors: those of token_store_status; STATUS_RESOURCE. */
+enum status token_store_contents(const struct token_store *store, uint64_t *contents)
+    __attribute__((warn_unused_result));
 /* Index of the document that holds token i. */
 int64_t token_store_document(const struct token_store *store, int64_t i);
 /* That both may feed one model: their ids are of one tokenizer, as far as the files know. Error:

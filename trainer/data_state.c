@@ -18,6 +18,12 @@ void data_state_path(char out[DATA_PATH_BYTES], const char *path)
     snprintf(out, DATA_PATH_BYTES, "%s", from);
 }
 
+bool data_state_same(const struct data_source_state *a, const struct data_source_state *b)
+{
+    return a->contents != 0 && b->contents != 0 ? a->contents == b->contents
+                                                : a->fingerprint == b->fingerprint;
+}
+
 static json_t *hex_write(uint64_t value)
 {
     char text[HEX_BYTES];
@@ -73,6 +79,9 @@ json_t *data_state_write(const struct data_state *state)
             json_pack("{s:o, s:o, s:o}", "fingerprint", hex_write(source->fingerprint), "origin",
                       place_write(&source->origin), "now", place_write(&source->now));
         json_object_set_new(one, "path", json_string(source->path)); /* left out when not UTF-8 */
+        if (source->contents != 0) {
+            json_object_set_new(one, "contents", hex_write(source->contents));
+        }
         json_array_append_new(sources, one);
     }
     return json_pack("{s:{s:I, s:I, s:I}, s:o}", "origin", "step", (json_int_t)state->step,
@@ -83,8 +92,10 @@ json_t *data_state_write(const struct data_state *state)
 static bool source_read(const json_t *json, struct data_source_state *source)
 {
     const char *path = json_string_value(json_object_get(json, "path"));
+    const json_t *contents = json_object_get(json, "contents");
     snprintf(source->path, sizeof source->path, "%s", path != NULL ? path : "");
     return hex_read(json_object_get(json, "fingerprint"), &source->fingerprint) &&
+           (contents == NULL || hex_read(contents, &source->contents)) &&
            place_read(json_object_get(json, "origin"), &source->origin) &&
            place_read(json_object_get(json, "now"), &source->now);
 }

@@ -17,7 +17,8 @@ enum { DATA_PATH_BYTES = 256 };
 
 struct data_source_state {
     char path[DATA_PATH_BYTES]; /* as data_state_path keeps it */
-    uint64_t fingerprint;       /* of its contents; 0: not known */
+    uint64_t fingerprint;       /* of samples of its contents; 0: not known */
+    uint64_t contents;          /* of all of them (token_store_contents); 0: not known */
     struct loader_place origin, now;
 };
 
@@ -29,6 +30,10 @@ struct data_state {
 
 /* A source's path, or its end where it is long: whole characters. */
 void data_state_path(char out[DATA_PATH_BYTES], const char *path);
+
+/* Whether the same is known of the contents of two: of all, or, where a checkpoint has only these, of
+ * samples. */
+bool data_state_same(const struct data_source_state *a, const struct data_source_state *b);
 
 /* A new object, the caller's; NULL: out of memory. */
 json_t *data_state_write(const struct data_state *state);

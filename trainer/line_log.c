@@ -64,6 +64,9 @@ static void let_go(struct line_log *log, size_t bytes)
 static enum status write_kept(struct line_log *log)
 {
     size_t done = 0;
+    if (log->held) {
+        return status_fail(STATUS_IO, "%s: holds lines that were to be taken out", log->path);
+    }
     enum status status = cut_torn(log) ? STATUS_OK : failed(log);
     while (status == STATUS_OK && done < log->kept_bytes) {
         const ssize_t some = write(log->fd, log->kept + done, log->kept_bytes - done);
@@ -123,7 +126,6 @@ void line_log_drop(struct line_log *log, size_t bytes)
 
 enum status line_log_cut(struct line_log *log, int64_t bytes)
 {
-    line_log_drop(log, 0);
     log->whole = bytes;
     log->torn = true;
     return cut_torn(log) ? STATUS_OK : failed(log);

@@ -21,9 +21,10 @@ struct line_log {
     char *kept; /* [kept_bytes] owned: whole lines that are not in the file yet */
     size_t kept_bytes, room;
     int64_t kept_lines;
-    int64_t whole;              /* bytes of the file that are whole lines */
-    bool torn;                  /* a part of a line behind them could not be cut off */
-    int64_t lost;               /* lines that were not even kept */
+    int64_t whole; /* bytes of the file that are whole lines */
+    bool torn;     /* a part of a line behind them could not be cut off */
+    bool held;     /* by its owner: lines are kept in memory, for the file has some that go first */
+    int64_t lost;  /* lines that were not even kept */
     int64_t lost_from, lost_to; /* the `number` of the first and the last of them */
 };
 
@@ -36,8 +37,9 @@ void line_log_close(struct line_log *log);
  * not all lines are in the file behind it, with the reason. */
 enum status line_log_add(struct line_log *log, const char *line, size_t bytes, int64_t number)
     __attribute__((warn_unused_result));
-/* Local. Takes lines out again: of the file all but the first `bytes`, and then all that are kept
- * in memory; or of these all but the first `bytes`. Errors: STATUS_IO. */
+/* Local. Takes lines out again: of the file all but the first `bytes`; or of those that are kept in
+ * memory all but the first `bytes`. Errors: STATUS_IO: the file is cut before the next line is
+ * written. */
 enum status line_log_cut(struct line_log *log, int64_t bytes) __attribute__((warn_unused_result));
 void line_log_drop(struct line_log *log, size_t bytes);
 /* Local. Tries once more. Errors: as line_log_add; STATUS_IO also when lines were lost for good. */

@@ -38,7 +38,7 @@ static size_t kept_bytes(const char *text, size_t bytes, int64_t step, int64_t *
     return kept;
 }
 
-/* Lines of later steps go, those that are kept in memory too. *last: the step of the last line. */
+/* Lines of later steps go. *last: the step of the last line. */
 static enum status cut_to(struct line_log *log, int64_t step, int64_t *last)
 {
     char *text = NULL;
@@ -48,11 +48,7 @@ static enum status cut_to(struct line_log *log, int64_t step, int64_t *last)
     const size_t whole = (int64_t)bytes < log->whole ? bytes : (size_t)log->whole,
                  kept = kept_bytes(text, whole, step, last);
     free(text);
-    if (kept < whole) {
-        return line_log_cut(log, (int64_t)kept);
-    }
-    line_log_drop(log, kept_bytes(log->kept, log->kept_bytes, step, last));
-    return STATUS_OK;
+    return kept < whole ? line_log_cut(log, (int64_t)kept) : STATUS_OK;
 }
 
 /* Columns of the terminal that standard output ends in, 0: none. mpirun gives its ranks a terminal
@@ -111,15 +107,6 @@ void metrics_close(struct metrics *metrics)
     *metrics = (struct metrics){0};
 }
 
-enum status metrics_rewind(struct metrics *metrics, int64_t step, int64_t tokens)
-{
-    int64_t last = 0;
-    TRY(cut_to(&metrics->jsonl, step, &last));
-    events_restart(&metrics->events, step + 1);
-    metrics->tokens = metrics->tokens_done + tokens;
-    return STATUS_OK;
-}
-
 /* Tells once that a file cannot be written, and once that it can again. */
 static void watch(struct metrics *metrics, const struct line_log *log, bool *fails,
                   enum status status)
@@ -156,8 +143,33 @@ void metrics_say(struct metrics *metrics, const char *format, ...)
     }
 }
 
+/* Takes out what a step back left in the file; until that works it is held. */
+static void take_out(struct metrics *metrics)
+{
+    int64_t last = 0;
+    const enum status status = cut_to(&metrics->jsonl, metrics->back, &last);
+    metrics->jsonl.held = status != STATUS_OK;
+    if (status != STATUS_OK) {
+        watch(metrics, &metrics->jsonl, &metrics->jsonl_fails, status);
+    }
+}
+
+void metrics_rewind(struct metrics *metrics, int64_t step, int64_t tokens)
+{
+    struct line_log *log = &metrics->jsonl;
+    int64_t last = 0;
+    line_log_drop(log, kept_bytes(log->kept, log->kept_bytes, step, &last));
+    metrics->back = log->held && metrics->back < step ? metrics->back : step;
+    take_out(metrics);
+    events_restart(&metrics->events, step + 1);
+    metrics->tokens = metrics->tokens_done + tokens;
+}
+
 enum status metrics_finish(struct metrics *metrics, bool done)
 {
+    if (metrics->jsonl.held) {
+        take_out(metrics);
+    }
     const enum status log = line_log_settle(&metrics->log);
     (void)log; /* the terminal had it */
     const enum status status = line_log_settle(&metrics->jsonl);
@@ -395,6 +407,9 @@ void metrics_step(struct metrics *metrics, int64_t step, const struct step_resul
     fprintf(out, ",\"skipped\":%lld,\"rollbacks\":%lld}\n", (long long)guard->skipped,
             (long long)guard->rollbacks);
     fflush(out);
+    if (metrics->jsonl.held) {
+        take_out(metrics);
+    }
     watch(metrics, &metrics->jsonl, &metrics->jsonl_fails,
           line_log_add(&metrics->jsonl, metrics->text, metrics->bytes, step));
     tell_events(metrics, step, result, valid_loss, mfu, memory, most, stepper);

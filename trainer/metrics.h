@@ -1,8 +1,9 @@
 /* metrics: metrics.jsonl (one object per optimizer step), TensorBoard events, the printed lines,
  * log.txt. Rank 0 only.
  *
- * A disk that is full, or fails, ends no run here: lines that cannot be written are told of once,
- * kept in memory and written when they can be (line_log.h); what never could be is told at the end.
+ * A disk that is full, or fails, ends no run here: lines that cannot be written, or taken out when
+ * the run goes back, are told of once, and new ones kept in memory until they can be (line_log.h);
+ * what never could be is told at the end.
  * The checkpoints of the run are what says whether it may go on.
  */
 #ifndef TRAINER_METRICS_H
@@ -19,6 +20,7 @@ struct metrics {
     const struct device *device; /* borrowed */
     struct line_log jsonl, log;
     bool jsonl_fails, log_fails; /* which was told */
+    int64_t back;                /* jsonl.held: its lines behind this step are to be taken out */
     FILE *line;                  /* owned: a line of jsonl in the making, in memory: */
     char *text;                  /* [bytes] owned */
     size_t bytes;
@@ -40,8 +42,7 @@ enum status metrics_open(struct metrics *metrics, const char *run_dir, int64_t s
     __attribute__((warn_unused_result));
 void metrics_close(struct metrics *metrics); /* accepts a zeroed one */
 /* The run went back to `step`, and `tokens` of training are left: later lines are taken out. */
-enum status metrics_rewind(struct metrics *metrics, int64_t step, int64_t tokens)
-    __attribute__((warn_unused_result));
+void metrics_rewind(struct metrics *metrics, int64_t step, int64_t tokens);
 /* The end of the run, whose last checkpoint is saved: STATUS_IO when lines of metrics.jsonl could
  * not be written; one that is to go on (not `done`) is warned of that. */
 enum status metrics_finish(struct metrics *metrics, bool done) __attribute__((warn_unused_result));

@@ -87,7 +87,7 @@ static int64_t match(const struct carrying *carrying, int64_t s)
         if (!carrying->used[i] && strcmp(old->path, own->path) == 0) {
             return i;
         }
-        if (!carrying->used[i] && same < 0 && old->fingerprint == own->fingerprint) {
+        if (!carrying->used[i] && same < 0 && data_state_same(old, own)) {
             same = i;
         }
     }
@@ -100,7 +100,7 @@ static int64_t match(const struct carrying *carrying, int64_t s)
 static void check_contents(struct carrying *carrying, const struct data_source_state *old,
                            const struct data_source_state *own)
 {
-    if (old->fingerprint != 0 && old->fingerprint != own->fingerprint) {
+    if (old->fingerprint != 0 && !data_state_same(old, own)) {
         append(
             carrying->note,
             "; %s: ITS CONTENTS CHANGED since the checkpoint: what of it was read already is not "
@@ -191,7 +191,7 @@ static bool same_sources(struct carrying *carrying)
         const struct data_source_state *own = &carrying->sources->origin.source[s],
                                        *old = &carrying->before->source[s];
         same = strcmp(old->path, own->path) == 0 &&
-               (old->fingerprint == 0 || old->fingerprint == own->fingerprint);
+               (old->fingerprint == 0 || data_state_same(old, own));
     }
     return same;
 }

@@ -1,5 +1,6 @@
 #include "trainer/rollback.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "checkpoints/checkpoint.h"
@@ -42,7 +43,19 @@ enum status rollback_load(struct model *model, const char *root, int64_t trouble
     if (!*found) {
         TRY(load_newest(model, root, trouble, false, at, found));
     }
-    return checkpoint_forget(model->mesh->world, root, *found ? at->step : 0);
+    return STATUS_OK;
+}
+
+bool rollback_forget(struct comm *world, const char *root, int64_t step, bool first)
+{
+    const enum status status = checkpoint_forget(world, root, step);
+    if (status != STATUS_OK && first && world->rank == 0) {
+        fprintf(stderr,
+                "switchyard: warning: %s: checkpoints of the steps given up are deleted at a later "
+                "step; training goes on\n",
+                status_message());
+    }
+    return status == STATUS_OK;
 }
 
 void rollback_place(struct progress_state *now, const struct progress_state *was, int64_t trouble,

@@ -55,7 +55,9 @@ enum status session_read_config(struct config *config, const char *path, char *c
     char file[MAX_PATH];
     snprintf(file, sizeof file, "%s/manifest.json", path);
     if (io_exists(file)) {
+        const bool stored = config->stored;
         TRY(session_saved_config(config, path));
+        config->stored = stored; /* what is to run is checked as any config is */
         return config_override(config, overrides, count);
     }
     snprintf(file, sizeof file, "%s/config.json", path);

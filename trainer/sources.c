@@ -77,7 +77,8 @@ static enum status open_one(struct sources *sources, const struct config *config
     source->origin = loader_start(loader);
     data_state_path(sources->origin.source[s].path, said->path);
     sources->origin.source[s].origin = sources->origin.source[s].now = source->origin;
-    return data_fingerprint(store, &sources->origin.source[s].fingerprint);
+    TRY(data_fingerprint(store, &sources->origin.source[s].fingerprint));
+    return token_store_contents(store, &sources->origin.source[s].contents);
 }
 
 /* Sample at which stage `stage` begins; the first one holds from the origin on. */

@@ -17,12 +17,11 @@ static const char *const prefix[KINDS] = {"", "master/", "moment1/", "moment2/",
 
 static enum status slices_init(struct state_slices *slices, const struct model *model)
 {
+    enum {
+        MOST = 3
+    }; /* slices of a share of columns: a rest of a row, whole rows, a start of one */
     const int64_t biases = architecture_moe_blocks(&model->arch);
-    int64_t runs = 0;
-    for (int64_t i = 0; i < model->params.count; i++) {
-        runs += param_runs(&model->params.table[i]);
-    }
-    const size_t most = (size_t)(runs * KINDS + biases),
+    const size_t most = (size_t)(model->params.count * MOST * KINDS + biases),
                  names = (size_t)(model->params.count * KINDS + biases);
     *slices = (struct state_slices){.slice = calloc(most, sizeof *slices->slice),
                                     .name = calloc(names, NAME_BYTES),
@@ -82,6 +81,24 @@ static void write_device(const struct checkpoint_slice *slice, void *to, const v
     model->ops->upload(model->device, to, from, bytes);
 }
 
+/* The elements of a parameter from element `at` of the rank's part on, to `last` at most, that a
+ * slice can say: what is in one in the whole, or whole rows of the columns that the rank has. */
+static struct checkpoint_slice next_slice(const struct param *param, int64_t at, int64_t last)
+{
+    const struct param_run run = param_run(param, at, last);
+    const int64_t columns = param->part[1], rows = (last - at) / columns;
+    struct checkpoint_slice slice = {.ndim = param->ndim,
+                                     .shape = {param->shape[0], param->shape[1], 1, 1},
+                                     .first = run.whole,
+                                     .count = run.count};
+    if (columns < param->shape[1] && at % columns == 0 && rows > 1) {
+        slice.count = rows * columns;
+        slice.run = columns;
+        slice.stride = param->shape[1];
+    }
+    return slice;
+}
+
 /* This rank's share of every parameter, as `kind` under the names `name_prefix`NAME. */
 static void add_kind(struct state_slices *slices, const struct model *model, enum kind kind,
                      const char *name_prefix)
@@ -98,19 +115,15 @@ static void add_kind(struct state_slices *slices, const struct model *model, enu
         const int length = snprintf(name, NAME_BYTES, "%s%s", name_prefix, param->name);
         assert(length > 0 && length < NAME_BYTES);
         for (int64_t at = first; at < last;) {
-            const struct param_run run = param_run(param, at - param->offset, last - param->offset);
-            slices->slice[slices->count++] =
-                (struct checkpoint_slice){.name = name,
-                                          .dtype = dtype_of(slices, model, kind),
-                                          .ndim = param->ndim,
-                                          .shape = {param->shape[0], param->shape[1], 1, 1},
-                                          .first = run.whole,
-                                          .count = run.count,
-                                          .data = element(slices, model, group, kind, at),
-                                          .read = read_device,
-                                          .write = write_device,
-                                          .context = (void *)(uintptr_t)model};
-            at += run.count;
+            struct checkpoint_slice *slice = &slices->slice[slices->count++];
+            *slice = next_slice(param, at - param->offset, last - param->offset);
+            slice->name = name;
+            slice->dtype = dtype_of(slices, model, kind);
+            slice->data = element(slices, model, group, kind, at);
+            slice->read = read_device;
+            slice->write = write_device;
+            slice->context = (void *)(uintptr_t)model;
+            at += slice->count;
         }
     }
 }

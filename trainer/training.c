@@ -53,6 +53,7 @@ struct training {
     struct straggler straggler;
     struct profile profile;
     bool resumed_whole; /* the run goes on from a checkpoint */
+    bool given_up;      /* checkpoints of steps given up are still there */
     char checkpoints[MAX_PATH];
     char resumed[RESUME_NOTE_BYTES]; /* what changed since the checkpoint */
     double first_loss, last_loss, valid_loss;
@@ -386,6 +387,7 @@ static enum status roll_back(struct training *t, int64_t trouble, int64_t sequen
     TRY(saving_settle(&t->saving));
     t->at = (struct progress_state){0};
     TRY(rollback_load(&t->model, t->checkpoints, trouble, &t->at, &found));
+    t->given_up = !rollback_forget(t->world, t->checkpoints, found ? t->at.step : 0, true);
     if (!found) {
         t->at = (struct progress_state){0};
         model_initialize(&t->model);
@@ -398,15 +400,15 @@ static enum status roll_back(struct training *t, int64_t trouble, int64_t sequen
     TRY(comm_agree(t->world, sources_check(&t->train, t->config, t->at.step, t->at.position),
                    NULL));
     sources_state(&t->train, t->at.position, &t->at.data);
-    if (!main_rank(t)) {
-        return comm_agree(t->world, STATUS_OK, NULL);
+    if (main_rank(t)) {
+        metrics_say(&t->metrics,
+                    "step %lld: %s: back to step %lld, passing over the %lld samples since "
+                    "(rollback %lld of the run)",
+                    (long long)trouble, t->guard.why, (long long)t->at.step,
+                    (long long)(t->at.position - back_at), (long long)t->at.guard.rollbacks);
+        metrics_rewind(&t->metrics, t->at.step, tokens_left(t));
     }
-    metrics_say(&t->metrics,
-                "step %lld: %s: back to step %lld, passing over the %lld samples since (rollback "
-                "%lld of the run)",
-                (long long)trouble, t->guard.why, (long long)t->at.step,
-                (long long)(t->at.position - back_at), (long long)t->at.guard.rollbacks);
-    return comm_agree(t->world, metrics_rewind(&t->metrics, t->at.step, tokens_left(t)), NULL);
+    return STATUS_OK;
 }
 
 static void tell_skip(struct training *t, int64_t step)
@@ -511,6 +513,7 @@ static enum status loop(struct training *t)
         deadline_step(&t->deadline, step_clock() - began);
         TRY(stop_early(t, t->at.step > behind));
         const int64_t saves = comm_span_begin(t->world);
+        t->given_up = t->given_up && !rollback_forget(t->world, t->checkpoints, t->at.step, false);
         TRY(saving_edge(&t->saving, &t->at, step_seconds));
         comm_span_end(t->world, "step edge: saves", saves);
     }

@@ -45,6 +45,8 @@ static void read_back(const struct manifest *manifest)
             assert(piece->file < again.files && piece->offset >= 0 && piece->count >= 0);
             assert(piece->offset + piece->count * (int64_t)dtype_bytes(a->dtype) <=
                    again.file[piece->file].bytes);
+            assert(piece->run == 0 || (piece->run > 0 && piece->run < piece->stride &&
+                                       piece->stride == a->shape[a->ndim - 1]));
         }
     }
     manifest_free(&again);

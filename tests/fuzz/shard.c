@@ -55,6 +55,23 @@ static void start(void)
          .shape = {100, 3},
          .count = 300,
          .data = values},
+        {.name = "layers.0.columns",
+         .dtype = DTYPE_F32,
+         .ndim = 2,
+         .shape = {10, 3},
+         .count = 20,
+         .run = 2,
+         .stride = 3,
+         .data = values},
+        {.name = "layers.0.columns",
+         .dtype = DTYPE_F32,
+         .ndim = 2,
+         .shape = {10, 3},
+         .first = 2,
+         .count = 10,
+         .run = 1,
+         .stride = 3,
+         .data = values},
         {.name = "layers.0.a",
          .dtype = DTYPE_BF16,
          .ndim = 1,
@@ -72,7 +89,7 @@ static void start(void)
     snprintf(manifest_path, sizeof manifest_path, "%s/manifest.json", folder);
     manifest.ranks = 1;
     if (io_make_dir(folder) != STATUS_OK ||
-        shard_write(&manifest, folder, "shard-00000.h5", slices, 2) != STATUS_OK ||
+        shard_write(&manifest, folder, "shard-00000.h5", slices, 4) != STATUS_OK ||
         manifest_seal(&manifest) != STATUS_OK ||
         io_read_file(shard_path, &shard, &shard_bytes, 1 << 20) != STATUS_OK) {
         abort();

@@ -3,7 +3,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/fuzz.sh"
 seconds_of 3 30
-build_fuzzer tests/fuzz/manifest.c checkpoints/manifest.c kernels/base/{hash,io,io_fault,status,tensor}.c \
+build_fuzzer tests/fuzz/manifest.c checkpoints/{boxes,manifest,manifest_text}.c kernels/base/{hash,io,io_fault,status,tensor}.c \
     $(pkg-config --cflags --libs jansson libxxhash)
 python3 - "$source_dir/tests/golden/checkpoints" "$work/corpus" <<'PY'
 import json, pathlib, sys

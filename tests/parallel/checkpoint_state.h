@@ -10,7 +10,7 @@
 #include "kernels/base/io.h"
 #include "parallel/ranks.h"
 
-enum { TENSORS = 7, MOST_PATH = 512 };
+enum { TENSORS = 7, MOST_SLICES = 8 * TENSORS, MOST_PATH = 512 };
 
 /* "wide" spans more than one block of the manifest. */
 static const struct checkpoint_slice whole[TENSORS] = {
@@ -23,8 +23,10 @@ static const struct checkpoint_slice whole[TENSORS] = {
     {.name = "wide", .dtype = DTYPE_F32, .ndim = 2, .shape = {5, 300001}},
 };
 
-/* LAYOUTS itself stands for all of it on every rank: for loading only. */
-enum layout { EVEN, REVERSED, ROUND_ROBIN, FIRST_ONLY, LAYOUTS };
+/* COLUMNS: those of matrices over the ranks, as a division of tensors' columns has it; CUT: each
+ * rank's in two slices that begin and end within rows. LAYOUTS itself stands for all of it on every
+ * rank: for loading only. */
+enum layout { EVEN, REVERSED, ROUND_ROBIN, FIRST_ONLY, COLUMNS, CUT, LAYOUTS };
 
 static inline int64_t elements(int tensor)
 {
@@ -38,7 +40,7 @@ static inline void share(enum layout layout, int rank, int size, int tensor, int
     const int64_t all = elements(tensor);
     const int at = layout == REVERSED ? size - 1 - rank : rank;
     const int owner = layout == ROUND_ROBIN ? tensor % size : 0;
-    if (layout == EVEN || layout == REVERSED) {
+    if (layout != ROUND_ROBIN && layout != FIRST_ONLY) {
         *first = all * at / size;
         *count = all * (at + 1) / size - *first;
     } else {
@@ -49,7 +51,7 @@ static inline void share(enum layout layout, int rank, int size, int tensor, int
 
 /* A state of `version`: the slices of one rank, with memory. */
 struct state {
-    struct checkpoint_slice slice[TENSORS];
+    struct checkpoint_slice slice[MOST_SLICES];
     int64_t count;
 };
 
@@ -67,7 +69,8 @@ static inline void fill(struct state *state, int version)
             tensor++;
         }
         for (int64_t e = 0; e < slice->count; e++) {
-            const uint32_t bits = bits_of(version, tensor, slice->first + e);
+            const int64_t at = slice->run > 0 ? e / slice->run * slice->stride + e % slice->run : e;
+            const uint32_t bits = bits_of(version, tensor, slice->first + at);
             if (slice->dtype == DTYPE_F32) {
                 ((uint32_t *)slice->data)[e] = bits;
             } else if (dtype_bytes(slice->dtype) == 2) {
@@ -83,11 +86,42 @@ static inline void add_slice(struct comm *world, struct state *state, int tensor
                              int64_t count)
 {
     if (count > 0) {
+        CHECK(world, state->count < MOST_SLICES);
         struct checkpoint_slice *slice = &state->slice[state->count++];
         *slice = whole[tensor];
         slice->first = first;
         slice->count = count;
         slice->data = ranks_memory(world, (size_t)count * dtype_bytes(slice->dtype));
+    }
+}
+
+/* Elements [first, last) of columns [column, column + columns) of a matrix, counted in these. */
+static inline void add_columns(struct comm *world, struct state *state, int tensor, int64_t column,
+                               int64_t columns, int64_t first, int64_t last)
+{
+    const int64_t width = whole[tensor].shape[1];
+    while (first < last) {
+        const int64_t rest = columns - first % columns, rows = (last - first) / columns;
+        const bool runs = rest == columns && rows > 1;
+        const int64_t count = runs ? rows * columns : rest < last - first ? rest : last - first;
+        add_slice(world, state, tensor, first / columns * width + column + first % columns, count);
+        state->slice[state->count - 1].run = runs ? columns : 0;
+        state->slice[state->count - 1].stride = runs ? width : 0;
+        first += count;
+    }
+}
+
+/* One part of the columns more than there are ranks, the first of which has two: strides at any
+ * number of ranks. */
+static inline void add_parts(struct comm *world, struct state *state, int tensor, bool cut)
+{
+    const int64_t width = whole[tensor].shape[1], rows = whole[tensor].shape[0];
+    const int parts = world->size + 1;
+    for (int p = world->rank; p < parts; p += world->size) {
+        const int64_t column = width * p / parts, columns = width * (p + 1) / parts - column;
+        const int64_t all = rows * columns, middle = cut ? all / 3 + 1 : all;
+        add_columns(world, state, tensor, column, columns, 0, middle);
+        add_columns(world, state, tensor, column, columns, middle, all);
     }
 }
 
@@ -97,6 +131,10 @@ static inline void make_state(struct comm *world, struct state *state, enum layo
     state->count = 0;
     for (int t = 0; t < TENSORS; t++) {
         int64_t first = 0, count = elements(t);
+        if ((layout == COLUMNS || layout == CUT) && whole[t].ndim == 2) {
+            add_parts(world, state, t, layout == CUT);
+            continue;
+        }
         if (layout != LAYOUTS) {
             share(layout, world->rank, world->size, t, &first, &count);
         }

@@ -19,14 +19,14 @@ static enum status give(const struct checkpoint_slice *slice, int64_t offset, vo
 }
 
 /* Streamed instead of held in memory, to a folder of its own, read back piece by piece. */
-static void test_streams(struct comm *world)
+static void stream(struct comm *world, enum layout layout)
 {
     char root[MOST_PATH], place[2 * MOST_PATH], *again = NULL;
     struct state state, expected;
-    int64_t next[TENSORS] = {0}, step = 0;
+    int64_t next[MOST_SLICES] = {0}, step = 0;
     make_root(world, root);
     snprintf(place, sizeof place, "%s/one/", root);
-    make_state(world, &state, EVEN, 6);
+    make_state(world, &state, layout, 6);
     for (int64_t i = 0; i < state.count; i++) {
         state.slice[i].read = give;
         state.slice[i].context = &next[i];
@@ -62,6 +62,12 @@ static void test_streams(struct comm *world)
     free_state(&state);
     free_state(&expected);
     drop_root(world, root);
+}
+
+static void test_streams(struct comm *world)
+{
+    stream(world, EVEN);
+    stream(world, CUT);
 }
 
 static enum status refuse(const struct checkpoint_slice *slice, int64_t offset, void *to,

@@ -147,11 +147,20 @@ static void test_taken_out(void **state)
     expect_lines(1, 5);
     limit(5 * 18 + 5);
     assert_int_equal(add(&log, 6), STATUS_IO);
+    line_log_drop(&log, 0);
     assert_int_equal(line_log_cut(&log, 2 * 18), STATUS_OK);
     expect_lines(1, 2);
     assert_int_equal(add(&log, 3), STATUS_OK);
     limit(RLIM_INFINITY);
     expect_lines(1, 3);
+    log.held = true;
+    assert_int_equal(add(&log, 4), STATUS_IO);
+    expect_message("log: holds lines that were to be taken out");
+    expect_lines(1, 3);
+    log.held = false;
+    assert_int_equal(line_log_cut(&log, 3 * 18), STATUS_OK); /* what is kept stays */
+    assert_int_equal(line_log_settle(&log), STATUS_OK);
+    expect_lines(1, 4);
     line_log_close(&log);
 }
 

@@ -9,6 +9,11 @@
 
 static const int64_t BLOCK = MANIFEST_BLOCK_BYTES;
 
+static struct manifest_piece piece(int64_t file, int64_t first, int64_t count, int64_t offset)
+{
+    return (struct manifest_piece){.file = file, .first = first, .count = count, .offset = offset};
+}
+
 /* Two files, three tensors in five pieces, added out of order. */
 static void make(struct manifest *manifest)
 {
@@ -23,17 +28,12 @@ static void make(struct manifest *manifest)
     assert_int_equal(manifest_add_file(manifest, "shard-00000.h5", 2 * BLOCK + 1, blocks),
                      STATUS_OK);
     assert_int_equal(manifest_add_file(manifest, "shard-00001.h5", 100, blocks), STATUS_OK);
-    assert_int_equal(manifest_add_piece(manifest, &b, (struct manifest_piece){1, 5, 5, 80}),
+    assert_int_equal(manifest_add_piece(manifest, &b, piece(1, 5, 5, 80)), STATUS_OK);
+    assert_int_equal(manifest_add_piece(manifest, &a, piece(0, 1000, 2000, 4096)), STATUS_OK);
+    assert_int_equal(manifest_add_piece(manifest, &a, piece(0, 0, 1000, 2 * BLOCK - 1999)),
                      STATUS_OK);
-    assert_int_equal(manifest_add_piece(manifest, &a, (struct manifest_piece){0, 1000, 2000, 4096}),
-                     STATUS_OK);
-    assert_int_equal(
-        manifest_add_piece(manifest, &a, (struct manifest_piece){0, 0, 1000, 2 * BLOCK - 1999}),
-        STATUS_OK);
-    assert_int_equal(manifest_add_piece(manifest, &c, (struct manifest_piece){1, 0, 4, 0}),
-                     STATUS_OK);
-    assert_int_equal(manifest_add_piece(manifest, &b, (struct manifest_piece){0, 0, 5, 10}),
-                     STATUS_OK);
+    assert_int_equal(manifest_add_piece(manifest, &c, piece(1, 0, 4, 0)), STATUS_OK);
+    assert_int_equal(manifest_add_piece(manifest, &b, piece(0, 0, 5, 10)), STATUS_OK);
     assert_int_equal(manifest_seal(manifest), STATUS_OK);
 }
 
@@ -132,7 +132,8 @@ static void test_wrong_contents(void **state)
     static const struct {
         const char *from, *to, *part;
     } cases[] = {
-        {"\"version\":1", "\"version\":2", "format version 2, this program reads 1"},
+        {"\"version\":1", "\"version\":3", "format version 3, this program reads 1 to 2"},
+        {"\"version\":1", "\"version\":0", "format version 0, this program reads 1 to 2"},
         {"switchyard checkpoint", "some other thing", "a field is missing"},
         {"\"step\":123456789012", "\"step\":-1", "a field is missing"},
         {"\"step\":123456789012", "\"step\":1.5", "a field is missing"},
@@ -180,6 +181,80 @@ static void test_wrong_contents(void **state)
             fail_msg("accepted: %s for %s", cases[i].to, cases[i].from);
         }
         expect_message("here/manifest.json");
+        expect_message(cases[i].part);
+        free(changed);
+        free(hashed);
+    }
+    free(text);
+}
+
+/* A matrix of 4 rows and 10 columns: columns 0 to 2 of all rows, the others in two pieces, of which
+ * the second begins and ends within rows and is therefore three. */
+static char *columns_text(void)
+{
+    static const struct manifest_piece pieces[] = {
+        {.file = 0, .first = 3, .count = 7, .offset = 48},
+        {.file = 0, .count = 12, .run = 3, .stride = 10},
+        {.file = 0, .first = 13, .count = 14, .offset = 100, .run = 7, .stride = 10},
+        {.file = 0, .first = 33, .count = 7, .offset = 200},
+    };
+    const uint64_t block = 7;
+    const struct manifest_tensor like = {
+        .name = "m", .dtype = DTYPE_F32, .ndim = 2, .shape = {4, 10}};
+    struct manifest manifest = {.step = 1, .ranks = 1};
+    assert_int_equal(manifest_add_file(&manifest, "shard-00000.h5", 1000, &block), STATUS_OK);
+    for (size_t p = 0; p < sizeof pieces / sizeof pieces[0]; p++) {
+        assert_int_equal(manifest_add_piece(&manifest, &like, pieces[p]), STATUS_OK);
+    }
+    assert_int_equal(manifest_seal(&manifest), STATUS_OK);
+    char *text = manifest_print(&manifest);
+    assert_non_null(text);
+    manifest_free(&manifest);
+    return text;
+}
+
+static void test_columns(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *from, *to, *part;
+    } cases[] = {
+        {"\"version\":2", "\"version\":1", "do not add up"},
+        {"[0,0,12,0,3,10]", "[0,0,12,0,3]", "outside its file"},
+        {"[0,0,12,0,3,10]", "[0,0,12,0,0,10]", "outside its file"},
+        {"[0,0,12,0,3,10]", "[0,0,12,0,-3,10]", "outside its file"},
+        {"[0,0,12,0,3,10]", "[0,0,12,0,3,11]", "do not add up"},
+        {"[0,0,12,0,3,10]", "[0,0,12,0,4,10]", "do not add up"},
+        {"[0,0,12,0,3,10]", "[0,0,12,0,12,10]", "do not add up"},
+        {"[0,0,12,0,3,10]", "[0,0,9,0,3,10]", "do not add up"},
+        {"[0,0,12,0,3,10]", "[0,0,11,0,3,10]", "do not add up"},
+        {"[0,0,12,0,3,10]", "[0,1,12,0,3,10]", "do not add up"},
+        {"[0,0,12,0,3,10]", "[0,8,12,0,3,10]", "do not add up"},
+        {"[0,0,12,0,3,10]", "[0,9223372036854775807,12,0,3,10]", "do not add up"},
+        {"[0,0,12,0,3,10]", "[0,0,9223372036854775806,0,3,10]", "outside its file"},
+        {"[0,3,7,48]", "[0,3,9223372036854775807,48]", "outside its file"},
+        {"[0,3,7,48]", "[0,4,7,48]", "do not add up"},
+        {"[0,3,7,48]", "[0,3,6,48]", "do not add up"},
+        {"[0,3,7,48]", "[0,3,8,48]", "do not add up"},
+        {"\"shape\":[4,10]", "\"shape\":[40]", "do not add up"},
+        {"\"shape\":[4,10]", "\"shape\":[4,0]", "do not add up"},
+        {"\"shape\":[4,10]", "\"shape\":[1099511627776,1099511627776]", "do not add up"},
+    };
+    char *text = columns_text();
+    struct manifest read;
+    assert_int_equal(manifest_parse(&read, "here", text), STATUS_OK);
+    assert_int_equal(read.tensor[0].pieces, 4);
+    assert_int_equal(read.tensor[0].piece[0].run, 3);
+    assert_int_equal(read.tensor[0].piece[1].run, 0);
+    char *again = manifest_print(&read);
+    assert_string_equal(again, text);
+    free(again);
+    manifest_free(&read);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        char *changed = replaced(text, cases[i].from, cases[i].to), *hashed = rehash(changed);
+        if (parse(hashed) != STATUS_DATA) {
+            fail_msg("accepted: %s for %s", cases[i].to, cases[i].from);
+        }
         expect_message(cases[i].part);
         free(changed);
         free(hashed);
@@ -238,6 +313,7 @@ int main(void)
         cmocka_unit_test(test_round_trip),
         cmocka_unit_test(test_blocks_of_a_file),
         cmocka_unit_test(test_wrong_contents),
+        cmocka_unit_test(test_columns),
         cmocka_unit_test(test_every_byte_and_length_counts),
         cmocka_unit_test(test_mutations_never_crash),
     };

@@ -65,6 +65,7 @@ static void test_state_reads_back(void **state)
     for (int64_t i = 0; i < MIXTURE_SOURCES; i++) {
         data_state_path(written.source[i].path, i == 1 ? path : "a \"b\".h5");
         written.source[i].fingerprint = UINT64_MAX / 3 - (uint64_t)i;
+        written.source[i].contents = i == 2 ? 0 : UINT64_MAX / 5 - (uint64_t)i; /* or not known */
         written.source[i].origin = place_of(i);
         written.source[i].now = place_of(i + 100);
     }
@@ -79,14 +80,19 @@ static void test_state_reads_back(void **state)
     for (int64_t i = 0; i < MIXTURE_SOURCES; i++) {
         assert_string_equal(back.source[i].path, written.source[i].path);
         assert_true(back.source[i].fingerprint == written.source[i].fingerprint);
+        assert_true(back.source[i].contents == written.source[i].contents);
         expect_place(&back.source[i].origin, i);
         expect_place(&back.source[i].now, i + 100);
     }
     assert_int_equal(strlen(back.source[1].path), 399 - 146);
     /* none is a checkpoint of before; half of one is refused */
     assert_true(data_state_read(NULL, &back) && back.count == 0);
-    json_object_del(json_object_get(json_array_get(json_object_get(json, "sources"), 5), "now"),
-                    "cut");
+    json_t *fifth = json_array_get(json_object_get(json, "sources"), 5);
+    json_object_set_new(fifth, "contents", json_string("12"));
+    assert_false(data_state_read(json, &back));
+    json_object_del(fifth, "contents");
+    assert_true(data_state_read(json, &back) && back.source[5].contents == 0);
+    json_object_del(json_object_get(fifth, "now"), "cut");
     assert_false(data_state_read(json, &back));
     json_object_del(json, "sources");
     assert_false(data_state_read(json, &back));
@@ -99,6 +105,42 @@ static uint64_t fingerprint(const struct token_store *store)
     uint64_t hash = 0;
     assert_int_equal(data_fingerprint(store, &hash), STATUS_OK);
     return hash;
+}
+
+/* Of a store in memory; a sum of its parts would not do. */
+static void test_contents(void **state)
+{
+    (void)state;
+    enum { TOKENS = 3 << 20 };
+    uint16_t *ids = calloc(TOKENS, sizeof *ids);
+    uint8_t *mask = calloc(TOKENS, 1);
+    int64_t offsets[3] = {0, 100, TOKENS};
+    uint64_t seen[16];
+    int count = 0;
+    assert_true(ids != NULL && mask != NULL);
+    struct token_store store = {.tokens = TOKENS,
+                                .documents = 2,
+                                .vocab_size = 300,
+                                .width = 2,
+                                .token_data = ids,
+                                .document_offsets = offsets};
+    for (int change = 0; change < 8; change++) {
+        ids[5] = change == 1;
+        ids[TOKENS - 2] = change == 2 ? 1 : 0;
+        ids[TOKENS / 2] = change == 3 ? 1 : 0;
+        offsets[1] = change == 4 ? 101 : 100;
+        store.vocab_size = change == 5 ? 301 : 300;
+        store.loss_mask = change >= 6 ? mask : NULL;
+        mask[TOKENS / 2] = change == 7;
+        assert_int_equal(token_store_contents(&store, &seen[count++]), STATUS_OK);
+    }
+    for (int a = 0; a < count; a++) {
+        for (int b = 0; b < a; b++) {
+            assert_true(seen[a] != seen[b] && seen[a] != 0);
+        }
+    }
+    free(ids);
+    free(mask);
 }
 
 static void test_fingerprint(void **state)
@@ -135,6 +177,7 @@ int main(void)
         cmocka_unit_test(test_position),
         cmocka_unit_test(test_state_reads_back),
         cmocka_unit_test(test_fingerprint),
+        cmocka_unit_test(test_contents),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -88,6 +88,34 @@ static void test_pieces_add_up(void **state)
     }
 }
 
+/* Columns of a matrix, in pieces of any length: as their elements one by one. */
+static void test_runs(void **state)
+{
+    (void)state;
+    unsigned char data[BYTES];
+    fill(data);
+    for (size_t width = 1; width <= 4; width *= 2) {
+        for (int64_t run = 1; run <= 9; run++) {
+            const int64_t stride = run + 5, rows = 20, first = 3;
+            struct tensor_hash sum;
+            uint64_t expected = 0;
+            for (int64_t r = 0; r < rows; r++) {
+                expected += slow_hash(data + (size_t)(r * run) * width, (size_t)run * width, width,
+                                      (uint64_t)(first + r * stride));
+            }
+            const size_t all = (size_t)(rows * run) * width;
+            for (size_t piece = 1; piece <= all; piece += piece < 40 ? 1 : all / 3) {
+                tensor_hash_start(&sum, first, width);
+                tensor_hash_runs(&sum, run, stride);
+                for (size_t at = 0; at < all; at += piece) {
+                    tensor_hash_add(&sum, data + at, all - at < piece ? all - at : piece);
+                }
+                assert_true(sum.sum == expected && sum.held == 0);
+            }
+        }
+    }
+}
+
 static void test_changes_show(void **state)
 {
     (void)state;
@@ -112,6 +140,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_formula),
         cmocka_unit_test(test_pieces_add_up),
+        cmocka_unit_test(test_runs),
         cmocka_unit_test(test_changes_show),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -104,7 +104,7 @@ static int enter(void **state)
 struct taken {
     int64_t id[DRAWS];
     bool counts[DRAWS];
-    uint64_t fingerprint;
+    uint64_t fingerprint, contents;
 };
 
 /* Opens it, looks at it as a run does, and takes tokens from all over it. */
@@ -113,6 +113,7 @@ static enum status take(const char *path, struct taken *taken)
     struct token_store store;
     enum status status = token_store_open(&store, path);
     status = status == STATUS_OK ? data_fingerprint(&store, &taken->fingerprint) : status;
+    status = status == STATUS_OK ? token_store_contents(&store, &taken->contents) : status;
     for (int64_t i = 0; i < DRAWS && status == STATUS_OK; i++) {
         const int64_t at = (int64_t)(id_of(i + 1) * 7919LL * (i + 1) % TOKENS);
         taken->id[i] = token_store_get(&store, at);
@@ -219,6 +220,68 @@ static void test_changed_while_open(void **state)
     token_store_close(&store);
 }
 
+/* What a checkpoint keeps of a file's contents: of samples, of all. */
+static void look(const char *path, struct data_source_state *source)
+{
+    struct token_store store;
+    assert_int_equal(token_store_open(&store, path), STATUS_OK);
+    assert_int_equal(data_fingerprint(&store, &source->fingerprint), STATUS_OK);
+    assert_int_equal(token_store_contents(&store, &source->contents), STATUS_OK);
+    token_store_close(&store);
+}
+
+static void put_byte(const char *path, int64_t at, char byte)
+{
+    struct io_file file;
+    assert_int_equal(io_open_write(&file, path), STATUS_OK);
+    assert_int_equal(io_pwrite(&file, &byte, 1, at), STATUS_OK);
+    assert_int_equal(io_close(&file), STATUS_OK);
+}
+
+/* A file that is rewritten between two runs, with ids that are as good: any one of them shows, also
+ * where no sample lies; the same file by another name does not. */
+static void test_rewritten(void **state)
+{
+    (void)state;
+    enum { MANY = 5000001, HEAD = 1024 };
+    static const int32_t header[256] = {20240520, 1, MANY};
+    static uint16_t ids[MANY];
+    static const char *const names[] = {"big.bin", "copy.bin"};
+    struct data_source_state before = {0}, now = {0};
+    int unseen = 0;
+    ids[1] = 9; /* the vocabulary stays */
+    for (int i = 0; i < 2; i++) {
+        struct io_file file;
+        assert_int_equal(io_create(&file, names[i]), STATUS_OK);
+        assert_int_equal(io_write(&file, header, sizeof header), STATUS_OK);
+        assert_int_equal(io_write(&file, ids, sizeof ids), STATUS_OK);
+        assert_int_equal(io_close(&file), STATUS_OK);
+    }
+    look("big.bin", &before);
+    look("copy.bin", &now);
+    assert_true(before.contents == now.contents && data_state_same(&before, &now));
+    for (int64_t token = 0; token < MANY; token += 357142) { /* the last, too */
+        put_byte("big.bin", HEAD + 2 * token, 1);
+        look("big.bin", &now);
+        assert_false(data_state_same(&before, &now));
+        unseen += before.fingerprint == now.fingerprint;
+        const struct data_source_state old = {.fingerprint = before.fingerprint};
+        assert_int_equal(data_state_same(&old, &now), before.fingerprint == now.fingerprint);
+        put_byte("big.bin", HEAD + 2 * token, 0);
+    }
+    look("big.bin", &now);
+    assert_true(unseen > 5 && data_state_same(&before, &now));
+    struct token_store store;
+    assert_int_equal(token_store_open(&store, "ours.h5"), STATUS_OK);
+    const int64_t mask = store.mask_at + 3;
+    assert_false(token_store_counts(&store, 3));
+    token_store_close(&store);
+    look("ours.h5", &before);
+    put_byte("ours.h5", mask, 1);
+    look("ours.h5", &now);
+    assert_false(data_state_same(&before, &now));
+}
+
 #define FAULTS_TEST(function) cmocka_unit_test_setup_teardown(function, enter, scratch_leave)
 
 int main(void)
@@ -227,6 +290,7 @@ int main(void)
         FAULTS_TEST(test_every_read),
         FAULTS_TEST(test_flipped_bits),
         FAULTS_TEST(test_changed_while_open),
+        FAULTS_TEST(test_rewritten),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

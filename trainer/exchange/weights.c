@@ -185,6 +185,16 @@ static enum status read_slice(struct weights *weights, const char *name,
     return STATUS_OK;
 }
 
+/* What there is of a slice that is all in one. */
+static enum status load_run(struct weights *weights, const struct manifest_tensor *tensor,
+                            const struct checkpoint_slice *slice)
+{
+    const int64_t stored = manifest_elements(tensor), last = slice->first + slice->count,
+                  end = last < stored ? last : stored;
+    return end > slice->first ? read_slice(weights, tensor->name, slice, end - slice->first)
+                              : STATUS_OK;
+}
+
 enum status weights_load(struct weights *weights, const struct checkpoint_slice *slice,
                          bool resize_vocab)
 {
@@ -198,8 +208,14 @@ enum status weights_load(struct weights *weights, const struct checkpoint_slice 
                            slice->name);
     }
     TRY(check_shape(weights, tensor, slice, resize_vocab));
-    const int64_t stored = manifest_elements(tensor), last = slice->first + slice->count,
-                  end = last < stored ? last : stored;
-    return end > slice->first ? read_slice(weights, tensor->name, slice, end - slice->first)
-                              : STATUS_OK;
+    const int64_t run = slice->run > 0 ? slice->run : slice->count;
+    for (int64_t done = 0; done < slice->count; done += run) {
+        struct checkpoint_slice one = *slice;
+        one.first = slice->first + done / run * slice->stride;
+        one.count = run;
+        one.run = one.stride = 0;
+        one.data = (float *)slice->data + done;
+        TRY(load_run(weights, tensor, &one));
+    }
+    return STATUS_OK;
 }

@@ -376,11 +376,6 @@ struct param_run param_run(const struct param *param, int64_t from, int64_t to)
                               .count = left < to - from ? left : to - from};
 }
 
-int64_t param_runs(const struct param *param)
-{
-    return param->part[1] == param->shape[1] ? 1 : param->part[0];
-}
-
 void params_bias_name(char *out, size_t bytes, int64_t block)
 {
     snprintf(out, bytes, "model.layers.%lld.mlp.gate.e_score_correction_bias", (long long)block);

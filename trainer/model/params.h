@@ -110,8 +110,6 @@ static inline int64_t params_part_block(const struct architecture *arch, int64_t
 
 /* The run that begins at element `from` of the part and ends before `to` at the latest. */
 struct param_run param_run(const struct param *param, int64_t from, int64_t to);
-/* Runs of a part, at most. */
-int64_t param_runs(const struct param *param);
 
 /* Name of block `block`'s e_score_correction_bias, float32 [E]. */
 void params_bias_name(char *out, size_t bytes, int64_t block);
