@@ -265,7 +265,9 @@ static void sequence_forward(struct ring *ring)
         if (turn + 1 < cp->comm->size) {
             cp_pass_start(cp, KEYS, block[(turn + 1) % 2], block[turn % 2], block_bytes(model));
         }
+        const int64_t began = comm_span_begin(cp->comm);
         turn_forward(ring, cp_source(cp, turn), block[turn % 2]);
+        comm_span_end(cp->comm, "attention, turn", began);
         cp_pass_finish(cp);
     }
     model->ops->cast(
@@ -447,7 +449,9 @@ static void sequence_backward(struct ring *ring)
             pack(ring, data);
         }
         turn_start(model, turn);
+        const int64_t began = comm_span_begin(cp->comm);
         turn_backward(ring, turn, data, gradient.data);
+        comm_span_end(cp->comm, "attention, backward turn", began);
         cp_pass_finish(cp);
         if (turn >= 2) {
             model->ops->add(model->device, gradient, gradient_of(model, CONTEXT_INCOMING));
