@@ -12,7 +12,8 @@ struct cache;
 struct block_call {
     const struct batch *batch; /* device memory */
     int64_t count, sequence;   /* B, T of this call; where cp divides sequences this rank's part */
-    int64_t length;            /* of training: tokens of whole sequences */
+    int64_t length;            /* of training: tokens of whole sequences, */
+    const int32_t *first;      /* and batch->first, host memory */
     bool training;
     uint64_t jitter_key;    /* of the first block; used when training and jitter is on */
     struct cache *cache;    /* NULL, or where keys and values go; cache->row says to which rows */

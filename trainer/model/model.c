@@ -128,7 +128,6 @@ static void activation_layout(struct model *model)
     }
     tp_layout(&model->tp, arena);
     vocab_layout(model, arena);
-    cp_layout(&model->cp, arena);
     model->final_rstd = arena_alloc(arena, (size_t)own * sizeof(float));
     model->rope = arena_alloc(arena, (size_t)(model->length * arch->rope_dim) * sizeof(float));
     model->load = arena_alloc(arena, (size_t)loads * sizeof(int64_t));
@@ -265,11 +264,7 @@ static enum status reserve_experts(struct model *model)
 /* The ranks that divide sequences, and this one's part of them. */
 static void init_context(struct model *model, const struct mesh *mesh)
 {
-    const struct architecture *arch = &model->whole;
-    const int64_t grouped = 2 * arch->kv_heads * arch->qk_dim,
-                  latent = arch->kv_rank > arch->rope_dim ? arch->kv_rank : arch->rope_dim;
-    cp_init(&model->cp, (struct comm *)&mesh->cp, model->device, model->ops, model->length,
-            arch->kv_rank > 0 ? latent : grouped);
+    cp_init(&model->cp, (struct comm *)&mesh->cp, model->device, model->ops, model->length);
     model->sequence = cp_tokens(&model->cp, model->length);
 }
 
