@@ -346,7 +346,6 @@ static void test_relations(void **state)
          {"parallel.tp 3 does not divide train.sequence_length 32",
           "parallel.tp 3 does not divide model.num_attention_heads 4"}},
         {{"parallel.tp=2", "train.precision=fp8"}, {"parallel.tp 2 with train.precision fp8"}},
-        {{"parallel.tp=2", "optimizer.name=muon"}, {"parallel.tp 2 with optimizer.name muon"}},
         {{"parallel.tp=2", "router.capacity_factor=1"},
          {"parallel.tp 2 with router.capacity_factor 1"}},
         {{"parallel.tp=2", "sample.every_steps=5"}, {"parallel.tp 2 with sample.every_steps 5"}},

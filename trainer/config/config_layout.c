@@ -55,12 +55,6 @@ static void check_tensor(const struct config *config, struct config_errors *erro
                      "which each rank has a part",
                      (long long)tp);
     }
-    if (config->optimizer.name == CONFIG_MUON) {
-        config_error(errors,
-                     "parallel.tp %lld with optimizer.name muon: not built: it orthogonalises "
-                     "whole matrices, of which each rank has a part",
-                     (long long)tp);
-    }
     if (config->router.capacity_factor > 0) {
         config_error(errors,
                      "parallel.tp %lld with router.capacity_factor %g: not built: a capacity is of "
@@ -124,12 +118,6 @@ static void check_experts(const struct config *config, struct config_errors *err
         config_error(errors,
                      "parallel.etp %lld with debug.trace: not built: it hashes whole tensors, of "
                      "which each rank has a part",
-                     etp);
-    }
-    if (config->optimizer.name == CONFIG_MUON) {
-        config_error(errors,
-                     "parallel.etp %lld with optimizer.name muon: not built: it orthogonalises "
-                     "whole matrices, of which each rank has a part",
                      etp);
     }
 }
