@@ -53,10 +53,10 @@ static struct stage_time time_stage(const struct planner *p, const struct stage 
             add_work(&time, &p->head);
             add_vocabulary(&time, p, 2); /* a module reads embedding and head */
         }
-        const double split =
-            work_split_messages(&p->load, b < arch->dense_layers ? WORK_DENSE : WORK_MOE);
+        const enum work_block kind = b < arch->dense_layers ? WORK_DENSE : WORK_MOE;
         for (int way = 0; way < 2; way++) { /* nothing runs beside them */
-            const double context = work_context_messages(&p->load, way == 1);
+            const double split = work_split_messages(&p->load, kind, way == 1),
+                         context = work_context_messages(&p->load, way == 1);
             time.exposed[way] += split + context;
             time.split += split + context;
         }
