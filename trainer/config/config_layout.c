@@ -89,12 +89,6 @@ static void check_tensor(const struct config *config, struct config_errors *erro
                      "which each rank has a part",
                      (long long)tp);
     }
-    if (config->router.capacity_factor > 0) {
-        config_error(errors,
-                     "parallel.tp %lld with router.capacity_factor %g: not built: a capacity is of "
-                     "a micro-batch, of whose tokens each rank has a part",
-                     (long long)tp, config->router.capacity_factor);
-    }
     if (config->sample.every_steps > 0) {
         config_error(errors,
                      "parallel.tp %lld with sample.every_steps %lld: not built: sample with "

@@ -287,7 +287,7 @@ static void feed_forward(struct model *model, int64_t block, const struct block_
     const struct operand whole = visited ? block_gather(model, call, 0, &x) : x;
     if (routed) {
         moe_forward_start(&model->moe, &state->moe, &weights, x.act, block_sequence(model, call),
-                          call->training);
+                          call->length, call->training);
     }
     if (visited) { /* beside tokens on their way to their experts */
         const int64_t began = comm_span_begin(model->mesh->world);

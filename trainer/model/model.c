@@ -227,7 +227,17 @@ static enum status init_experts(struct model *model, const struct mesh *mesh)
                               .sequences = model->batch,
                               .local_experts = arch->experts / mesh->ep.size,
                               .slices = slices,
-                              .choices = arch->top_k * slices};
+                              .choices = arch->top_k * slices,
+                              .capacity = {.device = model->device,
+                                           .ops = model->ops,
+                                           .tp = &model->tp,
+                                           .cp = &model->cp,
+                                           .factor = model->config->router.capacity_factor,
+                                           .top_k = arch->top_k,
+                                           .experts = arch->experts,
+                                           .groups = arch->capacity_groups,
+                                           .tokens = model->batch * model->length,
+                                           .part = model->batch * model->sequence}};
     const struct expert_sizes sizes = {.tokens = tokens,
                                        .top_k = arch->top_k * slices,
                                        .experts = arch->experts * slices,
@@ -255,9 +265,10 @@ static void init_context(struct model *model, const struct mesh *mesh)
 {
     const struct architecture *arch = &model->whole;
     const int64_t grouped = 2 * arch->kv_heads * arch->qk_dim,
-                  latent = arch->kv_rank > arch->rope_dim ? arch->kv_rank : arch->rope_dim;
+                  latent = arch->kv_rank > arch->rope_dim ? arch->kv_rank : arch->rope_dim,
+                  keys = arch->kv_rank > 0 ? latent : grouped;
     cp_init(&model->cp, (struct comm *)&mesh->cp, model->device, model->ops, model->length,
-            arch->kv_rank > 0 ? latent : grouped);
+            keys > arch->top_k ? keys : arch->top_k); /* capacity.h gathers choices */
     model->sequence = cp_tokens(&model->cp, model->length);
 }
 
