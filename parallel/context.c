@@ -106,16 +106,18 @@ void cp_pass_finish(struct cp *cp)
     cp->passes = 0;
 }
 
-void cp_gather(const struct cp *cp, float *full, float *parts, const float *own, int64_t tokens)
+void cp_gather(const struct cp *cp, void *full, void *parts, const void *own, int64_t tokens,
+               size_t row_bytes)
 {
-    const int64_t block = CP_PIECES * cp->chunk;
-    comm_device_all_gather(cp->comm, parts, own, (size_t)block * sizeof *own);
+    const size_t block = (size_t)(CP_PIECES * cp->chunk) * row_bytes;
+    comm_device_all_gather(cp->comm, parts, own, block);
     for (int r = 0; r < cp->comm->size; r++) {
         const struct cp_pieces pieces = cp_pieces_of(cp, r, tokens);
         for (int p = 0; p < CP_PIECES; p++) {
             const struct cp_piece *piece = &pieces.piece[p];
-            cp->ops->copy(cp->device, full + piece->first, parts + r * block + piece->at,
-                          (size_t)piece->count * sizeof *full);
+            cp->ops->copy(cp->device, (char *)full + (size_t)piece->first * row_bytes,
+                          (const char *)parts + (size_t)r * block + (size_t)piece->at * row_bytes,
+                          (size_t)piece->count * row_bytes);
         }
     }
 }

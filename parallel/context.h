@@ -70,9 +70,10 @@ void cp_pass_start(struct cp *cp, const char *name, void *recv, const void *send
 void cp_progress(struct cp *cp);
 void cp_pass_finish(struct cp *cp);
 
-/* Collective over comm: full[tokens] of one sequence, from every rank's own[cp_tokens], f32; parts
- * [size * CP_PIECES * chunk] is scratch. Behind the last of own there must be room for what a whole
- * sequence has more, which is read. */
-void cp_gather(const struct cp *cp, float *full, float *parts, const float *own, int64_t tokens);
+/* Collective over comm: full[tokens] of one sequence, from every rank's own[cp_tokens], rows of
+ * row_bytes; parts[size * CP_PIECES * chunk] is scratch. Behind the last of own there must be room
+ * for what a whole sequence has more, which is read. */
+void cp_gather(const struct cp *cp, void *full, void *parts, const void *own, int64_t tokens,
+               size_t row_bytes);
 
 #endif

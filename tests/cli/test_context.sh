@@ -111,7 +111,6 @@ refused() {
 refused "cuts train.sequence_length 30 into 4 chunks" train.sequence_length=30
 refused "with run.deterministic layout: not built" run.deterministic=layout
 refused "with debug.trace: not built" debug.trace="$work/t.h5"
-refused "with router.capacity_factor 1: not built" router.capacity_factor=1
 refused "with sample.every_steps 5: not built" sample.every_steps=5
 expect_error 64 "parallel.cp 2: divides a model in training only" "$binary" eval "$work/whole" parallel.cp=2 \
     --data "$work/valid.h5"

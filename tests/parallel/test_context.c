@@ -46,7 +46,7 @@ static void check_gather(struct comm *world, const struct cp *cp, int64_t tokens
             mine[own.piece[p].at + i] = (float)(own.piece[p].first + i);
         }
     }
-    cp_gather(cp, full, parts, mine, tokens);
+    cp_gather(cp, full, parts, mine, tokens, sizeof *mine);
     for (int64_t t = 0; t < tokens; t++) {
         CHECK_EQUAL(world, full[t], t);
     }

@@ -485,7 +485,7 @@ const float *context_lse(const struct model *model, const float *own, int64_t co
     const int64_t mine = cp_tokens(&model->cp, tokens);
     for (int64_t s = 0; s < count; s++) {
         cp_gather(&model->cp, model->context.lse + s * tokens, model->context.lse_parts,
-                  own + s * mine, tokens);
+                  own + s * mine, tokens, sizeof *own);
     }
     return model->context.lse;
 }

@@ -227,7 +227,17 @@ static void init_experts(struct model *model, const struct mesh *mesh)
                               .local_experts = arch->experts / mesh->ep.size,
                               .apart = nodes_apart(&mesh->nodes),
                               .slices = slices,
-                              .choices = arch->top_k * slices};
+                              .choices = arch->top_k * slices,
+                              .capacity = {.device = model->device,
+                                           .ops = model->ops,
+                                           .tp = &model->tp,
+                                           .cp = &model->cp,
+                                           .factor = model->config->router.capacity_factor,
+                                           .top_k = arch->top_k,
+                                           .experts = arch->experts,
+                                           .groups = arch->capacity_groups,
+                                           .tokens = model->batch * model->length,
+                                           .part = model->batch * model->sequence}};
     const struct expert_sizes sizes = {.tokens = tokens,
                                        .top_k = arch->top_k * slices,
                                        .experts = arch->experts * slices,

@@ -54,9 +54,9 @@ static struct stage_time time_stage(const struct planner *p, const struct stage 
             add_work(&time, &p->head);
             add_vocabulary(&time, p, 2); /* a module reads embedding and head */
         }
-        const double split =
-            work_split_messages(&p->load, b < arch->dense_layers ? WORK_DENSE : WORK_MOE);
+        const enum work_block kind = b < arch->dense_layers ? WORK_DENSE : WORK_MOE;
         for (int way = 0; way < 2; way++) { /* nothing runs beside those of tp */
+            const double split = work_split_messages(&p->load, kind, way == 1);
             const struct work_ring ring = work_context(&p->load, work, way == 1);
             time.exposed[way] += split + ring.exposed;
             time.split += split + ring.exposed;

@@ -320,13 +320,22 @@ double work_vocabulary_messages(const struct workload *load)
     return exchange_reduce_seconds(load->hardware, stream, load->config->parallel.tp, 1);
 }
 
-double work_split_messages(const struct workload *load, enum work_block kind)
+double work_split_messages(const struct workload *load, enum work_block kind, bool backward)
 {
-    const double stream = load->exchange.row_back * (double)load->tokens;
+    const double n = (double)load->tokens, width = (double)load->arch.width,
+                 act = load->exchange.row_back * n, input = load->exchange.row_out * n,
+                 sums = n * width * sizeof(float);
     const int64_t ranks = load->config->parallel.tp;
-    /* tokens gathered and sums scattered: around attention, and around an MLP of all tokens */
-    const double pairs = kind == WORK_DENSE || load->arch.shared_width > 0 ? 2 : 1;
-    return 2 * pairs * exchange_reduce_seconds(load->hardware, stream, ranks, 1);
+    /* around attention, and around an MLP of all tokens: inputs gathered, in codes where there are
+     * any, and sums scattered; backward inputs again, and gradients of outputs */
+    const double pairs = kind == WORK_DENSE || load->arch.shared_width > 0 ? 2 : 1,
+                 gathered = input + (backward ? act : 0);
+    /* choices and weights of all tokens, twice 4 bytes (capacity.h) */
+    const bool drops = load->config->router.capacity_factor > 0 && kind != WORK_DENSE && !backward;
+    const double slots = drops ? 8 * n * (double)load->arch.top_k : 0;
+    return pairs * (exchange_reduce_seconds(load->hardware, gathered, ranks, 1) +
+                    exchange_reduce_seconds(load->hardware, sums, ranks, 1)) +
+           (drops ? exchange_reduce_seconds(load->hardware, slots, ranks, 1) : 0);
 }
 
 static void add_turn(struct work_ring *ring, double messages, double computed)

@@ -46,8 +46,8 @@ struct work work_block(const struct workload *load, enum work_block kind);
 struct work work_head(const struct workload *load);
 struct work work_embedding(const struct workload *load);
 double work_sum(const struct work *work, enum phase phase);
-/* s of the gathers and reductions between the ranks of parallel.tp around one block, each way. */
-double work_split_messages(const struct workload *load, enum work_block kind);
+/* s of the gathers and reductions between the ranks of parallel.tp around one block. */
+double work_split_messages(const struct workload *load, enum work_block kind, bool backward);
 /* The same around the embedding, or around head and loss. */
 double work_vocabulary_messages(const struct workload *load);
 /* Of keys and values, and of gradients of them, that go round the ranks of parallel.cp while the
