@@ -46,7 +46,7 @@ static void open_layout(struct comm *world, struct setting *s, int ways, int64_t
     const struct ops *ops = device_ops(s->device);
     comm_split(world, world->rank / ways, world->rank, &s->tp_comm);
     comm_split(world, world->rank % ways, world->rank, &s->cp_comm);
-    cp_init(&s->cp, &s->cp_comm, s->device, ops, length, TOP_K);
+    cp_init(&s->cp, &s->cp_comm, s->device, ops, length);
     tp_init(&s->tp, &s->tp_comm, s->device, ops, part, TOP_K);
     s->capacity = (struct capacity){.device = s->device,
                                     .ops = ops,
@@ -62,7 +62,6 @@ static void open_layout(struct comm *world, struct setting *s, int ways, int64_t
         .source = {.device = s->device, .alloc = ops->memory_alloc, .free = ops->memory_free}};
     for (int pass = 0; pass < 2; pass++) {
         tp_layout(&s->tp, &s->arena);
-        cp_layout(&s->cp, &s->arena);
         capacity_layout(&s->capacity, &s->arena);
         CHECK(world, pass == 1 || arena_reserve(&s->arena, "test") == STATUS_OK);
     }
