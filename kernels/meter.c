@@ -142,12 +142,21 @@ static void cross_entropy(struct device *device, double *loss, struct tensor dx,
 
 /* --- attention --- */
 
+static int64_t keys_of(const struct attention_shape *shape)
+{
+    return shape->keys > 0 ? shape->keys : shape->sequence;
+}
+
 /* Pairs of a query and a key it sees, of all heads; documents are not looked at. */
 static double pairs(const struct attention_shape *shape)
 {
-    const double t = (double)shape->sequence, w = (double)shape->window,
-                 hidden = shape->window > 0 && w < t ? (t - w) * (t - w + 1) / 2 : 0;
-    return (double)(shape->batch * shape->heads) * (t * (t + 1) / 2 - hidden);
+    int64_t sum = 0;
+    for (int64_t t = shape->ahead; t < shape->ahead + shape->sequence; t++) {
+        const int64_t end = t < keys_of(shape) ? t + 1 : keys_of(shape),
+                      low = shape->window > 0 && t >= shape->window ? t - shape->window + 1 : 0;
+        sum += low < end ? end - low : 0;
+    }
+    return (double)(shape->batch * shape->heads) * (double)sum;
 }
 
 /* Of q, o, and the keys and values, once. */
@@ -155,7 +164,8 @@ static double attention_bytes(const struct attention_shape *shape)
 {
     const int64_t query = shape->heads * (shape->qk_dim + shape->v_dim),
                   own_keys = shape->kv_heads * (shape->qk_dim - shape->rope_dim + shape->v_dim);
-    return (double)(shape->batch * shape->sequence * (query + own_keys + shape->rope_dim)) *
+    return (double)(shape->batch *
+                    (shape->sequence * query + keys_of(shape) * (own_keys + shape->rope_dim))) *
            (double)dtype_bytes(shape->dtype);
 }
 

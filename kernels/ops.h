@@ -40,9 +40,12 @@ struct attention_shape {
                               falling along a sample, or NULL for 0: document mask */
     enum dtype dtype;      /* of q, k, v, o and their gradients */
     /* A part of a longer attention; keys 0: queries and keys are the same tokens. Else a sample has
-     * `keys` keys and values, of which queries stand at the last or between others: query t is
-     * token ahead + t < keys. Backward's dk, dk_rope and dv are f32 then, and add. */
-    int64_t keys, ahead;
+     * `keys` keys and values, neighbours in their sequence, of which `before` tokens come before
+     * the first; query t stands where key ahead + t does or would. Results are f32 then, o and dq
+     * in rows of H*v_dim and H*qk_dim whatever the strides: partial ones, which add up over the
+     * parts. */
+    int64_t keys, ahead, before;
+    bool merges; /* forward: o and lse hold what came of other keys; else of none so far */
 };
 
 /* Attention of one new token per sequence over a cache of the tokens before it. */
@@ -234,12 +237,15 @@ struct ops {
 
     /* o = softmax(scale q k^T + mask) v per head, lse[B,H,T] f32 = log-sum-exp of the scaled
      * scores. No T x T matrix is stored (Dao et al. 2022). o rows hold H*v_dim. k_rope NULL where
-     * rope_dim is 0. */
+     * rope_dim is 0. Of a part both are of the keys so far: with `merges` o becomes the mean of
+     * what it was and that of these keys, weighted by exp(lse). Of a query that has seen no key o
+     * is anything finite and lse below -1e29, of which merging takes nothing. */
     void (*attention_forward)(struct device *, void *o, float *lse, const void *q, const void *k,
                               const void *k_rope, const void *v,
                               const struct attention_shape *shape);
     /* dq, dk, dk_rope, dv overwrite; they have the strides of q, k, k_rope, v; d_o has o's. dk_rope
-     * is summed over the heads in f32, in their order, and rounded once. */
+     * is summed over the heads in f32, in their order, and rounded once. Of a part all four add,
+     * and o, which has act and its stride here, and lse are those of all keys. */
     void (*attention_backward)(struct device *, void *dq, void *dk, void *dk_rope, void *dv,
                                const void *d_o, const void *o, const float *lse, const void *q,
                                const void *k, const void *k_rope, const void *v,

@@ -139,9 +139,9 @@ struct fp8_ops {
                                   const int32_t *slot_row, const float *weight, int64_t top_k,
                                   const struct fp8_how *how);
 
-    /* y[R,O] act = x[R,I] w_g[O,I]^T for the rows of each group, w.matrices = groups; offset NULL:
-     * all rows are one group. `add`: y += instead. Rows from offset[groups] on are untouched. Sums:
-     * f32. */
+    /* y[R,O] = x[R,I] w_g[O,I]^T for the rows of each group, w.matrices = groups; offset NULL: all
+     * rows are one group. `add`: y += instead. Rows from offset[groups] on are untouched. Sums:
+     * f32; y: act, or f32, the same sums not rounded. */
     void (*linear)(struct device *, struct tensor y, struct fp8_rows x, struct fp8_weights w,
                    const int64_t *offset, bool add, const struct fp8_how *how);
     /* dw f32 of group g, at dw + g * stride: [O,I] adds dy_g^T x_g; dyt: rows O, xt: rows I, as

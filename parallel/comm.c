@@ -246,6 +246,16 @@ void comm_gather_start(struct comm *comm, void *data, size_t bytes, struct comm_
     leave(comm);
 }
 
+void comm_pass_start(struct comm *comm, const char *name, void *recv, const void *send,
+                     size_t bytes, struct comm_request *request)
+{
+    enter(comm, "exchange, start of a pass", bytes);
+    *request = (struct comm_request){
+        .name = name, .began_ns = comm_span_begin(comm), .bytes = (int64_t)bytes};
+    comm->table->pass_start(comm, recv, send, bytes, request);
+    leave(comm);
+}
+
 void comm_exchange_test(struct comm *comm, struct comm_request *request)
 {
     if (comm->table->exchange_test(comm, request) && request->done_ns == 0) {

@@ -52,6 +52,8 @@ struct comm_table {
     void (*exchange_start)(struct comm *, void *recv, const void *send, size_t bytes,
                            struct comm_request *request);
     void (*gather_start)(struct comm *, void *data, size_t bytes, struct comm_request *request);
+    void (*pass_start)(struct comm *, void *recv, const void *send, size_t bytes,
+                       struct comm_request *request);
     bool (*exchange_test)(struct comm *, struct comm_request *request); /* whether it is done */
     void (*exchange_finish)(struct comm *, struct comm_request *request);
     void (*split)(struct comm *, int color, int key, struct comm *out);
@@ -129,9 +131,13 @@ void comm_receive(struct comm *comm, void *data, size_t bytes, int peer);
 enum { COMM_EXCHANGE_UNIT = 128 };
 void comm_exchange_start(struct comm *comm, void *recv, const void *send, size_t bytes,
                          struct comm_request *request);
-/* The same of an all-gather in place: data[size * bytes] has this rank's `bytes` in its place. Both
- * are finished by comm_exchange_finish. */
+/* The same of an all-gather in place: data[size * bytes] has this rank's `bytes` in its place; and
+ * of a step of a ring: `send` goes to the next rank of the group, `recv` is the one before's, the
+ * last rank's the first one's; any `bytes` up to COMM_PIECES / 2 x COMM_PIECE; name, a literal, is
+ * what it carries, for a trace. All three are finished by comm_exchange_finish. */
 void comm_gather_start(struct comm *comm, void *data, size_t bytes, struct comm_request *request);
+void comm_pass_start(struct comm *comm, const char *name, void *recv, const void *send,
+                     size_t bytes, struct comm_request *request);
 void comm_exchange_test(struct comm *comm, struct comm_request *request);
 void comm_exchange_finish(struct comm *comm, struct comm_request *request);
 
@@ -187,6 +193,9 @@ void comm_device_all_to_all_fixed_start(struct comm *comm, void *recv, const voi
                                         int64_t rows_per_peer, size_t row_bytes);
 void comm_device_reduce_scatter_start(struct comm *comm, void *out, const void *in, int64_t count,
                                       enum dtype dtype);
+/* As comm_pass_start; of a wire: where memory is the host's that is the one to call. */
+void comm_device_pass_start(struct comm *comm, const char *name, void *recv, const void *send,
+                            size_t bytes);
 void comm_device_finish(struct comm *comm);
 /* Local. Whether the device's memory is the host's, so that comm_x above serve it. */
 bool comm_device_on_host(const struct comm *comm);

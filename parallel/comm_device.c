@@ -145,6 +145,13 @@ void comm_device_all_to_all_fixed_start(struct comm *comm, void *recv, const voi
     wire(comm)->all_to_all_fixed(comm, recv, send, rows_per_peer, row_bytes);
 }
 
+void comm_device_pass_start(struct comm *comm, const char *name, void *recv, const void *send,
+                            size_t bytes)
+{
+    assert(!comm_device_on_host(comm));
+    wire(comm)->pass(comm, name, recv, send, bytes);
+}
+
 void comm_device_finish(struct comm *comm)
 {
     if (wire(comm)->finish != NULL) {

@@ -10,7 +10,7 @@
 static const size_t PIECE = COMM_PIECE;
 enum { MAX_REQUESTS = 4096 };
 /* Tags: of the pieces of an all-to-all, and of messages that may be under way beside one. */
-enum { TAG_EXCHANGE, TAG_MESSAGE };
+enum { TAG_EXCHANGE, TAG_MESSAGE, TAG_PASS };
 
 /* What all groups of the process share: scratch of reductions, which grows on first use, then
  * stays, and COMM_EXCHANGE_UNIT bytes as a type. */
@@ -276,15 +276,42 @@ static void gather_start(struct comm *comm, void *data, size_t bytes, struct com
     memcpy(&request->piece[0], &whole, sizeof whole);
 }
 
+static void keep(struct comm_request *request, MPI_Request piece)
+{
+    assert(request->pieces < COMM_PIECES);
+    memcpy(&request->piece[request->pieces++], &piece, sizeof piece);
+}
+
+static void pass_start(struct comm *comm, void *recv, const void *send, size_t bytes,
+                       struct comm_request *request)
+{
+    const int next = (comm->rank + 1) % comm->size,
+              before = (comm->rank + comm->size - 1) % comm->size;
+    MPI_Request piece;
+    request->pieces = 0;
+    for (size_t at = 0; at < bytes; at += PIECE) {
+        MPI_Irecv((char *)recv + at, piece_bytes(bytes, at), MPI_BYTE, before, TAG_PASS,
+                  handle(comm), &piece);
+        keep(request, piece);
+        MPI_Isend((const char *)send + at, piece_bytes(bytes, at), MPI_BYTE, next, TAG_PASS,
+                  handle(comm), &piece);
+        keep(request, piece);
+    }
+}
+
 static bool exchange_test(struct comm *comm, struct comm_request *request)
 {
-    MPI_Request whole;
-    int done = 0;
+    bool all = true;
     (void)comm;
-    memcpy(&whole, &request->piece[0], sizeof whole);
-    MPI_Test(&whole, &done, MPI_STATUS_IGNORE);
-    memcpy(&request->piece[0], &whole, sizeof whole);
-    return done != 0;
+    for (int i = 0; i < request->pieces; i++) {
+        MPI_Request piece;
+        int done = 0;
+        memcpy(&piece, &request->piece[i], sizeof piece);
+        MPI_Test(&piece, &done, MPI_STATUS_IGNORE); /* one that was done stays so */
+        memcpy(&request->piece[i], &piece, sizeof piece);
+        all = all && done != 0;
+    }
+    return all;
 }
 
 static void exchange_finish(struct comm *comm, struct comm_request *request)
@@ -344,6 +371,7 @@ static const struct comm_table mpi_table = {.name = "mpi",
                                             .receive = receive,
                                             .exchange_start = exchange_start,
                                             .gather_start = gather_start,
+                                            .pass_start = pass_start,
                                             .exchange_test = exchange_test,
                                             .exchange_finish = exchange_finish,
                                             .split = split,

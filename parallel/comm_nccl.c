@@ -210,6 +210,19 @@ static void all_to_all_fixed(struct comm *comm, void *recv, const void *send, in
     }
 }
 
+static void pass(struct comm *comm, const char *name, void *recv, const void *send, size_t bytes)
+{
+    if (bytes > 0) {
+        struct nccl_group *g = begin(comm, name, bytes);
+        const int next = (comm->rank + 1) % comm->size,
+                  before = (comm->rank + comm->size - 1) % comm->size;
+        hand_in(g, g->nccl.group_start());
+        hand_in(g, g->nccl.send(send, bytes, ncclUint8, next, g->comm, g->stream));
+        hand_in(g, g->nccl.recv(recv, bytes, ncclUint8, before, g->comm, g->stream));
+        end(g, g->nccl.group_end());
+    }
+}
+
 /* ---- start and end ---- */
 
 enum status comm_nccl_check(struct comm *comm)
@@ -316,6 +329,7 @@ static const struct comm_wire nccl_wire = {.name = "nccl",
                                            .all_gather = all_gather,
                                            .all_to_all = all_to_all,
                                            .all_to_all_fixed = all_to_all_fixed,
+                                           .pass = pass,
                                            .finish = finish,
                                            .times = times,
                                            .detach = detach};

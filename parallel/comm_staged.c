@@ -140,6 +140,19 @@ static void all_to_all_fixed(struct comm *comm, void *recv, const void *send, in
     }
 }
 
+static void pass(struct comm *comm, const char *name, void *recv, const void *send, size_t bytes)
+{
+    struct staged *s = staged(comm);
+    for (size_t at = 0; at < bytes; at += s->bytes) {
+        const size_t some = least(s->bytes, bytes - at);
+        struct comm_request request;
+        download(comm, s->send, (const char *)send + at, some);
+        comm_pass_start(comm, name, s->recv, s->send, some, &request);
+        comm_exchange_finish(comm, &request);
+        upload(comm, (char *)recv + at, s->recv, some);
+    }
+}
+
 static void detach(struct comm *comm)
 {
     struct staged *s = comm->wire_impl;
@@ -155,6 +168,7 @@ static const struct comm_wire staged_wire = {.name = "staged",
                                              .all_gather = all_gather,
                                              .all_to_all = all_to_all,
                                              .all_to_all_fixed = all_to_all_fixed,
+                                             .pass = pass,
                                              .detach = detach};
 
 enum status comm_staged_attach(struct comm *comm, const struct ops *ops, size_t stage_bytes)

@@ -4,21 +4,11 @@
 #include <string.h>
 
 void cp_init(struct cp *cp, struct comm *comm, struct device *device, const struct ops *ops,
-             int64_t sequence, int64_t width)
+             int64_t sequence)
 {
     const int64_t chunks = comm->size == 1 ? 1 : CP_PIECES * comm->size;
     assert(sequence % chunks == 0);
-    *cp = (struct cp){
-        .comm = comm, .device = device, .ops = ops, .chunk = sequence / chunks, .width = width};
-}
-
-void cp_layout(struct cp *cp, struct arena *arena)
-{
-    if (!cp_alone(cp)) {
-        const size_t bytes = (size_t)(cp->chunk * cp->width) * sizeof(float);
-        cp->staged = arena_alloc(arena, (size_t)cp->comm->size * bytes);
-        cp->sums = arena_alloc(arena, bytes);
-    }
+    *cp = (struct cp){.comm = comm, .device = device, .ops = ops, .chunk = sequence / chunks};
 }
 
 /* Rank r's second chunk. */
@@ -33,18 +23,22 @@ static int64_t length_of(const struct cp *cp, int64_t first, int64_t tokens)
     return tokens - first < cp->chunk ? tokens - first : cp->chunk;
 }
 
-struct cp_pieces cp_pieces(const struct cp *cp, int64_t tokens)
+struct cp_pieces cp_pieces_of(const struct cp *cp, int rank, int64_t tokens)
 {
     struct cp_pieces own = {{{.count = tokens}, {.at = tokens}}};
     if (!cp_alone(cp)) {
-        const int r = cp->comm->rank;
         assert(tokens > second_of(cp, 0));
-        own.piece[0] = (struct cp_piece){.first = r * cp->chunk, .count = cp->chunk};
+        own.piece[0] = (struct cp_piece){.first = rank * cp->chunk, .count = cp->chunk};
         own.piece[1] = (struct cp_piece){.at = cp->chunk,
-                                         .first = second_of(cp, r),
-                                         .count = length_of(cp, second_of(cp, r), tokens)};
+                                         .first = second_of(cp, rank),
+                                         .count = length_of(cp, second_of(cp, rank), tokens)};
     }
     return own;
+}
+
+struct cp_pieces cp_pieces(const struct cp *cp, int64_t tokens)
+{
+    return cp_pieces_of(cp, cp->comm->rank, tokens);
 }
 
 int64_t cp_tokens(const struct cp *cp, int64_t tokens)
@@ -67,48 +61,63 @@ void cp_own_tokens(const struct cp *cp, int32_t *to, const int32_t *from, int64_
     }
 }
 
-static char *row(struct tensor x, int64_t index)
+int cp_source(const struct cp *cp, int64_t turn)
 {
-    return (char *)x.data + (size_t)(index * x.dim[1]) * dtype_bytes(x.dtype);
+    return (int)((cp->comm->rank + cp->comm->size - turn % cp->comm->size) % cp->comm->size);
 }
 
-/* First chunks stand in the order of the ranks, second ones the other way round. */
-void cp_gather(const struct cp *cp, struct tensor full, struct tensor own)
+bool cp_sees(const struct cp_piece *queries, const struct cp_piece *keys, int64_t window,
+             int64_t first)
 {
-    const int64_t tokens = full.dim[0], width = own.dim[1];
-    const size_t row_bytes = (size_t)width * dtype_bytes(own.dtype),
-                 bytes = (size_t)cp->chunk * row_bytes;
-    assert(own.dim[0] == cp_tokens(cp, tokens) && full.dim[1] == width && width <= cp->width);
-    comm_device_all_gather(cp->comm, full.data, own.data, bytes);
-    comm_device_all_gather(cp->comm, cp->staged, row(own, cp->chunk), bytes);
-    for (int r = 0; r < cp->comm->size; r++) {
-        const int64_t first = second_of(cp, r);
-        cp->ops->copy(cp->device, row(full, first), (char *)cp->staged + (size_t)r * bytes,
-                      (size_t)length_of(cp, first, tokens) * row_bytes);
+    const int64_t last = queries->first + queries->count - 1,
+                  low = window > 0 && queries->first - window + 1 > first
+                            ? queries->first - window + 1
+                            : first;
+    return queries->count > 0 && keys->count > 0 && keys->first <= last &&
+           keys->first + keys->count > low;
+}
+
+void cp_pass_start(struct cp *cp, const char *name, void *recv, const void *send, size_t bytes)
+{
+    assert(cp->passes < CP_PASSES);
+    if (comm_device_on_host(cp->comm)) {
+        comm_pass_start(cp->comm, name, recv, send, bytes, &cp->pass[cp->passes]);
+    } else {
+        comm_device_pass_start(cp->comm, name, recv, send, bytes);
+    }
+    cp->passes++;
+}
+
+void cp_progress(struct cp *cp)
+{
+    for (int i = 0; i < cp->passes && comm_device_on_host(cp->comm); i++) {
+        comm_exchange_test(cp->comm, &cp->pass[i]);
     }
 }
 
-/* own's rows from `at` on = the sum over ranks of rank's chunk of parts. */
-static void sum_chunk(const struct cp *cp, struct tensor own, int64_t at, int64_t rows,
-                      const float *parts)
+void cp_pass_finish(struct cp *cp)
 {
-    const int64_t width = own.dim[1];
-    comm_device_reduce_scatter(cp->comm, cp->sums, parts, cp->chunk * width, DTYPE_F32);
-    cp->ops->cast(cp->device, tensor_2d(row(own, at), own.dtype, rows, width),
-                  tensor_2d(cp->sums, DTYPE_F32, rows, width));
+    for (int i = 0; i < cp->passes && comm_device_on_host(cp->comm); i++) {
+        comm_exchange_finish(cp->comm, &cp->pass[i]);
+    }
+    if (cp->passes > 0) {
+        comm_device_finish(cp->comm);
+    }
+    cp->passes = 0;
 }
 
-void cp_reduce(const struct cp *cp, struct tensor own, struct tensor full)
+void cp_gather(const struct cp *cp, void *full, void *parts, const void *own, int64_t tokens,
+               size_t row_bytes)
 {
-    const int64_t tokens = full.dim[0], width = own.dim[1];
-    const struct cp_pieces pieces = cp_pieces(cp, tokens);
-    assert(full.dtype == DTYPE_F32 && own.dim[0] == cp_tokens(cp, tokens));
-    assert(full.dim[1] == width && width <= cp->width);
-    sum_chunk(cp, own, 0, cp->chunk, full.data);
+    const size_t block = (size_t)(CP_PIECES * cp->chunk) * row_bytes;
+    comm_device_all_gather(cp->comm, parts, own, block);
     for (int r = 0; r < cp->comm->size; r++) {
-        const int64_t first = second_of(cp, r);
-        cp->ops->copy(cp->device, cp->staged + r * cp->chunk * width, row(full, first),
-                      (size_t)(length_of(cp, first, tokens) * width) * sizeof(float));
+        const struct cp_pieces pieces = cp_pieces_of(cp, r, tokens);
+        for (int p = 0; p < CP_PIECES; p++) {
+            const struct cp_piece *piece = &pieces.piece[p];
+            cp->ops->copy(cp->device, (char *)full + (size_t)piece->first * row_bytes,
+                          (const char *)parts + (size_t)r * block + (size_t)piece->at * row_bytes,
+                          (size_t)piece->count * row_bytes);
+        }
     }
-    sum_chunk(cp, own, pieces.piece[1].at, pieces.piece[1].count, cp->staged);
 }

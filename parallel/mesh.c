@@ -103,9 +103,17 @@ enum status mesh_init(struct mesh *mesh, struct comm *world, const struct mesh_s
 }
 
 /* Groups that exchange device memory, but for those of stages. */
-static const enum mesh_group carriers[] = {MESH_STAGE,   MESH_TP,  MESH_CP,
-                                           MESH_EXPERTS, MESH_EDP, MESH_REPLICAS};
+static const enum mesh_group carriers[] = {MESH_STAGE, MESH_TP,       MESH_CP, MESH_EXPERTS,
+                                           MESH_EDP,   MESH_REPLICAS, MESH_ETP};
 enum { CARRIERS = sizeof carriers / sizeof carriers[0] };
+
+/* Whether the group is used at all, by itself. */
+static bool is_used(const struct mesh *mesh, enum mesh_group group)
+{
+    return group == MESH_REPLICAS ? mesh->tp.size > 1
+           : group == MESH_ETP    ? mesh->etp.size > 1
+                                  : true;
+}
 
 /* How mail travels, of groups that do by `kind`. NOTE: an NCCL message takes both its ranks at
  * once, so that the tables' sends, which wait for nobody, would need a communicator per direction
@@ -117,8 +125,10 @@ static const char *messages(const char *kind)
 
 enum status mesh_attach(struct mesh *mesh, struct device *device, const char *kind)
 {
-    const int count = CARRIERS - (mesh->tp.size > 1 ? 0 : 1);
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < CARRIERS; i++) {
+        if (!is_used(mesh, carriers[i])) {
+            continue;
+        }
         /* One ep group may fail where another does not. */
         TRY(comm_agree(mesh->world, comm_attach(group_of(mesh, carriers[i]), device, kind), NULL));
     }

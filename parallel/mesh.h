@@ -85,9 +85,9 @@ static inline int mesh_last_stage(const struct mesh *mesh)
 enum status mesh_init(struct mesh *mesh, struct comm *world, const struct mesh_shape *shape,
                       int64_t experts) __attribute__((warn_unused_result));
 /* comm_attach of the groups that exchange device memory: stage, tp, cp, experts and its machines,
- * edp, `replicas` where that is not the stage, and where there are stages ends and pp, whose
- * messages (mail.h) go through the host whatever carries the rest. Collective over world; the same
- * result on every rank of it. Errors: comm_attach's. */
+ * edp, `replicas` where that is not the stage, etp where it is not one rank, and where there are
+ * stages ends and pp, whose messages (mail.h) go through the host whatever carries the rest.
+ * Collective over world; the same result on every rank of it. Errors: comm_attach's. */
 enum status mesh_attach(struct mesh *mesh, struct device *device, const char *kind)
     __attribute__((warn_unused_result));
 /* Local. comm_device_times of all groups that NCCL carries; false: of one of them not all. */

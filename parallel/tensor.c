@@ -45,6 +45,44 @@ void tp_gather(const struct tp *tp, struct tensor full, struct tensor own, int64
     }
 }
 
+/* Columns of scales, a row of them for each tile. */
+static struct tensor scales_of(const struct fp8_rows *x)
+{
+    return tensor_2d(x->scale, DTYPE_F32, fp8_tiles(x->cols), x->pitch);
+}
+
+/* Of sequence s: those of each rank's share side by side in tp->sums, then where rows are. */
+static void gather_scales(const struct tp *tp, const struct fp8_rows *full,
+                          const struct fp8_rows *own, int64_t s, int64_t tokens, int64_t mine)
+{
+    const int64_t tiles = fp8_tiles(own->cols);
+    const struct tensor part = tensor_2d(tp->sums, DTYPE_F32, tiles, tp->share);
+    float *const all = tp->sums + tiles * tp->share;
+    tp->ops->copy_columns(tp->device, part, 0, scales_of(own), s * mine, mine);
+    comm_device_all_gather(tp->comm, all, part.data,
+                           (size_t)(tiles * tp->share) * sizeof *tp->sums);
+    for (int r = 0; r < tp->comm->size; r++) {
+        const struct tensor from =
+            tensor_2d(all + r * tiles * tp->share, DTYPE_F32, tiles, tp->share);
+        const int64_t first = r * tp->share, left = tokens - first,
+                      rows = left < tp->share ? left : tp->share;
+        if (rows > 0) {
+            tp->ops->copy_columns(tp->device, scales_of(full), s * tokens + first, from, 0, rows);
+        }
+    }
+}
+
+void tp_gather_codes(const struct tp *tp, struct fp8_rows full, struct fp8_rows own, int64_t count)
+{
+    const int64_t tokens = full.rows / count, mine = own.rows / count, width = own.cols;
+    assert(mine == tp_tokens(tp, tokens) && full.cols == width && width <= tp->width);
+    for (int64_t s = 0; s < count; s++) {
+        comm_device_all_gather(tp->comm, full.code + s * tokens * width,
+                               own.code + s * mine * width, (size_t)(tp->share * width));
+        gather_scales(tp, &full, &own, s, tokens, mine);
+    }
+}
+
 /* Rows [s * mine, ..) of own from the sum. */
 static void take(const struct tp *tp, struct tensor own, int64_t first, int64_t rows,
                  const float *sum, bool add)
@@ -56,10 +94,11 @@ static void take(const struct tp *tp, struct tensor own, int64_t first, int64_t 
         tp->ops->cast(tp->device, to, from);
     } else if (own.dtype == DTYPE_F32) {
         tp->ops->add(tp->device, to, from);
-    } else { /* what was reduced is not needed any more */
-        const struct tensor rounded = tensor_2d(tp->sums, own.dtype, rows, width);
-        tp->ops->cast(tp->device, rounded, from);
-        tp->ops->add(tp->device, to, rounded);
+    } else { /* rounded once, as on one rank; what was reduced is not needed any more */
+        const struct tensor wide = tensor_2d(tp->sums, DTYPE_F32, rows, width);
+        tp->ops->cast(tp->device, wide, to);
+        tp->ops->add(tp->device, wide, from);
+        tp->ops->cast(tp->device, to, wide);
     }
 }
 

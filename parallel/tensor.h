@@ -11,7 +11,7 @@
 #define PARALLEL_TENSOR_H
 
 #include "kernels/base/arena.h"
-#include "kernels/ops.h"
+#include "kernels/ops_fp8.h"
 #include "parallel/comm.h"
 
 struct tp {
@@ -20,7 +20,8 @@ struct tp {
     const struct ops *ops; /* borrowed */
     int64_t share;         /* tokens of a whole sequence on each rank */
     int64_t width;         /* columns of the widest tensor */
-    float *sums;           /* [(size + 1) * share, width] of a reduction; NULL: one rank */
+    float *sums; /* [(size + 1) * share, width] of a reduction, and what travels of scales;
+                    NULL: one rank */
 };
 
 /* Local. `sequence`: tokens of a whole sequence, a multiple of comm->size. */
@@ -44,6 +45,10 @@ int64_t tp_tokens(const struct tp *tp, int64_t tokens);
  * full <- every rank's own. Behind the last of either there must be room for what a whole sequence
  * has more, which is read or overwritten. */
 void tp_gather(const struct tp *tp, struct tensor full, struct tensor own, int64_t count);
+/* The same of codes, a byte a value, with the scales of their tiles: what every rank quantised of
+ * its own rows, whose bytes one rank would have made of all. Room behind the last row of codes as
+ * above. */
+void tp_gather_codes(const struct tp *tp, struct fp8_rows full, struct fp8_rows own, int64_t count);
 /* own = (add ? own : 0) + the sum over ranks, in f32, of its rows of full. Behind the last row of
  * `full` as above. */
 void tp_reduce(const struct tp *tp, struct tensor own, struct tensor full, int64_t count, bool add);

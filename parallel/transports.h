@@ -20,6 +20,8 @@ struct comm_wire {
                        const int64_t *send_rows, size_t row_bytes);
     void (*all_to_all_fixed)(struct comm *, void *recv, const void *send, int64_t rows_per_peer,
                              size_t row_bytes);
+    /* NULL: the host's functions are the device's */
+    void (*pass)(struct comm *, const char *name, void *recv, const void *send, size_t bytes);
     void (*finish)(struct comm *); /* local */
     void (*detach)(struct comm *); /* collective */
     /* NULL: the host waits for every operation. Local. */

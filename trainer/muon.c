@@ -82,7 +82,7 @@ static void count_elements(struct muon_plan *plan, const struct params *params,
             plan->receive[r] += piece_count(param, zero, r);
         }
         const int64_t together = zero->parts > 1 ? param->count : 0,
-                      room = owner == rank ? scratch(param) + together : 0;
+                      room = owner == rank && plan->peers == NULL ? scratch(param) + together : 0;
         plan->scratch = room > plan->scratch ? room : plan->scratch;
     }
 }
@@ -101,13 +101,56 @@ static int64_t most_received(const struct muon_plan *plan, const struct params *
     return most;
 }
 
+/* Of this rank's matrices in the order of the table, where their pieces come; then the dearest
+ * first. `matrix`: all, in that order. */
+static enum status plan_turns(struct muon_plan *plan, const struct params *params,
+                              const struct zero *zero, const struct matrix *matrix, int64_t count)
+{
+    const int64_t ranks = zero->comm->size, own = zero->comm->rank;
+    int64_t *place = calloc((size_t)(params->count * ranks), sizeof *place);
+    plan->order = calloc((size_t)count, sizeof *plan->order);
+    plan->from = calloc((size_t)(count * ranks), sizeof *plan->from);
+    plan->out = calloc(2 * (size_t)plan->peers->size, sizeof *plan->out);
+    if (place == NULL || plan->order == NULL || plan->from == NULL || plan->out == NULL) {
+        free(place);
+        return status_fail(STATUS_RESOURCE, "out of memory for the turns of Muon's matrices");
+    }
+    plan->back = plan->out + plan->peers->size;
+    plan->next[0] = 0;
+    for (int64_t r = 1; r < ranks; r++) {
+        plan->next[r] = plan->next[r - 1] + plan->receive[r - 1];
+    }
+    for (int64_t i = 0; i < params->count; i++) {
+        for (int r = 0; r < ranks && plan->owner[i] == own; r++) {
+            place[i * ranks + r] = ranks == 1 ? params->table[i].offset : plan->next[r];
+            plan->next[r] += piece_count(&params->table[i], zero, r);
+        }
+    }
+    for (int64_t m = 0; m < count; m++) {
+        const int64_t i = matrix[m].index;
+        const struct param *param = &params->table[i];
+        const int64_t all = (param->shape[0] * param->shape[1] + 63) / 64 * 64,
+                      room = scratch(param) - param->shape[0] * param->shape[1];
+        plan->largest = all > plan->largest ? all : plan->largest;
+        plan->scratch = room > plan->scratch ? room : plan->scratch;
+        if (plan->owner[i] == own) {
+            memcpy(plan->from + plan->owned * ranks, place + i * ranks,
+                   (size_t)ranks * sizeof *place);
+            plan->order[plan->owned++] = i;
+        }
+    }
+    plan->scratch += 2 * plan->largest;
+    free(place);
+    return STATUS_OK;
+}
+
 enum status muon_plan_init(struct muon_plan *plan, const struct params *params,
-                           enum param_group group, const struct zero *zero)
+                           enum param_group group, const struct zero *zero, struct comm *peers)
 {
     const size_t ranks = (size_t)zero->comm->size;
     struct matrix *matrix = calloc((size_t)params->count + 1, sizeof *matrix);
     int64_t count = 0;
-    *plan = (struct muon_plan){0};
+    *plan = (struct muon_plan){.peers = peers != NULL && peers->size > 1 ? peers : NULL};
     for (int64_t i = 0; i < params->count && matrix != NULL; i++) {
         if (is_ours(&params->table[i], group)) {
             matrix[count++] = (struct matrix){.index = i, .cost = cost(&params->table[i])};
@@ -132,14 +175,19 @@ enum status muon_plan_init(struct muon_plan *plan, const struct params *params,
     assign(plan, matrix, count, zero->comm->size);
     count_elements(plan, params, zero);
     plan->received = most_received(plan, params, zero->comm->size);
+    const enum status status =
+        plan->peers != NULL ? plan_turns(plan, params, zero, matrix, count) : STATUS_OK;
     free(matrix);
-    return STATUS_OK;
+    return status;
 }
 
 void muon_plan_free(struct muon_plan *plan)
 {
     free(plan->owner);
     free(plan->send);
+    free(plan->order);
+    free(plan->from);
+    free(plan->out);
     *plan = (struct muon_plan){0};
 }
 
@@ -253,11 +301,90 @@ static void orthogonalize_pieces(struct model *model, enum param_group g)
     }
 }
 
+/* --- matrices that are divided --- */
+
+/* Elements to each peer in the turn of matrices [first, first + peers) of the order, of which each
+ * gets one, and of this rank's from each; which that is, NULL: none. */
+static const struct param *turn_counts(const struct model *model, struct muon_plan *plan,
+                                       int64_t first)
+{
+    const struct param *mine = NULL;
+    for (int p = 0; p < plan->peers->size; p++) {
+        const bool there = first + p < plan->owned;
+        const struct param *param = there ? &model->params.table[plan->order[first + p]] : NULL;
+        plan->out[p] = there ? param->count : 0;
+        mine = p == plan->peers->rank ? param : mine;
+    }
+    for (int p = 0; p < plan->peers->size; p++) {
+        plan->back[p] = mine != NULL ? mine->count : 0;
+    }
+    return mine;
+}
+
+/* This rank's parts of the turn's matrices, one behind the other, or back from there. */
+static void copy_parts(struct model *model, const struct model_group *group, int64_t first,
+                       float *parts, bool back)
+{
+    const struct muon_plan *plan = &group->muon;
+    for (int64_t m = first; m < first + plan->peers->size && m < plan->owned; m++) {
+        const struct param *param = &model->params.table[plan->order[m]];
+        copy_pieces(model, group, param, parts, plan->from + m * group->zero.comm->size, back);
+        parts += param->count;
+    }
+}
+
+/* Parts that are columns: x[rows, cols] from the peers' parts, or the parts from x. */
+static void copy_sides(struct model *model, const struct param *param, float *x, float *parts,
+                       bool back)
+{
+    const int64_t rows = param->shape[0], cols = param->part[1];
+    const struct tensor whole = tensor_2d(x, DTYPE_F32, rows, param->shape[1]);
+    for (int64_t at = 0; at < param->shape[1]; at += cols, parts += rows * cols) {
+        const struct tensor part = tensor_2d(parts, DTYPE_F32, rows, cols);
+        model->ops->copy_columns(model->device, back ? part : whole, back ? 0 : at,
+                                 back ? whole : part, back ? at : 0, cols);
+    }
+}
+
+/* One turn. The matrix forms in one of two rooms; what travels takes the other, which is its
+ * scratch in between. Rows come as they lie in it; columns come to the other and are put together.
+ */
+static void take_turn(struct model *model, struct model_group *group, int64_t first)
+{
+    struct muon_plan *plan = &group->muon;
+    struct comm *peers = plan->peers;
+    float *const x = model->muon_scratch, *const other = x + plan->largest;
+    const struct param *param = turn_counts(model, plan, first);
+    const bool columns = param != NULL && param->part[1] < param->shape[1];
+    float *const sent = columns ? x : other, *const come = columns ? other : x;
+    copy_parts(model, group, first, sent, false);
+    comm_device_all_to_all(peers, come, plan->back, sent, plan->out, sizeof *x);
+    if (columns) {
+        copy_sides(model, param, x, other, false);
+    }
+    if (param != NULL) {
+        model->ops->muon_orthogonalize(
+            model->device, tensor_2d(x, DTYPE_F32, param->shape[0], param->shape[1]), other);
+    }
+    if (columns) {
+        copy_sides(model, param, x, other, true);
+    }
+    comm_device_all_to_all(peers, sent, plan->out, come, plan->back, sizeof *x);
+    copy_parts(model, group, first, sent, true);
+}
+
 static void orthogonalize(struct model *model, enum param_group g)
 {
     struct model_group *group = &model->group[g];
     const struct comm *comm = group->zero.comm;
     int64_t at = 0;
+    for (int64_t m = 0; group->muon.peers != NULL && m < group->muon.owned;
+         m += group->muon.peers->size) {
+        take_turn(model, group, m);
+    }
+    if (group->muon.peers != NULL) {
+        return;
+    }
     if (group->zero.parts > 1) {
         orthogonalize_pieces(model, g);
         return;

@@ -10,6 +10,11 @@
  * beyond it there is scratch for one matrix. An owner sees the same matrix whatever the number of
  * replicas, so the weights have the same bits for any number of them, as long as the summed
  * gradients have.
+ *
+ * Of what tp or etp divides every rank of these has the same matrices to own, and of each a part.
+ * They take turns: of as many matrices as there are such ranks, each rank gets the parts of one,
+ * orthogonalises it whole and sends the parts back. So each does its share of the work, and the
+ * weights have the bits of one rank here too.
  */
 #ifndef TRAINER_MUON_H
 #define TRAINER_MUON_H
@@ -27,11 +32,20 @@ struct muon_plan {
     int64_t received;        /* elements of a rank's matrices, of the rank that has most */
     int64_t scratch;         /* floats for the largest matrix of this rank, and, where shares have
                                 several parts, for itself: its pieces come apart */
+    /* where matrices are divided: */
+    struct comm *peers;  /* borrowed: ranks with the other parts; NULL: matrices are whole */
+    int64_t *order;      /* [owned] owned: indices of this rank's matrices, the dearest first */
+    int64_t *from;       /* [owned, ranks] owned: where in group->whole a matrix's piece from each
+                            share is */
+    int64_t *out, *back; /* [peers] owned: elements to and from each in a turn */
+    int64_t owned;
+    int64_t largest; /* elements of the largest matrix, a multiple of 64 */
 };
 
-/* Local. Errors: STATUS_RESOURCE. Without matrices: owner is NULL and muon_step does nothing. */
+/* Local. peers: the ranks that have the group's matrices together; NULL, or one: each is whole.
+ * Errors: STATUS_RESOURCE. Without matrices: owner is NULL and muon_step does nothing. */
 enum status muon_plan_init(struct muon_plan *plan, const struct params *params,
-                           enum param_group group, const struct zero *zero)
+                           enum param_group group, const struct zero *zero, struct comm *peers)
     __attribute__((warn_unused_result));
 void muon_plan_free(struct muon_plan *plan); /* accepts a zeroed one */
 
@@ -45,9 +59,9 @@ struct param_piece param_piece(const struct param *param, const struct zero *zer
 struct model;
 struct muon;
 
-/* Collective over the group's replicas. Gradients of this share become updates, travel, and change
- * masters and weights of this share. `args`: lr, momentum, decay, gradient scale; step: for the
- * noise of the moments. The group's gradients are gone afterwards. */
+/* Collective over the group's replicas and plan's peers. Gradients of this share become updates,
+ * travel, and change masters and weights of this share. `args`: lr, momentum, decay, gradient
+ * scale; step: for the noise of the moments. The group's gradients are gone afterwards. */
 void muon_step(struct model *model, enum param_group group, const struct muon *args, int64_t step);
 
 #endif

@@ -75,9 +75,11 @@ enum status optimizer_init(struct model *model)
         return status_fail(STATUS_RESOURCE, "out of memory for the optimizer's %lld parameters",
                            (long long)model->params.count);
     }
+    const struct comm *peers[PARAM_GROUPS] = {
+        [PARAM_EXPERT] = &model->mesh->etp, [PARAM_TENSOR] = &model->mesh->tp};
     for (int g = 0; g < model->params.groups; g++) {
         TRY(muon_plan_init(&model->group[g].muon, &model->params, (enum param_group)g,
-                           &model->group[g].zero));
+                           &model->group[g].zero, (struct comm *)(uintptr_t)peers[g]));
     }
     return STATUS_OK;
 }

@@ -5,9 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "trainer/data_words.h"
 #include "trainer/dataset.h"
 #include "trainer/deadline.h"
+#include "trainer/describe.h"
 #include "trainer/fault.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
@@ -228,42 +228,6 @@ static enum status open_metrics(struct training *t)
     return metrics_open(&t->metrics, t->config->run.dir, t->at.step);
 }
 
-static void describe(struct training *t)
-{
-    const char *ignored = t->config->model.hf_ignored, *assumed = t->config->model.hf_assumed;
-    if (ignored != NULL && ignored[0] != '\0') {
-        metrics_say(&t->metrics, "%s: ignored keys: %s", t->config->model.hf_config, ignored);
-    }
-    if (assumed != NULL && assumed[0] != '\0') {
-        metrics_say(&t->metrics, "%s: not in it, and as transformers has them: %s",
-                    t->config->model.hf_config, assumed);
-    }
-    if (t->resumed[0] != '\0') {
-        metrics_say(&t->metrics, "%s", t->resumed);
-    }
-    data_words(&t->train, &t->metrics);
-    const struct mesh *mesh = &t->session->mesh;
-    metrics_say(&t->metrics,
-                "%.1fM parameters (%.1fM active), %d ranks x %d threads, ep %d, etp %d, dp %d, "
-                "tp %d, cp %d, pp %d, zero %lld; %.0f MiB per rank; "
-                "%lld training samples of %lld tokens",
-                (double)t->model.params.total / 1e6, (double)t->model.params.active / 1e6,
-                t->world->size, t->session->threads, mesh->ep.size, mesh->etp.size, mesh->dp.size,
-                mesh->tp.size, mesh->cp.size, mesh->pp.size, (long long)t->config->parallel.zero,
-                (double)model_bytes(&t->model) / 1048576.0, (long long)sources_samples(&t->train),
-                (long long)t->config->train.sequence_length);
-    if (nodes_apart(&mesh->nodes)) {
-        metrics_say(&t->metrics, "ep spans %d nodes of %d ranks: tokens cross once to each",
-                    mesh->nodes.count, mesh->nodes.ranks);
-    }
-    if (saving_bytes(&t->saving) > 0) {
-        metrics_say(&t->metrics,
-                    "saves are written beside the training: %.0f MiB of host memory "
-                    "per rank for a copy of the state",
-                    (double)saving_bytes(&t->saving) / 1048576.0);
-    }
-}
-
 static bool has_checkpoints(const struct training *t)
 {
     char path[MAX_PATH];
@@ -328,7 +292,7 @@ static enum status open_training(struct training *t, bool fresh)
     status = status == STATUS_OK && main_rank(t) ? open_metrics(t) : status;
     TRY(comm_agree(t->world, status, NULL));
     if (main_rank(t)) {
-        describe(t);
+        describe_run(t->session, &t->model, &t->train, &t->saving, t->resumed, &t->metrics);
     }
     return STATUS_OK;
 }

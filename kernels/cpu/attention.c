@@ -8,20 +8,20 @@
 #include <omp.h>
 #include <string.h>
 
+#include "kernels/cpu/attention_head.h"
 #include "kernels/cpu/attention_mask.h"
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/rows.h"
 #include "kernels/cpu/tile.h"
 #include "kernels/cpu/vector_math.h"
 
 enum { LANES = 16 };
 
-/* What a task needs; rows padded to whole tiles, columns to whole vectors, with zeros (T: keys; of
- * queries there may be fewer): f32, or
- * pairs of bf16, side by side in 32 bits, of which there are half as many. Pairs are of columns in
- * what is multiplied along a row, of rows in what is multiplied along tokens. */
+/* What a task needs; rows padded to whole tiles, columns to whole vectors, with zeros (T: keys or
+ * queries, what there are more of): f32, or pairs of bf16, side by side in 32 bits, of which there
+ * are half as many. Pairs are of columns in what is multiplied along a row, of rows in what is
+ * multiplied along tokens. */
 struct work {
-    int64_t padded, qk, v; /* keys, qk_dim, v_dim rounded up */
+    int64_t padded, qk, v; /* T, qk_dim, v_dim rounded up */
     int64_t ahead;         /* of attention_shape */
     int64_t loaded;        /* sample * kv_heads + group of the keys and values held; -1: none */
     bool backward;
@@ -33,7 +33,7 @@ struct work {
     float *q_pairs, *do_pairs;   /* [T,qk/2] [T,v/2] pairs of columns of q and dO */
     float *out;                  /* [T,v] */
     float *dq, *dk, *dv;         /* [T,qk] [T,qk] [T,v] */
-    float *delta;                /* [T] rowsum(dO * O) */
+    float *delta;                /* [T] rowsum(dO * O); of forward: lse of a part */
     float score[TILE * TILE], dscore[TILE * TILE];
     float paired[TILE * TILE / 2]; /* one of the two as pairs */
 };
@@ -95,19 +95,12 @@ static void sum_over(enum over over, struct work *w, float *out, const float *we
             (int64_t[]){cols, TILE});
 }
 
-CPU_CLONES static void scale_row(float *row, float scale, int64_t count)
-{
-    for (int64_t i = 0; i < count; i++) {
-        row[i] *= scale;
-    }
-}
-
 static void scores(struct work *w, const struct attention_shape *shape, int64_t sample, int64_t q0,
                    int64_t k0)
 {
     row_products(w, w->score, w->pairs ? w->q_pairs : w->q, w->k_t, w->qk, (int64_t[]){q0, k0});
     if (w->pairs) { /* else q carries the scale */
-        scale_row(w->score, shape->scale, TILE * TILE);
+        head_scale(w->score, shape->scale, TILE * TILE);
     }
     if (needs_mask(shape, q0, k0)) {
         mask_tile(w->score, shape, sample, q0, k0);
@@ -145,7 +138,8 @@ CPU_CLONES static float softmax_row(float *score, float *most, float *sum)
     return shrink;
 }
 
-/* 64 queries of one head against all keys they see; out rows normalised, lse stored. */
+/* 64 queries of one head against all keys they see, which may be none; out rows normalised, lse
+ * stored. */
 static void forward_tile(struct work *w, const struct attention_shape *shape, int64_t sample,
                          int64_t q0, float *lse)
 {
@@ -158,82 +152,19 @@ static void forward_tile(struct work *w, const struct attention_shape *shape, in
         scores(w, shape, sample, q0, k0);
         for (int64_t i = 0; i < TILE; i++) {
             const float shrink = softmax_row(w->score + i * TILE, &most[i], &sum[i]);
-            scale_row(w->out + (q0 + i) * w->v, shrink, w->v);
+            head_scale(w->out + (q0 + i) * w->v, shrink, w->v);
         }
         sum_over(KEYS, w, w->out, w->score, w->vals, w->v, (int64_t[]){q0, k0});
     }
     for (int64_t i = 0; i < TILE && q0 + i < shape->sequence; i++) {
-        scale_row(w->out + (q0 + i) * w->v, 1.0F / sum[i], w->v);
-        lse[q0 + i] = most[i] + __builtin_logf(sum[i]);
-    }
-}
-
-/* Rows of one head into a padded f32 matrix, scaled. */
-static void load(float *out, int64_t cols, const void *data, const struct attention_shape *shape,
-                 int64_t first, int64_t stride, int64_t dim, float scale)
-{
-    for (int64_t t = 0; t < shape->sequence; t++) {
-        row_load(out + t * cols, data, shape->dtype, first + t * stride, dim);
-        if (scale != 1.0F) {
-            scale_row(out + t * cols, scale, dim);
-        }
-    }
-}
-
-/* The same for rows of bf16 as they are: pairs of columns, from column `column` on; or pairs of
- * rows, where `out` is the first element of such a pair, `cols` from the next. */
-static void load_pairs(float *out, int64_t cols, int64_t column, const void *data,
-                       const struct attention_shape *shape, int64_t first, int64_t stride,
-                       int64_t dim)
-{
-    const uint16_t *in = data;
-    for (int64_t t = 0; t < shape->sequence; t++) {
-        memcpy((char *)(out + t * cols / 2) + (size_t)column * sizeof *in, in + first + t * stride,
-               (size_t)dim * sizeof *in);
-    }
-}
-
-CPU_CLONES static void load_row_pairs(float *out, int64_t cols, const void *data,
-                                      const struct attention_shape *shape, int64_t first,
-                                      int64_t stride, int64_t dim)
-{
-    const uint16_t *in = (const uint16_t *)data + first;
-    for (int64_t t = 0; t < shape->sequence; t += 2) {
-        uint32_t *pairs = (uint32_t *)(void *)(out + t / 2 * cols);
-        const bool both = t + 1 < shape->sequence;
-        const uint16_t *even = in + t * stride, *odd = both ? even + stride : even;
-        const uint32_t keep = both ? ~0U : 0xffffU;
-        for (int64_t i = 0; i < dim; i++) {
-            pairs[i] = ((uint32_t)even[i] | (uint32_t)odd[i] << 16) & keep;
-        }
-    }
-}
-
-static void store(void *data, const float *in, int64_t cols, const struct attention_shape *shape,
-                  int64_t first, int64_t stride, int64_t dim)
-{
-    for (int64_t t = 0; t < shape->sequence; t++) {
-        row_store(data, shape->dtype, first + t * stride, in + t * cols, dim);
-    }
-}
-
-/* Each tile of rows [TILE, cols] becomes [cols, TILE]. */
-CPU_CLONES static void transpose(float *out, const float *in, int64_t rows, int64_t cols)
-{
-    for (int64_t r0 = 0; r0 < rows; r0 += TILE) {
-        float *tile = out + r0 * cols;
-        const float *from = in + r0 * cols;
-        for (int64_t c = 0; c < cols; c++) {
-            for (int64_t r = 0; r < TILE; r++) {
-                tile[c * TILE + r] = from[r * cols + c];
-            }
-        }
+        head_scale(w->out + (q0 + i) * w->v, sum[i] == 0 ? 0 : 1.0F / sum[i], w->v);
+        lse[q0 + i] = sum[i] == 0 ? MASKED : most[i] + __builtin_logf(sum[i]);
     }
 }
 
 static size_t work_floats(const struct attention_shape *shape)
 {
-    const int64_t t = up(keys_of(shape), TILE), qk = up(shape->qk_dim, TILE_COLS),
+    const int64_t t = up(most_rows(shape), TILE), qk = up(shape->qk_dim, TILE_COLS),
                   v = up(shape->v_dim, TILE_COLS);
     return (size_t)(5 * t * qk + 5 * t * v + t * (qk + v) / 2 + t) +
            sizeof(struct work) / sizeof(float) + 64;
@@ -244,7 +175,7 @@ static struct work *work_init(float *memory, const struct attention_shape *shape
 {
     struct work *w = (struct work *)(void *)memory;
     memset(memory, 0, work_floats(shape) * sizeof *memory);
-    w->padded = up(keys_of(shape), TILE);
+    w->padded = up(most_rows(shape), TILE);
     w->ahead = shape->ahead;
     w->qk = up(shape->qk_dim, TILE_COLS);
     w->v = up(shape->v_dim, TILE_COLS);
@@ -288,28 +219,35 @@ static struct head find_head(const struct attention_shape *shape, int64_t task)
                          .v = key * shape->v_stride + group * shape->v_head_stride};
 }
 
+/* Of a part: where a head's f32 results begin in rows of `dim` for each head. */
+static float *part_rows(void *data, const struct attention_shape *shape, const struct head *h,
+                        int64_t dim)
+{
+    return (float *)data + (h->sample * shape->sequence * shape->heads + h->head) * dim;
+}
+
 /* Pairs of all keys and values; q_pairs and do_pairs serve on the way. */
 static void load_key_pairs(struct work *w, const struct attention_shape *shape,
                            const struct head *h, const void *k, const void *k_rope, const void *v)
 {
     const int64_t own = shape->qk_dim - shape->rope_dim;
     const struct attention_shape rows = key_rows(shape);
-    load_pairs(w->q_pairs, w->qk, 0, k, &rows, h->k, shape->k_stride, own);
+    head_load_pairs(w->q_pairs, w->qk, 0, k, &rows, h->k, shape->k_stride, own);
     if (shape->rope_dim > 0) {
-        load_pairs(w->q_pairs, w->qk, own, k_rope, &rows, h->k_rope, shape->k_rope_stride,
-                   shape->rope_dim);
+        head_load_pairs(w->q_pairs, w->qk, own, k_rope, &rows, h->k_rope, shape->k_rope_stride,
+                        shape->rope_dim);
     }
-    transpose(w->k_t, w->q_pairs, w->padded, w->qk / 2);
-    load_row_pairs(w->vals, w->v, v, &rows, h->v, shape->v_stride, shape->v_dim);
+    head_transpose(w->k_t, w->q_pairs, w->padded, w->qk / 2);
+    head_load_row_pairs(w->vals, w->v, v, &rows, h->v, shape->v_stride, shape->v_dim);
     if (!w->backward) {
         return;
     }
-    load_pairs(w->do_pairs, w->v, 0, v, &rows, h->v, shape->v_stride, shape->v_dim);
-    transpose(w->v_t, w->do_pairs, w->padded, w->v / 2);
-    load_row_pairs(w->k, w->qk, k, &rows, h->k, shape->k_stride, own);
+    head_load_pairs(w->do_pairs, w->v, 0, v, &rows, h->v, shape->v_stride, shape->v_dim);
+    head_transpose(w->v_t, w->do_pairs, w->padded, w->v / 2);
+    head_load_row_pairs(w->k, w->qk, k, &rows, h->k, shape->k_stride, own);
     if (shape->rope_dim > 0) {
-        load_row_pairs(w->k + own, w->qk, k_rope, &rows, h->k_rope, shape->k_rope_stride,
-                       shape->rope_dim);
+        head_load_row_pairs(w->k + own, w->qk, k_rope, &rows, h->k_rope, shape->k_rope_stride,
+                            shape->rope_dim);
     }
 }
 
@@ -328,14 +266,15 @@ static void load_keys(struct work *w, const struct attention_shape *shape, const
         load_key_pairs(w, shape, h, k, k_rope, v);
         return;
     }
-    load(w->vals, w->v, v, &rows, h->v, shape->v_stride, shape->v_dim, 1);
-    load(w->k, w->qk, k, &rows, h->k, shape->k_stride, own, 1);
+    head_load(w->vals, w->v, v, &rows, h->v, shape->v_stride, shape->v_dim, 1);
+    head_load(w->k, w->qk, k, &rows, h->k, shape->k_stride, own, 1);
     if (shape->rope_dim > 0) {
-        load(w->k + own, w->qk, k_rope, &rows, h->k_rope, shape->k_rope_stride, shape->rope_dim, 1);
+        head_load(w->k + own, w->qk, k_rope, &rows, h->k_rope, shape->k_rope_stride,
+                  shape->rope_dim, 1);
     }
-    transpose(w->k_t, w->k, w->padded, w->qk);
+    head_transpose(w->k_t, w->k, w->padded, w->qk);
     if (w->backward) {
-        transpose(w->v_t, w->vals, w->padded, w->v);
+        head_transpose(w->v_t, w->vals, w->padded, w->v);
     }
 }
 
@@ -350,13 +289,29 @@ static void load_queries(struct work *w, const struct attention_shape *shape, co
                          const void *q)
 {
     if (!w->pairs) {
-        load(w->q, w->qk, q, shape, h->q, shape->q_stride, shape->qk_dim, shape->scale);
+        head_load(w->q, w->qk, q, shape, h->q, shape->q_stride, shape->qk_dim, shape->scale);
         return;
     }
-    load_pairs(w->q_pairs, w->qk, 0, q, shape, h->q, shape->q_stride, shape->qk_dim);
+    head_load_pairs(w->q_pairs, w->qk, 0, q, shape, h->q, shape->q_stride, shape->qk_dim);
     clear_behind(w->q_pairs, w->qk / 2, shape);
     if (w->backward) {
-        load_row_pairs(w->q, w->qk, q, shape, h->q, shape->q_stride, shape->qk_dim);
+        head_load_row_pairs(w->q, w->qk, q, shape, h->q, shape->q_stride, shape->qk_dim);
+    }
+}
+
+/* All queries of a head, which w holds. */
+static void forward_head(struct work *w, const struct attention_shape *shape, const struct head *h,
+                         void *o, float *lse)
+{
+    const bool part = shape->keys > 0;
+    float *own = part ? w->delta : lse;
+    for (int64_t q0 = 0; q0 < shape->sequence; q0 += TILE) {
+        forward_tile(w, shape, h->sample, q0, own);
+    }
+    if (part) {
+        head_merge(part_rows(o, shape, h, shape->v_dim), lse, w->out, w->v, own, shape);
+    } else {
+        head_store(o, w->out, w->v, shape, h->o, shape->o_stride, shape->v_dim);
     }
 }
 
@@ -366,8 +321,7 @@ void cpu_attention_forward(struct device *device, void *o, float *lse, const voi
     const size_t floats = work_floats(shape);
     float *scratch =
         cpu_scratch(device, CPU_SLOT_ATTENTION, floats * (size_t)device->threads * sizeof *scratch);
-    assert(shape->heads % shape->kv_heads == 0);
-    assert(shape->ahead + shape->sequence <= keys_of(shape));
+    assert(shape->heads % shape->kv_heads == 0 && shape->ahead >= 0);
 #pragma omp parallel num_threads(device->threads)
     {
         struct work *w = work_init(scratch + floats * (size_t)omp_get_thread_num(), shape, false);
@@ -376,10 +330,7 @@ void cpu_attention_forward(struct device *device, void *o, float *lse, const voi
             const struct head h = find_head(shape, task);
             load_keys(w, shape, &h, k, k_rope, v);
             load_queries(w, shape, &h, q);
-            for (int64_t q0 = 0; q0 < shape->sequence; q0 += TILE) {
-                forward_tile(w, shape, h.sample, q0, lse + h.lse);
-            }
-            store(o, w->out, w->v, shape, h.o, shape->o_stride, shape->v_dim);
+            forward_head(w, shape, &h, o, lse + h.lse);
         }
     }
 }
@@ -414,15 +365,15 @@ static void load_outputs(struct work *w, const struct attention_shape *shape, co
                          const void *o, const void *d_o)
 {
     if (w->pairs) {
-        load_row_pairs(w->d_out, w->v, d_o, shape, h->o, shape->o_stride, shape->v_dim);
-        load_pairs(w->out, w->v, 0, o, shape, h->o, shape->o_stride, shape->v_dim);
-        load_pairs(w->do_pairs, w->v, 0, d_o, shape, h->o, shape->o_stride, shape->v_dim);
+        head_load_row_pairs(w->d_out, w->v, d_o, shape, h->o, shape->o_stride, shape->v_dim);
+        head_load_pairs(w->out, w->v, 0, o, shape, h->o, shape->o_stride, shape->v_dim);
+        head_load_pairs(w->do_pairs, w->v, 0, d_o, shape, h->o, shape->o_stride, shape->v_dim);
         clear_behind(w->do_pairs, w->v / 2, shape);
         tile_row_dots_pairs(w->delta, w->do_pairs, w->out, up(shape->sequence, TILE), w->v / 2);
         return;
     }
-    load(w->d_out, w->v, d_o, shape, h->o, shape->o_stride, shape->v_dim, 1);
-    load(w->out, w->v, o, shape, h->o, shape->o_stride, shape->v_dim, 1);
+    head_load(w->d_out, w->v, d_o, shape, h->o, shape->o_stride, shape->v_dim, 1);
+    head_load(w->out, w->v, o, shape, h->o, shape->o_stride, shape->v_dim, 1);
     for (int64_t t = 0; t < shape->sequence; t++) {
         float sum = 0;
         for (int64_t i = 0; i < w->v; i++) {
@@ -443,9 +394,9 @@ static void backward_head(struct work *w, const struct attention_shape *shape, i
             backward_tile(w, shape, sample, q0, k0, lse);
         }
     }
-    scale_row(w->dq, shape->scale, w->padded * w->qk);
+    head_scale(w->dq, shape->scale, w->padded * w->qk);
     if (w->pairs) {
-        scale_row(w->dk, shape->scale, w->padded * w->qk);
+        head_scale(w->dk, shape->scale, w->padded * w->qk);
     }
 }
 
@@ -472,16 +423,6 @@ static struct sums sums_layout(float *memory, const struct attention_shape *shap
     return sums;
 }
 
-/* sum[T, cols] += the first columns of in; rows of `in` are in_cols apart. */
-static void add(float *sum, int64_t cols, const float *in, int64_t in_cols, int64_t rows)
-{
-    for (int64_t t = 0; t < rows; t++) {
-        for (int64_t i = 0; i < cols; i++) {
-            sum[t * cols + i] += in[t * in_cols + i];
-        }
-    }
-}
-
 /* Called in the order of the heads. */
 static void add_shared(const struct sums *sums, const struct work *w,
                        const struct attention_shape *shape, const struct head *h)
@@ -489,11 +430,12 @@ static void add_shared(const struct sums *sums, const struct work *w,
     const int64_t t = keys_of(shape), own = shape->qk_dim - shape->rope_dim,
                   rows = (h->sample * shape->kv_heads + h->group) * t;
     if (sums->rope != NULL) {
-        add(sums->rope + h->sample * t * shape->rope_dim, shape->rope_dim, w->dk + own, w->qk, t);
+        head_add(sums->rope + h->sample * t * shape->rope_dim, shape->rope_dim, w->dk + own, w->qk,
+                 t, shape->rope_dim);
     }
     if (sums->own != NULL) {
-        add(sums->own + rows * own, own, w->dk, w->qk, t);
-        add(sums->dv + rows * shape->v_dim, shape->v_dim, w->dv, w->v, t);
+        head_add(sums->own + rows * own, own, w->dk, w->qk, t, own);
+        head_add(sums->dv + rows * shape->v_dim, shape->v_dim, w->dv, w->v, t, shape->v_dim);
     }
 }
 
@@ -509,14 +451,20 @@ static void store_keys(void *data, const float *in, int64_t cols,
 {
     const struct attention_shape rows = key_rows(shape);
     if (shape->keys == 0) {
-        store(data, in, cols, &rows, first, stride, dim);
-        return;
+        head_store(data, in, cols, &rows, first, stride, dim);
+    } else {
+        head_add((float *)data + first, stride, in, cols, rows.sequence, dim);
     }
-    for (int64_t t = 0; t < rows.sequence; t++) {
-        float *out = (float *)data + first + t * stride;
-        for (int64_t i = 0; i < dim; i++) {
-            out[i] += in[t * cols + i];
-        }
+}
+
+static void store_queries(void *dq, const struct work *w, const struct attention_shape *shape,
+                          const struct head *h)
+{
+    if (shape->keys == 0) {
+        head_store(dq, w->dq, w->qk, shape, h->q, shape->q_stride, shape->qk_dim);
+    } else {
+        head_add(part_rows(dq, shape, h, shape->qk_dim), shape->heads * shape->qk_dim, w->dq, w->qk,
+                 shape->sequence, shape->qk_dim);
     }
 }
 
@@ -564,7 +512,7 @@ void cpu_attention_backward(struct device *device, void *dq, void *dk, void *dk_
             load_queries(w, shape, &h, q);
             load_outputs(w, shape, &h, o, d_o);
             backward_head(w, shape, h.sample, lse + h.lse);
-            store(dq, w->dq, w->qk, shape, h.q, shape->q_stride, shape->qk_dim);
+            store_queries(dq, w, shape, &h);
 #pragma omp ordered
             add_shared(&sums, w, shape, &h);
             store_shared(&out, &sums, w, shape, &h);

@@ -15,6 +15,12 @@ static inline int64_t keys_of(const struct attention_shape *shape)
     return shape->keys > 0 ? shape->keys : shape->sequence;
 }
 
+/* Of keys or of queries, what there are more of. */
+static inline int64_t most_rows(const struct attention_shape *shape)
+{
+    return keys_of(shape) > shape->sequence ? keys_of(shape) : shape->sequence;
+}
+
 /* For rows of keys: the same with as many rows as keys. */
 static inline struct attention_shape key_rows(const struct attention_shape *shape)
 {
@@ -28,18 +34,20 @@ static inline int64_t first_visible(const struct attention_shape *shape, int64_t
 {
     const int64_t low = shape->ahead + t - shape->window + 1,
                   window = shape->window > 0 && low > 0 ? low : 0;
-    const int64_t document = shape->first != NULL ? shape->first[sample * shape->sequence + t] : 0;
+    const int64_t document =
+        shape->first != NULL ? shape->first[sample * shape->sequence + t] - shape->before : 0;
     return window > document ? window : document;
 }
 
 static inline void mask_tile(float *score, const struct attention_shape *shape, int64_t sample,
                              int64_t q0, int64_t k0)
 {
+    const int64_t end = keys_of(shape) - k0;
     for (int64_t i = 0; i < TILE && q0 + i < shape->sequence; i++) {
         const int64_t low = first_visible(shape, sample, q0 + i) - k0,
                       high = shape->ahead + q0 + i - k0;
         for (int64_t j = 0; j < TILE; j++) {
-            if (j < low || j > high) {
+            if (j < low || j > high || j >= end) {
                 score[i * TILE + j] = MASKED;
             }
         }
@@ -61,7 +69,8 @@ static inline int64_t end_visible(const struct attention_shape *shape, int64_t q
 
 static inline bool needs_mask(const struct attention_shape *shape, int64_t q0, int64_t k0)
 {
-    return k0 + TILE - 1 > shape->ahead + q0 || shape->window > 0 || shape->first != NULL;
+    return k0 + TILE - 1 > shape->ahead + q0 || k0 + TILE > keys_of(shape) || shape->window > 0 ||
+           shape->first != NULL;
 }
 
 #endif

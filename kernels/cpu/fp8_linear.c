@@ -143,7 +143,8 @@ static void linear_model(struct device *device, struct tensor y, struct fp8_rows
                                             .m = offset[g + 1] - offset[g],
                                             .n = w.rows,
                                             .k = x.cols,
-                                            .c = (uint16_t *)y.data + offset[g] * w.rows,
+                                            .c = (char *)y.data + (size_t)(offset[g] * w.rows) *
+                                                                      dtype_bytes(y.dtype),
                                             .c_dtype = y.dtype,
                                             .add = add,
                                             .promoted = promoted};
@@ -157,7 +158,8 @@ void cpu_fp8_linear(struct device *device, struct tensor y, struct fp8_rows x, s
     const int64_t all[2] = {0, x.rows};
     const int64_t *mine = offset != NULL ? offset : all;
     const struct rows_by by = {mine, offset != NULL};
-    assert(tensor_is(&y, DTYPE_BF16, x.rows, w.rows) && x.cols == w.cols && x.cols % 16 == 0);
+    assert(y.dtype == DTYPE_BF16 || y.dtype == DTYPE_F32);
+    assert(tensor_is(&y, y.dtype, x.rows, w.rows) && x.cols == w.cols && x.cols % 16 == 0);
     assert((offset != NULL || w.matrices == 1) && mine[0] == 0 && mine[w.matrices] <= x.rows);
     if (how->accumulate == FP8_ACCUMULATE_DEVICE) {
         linear_numbers(device, y, x, w, &by, add, how->power_of_two ? DTYPE_BF16 : DTYPE_F32);

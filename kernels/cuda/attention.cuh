@@ -276,18 +276,18 @@ DEVICE void add_columns(float (&c)[N][2][4], const struct fragment<T> &a, const 
 
 /* ---- mask ---- */
 
-/* Queries and keys of a sample: all of its tokens; or, of a part of an attention, query t is token
- * ahead + t of its `keys`. */
+/* Queries and keys of a sample: all of its tokens; or, of a part of an attention, query t stands
+ * where key ahead + t does or would, `before` tokens before the first key. */
 struct visibility {
-    int64_t sequence, keys, ahead, window;
+    int64_t sequence, keys, ahead, before, window;
     const int32_t *first; /* of the sample, or NULL */
 };
 
 static inline struct visibility visibility_of(const struct attention_shape *shape)
 {
     const int64_t keys = shape->keys > 0 ? shape->keys : shape->sequence;
-    assert(shape->ahead >= 0 && shape->ahead + shape->sequence <= keys);
-    return {shape->sequence, keys, shape->ahead, shape->window, shape->first};
+    assert(shape->ahead >= 0);
+    return {shape->sequence, keys, shape->ahead, shape->before, shape->window, shape->first};
 }
 
 DEVICE visibility visibility_at(struct visibility mask, int64_t sample)
@@ -296,18 +296,24 @@ DEVICE visibility visibility_at(struct visibility mask, int64_t sample)
     return mask;
 }
 
-/* The first key that query t sees; the last one is ahead + t. Never falls with t. */
+/* The first key that query t sees, perhaps behind all; the last one is ahead + t, or the last key.
+ * Never falls with t. */
 DEVICE int first_visible(const struct visibility &mask, int64_t t)
 {
     t = min(t, mask.sequence - 1);
     const int64_t window = mask.window > 0 ? max(mask.ahead + t - mask.window + 1, (int64_t)0) : 0;
-    return max((int)window, mask.first != nullptr ? mask.first[t] : 0);
+    return max((int)window, mask.first != nullptr ? mask.first[t] - (int)mask.before : 0);
+}
+
+DEVICE int last_visible(const struct visibility &mask, int64_t t)
+{
+    return (int)min(mask.ahead + t, mask.keys - 1);
 }
 
 /* Behind the last key that a query of [q0, q0 + count) sees. */
 DEVICE int64_t end_visible(const struct visibility &mask, int64_t q0, int count)
 {
-    return mask.ahead + min(q0 + count, mask.sequence);
+    return min(mask.ahead + min(q0 + count, mask.sequence), mask.keys);
 }
 
 #endif

@@ -3,7 +3,7 @@
  * tile of queries, going over its keys. Both make the weights P = exp(scale q k^T - lse) anew, so
  * scores are computed twice, and every sum has a fixed order. delta = rowsum(dO O) comes first.
  * What all heads share, dk_rope, leaves the first kernel as f32 parts of groups, added in their
- * order. Of a part of an attention gradients of keys add to what is there, in f32. */
+ * order. Of a part of an attention all gradients add to what is there, in f32. */
 #include "kernels/cuda/attention.cuh"
 
 enum {
@@ -17,9 +17,10 @@ template <class T> struct backward_call {
     struct head_rows<const T> q, k, v, o, d_o;
     struct head_rows<T> dq, dk, dv;
     const float *lse;
-    float *delta;           /* [B, H, T] */
-    float *dk_rope;         /* [B, G, keys, rope_dim] */
-    float *dk_sum, *dv_sum; /* of a part: in place of dk and dv, with their strides; else NULL */
+    float *delta;                    /* [B, H, T] */
+    float *dk_rope;                  /* [B, G, keys, rope_dim] */
+    float *dq_sum, *dk_sum, *dv_sum; /* of a part: in place of dq, dk, dv, with their strides; else
+                                        NULL */
     struct visibility mask;
     int64_t heads, per_group; /* query heads, of them for a key head */
     float scale;              /* of q.k */
@@ -306,8 +307,9 @@ __global__ void __launch_bounds__(tiles<T>::both * 4, backward_blocks<T>(QK))
             fetch(k0 + TILE);
         }
     }
-    store_gradient(head_at(call.dq, start, head), nullptr, nullptr, q0 + own, sequence, side, dq,
-                   call.scale);
+    cp_async_wait<0>(); /* where the keys begin behind what is seen */
+    store_gradient(head_at(call.dq, start, head), sum_at(call.dq_sum, call.dq, start, head),
+                   nullptr, q0 + own, sequence, side, dq, call.scale);
 }
 
 /* dk_rope[n] = (add: its own +) the sum over groups, in their order. Bytes: parts once. Bound by
@@ -420,13 +422,14 @@ static void sum_rope(void *stream, const struct backward_call<T> &call, void *dk
 }
 
 template <class T>
-static void backward(void *stream, struct backward_call<T> call, T *dq, void *dk, void *dk_rope,
+static void backward(void *stream, struct backward_call<T> call, void *dq, void *dk, void *dk_rope,
                      void *dv, const struct attention_shape *s, float *scratch)
 {
     const int qk = (int)s->qk_dim, v_dim = (int)s->v_dim, rope = (int)s->rope_dim;
     const int64_t rows = s->batch * s->sequence;
     const bool part = s->keys > 0;
-    call.dq = head_rows_of<T>(dq, s->q_stride, qk, qk, nullptr, 0, 0);
+    call.dq = head_rows_of<T>((T *)dq, part ? s->heads * qk : s->q_stride, qk, qk, nullptr, 0, 0);
+    call.dq_sum = part ? (float *)dq : nullptr;
     call.dk = head_rows_of<T>((T *)dk, s->k_stride, s->k_head_stride, qk - rope, (T *)dk_rope,
                               s->k_rope_stride, rope);
     call.dv = head_rows_of<T>((T *)dv, s->v_stride, s->v_head_stride, v_dim, nullptr, 0, 0);
@@ -465,7 +468,7 @@ void cuda_attention_backward(void *stream, void *dq, void *dk, void *dk_rope, vo
         backward<T>(stream,
                     backward_inputs<T>((const T *)d_o, (const T *)o, lse, (const T *)q,
                                        (const T *)k, (const T *)k_rope, (const T *)v, shape),
-                    (T *)dq, dk, dk_rope, dv, shape, (float *)scratch);
+                    dq, dk, dk_rope, dv, shape, (float *)scratch);
     };
     if (shape->dtype == DTYPE_F32) {
         run(0.0F);

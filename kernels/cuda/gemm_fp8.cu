@@ -14,14 +14,15 @@ static struct gemm_fp8 forward(struct tensor y, struct fp8_rows x, struct fp8_we
 {
     struct gemm_fp8 p = {};
     assert(aligned_rows(x) && aligned(w.code) && x.cols == w.cols && w.matrices <= INT32_MAX);
-    assert(tensor_is(&y, DTYPE_BF16, x.rows, w.rows) && (offset != nullptr || w.matrices == 1));
+    assert(y.dtype == DTYPE_BF16 || y.dtype == DTYPE_F32);
+    assert(tensor_is(&y, y.dtype, x.rows, w.rows) && (offset != nullptr || w.matrices == 1));
     p.g.a = x.code, p.g.b = w.code, p.g.c = y.data;
     p.g.m = x.rows, p.g.n = w.rows, p.g.k = x.cols;
     p.g.lda = p.g.k, p.g.ldb = p.g.k, p.g.ldc = p.g.n;
     p.g.stride = w.rows * w.cols;
     p.g.offset = offset;
     p.g.experts = (int)w.matrices;
-    p.g.c_dtype = DTYPE_BF16;
+    p.g.c_dtype = y.dtype;
     p.g.add = add;
     p.scale_a = x.scale, p.pitch_a = x.pitch;
     p.scale_b = w.scale, p.pitch_b = fp8_tiles(w.cols);

@@ -2,7 +2,7 @@
  * gemm_fp8_mma.cu share. As gemm.cuh says, with
  *
  *   pass      A                    B                    C
- *   FORWARD   x   [m,k], rows      w   [n,k], blocks    y  bf16
+ *   FORWARD   x   [m,k], rows      w   [n,k], blocks    y  bf16 or f32
  *   WEIGHT    dyt [m,k], rows      xt  [n,k], rows      dw f32, added to
  *
  * both operands k-major always (Hopper's 8-bit products know no other way), so there is no INPUT

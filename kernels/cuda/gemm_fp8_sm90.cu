@@ -353,6 +353,8 @@ DEVICE void store_part(const struct gemm_fp8 &p, const struct work &w,
     t.m_end = w.m_end;
     if constexpr (L::WEIGHT) {
         store_tile<GEMM_WEIGHT, float>(p.g, t, sum, out, m, n);
+    } else if (p.g.c_dtype == DTYPE_F32) {
+        store_tile<GEMM_FORWARD, float>(p.g, t, sum, out, m, n);
     } else if (p.wide_y && !p.g.add) {
         store_lines<L>(p.g, t, sum, out, m, n);
     } else {
@@ -583,7 +585,7 @@ bool gemm_fp8_sm90_launch(cudaStream_t stream, enum gemm_pass pass, const struct
     }
     assert(pass != GEMM_INPUT);
     own.g.wide_c = gemm_wide(g.c, g.c_dtype, g.ldc, weight ? g.stride : 0, 4);
-    own.wide_y = !weight && gemm_wide(g.c, g.c_dtype, g.ldc, 0, 8);
+    own.wide_y = !weight && g.c_dtype == DTYPE_BF16 && gemm_wide(g.c, g.c_dtype, g.ldc, 0, 8);
     if (g.k == 0 || g.m > INT32_MAX || g.n > INT32_MAX || g.k > INT32_MAX || g.lda > INT32_MAX ||
         attribute(cudaDevAttrComputeCapabilityMajor) != 9) {
         return false;

@@ -73,8 +73,27 @@ else
     compare deepseek_v3 documents "2,2,2" "${documents[@]}"
 fi
 
-echo "from one rank to cp 2 and back"
+echo "a trace: attention of each turn between a message's start and its finish"
 make_config mixtral
+expect_rc 0 train_on 2 2 "$work/traced" parallel.cp=2 run.steps=2 data.valid=null debug.profile="$work/trace.json" \
+    debug.profile_from=2 debug.profile_steps=1
+python3 - "$work/trace.json" <<'PY' || fail "messages of the ring do not stand beside attention"
+import json, sys
+trace = json.load(open(sys.argv[1]))
+for rank in (0, 1):
+    spans = [e for e in trace["traceEvents"] if e.get("ph") == "X" and e["pid"] == rank]
+    layers = sum(e["name"] == "attention" for e in spans)
+    for name, count in (("keys", 2), ("gradients of keys", 1)):  # of a sequence: forward and backward
+        messages = [e for e in spans if e["name"] == name]
+        assert layers > 0 and messages and len(messages) % (count * layers) == 0, (name, len(messages), layers)
+    wanted = "exchange, start of a pass", "attention, turn", "attention, backward turn", "exchange, finish"
+    order = [e["name"] for e in sorted(spans, key=lambda e: e["ts"]) if e["name"] in wanted]
+    starts = [i for i, name in enumerate(order) if name == wanted[0]]
+    assert starts and all(order[i + 1] in wanted[1:3] and order[i + 2] == wanted[3] for i in starts), order
+    assert 0 <= trace["otherData"]["rank %d" % rank]["hidden_communication"] <= 1
+PY
+
+echo "from one rank to cp 2 and back"
 saves=(run.steps=4 checkpoint.every_steps=2 data.valid=null)
 expect_rc 0 train_on 1 1 "$work/whole" "${saves[@]}"
 expect_rc 0 train_on 1 1 "$work/parts" "${saves[@]}" run.steps=2
@@ -92,7 +111,6 @@ refused() {
 refused "cuts train.sequence_length 30 into 4 chunks" train.sequence_length=30
 refused "with run.deterministic layout: not built" run.deterministic=layout
 refused "with debug.trace: not built" debug.trace="$work/t.h5"
-refused "with router.capacity_factor 1: not built" router.capacity_factor=1
 refused "with sample.every_steps 5: not built" sample.every_steps=5
 expect_error 64 "parallel.cp 2: divides a model in training only" "$binary" eval "$work/whole" parallel.cp=2 \
     --data "$work/valid.h5"

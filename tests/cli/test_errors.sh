@@ -78,7 +78,6 @@ relation() { # FRAGMENT key=value...
 relation "does not divide model.num_local_experts 4" parallel.ep=3
 relation "parallel.etp 5 does not divide model.intermediate_size" parallel.etp=5
 relation "parallel.etp 2 with run.deterministic layout" parallel.etp=2 run.deterministic=layout
-relation "parallel.etp 2 with optimizer.name muon" parallel.etp=2 optimizer.name=muon
 relation "more than the 12288 that are sorted on a GPU" parallel.etp=8 run.device=cuda model.num_local_experts=2048
 relation "more than 32 bits count" parallel.etp=16 train.sequence_length=100000000 model.max_position_embeddings=100000000
 relation "parallel.tp 4 does not divide model.num_key_value_heads 2" parallel.tp=4

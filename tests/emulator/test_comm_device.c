@@ -177,7 +177,7 @@ static void check_graph(struct comm *world, struct comm *group)
 
 /* Between start and finish the device's own operations go on: the last rank takes part only when
  * the others have waited for a copy that they enqueued after their start. */
-static void check_beside(struct comm *world, struct comm *group)
+static void check_beside(struct comm *world, struct comm *group, bool ring)
 {
     enum { N = 50 };
     const struct rig rig = rig_of(world, group);
@@ -186,7 +186,8 @@ static void check_beside(struct comm *world, struct comm *group)
     float *x = ranks_memory(world, all), *expected = ranks_memory(world, all);
     for (int i = 0; i < N * group->size; i++) {
         x[i] = (float)(1000 * group->rank + i);
-        expected[i] = (float)(1000 * (i / N) + group->rank * N + i % N);
+        expected[i] = ring ? (float)(1000 * ((group->rank + group->size - 1) % group->size) + i)
+                           : (float)(1000 * (i / N) + group->rank * N + i % N);
     }
     unsigned char *a = device_copy(&rig, x, all), *b = device_take(&rig, all),
                   *c = device_take(&rig, all);
@@ -195,7 +196,11 @@ static void check_beside(struct comm *world, struct comm *group)
     if (late) {
         comm_barrier(group);
     }
-    comm_device_all_to_all_fixed_start(group, b, a, N, sizeof *x);
+    if (ring) {
+        comm_device_pass_start(group, "pass", b, a, all);
+    } else {
+        comm_device_all_to_all_fixed_start(group, b, a, N, sizeof *x);
+    }
     copy(&gpu, c, a, all);
     must(cudaEventRecord(copied, gpu.stream));
     if (!late) {
@@ -244,7 +249,8 @@ static void check_group(struct comm *world, struct comm *group, const char *kind
     check_device_functions(&rig, most);
     if (strcmp(comm_wire_name(group), "nccl") == 0) {
         check_graph(world, group);
-        check_beside(world, group);
+        check_beside(world, group, false);
+        check_beside(world, group, true);
         check_times(world, group);
     }
 }

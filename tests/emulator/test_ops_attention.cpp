@@ -13,8 +13,9 @@
 struct attention_case {
     int64_t batch, sequence, heads, kv_heads, qk, v, rope, window;
     bool documents;
-    int64_t gap;         /* columns behind each row */
-    int64_t keys, ahead; /* of a part of an attention; else 0 */
+    int64_t gap;                 /* columns behind each row */
+    int64_t keys, ahead, before; /* of a part of an attention; else 0 */
+    bool merges;
 };
 
 /* Tiles are 64 (32 of f32 keys): T below and off them, and six tiles of what has two buffers. */
@@ -30,15 +31,21 @@ static const struct attention_case cases[] = {
 };
 
 /* Queries in the middle of tiles of keys and at their beginning, the first ones, some with keys
- * behind them that none sees, or whole tiles before them that a window or a document hides. */
+ * behind them that none sees, or whole tiles before them that a window or a document hides; behind
+ * all keys, of which then a window or a document hides some or all. */
 static const struct attention_case parts[] = {
-    {1, 50, 2, 1, 13, 9, 4, 0, false, 1, 50, 0},
-    {1, 64, 2, 2, 24, 16, 8, 0, false, 0, 128, 64},
-    {2, 70, 4, 2, 24, 16, 0, 0, true, 8, 170, 100},
-    {1, 40, 3, 3, 24, 16, 8, 20, true, 3, 150, 90},
-    {1, 100, 1, 1, 16, 8, 0, 50, false, 0, 250, 150},
-    {1, 1, 2, 1, 16, 16, 0, 0, false, 0, 66, 65},
-    {1, 30, 2, 2, 192, 128, 64, 0, false, 0, 100, 70},
+    {1, 50, 2, 1, 13, 9, 4, 0, false, 1, 50, 0, 0, false},
+    {1, 64, 2, 2, 24, 16, 8, 0, false, 0, 128, 64, 0, true},
+    {2, 70, 4, 2, 24, 16, 0, 0, true, 8, 170, 100, 30, true},
+    {1, 40, 3, 3, 24, 16, 8, 20, true, 3, 150, 90, 0, false},
+    {1, 100, 1, 1, 16, 8, 0, 50, false, 0, 250, 150, 7, false},
+    {1, 1, 2, 1, 16, 16, 0, 0, false, 0, 66, 65, 0, true},
+    {1, 30, 2, 2, 192, 128, 64, 0, false, 0, 100, 70, 0, false},
+    {1, 64, 2, 1, 24, 16, 8, 0, false, 0, 64, 64, 0, true},
+    {2, 50, 2, 2, 16, 8, 0, 0, false, 3, 33, 90, 17, true},
+    {1, 33, 4, 2, 13, 9, 0, 0, false, 0, 100, 250, 0, false},
+    {1, 100, 2, 1, 16, 16, 0, 70, false, 0, 100, 100, 20, true},
+    {2, 70, 2, 1, 16, 8, 0, 0, true, 0, 70, 70, 140, true},
 };
 
 static int64_t keys_of(const struct attention_case &k)
@@ -50,6 +57,7 @@ struct attention_run {
     struct attention_shape shape;
     operand *q, *k, *v, *k_rope, *first; /* with rope: v is in k, too */
     operand *o, *lse, *o_in, *lse_in, *d_o, *dq, *dk, *dv, *dk_rope;
+    operand *o_cpu; /* what the CPU makes lse_in with */
 };
 
 static struct attention_shape shape_of(const struct attention_case &k, enum dtype dtype)
@@ -75,6 +83,8 @@ static struct attention_shape shape_of(const struct attention_case &k, enum dtyp
     shape.dtype = dtype;
     shape.keys = k.keys;
     shape.ahead = k.ahead;
+    shape.before = k.before;
+    shape.merges = k.merges;
     return shape;
 }
 
@@ -82,14 +92,16 @@ static struct attention_shape shape_of(const struct attention_case &k, enum dtyp
 static operand &documents(ops_case &c, const struct attention_case &k)
 {
     const uint64_t key = rng_key(7, "documents");
+    const int64_t begin = k.before + k.ahead,
+                  all = std::max(k.before + keys_of(k), begin + k.sequence);
     std::vector<int64_t> first;
-    for (int64_t n = 0, start = 0, end = 0; n < k.batch * keys_of(k); n++) {
-        const int64_t t = n % keys_of(k);
+    for (int64_t n = 0, start = 0, end = 0; n < k.batch * all; n++) {
+        const int64_t t = n % all;
         if (t == 0 || t == end) {
             start = t;
             end = t + 1 + (int64_t)(rng_uniform(key, (uint64_t)n) * 50);
         }
-        if (t >= k.ahead && t < k.ahead + k.sequence) {
+        if (t >= begin && t < begin + k.sequence) {
             first.push_back(start);
         }
     }
@@ -106,6 +118,13 @@ static operand &gradient_of_keys(ops_case &c, const struct attention_case &k, co
                       : c.poison(name, c.dtype, rows, stride);
 }
 
+/* o or lse: of a part f32, what other keys have made where it merges, the same for both. */
+static operand &output(ops_case &c, const struct attention_case &k, const char *name,
+                       enum dtype dtype, int64_t rows, int64_t columns)
+{
+    return k.merges ? c.random(name, dtype, rows, columns) : c.poison(name, dtype, rows, columns);
+}
+
 static struct attention_run make(ops_case &c, const struct attention_case &k)
 {
     const struct attention_shape s = shape_of(k, c.dtype);
@@ -118,11 +137,16 @@ static struct attention_run make(ops_case &c, const struct attention_case &k)
     r.v = k.rope > 0 ? r.k : &c.random("v", c.dtype, keys, s.v_stride);
     r.k_rope = k.rope > 0 ? &c.random("k_rope", c.dtype, keys, s.k_rope_stride) : &c.none("k_rope");
     r.d_o = &c.random("d_o", c.dtype, rows, s.o_stride);
-    r.o = &c.poison("o", c.dtype, rows, s.o_stride);
-    r.lse = &c.poison("lse", DTYPE_F32, lses, k.sequence);
-    r.o_in = &c.poison("o of the CPU", c.dtype, rows, s.o_stride);
-    r.lse_in = &c.poison("lse of the CPU", DTYPE_F32, lses, k.sequence);
-    r.dq = &c.poison("dq", c.dtype, rows, s.q_stride);
+    const bool part = k.keys > 0;
+    const enum dtype sums = part ? DTYPE_F32 : c.dtype;
+    const int64_t row = part ? k.heads * k.v : s.o_stride;
+    r.o = &output(c, k, "o", sums, rows, row);
+    r.lse = &output(c, k, "lse", DTYPE_F32, lses, k.sequence);
+    r.lse_in = &output(c, k, "lse of the CPU", DTYPE_F32, lses, k.sequence);
+    r.o_cpu = &output(c, k, "o of the CPU", sums, rows, row);
+    r.o_in = part ? &c.random("o of all keys", c.dtype, rows, s.o_stride) : r.o_cpu;
+    r.dq = part ? &c.random("dq", DTYPE_F32, rows, k.heads * k.qk)
+                : &c.poison("dq", c.dtype, rows, s.q_stride);
     r.dk = &gradient_of_keys(c, k, "dk", s.k_stride);
     r.dv = k.rope > 0 ? r.dk : &gradient_of_keys(c, k, "dv", s.v_stride);
     r.dk_rope =
@@ -179,14 +203,14 @@ static bool against_cpu(struct device *device, enum dtype dtype, int shift,
                         const struct attention_case &k)
 {
     ops_case c(device, dtype, shift,
-               "attention B=%d T=%d H=%d/%d dims %d+%d/%d window %d%s keys %d ahead %d",
+               "attention B=%d T=%d H=%d/%d dims %d+%d/%d window %d%s keys %d ahead %d%s",
                (int)k.batch, (int)k.sequence, (int)k.heads, (int)k.kv_heads, (int)(k.qk - k.rope),
                (int)k.rope, (int)k.v, (int)k.window, k.documents ? " documents" : "",
-               (int)keys_of(k), (int)k.ahead);
+               (int)keys_of(k), (int)k.ahead, k.merges ? ", merges" : "");
     const struct attention_run r = make(c, k);
     struct attention_shape s = r.shape;
     scratch work(cuda_attention_backward_scratch(&s));
-    on_cpu(c, r, *r.o_in, *r.lse_in);
+    on_cpu(c, r, *r.o_cpu, *r.lse_in);
     c.upload();
     on_cpu(c, r, *r.o, *r.lse);
     s.first = r.first->on_cpu<int32_t>();

@@ -295,23 +295,25 @@ struct linear_shape {
     struct group_rows groups;
     enum kind kind;
     bool add;
+    enum dtype y;
 };
 
 static bool linear(struct device *device, const struct linear_shape &s, bool hopper)
 {
-    ops_case c(device, DTYPE_BF16, SHIFT_NONE, "fp8 linear R=%d O=%d I=%d G=%d%s%s%s", (int)s.rows,
-               (int)s.out, (int)s.in, (int)s.groups.groups(), s.add ? " add" : "",
-               s.kind == INTEGERS ? " exact" : "", hopper ? "" : " portable");
+    ops_case c(device, DTYPE_BF16, SHIFT_NONE, "fp8 linear R=%d O=%d I=%d G=%d%s%s%s%s",
+               (int)s.rows, (int)s.out, (int)s.in, (int)s.groups.groups(), s.add ? " add" : "",
+               s.y == DTYPE_F32 ? " f32" : "", s.kind == INTEGERS ? " exact" : "",
+               hopper ? "" : " portable");
     const int tiles = hopper ? cuda_fp8_tiles(false, -1, nullptr) : 0;
     const struct coded x = row_tiles_of(c, "x", s.kind, s.rows, s.in);
     const struct weights w = weights_of(c, s.kind, s.groups.groups(), s.out, s.in);
     const int64_t *offset = offsets_on_cuda(c, s.groups);
     std::vector<operand *> y;
     for (int i = 0; i <= tiles; i++) { /* the last: whatever the launcher takes */
-        y.push_back(s.add ? (s.kind == INTEGERS ? &c.fill("y", DTYPE_BF16, s.rows, s.out,
+        y.push_back(s.add ? (s.kind == INTEGERS ? &c.fill("y", s.y, s.rows, s.out,
                                                           [](int64_t at) { return at % 5 - 2; })
-                                                : &c.random("y", DTYPE_BF16, s.rows, s.out))
-                          : &c.poison("y", DTYPE_BF16, s.rows, s.out));
+                                                : &c.random("y", s.y, s.rows, s.out))
+                          : &c.poison("y", s.y, s.rows, s.out));
     }
     if (s.kind == RANDOM && s.rows > 9 && s.in > 0) { /* a bad tile: its row alone is NaN */
         x.code->on_cpu<uint8_t>()[9 * s.in + 3] = FP8_NAN;
@@ -388,16 +390,24 @@ static bool linears(struct device *device, bool hopper)
     const struct group_rows none = {{}, 0}, empty = {{0, 0, 0}, 3}, late = {{0, 0, 0, 1}, 0},
                             ragged = {{0, 5, 5, 70, 71, 71, 139, 150}, 6},
                             large = {{0, 1, 300, 300, 320}, 2};
-    const struct linear_shape slow[] = {{70, 96, 272, none, RANDOM, false},
-                                        {7, 40, 144, {{0, 3, 3, 6}, 1}, INTEGERS, true}};
+    const struct linear_shape slow[] = {{70, 96, 272, none, RANDOM, false, DTYPE_BF16},
+                                        {7, 40, 144, {{0, 3, 3, 6}, 1}, INTEGERS, true, DTYPE_BF16},
+                                        {9, 40, 144, none, RANDOM, false, DTYPE_F32}};
     /* 2 x 8 + 1 steps and more, so that every ring goes round twice; edges on all sides; blocks of
      * w inside tiles; rows of y not aligned to 8 or to 4 elements. */
-    const struct linear_shape shapes[] = {
-        {1, 24, 16, none, RANDOM, false},        {70, 136, 2208, none, RANDOM, false},
-        {65, 401, 144, none, RANDOM, true},      {33, 132, 528, none, RANDOM, false},
-        {156, 264, 272, ragged, RANDOM, false},  {156, 200, 400, ragged, INTEGERS, true},
-        {322, 200, 144, large, INTEGERS, false}, {3, 40, 32, empty, RANDOM, false},
-        {1, 128, 128, late, RANDOM, true},       {0, 128, 128, none, RANDOM, false}};
+    const struct linear_shape shapes[] = {{1, 24, 16, none, RANDOM, false, DTYPE_BF16},
+                                          {70, 136, 2208, none, RANDOM, false, DTYPE_BF16},
+                                          {65, 401, 144, none, RANDOM, true, DTYPE_BF16},
+                                          {33, 132, 528, none, RANDOM, false, DTYPE_BF16},
+                                          {156, 264, 272, ragged, RANDOM, false, DTYPE_BF16},
+                                          {156, 200, 400, ragged, INTEGERS, true, DTYPE_BF16},
+                                          {322, 200, 144, large, INTEGERS, false, DTYPE_BF16},
+                                          {3, 40, 32, empty, RANDOM, false, DTYPE_BF16},
+                                          {1, 128, 128, late, RANDOM, true, DTYPE_BF16},
+                                          {0, 128, 128, none, RANDOM, false, DTYPE_BF16},
+                                          {70, 136, 528, none, RANDOM, false, DTYPE_F32},
+                                          {65, 401, 144, none, RANDOM, true, DTYPE_F32},
+                                          {33, 128, 144, none, INTEGERS, false, DTYPE_F32}};
     bool right = true;
     if (SLOW) {
         for (const struct linear_shape &s : slow) {

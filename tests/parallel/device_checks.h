@@ -235,6 +235,39 @@ static inline void check_all_to_all_fixed(const struct rig *rig, int64_t capacit
     free(expected);
 }
 
+/* Two steps of a ring under way at once, another operation behind their start. */
+static inline void check_pass(const struct rig *rig, size_t bytes)
+{
+    struct comm *group = rig->group;
+    const int before = (group->rank + group->size - 1) % group->size;
+    unsigned char *mine = ranks_memory(rig->world, 2 * bytes),
+                  *expected = ranks_memory(rig->world, 2 * bytes);
+    struct comm_request request[2];
+    for (size_t i = 0; i < 2 * bytes; i++) {
+        mine[i] = device_byte(i, group->rank, 1);
+        expected[i] = device_byte(i, before, 1);
+    }
+    unsigned char *send = device_copy(rig, mine, 2 * bytes), *recv = device_take(rig, 2 * bytes);
+    for (size_t n = 0; n < 2; n++) {
+        if (comm_device_on_host(group)) {
+            comm_pass_start(group, "pass", recv + n * bytes, send + n * bytes, bytes, &request[n]);
+        } else {
+            comm_device_pass_start(group, "pass", recv + n * bytes, send + n * bytes, bytes);
+        }
+    }
+    for (size_t n = 0; n < 2 && comm_device_on_host(group); n++) {
+        comm_barrier(group);
+        comm_exchange_test(group, &request[n]);
+        comm_exchange_finish(group, &request[1 - n]);
+    }
+    comm_device_finish(group);
+    device_expect(rig, "pass", recv, expected, 2 * bytes);
+    device_give(rig, send);
+    device_give(rig, recv);
+    free(mine);
+    free(expected);
+}
+
 /* `most`: elements of the largest case. */
 static inline void check_device_functions(const struct rig *rig, int64_t most)
 {
@@ -250,6 +283,7 @@ static inline void check_device_functions(const struct rig *rig, int64_t most)
         check_all_gather(rig, (size_t)counts[c], false);
         check_all_gather(rig, (size_t)counts[c], true);
         check_all_to_all_fixed(rig, counts[c], 3);
+        check_pass(rig, 5 * (size_t)counts[c]);
     }
     for (int pattern = 0; pattern < 6; pattern++) {
         for (size_t i = 0; i < sizeof row_bytes / sizeof row_bytes[0]; i++) {

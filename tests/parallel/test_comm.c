@@ -170,6 +170,31 @@ static void test_all_to_all(struct comm *world)
     comm_all_to_all(world, NULL, none, NULL, none, 8); /* nothing anywhere */
 }
 
+/* A step of a ring waits for nobody when it starts: each rank starts behind the one before it. */
+static void test_pass(struct comm *world)
+{
+    enum { BYTES = 1 << 20 }; /* more than travels before it is asked for */
+    unsigned char *send = ranks_memory(world, BYTES), *recv = ranks_memory(world, BYTES), token = 0;
+    const int before = (world->rank + world->size - 1) % world->size;
+    struct comm_request request, told;
+    memset(send, world->rank + 1, BYTES);
+    if (world->rank > 0) {
+        comm_receive(world, &token, 1, before);
+    }
+    comm_pass_start(world, "pass", recv, send, BYTES, &request);
+    if (world->rank + 1 < world->size) {
+        comm_send_start(world, &token, 1, world->rank + 1, &told);
+        comm_send_finish(world, &told);
+    }
+    comm_exchange_test(world, &request);
+    comm_exchange_finish(world, &request);
+    for (int i = 0; i < BYTES; i++) {
+        CHECK_EQUAL(world, recv[i], before + 1);
+    }
+    free(send);
+    free(recv);
+}
+
 static void test_broadcast(struct comm *world)
 {
     static const size_t sizes[] = {0, 1, 100003};
@@ -408,7 +433,7 @@ int main(void)
         RANKS_TEST(test_open_refuses),   RANKS_TEST(test_device_is_host),
         RANKS_TEST(test_attach_refuses), RANKS_TEST(test_staged),
         RANKS_TEST(test_local),          RANKS_TEST(test_places),
-        RANKS_TEST(test_self),
+        RANKS_TEST(test_self),           RANKS_TEST(test_pass),
     };
     return RANKS_MAIN(tests);
 }

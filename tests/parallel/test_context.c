@@ -1,37 +1,15 @@
-/* Context parallelism: rows gathered and sums brought back, exactly, on integers; tiny models of
- * every kind of attention against one rank; and verify finds a gradient of keys and values that is
- * missing.
- * SWITCHYARD_FULL=1: every layout, V2 and ways to save memory, too.
+/* Context parallelism: whose tokens are whose; blocks that go round the ring, exactly, on integers;
+ * tiny models of every kind of attention against one rank; and verify finds a gradient of keys and
+ * values that is missing. SWITCHYARD_FULL=1: every layout, V2 and ways to save memory, too.
  */
 #include <math.h>
 
 #include "axis_check.h"
 #include "parallel/context.h"
 
-/* --- rows --- */
+/* --- tokens --- */
 
-enum { WIDTH = 3, CHUNK = 3, MOST = 8 * CHUNK * WIDTH };
-
-/* Small integers, which both dtypes and their sums hold. */
-static float value(int rank, int64_t i)
-{
-    return (float)((i * 7 + rank * 3) % 13 - 6);
-}
-
-static void store(enum dtype dtype, void *data, int64_t i, float x)
-{
-    if (dtype == DTYPE_F32) {
-        ((float *)data)[i] = x;
-    } else {
-        ((uint16_t *)data)[i] = bf16_from_float(x);
-    }
-}
-
-static float load(enum dtype dtype, const void *data, int64_t i)
-{
-    return dtype == DTYPE_F32 ? ((const float *)data)[i]
-                              : bf16_to_float(((const uint16_t *)data)[i]);
-}
+enum { CHUNK = 3 };
 
 /* Every token of a sequence is one rank's; which row of whose it is. */
 static void check_pieces(struct comm *world, const struct cp *cp, int64_t tokens)
@@ -58,58 +36,114 @@ static void check_pieces(struct comm *world, const struct cp *cp, int64_t tokens
     CHECK(world, memcmp(numbers, mine, (size_t)cp_tokens(cp, tokens) * sizeof *mine) == 0);
 }
 
-static void check_rows(struct comm *world, const struct cp *cp, enum dtype dtype, int64_t tokens)
+/* Numbers of all tokens from every rank's, as the balance loss wants them. */
+static void check_gather(struct comm *world, const struct cp *cp, int64_t tokens)
 {
     const struct cp_pieces own = cp_pieces(cp, tokens);
-    const int64_t mine = cp_tokens(cp, tokens);
-    float full[MOST], part[MOST];
+    float mine[2 * CHUNK] = {0}, full[8 * CHUNK], parts[8 * CHUNK];
     for (int p = 0; p < CP_PIECES; p++) {
-        for (int64_t i = 0; i < own.piece[p].count * WIDTH; i++) {
-            store(dtype, part, own.piece[p].at * WIDTH + i,
-                  value(0, own.piece[p].first * WIDTH + i));
+        for (int64_t i = 0; i < own.piece[p].count; i++) {
+            mine[own.piece[p].at + i] = (float)(own.piece[p].first + i);
         }
     }
-    cp_gather(cp, tensor_2d(full, dtype, tokens, WIDTH), tensor_2d(part, dtype, mine, WIDTH));
-    for (int64_t i = 0; i < tokens * WIDTH; i++) {
-        CHECK(world, load(dtype, full, i) == value(0, i));
+    cp_gather(cp, full, parts, mine, tokens, sizeof *mine);
+    for (int64_t t = 0; t < tokens; t++) {
+        CHECK_EQUAL(world, full[t], t);
     }
-    for (int64_t i = 0; i < tokens * WIDTH; i++) {
-        full[i] = value(world->rank, i);
-    }
-    cp_reduce(cp, tensor_2d(part, dtype, mine, WIDTH), tensor_2d(full, DTYPE_F32, tokens, WIDTH));
-    for (int p = 0; p < CP_PIECES; p++) {
-        for (int64_t i = 0; i < own.piece[p].count * WIDTH; i++) {
-            float sum = 0;
-            for (int r = 0; r < world->size; r++) {
-                sum += value(r, own.piece[p].first * WIDTH + i);
+}
+
+/* Who sees what, against each pair of a query and a key. */
+static void check_sees(struct comm *world, const struct cp *cp, int64_t tokens, int64_t window,
+                       int64_t document)
+{
+    for (int r = 0; r < world->size; r++) {
+        const struct cp_pieces own = cp_pieces(cp, tokens), others = cp_pieces_of(cp, r, tokens);
+        for (int i = 0; i < CP_PIECES * CP_PIECES; i++) {
+            const struct cp_piece *q = &own.piece[i % CP_PIECES], *k = &others.piece[i / CP_PIECES];
+            const int64_t first = q->first - q->first % document; /* all documents are as long */
+            bool any = false;
+            for (int64_t t = q->first; t < q->first + q->count; t++) {
+                const int64_t low = window > 0 && t - window + 1 > t - t % document
+                                        ? t - window + 1
+                                        : t - t % document;
+                for (int64_t j = k->first; j < k->first + k->count; j++) {
+                    any = any || (j <= t && j >= low);
+                }
             }
-            CHECK(world, load(dtype, part, own.piece[p].at * WIDTH + i) == sum);
+            CHECK_EQUAL(world, cp_sees(q, k, window, first), any);
         }
     }
 }
 
-static void test_rows(struct comm *world)
+static struct device *open_cpu(struct comm *world)
 {
     const struct device_options options = {.name = "cpu", .threads = 1};
     struct device *device = NULL;
-    struct cp cp;
     CHECK_EQUAL(world, device_open(&device, &options), STATUS_OK);
-    const struct ops *ops = device_ops(device);
+    return device;
+}
+
+static void test_tokens(struct comm *world)
+{
+    struct device *device = open_cpu(world);
+    struct cp cp;
     const int64_t whole = 2 * world->size * CHUNK;
-    struct arena arena = {
-        .source = {.device = device, .alloc = ops->memory_alloc, .free = ops->memory_free}};
-    cp_init(&cp, world, device, ops, whole, WIDTH);
-    for (int pass = 0; pass < 2; pass++) {
-        cp_layout(&cp, &arena);
-        CHECK(world, pass == 1 || arena_reserve(&arena, "test") == STATUS_OK);
-    }
+    cp_init(&cp, world, device, device_ops(device), whole);
     for (int64_t tokens = whole; tokens > whole - CHUNK; tokens--) {
         check_pieces(world, &cp, tokens);
-        for (int dtype = 0; dtype < 2 && world->size > 1; dtype++) { /* one rank gathers nothing */
-            check_rows(world, &cp, dtype == 0 ? DTYPE_F32 : DTYPE_BF16, tokens);
+        for (int64_t window = 0; window < 10; window++) {
+            check_sees(world, &cp, tokens, window, whole);
+            check_sees(world, &cp, tokens, window, 4);
+            check_sees(world, &cp, tokens, window, 1);
+        }
+        if (world->size > 1) { /* one rank gathers nothing */
+            check_gather(world, &cp, tokens);
         }
     }
-    arena_free(&arena);
+    device_close(device);
+}
+
+/* --- the ring --- */
+
+enum { ROW = 5 };
+
+/* Blocks go round while what a rank adds to each travels a turn behind them: on turn `size` its own
+ * block is back with the sum over all ranks but itself. */
+static void test_ring(struct comm *world)
+{
+    struct device *device = open_cpu(world);
+    struct cp cp;
+    int32_t block[2][ROW];
+    float incoming[ROW], travelling[2][ROW];
+    const int size = world->size;
+    cp_init(&cp, world, device, device_ops(device), (int64_t)2 * size * CHUNK);
+    for (int i = 0; i < ROW; i++) {
+        block[0][i] = 100 * world->rank + i;
+    }
+    for (int turn = 0; turn <= size && size > 1; turn++) {
+        const int source = cp_source(&cp, turn);
+        CHECK_EQUAL(world, source, (world->rank + 2 * size - turn) % size);
+        if (turn + 1 < size) {
+            cp_pass_start(&cp, "block", block[(turn + 1) % 2], block[turn % 2], sizeof block[0]);
+        }
+        if (turn >= 2) {
+            cp_pass_start(&cp, "sums", incoming, travelling[turn % 2], sizeof incoming);
+        }
+        cp_progress(&cp);
+        for (int i = 0; i < ROW && turn < size; i++) {
+            CHECK_EQUAL(world, block[turn % 2][i], 100 * source + i);
+            travelling[(turn + 1) % 2][i] =
+                turn == 0 ? 0 : (float)(1000 * source + 10 * world->rank + i);
+        }
+        cp_pass_finish(&cp);
+        for (int i = 0; i < ROW && turn >= 2 && turn < size; i++) {
+            travelling[(turn + 1) % 2][i] += incoming[i];
+        }
+    }
+    for (int i = 0; i < ROW && size > 1; i++) {
+        const int others = size * (size - 1) / 2 - world->rank;
+        CHECK_EQUAL(world, incoming[i], (size - 1) * (1000 * world->rank + i) + 10 * others);
+    }
     device_close(device);
 }
 
@@ -283,7 +317,8 @@ static void test_verify(struct comm *world)
 int main(void)
 {
     static const struct ranks_test tests[] = {
-        RANKS_TEST(test_rows),
+        RANKS_TEST(test_tokens),
+        RANKS_TEST(test_ring),
         RANKS_TEST(test_models),
         RANKS_TEST(test_verify),
     };

@@ -44,6 +44,7 @@ enum { STEPS = 3, MOST_OVERRIDES = 6 };
 struct variant {
     const char *overrides[MOST_OVERRIDES];
     const char *base; /* NULL: BASE */
+    int tp, etp;      /* 0: 1 */
 };
 
 /* One model and what it stands on. */
@@ -70,7 +71,12 @@ static enum status place_open(struct comm *world, struct comm *ranks, int ep,
     CHECK(world, config_override(&place->config, list, count) == STATUS_OK);
     TRY(optimizer_check(&place->config));
     CHECK(world, device_open(&place->device, &options) == STATUS_OK);
-    const struct mesh_shape shape = mesh_shape_of(1, ep);
+    const bool alone = ranks->size == 1;
+    const struct mesh_shape shape = {.pp = 1,
+                                     .tp = alone || variant->tp == 0 ? 1 : variant->tp,
+                                     .cp = 1,
+                                     .ep = ep,
+                                     .etp = alone || variant->etp == 0 ? 1 : variant->etp};
     CHECK(world, mesh_init(&place->mesh, ranks, &shape, 4) == STATUS_OK);
     return model_init(&place->model, &place->config, &place->mesh, place->device, 1, 16, true);
 }
@@ -99,9 +105,10 @@ static void fill_gradient(const struct model *model, const struct param *param, 
     const struct comm *comm = group->zero.comm;
     float *grad = shards_grad(group, param->offset);
     for (int64_t i = 0; i < param->count; i++) {
-        float own = number(param, i, step, comm->rank);
+        const int64_t at = param_run(param, i, i + 1).whole;
+        float own = number(param, at, step, comm->rank);
         for (int r = 1; r < comm->size && comm->rank == 0; r++) {
-            own -= number(param, i, step, r);
+            own -= number(param, at, step, r);
         }
         grad[i] = own;
     }
@@ -147,33 +154,51 @@ static const struct param *find(const struct model *model, const char *name)
     return NULL;
 }
 
+/* `width` bytes an element: elements [from, to) of a part, the first of which stands at `own`, and
+ * where the whole parameter, which begins at `all`, has them. */
+static bool same_runs(const struct param *param, int64_t from, int64_t to, const void *own,
+                      const void *all, size_t width)
+{
+    const char *a = own;
+    while (from < to) {
+        const struct param_run run = param_run(param, from, to);
+        const size_t bytes = (size_t)run.count * width;
+        if (memcmp(a, (const char *)all + (size_t)run.whole * width, bytes) != 0) {
+            return false;
+        }
+        a += bytes;
+        from += run.count;
+    }
+    return true;
+}
+
 /* Weights everywhere; of this rank's share masters, moments and average: the bits of the model on
  * one rank. */
 static void expect_same(struct comm *world, const struct model *model, const struct model *whole)
 {
     for (int64_t p = 0; p < model->params.count; p++) {
         const struct param *param = &model->params.table[p], *other = find(whole, param->name);
-        const struct model_group *a = &model->group[param->group], *b = &whole->group[param->group];
+        const struct model_group *a = &model->group[param->group];
         const struct param_piece piece = param_piece(param, &a->zero, a->zero.comm->rank);
         const size_t act = dtype_bytes(model->act), moment = dtype_bytes(model->moments);
-        CHECK(world, other != NULL && other->count == param->count);
-        CHECK(world, memcmp((char *)a->weights + (size_t)param->offset * act,
-                            (char *)b->weights + (size_t)other->offset * act,
-                            (size_t)param->count * act) == 0);
+        CHECK(world, other != NULL);
+        const struct model_group *b = &whole->group[other->group];
+        CHECK(world,
+              same_runs(param, 0, param->count, (char *)a->weights + (size_t)param->offset * act,
+                        (char *)b->weights + (size_t)other->offset * act, act));
         if (piece.first >= piece.last) {
             continue;
         }
-        const size_t count = (size_t)(piece.last - piece.first),
-                     at = (size_t)zero_place(&a->zero, piece.first),
-                     there = (size_t)(other->offset + piece.first - param->offset);
-        CHECK(world, memcmp(a->master + at, b->master + there, count * sizeof(float)) == 0);
-        CHECK(world, memcmp((char *)a->moment1 + at * moment, (char *)b->moment1 + there * moment,
-                            count * moment) == 0);
-        CHECK(world,
-              param->muon || memcmp((char *)a->moment2 + at * moment,
-                                    (char *)b->moment2 + there * moment, count * moment) == 0);
-        CHECK(world,
-              a->ema == NULL || memcmp(a->ema + at, b->ema + there, count * sizeof(float)) == 0);
+        const int64_t from = piece.first - param->offset, to = piece.last - param->offset,
+                      whole_at = other->offset;
+        const size_t at = (size_t)zero_place(&a->zero, piece.first), there = (size_t)whole_at;
+        CHECK(world, same_runs(param, from, to, a->master + at, b->master + there, sizeof(float)));
+        CHECK(world, same_runs(param, from, to, (char *)a->moment1 + at * moment,
+                               (char *)b->moment1 + there * moment, moment));
+        CHECK(world, param->muon || same_runs(param, from, to, (char *)a->moment2 + at * moment,
+                                              (char *)b->moment2 + there * moment, moment));
+        CHECK(world, a->ema == NULL ||
+                         same_runs(param, from, to, a->ema + at, b->ema + there, sizeof(float)));
     }
 }
 
@@ -216,6 +241,47 @@ static const struct variant variants[] = {
      .base = LATENT},
     {.overrides = {"parallel.zero=2", "optimizer.name=muon", "optimizer.ema=0.5"}, .base = LATENT},
 };
+
+/* Matrices that tp or etp divides: heads 4, widths that both divide. bf16 moments are rounded by a
+ * noise that is keyed by the element in the part, so fp32 ones. */
+static const char DIVIDED[] = "run: {seed: 5, steps: 9}\n"
+                              "model:\n"
+                              "  vocab_size: 67\n"
+                              "  hidden_size: 24\n"
+                              "  intermediate_size: 20\n"
+                              "  num_hidden_layers: 2\n"
+                              "  num_attention_heads: 4\n"
+                              "  num_key_value_heads: 4\n"
+                              "  num_local_experts: 4\n"
+                              "train: {sequence_length: 16, micro_batch: 1, global_batch: 4}\n";
+
+static const struct variant divided[] = {
+    {.overrides = {"optimizer.name=muon", "train.precision=fp32", "optimizer.ema=0.5"}},
+    {.overrides = {"optimizer.name=muon", "train.precision=bf16",
+                   "optimizer.freeze=*.1.self_attn.o*,*q_proj*,*experts.3.w2*,*norm*"}},
+    {.overrides = {"optimizer.name=muon", "parallel.zero=2"}},
+};
+
+/* Muon's matrices, divided among 2 or all ranks: parts travel, each has its turn. */
+static void test_divided(struct comm *world)
+{
+    struct comm self;
+    comm_split(world, world->rank, 0, &self);
+    for (size_t i = 0; i < sizeof divided / sizeof divided[0]; i++) {
+        for (int ways = 2; ways <= world->size; ways *= 2) {
+            struct variant variant = divided[i];
+            variant.base = DIVIDED;
+            variant.tp = ways;
+            run_variant(world, &self, 1, &variant);
+            variant.tp = 1;
+            variant.etp = ways;
+            run_variant(world, &self, world->size / ways, &variant);
+            variant.tp = ways;
+            run_variant(world, &self, 1, &variant);
+        }
+    }
+    comm_free(&self);
+}
 
 static void test_same_bits(struct comm *world)
 {
@@ -400,8 +466,9 @@ static void test_owners(struct comm *world)
 int main(void)
 {
     static const struct ranks_test tests[] = {
-        RANKS_TEST(test_same_bits), RANKS_TEST(test_frozen),       RANKS_TEST(test_frozen_average),
-        RANKS_TEST(test_patterns),  RANKS_TEST(test_muon_updates), RANKS_TEST(test_owners),
+        RANKS_TEST(test_same_bits),      RANKS_TEST(test_divided),  RANKS_TEST(test_frozen),
+        RANKS_TEST(test_frozen_average), RANKS_TEST(test_patterns), RANKS_TEST(test_muon_updates),
+        RANKS_TEST(test_owners),
     };
     return RANKS_MAIN(tests);
 }

@@ -119,6 +119,23 @@ static void test_tensor_is_reserved(struct comm *world)
     }
 }
 
+/* Codes where tp divides matrices, Muon's turns, capacities of divided sequences. */
+static void test_divided_is_reserved(struct comm *world)
+{
+    static const char *const cases[][TINY_OVERRIDES] = {
+        {"parallel.tp=2", "train.precision=fp8", "model.hidden_size=32", "model.head_dim=128",
+         "model.num_key_value_heads=2", "model.intermediate_size=16", "model.num_hidden_layers=1"},
+        {"parallel.tp=2", "optimizer.name=muon", "model.num_key_value_heads=2"},
+        {"parallel.tp=2", "optimizer.name=muon", "parallel.zero=2"},
+        {"parallel.etp=2", "optimizer.name=muon"},
+        {"parallel.tp=2", "router.capacity_factor=1"},
+        {"parallel.cp=2", "router.capacity_factor=1"},
+    };
+    for (size_t i = 0; world->size % 2 == 0 && i < sizeof cases / sizeof cases[0]; i++) {
+        compare(world, TINY_MIXTRAL, cases[i]);
+    }
+}
+
 static void test_context_is_reserved(struct comm *world)
 {
     static const char *const cases[][TINY_OVERRIDES] = {
@@ -208,8 +225,8 @@ int main(void)
     const struct ranks_test tests[] = {
         RANKS_TEST(test_planned_is_reserved),   RANKS_TEST(test_tensor_is_reserved),
         RANKS_TEST(test_machines_are_reserved), RANKS_TEST(test_context_is_reserved),
-        RANKS_TEST(test_pipeline_is_reserved),  RANKS_TEST(test_fp8_is_reserved),
-        RANKS_TEST(test_nothing_is_allocated),
+        RANKS_TEST(test_divided_is_reserved),   RANKS_TEST(test_pipeline_is_reserved),
+        RANKS_TEST(test_fp8_is_reserved),       RANKS_TEST(test_nothing_is_allocated),
     };
     return RANKS_MAIN(tests);
 }

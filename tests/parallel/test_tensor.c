@@ -112,6 +112,79 @@ static void test_rows(struct comm *world)
     device_close(device);
 }
 
+/* --- codes --- */
+
+enum { CODED = 160, CODE_ROWS = COUNT * 16 }; /* a tile and a part of one */
+
+struct coded {
+    uint8_t code[CODE_ROWS * CODED] __attribute__((aligned(16)));
+    float scale[2 * CODE_ROWS] __attribute__((aligned(16)));
+};
+
+static struct fp8_rows coded_view(struct coded *coded, int64_t rows)
+{
+    return fp8_view((struct fp8_buffer){.code = coded->code, .scale = coded->scale}, rows, CODED);
+}
+
+static void quantise(struct device *device, struct fp8_rows q, uint16_t *x)
+{
+    const struct fp8_how how = {.power_of_two = true};
+    const struct fp8_rows none = {0};
+    device_ops(device)->fp8->quantize(device, q, none, tensor_2d(x, DTYPE_BF16, q.rows, CODED),
+                                      NULL, q.rows, NULL, 0, &how);
+}
+
+/* Each rank's codes of its own rows, gathered: the bytes of the codes of all. */
+static void check_codes(struct comm *world, struct device *device, const struct tp *tp,
+                        int64_t tokens)
+{
+    static struct coded all, own, full;
+    static uint16_t x[CODE_ROWS * CODED], mine[CODE_ROWS * CODED];
+    const int64_t share = tp_tokens(tp, tokens), rows = COUNT * tokens;
+    for (int64_t i = 0; i < rows * CODED; i++) {
+        const double wide = rng_uniform(7, (uint64_t)i) - 0.5;
+        x[i] = bf16_from_float((float)ldexp(wide, (int)(i / CODED) % 9)); /* scales of their own */
+    }
+    for (int64_t s = 0; s < COUNT; s++) {
+        memcpy(mine + s * share * CODED, x + (s * tokens + tp_first(tp)) * CODED,
+               (size_t)(share * CODED) * sizeof *x);
+    }
+    quantise(device, coded_view(&all, rows), x);
+    quantise(device, coded_view(&own, COUNT * share), mine);
+    const struct fp8_rows want = coded_view(&all, rows), got = coded_view(&full, rows);
+    tp_gather_codes(tp, got, coded_view(&own, COUNT * share), COUNT);
+    CHECK(world, memcmp(want.code, got.code, (size_t)(rows * CODED)) == 0);
+    for (int64_t i = 0; i < rows; i++) {
+        CHECK(world, want.scale[i] == got.scale[i]);
+        CHECK(world, want.scale[want.pitch + i] == got.scale[want.pitch + i]);
+    }
+}
+
+static void test_codes(struct comm *world)
+{
+    const struct device_options options = {.name = "cpu", .threads = 1};
+    struct device *device = NULL;
+    struct tp tp;
+    if (world->size == 1) {
+        return;
+    }
+    CHECK_EQUAL(world, device_open(&device, &options), STATUS_OK);
+    const struct ops *ops = device_ops(device);
+    const int64_t share = 3, whole = share * world->size;
+    struct arena arena = {
+        .source = {.device = device, .alloc = ops->memory_alloc, .free = ops->memory_free}};
+    tp_init(&tp, world, device, ops, whole, CODED);
+    for (int pass = 0; pass < 2; pass++) {
+        tp_layout(&tp, &arena);
+        CHECK(world, pass == 1 || arena_reserve(&arena, "test") == STATUS_OK);
+    }
+    for (int64_t tokens = whole; tokens > whole - share; tokens--) {
+        check_codes(world, device, &tp, tokens);
+    }
+    arena_free(&arena);
+    device_close(device);
+}
+
 /* --- models --- */
 
 struct curve {
@@ -187,6 +260,106 @@ static void compare(struct comm *world, const char *text, const char *more, int 
         }
     }
     comm_free(&alone);
+}
+
+/* --- FP8 --- */
+
+/* Parts of 128. */
+static const char *const coded_mixtral[TINY_OVERRIDES] = {
+    "train.precision=fp8",         "model.initializer_range=0.1", "model.hidden_size=64",
+    "model.num_attention_heads=4", "model.num_key_value_heads=4", "model.head_dim=64",
+    "model.intermediate_size=48"};
+static const char *const coded_v3[TINY_OVERRIDES] = {"train.precision=fp8",
+                                                     "model.initializer_range=0.1",
+                                                     "model.hidden_size=64",
+                                                     "model.num_attention_heads=4",
+                                                     "model.num_key_value_heads=4",
+                                                     "model.qk_nope_head_dim=64",
+                                                     "model.qk_rope_head_dim=64",
+                                                     "model.v_head_dim=64",
+                                                     "model.q_lora_rank=48",
+                                                     "model.kv_lora_rank=32",
+                                                     "model.intermediate_size=256",
+                                                     "model.moe_intermediate_size=256",
+                                                     "model.num_nextn_predict_layers=1"};
+
+struct coded_step {
+    struct step_result result;
+    struct fp8_counters counters[LINEAR_KINDS]; /* values: of all ranks */
+};
+
+static struct coded_step train_coded(struct comm *world, const char *text,
+                                     const char *const *overrides, int tp, const char *more,
+                                     const char *axis)
+{
+    static struct tiny tiny;
+    const char *all[TINY_OVERRIDES];
+    struct coded_step step;
+    char divided[32];
+    int count = 0;
+    snprintf(divided, sizeof divided, "parallel.tp=%d", tp);
+    memcpy(all, overrides, sizeof all);
+    while (all[count] != NULL) {
+        count++;
+    }
+    all[count++] = divided;
+    all[count++] = more != NULL ? more : "run.seed=5";
+    all[count] = axis;
+    CHECK(world, tiny_open(&tiny, world, text, all) == STATUS_OK);
+    CHECK(world, stepper_step(&tiny.stepper, 1, 0, &step.result) == STATUS_OK);
+    memcpy(step.counters, tiny.model.linears.counters, sizeof step.counters);
+    for (int k = 0; k < LINEAR_WEIGHTS; k++) {
+        int64_t values = (int64_t)step.counters[k].values;
+        comm_all_reduce(world, &values, 1, DTYPE_I64, REDUCE_SUM);
+        step.counters[k].values = (uint64_t)values;
+    }
+    tiny_close(&tiny);
+    return step;
+}
+
+/* Codes are one rank's, each counted once; what differs are the last bits of sums over tp, what
+ * becomes of them where they are rounded to bf16 and to codes, and, of latent attention, tiles
+ * along tokens: the layers that are not divided see each rank's tokens alone. */
+static void compare_coded(struct comm *world, const char *text, const char *const *overrides,
+                          const char *more, const char *axis)
+{
+    struct comm alone = {0};
+    comm_split(world, world->rank, 0, &alone);
+    const struct coded_step one = train_coded(&alone, text, overrides, 1, more, NULL),
+                            own = train_coded(world, text, overrides, 2, more, axis);
+    expect_close(world, own.result.loss, one.result.loss, 1e-3);
+    expect_close(world, own.result.mtp_loss, one.result.mtp_loss, 1e-3);
+    expect_close(world, own.result.aux_loss, one.result.aux_loss, 1e-3);
+    expect_close(world, own.result.grad_norm, one.result.grad_norm, 1e-2);
+    /* a token on its way to several experts of a rank is quantised once */
+    const bool once = axis != NULL && strncmp(axis, "parallel.ep", strlen("parallel.ep")) == 0;
+    for (int k = 0; k < LINEAR_WEIGHTS && !once; k++) {
+        CHECK_EQUAL(world, own.counters[k].values, one.counters[k].values);
+    }
+    comm_free(&alone);
+}
+
+static void test_coded(struct comm *world)
+{
+    static const char *const modes[] = {NULL,
+                                        "train.recompute=norms",
+                                        "train.recompute=block",
+                                        "fp8.first_bf16=1",
+                                        "fp8.scales=amax",
+                                        "fp8.accumulate=promoted"};
+    if (world->size % 2 != 0) {
+        return;
+    }
+    for (size_t i = 0; i < (axis_full() ? sizeof modes / sizeof modes[0] : 2); i++) {
+        compare_coded(world, TINY_MIXTRAL, coded_mixtral, modes[i], NULL);
+        compare_coded(world, TINY_V3, coded_v3, modes[i], NULL);
+    }
+    if (world->size == 4) { /* gradients of weights wait; tokens travel, in codes */
+        compare_coded(world, TINY_MIXTRAL, coded_mixtral, NULL, "parallel.pp=2");
+        compare_coded(world, TINY_V3, coded_v3, NULL, "parallel.pp=2");
+        compare_coded(world, TINY_V3, coded_v3, NULL, "parallel.ep=4");
+        compare_coded(world, TINY_V3, coded_v3, NULL, "parallel.zero=2");
+    }
 }
 
 static void test_models(struct comm *world)
@@ -286,10 +459,8 @@ static void test_verify(struct comm *world)
 int main(void)
 {
     static const struct ranks_test tests[] = {
-        RANKS_TEST(test_rows),
-        RANKS_TEST(test_models),
-        RANKS_TEST(test_checkpoints),
-        RANKS_TEST(test_verify),
+        RANKS_TEST(test_rows),  RANKS_TEST(test_codes),       RANKS_TEST(test_models),
+        RANKS_TEST(test_coded), RANKS_TEST(test_checkpoints), RANKS_TEST(test_verify),
     };
     return RANKS_MAIN(tests);
 }

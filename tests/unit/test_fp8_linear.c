@@ -180,10 +180,11 @@ static void expect_linear(struct check *c, const struct mode *m, const struct fp
                 const double old = m->add ? check_get(&before, r * s->out + o) : 0,
                              sum = old + expected_sum(&terms, m, &slack),
                              value = check_get(&y, r * s->out + o);
-                if (!(fabs(value - sum) <= slack + 0x1p-8 * (fabs(sum) + slack) * (1 + 0x1p-8))) {
+                const double unit = y.dtype == DTYPE_BF16 ? 0x1p-8 : CHECK_U;
+                if (!(fabs(value - sum) <= slack + unit * (fabs(sum) + slack) * (1 + unit))) {
                     check_fail(c, "y", &y, r * s->out + o, value, sum, "out of tolerance");
                 }
-                if (!m->add && slack == 0 && value != check_round(sum, DTYPE_BF16)) {
+                if (!m->add && slack == 0 && value != check_round(sum, y.dtype)) {
                     check_fail(c, "y", &y, r * s->out + o, value, sum, "not the model's");
                 }
             }
@@ -213,13 +214,12 @@ static void expect_parts(struct check *c, const struct mode *m, struct fp8_rows 
     }
 }
 
-static void run_linear(struct check *c, const void *args)
+static void run_linear_as(struct check *c, const struct mode *m, enum dtype dtype)
 {
-    const struct mode *m = args;
     const struct shape *s = m->shape;
-    name_case(c, "linear", m);
+    name_case(c, dtype == DTYPE_F32 ? "linear to f32" : "linear", m);
     const struct tensor src = check_random(c, "x", DTYPE_BF16, s->rows, s->in, 1),
-                        before = check_random(c, "y", DTYPE_BF16, s->rows, s->out, 0.1),
+                        before = check_random(c, "y", dtype, s->rows, s->out, 0.1),
                         y = check_copy(c, "y", before);
     const struct fp8_rows x = fp8_check_rows(c, "x codes", s->rows, s->in), none = {0};
     const struct fp8_weights w = quantised_weights(c, m);
@@ -230,6 +230,12 @@ static void run_linear(struct check *c, const void *args)
         expect_linear(c, m, &x, &w, y, before);
     }
     expect_parts(c, m, x, w, y, before);
+}
+
+static void run_linear(struct check *c, const void *args)
+{
+    run_linear_as(c, args, DTYPE_BF16);
+    run_linear_as(c, args, DTYPE_F32);
 }
 
 /* --- linear_weight --- */

@@ -57,12 +57,6 @@ void config_check_context(const struct config *config, struct config_errors *err
                      "which each rank has a part",
                      cp);
     }
-    if (config->router.capacity_factor > 0) {
-        config_error(errors,
-                     "parallel.cp %lld with router.capacity_factor %g: not built: a capacity is of "
-                     "a micro-batch, of whose tokens each rank has a part",
-                     cp, config->router.capacity_factor);
-    }
     if (config->sample.every_steps > 0) {
         config_error(errors,
                      "parallel.cp %lld with sample.every_steps %lld: not built: sample with "

@@ -3,6 +3,45 @@
 
 #include "trainer/config/config_table.h"
 
+/* In FP8: rows and columns that a rank has of what tp divides are whole tiles of 128, so that its
+ * codes are those of one rank. */
+static void check_tensor_codes(const struct config *config, struct config_errors *errors)
+{
+    enum { TILE = 128 };
+    const bool mixtral = config->model.family == CONFIG_MIXTRAL;
+    const int64_t tp = config->parallel.tp, heads = config->model.num_attention_heads,
+                  nope = config->model.qk_nope_head_dim, rope = config->model.qk_rope_head_dim,
+                  head = config->model.head_dim > 0 ? config->model.head_dim
+                                                    : config->model.hidden_size / heads,
+                  kv = config->model.num_key_value_heads > 0 ? config->model.num_key_value_heads
+                                                             : heads,
+                  v = config->model.v_head_dim, dense = config->model.first_k_dense_replace;
+    const struct {
+        const char *what;
+        int64_t size;
+    } divided[] = {
+        {"model.num_attention_heads x head_dim", mixtral ? heads * head : 0},
+        {"model.num_key_value_heads x head_dim", mixtral ? kv * head : 0},
+        {"model.num_attention_heads x (qk_nope_head_dim + qk_rope_head_dim)",
+         mixtral ? 0 : heads * (nope + rope)},
+        {"model.num_attention_heads x (qk_nope_head_dim + v_head_dim)",
+         mixtral ? 0 : heads * (nope + v)},
+        {"model.num_attention_heads x v_head_dim", mixtral ? 0 : heads * v},
+        {"model.intermediate_size",
+         !mixtral && dense > config->fp8.first_bf16 ? config->model.intermediate_size : 0},
+        {"model.n_shared_experts x moe_intermediate_size",
+         mixtral ? 0 : config->model.n_shared_experts * config->model.moe_intermediate_size},
+    };
+    for (size_t i = 0; i < sizeof divided / sizeof divided[0]; i++) {
+        if (config->train.precision == CONFIG_FP8 && divided[i].size % (TILE * tp) != 0) {
+            config_error(errors,
+                         "parallel.tp %lld with train.precision fp8 makes parts of %lld / %lld of "
+                         "%s: codes have scales of 128; give parts that are a multiple of that",
+                         (long long)tp, (long long)divided[i].size, (long long)tp, divided[i].what);
+        }
+    }
+}
+
 /* What each of parallel.tp ranks has a part of; and what is not built for it. */
 static void check_tensor(const struct config *config, struct config_errors *errors)
 {
@@ -43,29 +82,12 @@ static void check_tensor(const struct config *config, struct config_errors *erro
     if (tp == 1 || config->planning) {
         return;
     }
-    if (config->train.precision == CONFIG_FP8) {
-        config_error(errors,
-                     "parallel.tp %lld with train.precision fp8: not built: the codes of "
-                     "rows are not gathered between ranks; use bf16",
-                     (long long)tp);
-    }
+    check_tensor_codes(config, errors);
     if (config->debug.trace != NULL) {
         config_error(errors,
                      "parallel.tp %lld with debug.trace: not built: it hashes whole tensors, of "
                      "which each rank has a part",
                      (long long)tp);
-    }
-    if (config->optimizer.name == CONFIG_MUON) {
-        config_error(errors,
-                     "parallel.tp %lld with optimizer.name muon: not built: it orthogonalises "
-                     "whole matrices, of which each rank has a part",
-                     (long long)tp);
-    }
-    if (config->router.capacity_factor > 0) {
-        config_error(errors,
-                     "parallel.tp %lld with router.capacity_factor %g: not built: a capacity is of "
-                     "a micro-batch, of whose tokens each rank has a part",
-                     (long long)tp, config->router.capacity_factor);
     }
     if (config->sample.every_steps > 0) {
         config_error(errors,
@@ -124,12 +146,6 @@ static void check_experts(const struct config *config, struct config_errors *err
         config_error(errors,
                      "parallel.etp %lld with debug.trace: not built: it hashes whole tensors, of "
                      "which each rank has a part",
-                     etp);
-    }
-    if (config->optimizer.name == CONFIG_MUON) {
-        config_error(errors,
-                     "parallel.etp %lld with optimizer.name muon: not built: it orthogonalises "
-                     "whole matrices, of which each rank has a part",
                      etp);
     }
 }

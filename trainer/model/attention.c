@@ -278,15 +278,19 @@ static void project_backward(struct model *model, int64_t block, const struct bl
                              struct tensor dy)
 {
     const struct linears *linears = &model->linears;
-    const struct operand x = attended_of(model, block, call), own = {.act = dy};
-    const struct operand whole = block_gather(model, call, 0, &own);
+    const struct linear *linear = linears_at(linears, block, LINEAR_O);
+    const struct operand own = {.act = dy};
+    struct operand x = attended_of(model, block, call), whole = block_gather(model, call, 0, &own);
+    const struct tensor dx =
+        model_act(model, model->attention.dattended, x.act.dim[0], x.act.dim[1]);
     if (linears_in_fp8(linears, block)) {
         model->ops->fp8->e5m6_unpack(model->device, x.act,
                                      model->blocks[block].attention.attended_codes);
     }
-    linear_backward(linears, linears_at(linears, block, LINEAR_O),
-                    model_act(model, model->attention.dattended, x.act.dim[0], x.act.dim[1]),
-                    whole.act, &x, false);
+    block_ready(model, linear, &whole);
+    linear_turn(linears, linear, &x, NULL);
+    linear_backward_weight(linears, linear, &whole, &x, NULL, dx.dim[0]);
+    linear_backward_input(linears, linear, dx, &whole, NULL, false);
 }
 
 /* Gradients of queries, keys and values from scratch dattended. */

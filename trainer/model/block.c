@@ -63,50 +63,6 @@ void block_sum(const struct model *model, void *data, int64_t count, enum dtype 
     }
 }
 
-struct operand block_gather(const struct model *model, const struct block_call *call, int buffer,
-                            const struct operand *x)
-{
-    if (tp_alone(&model->tp)) {
-        return *x;
-    }
-    const struct tensor whole =
-        model_act(model, model->wide[buffer], call->count * call->sequence, x->act.dim[1]);
-    tp_gather(&model->tp, whole, x->act, call->count);
-    return (struct operand){.act = whole};
-}
-
-void block_divided(const struct model *model, const struct linear *linear,
-                   const struct block_call *call, struct tensor y, const struct operand *x)
-{
-    const struct operand whole = block_gather(model, call, 0, x);
-    linear_forward(&model->linears, linear, y, &whole, NULL, false);
-}
-
-void block_divided_backward(const struct model *model, const struct linear *linear,
-                            const struct block_call *call, struct tensor dx, struct tensor dy,
-                            const struct operand *x)
-{
-    const struct operand whole = block_gather(model, call, 0, x);
-    const struct tensor part = block_part(model, call, dx);
-    linear_backward(&model->linears, linear, part, dy, &whole, false);
-    block_join(model, call, dx, part, false);
-}
-
-struct tensor block_part(const struct model *model, const struct block_call *call, struct tensor y)
-{
-    return tp_alone(&model->tp)
-               ? y
-               : tensor_2d(model->wide[1], DTYPE_F32, call->count * call->sequence, y.dim[1]);
-}
-
-void block_join(const struct model *model, const struct block_call *call, struct tensor y,
-                struct tensor part, bool add)
-{
-    if (!tp_alone(&model->tp)) {
-        tp_reduce(&model->tp, y, part, call->count, add);
-    }
-}
-
 static bool has_experts(const struct model *model, int64_t block)
 {
     return block >= model->arch.dense_layers;
@@ -331,7 +287,7 @@ static void feed_forward(struct model *model, int64_t block, const struct block_
     const struct operand whole = visited ? block_gather(model, call, 0, &x) : x;
     if (routed) {
         moe_forward_start(&model->moe, &state->moe, &weights, x.act, block_sequence(model, call),
-                          call->training);
+                          call->length, call->training);
     }
     if (visited) { /* beside tokens on their way to their experts */
         const int64_t began = comm_span_begin(model->mesh->world);
@@ -498,6 +454,7 @@ static void feed_forward_backward(struct model *model, int64_t block, const stru
         if (model->config->train.recompute == CONFIG_RECOMPUTE_EXPERTS) {
             mlp_restore(&mlp, &whole);
         }
+        block_ready(model, mlp.down, &dwhole);
         mlp_backward_down(&mlp, dwhole);
         progress(model);
         mlp_backward_up_weight(&mlp, &whole);

@@ -4,6 +4,7 @@
 #ifndef TRAINER_BLOCK_H
 #define TRAINER_BLOCK_H
 
+#include "trainer/model/divided.h"
 #include "trainer/model/model.h"
 
 struct cache;
@@ -12,7 +13,8 @@ struct cache;
 struct block_call {
     const struct batch *batch; /* device memory */
     int64_t count, sequence;   /* B, T of this call; where cp divides sequences this rank's part */
-    int64_t length;            /* of training: tokens of whole sequences */
+    int64_t length;            /* of training: tokens of whole sequences, */
+    const int32_t *first;      /* and batch->first, host memory */
     bool training;
     uint64_t jitter_key;    /* of the first block; used when training and jitter is on */
     struct cache *cache;    /* NULL, or where keys and values go; cache->row says to which rows */
@@ -42,24 +44,6 @@ int64_t block_sequence(const struct model *model, const struct block_call *call)
 
 /* Sums over the ranks that have other tokens of the same sequences. Collective over tp and cp. */
 void block_sum(const struct model *model, void *data, int64_t count, enum dtype dtype);
-
-/* Around the matrices that tp divides; with one rank the plain products. Collective over tp.
- * block_gather: x of all tokens, in model->wide[buffer], until the next use of that.
- * block_divided: y of all tokens = x w^T; uses wide[0].
- * block_divided_backward: dx = dy w of dy of all tokens, and the gradient of w; uses both.
- * block_join: y = (add ? y : 0) + the sum over tp of this rank's tokens of `part`, which stands in
- * what block_part gave, f32 in wide[1], so that sums are rounded once; with one rank that is y
- * itself. */
-struct operand block_gather(const struct model *model, const struct block_call *call, int buffer,
-                            const struct operand *x);
-void block_divided(const struct model *model, const struct linear *linear,
-                   const struct block_call *call, struct tensor y, const struct operand *x);
-void block_divided_backward(const struct model *model, const struct linear *linear,
-                            const struct block_call *call, struct tensor dx, struct tensor dy,
-                            const struct operand *x);
-struct tensor block_part(const struct model *model, const struct block_call *call, struct tensor y);
-void block_join(const struct model *model, const struct block_call *call, struct tensor y,
-                struct tensor part, bool add);
 
 /* Views: an activation [rows, cols]; a group's weights or gradients at `offset`; a norm's. */
 struct tensor model_act(const struct model *model, void *data, int64_t rows, int64_t cols);

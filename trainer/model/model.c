@@ -128,7 +128,6 @@ static void activation_layout(struct model *model)
     }
     tp_layout(&model->tp, arena);
     vocab_layout(model, arena);
-    cp_layout(&model->cp, arena);
     model->final_rstd = arena_alloc(arena, (size_t)own * sizeof(float));
     model->rope = arena_alloc(arena, (size_t)(model->length * arch->rope_dim) * sizeof(float));
     model->load = arena_alloc(arena, (size_t)loads * sizeof(int64_t));
@@ -228,7 +227,17 @@ static void init_experts(struct model *model, const struct mesh *mesh)
                               .local_experts = arch->experts / mesh->ep.size,
                               .apart = nodes_apart(&mesh->nodes),
                               .slices = slices,
-                              .choices = arch->top_k * slices};
+                              .choices = arch->top_k * slices,
+                              .capacity = {.device = model->device,
+                                           .ops = model->ops,
+                                           .tp = &model->tp,
+                                           .cp = &model->cp,
+                                           .factor = model->config->router.capacity_factor,
+                                           .top_k = arch->top_k,
+                                           .experts = arch->experts,
+                                           .groups = arch->capacity_groups,
+                                           .tokens = model->batch * model->length,
+                                           .part = model->batch * model->sequence}};
     const struct expert_sizes sizes = {.tokens = tokens,
                                        .top_k = arch->top_k * slices,
                                        .experts = arch->experts * slices,
@@ -265,11 +274,7 @@ static enum status reserve_experts(struct model *model)
 /* The ranks that divide sequences, and this one's part of them. */
 static void init_context(struct model *model, const struct mesh *mesh)
 {
-    const struct architecture *arch = &model->whole;
-    const int64_t grouped = 2 * arch->kv_heads * arch->qk_dim,
-                  latent = arch->kv_rank > arch->rope_dim ? arch->kv_rank : arch->rope_dim;
-    cp_init(&model->cp, (struct comm *)&mesh->cp, model->device, model->ops, model->length,
-            arch->kv_rank > 0 ? latent : grouped);
+    cp_init(&model->cp, (struct comm *)&mesh->cp, model->device, model->ops, model->length);
     model->sequence = cp_tokens(&model->cp, model->length);
 }
 

@@ -154,13 +154,16 @@ void model_sum_losses(struct model *model)
     block_sum(model, &model->losses->kept, 1, DTYPE_I64);
 }
 
+/* The batch is or will be what take_batch leaves in model->own. */
 static struct block_call call_of(const struct model *model, const struct model_unit *unit)
 {
+    const int64_t own = cp_tokens(&model->cp, unit->sequence);
     assert((tp_alone(&model->tp) && cp_alone(&model->cp)) || unit->sequence == model->length);
     return (struct block_call){.batch = &model->input,
                                .count = unit->count,
-                               .sequence = cp_tokens(&model->cp, unit->sequence),
+                               .sequence = own,
                                .length = unit->sequence,
+                               .first = model->own + 3 * unit->count * own,
                                .training = unit->scale != NULL,
                                .jitter_key = unit->scale != NULL ? unit->scale->jitter_key : 0};
 }

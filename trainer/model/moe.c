@@ -1,7 +1,6 @@
 #include "trainer/model/moe.h"
 
 #include <assert.h>
-#include <math.h>
 #include <string.h>
 
 struct router_shape moe_router_shape(const struct moe *moe, int64_t tokens, int64_t sequence)
@@ -83,6 +82,7 @@ void moe_scratch_layout(struct moe *moe, struct arena *arena)
                  slots = (size_t)(moe->tokens * moe->choices), received = (size_t)moe->bound;
     const int64_t codes = moe->tokens * moe->choices * arch->width;
     struct moe_scratch *scratch = &moe->scratch;
+    capacity_layout(&moe->capacity, arena);
     scratch->dlogits = arena_alloc(arena, (size_t)(moe->tokens * arch->experts) * sizeof(float));
     scratch->dweight = arena_alloc(arena, (size_t)(moe->tokens * arch->top_k) * sizeof(float));
     if (moe->slices > 1) {
@@ -103,21 +103,6 @@ void moe_scratch_layout(struct moe *moe, struct arena *arena)
         scratch->send_codes.scale = arena_alloc(
             arena, travels ? 0 : fp8_scale_bytes(moe->tokens * moe->choices, arch->width));
     }
-}
-
-/* Slots that travel: those beyond the capacity of an expert, or of V2's group of experts, do not.
- */
-static const int32_t *kept_slots(struct moe *moe, struct moe_state *state,
-                                 struct router_shape shape, bool drops)
-{
-    const int64_t slots = shape.tokens * shape.top_k, groups = moe->arch->capacity_groups;
-    if (!drops) {
-        return state->expert;
-    }
-    moe->ops->expert_drop(
-        moe->device, state->routed, state->expert, state->weight, slots, shape.experts, groups,
-        (int64_t)ceil(moe->config->router.capacity_factor * (double)slots / (double)groups));
-    return state->routed;
 }
 
 /* With one rank in ep, rows in send order are rows in expert order: nothing travels. */
@@ -164,7 +149,7 @@ static float *choice_gradients(const struct moe *moe)
 }
 
 static void route(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                  struct tensor x, int64_t sequence, bool training)
+                  struct tensor x, int64_t sequence, int64_t length, bool training)
 {
     const struct router_shape shape = moe_router_shape(moe, x.dim[0], sequence);
     const bool drops = training && moe->config->router.capacity_factor > 0,
@@ -177,7 +162,11 @@ static void route(struct moe *moe, struct moe_state *state, const struct moe_wei
     if (moe->config->router.force_balanced) {
         moe->ops->router_even(moe->device, state->expert, state->weight, state->counts, shape);
     }
-    const int32_t *kept = kept_slots(moe, state, shape, drops);
+    if (drops) {
+        capacity_drop(&moe->capacity, state->routed, state->expert, state->weight,
+                      x.dim[0] / sequence, sequence, length);
+    }
+    const int32_t *kept = drops ? state->routed : state->expert;
     expert_plan_make(&state->plan, spread(moe, state, kept, shape.tokens * shape.top_k),
                      shape.tokens, moe->choices, drops && exact);
 }
@@ -306,10 +295,10 @@ static struct tensor expert_side(const struct moe *moe, const struct moe_state *
 }
 
 void moe_forward_start(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                       struct tensor x, int64_t sequence, bool training)
+                       struct tensor x, int64_t sequence, int64_t length, bool training)
 {
     const int64_t began = comm_span_begin(state->plan.ep);
-    route(moe, state, weights, x, sequence, training);
+    route(moe, state, weights, x, sequence, length, training);
     comm_span_end(state->plan.ep, "router", began);
     tokens_start(moe, state, weights, x, 0);
 }

@@ -5,6 +5,7 @@
 #include "kernels/device.h"
 #include "parallel/expert.h"
 #include "trainer/model/architecture.h"
+#include "trainer/model/capacity.h"
 #include "trainer/model/mlp.h"
 
 /* What forward leaves for backward, one per block with experts. N tokens in sequences (rows of
@@ -65,6 +66,7 @@ struct moe {
     int64_t sending;       /* M: rows that leave this rank at most; exact: S, or R */
     bool apart;            /* ep's ranks stand on machines that are told apart */
     struct moe_scratch scratch;
+    struct capacity capacity;
 };
 
 /* Weights of one layer, and where their gradients add up. */
@@ -92,9 +94,10 @@ void moe_expect(const struct moe *moe, struct moe_state *state, int64_t tokens, 
 /* Both passes in two halves: while rows travel between ranks, the device has time for what the
  * caller puts between start and finish (the shared experts); that may not use moe->scratch.
  *
- * y[n,C] = experts(x[n,C]). Collective over ep. training: capacity applies. */
+ * y[n,C] = experts(x[n,C]). x: sequences of `sequence` tokens, which all ranks together have
+ * `length` of. Collective over ep; training: capacity applies, over tp and cp too. */
 void moe_forward_start(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
-                       struct tensor x, int64_t sequence, bool training);
+                       struct tensor x, int64_t sequence, int64_t length, bool training);
 void moe_forward_finish(struct moe *moe, struct moe_state *state, const struct moe_weights *weights,
                         struct tensor y, struct tensor x, bool training);
 /* dx overwrites; gradients add. aux [sequences, E], z_scale: see router_backward. `x` is forward's,

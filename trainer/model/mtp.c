@@ -64,10 +64,12 @@ void mtp_layout(struct model *model, struct arena *arena)
 static struct block_call call_of(const struct model *model, int64_t k, int64_t count,
                                  int64_t sequence, const struct model_scale *scale)
 {
-    return (struct block_call){.batch = &model->mtp[k - 1].batch,
+    const struct mtp_state *state = &model->mtp[k - 1];
+    return (struct block_call){.batch = &state->batch,
                                .count = count,
                                .sequence = cp_tokens(&model->cp, sequence - k),
                                .length = sequence - k,
+                               .first = batch_view(state->host, count * (sequence - k)).first,
                                .training = true,
                                .jitter_key = scale->jitter_key};
 }

@@ -159,11 +159,16 @@ double exchange_seconds(const struct hardware *hardware, const struct exchange_s
     return fmax(across, within) + hardware->message;
 }
 
+/* Ranks of a node that are `stride` apart. */
+static int64_t ranks_on_node(const struct hardware *hardware, int64_t stride)
+{
+    return hardware->ranks_per_node > stride ? hardware->ranks_per_node / stride : 1;
+}
+
 double exchange_reduce_seconds(const struct hardware *hardware, double bytes, int64_t ranks,
                                int64_t stride)
 {
-    const int64_t on_node =
-        hardware->ranks_per_node > stride ? hardware->ranks_per_node / stride : 1;
+    const int64_t on_node = ranks_on_node(hardware, stride);
     const double together = hardware->network * (double)on_node, /* a ring's, over all its nodes */
         rate = ranks <= on_node ? hardware->nvlink
                : on_node == 1   ? hardware->network
@@ -171,4 +176,12 @@ double exchange_reduce_seconds(const struct hardware *hardware, double bytes, in
     return ranks == 1 ? 0
                       : bytes * (double)(ranks - 1) / (double)ranks / (hardware->reduce * rate) +
                             2 * hardware->message;
+}
+
+double exchange_pass_seconds(const struct hardware *hardware, double bytes, int64_t ranks,
+                             int64_t stride)
+{
+    const double rate =
+        ranks <= ranks_on_node(hardware, stride) ? hardware->nvlink : hardware->network;
+    return ranks == 1 ? 0 : bytes / (hardware->reduce * rate) + hardware->message;
 }

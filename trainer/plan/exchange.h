@@ -56,5 +56,8 @@ double exchange_seconds(const struct hardware *hardware, const struct exchange_s
  * ranks stand `stride` apart. */
 double exchange_reduce_seconds(const struct hardware *hardware, double bytes, int64_t ranks,
                                int64_t stride);
+/* One step of a ring of such ranks: `bytes` to the next, as many from the one before. */
+double exchange_pass_seconds(const struct hardware *hardware, double bytes, int64_t ranks,
+                             int64_t stride);
 
 #endif

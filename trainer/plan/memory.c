@@ -131,13 +131,19 @@ static size_t shared_of_keys(const struct architecture *arch)
     return arch->kv_rank > 0 ? (size_t)arch->rope_dim : 0;
 }
 
+/* Tokens that one attention has queries and keys of: with cp a chunk. */
+static size_t attended_tokens(const struct config *config)
+{
+    const size_t t = (size_t)config->train.sequence_length, cp = (size_t)config->parallel.cp;
+    return cp > 1 ? t / (CP_PIECES * cp) : t;
+}
+
 /* Scratch of own kernels (attention_backward.cu) for a part of a sequence; cuDNN takes none. */
 static size_t parts_of_gpu(const struct config *config, const struct architecture *arch)
 {
-    const size_t t = (size_t)config->train.sequence_length, cp = (size_t)config->parallel.cp,
-                 tp = (size_t)config->parallel.tp;
-    return sizeof(float) * t *
-           ((size_t)arch->heads / 2 / cp + (size_t)arch->kv_heads * shared_of_keys(arch)) / tp;
+    return sizeof(float) * attended_tokens(config) *
+           (size_t)(arch->heads + arch->kv_heads * (int64_t)shared_of_keys(arch)) /
+           (size_t)config->parallel.tp;
 }
 
 static size_t outside_of_gpu(const struct config *config, const struct architecture *arch)
@@ -159,13 +165,13 @@ static size_t outside_of_gpu(const struct config *config, const struct architect
     return rest + GPU_PRODUCTS_MIB * MIB + (wanted < most ? wanted : most);
 }
 
-/* What attention has of a whole sequence, which cp does not divide: in every thread a head's rows
- * and their gradients (kernels/cpu/attention.c: 5.5 of each), for all threads sums over heads. */
+/* What attention has: in every thread a head's rows and their gradients (kernels/cpu/attention.c:
+ * 5.5 of each), for all threads sums over heads. */
 static size_t attention_of_cpu(const struct config *config, const struct architecture *arch,
                                size_t threads)
 {
     enum { ROWS = 64, COLUMNS = 32 }; /* tiles */
-    const size_t t = (size_t)(config->train.sequence_length + ROWS - 1) / ROWS * ROWS,
+    const size_t t = (attended_tokens(config) + ROWS - 1) / ROWS * ROWS,
                  qk = (size_t)(arch->qk_dim + COLUMNS - 1) / COLUMNS * COLUMNS,
                  v = (size_t)(arch->v_dim + COLUMNS - 1) / COLUMNS * COLUMNS,
                  groups = (size_t)(arch->kv_heads / config->parallel.tp),

@@ -19,7 +19,8 @@ struct plan_times {
     double bubble;  /* waiting for other stages */
     double reduce;  /* gradients and weights between replicas */
     double optimizer;
-    double forward, backward, weight, pair; /* of one micro-batch, the slowest stage's */
+    double forward, backward, weight, pair; /* of one micro-batch, the slowest stage's; */
+    struct work_ring ring; /* likewise: keys of parallel.cp, of whose messages exposed has a part */
 };
 
 struct plan {

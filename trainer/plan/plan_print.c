@@ -117,6 +117,12 @@ static void print_step(const struct plan *plan)
                100 * parts[i].s / t->step, parts[i].help);
     }
     printf("  %-18s %9.4f\n", "step", t->step);
+    if (plan->cp > 1) {
+        printf(
+            "keys of cp %lld go round in %.4g ms a micro-batch, %.1f %% of it beside attention\n",
+            (long long)plan->cp, 1e3 * t->ring.messages,
+            100 * (1 - t->ring.exposed / t->ring.messages));
+    }
 }
 
 static void print_outcome(const struct plan *plan, double tokens, double price)
@@ -241,10 +247,9 @@ static void json_work(const struct plan *plan)
     }
     OBJECT("kernel_seconds", kernels);
     const struct plan_times *t = &plan->time;
-    const struct pair micro[] = {{"forward", t->forward},
-                                 {"backward", t->backward},
-                                 {"weight", t->weight},
-                                 {"pair", t->pair}};
+    const struct pair micro[] = {{"forward", t->forward},    {"backward", t->backward},
+                                 {"weight", t->weight},      {"pair", t->pair},
+                                 {"ring", t->ring.messages}, {"ring_exposed", t->ring.exposed}};
     const struct pair step[] = {{"seconds", t->step},
                                 {"kernels", t->kernels},
                                 {"exposed", t->exposed},

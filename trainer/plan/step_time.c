@@ -24,6 +24,7 @@ struct stage_time {
     double kernel[PHASES], exposed[2]; /* [backward] */
     double messages[2];                /* [backward], beside kernels */
     double split;                      /* of exposed: those of parallel.tp and cp */
+    struct work_ring ring;
 };
 
 static void add_work(struct stage_time *time, const struct work *work)
@@ -53,12 +54,14 @@ static struct stage_time time_stage(const struct planner *p, const struct stage 
             add_work(&time, &p->head);
             add_vocabulary(&time, p, 2); /* a module reads embedding and head */
         }
-        const double split =
-            work_split_messages(&p->load, b < arch->dense_layers ? WORK_DENSE : WORK_MOE);
-        for (int way = 0; way < 2; way++) { /* nothing runs beside them */
-            const double context = work_context_messages(&p->load, way == 1);
-            time.exposed[way] += split + context;
-            time.split += split + context;
+        const enum work_block kind = b < arch->dense_layers ? WORK_DENSE : WORK_MOE;
+        for (int way = 0; way < 2; way++) { /* nothing runs beside those of tp */
+            const double split = work_split_messages(&p->load, kind, way == 1);
+            const struct work_ring ring = work_context(&p->load, work, way == 1);
+            time.exposed[way] += split + ring.exposed;
+            time.split += split + ring.exposed;
+            time.ring.messages += ring.messages;
+            time.ring.exposed += ring.exposed;
         }
         if (b >= arch->dense_layers) {
             time.exposed[0] += exposed(p, work, false);
@@ -89,6 +92,7 @@ static double kernels_of(const struct stage_time *time)
 struct stage_costs {
     double forward[PLAN_STAGES], input[PLAN_STAGES], weights[PLAN_STAGES], pair[PLAN_STAGES];
     double kernels[PLAN_STAGES];
+    struct work_ring ring[PLAN_STAGES];
     struct timeline_costs costs; /* views of the above */
 };
 
@@ -113,6 +117,7 @@ static void fill_costs(const struct planner *p, struct stage_costs *out)
         out->pair[s] = fmax(kernels, messages) * (messages > 0 ? 1 + hw->imperfect : 1) +
                        (own->split + other->split) / 2;
         out->kernels[s] = kernels_of(own);
+        out->ring[s] = own->ring;
     }
     out->costs = (struct timeline_costs){
         .forward = out->forward,
@@ -132,6 +137,9 @@ static void note_units(struct plan *plan, const struct stage_costs *costs)
         plan->time.backward = fmax(plan->time.backward, costs->input[s]);
         plan->time.weight = fmax(plan->time.weight, costs->weights[s]);
         plan->time.pair = fmax(plan->time.pair, costs->pair[s]);
+        if (costs->ring[s].messages > plan->time.ring.messages) {
+            plan->time.ring = costs->ring[s];
+        }
     }
 }
 

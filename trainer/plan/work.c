@@ -320,26 +320,71 @@ double work_vocabulary_messages(const struct workload *load)
     return exchange_reduce_seconds(load->hardware, stream, load->config->parallel.tp, 1);
 }
 
-double work_split_messages(const struct workload *load, enum work_block kind)
+double work_split_messages(const struct workload *load, enum work_block kind, bool backward)
 {
-    const double stream = load->exchange.row_back * (double)load->tokens;
+    const double n = (double)load->tokens, width = (double)load->arch.width,
+                 act = load->exchange.row_back * n, input = load->exchange.row_out * n,
+                 sums = n * width * sizeof(float);
     const int64_t ranks = load->config->parallel.tp;
-    /* tokens gathered and sums scattered: around attention, and around an MLP of all tokens */
-    const double pairs = kind == WORK_DENSE || load->arch.shared_width > 0 ? 2 : 1;
-    return 2 * pairs * exchange_reduce_seconds(load->hardware, stream, ranks, 1);
+    /* around attention, and around an MLP of all tokens: inputs gathered, in codes where there are
+     * any, and sums scattered; backward inputs again, and gradients of outputs */
+    const double pairs = kind == WORK_DENSE || load->arch.shared_width > 0 ? 2 : 1,
+                 gathered = input + (backward ? act : 0);
+    /* choices and weights of all tokens, twice 4 bytes (capacity.h) */
+    const bool drops = load->config->router.capacity_factor > 0 && kind != WORK_DENSE && !backward;
+    const double slots = drops ? 8 * n * (double)load->arch.top_k : 0;
+    return pairs * (exchange_reduce_seconds(load->hardware, gathered, ranks, 1) +
+                    exchange_reduce_seconds(load->hardware, sums, ranks, 1)) +
+           (drops ? exchange_reduce_seconds(load->hardware, slots, ranks, 1) : 0);
 }
 
-double work_context_messages(const struct workload *load, bool backward)
+static void add_turn(struct work_ring *ring, double messages, double computed)
+{
+    ring->messages += messages;
+    ring->exposed += messages > computed ? messages - computed : 0;
+}
+
+/* Turns as trainer/model/context.h has them, each `turn` s of attention; the own block's is cut in
+ * a quarter, of the later piece, and the rest. */
+static struct work_ring ring_backward(double keys, double gradients, double turn, int64_t ranks)
+{
+    struct work_ring ring = {0};
+    for (int64_t t = 0; t <= ranks; t++) {
+        add_turn(&ring, (t + 1 < ranks ? keys : 0) + (t >= 2 ? gradients : 0),
+                 t == 0       ? turn / 4
+                 : t == ranks ? turn * 3 / 4
+                              : turn);
+    }
+    return ring;
+}
+
+struct work_ring work_context(const struct workload *load, const struct work *work, bool backward)
 {
     const struct architecture *arch = &load->arch;
-    const double width = arch->kv_rank > 0
+    const int64_t ranks = load->config->parallel.cp, tp = load->config->parallel.tp;
+    const bool again = load->config->train.recompute == CONFIG_RECOMPUTE_BLOCK;
+    const double sequences = (double)load->config->train.micro_batch, turns = (double)ranks,
+                 width = arch->kv_rank > 0
                              ? (double)(arch->kv_rank + arch->rope_dim)
                              : (double)(2 * arch->kv_heads * arch->qk_dim) / load->split,
-                 all = (double)load->tokens * load->apart * width;
-    /* gathered in act, also for backward, which sums gradients in f32 */
-    const double bytes = all * act_bytes(load) + (backward ? all * sizeof(float) : 0);
-    return exchange_reduce_seconds(load->hardware, bytes, load->config->parallel.cp,
-                                   load->config->parallel.tp);
+                 elements = (double)load->tokens / sequences * width;
+    const double keys =
+        exchange_pass_seconds(load->hardware, elements * act_bytes(load), ranks, tp);
+    struct work_ring ring = {0};
+    if (ranks == 1) {
+        return ring;
+    }
+    if (backward) {
+        const double gradients =
+            exchange_pass_seconds(load->hardware, elements * sizeof(float), ranks, tp);
+        ring = ring_backward(keys, gradients,
+                             work->s[PHASE_BACKWARD][KERNEL_ATTENTION_BACK] / sequences / turns,
+                             ranks);
+    }
+    for (int64_t t = 0; t + 1 < ranks && (!backward || again); t++) {
+        add_turn(&ring, keys, work->s[PHASE_FORWARD][KERNEL_ATTENTION] / sequences / turns);
+    }
+    return (struct work_ring){sequences * ring.messages, sequences * ring.exposed};
 }
 
 double work_sum(const struct work *work, enum phase phase)

@@ -46,13 +46,16 @@ struct work work_block(const struct workload *load, enum work_block kind);
 struct work work_head(const struct workload *load);
 struct work work_embedding(const struct workload *load);
 double work_sum(const struct work *work, enum phase phase);
-/* s of the gathers and reductions between the ranks of parallel.tp around one block, each way. */
-double work_split_messages(const struct workload *load, enum work_block kind);
+/* s of the gathers and reductions between the ranks of parallel.tp around one block. */
+double work_split_messages(const struct workload *load, enum work_block kind, bool backward);
 /* The same around the embedding, or around head and loss. */
 double work_vocabulary_messages(const struct workload *load);
-/* s of the exchanges of keys and values, and of gradients of them, between the ranks of parallel.cp
- * around one block. */
-double work_context_messages(const struct workload *load, bool backward);
+/* Of keys and values, and of gradients of them, that go round the ranks of parallel.cp while the
+ * attention of a block is computed (`work`), s. */
+struct work_ring {
+    double messages, exposed; /* exposed: of these, longer than what is computed meanwhile */
+};
+struct work_ring work_context(const struct workload *load, const struct work *work, bool backward);
 /* AdamW and the weights' new device form of a rank that holds `weights` and updates `share` of
  * them. */
 double work_optimizer(const struct workload *load, double weights, double share);
