@@ -1,185 +1,16 @@
-#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "checkpoints/block_queue.h"
 #include "checkpoints/blocks.h"
-#include "checkpoints/boxes.h"
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/manifest.h"
+#include "checkpoints/wanted.h"
 #include "kernels/base/hash.h"
 #include "kernels/base/io.h"
 
-enum { MAX_PATH = 4096, SHAPE_TEXT = 96 };
-
-/* Bytes of a file go to memory: runs of `run` bytes, which begin `from_stride` bytes apart in
- * [begin, end) of the file and `to_stride` apart in memory. One run: all three are its length. */
-struct wanted {
-    int64_t file, begin, end;
-    int64_t run, from_stride, to_stride;
-    char *to;
-    const struct checkpoint_slice *slice; /* borrowed */
-};
-
-struct wanted_list {
-    struct wanted *item; /* owned */
-    int64_t count, room;
-};
-
-static void shape_text(char out[SHAPE_TEXT], enum dtype dtype, const int64_t *shape, int ndim)
-{
-    int used = snprintf(out, SHAPE_TEXT, "%s [", dtype_name(dtype));
-    for (int i = 0; i < ndim; i++) {
-        used += snprintf(out + used, (size_t)(SHAPE_TEXT - used), "%s%lld", i > 0 ? ", " : "",
-                         (long long)shape[i]);
-    }
-    snprintf(out + used, (size_t)(SHAPE_TEXT - used), "]");
-}
-
-static enum status check_kind(const char *path, const struct manifest_tensor *tensor,
-                              const struct checkpoint_slice *slice)
-{
-    char stored[SHAPE_TEXT], wanted[SHAPE_TEXT];
-    if (tensor == NULL) {
-        return status_fail(STATUS_MISMATCH,
-                           "%s: tensor %s is missing: a checkpoint of another model", path,
-                           slice->name);
-    }
-    if (tensor->dtype == slice->dtype && tensor->ndim == slice->ndim &&
-        memcmp(tensor->shape, slice->shape, (size_t)slice->ndim * sizeof slice->shape[0]) == 0) {
-        return STATUS_OK;
-    }
-    shape_text(stored, tensor->dtype, tensor->shape, tensor->ndim);
-    shape_text(wanted, slice->dtype, slice->shape, slice->ndim);
-    return status_fail(STATUS_MISMATCH,
-                       "%s: tensor %s is %s, this model has %s: a checkpoint of another model",
-                       path, slice->name, stored, wanted);
-}
-
-static enum status add(struct wanted_list *list, struct wanted item)
-{
-    if (list->count == list->room) {
-        const int64_t room = list->room > 0 ? 2 * list->room : 256;
-        struct wanted *grown = realloc(list->item, (size_t)room * sizeof *grown);
-        if (grown == NULL) {
-            return status_fail(STATUS_RESOURCE, "out of memory for loading a checkpoint");
-        }
-        list->item = grown;
-        list->room = room;
-    }
-    list->item[list->count++] = item;
-    return STATUS_OK;
-}
-
-/* Columns that lie so far apart that there are blocks between them: run by run. */
-static enum status add_runs(struct wanted_list *list, struct wanted item)
-{
-    if (item.from_stride - item.run < MANIFEST_BLOCK_BYTES) {
-        return add(list, item);
-    }
-    for (int64_t begin = item.begin; begin < item.end; begin += item.from_stride) {
-        struct wanted one = item;
-        one.begin = begin;
-        one.end = begin + item.run;
-        one.from_stride = one.to_stride = item.run;
-        TRY(add(list, one));
-        item.to += item.to_stride;
-    }
-    return STATUS_OK;
-}
-
-/* Elements before box `of` of a part, and before the first that it has in common with `both`. */
-static int64_t elements_before(const struct box *boxes, int of, const struct box *both)
-{
-    int64_t before =
-        (both->row - boxes[of].row) * boxes[of].columns + (both->column - boxes[of].column);
-    for (int i = 0; i < of; i++) {
-        before += boxes[i].rows * boxes[i].columns;
-    }
-    return before;
-}
-
-/* What a slice wants of a piece, where one of them is columns of a matrix. */
-static enum status plan_boxes(struct wanted_list *list, const struct manifest_piece *piece,
-                              const struct checkpoint_slice *slice)
-{
-    const int64_t size = (int64_t)dtype_bytes(slice->dtype), width = slice->shape[slice->ndim - 1];
-    const struct part stored = {piece->first, piece->count, piece->run, piece->stride},
-                      asked = {slice->first, slice->count, slice->run, slice->stride};
-    struct box from[BOXES_OF_PART], to[BOXES_OF_PART], both;
-    const int sources = boxes_of(from, &stored, width), targets = boxes_of(to, &asked, width);
-    for (int i = 0; i < sources * targets; i++) {
-        const int s = i / targets, t = i % targets;
-        if (!boxes_meet(&both, &from[s], &to[t])) {
-            continue;
-        }
-        struct wanted item = {.file = piece->file,
-                              .begin = piece->offset + elements_before(from, s, &both) * size,
-                              .run = both.columns * size,
-                              .from_stride = from[s].columns * size,
-                              .to_stride = to[t].columns * size,
-                              .to = (char *)slice->data + elements_before(to, t, &both) * size,
-                              .slice = slice};
-        if (both.rows == 1 || (item.run == item.from_stride && item.run == item.to_stride)) {
-            item.run = item.from_stride = item.to_stride = both.rows * item.run;
-        }
-        item.end = item.begin +
-                   (both.rows * both.columns * size / item.run - 1) * item.from_stride + item.run;
-        TRY(add_runs(list, item));
-    }
-    return STATUS_OK;
-}
-
-/* Where the elements of a slice lie. The manifest's pieces cover the tensor without gaps
- * (manifest_seal). */
-static enum status plan_slice(struct wanted_list *list, const char *path,
-                              const struct manifest *manifest, const struct checkpoint_slice *slice)
-{
-    const struct manifest_tensor *tensor = manifest_find(manifest, slice->name);
-    const struct part part = {slice->first, slice->count, slice->run, slice->stride};
-    TRY(check_kind(path, tensor, slice));
-    assert(slice->run == 0 ||
-           boxes_fit(&part, manifest_elements(tensor), slice->shape[slice->ndim - 1]));
-    const int64_t width = (int64_t)dtype_bytes(slice->dtype), last = slice->first + slice->count;
-    for (int64_t p = 0; p < tensor->pieces; p++) {
-        const struct manifest_piece *piece = &tensor->piece[p];
-        if (piece->run != 0 || slice->run != 0) {
-            TRY(plan_boxes(list, piece, slice));
-            continue;
-        }
-        const int64_t from = piece->first > slice->first ? piece->first : slice->first;
-        const int64_t to = piece->first + piece->count < last ? piece->first + piece->count : last;
-        if (from >= to) {
-            continue;
-        }
-        const int64_t begin = piece->offset + (from - piece->first) * width,
-                      bytes = (to - from) * width;
-        TRY(add(list, (struct wanted){.file = piece->file,
-                                      .begin = begin,
-                                      .end = begin + bytes,
-                                      .run = bytes,
-                                      .from_stride = bytes,
-                                      .to_stride = bytes,
-                                      .to = (char *)slice->data + (from - slice->first) * width,
-                                      .slice = slice}));
-    }
-    return STATUS_OK;
-}
-
-static int by_place(const void *a, const void *b)
-{
-    const struct wanted *x = a, *y = b;
-    return x->file != y->file ? (x->file > y->file) - (x->file < y->file)
-                              : (x->begin > y->begin) - (x->begin < y->begin);
-}
-
-static void sort(struct wanted_list *list)
-{
-    if (list->count > 0) {
-        qsort(list->item, (size_t)list->count, sizeof *list->item, by_place);
-    }
-}
+enum { MAX_PATH = 4096 };
 
 /* The file being read, and its blocks in memory or on their way: the oldest of the queue is the one
  * that was used last. */
@@ -191,7 +22,9 @@ struct reader {
     int64_t asked;     /* the block asked for last, -1: none */
     int64_t last, run; /* the block used last, -1: none; how many one after another it ends */
     struct block_queue queue;
-    char *pack; /* owned: a block, for runs on their way to a device; or NULL */
+    char *pack;   /* owned: a block, for runs on their way to a device; or NULL */
+    bool made;    /* the queue is open */
+    int64_t used; /* when it was last, of several: the largest is the newest */
 };
 
 /* Where the file's next block that is wanted comes from: what is left of a list. */
@@ -402,7 +235,9 @@ static enum status read_list(struct reader *reader, const char *path,
 static enum status reader_init(struct reader *reader)
 {
     *reader = (struct reader){.open = -1, .verified = -1, .asked = -1, .last = -1};
-    return block_queue_open(&reader->queue);
+    TRY(block_queue_open(&reader->queue));
+    reader->made = true;
+    return STATUS_OK;
 }
 
 static void reader_free(struct reader *reader)
@@ -410,6 +245,7 @@ static void reader_free(struct reader *reader)
     block_queue_close(&reader->queue);
     free(reader->pack);
     reader->pack = NULL;
+    reader->made = false;
 }
 
 static enum status read_all(const char *path, const struct manifest *manifest,
@@ -417,7 +253,7 @@ static enum status read_all(const char *path, const struct manifest *manifest,
 {
     struct reader reader;
     TRY(reader_init(&reader));
-    sort(list);
+    wanted_sort(list);
     const enum status status = read_list(&reader, path, manifest, list, false),
                       closed = close_file(&reader);
     reader_free(&reader);
@@ -431,7 +267,7 @@ static enum status load_own(const char *path, const struct checkpoint_slice *sli
     TRY(manifest_read(&manifest, path));
     enum status status = STATUS_OK;
     for (int64_t i = 0; i < count && status == STATUS_OK; i++) {
-        status = plan_slice(&list, path, &manifest, &slices[i]);
+        status = wanted_plan(&list, path, &manifest, &slices[i]);
     }
     status = status == STATUS_OK ? read_all(path, &manifest, &list) : status;
     free(list.item);
@@ -463,12 +299,52 @@ enum status checkpoint_load(struct comm *comm, const char *path,
     return comm_agree(comm, load_own(path, slices, slice_count), NULL);
 }
 
+/* A reader per file where a call takes of several, the columns that ranks held: each keeps its
+ * block for the next call. */
+enum { MOST_READERS = 16 };
+
 struct checkpoint_reader {
     struct manifest manifest;
-    struct reader reader;
+    struct reader reader[MOST_READERS]; /* `made` ones are there */
+    int64_t uses;
     struct wanted_list list; /* of one call */
     char path[MAX_PATH];
 };
+
+static void drop_others(struct checkpoint_reader *reader, const struct reader *kept)
+{
+    for (int i = 0; i < MOST_READERS; i++) {
+        struct reader *one = &reader->reader[i];
+        if (one != kept && one->made) {
+            const enum status ignored = close_file(one); /* it was only read */
+            (void)ignored;
+            reader_free(one);
+        }
+    }
+}
+
+/* The reader of a file: it has that open, or is new, or is the one that was not used for longest.
+ */
+static enum status take_reader(struct checkpoint_reader *reader, int64_t file,
+                               struct reader **taken)
+{
+    struct reader *free_one = NULL, *oldest = NULL;
+    for (int i = 0; i < MOST_READERS; i++) {
+        struct reader *one = &reader->reader[i];
+        if (one->made && one->open == file) {
+            *taken = one;
+            return STATUS_OK;
+        }
+        free_one = free_one == NULL && !one->made ? one : free_one;
+        oldest = one->made && (oldest == NULL || one->used < oldest->used) ? one : oldest;
+    }
+    if (free_one != NULL && (reader_init(free_one) == STATUS_OK || oldest == NULL)) {
+        *taken = free_one;
+        return free_one->made ? STATUS_OK : status_fail(STATUS_RESOURCE, "%s", status_message());
+    }
+    *taken = oldest;
+    return STATUS_OK;
+}
 
 enum status checkpoint_open(struct checkpoint_reader **reader, const char *path)
 {
@@ -477,9 +353,8 @@ enum status checkpoint_open(struct checkpoint_reader **reader, const char *path)
     if (made == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for reading a checkpoint");
     }
-    made->reader.open = -1;
     enum status status = manifest_read(&made->manifest, path);
-    status = status == STATUS_OK ? reader_init(&made->reader) : status;
+    status = status == STATUS_OK ? reader_init(&made->reader[0]) : status;
     if (status != STATUS_OK) {
         checkpoint_close(made);
         return status;
@@ -492,9 +367,7 @@ enum status checkpoint_open(struct checkpoint_reader **reader, const char *path)
 void checkpoint_close(struct checkpoint_reader *reader)
 {
     if (reader != NULL) {
-        const enum status ignored = close_file(&reader->reader); /* it was only read */
-        (void)ignored;
-        reader_free(&reader->reader);
+        drop_others(reader, NULL);
         free(reader->list.item);
         manifest_free(&reader->manifest);
         free(reader);
@@ -507,14 +380,40 @@ const struct manifest *checkpoint_contents(const struct checkpoint_reader *reade
 }
 
 /* Whether a call begins where the one before ended: the next one may do so, too. */
-static bool continues(const struct checkpoint_reader *reader)
+static bool continues(const struct reader *reader, const struct wanted *first)
 {
-    const struct reader *of = &reader->reader;
+    const int64_t front = front_block(reader), block = first->begin / MANIFEST_BLOCK_BYTES;
+    return reader->open == first->file && front >= 0 && (block == front || block == front + 1);
+}
+
+/* A call that takes of one file alone: it has all of the memory for blocks, and guesses on. */
+static enum status read_one_file(struct checkpoint_reader *reader)
+{
+    struct reader *one = NULL;
     const struct wanted *first = reader->list.item;
-    const int64_t front = front_block(of);
-    const int64_t block = reader->list.count > 0 ? first->begin / MANIFEST_BLOCK_BYTES : -1;
-    return reader->list.count > 0 && of->open == first->file && front >= 0 &&
-           (block == front || block == front + 1);
+    for (int i = 0; i < MOST_READERS; i++) {
+        struct reader *other = &reader->reader[i];
+        one = other->made && (one == NULL || other->open == first->file) ? other : one;
+    }
+    drop_others(reader, one);
+    if (one == NULL) {
+        TRY(take_reader(reader, first->file, &one));
+    }
+    return read_list(one, reader->path, &reader->manifest, &reader->list, continues(one, first));
+}
+
+static enum status read_files(struct checkpoint_reader *reader)
+{
+    const struct wanted_list *list = &reader->list;
+    for (int64_t i = 0; i < list->count; i++) {
+        const struct outlook outlook = {&list->item[i], list->count - i, false};
+        struct reader *one = NULL;
+        TRY(take_reader(reader, list->item[i].file, &one));
+        one->used = ++reader->uses;
+        TRY(open_file(one, reader->path, &reader->manifest, &list->item[i]));
+        TRY(copy_wanted(one, &outlook));
+    }
+    return STATUS_OK;
 }
 
 enum status checkpoint_read(struct checkpoint_reader *reader, const char *name, int64_t first,
@@ -527,9 +426,13 @@ enum status checkpoint_read(struct checkpoint_reader *reader, const char *name, 
         slice.ndim = tensor->ndim;
         memcpy(slice.shape, tensor->shape, sizeof slice.shape);
     }
-    reader->list.count = 0;
-    TRY(plan_slice(&reader->list, reader->path, &reader->manifest, &slice));
-    sort(&reader->list);
-    const bool goes_on = continues(reader);
-    return read_list(&reader->reader, reader->path, &reader->manifest, &reader->list, goes_on);
+    struct wanted_list *list = &reader->list;
+    list->count = 0;
+    TRY(wanted_plan(list, reader->path, &reader->manifest, &slice));
+    wanted_sort(list);
+    if (list->count == 0) {
+        return STATUS_OK;
+    }
+    return list->item[0].file == list->item[list->count - 1].file ? read_one_file(reader)
+                                                                  : read_files(reader);
 }

@@ -1,4 +1,4 @@
-"""read_by_h5py.py CKPT_DIR FP8_CKPT_DIR MANUAL EXPORTED: what h5py reads of checkpoints is what their manifests say lies in
+"""read_by_h5py.py CKPT_DIR FP8_CKPT_DIR MANUAL EXPORTED COLUMNS_CKPT_DIR: what h5py reads of checkpoints is what their manifests say lies in
 the shards, byte for byte; the Python of the manual (docs/checkpoints.md) runs and is right;
 EXPORTED, the first one's export, stands alone."""
 import json
@@ -12,14 +12,20 @@ import numpy as np
 KINDS = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "float8_e4m3fn": np.uint8}
 
 
+def places(first, count, runs):
+    """The elements that a piece holds; of columns: [run, stride]."""
+    at = np.arange(count)
+    return first + (at // runs[0] * runs[1] + at % runs[0] if runs else at)
+
+
 def as_stored(folder, manifest, tensor):
     """The elements of a tensor from the places that the manifest names, without HDF5."""
     kind = np.dtype(KINDS[tensor["dtype"]])
     flat = np.empty(int(np.prod(tensor["shape"])), kind)
-    for file, first, count, offset in tensor["pieces"]:
+    for file, first, count, offset, *runs in tensor["pieces"]:
         with open(os.path.join(folder, manifest["files"][file]["name"]), "rb") as shard:
             shard.seek(offset)
-            flat[first:first + count] = np.frombuffer(shard.read(count * kind.itemsize), kind)
+            flat[places(first, count, runs)] = np.frombuffer(shard.read(count * kind.itemsize), kind)
     return flat.reshape(tensor["shape"])
 
 
@@ -29,7 +35,7 @@ def bits(kind, values):
 
 
 def same(folder):
-    """Counts tensors of each dtype that the view and, where one piece is all of it, a shard alone show right."""
+    """Counts tensors of each dtype, and those with divided columns, that the view and the shards alone show right."""
     manifest, seen = json.load(open(os.path.join(folder, "manifest.json"))), {}
     with h5py.File(os.path.join(folder, "model.h5"), "r") as view:
         for tensor in manifest["tensors"]:
@@ -38,12 +44,16 @@ def same(folder):
             assert item.is_virtual and item.attrs["dtype"] in (kind, kind.encode()), name
             assert np.array_equal(bits(kind, item[...]).view(np.uint8), stored.view(np.uint8)), name
             assert np.array_equal(bits(kind, item[:1]).view(np.uint8), stored[:1].view(np.uint8)), name
-            for file, first, count, _ in tensor["pieces"]:
+            files = []
+            for file, first, count, _, *runs in tensor["pieces"]:
                 with h5py.File(os.path.join(folder, manifest["files"][file]["name"]), "r") as shard:
-                    part = shard[name]
+                    part = shard[name if file not in files else f"{name}@{first}"]
+                    files.append(file)
                     assert (part.attrs["first"], part.attrs["count"]) == (first, count), name
+                    assert [part.attrs[key] for key in ("run", "stride") if key in part.attrs] == runs, name
                     assert list(part.attrs["shape"]) == tensor["shape"], name
-                    assert np.array_equal(bits(kind, part[...]), stored.reshape(-1)[first:first + count]), name
+                    assert np.array_equal(bits(kind, part[...]), stored.reshape(-1)[places(first, count, runs)]), name
+            seen["columns"] = seen.get("columns", 0) + any(len(piece) > 4 for piece in tensor["pieces"])
             seen[kind] = seen.get(kind, 0) + 1
     return seen
 
@@ -80,9 +90,10 @@ def stands_alone(folder, exported):
             assert np.array_equal(item[...], other[...]), tensor["name"]
 
 
-trained, fp8, manual, exported = sys.argv[1:]
-counts = [same(folder) for folder in (trained, fp8)]
+trained, fp8, manual, exported, columns = sys.argv[1:]
+counts = [same(folder) for folder in (trained, fp8, columns)]
 assert counts[0]["bfloat16"] > 20 and counts[0]["float32"] > 60 and counts[1]["float8_e4m3fn"] > 5, counts
+assert counts[2]["columns"] >= 4 and counts[0]["columns"] == 0, counts
 run_manual(manual, trained, fp8)
 stands_alone(trained, exported)
 print("h5py", h5py.version.version, "HDF5", h5py.version.hdf5_version, counts)

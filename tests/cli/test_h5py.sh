@@ -16,6 +16,7 @@ if ! python3 -c 'import h5py' 2>/dev/null; then
         touch "$folder/done"
     fi
 fi
+columns=$source_dir/tests/golden/checkpoints/v2
 make_data
 make_config
 expect_rc 0 train_on 2 2 "$work/run" train.precision=bf16 run.steps=2
@@ -23,7 +24,7 @@ expect_rc 0 python3 "$source_dir/tests/cli/hf_model.py" make "$work/hf" deepseek
 expect_rc 0 ranks 2 "$binary" import "$work/hf" "$work/fp8"
 expect_rc 0 "$binary" ckpt export-h5 "$work/run" "$work/all.h5"
 read_all() {
-    expect_rc 0 "$python" "$source_dir/tests/cli/read_by_h5py.py" "$1" "$work/fp8" "$source_dir/docs/checkpoints.md" "$work/all.h5"
+    expect_rc 0 "$python" "$source_dir/tests/cli/read_by_h5py.py" "$1" "$work/fp8" "$source_dir/docs/checkpoints.md" "$work/all.h5" "$columns"
 }
 read_all "$work/run/checkpoints/00000002"
 cat "$out"
@@ -33,5 +34,5 @@ ln -s moved "$work/link"
 cd /
 read_all "$work/link"
 [ "$failures" -gt 0 ] || rm "$work/moved/shard-00001.h5"
-expect_rc 1 "$python" "$source_dir/tests/cli/read_by_h5py.py" "$work/moved" "$work/fp8" "$source_dir/docs/checkpoints.md" "$work/all.h5"
+expect_rc 1 "$python" "$source_dir/tests/cli/read_by_h5py.py" "$work/moved" "$work/fp8" "$source_dir/docs/checkpoints.md" "$work/all.h5" "$columns"
 finish

@@ -135,12 +135,58 @@ static void test_parts_in_any_order(struct comm *world)
     drop_root(world, root);
 }
 
+/* A matrix whose columns lie in a file per rank, row by row in small steps: each block is read
+ * once, not anew for each turn of its file. */
+static void test_columns_in_order(struct comm *world)
+{
+    enum { ROWS = 2000, COLUMNS_EACH = 1000, SOME = 99991 };
+    const int64_t width = (int64_t)COLUMNS_EACH * world->size, all = ROWS * width;
+    char root[MOST_PATH], place[2 * MOST_PATH];
+    struct checkpoint_reader *reader = NULL;
+    uint32_t *own = ranks_memory(world, (size_t)ROWS * COLUMNS_EACH * sizeof *own),
+             *got = ranks_memory(world, SOME * sizeof *got);
+    const struct checkpoint_slice slice = {.name = "matrix",
+                                           .dtype = DTYPE_F32,
+                                           .ndim = 2,
+                                           .shape = {ROWS, width},
+                                           .first = (int64_t)COLUMNS_EACH * world->rank,
+                                           .count = (int64_t)ROWS * COLUMNS_EACH,
+                                           .run = world->size > 1 ? COLUMNS_EACH : 0,
+                                           .stride = world->size > 1 ? width : 0,
+                                           .data = own};
+    make_root(world, root);
+    snprintf(place, sizeof place, "%s/one", root);
+    for (int64_t i = 0; i < slice.count; i++) {
+        const int64_t at = slice.first + i / COLUMNS_EACH * width + i % COLUMNS_EACH;
+        own[i] = (uint32_t)at * 2654435761u;
+    }
+    CHECK_EQUAL(world, checkpoint_write(world, place, 0, "{}", &slice, 1), STATUS_OK);
+    CHECK_EQUAL(world, checkpoint_open(&reader, place), STATUS_OK);
+    io_fault_arm_reads(IO_FAULT_NONE, 0, false);
+    for (int64_t at = 0; at < all; at += SOME) {
+        const int64_t count = all - at < SOME ? all - at : SOME;
+        int64_t wrong = 0;
+        CHECK_EQUAL(world, checkpoint_read(reader, "matrix", at, count, got), STATUS_OK);
+        for (int64_t i = 0; i < count; i++) {
+            wrong += got[i] != (uint32_t)(at + i) * 2654435761u;
+        }
+        CHECK_EQUAL(world, wrong, 0);
+    }
+    const int64_t blocks = (slice.count * 4 + 65536) / MANIFEST_BLOCK_BYTES + 1;
+    CHECK(world, io_reads() <= world->size * (1 + blocks));
+    checkpoint_close(reader);
+    free(own);
+    free(got);
+    drop_root(world, root);
+}
+
 int main(void)
 {
     static const struct ranks_test tests[] = {
         RANKS_TEST(test_streams),
         RANKS_TEST(test_source_fails),
         RANKS_TEST(test_parts_in_any_order),
+        RANKS_TEST(test_columns_in_order),
     };
     return RANKS_MAIN(tests);
 }
