@@ -251,6 +251,10 @@ static void describe(struct training *t)
                 mesh->tp.size, mesh->cp.size, mesh->pp.size, (long long)t->config->parallel.zero,
                 (double)model_bytes(&t->model) / 1048576.0, (long long)sources_samples(&t->train),
                 (long long)t->config->train.sequence_length);
+    if (model_host_bytes(&t->model) > 0) {
+        metrics_say(&t->metrics, "optimizer.offload: %.0f MiB of the state in host memory per rank",
+                    (double)model_host_bytes(&t->model) / 1048576.0);
+    }
     if (saving_bytes(&t->saving) > 0) {
         metrics_say(&t->metrics,
                     "saves are written beside the training: %.0f MiB of host memory "

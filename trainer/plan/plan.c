@@ -226,24 +226,25 @@ static void time_update(struct planner *p)
     const double act = plan->config->train.precision == CONFIG_FP32 ? 4 : 2;
     const int64_t copies = plan->dp * plan->cp; /* of what tp divides */
     for (int64_t r = 0; r < plan->pp; r++) {
-        double count[PARAM_GROUPS] = {0};
+        double count[PARAM_GROUPS] = {0}, host = 0;
         for (int64_t part = 0; part < plan->shape.parts; part++) {
             const struct stage_memory *own = memory_of(p, r, part);
             for (int g = 0; g < PARAM_GROUPS; g++) {
                 count[g] += (double)own->elements[g];
             }
+            host += (double)own->host;
         }
         const double sum = p->load.layout ? 8 : 4, /* gradients there, weights back */
             reduce = time_dense(p, count[PARAM_DENSE], sum, act, copies * plan->tp, 1) +
                      time_dense(p, count[PARAM_TENSOR], sum, act, copies, plan->tp) +
                      exchange_reduce_seconds(&plan->hardware, (sum + act) * count[PARAM_EXPERT],
                                              plan->edp, plan->ep * plan->etp),
-                     share = count[PARAM_DENSE] / (double)(copies * plan->tp) +
-                             count[PARAM_TENSOR] / (double)copies +
-                             count[PARAM_EXPERT] / (double)plan->edp,
+                     dense = count[PARAM_DENSE] / (double)(copies * plan->tp) +
+                             count[PARAM_TENSOR] / (double)copies,
+                     share = dense + count[PARAM_EXPERT] / (double)plan->edp,
                      update = work_optimizer(
                          &p->load, count[PARAM_DENSE] + count[PARAM_TENSOR] + count[PARAM_EXPERT],
-                         share);
+                         share, work_offloaded(&p->load, host, dense, share));
         if (reduce + update > plan->time.reduce + plan->time.optimizer) {
             plan->time.reduce = reduce;
             plan->time.optimizer = update;
@@ -288,6 +289,7 @@ static struct plan_memory estimate_rank(const struct planner *p, int64_t rank)
     struct plan_memory memory = {.stage = pipeline_stage(&p->plan->shape, rank, 0)};
     for (int64_t part = 0; part < p->plan->shape.parts; part++) {
         memory.staging += memory_of(p, rank, part)->staging;
+        memory.host += memory_of(p, rank, part)->host;
     }
     for (int k = 0; k < MODEL_MEMORIES; k++) {
         for (int64_t part = 0; part < p->plan->shape.parts; part++) {
@@ -340,6 +342,7 @@ static enum status measure_fullest(struct planner *p)
         TRY(memory_of_rank(&own, plan->config, plan->pp, ranks[i], plan->hardware.device,
                            plan->dp * plan->cp * plan->tp, plan->ep));
         memory.staging = own.staging;
+        memory.host = own.host;
         for (int k = 0; k < MODEL_MEMORIES; k++) {
             memory.kind[k] = own.kind[k];
             memory.arenas += own.kind[k];
@@ -362,7 +365,8 @@ static enum status fill_memory(struct planner *p)
     size_t untouched = 0;
     most->outside =
         memory_outside(plan->config, &plan->hardware, &plan->arch, fullest, plan->dp, plan->ep);
-    most->all = most->arenas + most->outside + (plan->hardware.cpu ? most->staging : 0);
+    most->all =
+        most->arenas + most->outside + (plan->hardware.cpu ? most->staging + most->host : 0);
     if (plan->hardware.cpu && plan->pp * plan->tp * plan->cp == 1) {
         TRY(memory_untouched(&untouched, plan->config, &plan->stage[0], fullest,
                              plan->hardware.device, plan->dp, plan->ep));
