@@ -21,6 +21,9 @@ struct comm_wire {
     void (*all_to_all_fixed)(struct comm *, void *recv, const void *send, int64_t rows_per_peer,
                              size_t row_bytes);
     void (*finish)(struct comm *); /* local */
+    /* Local; NULL where finish is. */
+    void *(*mark)(struct comm *);
+    void (*wait)(struct comm *, void *end);
     void (*detach)(struct comm *); /* collective */
     /* NULL: the host waits for every operation. Local. */
     bool (*times)(struct comm *, double *run_ms, double *waited_ms);
