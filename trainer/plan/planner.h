@@ -22,4 +22,14 @@ const struct work *planner_work(const struct planner *p, int64_t block);
  * STATUS_RESOURCE. */
 enum status planner_time(struct planner *p) __attribute__((warn_unused_result));
 
+/* Gradients between replicas, the update, weights back: plan->time's part of that, and of the
+ * kernels; wants the others of these. */
+void planner_update(struct planner *p);
+
+static inline const struct stage_memory *planner_memory(const struct planner *p, int64_t rank,
+                                                        int64_t part)
+{
+    return &p->memory[pipeline_stage(&p->plan->shape, rank, part)];
+}
+
 #endif
