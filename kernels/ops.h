@@ -334,11 +334,20 @@ struct ops {
                           struct dispatch_shape shape);
     /* fan[ungroup[p]] = unique[r] + place[p] for p < rows, where arrived[r] <= p < arrived[r+1]:
      * which token's row, of those that arrived from all ranks, becomes row i of expert_regroup's
-     * order. arrived[ranks+1], unique[ranks+1]: where each source's places and rows begin; rows =
-     * arrived[ranks]. Bytes per row: 12, bound by latency. */
+     * order. arrived[ranks+1], unique[ranks+1]: where each source's places and rows begin, the
+     * latter in any order of sources, and how many there are; rows = arrived[ranks]. Bytes per row:
+     * 12, bound by latency. */
     void (*expert_fan_out)(struct device *, int32_t *fan, const int32_t *ungroup,
                            const int32_t *place, const int64_t *arrived, const int64_t *unique,
                            int64_t ranks, int64_t rows);
+    /* For tokens that go first to the ranks of one place, then on: relay[r] of row r < begin[ranks]
+     * of expert_unique (begin, token: of shape.ranks) = the row of the same token among those of
+     * the same destination in a coarser expert_unique, whose `place` is given: of destinations that
+     * are several of shape.ranks each. Past the last: untouched. Bytes per row: about 20, bound by
+     * latency. */
+    void (*expert_relay)(struct device *, int32_t *relay, const int64_t *begin,
+                         const int32_t *token, const int32_t *place, const int32_t *expert,
+                         const int32_t *slot_row, struct dispatch_shape shape);
     /* The sending side of padded messages, from what expert_sort (offset) and expert_unique (begin,
      * unique_token, place) left. Row of a message: (destination, place in it).
      * message[ranks, local+P]: rows for each of the destination's experts, then `place` of its
@@ -381,7 +390,7 @@ struct ops {
     void (*combine_rows)(struct device *, struct tensor y, struct tensor x, const int32_t *slot_row,
                          const float *weight, int64_t top_k);
     /* dweight[n,k] = <dy[n], x[row]> and dx[row] = weight[n,k] dy[n], row = slot_row[n*K+k];
-     * dropped: dweight 0. */
+     * dropped: dweight 0. dx.data NULL: dweight alone. */
     void (*combine_rows_backward)(struct device *, struct tensor dx, float *dweight,
                                   struct tensor dy, struct tensor x, const int32_t *slot_row,
                                   const float *weight, int64_t top_k);

@@ -15,7 +15,9 @@
  * counts, so imbalance costs time, never memory, never tokens. `by_source`: a round ends with the
  * last (expert, source) that fits whole. Where tokens sent once save nothing
  * (no token of any rank has two experts on one rank), or there are several rounds, each slot's row
- * travels.
+ * travels. On several machines tokens go over the network once to each machine and from there to
+ * its ranks (relay.h), where that saves rows, there is one round and room for what ranks hand on:
+ * all ranks see the same counts and decide alike, and what arrives is the same.
  *
  * padded: messages of a fixed size, as large as the worst case needs: N tokens to a rank, N *
  * min(K, local experts) slots back. The counts travel in front of the numbers and stay on the
@@ -30,6 +32,7 @@
 #include "kernels/base/arena.h"
 #include "kernels/ops.h"
 #include "parallel/comm.h"
+#include "parallel/relay.h"
 
 struct expert_sizes {
     int64_t tokens, top_k, experts; /* N, K of the largest call; of all ranks together */
@@ -39,6 +42,7 @@ struct expert_sizes {
     double buffer_factor; /* exact: bound / (N*K), at least 1 / K */
     bool by_source;       /* source_offset is wanted, and no source's rows for an expert come in two
                              rounds */
+    struct nodes *nodes;  /* borrowed: how ep's ranks stand on machines; NULL: on one */
 };
 
 struct expert_plan {
@@ -61,9 +65,11 @@ struct expert_plan {
     int32_t *token;    /* [slots] device: token of each row to be sent, -1 past the last */
     int32_t *slot_row; /* [slots] device: row, in send order, of each slot, -1 when dropped */
     int64_t *sorted;   /* [E+1] device: expert boundaries in send order */
-    int64_t *counts;   /* [ep, E + ep] owned: rows each source sends to each expert; then, tokens
-                          it has for each rank */
-    bool once;         /* tokens travel once to each rank: the same on every rank of ep */
+    int64_t
+        *counts;  /* [ep, E + ep + M] owned: rows each source sends to each expert; then, tokens
+                     it has for each rank; then for each of M machines, where there are several */
+    bool once;    /* tokens travel once to each rank: the same on every rank of ep */
+    bool relayed; /* and once to each machine, from there to its ranks: the same on every rank */
     /* set by expert_plan_round */
     int64_t *send_rows, *recv_rows; /* [ep] owned: rows to / from each rank this round */
     int64_t *send_begin; /* [ep] owned: first row, in send order, of each destination's rows this
@@ -85,7 +91,9 @@ struct expert_plan {
     int32_t *fan;          /* [bound] device: expert_fan_out's */
     int32_t *pick;         /* [slots] device: of a round among several */
     int32_t *host_pick;    /* [slots] owned */
-    int64_t *bounds;       /* [E+1 + ep+1] owned: `sorted` and unique_begin on the host */
+    int64_t *bounds; /* [E+1 + ep+1 + M+1] owned: `sorted`, unique_begin and relay.begin on the
+                        host */
+    struct relay_plan relay;
     int64_t *taken;        /* [local_experts, ep] owned: rows of this round, by expert and source;
                               then [ep+1] where each source's rows begin, [ep+1] its tokens */
     int64_t *device_taken; /* the same, device */
@@ -98,13 +106,15 @@ struct expert_plan {
 };
 
 /* bound: slots when ep is 1; exact: min(ceil(buffer_factor * slots), slots * ep); padded: ep * N *
- * min(K, local experts). */
-enum status expert_plan_init(struct expert_plan *plan, struct comm *ep, struct device *device,
-                             const struct ops *ops, const struct expert_sizes *sizes)
-    __attribute__((warn_unused_result));
+ * min(K, local experts). sending: exact: slots, on several machines no less than bound. Machines
+ * are of exact dispatch only: nodes is NULL or of one machine where `padded`. */
+void expert_plan_init(struct expert_plan *plan, struct comm *ep, struct device *device,
+                      const struct ops *ops, const struct expert_sizes *sizes);
+/* What is host memory: before rows travel. Errors: STATUS_RESOURCE. */
+enum status expert_plan_reserve(struct expert_plan *plan) __attribute__((warn_unused_result));
 /* What is device memory. Measures, then hands out (arena twice). */
 void expert_plan_layout(struct expert_plan *plan, struct arena *arena);
-void expert_plan_free(struct expert_plan *plan); /* what init made */
+void expert_plan_free(struct expert_plan *plan); /* what reserve made */
 
 /* Collective over ep. expert int32 [tokens*top_k], device (< 0: dropped slot), those of a token
  * different ones; tokens*top_k <= slots. exact: where ranks exchange rows, or slots may be dropped
@@ -128,6 +138,7 @@ struct expert_route {
     int64_t arrived;      /* <= bound */
     const int64_t *send_rows, *recv_rows; /* [ep] borrowed: of each message; padded: NULL */
     int64_t pair_rows;                    /* padded: of every message */
+    bool relayed; /* messages are to machines, send_rows and recv_rows [M]; rows are handed on */
 };
 
 /* Routes of the round, valid until the next expert_plan_round; of ep of more than one rank.
@@ -135,12 +146,21 @@ struct expert_route {
  * slots: output gradients, x[sent, C] in send order. Local. */
 struct expert_route expert_route_tokens(struct expert_plan *plan);
 struct expert_route expert_route_slots(struct expert_plan *plan);
+/* Local. The route of tokens once more, of the same round, where plan->once: nothing travels for
+ * it.
+ */
+struct expert_route expert_route_again(const struct expert_plan *plan);
+/* Collective over ep. One number for each slot of the round, not padded: rows[received] in (expert,
+ * source, token) order <- sent[sent] in send order; arrived: room for as many. */
+void expert_carry_numbers(struct expert_plan *plan, float *rows, float *arrived, const float *sent);
 /* What travels does so between a start and its finish, beside what is called between them: that
  * may neither touch the memory named here nor communicate (comm_device_finish). One at a time.
  *
- * Collective over ep. arrived[route->arrived] <- sending[route->sent], rows of row_bytes. */
+ * Collective over ep. arrived[route->arrived] <- sending[route->sent], rows of row_bytes. relayed:
+ * the network's part is under way between both; `sending` is written to, has room for
+ * plan->sending rows as arrived has for plan->bound, and row_bytes is even. */
 void expert_exchange_start(struct expert_plan *plan, const struct expert_route *route,
-                           void *arrived, const void *sending, int64_t row_bytes);
+                           void *arrived, void *sending, int64_t row_bytes);
 void expert_exchange_finish(struct expert_plan *plan);
 
 /* Collective over ep. rows[received, C] <- x along `route`, as it is. `buffer` has room for bound +

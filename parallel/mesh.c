@@ -95,7 +95,11 @@ enum status mesh_init(struct mesh *mesh, struct comm *world, const struct mesh_s
                    &mesh->ends);
         mesh->ends.name = "ends";
     }
-    return STATUS_OK;
+    /* One ep group may fail where another does not. */
+    return comm_agree(
+        world,
+        nodes_init(&mesh->nodes, &mesh->experts, shape->node_dispatch, shape->ranks_per_node),
+        NULL);
 }
 
 /* Groups that exchange device memory, but for those of stages. */
@@ -118,6 +122,12 @@ enum status mesh_attach(struct mesh *mesh, struct device *device, const char *ki
         /* One ep group may fail where another does not. */
         TRY(comm_agree(mesh->world, comm_attach(group_of(mesh, carriers[i]), device, kind), NULL));
     }
+    struct comm *const relays[] = {&mesh->nodes.across, &mesh->nodes.within};
+    for (int i = 0; i < 2; i++) {
+        const enum status status =
+            nodes_apart(&mesh->nodes) ? comm_attach(relays[i], device, kind) : STATUS_OK;
+        TRY(comm_agree(mesh->world, status, NULL));
+    }
     if (mesh->shape.pp == 1) {
         return STATUS_OK;
     }
@@ -128,8 +138,9 @@ enum status mesh_attach(struct mesh *mesh, struct device *device, const char *ki
 bool mesh_device_times(struct mesh *mesh, double *run_ms, double *waited_ms)
 {
     bool all = true;
-    for (int i = 0; i <= CARRIERS; i++) {
-        struct comm *group = i < CARRIERS ? group_of(mesh, carriers[i]) : &mesh->ends;
+    struct comm *const others[] = {&mesh->ends, &mesh->nodes.across, &mesh->nodes.within};
+    for (int i = 0; i < CARRIERS + 3; i++) {
+        struct comm *group = i < CARRIERS ? group_of(mesh, carriers[i]) : others[i - CARRIERS];
         if (strcmp(comm_wire_name(group), "nccl") == 0) {
             all = comm_device_times(group, run_ms, waited_ms) && all;
         }
@@ -143,5 +154,6 @@ void mesh_free(struct mesh *mesh)
         comm_free(group_of(mesh, (enum mesh_group)g));
     }
     comm_free(&mesh->ends);
+    nodes_free(&mesh->nodes);
     *mesh = (struct mesh){0};
 }

@@ -13,15 +13,17 @@
 #ifndef PARALLEL_MESH_H
 #define PARALLEL_MESH_H
 
-#include "parallel/comm.h"
+#include "parallel/nodes.h"
 
 /* Sizes of the axes; dp and edp follow from the number of ranks. */
 struct mesh_shape {
-    int pp;  /* stages of the pipeline */
-    int tp;  /* ranks among which dense matrices and sequences are divided */
-    int cp;  /* ranks among which sequences are divided, attention included */
-    int ep;  /* ranks among which one set of experts is divided */
-    int etp; /* ranks among which each expert's matrices are divided */
+    int pp;                        /* stages of the pipeline */
+    int tp;                        /* ranks among which dense matrices and sequences are divided */
+    int cp;                        /* ranks among which sequences are divided, attention included */
+    int ep;                        /* ranks among which one set of experts is divided */
+    int etp;                       /* ranks among which each expert's matrices are divided */
+    enum nodes_wish node_dispatch; /* how `experts` goes across machines */
+    int ranks_per_node;            /* 0: what MPI says */
 };
 
 /* The other axes 1. */
@@ -55,6 +57,7 @@ struct mesh {
     struct comm ep, etp;  /* struct mesh_shape */
     struct comm experts;  /* ep x etp: ranks that have one set of experts together, and exchange
                              tokens; slice f of an expert is on rank e * etp + f of them */
+    struct nodes nodes;   /* machines that `experts` stands on, where dispatch goes by them */
     struct comm edp;      /* ranks holding the same experts, or the same part of them */
     struct comm ends;     /* where pp > 1: the replicas of the first and of the last stage together,
                              which may hold the same (stages.h); elsewhere those of a stage. With pp
@@ -78,13 +81,13 @@ static inline int mesh_last_stage(const struct mesh *mesh)
     return mesh->world->size - mesh->world->size / mesh->shape.pp;
 }
 
-/* Collective over world. Errors: mesh_check's. */
+/* Collective over world. Errors: mesh_check's, nodes_init's; the same on every rank. */
 enum status mesh_init(struct mesh *mesh, struct comm *world, const struct mesh_shape *shape,
                       int64_t experts) __attribute__((warn_unused_result));
-/* comm_attach of the groups that exchange device memory: stage, tp, cp, experts, edp, `replicas`
- * where that is not the stage, and where there are stages ends and pp, whose messages (mail.h) go
- * through the host whatever carries the rest. Collective over world; the same result on every rank
- * of it. Errors: comm_attach's. */
+/* comm_attach of the groups that exchange device memory: stage, tp, cp, experts and its machines,
+ * edp, `replicas` where that is not the stage, and where there are stages ends and pp, whose
+ * messages (mail.h) go through the host whatever carries the rest. Collective over world; the same
+ * result on every rank of it. Errors: comm_attach's. */
 enum status mesh_attach(struct mesh *mesh, struct device *device, const char *kind)
     __attribute__((warn_unused_result));
 /* Local. comm_device_times of all groups that NCCL carries; false: of one of them not all. */

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "kernels/base/rng.h"
+#include "trainer/metrics.h"
 
 static bool ends_with(const char *text, const char *end)
 {
@@ -118,6 +119,14 @@ void optimizer_layout(struct model *model)
     offload_layout(model, arena);
     model->norm = arena_alloc(arena, sizeof *model->norm);
     model->muon_scratch = scratch > 0 ? arena_alloc(arena, (size_t)scratch * sizeof(float)) : NULL;
+}
+
+void optimizer_words(const struct model *model, struct metrics *metrics)
+{
+    if (model_host_bytes(model) > 0) {
+        metrics_say(metrics, "optimizer.offload: %.0f MiB of the state in host memory per rank",
+                    (double)model_host_bytes(model) / 1048576.0);
+    }
 }
 
 /* A pass over a group's share. */

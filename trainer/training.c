@@ -251,14 +251,14 @@ static void describe(struct training *t)
                 mesh->tp.size, mesh->cp.size, mesh->pp.size, (long long)t->config->parallel.zero,
                 (double)model_bytes(&t->model) / 1048576.0, (long long)sources_samples(&t->train),
                 (long long)t->config->train.sequence_length);
-    if (model_host_bytes(&t->model) > 0) {
-        metrics_say(&t->metrics, "optimizer.offload: %.0f MiB of the state in host memory per rank",
-                    (double)model_host_bytes(&t->model) / 1048576.0);
+    if (nodes_apart(&mesh->nodes)) {
+        metrics_say(&t->metrics, "ep spans %d nodes of %d ranks: tokens cross once to each",
+                    mesh->nodes.count, mesh->nodes.ranks);
     }
+    optimizer_words(&t->model, &t->metrics);
     if (saving_bytes(&t->saving) > 0) {
         metrics_say(&t->metrics,
-                    "saves are written beside the training: %.0f MiB of host memory "
-                    "per rank for a copy of the state",
+                    "saves are written beside the training: %.0f MiB of host memory per rank",
                     (double)saving_bytes(&t->saving) / 1048576.0);
     }
 }

@@ -115,6 +115,9 @@ void cpu_expert_regroup(struct device *, int32_t *regroup, int32_t *ungroup, int
                         const int64_t *taken, int64_t local, int64_t ranks);
 void cpu_expert_unique(struct device *, int64_t *begin, int32_t *token, int32_t *place,
                        const int32_t *expert, const int32_t *slot_row, struct dispatch_shape shape);
+void cpu_expert_relay(struct device *, int32_t *relay, const int64_t *begin, const int32_t *token,
+                      const int32_t *place, const int32_t *expert, const int32_t *slot_row,
+                      struct dispatch_shape shape);
 void cpu_expert_fan_out(struct device *, int32_t *fan, const int32_t *ungroup, const int32_t *place,
                         const int64_t *arrived, const int64_t *unique, int64_t ranks, int64_t rows);
 void cpu_expert_pad(struct device *, int32_t *message, int32_t *token, int32_t *row, int32_t *back,

@@ -57,6 +57,7 @@ static const struct ops cpu_ops = {
     .expert_regroup = cpu_expert_regroup,
     .expert_unique = cpu_expert_unique,
     .expert_fan_out = cpu_expert_fan_out,
+    .expert_relay = cpu_expert_relay,
     .expert_pad = cpu_expert_pad,
     .expert_unpad = cpu_expert_unpad,
     .expert_drop = cpu_expert_drop,

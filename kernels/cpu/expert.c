@@ -110,11 +110,28 @@ void cpu_expert_fan_out(struct device *device, int32_t *fan, const int32_t *ungr
     assert(rows == arrived[ranks]);
     for (int64_t from = 0; from < ranks; from++) {
         for (int64_t p = arrived[from]; p < arrived[from + 1]; p++) {
-            assert(place[p] >= 0 && place[p] < unique[from + 1] - unique[from]);
+            assert(place[p] >= 0 && unique[from] + place[p] < unique[ranks]);
             fan[ungroup[p]] = (int32_t)(unique[from] + place[p]);
         }
     }
     (void)rows;
+}
+
+void cpu_expert_relay(struct device *device, int32_t *relay, const int64_t *begin,
+                      const int32_t *token, const int32_t *place, const int32_t *expert,
+                      const int32_t *slot_row, struct dispatch_shape shape)
+{
+    const int64_t local = shape.experts / shape.ranks;
+    (void)device;
+    for (int64_t to = 0; to < shape.ranks; to++) {
+        for (int64_t row = begin[to]; row < begin[to + 1]; row++) {
+            int64_t slot = token[row] * shape.top_k;
+            while (expert[slot] < 0 || expert[slot] / local != to) {
+                slot++;
+            }
+            relay[row] = place[slot_row[slot]];
+        }
+    }
 }
 
 void cpu_expert_pad(struct device *device, int32_t *message, int32_t *token, int32_t *row,

@@ -100,7 +100,9 @@ void cpu_combine_rows_backward(struct device *device, struct tensor dx, float *d
             row_load(grad, dy.data, dy.dtype, slot / top_k * width + i, count);
             row_load(in, x.data, x.dtype, slot_row[slot] * width + i, count);
             sum += cpu_combine_backward_part(out, grad, in, weight[slot], count);
-            row_store(dx.data, dx.dtype, slot_row[slot] * width + i, out, count);
+            if (dx.data != NULL) {
+                row_store(dx.data, dx.dtype, slot_row[slot] * width + i, out, count);
+            }
         }
         dweight[slot] = sum;
     }

@@ -107,6 +107,9 @@ void cuda_expert_unique(void *stream, int64_t *begin, int32_t *token, int32_t *p
 void cuda_expert_fan_out(void *stream, int32_t *fan, const int32_t *ungroup, const int32_t *place,
                          const int64_t *arrived, const int64_t *unique, int64_t ranks,
                          int64_t rows);
+void cuda_expert_relay(void *stream, int32_t *relay, const int64_t *begin, const int32_t *token,
+                       const int32_t *place, const int32_t *expert, const int32_t *slot_row,
+                       struct dispatch_shape shape);
 void cuda_expert_pad(void *stream, int32_t *message, int32_t *token, int32_t *row, int32_t *back,
                      const int64_t *offset, const int64_t *begin, const int32_t *unique_token,
                      const int32_t *place, struct padded_shape shape);

@@ -295,45 +295,8 @@ void cuda_expert_unique(void *stream, int64_t *begin, int32_t *token, int32_t *p
     }
 }
 
-/* ---- fan out ---- */
-
-/* Bytes per row: 8 in, 4 out, scattered. Bound by latency. */
-__global__ void __launch_bounds__(FLAT_THREADS)
-    fan_out_kernel(int32_t *fan, const int32_t *__restrict__ ungroup,
-                   const int32_t *__restrict__ place, const int64_t *__restrict__ arrived,
-                   const int64_t *__restrict__ unique, int64_t ranks, int64_t rows)
-{
-    const int64_t p = (int64_t)blockIdx.x * FLAT_THREADS + threadIdx.x;
-    if (p >= rows) {
-        return;
-    }
-    int64_t low = 0, high = ranks; /* the last source that begins at or before p */
-    while (high - low > 1) {
-        const int64_t middle = (low + high) / 2;
-        if (arrived[middle] <= p) {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    if (place[p] < 0 || place[p] >= unique[low + 1] - unique[low]) {
-        __trap();
-    }
-    fan[ungroup[p]] = (int32_t)(unique[low] + place[p]);
-}
-
-void cuda_expert_fan_out(void *stream, int32_t *fan, const int32_t *ungroup, const int32_t *place,
-                         const int64_t *arrived, const int64_t *unique, int64_t ranks, int64_t rows)
-{
-    if (rows > 0) {
-        LAUNCH(fan_out_kernel, flat_blocks(rows, 1), FLAT_THREADS, 0, (cudaStream_t)stream, fan,
-               ungroup, place, arrived, unique, ranks, rows);
-    }
-}
-
-/* ---- padded messages: a capacity of rows for each pair of ranks ---- */
-
-/* The destination of a row of expert_sort: the last whose experts' rows begin at or before it. */
+/* The destination of a row: the last whose rows begin at or before it, of `local` boundaries each.
+ */
 DEVICE int64_t destination_of(const int64_t *__restrict__ offset, int64_t row, int64_t local,
                               int64_t ranks)
 {
@@ -348,6 +311,69 @@ DEVICE int64_t destination_of(const int64_t *__restrict__ offset, int64_t row, i
     }
     return low;
 }
+
+/* ---- fan out ---- */
+
+/* Bytes per row: 8 in, 4 out, scattered. Bound by latency. */
+__global__ void __launch_bounds__(FLAT_THREADS)
+    fan_out_kernel(int32_t *fan, const int32_t *__restrict__ ungroup,
+                   const int32_t *__restrict__ place, const int64_t *__restrict__ arrived,
+                   const int64_t *__restrict__ unique, int64_t ranks, int64_t rows)
+{
+    const int64_t p = (int64_t)blockIdx.x * FLAT_THREADS + threadIdx.x;
+    if (p >= rows) {
+        return;
+    }
+    const int64_t from = destination_of(arrived, p, 1, ranks);
+    if (place[p] < 0 || unique[from] + place[p] >= unique[ranks]) {
+        __trap();
+    }
+    fan[ungroup[p]] = (int32_t)(unique[from] + place[p]);
+}
+
+void cuda_expert_fan_out(void *stream, int32_t *fan, const int32_t *ungroup, const int32_t *place,
+                         const int64_t *arrived, const int64_t *unique, int64_t ranks, int64_t rows)
+{
+    if (rows > 0) {
+        LAUNCH(fan_out_kernel, flat_blocks(rows, 1), FLAT_THREADS, 0, (cudaStream_t)stream, fan,
+               ungroup, place, arrived, unique, ranks, rows);
+    }
+}
+
+/* ---- relay: rows by rank as rows of their machine's message ---- */
+
+/* One thread for each row that there may be. Bytes per row: about 20 in, 4 out. Bound by latency.
+ */
+__global__ void __launch_bounds__(FLAT_THREADS)
+    relay_kernel(int32_t *relay, const int64_t *__restrict__ begin,
+                 const int32_t *__restrict__ token, const int32_t *__restrict__ place,
+                 const int32_t *__restrict__ expert, const int32_t *__restrict__ slot_row,
+                 struct dispatch_shape shape)
+{
+    const int64_t row = (int64_t)blockIdx.x * FLAT_THREADS + threadIdx.x;
+    const int64_t local = shape.experts / shape.ranks;
+    if (row >= begin[shape.ranks]) {
+        return;
+    }
+    const int64_t to = destination_of(begin, row, 1, shape.ranks);
+    int64_t slot = token[row] * shape.top_k;
+    while (expert[slot] < 0 || expert[slot] / local != to) {
+        slot++;
+    }
+    relay[row] = place[slot_row[slot]];
+}
+
+void cuda_expert_relay(void *stream, int32_t *relay, const int64_t *begin, const int32_t *token,
+                       const int32_t *place, const int32_t *expert, const int32_t *slot_row,
+                       struct dispatch_shape shape)
+{
+    if (shape.slots > 0) {
+        LAUNCH(relay_kernel, flat_blocks(shape.slots, 1), FLAT_THREADS, 0, (cudaStream_t)stream,
+               relay, begin, token, place, expert, slot_row, shape);
+    }
+}
+
+/* ---- padded messages: a capacity of rows for each pair of ranks ---- */
 
 /* One thread for each row of slots, row of tokens, sorted row and expert. Bytes per row of slots:
  * 4 in, 16 out. Bound by latency. */

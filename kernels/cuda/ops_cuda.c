@@ -163,6 +163,15 @@ static void expert_fan_out(struct device *device, int32_t *fan, const int32_t *u
     cuda_end(self);
 }
 
+static void expert_relay(struct device *device, int32_t *relay, const int64_t *begin,
+                         const int32_t *token, const int32_t *place, const int32_t *expert,
+                         const int32_t *slot_row, struct dispatch_shape shape)
+{
+    struct cuda_device *self = cuda_begin(device, "expert_relay");
+    cuda_expert_relay(self->stream, relay, begin, token, place, expert, slot_row, shape);
+    cuda_end(self);
+}
+
 static void expert_pad(struct device *device, int32_t *message, int32_t *token, int32_t *row,
                        int32_t *back, const int64_t *offset, const int64_t *begin,
                        const int32_t *unique_token, const int32_t *place,
@@ -427,6 +436,7 @@ const struct ops cuda_ops = {
     .expert_regroup = expert_regroup,
     .expert_unique = expert_unique,
     .expert_fan_out = expert_fan_out,
+    .expert_relay = expert_relay,
     .expert_pad = expert_pad,
     .expert_unpad = expert_unpad,
     .expert_drop = expert_drop,

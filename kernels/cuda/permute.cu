@@ -155,7 +155,9 @@ __global__ void __launch_bounds__(SLOT_WARPS * 32)
             sum += grad[j] * in[j];
             grad[j] *= scale;
         }
-        store(dx + row * width + i, grad);
+        if (dx != nullptr) {
+            store(dx + row * width + i, grad);
+        }
     }
     sum = warp_sum(sum);
     if (lane == 0) {

@@ -82,6 +82,9 @@ relation "parallel.etp 2 with optimizer.name muon" parallel.etp=2 optimizer.name
 relation "more than the 12288 that are sorted on a GPU" parallel.etp=8 run.device=cuda model.num_local_experts=2048
 relation "more than 32 bits count" parallel.etp=16 train.sequence_length=100000000 model.max_position_embeddings=100000000
 relation "parallel.tp 4 does not divide model.num_key_value_heads 2" parallel.tp=4
+relation "parallel.node_dispatch hierarchical with router.dispatch padded: not built" parallel.ep=2 parallel.node_dispatch=hierarchical router.dispatch=padded
+relation "parallel.node_dispatch hierarchical: parallel.ep 1" parallel.node_dispatch=hierarchical
+relation "parallel.ranks_per_node 2: parallel.node_dispatch flat" parallel.ep=2 parallel.node_dispatch=flat parallel.ranks_per_node=2
 relation "parallel.schedule dualpipe: planned only" parallel.pp=2 parallel.schedule=dualpipe
 relation "parallel.virtual_stages 2 is of parallel.schedule 1f1b" parallel.pp=2 parallel.schedule=zero_bubble parallel.virtual_stages=2
 relation "parallel.pp 2 with debug.trace: not built" parallel.pp=2 debug.trace=t.h5
@@ -183,6 +186,7 @@ expect_error 65 "folder.h5" train data.train=folder.h5
 expect_error 64 "data.train" train data.train=null
 expect_error 65 "cut.h5" ranks 2 "$binary" train tiny.yaml run.dir=refused data.train=cut.h5 parallel.ep=2
 expect_error 64 "does not divide the 2 ranks" ranks 2 "$binary" train tiny.yaml run.dir=refused parallel.ep=4
+expect_error 64 "on one machine" ranks 2 "$binary" train tiny.yaml run.dir=refused parallel.ep=2 parallel.node_dispatch=hierarchical
 expect_error 64 "global_batch 8 is not a multiple" ranks 3 "$binary" train tiny.yaml run.dir=refused
 expect_error 64 "global_batch 2 is not a multiple" ranks 2 "$binary" train tiny.yaml run.dir=refused train.global_batch=2
 [ ! -e refused ] || fail "a refused run made its folder"

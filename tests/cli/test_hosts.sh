@@ -81,6 +81,21 @@ expect_same "$(metric "$work/one" grad_norm)" "$(metric "$work/two" grad_norm)" 
 expect_same "$(metric "$work/two" step | wc -l)" 10 "steps"
 [ "$(sent "${hosts[1]}" "v$$b")" -gt $((before + 1000000)) ] || fail "the ranks did not talk over the cable"
 
+echo "tokens cross the cable once for each host: the same losses, fewer bytes than from rank to rank"
+many=(run.steps=3 checkpoint.every_steps=0 parallel.ep=4 train.sequence_length=256 train.micro_batch=8 train.global_batch=32
+    model.num_experts_per_tok=4 model.n_group=1 model.topk_group=1 model.hidden_size=128)
+bytes=()
+for way in flat hierarchical; do
+    before=$(sent "${hosts[1]}" "v$$b")
+    expect_rc 0 on_both "$binary" train "$work/tiny.yaml" "run.dir=$work/$way" "${many[@]}" parallel.node_dispatch=$way
+    [ $way = flat ] || expect_text "ep spans 2 nodes of 2 ranks"
+    bytes[${#bytes[@]}]=$(($(sent "${hosts[1]}" "v$$b") - before))
+done
+expect_same "$(metric "$work/flat" loss_hex)" "$(metric "$work/hierarchical" loss_hex)" "losses of both ways"
+expect_same "$(metric "$work/flat" grad_norm)" "$(metric "$work/hierarchical" grad_norm)" "gradient norms of both ways"
+echo "bytes from the second host: ${bytes[*]}"
+[ $((bytes[1] * 100)) -lt $((bytes[0] * 84)) ] || fail "bytes from the second host: ${bytes[*]}"
+
 echo "a host dies: the run ends, and goes on where it had saved, on the other"
 settings=(run.steps=300 parallel.ep=4 checkpoint.every_steps=4 checkpoint.async=false)
 on_both "$binary" train "$work/tiny.yaml" "run.dir=$work/dies" "${settings[@]}" >"$out" 2>"$err" </dev/null &

@@ -43,6 +43,22 @@ for family in mixtral v3; do
     layout 4 2 pp parallel.pp=2
     layout 4 2 tp parallel.tp=2
     layout 4 2 cp parallel.cp=2
+    for comm in nccl mpi; do # two machines of two ranks
+        layout 4 4 "nodes-$comm" parallel.node_dispatch=hierarchical parallel.ranks_per_node=2 run.comm=$comm
+    done
+done
+# Two machines of two ranks: every bit of what goes from rank to rank.
+for family in mixtral v3; do
+    config_of $family >"$work/tiny.yaml"
+    for way in flat "hierarchical parallel.ranks_per_node=2"; do
+        # shellcheck disable=SC2086 # two keys
+        expect_rc 0 train_on 4 4 "$work/${way%% *}" run.device=cuda train.precision=bf16 parallel.node_dispatch=$way
+        [ "$way" = flat ] || expect_text "ep spans 2 nodes of 2 ranks"
+    done
+    for field in loss_hex aux_loss grad_norm; do
+        expect_same "$(metric "$work/flat" $field)" "$(metric "$work/hierarchical" $field)" "$family, by machines: $field"
+    done
+    rm -rf "${work:?}/flat" "${work:?}/hierarchical"
 done
 against v3 1e-5 train.recompute=block data.mask_documents=true
 layout 4 2 pp-tp parallel.pp=2 parallel.tp=2

@@ -115,6 +115,49 @@ static bool unique(const struct sort_case &k, int64_t ranks)
     return c.finish();
 }
 
+/* ---- its row among those of several destinations ---- */
+
+static bool relay(const struct sort_case &k, int64_t ranks)
+{
+    const int64_t slots = k.tokens * k.top_k;
+    const struct dispatch_shape fine = {slots, k.top_k, k.experts, ranks},
+                                coarse = {slots, k.top_k, k.experts, ranks / 2};
+    ops_case c(cpu_device(), DTYPE_F32, SHIFT_NONE, "expert_relay N=%d K=%d E=%d ranks=%d",
+               (int)k.tokens, (int)k.top_k, (int)k.experts, (int)ranks);
+    const uint64_t key = rng_key(17, "expert");
+    operand &expert = c.fill("expert", DTYPE_I32, slots, 1, [=](int64_t i) {
+        const bool drop = rng_uniform(key + 1, (uint64_t)i) * 100 < k.dropped;
+        return drop ? -1 : floor(rng_uniform(key, (uint64_t)i) * (double)k.experts);
+    });
+    operand &sorted = c.poison("offset", DTYPE_I64, k.experts + 1, 1);
+    operand &sorted_token = c.poison("sorted token", DTYPE_I32, slots, 1);
+    operand &slot_row = c.poison("slot_row", DTYPE_I32, slots, 1);
+    operand &begin = c.poison("begin", DTYPE_I64, ranks + 1, 1);
+    operand &token = c.poison("token", DTYPE_I32, slots, 1);
+    operand &place = c.poison("place", DTYPE_I32, slots, 1);
+    operand &to = c.poison("relay", DTYPE_I32, slots, 1); /* past the last: untouched */
+    /* Inputs are the CPU's on both sides. */
+    c.ops->expert_sort(c.device, sorted.on_cpu<int64_t>(), sorted_token.on_cpu<int32_t>(),
+                       slot_row.on_cpu<int32_t>(), expert.on_cpu<int32_t>(), slots, k.top_k,
+                       k.experts);
+    c.ops->expert_unique(c.device, begin.on_cpu<int64_t>(), token.on_cpu<int32_t>(),
+                         place.on_cpu<int32_t>(), expert.on_cpu<int32_t>(),
+                         slot_row.on_cpu<int32_t>(), coarse);
+    c.ops->expert_unique(c.device, begin.on_cpu<int64_t>(), token.on_cpu<int32_t>(),
+                         sorted_token.on_cpu<int32_t>(), expert.on_cpu<int32_t>(),
+                         slot_row.on_cpu<int32_t>(), fine);
+    c.upload();
+    c.ops->expert_relay(c.device, to.on_cpu<int32_t>(), begin.on_cpu<int64_t>(),
+                        token.on_cpu<int32_t>(), place.on_cpu<int32_t>(), expert.on_cpu<int32_t>(),
+                        slot_row.on_cpu<int32_t>(), fine);
+    cuda_expert_relay(nullptr, to.on_cuda<int32_t>(), begin.on_cuda<int64_t>(),
+                      token.on_cuda<int32_t>(), place.on_cuda<int32_t>(), expert.on_cuda<int32_t>(),
+                      slot_row.on_cuda<int32_t>(), fine);
+    c.download();
+    c.exact(to);
+    return c.finish();
+}
+
 /* Every third source sends nothing. */
 static bool fan_out(int64_t ranks, int most)
 {
@@ -374,6 +417,8 @@ static bool test()
     right = regroup(1, 1, 5) & regroup(3, 2, 7) & regroup(64, 9, 9) & regroup(2, 8, 600) & right;
     right = unique({0, 2, 4, 0}, 2) & unique({7, 2, 3, 30}, 3) & unique({64, 6, 64, 10}, 8) &
             unique({40, 3, 6, 100}, 1) & unique({129, 4, 8, 5}, 2) & right;
+    right = relay({0, 2, 4, 0}, 2) & relay({7, 2, 4, 30}, 4) & relay({64, 6, 64, 10}, 8) &
+            relay({300, 4, 8, 5}, 2) & right;
     right = pad({1, 1, 1, 0}, 1, 0) & pad({7, 2, 6, 30}, 3, 1) & pad({64, 6, 64, 10}, 8, 0) & right;
     right =
         pad({40, 3, 6, 100}, 2, 3) & pad({129, 4, 8, 5}, 2, 0) & pad({3, 2, 600, 0}, 2, 0) & right;

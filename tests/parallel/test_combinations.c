@@ -43,17 +43,28 @@ static bool legal(const struct division *l, int ranks)
     return ranks % dense == 0 && ranks % expert == 0 && HEADS % l->tp == 0;
 }
 
+/* Models are as deep as their stages ask: two blocks each, for schedules that halve stages. */
+enum { DEPTHS = 3 };
+static const char *const depths[DEPTHS] = {"model.num_hidden_layers=2", "model.num_hidden_layers=4",
+                                           "model.num_hidden_layers=8"};
+
+static int depth_of(const struct division *l)
+{
+    return l->pp == 1 ? 0 : l->pp == 2 ? 1 : 2;
+}
+
 /* The next that the layout has blocks and micro-batches for. */
 static void next_schedule(struct division *l, int ranks, int *turn)
 {
-    enum { BLOCKS = 8, BATCHES = 8 };
-    const int own = BATCHES * l->pp * l->tp * l->cp / ranks; /* of a rank of dp */
+    enum { BATCHES = 8 };
+    const int own = BATCHES * l->pp * l->tp * l->cp / ranks, /* of a rank of dp */
+        blocks = 2 << depth_of(l);
     bool fits = l->pp == 1;
     l->schedule = 0;
     while (!fits) {
         l->schedule = 1 + (*turn)++ % (SCHEDULES - 1);
         const bool halved = l->schedule == VIRTUAL || l->schedule == DUAL;
-        fits = (!halved || 2 * l->pp <= BLOCKS) && (l->schedule != DUAL || own >= 2 * l->pp);
+        fits = (!halved || 2 * l->pp <= blocks) && (l->schedule != DUAL || own >= 2 * l->pp);
     }
 }
 
@@ -95,12 +106,11 @@ static int draw(struct division *list, int count, int keep)
     return keep < count ? keep : count;
 }
 
-static const char *const sizes[] = {"model.num_hidden_layers=8", "model.initializer_range=0.1",
-                                    "train.sequence_length=32", "train.micro_batch=1",
-                                    "train.global_batch=8"};
+static const char *const sizes[] = {"model.initializer_range=0.1", "train.sequence_length=32",
+                                    "train.micro_batch=1", "train.global_batch=8"};
 
-static enum status open_layout(struct comm *world, struct tiny *tiny, const struct division *l,
-                               const char *more)
+static enum status open_model(struct comm *world, struct tiny *tiny, const struct division *l,
+                              int depth, const char *more)
 {
     const struct kind *kind = &kinds[l->v3];
     const struct {
@@ -118,13 +128,20 @@ static enum status open_layout(struct comm *world, struct tiny *tiny, const stru
     for (int i = 0; i < 4 && kind->more[i] != NULL; i++) {
         overrides[count++] = kind->more[i];
     }
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < 4; i++) {
         overrides[count++] = sizes[i];
     }
+    overrides[count++] = depths[depth];
     overrides[count++] = schedules[l->schedule];
     overrides[count++] = more;
     CHECK(world, count <= TINY_OVERRIDES);
     return tiny_open(tiny, world, kind->text, overrides);
+}
+
+static enum status open_layout(struct comm *world, struct tiny *tiny, const struct division *l,
+                               const char *more)
+{
+    return open_model(world, tiny, l, depth_of(l), more);
 }
 
 struct curve {
@@ -144,16 +161,24 @@ static void step(struct comm *world, struct tiny *tiny, int steps, struct curve 
     }
 }
 
-/* Rank 0's, in a world of its own. */
-static struct curve train_alone(struct comm *world, bool v3, int steps, const char *more)
+/* Families and depths are models of their own. */
+enum { MODELS = 2 * DEPTHS };
+
+static int model_of(const struct division *l)
+{
+    return DEPTHS * l->v3 + depth_of(l);
+}
+
+/* Rank 0's curve of a model, in a world of its own. */
+static struct curve train_alone(struct comm *world, int model, int steps, const char *more)
 {
     static struct tiny tiny;
-    const struct division one = {1, 1, 1, 1, 1, 1, 0, v3};
+    const struct division one = {1, 1, 1, 1, 1, 1, 0, model / DEPTHS == 1};
     struct curve curve = {0};
     struct comm alone = {0};
     comm_split(world, world->rank == 0 ? 0 : 1, world->rank, &alone);
     if (world->rank == 0) {
-        CHECK(world, open_layout(&alone, &tiny, &one, more) == STATUS_OK);
+        CHECK(world, open_model(&alone, &tiny, &one, model % DEPTHS, more) == STATUS_OK);
         step(&alone, &tiny, steps, &curve);
         tiny_close(&tiny);
     }
@@ -279,20 +304,21 @@ static void test_losses(struct comm *world)
 {
     static struct division list[MOST];
     struct tally tally = {.what = "losses and gradient norms"};
-    struct relay relay[2] = {0};
-    struct curve want[2];
+    struct relay relay[MODELS] = {0};
+    struct curve want[MODELS];
     const int few = world->size == RANKS ? SAMPLE : SAMPLE / 4,
               count = draw(list, generate(list, world->size), wanted(world, few, 2 * SAMPLE));
-    for (int v3 = 0; v3 < 2; v3++) {
-        axis_folder(world, relay[v3].folder, sizeof relay[v3].folder);
-        want[v3] = train_alone(world, v3 == 1, STEPS, NULL);
+    for (int m = 0; m < MODELS; m++) {
+        axis_folder(world, relay[m].folder, sizeof relay[m].folder);
+        want[m] = train_alone(world, m, STEPS, NULL);
     }
     for (int i = 0; i < count; i++) {
-        struct relay *passing = i % (axis_full() ? 29 : 4) == 0 ? &relay[list[i].v3] : NULL;
-        try_layout(world, &list[i], &want[list[i].v3], STEPS, NULL, passing, &tally);
+        const int model = model_of(&list[i]);
+        struct relay *passing = i % (axis_full() ? 29 : 4) == 0 ? &relay[model] : NULL;
+        try_layout(world, &list[i], &want[model], STEPS, NULL, passing, &tally);
     }
-    for (int v3 = 0; v3 < 2; v3++) {
-        axis_folder_end(world, relay[v3].folder);
+    for (int m = 0; m < MODELS; m++) {
+        axis_folder_end(world, relay[m].folder);
     }
     finish(world, &tally);
 }
@@ -312,10 +338,12 @@ static void test_same_bits(struct comm *world)
         }
     }
     kept = draw(list, kept, wanted(world, world->size == RANKS ? SAMPLE / 4 : 1, SAMPLE / 2));
-    const struct curve want[] = {train_alone(world, false, FEW, layout),
-                                 train_alone(world, true, FEW, layout)};
+    struct curve want[MODELS];
+    for (int m = 0; m < MODELS; m++) {
+        want[m] = train_alone(world, m, FEW, layout);
+    }
     for (int i = 0; i < kept; i++) {
-        try_layout(world, &list[i], &want[list[i].v3], FEW, layout, NULL, &tally);
+        try_layout(world, &list[i], &want[model_of(&list[i])], FEW, layout, NULL, &tally);
     }
     finish(world, &tally);
 }

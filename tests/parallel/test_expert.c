@@ -356,16 +356,15 @@ static void open_plan(struct comm *world, struct expert_plan *plan, struct arena
 {
     const struct ops *ops = device_ops(device);
     *arena = (struct arena){.source = {device, ops->memory_alloc, ops->memory_free}};
-    CHECK_EQUAL(world,
-                expert_plan_init(plan, ep, device, ops,
-                                 &(struct expert_sizes){.tokens = layout->slots / layout->top_k,
-                                                        .top_k = layout->top_k,
-                                                        .experts = layout->experts,
-                                                        .slices = 1,
-                                                        .padded = factor == PADDED,
-                                                        .buffer_factor = factor,
-                                                        .by_source = by_source}),
-                STATUS_OK);
+    expert_plan_init(plan, ep, device, ops,
+                     &(struct expert_sizes){.tokens = layout->slots / layout->top_k,
+                                            .top_k = layout->top_k,
+                                            .experts = layout->experts,
+                                            .slices = 1,
+                                            .padded = factor == PADDED,
+                                            .buffer_factor = factor,
+                                            .by_source = by_source});
+    CHECK_EQUAL(world, expert_plan_reserve(plan), STATUS_OK);
     expert_plan_layout(plan, arena);
     CHECK_EQUAL(world, arena_reserve(arena, "the plan"), STATUS_OK);
     expert_plan_layout(plan, arena);

@@ -15,8 +15,8 @@ static void measure(struct comm *world, const struct config *config, struct devi
     architecture_init(&arch, config);
     const struct stage whole = {
         .blocks = architecture_blocks(&arch), .embedding = true, .head = true};
-    CHECK(world,
-          memory_of_stage(memory, config, &whole, device, ranks, config->parallel.ep) == STATUS_OK);
+    CHECK(world, memory_of_stage(memory, config, &whole, device, ranks, config->parallel.ep,
+                                 true) == STATUS_OK);
 }
 
 /* The copy that saves are written from: what is planned is the first rank's, to the byte, and once
@@ -93,6 +93,22 @@ static void test_planned_is_reserved(struct comm *world)
     }
 }
 
+static void test_machines_are_reserved(struct comm *world)
+{
+    static const char *const cases[][TINY_OVERRIDES] = {
+        {"parallel.ep=4", "parallel.ranks_per_node=2"},
+        {"parallel.ep=4", "parallel.ranks_per_node=2", "train.precision=bf16",
+         "router.buffer_factor=3.3"},
+        {"parallel.ep=2", "parallel.etp=2", "parallel.ranks_per_node=2"},
+        {"parallel.ep=4", "parallel.ranks_per_node=2", "router.dispatch=padded"},
+        {"parallel.ep=4", "parallel.ranks_per_node=3"},
+    };
+    for (size_t i = 0; world->size == 4 && i < sizeof cases / sizeof cases[0]; i++) {
+        compare(world, TINY_MIXTRAL, cases[i]);
+        compare(world, TINY_V3, cases[i]);
+    }
+}
+
 static void test_tensor_is_reserved(struct comm *world)
 {
     static const char *const cases[][TINY_OVERRIDES] = {
@@ -124,8 +140,9 @@ static void compare_ranks(struct comm *world, const char *text, const char *cons
     struct tiny tiny;
     struct stage_memory planned;
     CHECK(world, tiny_open(&tiny, world, text, overrides) == STATUS_OK);
-    CHECK(world, memory_of_rank(&planned, &tiny.config, tiny.mesh.pp.size, tiny.mesh.pp.rank,
-                                tiny.device, tiny.mesh.stage.size, tiny.mesh.ep.size) == STATUS_OK);
+    CHECK(world,
+          memory_of_rank(&planned, &tiny.config, tiny.mesh.pp.size, tiny.mesh.pp.rank, tiny.device,
+                         tiny.mesh.stage.size, tiny.mesh.ep.size, false) == STATUS_OK);
     for (int k = 0; k < MODEL_MEMORIES; k++) {
         CHECK_EQUAL(world, tiny.model.memory[k], planned.kind[k]);
     }
@@ -192,9 +209,10 @@ static void test_nothing_is_allocated(struct comm *world)
 int main(void)
 {
     const struct ranks_test tests[] = {
-        RANKS_TEST(test_planned_is_reserved), RANKS_TEST(test_tensor_is_reserved),
-        RANKS_TEST(test_context_is_reserved), RANKS_TEST(test_pipeline_is_reserved),
-        RANKS_TEST(test_fp8_is_reserved),     RANKS_TEST(test_nothing_is_allocated),
+        RANKS_TEST(test_planned_is_reserved),   RANKS_TEST(test_tensor_is_reserved),
+        RANKS_TEST(test_machines_are_reserved), RANKS_TEST(test_context_is_reserved),
+        RANKS_TEST(test_pipeline_is_reserved),  RANKS_TEST(test_fp8_is_reserved),
+        RANKS_TEST(test_nothing_is_allocated),
     };
     return RANKS_MAIN(tests);
 }

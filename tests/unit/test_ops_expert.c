@@ -172,7 +172,49 @@ static void run_unique(struct check *c, const void *args)
     }
 }
 
-/* By hand: three sources, the second sends nothing. */
+/* Of each row by destination: the row of the same token by pairs of destinations. */
+static void run_relay(struct check *c, const void *args)
+{
+    const struct unique *u = args;
+    const struct sort *s = &u->of;
+    const int64_t slots = s->tokens * s->top_k, fine = u->ranks, coarse = fine / 2;
+    struct dispatch_shape shape = {
+        .slots = slots, .top_k = s->top_k, .experts = s->experts, .ranks = fine};
+    check_name(c, "expert_relay N=%lld K=%lld E=%lld ranks=%lld dropped=%d%%", (long long)s->tokens,
+               (long long)s->top_k, (long long)s->experts, (long long)fine, s->dropped);
+    int32_t *of = check_tensor(c, "expert", DTYPE_I32, slots, 1).data,
+            *sorted = check_tensor(c, "sorted token", DTYPE_I32, slots, 1).data,
+            *slot_row = check_tensor(c, "slot_row", DTYPE_I32, slots, 1).data,
+            *token[2] = {check_tensor(c, "token", DTYPE_I32, slots, 1).data,
+                         check_tensor(c, "token of pairs", DTYPE_I32, slots, 1).data},
+            *place = check_tensor(c, "place", DTYPE_I32, slots, 1).data,
+            *relay = check_tensor(c, "relay", DTYPE_I32, slots, 1).data;
+    int64_t *offset = check_tensor(c, "offset", DTYPE_I64, s->experts + 1, 1).data,
+            *begin[2] = {check_tensor(c, "begin", DTYPE_I64, fine + 1, 1).data,
+                         check_tensor(c, "begin of pairs", DTYPE_I64, coarse + 1, 1).data};
+    for (int64_t i = 0; i < slots; i++) {
+        of[i] = draw(c->seed + 1, i, 100) < s->dropped ? -1 : draw(c->seed, i, s->experts);
+        relay[i] = -7;
+    }
+    c->ops->expert_sort(c->device, offset, sorted, slot_row, of, slots, s->top_k, s->experts);
+    c->ops->expert_unique(c->device, begin[0], token[0], place, of, slot_row, shape);
+    shape.ranks = coarse;
+    c->ops->expert_unique(c->device, begin[1], token[1], place, of, slot_row, shape);
+    shape.ranks = fine;
+    c->ops->expert_relay(c->device, relay, begin[0], token[0], place, of, slot_row, shape);
+    for (int64_t to = 0; to < fine; to++) {
+        for (int64_t row = begin[0][to]; row < begin[0][to + 1]; row++) {
+            const int64_t there = begin[1][to / 2] + relay[row];
+            assert_true(relay[row] >= 0 && there < begin[1][to / 2 + 1]);
+            assert_int_equal(token[1][there], token[0][row]);
+        }
+    }
+    for (int64_t row = begin[0][fine]; row < slots; row++) {
+        assert_int_equal(relay[row], -7);
+    }
+}
+
+/* By hand: three sources, the second sends nothing; and with their tokens in another order. */
 static void run_fan_out(struct check *c, const void *args)
 {
     (void)args;
@@ -183,6 +225,10 @@ static void run_fan_out(struct check *c, const void *args)
     check_name(c, "expert_fan_out");
     c->ops->expert_fan_out(c->device, fan, ungroup, place, arrived, unique, 3, 6);
     assert_memory_equal(fan, expected, sizeof fan);
+    static const int64_t turned[] = {3, 3, 0, 5};
+    static const int32_t also[] = {4, 0, 3, 1, 2, 4, -7};
+    c->ops->expert_fan_out(c->device, fan, ungroup, place, arrived, turned, 3, 6);
+    assert_memory_equal(fan, also, sizeof fan);
 }
 
 /* --- padded messages --- */
@@ -503,6 +549,9 @@ static void test_unique(void **state)
 {
     for (size_t i = 0; i < sizeof uniques / sizeof uniques[0]; i++) {
         check_run(*state, run_unique, &uniques[i], 0);
+        if (uniques[i].ranks % 2 == 0) {
+            check_run(*state, run_relay, &uniques[i], 0);
+        }
     }
     check_run(*state, run_fan_out, NULL, 0);
 }

@@ -162,6 +162,11 @@ static void run_combine_backward(struct check *c, const void *args)
             check_fail(c, "dweight", &dweight, slot, check_get(&dweight, slot), 0, "dropped slot");
         }
     }
+    struct tensor none = dx;
+    none.data = NULL;
+    const struct tensor alone = check_tensor(c, "dweight alone", DTYPE_F32, s->tokens, s->top_k);
+    c->ops->combine_rows_backward(c->device, none, alone.data, dy, x, row, weight.data, s->top_k);
+    check_exact(c, "dweight", alone, dweight, "without dx");
     for (int i = 0; i < CHECK_PARTS; i++) {
         const struct check_part at = check_part(s->tokens, i);
         const struct tensor part = check_tensor(c, "dweight part", DTYPE_F32, at.count, s->top_k),

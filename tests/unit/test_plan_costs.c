@@ -115,6 +115,29 @@ static void test_bytes_of_messages(void **state)
                 "combine in the node");
     expect_near(exchange_bytes(&x, EXCHANGE_COMBINE).network, 4096.0 * 8 / 64 * 56 * 14336, 1e-12,
                 "combine across");
+    /* as training does where ranks stand on nodes: tokens by node, all else by slot */
+    x.apart = true;
+    assert_true(exchange_relays(&x));
+    expect_near(exchange_bytes(&x, EXCHANGE_DISPATCH).network, 4096 * nodes * 7 / 8 * 7392, 1e-12,
+                "tokens by node");
+    expect_near(exchange_bytes(&x, EXCHANGE_DISPATCH_BACK).network, 4096 * nodes * 7 / 8 * 7392,
+                1e-12, "gradients by node");
+    x.codes = true;
+    expect_near(exchange_bytes(&x, EXCHANGE_DISPATCH_BACK).network, 4096.0 * 8 / 64 * 56 * 7392,
+                1e-12, "gradients by slot");
+    expect_near(exchange_bytes(&x, EXCHANGE_COMBINE).network, 4096.0 * 8 / 64 * 56 * 14336, 1e-12,
+                "outputs by slot");
+    const struct hardware links = {
+        .nvlink = 1e9, .network = 1e8, .link = 1, .network_share = 1, .message = 0.25};
+    expect_near(exchange_seconds(&links, &x, EXCHANGE_DISPATCH, false),
+                exchange_bytes(&x, EXCHANGE_DISPATCH).network / 1e8 +
+                    exchange_bytes(&x, EXCHANGE_DISPATCH).nvlink / 1e9 + 0.5,
+                1e-12, "one way behind the other");
+    x.top_k = 1; /* one expert is on one node and one rank */
+    x.top_groups = 1;
+    assert_false(exchange_relays(&x));
+    x = v3;
+    x.by_node = false;
     /* Mixtral on 8 ranks: two different experts are two different ranks */
     const struct exchange_shape mixtral = {.tokens = 1000,
                                            .experts = 8,

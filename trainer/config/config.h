@@ -57,6 +57,11 @@ enum config_pipeline {
     CONFIG_PIPELINE_DUALPIPE,
     CONFIG_PIPELINE_DUALPIPE_V
 };
+enum config_node_dispatch {
+    CONFIG_NODE_DISPATCH_AUTO,
+    CONFIG_NODE_DISPATCH_FLAT,
+    CONFIG_NODE_DISPATCH_HIERARCHICAL
+};
 enum config_exchange { CONFIG_EXCHANGE_AUTO, CONFIG_EXCHANGE_DIRECT, CONFIG_EXCHANGE_BY_NODE };
 enum config_trace { CONFIG_TRACE_HASHES, CONFIG_TRACE_SAMPLES, CONFIG_TRACE_ALL };
 enum config_moments { CONFIG_MOMENTS_FP32, CONFIG_MOMENTS_BF16 };
@@ -191,6 +196,8 @@ struct config {
         int schedule; /* enum config_pipeline */
         int64_t virtual_stages;
         struct config_reals stages; /* blocks of each pipeline stage; empty: balanced */
+        int node_dispatch;          /* enum config_node_dispatch */
+        int64_t ranks_per_node;     /* 0 = null: what MPI says */
     } parallel;
     struct {
         int64_t nodes;

@@ -10,6 +10,7 @@ static const char *const precision_names[] = {"fp32", "bf16", "fp8", NULL};
 static const char *const scales_names[] = {"power_of_two", "amax", NULL};
 static const char *const accumulate_names[] = {"device", "promoted", "unpromoted", NULL};
 static const char *const dispatch_names[] = {"exact", "padded", NULL};
+static const char *const node_names[] = {"auto", "flat", "hierarchical", NULL};
 static const char *const recompute_names[] = {"none", "norms", "experts", "block", NULL};
 static const char *const scoring_names[] = {"softmax", "sigmoid", NULL};
 static const char *const topk_names[] = {"auto", "greedy", "group_limited_greedy", "noaux_tc",
@@ -266,6 +267,12 @@ const struct field config_fields[] = {
           "blocks of each pipeline stage, first to last, prediction modules behind the layers, at "
           "most 64; []: "
           "as even in cost as can be"),
+    ENUM(
+        "parallel.node_dispatch", parallel.node_dispatch, "auto", node_names, NULL,
+        "exact dispatch: hierarchical: tokens cross the network once for each node; auto: where ep "
+        "spans several, two ranks or more on each; the same bits either way"),
+    INT("parallel.ranks_per_node", parallel.ranks_per_node, 1, 65536, "null",
+        "ranks that count as one node for it; null: those that share memory, as MPI says"),
     {"data.train", FIELD_SOURCES, AT(data.train), 0, 0, "null", NULL, NULL,
      "token file to train on (.h5, Megatron's or llm.c's .bin), or a mixture: a list of {path, "
      "weight, tokens, epochs, fim}"},
@@ -329,7 +336,7 @@ const struct field config_fields[] = {
     REAL("cluster.disk_gb_s", cluster.disk_gb_s, 1e-6, 1e6, "2",
          "what a node writes to the checkpoint folder's disk"),
     ENUM("cluster.exchange", cluster.exchange, "auto", exchange_names, NULL,
-         "direct: rank to rank, as training does it; by_node: once to each node (DeepEP); auto: "
+         "direct: as training does it; by_node: there and back once to each node (DeepEP); auto: "
          "by_node with pipelines"),
     BOOL("watchdog.enabled", watchdog.enabled, "true",
          "a rank that hangs or dies ends the job with a message that says where"),

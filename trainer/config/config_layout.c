@@ -134,6 +134,30 @@ static void check_experts(const struct config *config, struct config_errors *err
     }
 }
 
+static void check_nodes(const struct config *config, struct config_errors *errors)
+{
+    const int wish = config->parallel.node_dispatch;
+    if (wish == CONFIG_NODE_DISPATCH_HIERARCHICAL && config->router.dispatch == CONFIG_PADDED) {
+        config_error(errors,
+                     "parallel.node_dispatch hierarchical with router.dispatch padded: not built: "
+                     "messages of the worst case go from rank to rank; use exact, or auto");
+    }
+    if (config->planning || config->stored) {
+        return;
+    }
+    if (wish == CONFIG_NODE_DISPATCH_HIERARCHICAL &&
+        config->parallel.ep * config->parallel.etp == 1) {
+        config_error(errors, "parallel.node_dispatch hierarchical: parallel.ep 1 has no tokens "
+                             "travel: raise it, or use auto");
+    }
+    if (wish == CONFIG_NODE_DISPATCH_FLAT && config->parallel.ranks_per_node > 0) {
+        config_error(errors,
+                     "parallel.ranks_per_node %lld: parallel.node_dispatch flat has no use "
+                     "for it",
+                     (long long)config->parallel.ranks_per_node);
+    }
+}
+
 static void check_stages(const struct config *config, struct config_errors *errors)
 {
     const long long pp = config->parallel.pp;
@@ -209,6 +233,7 @@ void config_check_layout(const struct config *config, struct config_errors *erro
     check_tensor(config, errors);
     config_check_context(config, errors);
     check_experts(config, errors);
+    check_nodes(config, errors);
     check_stages(config, errors);
 }
 

@@ -219,7 +219,7 @@ static enum status init_groups(struct model *model, const struct mesh *mesh)
 }
 
 /* Dispatch plans of the blocks with experts; their bound is one number. */
-static enum status init_experts(struct model *model, const struct mesh *mesh)
+static void init_experts(struct model *model, const struct mesh *mesh)
 {
     const struct architecture *arch = &model->arch;
     const int64_t tokens = model->batch * model->tp.share, slices = mesh->etp.size;
@@ -232,6 +232,7 @@ static enum status init_experts(struct model *model, const struct mesh *mesh)
                               .tokens = tokens,
                               .sequences = model->batch,
                               .local_experts = arch->experts / mesh->ep.size,
+                              .apart = nodes_apart(&mesh->nodes),
                               .slices = slices,
                               .choices = arch->top_k * slices};
     const struct expert_sizes sizes = {.tokens = tokens,
@@ -240,17 +241,28 @@ static enum status init_experts(struct model *model, const struct mesh *mesh)
                                        .slices = slices,
                                        .padded = model->config->router.dispatch == CONFIG_PADDED,
                                        .by_source = model->gradients.fixed,
-                                       .buffer_factor = model->config->router.buffer_factor};
+                                       .buffer_factor = model->config->router.buffer_factor,
+                                       .nodes = (struct nodes *)&mesh->nodes};
     for (int64_t s = 0; s < model->slots; s++) {
         const struct stage *part = &model->slice.part[model->slot[s].part];
         for (int64_t b = part->first; b < part->first + part->blocks; b++) {
             if (b >= arch->dense_layers) {
                 struct expert_plan *plan = &model->slot[s].blocks[b].moe.plan;
-                TRY(expert_plan_init(plan, (struct comm *)&mesh->experts, model->device, model->ops,
-                                     &sizes));
+                expert_plan_init(plan, (struct comm *)&mesh->experts, model->device, model->ops,
+                                 &sizes);
                 model->moe.bound = plan->bound;
                 model->moe.sending = plan->sending;
             }
+        }
+    }
+}
+
+static enum status reserve_experts(struct model *model)
+{
+    for (int64_t i = 0; i < model->slots * architecture_blocks(&model->arch); i++) {
+        struct expert_plan *plan = &model->states[i].moe.plan;
+        if (plan->ep != NULL) {
+            TRY(expert_plan_reserve(plan));
         }
     }
     return STATUS_OK;
@@ -341,7 +353,7 @@ static enum status prepare(struct model *model, const struct config *config,
     if (training) {
         TRY(optimizer_init(model));
     }
-    TRY(init_experts(model, mesh));
+    init_experts(model, mesh);
     return mtp_init(model);
 }
 
@@ -350,6 +362,7 @@ enum status model_init(struct model *model, const struct config *config, const s
 {
     TRY(prepare(model, config, mesh, device, batch, sequence, training));
     TRY(reserve(model));
+    TRY(reserve_experts(model));
     return upload_rope(model);
 }
 

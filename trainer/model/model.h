@@ -108,6 +108,16 @@ enum model_memory {
 
 /* Pointers to parameters, gradients, optimizer state, activations and scratch are device memory
  * (kernels/ops.h) throughout; state that is offloaded is the host's (offload.h). */
+/* Padded messages are from rank to rank. */
+static inline enum nodes_wish model_node_dispatch(const struct config *config)
+{
+    const int wish = config->parallel.node_dispatch;
+    if (config->router.dispatch == CONFIG_PADDED || wish == CONFIG_NODE_DISPATCH_FLAT) {
+        return NODES_FLAT;
+    }
+    return wish == CONFIG_NODE_DISPATCH_AUTO ? NODES_AUTO : NODES_HIERARCHICAL;
+}
+
 /* The groups that a config wants. */
 static inline struct mesh_shape model_mesh_shape(const struct config *config)
 {
@@ -115,7 +125,9 @@ static inline struct mesh_shape model_mesh_shape(const struct config *config)
                                .tp = (int)config->parallel.tp,
                                .cp = (int)config->parallel.cp,
                                .ep = (int)config->parallel.ep,
-                               .etp = (int)config->parallel.etp};
+                               .etp = (int)config->parallel.etp,
+                               .node_dispatch = model_node_dispatch(config),
+                               .ranks_per_node = (int)config->parallel.ranks_per_node};
 }
 
 struct model {

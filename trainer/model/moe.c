@@ -88,6 +88,9 @@ void moe_scratch_layout(struct moe *moe, struct arena *arena)
     if (moe->slices > 1) {
         scratch->dspread = arena_alloc(arena, slots * sizeof(float));
     }
+    if (moe->apart) {
+        scratch->carried = arena_alloc(arena, (slots + 2 * received) * sizeof(float));
+    }
     scratch->send = arena_alloc(arena, slots * row);
     scratch->rows = arena_alloc(arena, received * row);
     scratch->buffer = arena_alloc(arena, (received + (size_t)moe->sending) * row);
@@ -221,7 +224,7 @@ static uint8_t *leaving(const struct moe *moe)
     return (uint8_t *)moe->scratch.buffer + moe->bound * fp8_packed_bytes(moe->arch->width);
 }
 
-static void packed_start(struct moe *moe, struct moe_state *state, const uint8_t *sending)
+static void packed_start(struct moe *moe, struct moe_state *state, uint8_t *sending)
 {
     expert_exchange_start(&state->plan, &state->route, moe->scratch.buffer, sending,
                           fp8_packed_bytes(moe->arch->width));
@@ -353,6 +356,36 @@ static void gradients_start(struct moe *moe, struct moe_state *state,
     }
 }
 
+/* Whether gradients of outputs travel as tokens did, over the network once to each machine: those
+ * of tokens, with each slot's weight, of which its expert's rank makes the slot's, the same bits
+ * but for the sign of a zero. In FP8 a slot's codes are half as long as a token's gradient: there
+ * slots travel. */
+static bool as_tokens(const struct moe_state *state, const struct moe_weights *weights)
+{
+    return state->plan.relayed && !in_fp8(weights);
+}
+
+static void token_gradients_start(struct moe *moe, struct moe_state *state, struct tensor dy)
+{
+    struct expert_plan *plan = &state->plan;
+    float *sent = moe->scratch.carried, *arrived = sent + plan->slots, *rows = arrived + moe->bound;
+    moe->ops->scatter_rows(moe->device, tensor_2d(sent, DTYPE_F32, plan->sent, 1),
+                           choice_weights(moe, state), 1, plan->slot_row, dy.dim[0] * moe->choices);
+    expert_carry_numbers(plan, rows, arrived, sent);
+    state->route = expert_route_again(plan);
+    expert_dispatch_start(plan, &state->route, dy, moe->scratch.buffer);
+}
+
+static void token_gradients_finish(struct moe *moe, struct moe_state *state, struct tensor drows)
+{
+    const struct expert_route *route = &state->route;
+    const float *weight = moe->scratch.carried + state->plan.slots + moe->bound;
+    expert_exchange_finish(&state->plan);
+    moe->ops->combine_rows(moe->device, drows,
+                           act_rows(moe, moe->scratch.buffer, route->arrived, drows.dim[1]),
+                           route->place, weight, 1);
+}
+
 /* They arrive; drows: where, but in FP8. */
 static struct operand gradients_finish(struct moe *moe, struct moe_state *state,
                                        const struct moe_weights *weights, struct tensor drows)
@@ -366,7 +399,9 @@ static struct operand gradients_finish(struct moe *moe, struct moe_state *state,
         packed_finish(moe, state, dy.q);
         return dy;
     }
-    if (!alone(state)) {
+    if (as_tokens(state, weights)) {
+        token_gradients_finish(moe, state, drows);
+    } else if (!alone(state)) {
         expert_dispatch_finish(&state->plan, &state->route, drows, moe->scratch.buffer);
     }
     return (struct operand){.act = drows};
@@ -402,7 +437,8 @@ void moe_backward_start(struct moe *moe, struct moe_state *state, const struct m
     const int64_t sent = state->plan.sent, width = dy.dim[1];
     const float *weight = choice_weights(moe, state);
     float *dweight = choice_gradients(moe);
-    struct tensor dsent = act_rows(moe, moe->scratch.send, sent, width);
+    const bool tokens = as_tokens(state, weights);
+    struct tensor dsent = act_rows(moe, tokens ? NULL : moe->scratch.send, sent, width);
     const struct tensor output = act_rows(moe, state->output, sent, width);
     if (in_fp8(weights)) {
         const struct fp8_how how = linears_how(moe->linears, LINEAR_GRADIENTS);
@@ -419,7 +455,9 @@ void moe_backward_start(struct moe *moe, struct moe_state *state, const struct m
         moe->ops->expert_fold(moe->device, moe->scratch.dweight, dweight,
                               dy.dim[0] * moe->arch->top_k, moe->slices);
     }
-    if (state->plan.rounds == 1) {
+    if (tokens) {
+        token_gradients_start(moe, state, dy);
+    } else if (state->plan.rounds == 1) {
         gradients_start(moe, state, weights, dsent);
     }
 }

@@ -36,6 +36,8 @@ struct moe_scratch {
     float *dlogits;         /* [N,E] */
     float *dweight;         /* [N,K] */
     float *dspread;         /* [S] where etp divides experts; else NULL */
+    float *carried;         /* [S + 2R] where tokens may be relayed (relay.h): weights that leave,
+                               that arrive, and in the order of rows; else NULL */
     void *send;             /* [S,C] act */
     void *rows;             /* [R,C] act */
     void *buffer;           /* [R+M,C] act: exchange */
@@ -60,7 +62,8 @@ struct moe {
     int64_t slices;        /* parts of an expert: etp */
     int64_t choices;       /* K * slices */
     int64_t bound;         /* R */
-    int64_t sending;       /* M: rows that leave this rank at most; exact: S */
+    int64_t sending;       /* M: rows that leave this rank at most; exact: S, or R */
+    bool apart;            /* ep's ranks stand on machines that are told apart */
     struct moe_scratch scratch;
 };
 

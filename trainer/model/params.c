@@ -305,12 +305,11 @@ static void count_all(struct params *params, const struct architecture *arch, in
     params->mtp += arch->mtp_depth * arch->experts * expert;
 }
 
-/* The same of a rank that has not all blocks. */
-static enum status count_elsewhere(struct params *params, const struct architecture *arch,
-                                   const struct params_place *place)
+/* The same of a rank that has not all blocks, by the shortest table that has dense ones. */
+static enum status count_elsewhere(struct params *params, const struct architecture *arch)
 {
     struct params all;
-    const struct params_place whole = {.ep_size = place->ep_size, .etp_size = 1, .tp_size = 1};
+    const struct params_place whole = {.ep_size = (int)arch->experts, .etp_size = 1, .tp_size = 1};
     const enum status status = params_init(&all, arch, false, &whole);
     params->total = all.total;
     params->active = all.active;
@@ -354,7 +353,7 @@ enum status params_init(struct params *params, const struct architecture *arch, 
     params->expert_stride = aligned(aligned(2 * inner * arch->width) + inner * arch->width);
     memcpy(params->elements, b.next, sizeof params->elements);
     if (place->slice != NULL && !slice_whole(place->slice)) {
-        return count_elsewhere(params, arch, place);
+        return count_elsewhere(params, arch);
     }
     count_all(params, arch, first_mtp);
     return STATUS_OK;

@@ -94,9 +94,34 @@ static struct exchange_bytes spread_evenly(const struct exchange_shape *shape, d
     return (struct exchange_bytes){.network = far * to_each * row, .nvlink = near * to_each * row};
 }
 
+/* A token once to each node, and there once to each rank. */
+static struct exchange_bytes once_to_nodes(const struct exchange_shape *shape, double row)
+{
+    const double near = (double)node_ranks(shape), tokens = (double)shape->tokens,
+                 nodes = (double)exchange_nodes(shape);
+    return (struct exchange_bytes){.network = tokens * nodes_hit(shape, exchange_nodes(shape)) *
+                                              (nodes - 1) / nodes * row,
+                                   .nvlink = tokens * ranks_hit(shape) * (near - 1) / near * row};
+}
+
+bool exchange_relays(const struct exchange_shape *shape)
+{
+    struct exchange_shape flat = *shape;
+    flat.apart = false;
+    return shape->apart && !shape->by_node && !shape->padded &&
+           once_to_nodes(shape, shape->row_out).network <
+               exchange_bytes(&flat, EXCHANGE_DISPATCH).network;
+}
+
+static bool relayed(const struct exchange_shape *shape, enum exchange_kind kind)
+{
+    const bool tokens =
+        kind == EXCHANGE_DISPATCH || (kind == EXCHANGE_DISPATCH_BACK && !shape->codes);
+    return tokens && exchange_relays(shape);
+}
+
 struct exchange_bytes exchange_bytes(const struct exchange_shape *shape, enum exchange_kind kind)
 {
-    const int64_t near = node_ranks(shape), nodes = exchange_nodes(shape);
     const bool out = kind == EXCHANGE_DISPATCH || kind == EXCHANGE_DISPATCH_BACK;
     const double tokens = (double)shape->tokens, row = out ? shape->row_out : shape->row_back,
                  ranks = (double)ranks_of(shape),
@@ -104,10 +129,8 @@ struct exchange_bytes exchange_bytes(const struct exchange_shape *shape, enum ex
     if (ranks_of(shape) == 1) {
         return (struct exchange_bytes){0};
     }
-    if (shape->by_node) {
-        return (struct exchange_bytes){
-            .network = tokens * nodes_hit(shape, nodes) * (double)(nodes - 1) / (double)nodes * row,
-            .nvlink = tokens * ranks_hit(shape) * (double)(near - 1) / (double)near * row};
+    if (shape->by_node || relayed(shape, kind)) {
+        return once_to_nodes(shape, row);
     }
     if (shape->padded) {
         const int64_t local = shape->experts / shape->ep,
@@ -128,9 +151,12 @@ double exchange_seconds(const struct hardware *hardware, const struct exchange_s
     if (ranks_of(shape) == 1) {
         return 0;
     }
-    return fmax(bytes.network / (network * hardware->network),
-                bytes.nvlink / (link * hardware->nvlink)) +
-           hardware->message;
+    const double across = bytes.network / (network * hardware->network),
+                 within = bytes.nvlink / (link * hardware->nvlink);
+    if (relayed(shape, kind)) { /* one behind the other */
+        return across + within + 2 * hardware->message;
+    }
+    return fmax(across, within) + hardware->message;
 }
 
 double exchange_reduce_seconds(const struct hardware *hardware, double bytes, int64_t ranks,

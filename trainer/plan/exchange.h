@@ -2,9 +2,10 @@
  *
  * Routing is taken as balanced: a token's K experts are any K of those that node-limited routing
  * (n_group, topk_group) leaves it. Two ways, config key cluster.exchange:
- * direct: what training does. Tokens go once to each rank that has one of their experts; gradients
- * of outputs, and all that comes back, go by slot. With padded dispatch messages have the size of
- * the worst case.
+ * direct: what training does. Tokens go once to each rank that has one of their experts, or where
+ * that is less (relayed, parallel.node_dispatch) over the network once to each node and from there
+ * to its ranks, and gradients of outputs as they; else those, in FP8 always, and all that comes
+ * back go by slot. With padded dispatch messages have the size of the worst case.
  * by_node: a token crosses the network once for each node, and fans out by NVLink there; what comes
  * back is added up on the way (DeepEP).
  */
@@ -21,6 +22,8 @@ struct exchange_shape {
     int64_t ep, etp;            /* ranks among which experts, and each expert's matrices, are */
     int64_t ranks_per_node;     /* of those ep x etp, on a node */
     bool by_node, padded;
+    bool apart;               /* ranks stand so that tokens may be relayed */
+    bool codes;               /* what goes to experts is in FP8 */
     double row_out, row_back; /* bytes of a token on its way to experts, and back */
 };
 
@@ -43,6 +46,8 @@ extern const char *const exchange_names[EXCHANGES];
 double exchange_spread(const struct exchange_shape *shape, int64_t bins);
 /* Nodes that the group's ranks stand on. */
 int64_t exchange_nodes(const struct exchange_shape *shape);
+/* Whether training relays tokens, of balanced routing. */
+bool exchange_relays(const struct exchange_shape *shape);
 struct exchange_bytes exchange_bytes(const struct exchange_shape *shape, enum exchange_kind kind);
 /* s; busy: beside kernels. 0 where the group is one rank. */
 double exchange_seconds(const struct hardware *hardware, const struct exchange_shape *shape,

@@ -143,23 +143,40 @@ static int64_t fewest_of_stage(int64_t ep, int64_t divided)
     return ranks;
 }
 
-enum status hardware_init(struct hardware *hardware, const struct config *config)
+static int gpu_of(const struct config *config)
 {
-    const int said = config->cluster.gpu, gpu = said != CONFIG_GPU_AUTO ? said
-                                                : config->run.device == CONFIG_DEVICE_CUDA
-                                                    ? CONFIG_GPU_H100
-                                                    : CONFIG_GPU_CPU;
-    const bool cpu = gpu == CONFIG_GPU_CPU, fp32 = config->train.precision == CONFIG_FP32;
-    const int64_t per_node = config->cluster.gpus_per_node,
-                  fewest = config->parallel.pp *
+    const int said = config->cluster.gpu;
+    return said != CONFIG_GPU_AUTO                    ? said
+           : config->run.device == CONFIG_DEVICE_CUDA ? CONFIG_GPU_H100
+                                                      : CONFIG_GPU_CPU;
+}
+
+static int64_t ranks_of_machine(const struct config *config)
+{
+    const int64_t fewest = config->parallel.pp *
                            fewest_of_stage(config->parallel.ep * config->parallel.etp,
                                            config->parallel.cp * config->parallel.tp),
-                  usual = !cpu                                  ? 8
-                          : fewest % config->cluster.nodes == 0 ? fewest / config->cluster.nodes
-                                                                : 1;
+                  nodes = config->cluster.nodes;
+    if (config->cluster.gpus_per_node > 0) {
+        return config->cluster.gpus_per_node;
+    }
+    return gpu_of(config) != CONFIG_GPU_CPU ? 8 : fewest % nodes == 0 ? fewest / nodes : 1;
+}
+
+int64_t hardware_ranks_of_node(const struct config *config)
+{
+    return config->parallel.ranks_per_node > 0 ? config->parallel.ranks_per_node
+           : config->cluster.nodes > 1         ? ranks_of_machine(config)
+                                               : INT32_MAX;
+}
+
+enum status hardware_init(struct hardware *hardware, const struct config *config)
+{
+    const int gpu = gpu_of(config);
+    const bool cpu = gpu == CONFIG_GPU_CPU, fp32 = config->train.precision == CONFIG_FP32;
     *hardware = (struct hardware){.name = gpus[gpu].name,
                                   .nodes = config->cluster.nodes,
-                                  .ranks_per_node = per_node > 0 ? per_node : usual,
+                                  .ranks_per_node = ranks_of_machine(config),
                                   .cpu = cpu};
     hardware->ranks = hardware->nodes * hardware->ranks_per_node;
     hardware->nvlink = given_or(config->cluster.nvlink_gb_s, gpus[gpu].nvlink, 1e9);

@@ -60,6 +60,10 @@ struct hardware {
     double imperfect; /* time that kernels and messages side by side take beyond the longer */
 };
 
+/* Ranks of a machine, for dispatch by machines (parallel.ranks_per_node, else cluster.*);
+ * INT32_MAX: all. */
+int64_t hardware_ranks_of_node(const struct config *config);
+
 /* Of config->cluster; on a CPU peaks that are not given are measured here (a second). Errors:
  * STATUS_USAGE, STATUS_RESOURCE. */
 enum status hardware_init(struct hardware *hardware, const struct config *config)

@@ -27,6 +27,13 @@ static struct config config_of(const struct config *config, const struct archite
     return own;
 }
 
+/* What a run would find, of groups that begin with a machine. */
+static struct nodes nodes_of(const struct config *config, int ranks)
+{
+    const bool flat = model_node_dispatch(config) == NODES_FLAT;
+    return nodes_expect(ranks, flat ? ranks : (int)hardware_ranks_of_node(config));
+}
+
 /* dp: of a stage, ranks of tp counted. */
 static struct mesh mesh_of(const struct config *config, int64_t dp, int64_t ep)
 {
@@ -39,11 +46,12 @@ static struct mesh mesh_of(const struct config *config, int64_t dp, int64_t ep)
                          .ep = {.size = (int)ep, .name = "ep"},
                          .etp = {.size = (int)etp, .name = "etp"},
                          .experts = {.size = (int)(ep * etp), .name = "experts"},
+                         .nodes = nodes_of(config, (int)(ep * etp)),
                          .edp = {.size = (int)(dp / ep / etp), .name = "edp"}};
 }
 
 static enum status measure(struct stage_memory *memory, const struct config *config,
-                           struct mesh *mesh, struct device *device)
+                           struct mesh *mesh, struct device *device, bool saves)
 {
     struct model model;
     struct saving_size size = {0};
@@ -51,7 +59,7 @@ static enum status measure(struct stage_memory *memory, const struct config *con
     *memory = (struct stage_memory){0};
     enum status status = model_measure(&model, config, mesh, device, config->train.micro_batch,
                                        config->train.sequence_length, true);
-    if (status == STATUS_OK) {
+    if (status == STATUS_OK && saves) {
         status = saving_measure(&size, &model);
         memory->staging = size.bytes;
         memory->tensors = size.tensors;
@@ -79,14 +87,14 @@ static size_t loss_scratch(const struct config *config, int64_t vocab)
 
 enum status memory_of_stage(struct stage_memory *memory, const struct config *config,
                             const struct stage *stage, struct device *device, int64_t dp,
-                            int64_t ep)
+                            int64_t ep, bool saves)
 {
     struct architecture arch;
     struct mesh mesh = mesh_of(config, dp, ep);
     architecture_init(&arch, config);
     const bool whole = stage->blocks == architecture_blocks(&arch);
     const struct config own = whole ? *config : config_of(config, &arch, stage);
-    TRY(measure(memory, &own, &mesh, device));
+    TRY(measure(memory, &own, &mesh, device, saves));
     if (own.model.vocab_size < config->model.vocab_size) {
         const size_t loss = loss_scratch(config, config->model.vocab_size);
         memory->kind[MODEL_SCRATCH] += stage->head ? loss : 0;
@@ -96,14 +104,14 @@ enum status memory_of_stage(struct stage_memory *memory, const struct config *co
 }
 
 enum status memory_of_rank(struct stage_memory *memory, const struct config *config, int64_t pp,
-                           int64_t rank, struct device *device, int64_t dp, int64_t ep)
+                           int64_t rank, struct device *device, int64_t dp, int64_t ep, bool saves)
 {
     struct mesh mesh = mesh_of(config, dp, ep);
     const bool end = rank == 0 || rank == pp - 1;
     mesh.pp = (struct comm){.rank = (int)rank, .size = (int)pp, .name = "pp"};
     const int copies = mesh.replicas.size;
     mesh.ends = (struct comm){.size = end ? 2 * copies : copies, .name = "ends"};
-    return measure(memory, config, &mesh, device);
+    return measure(memory, config, &mesh, device, saves);
 }
 
 /* GPU: what the driver keeps for a process, cuBLASLt's workspace (gemm_cublaslt.c), NCCL's buffers
@@ -226,7 +234,7 @@ enum status memory_untouched(size_t *bytes, const struct config *config, const s
         *bytes += replicas[g] == 1 ? (size_t)memory->elements[g] * sizeof(float) : 0;
     }
     even.router.buffer_factor = 1;
-    TRY(memory_of_stage(&fair, &even, stage, device, ranks, ep));
+    TRY(memory_of_stage(&fair, &even, stage, device, ranks, ep, false));
     for (int k = 0; k < MODEL_MEMORIES; k++) {
         *bytes += memory->kind[k] - fair.kind[k];
     }

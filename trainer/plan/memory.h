@@ -16,9 +16,10 @@ struct stage_memory {
     size_t kind[MODEL_MEMORIES];
     int64_t elements[PARAM_GROUPS]; /* of a rank, padding included */
     size_t host;                    /* host memory: state that is offloaded */
-    size_t staging;                 /* host memory: the copy that saves are written from */
-    int64_t tensors;                /* of them, on the first rank */
-    bool stages;                    /* a save comes to use it before the run's end */
+    /* what is measured where `saves` says so, else 0 */
+    size_t staging;  /* host memory: the copy that saves are written from */
+    int64_t tensors; /* of them, on the first rank */
+    bool stages;     /* a save comes to use it before the run's end */
 };
 
 struct plan_memory {
@@ -35,15 +36,15 @@ struct plan_memory {
 };
 
 /* Of the first rank, which has most: Muon gives it the largest matrix. dp: ranks with
- * the same dense parameters, those of parallel.tp counted. Errors: STATUS_RESOURCE,
- * STATUS_USAGE. */
+ * the same dense parameters, those of parallel.tp counted. saves: what a save has, too, which takes
+ * longer than all else. Errors: STATUS_RESOURCE, STATUS_USAGE. */
 enum status memory_of_stage(struct stage_memory *memory, const struct config *config,
                             const struct stage *stage, struct device *device, int64_t dp,
-                            int64_t ep);
+                            int64_t ep, bool saves);
 /* The same of rank `rank` of a pipeline of pp ranks that trains, all its stages. Errors:
  * STATUS_USAGE also for stages that cannot be. */
 enum status memory_of_rank(struct stage_memory *memory, const struct config *config, int64_t pp,
-                           int64_t rank, struct device *device, int64_t dp, int64_t ep)
+                           int64_t rank, struct device *device, int64_t dp, int64_t ep, bool saves)
     __attribute__((warn_unused_result));
 /* Bytes beside the arenas. */
 size_t memory_outside(const struct config *config, const struct hardware *hardware,

@@ -21,8 +21,7 @@ static __attribute__((format(printf, 2, 3))) void warn(struct plan *plan, const 
 
 /* --- layout --- */
 
-/* Whether training lays out such stages. */
-static bool has_stages(const struct plan *plan)
+bool planner_has_stages(const struct plan *plan)
 {
     return plan->pp == 1 || plan->shape.schedule != PIPELINE_DUALPIPE;
 }
@@ -161,7 +160,7 @@ static enum status divide_blocks(struct planner *p)
 {
     const struct plan *plan = p->plan;
     const struct config_reals *listed = &plan->config->parallel.stages;
-    if (plan->pp > 1 && has_stages(plan)) {
+    if (plan->pp > 1 && planner_has_stages(plan)) {
         return stages_of(p->plan->stage, plan->config, &plan->arch, &plan->shape);
     }
     return listed->count > 0
@@ -189,135 +188,14 @@ static void sum_kernels(struct planner *p)
     }
 }
 
-/* --- memory --- */
-
-/* Stages of the same kind are measured once. */
-static enum status measure(struct planner *p)
-{
-    const struct plan *plan = p->plan;
-    for (int64_t s = 0; s < pipeline_stages(&plan->shape); s++) {
-        const struct stage *own = &plan->stage[s], *last = s > 0 ? own - 1 : own;
-        const bool middle = s > 1 && !own->head && own->blocks == last->blocks &&
-                            last->first >= plan->arch.dense_layers &&
-                            own->first + own->blocks <= plan->arch.layers;
-        if (middle) {
-            p->memory[s] = p->memory[s - 1];
-        } else {
-            TRY(memory_of_stage(&p->memory[s], plan->config, own, plan->hardware.device,
-                                plan->dp * plan->cp * plan->tp, plan->ep));
-        }
-        p->kept[s] = (double)p->memory[s].kind[MODEL_BLOCKS];
-    }
-    return STATUS_OK;
-}
-
-/* Parameters of a stage on a rank. */
-static int64_t held_by(const struct stage_memory *stage)
-{
-    return stage->elements[PARAM_DENSE] + stage->elements[PARAM_TENSOR] +
-           stage->elements[PARAM_EXPERT] + stage->elements[PARAM_EMBED];
-}
-
-/* States of all stages of a rank, what it keeps of the micro-batches under way, and of what stages
- * use one after the other the larger. */
-static struct plan_memory estimate_rank(const struct planner *p, int64_t rank)
-{
-    struct plan_memory memory = {.stage = pipeline_stage(&p->plan->shape, rank, 0)};
-    for (int64_t part = 0; part < p->plan->shape.parts; part++) {
-        memory.staging += planner_memory(p, rank, part)->staging;
-        memory.host += planner_memory(p, rank, part)->host;
-    }
-    for (int k = 0; k < MODEL_MEMORIES; k++) {
-        for (int64_t part = 0; part < p->plan->shape.parts; part++) {
-            const size_t own = planner_memory(p, rank, part)->kind[k];
-            memory.kind[k] = k <= MODEL_MOMENTS     ? memory.kind[k] + own
-                             : own > memory.kind[k] ? own
-                                                    : memory.kind[k];
-        }
-        memory.kind[k] = k == MODEL_BLOCKS ? (size_t)p->held[rank] : memory.kind[k];
-        memory.arenas += memory.kind[k];
-    }
-    return memory;
-}
-
-/* A rank that may be the fullest. */
-static void take_fuller(struct plan *plan, const struct plan_memory *memory, int64_t held)
-{
-    if (memory->arenas > plan->memory.arenas) {
-        plan->memory = *memory;
-        plan->held = held;
-    }
-}
-
-static void estimate_fullest(struct planner *p)
-{
-    struct plan *plan = p->plan;
-    for (int64_t r = 0; r < plan->pp; r++) {
-        const struct plan_memory memory = estimate_rank(p, r);
-        int64_t held = 0;
-        for (int64_t part = 0; part < plan->shape.parts; part++) {
-            held += held_by(planner_memory(p, r, part));
-        }
-        take_fuller(plan, &memory, held);
-    }
-}
-
-/* As training lays it out: of the one estimated to be the fullest, and of both ends. */
-static enum status measure_fullest(struct planner *p)
-{
-    struct plan *plan = p->plan;
-    const int64_t ranks[] = {pipeline_place(&plan->shape, plan->memory.stage, 0).rank, 0,
-                             plan->pp - 1};
-    plan->memory = (struct plan_memory){0};
-    for (size_t i = 0; i < sizeof ranks / sizeof ranks[0]; i++) {
-        struct stage_memory own;
-        struct plan_memory memory = {.stage = pipeline_stage(&plan->shape, ranks[i], 0)};
-        if (i > 0 && ranks[i] == ranks[0]) {
-            continue;
-        }
-        TRY(memory_of_rank(&own, plan->config, plan->pp, ranks[i], plan->hardware.device,
-                           plan->dp * plan->cp * plan->tp, plan->ep));
-        memory.staging = own.staging;
-        memory.host = own.host;
-        for (int k = 0; k < MODEL_MEMORIES; k++) {
-            memory.kind[k] = own.kind[k];
-            memory.arenas += own.kind[k];
-        }
-        take_fuller(plan, &memory, held_by(&own));
-    }
-    return STATUS_OK;
-}
-
-/* The fullest rank. */
-static enum status fill_memory(struct planner *p)
-{
-    struct plan *plan = p->plan;
-    estimate_fullest(p);
-    if (plan->pp > 1 && has_stages(plan)) {
-        TRY(measure_fullest(p));
-    }
-    struct plan_memory *most = &plan->memory;
-    const struct stage_memory *fullest = &p->memory[most->stage];
-    size_t untouched = 0;
-    most->outside =
-        memory_outside(plan->config, &plan->hardware, &plan->arch, fullest, plan->dp, plan->ep);
-    most->all =
-        most->arenas + most->outside + (plan->hardware.cpu ? most->staging + most->host : 0);
-    if (plan->hardware.cpu && plan->pp * plan->tp * plan->cp == 1) {
-        TRY(memory_untouched(&untouched, plan->config, &plan->stage[0], fullest,
-                             plan->hardware.device, plan->dp, plan->ep));
-    }
-    most->peak = most->all - untouched;
-    plan->fits = (double)most->all <= plan->hardware.memory;
-    return STATUS_OK;
-}
-
 /* --- the rest --- */
 
 static enum status count_parameters(struct plan *plan)
 {
     struct params params;
-    const struct params_place place = {.ep_size = (int)plan->ep, .etp_size = 1, .tp_size = 1};
+    /* the shortest table: counts are of the whole model */
+    const struct params_place place = {
+        .ep_size = (int)plan->arch.experts, .etp_size = 1, .tp_size = 1};
     const enum status status = params_init(&params, &plan->arch, false, &place);
     plan->total = params.total;
     plan->active = params.active;
@@ -378,10 +256,12 @@ static void warn_exchange(struct plan *plan)
              (long long)x->top_groups);
     }
     warn(plan,
-         plan->by_node ? "ep %lld spans %lld nodes: planned as if a token went once to each node; "
-                         "training sends it once to each rank (cluster.exchange direct)"
-                       : "ep %lld spans %lld nodes: training sends a token once to each rank, not "
-                         "once to each node",
+         plan->by_node ? "ep %lld spans %lld nodes: planned as if what comes back were added up in "
+                         "each node on the way; training sends it by slot (cluster.exchange direct)"
+         : exchange_relays(x) ? "ep %lld spans %lld nodes: tokens go over the network once to each "
+                                "node, what comes back by slot"
+                              : "ep %lld spans %lld nodes: training sends a token once to each "
+                                "rank, not once to each node",
          (long long)plan->ep, (long long)nodes);
 }
 
@@ -409,7 +289,7 @@ static void warn_all(struct plan *plan)
         warn(plan, "does not fit: %.1f GB a rank, %s has %.1f GB", (double)plan->memory.all / 1e9,
              plan->hardware.name, plan->hardware.memory / 1e9);
     }
-    if (plan->pp > 1 && has_stages(plan) && !plan->hardware.cpu) {
+    if (plan->pp > 1 && planner_has_stages(plan) && !plan->hardware.cpu) {
         warn(plan,
              "parallel.pp %lld on GPUs: messages between stages go through the host in this "
              "version: slower than planned here",
@@ -463,11 +343,15 @@ static enum status work_out(struct planner *p)
 {
     struct plan *plan = p->plan;
     TRY(set_layout(plan));
+    plan->memory.all = planner_least_memory(plan);
+    if (p->brief && (double)plan->memory.all > plan->hardware.memory) {
+        return STATUS_OK;
+    }
     prepare(p);
     TRY(divide_blocks(p));
-    TRY(measure(p));
+    TRY(planner_measure(p));
     TRY(planner_time(p));
-    TRY(fill_memory(p));
+    TRY(planner_memory(p));
     sum_kernels(p);
     planner_update(p);
     TRY(count_parameters(plan));
@@ -477,8 +361,8 @@ static enum status work_out(struct planner *p)
     return STATUS_OK;
 }
 
-enum status plan_trace(struct plan *plan, const struct config *config,
-                       const struct hardware *hardware, const char *path)
+static enum status make(struct plan *plan, const struct config *config,
+                        const struct hardware *hardware, const char *trace, bool brief)
 {
     struct planner *p = calloc(1, sizeof *p);
     if (p == NULL) {
@@ -487,16 +371,29 @@ enum status plan_trace(struct plan *plan, const struct config *config,
     *plan = (struct plan){.config = config, .hardware = *hardware};
     architecture_init(&plan->arch, config);
     p->plan = plan;
-    p->trace = path;
+    p->trace = trace;
+    p->brief = brief;
     const enum status status = work_out(p);
     free(p);
     return status;
 }
 
+enum status plan_trace(struct plan *plan, const struct config *config,
+                       const struct hardware *hardware, const char *path)
+{
+    return make(plan, config, hardware, path, false);
+}
+
 enum status plan_make(struct plan *plan, const struct config *config,
                       const struct hardware *hardware)
 {
-    return plan_trace(plan, config, hardware, NULL);
+    return make(plan, config, hardware, NULL, false);
+}
+
+enum status plan_brief(struct plan *plan, const struct config *config,
+                       const struct hardware *hardware)
+{
+    return make(plan, config, hardware, NULL, true);
 }
 
 double plan_gpu_hours(const struct plan *plan, double tokens)

@@ -40,9 +40,10 @@ static void print_layout(const struct plan *plan)
            (long long)plan->ep, (long long)plan->etp, (long long)plan->dp, (long long)plan->edp,
            (long long)plan->tp, (long long)plan->cp, (long long)plan->pp, schedule_of(plan),
            (long long)plan->zero, (long long)plan->micro_batches,
-           plan->ep * plan->etp == 1 ? "none"
-           : plan->by_node           ? "once to each node"
-                                     : "rank to rank");
+           plan->ep * plan->etp == 1          ? "none"
+           : plan->by_node                    ? "once to each node"
+           : exchange_relays(&plan->exchange) ? "tokens once to each node"
+                                              : "rank to rank");
     printf("parameters   %.4g B, %.4g B active; prediction modules %.4g B; %.4g B on a rank\n",
            (double)plan->total / 1e9, (double)plan->active / 1e9, (double)plan->mtp / 1e9,
            (double)plan->held / 1e9);
@@ -182,7 +183,10 @@ static void json_layout(const struct plan *plan)
     const struct hardware *hw = &plan->hardware;
     json_out_text(stdout, "{\"gpu\":", hw->name);
     json_out_text(stdout, ",\"pipeline\":", schedule_of(plan));
-    json_out_text(stdout, ",\"exchange_by\":", plan->by_node ? "by_node" : "direct");
+    json_out_text(stdout, ",\"exchange_by\":",
+                  plan->by_node                      ? "by_node"
+                  : exchange_relays(&plan->exchange) ? "relayed"
+                                                     : "direct");
     printf(",\"fits\":%s,\"trains\":%s", plan->fits ? "true" : "false",
            plan_trains(plan) ? "true" : "false");
     const struct pair cluster[] = {

@@ -1,9 +1,10 @@
 /* search: every layout of a config on a cluster, ranked.
  *
- * Tried: parallel.ep x parallel.pp x parallel.zero x train.micro_batch x train.recompute x
- * router.dispatch x, where there are stages and the config leaves it open, the schedules of
- * compare.h. Blocks go to stages by cost. Layouts that cannot be say why; those that do not fit
- * say by how much.
+ * Layouts are all parallel.ep x etp x tp (within a node) x cp x zero, with stages x pp, that divide
+ * the ranks, each with train.micro_batch and train.recompute. The best of them are tried with
+ * padded dispatch and, where the config leaves it open, the other schedules of compare.h. Blocks go
+ * to stages by cost. Layouts that cannot be say why; those that do not fit say by how much. Larger
+ * micro-batches and less recomputation than what does not fit are not planned.
  */
 #ifndef TRAINER_PLAN_SEARCH_H
 #define TRAINER_PLAN_SEARCH_H
@@ -11,7 +12,7 @@
 #include "trainer/plan/compare.h"
 
 struct search_result {
-    int64_t ep, pp, zero, micro_batch;
+    int64_t ep, etp, pp, tp, cp, zero, micro_batch;
     int recompute, dispatch; /* enum config_... */
     struct compare_schedule schedule;
     double tokens_per_s, step, bubble; /* 0: not planned */
@@ -21,9 +22,12 @@ struct search_result {
 };
 
 struct search {
+    const struct config *config;  /* borrowed */
     struct search_result *result; /* [count] owned: those that fit by speed, then the others by
                                      memory, then those that cannot be */
     int64_t count, fitting, legal;
+    int64_t room; /* of result */
+    int64_t left; /* not planned: they need more memory than one of `result` that does not fit */
 };
 
 /* stages: pipelines too. Errors: STATUS_RESOURCE. */
@@ -32,7 +36,8 @@ enum status search_run(struct search *search, const struct config *config,
     __attribute__((warn_unused_result));
 void search_free(struct search *search);
 /* key=value ... that make a config the result's. */
-void search_overrides(const struct search_result *result, char *out, size_t bytes);
+void search_overrides(const struct search *search, const struct search_result *result, char *out,
+                      size_t bytes);
 void search_print_text(const struct search *search, int64_t rows);
 void search_print_json(const struct search *search);
 

@@ -173,13 +173,15 @@ static enum status play(struct planner *p, const struct stage_costs *costs, int6
     return status;
 }
 
-/* Of very many micro-batches the first are played, which tell what each more takes. */
+/* Of very many micro-batches the first are played, which tell what each more takes: once every rank
+ * is busy, two for each rank take as long as the two for each before. */
 static enum status play_all(struct planner *p, const struct stage_costs *costs, double *seconds,
                             double *idle)
 {
     enum { MOST = 512 };
-    const int64_t batches = p->plan->micro_batches, ranks = p->plan->pp;
-    const int64_t few = (MOST / 2 + 2 * ranks - 1) / (2 * ranks) * 2 * ranks;
+    const int64_t batches = p->plan->micro_batches, ranks = p->plan->pp,
+                  wanted = p->brief ? 4 * ranks : MOST / 2,
+                  few = (wanted + 2 * ranks - 1) / (2 * ranks) * 2 * ranks;
     double before = 0, before_idle = 0;
     if (batches <= 2 * few) {
         return play(p, costs, batches, seconds, idle);

@@ -70,7 +70,7 @@ void planner_update(struct planner *p)
     for (int64_t r = 0; r < plan->pp; r++) {
         double count[PARAM_GROUPS] = {0}, host = 0;
         for (int64_t part = 0; part < plan->shape.parts; part++) {
-            const struct stage_memory *own = planner_memory(p, r, part);
+            const struct stage_memory *own = planner_memory_of(p, r, part);
             for (int g = 0; g < PARAM_GROUPS; g++) {
                 count[g] += (double)own->elements[g];
             }
