@@ -26,9 +26,7 @@ static void *work(void *context)
     if (background->phase == BACKGROUND_PUBLISHING) {
         save_publish(&background->save);
     } else {
-        if (background->snapshot.device == NULL) {
-            snapshot_copy(&background->snapshot);
-        }
+        snapshot_copy(&background->snapshot);
         snapshot_wait(&background->snapshot);
         save_write(&background->save);
     }

@@ -61,6 +61,23 @@ static enum status reserve(struct snapshot *snapshot, const struct checkpoint_sl
     return STATUS_OK;
 }
 
+/* Of the slices that the device copies, or of the others. */
+static void add_pieces(struct snapshot *snapshot, const struct checkpoint_slice *slices,
+                       bool by_device)
+{
+    for (int64_t i = 0; i < snapshot->slices; i++) {
+        const size_t bytes = slice_bytes(&slices[i]);
+        const bool device = snapshot->device != NULL && slices[i].read != NULL;
+        for (size_t done = 0; done < bytes && device == by_device; done += PIECE_BYTES) {
+            snapshot->piece[snapshot->pieces++] = (struct snapshot_piece){
+                .from = &slices[i],
+                .offset = (int64_t)done,
+                .to = (char *)snapshot->slice[i].data + done,
+                .bytes = bytes - done < PIECE_BYTES ? bytes - done : PIECE_BYTES};
+        }
+    }
+}
+
 enum status snapshot_init(struct snapshot *snapshot, const struct checkpoint_slice *slices,
                           int64_t count, struct device *device)
 {
@@ -68,20 +85,17 @@ enum status snapshot_init(struct snapshot *snapshot, const struct checkpoint_sli
     *snapshot = (struct snapshot){.slices = count, .device = device};
     TRY(reserve(snapshot, slices));
     for (int64_t i = 0; i < count; i++) {
-        const size_t bytes = slice_bytes(&slices[i]);
-        for (size_t done = 0; done < bytes; done += PIECE_BYTES) {
-            snapshot->piece[snapshot->pieces++] = (struct snapshot_piece){
-                .from = &slices[i],
-                .offset = (int64_t)done,
-                .to = snapshot->memory + at + done,
-                .bytes = bytes - done < PIECE_BYTES ? bytes - done : PIECE_BYTES};
-        }
         snapshot->slice[i] = slices[i];
         snapshot->slice[i].data = snapshot->memory + at;
         snapshot->slice[i].read = NULL;
-        at += padded(bytes, ALIGNMENT);
+        at += padded(slice_bytes(&slices[i]), ALIGNMENT);
     }
-    snapshot->taken = snapshot->copied = snapshot->pieces;
+    add_pieces(snapshot, slices, false);
+    snapshot->own = snapshot->pieces;
+    add_pieces(snapshot, slices, true);
+    snapshot->taken = snapshot->own;
+    snapshot->copied = snapshot->pieces;
+    snapshot->landed = true;
     pthread_mutex_init(&snapshot->lock, NULL);
     pthread_cond_init(&snapshot->whole, NULL);
     snapshot->made = true;
@@ -117,8 +131,9 @@ void snapshot_start(struct snapshot *snapshot)
 {
     pthread_mutex_lock(&snapshot->lock);
     snapshot->taken = snapshot->copied = 0;
+    snapshot->landed = snapshot->device == NULL;
     pthread_mutex_unlock(&snapshot->lock);
-    for (int64_t i = 0; i < snapshot->pieces && snapshot->device != NULL; i++) {
+    for (int64_t i = snapshot->own; i < snapshot->pieces; i++) {
         const struct snapshot_piece *piece = &snapshot->piece[i];
         device_ops(snapshot->device)
             ->download_begin(snapshot->device, piece->to,
@@ -131,8 +146,11 @@ static void wait_for_device(struct snapshot *snapshot)
 {
     device_ops(snapshot->device)->download_wait(snapshot->device);
     pthread_mutex_lock(&snapshot->lock);
-    snapshot->taken = snapshot->copied = snapshot->pieces;
-    pthread_cond_broadcast(&snapshot->whole);
+    snapshot->copied += snapshot->landed ? 0 : snapshot->pieces - snapshot->own;
+    snapshot->landed = true;
+    if (snapshot->copied == snapshot->pieces) {
+        pthread_cond_broadcast(&snapshot->whole);
+    }
     pthread_mutex_unlock(&snapshot->lock);
 }
 
@@ -145,7 +163,7 @@ static const struct snapshot_piece *take(struct snapshot *snapshot, bool done)
     if (done && snapshot->copied == snapshot->pieces) {
         pthread_cond_broadcast(&snapshot->whole);
     }
-    if (snapshot->taken < snapshot->pieces) {
+    if (snapshot->taken < snapshot->own) {
         piece = &snapshot->piece[snapshot->taken++];
     }
     pthread_mutex_unlock(&snapshot->lock);
@@ -179,8 +197,7 @@ void snapshot_finish(struct snapshot *snapshot)
 {
     if (snapshot->device != NULL) {
         wait_for_device(snapshot);
-    } else {
-        snapshot_copy(snapshot);
-        snapshot_wait(snapshot);
     }
+    snapshot_copy(snapshot);
+    snapshot_wait(snapshot);
 }

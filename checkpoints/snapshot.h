@@ -7,7 +7,7 @@
  *
  * A device with memory of its own copies by itself (ops->download_begin), into memory of the host
  * that it may write to; only the thread that runs the device may then call anything but
- * snapshot_wait.
+ * snapshot_copy and snapshot_wait.
  */
 #ifndef CHECKPOINTS_SNAPSHOT_H
 #define CHECKPOINTS_SNAPSHOT_H
@@ -23,14 +23,16 @@ struct snapshot {
     struct checkpoint_slice
         *slice; /* [slices] owned: as given, but of the copies; `name` borrowed */
     int64_t slices;
-    struct device *device; /* borrowed: whose memory the slices are; NULL: any thread reads them */
+    struct device *device; /* borrowed: whose memory slices with `read` are, others are the host's;
+                              NULL: any thread reads them */
     char *memory;          /* owned */
     size_t bytes;
     struct snapshot_piece *piece; /* [pieces] owned */
-    int64_t pieces;
-    pthread_mutex_t lock; /* of the two counters */
+    int64_t own, pieces;  /* the first so many are copied by threads, the rest by `device` */
+    pthread_mutex_t lock; /* of the counters */
     pthread_cond_t whole;
     int64_t taken, copied; /* pieces */
+    bool landed;           /* the device's are among the copied */
     bool made;             /* lock and condition are */
 };
 
@@ -38,7 +40,7 @@ struct snapshot {
 size_t snapshot_bytes(const struct checkpoint_slice *slices, int64_t count);
 /* Local. Memory for what `slices` (borrowed) hold, whose data, or what `read` reads it from, stays
  * where it is; `read` cannot fail. Nothing is copied yet. device: NULL, or the one whose memory
- * their data is. Errors: STATUS_RESOURCE. */
+ * the data of slices with `read` is. Errors: STATUS_RESOURCE. */
 enum status snapshot_init(struct snapshot *snapshot, const struct checkpoint_slice *slices,
                           int64_t count, struct device *device) __attribute__((warn_unused_result));
 void snapshot_free(struct snapshot *snapshot); /* accepts a zeroed one */
@@ -52,7 +54,7 @@ void snapshot_start(struct snapshot *snapshot);
 void snapshot_copy(struct snapshot *snapshot);
 /* Any thread. Waits until others have copied everything. */
 void snapshot_wait(struct snapshot *snapshot);
-/* Any thread. Both: at return the copy is whole. */
+/* Any thread, or the device's. Both: at return the copy is whole. */
 void snapshot_finish(struct snapshot *snapshot);
 
 #endif

@@ -161,6 +161,9 @@ struct muon {
 struct fp8_ops;
 struct fixed_ops;
 
+/* Of fetch: one fills while one is worked on and one empties. */
+enum { OPS_WINDOWS = 3 };
+
 /* Of loss_gradient: what loss_stats gave on each of the ranks that divide the vocabulary. */
 struct loss_parts {
     const double *stats; /* [ranks, N, 3] */
@@ -192,6 +195,17 @@ struct ops {
      * waits for all that were begun. */
     void (*download_begin)(struct device *, void *host, const void *from, size_t bytes);
     void (*download_wait)(struct device *);
+    /* Memory of host_alloc passes through `windows` of the device's memory beside ops, OPS_WINDOWS
+     * at a time, numbered from 0. fetch: host to window, as both are behind the last window_settle,
+     * the window behind its last put too. fetched: ops called from here on find there what was
+     * fetched. put: window to host, as it is after everything called before. Of 0 bytes: fetch
+     * waits for the window and put gives it back, no more. window_settle: what is called next,
+     * fetches included, comes after everything here, and so does the return of synchronize, behind
+     * which the host may look. */
+    void (*fetch)(struct device *, int window, void *to, const void *host, size_t bytes);
+    void (*fetched)(struct device *, int window);
+    void (*put)(struct device *, int window, void *host, const void *from, size_t bytes);
+    void (*window_settle)(struct device *);
     /* Waits for everything called before. */
     void (*synchronize)(struct device *);
     /* A run of ops that is the same at every call with this key: same arguments, no download, no

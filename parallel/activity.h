@@ -22,7 +22,11 @@ struct comm_activity {
     int64_t entered_ns;
     const struct core_wait *cores; /* borrowed, or NULL: waits for a core are not told apart */
     int64_t coreless_ns, entered_coreless_ns; /* of waited_ns: ready to run, without a core */
-    _Atomic(struct spans *) spans;            /* borrowed, or NULL: nothing is recorded */
+    /* The wires' own: the group whose operation was started last on the device, and its end, so
+     * that those of other groups come behind it; NULL: none, or all are behind it anyway. */
+    const void *device_group;
+    void *device_end;
+    _Atomic(struct spans *) spans; /* borrowed, or NULL: nothing is recorded */
 };
 
 #endif

@@ -185,8 +185,8 @@ void comm_device_all_to_all_fixed(struct comm *comm, void *recv, const void *sen
 /* The same in two halves: start comes after what was enqueued on the compute stream before it, what
  * is enqueued after finish comes after everything the group has started. What is enqueued between
  * them may run beside the operation (nccl; the other wires are done when start returns), and leaves
- * `recv`, `send`, `out` and `in` alone. Between them no other group of this rank starts anything,
- * so that two communicators never wait for each other. */
+ * `recv`, `send`, `out` and `in` alone. Between them no other group of this rank starts anything
+ * but what is marked. */
 void comm_device_all_to_all_start(struct comm *comm, void *recv, const int64_t *recv_rows,
                                   const void *send, const int64_t *send_rows, size_t row_bytes);
 void comm_device_all_to_all_fixed_start(struct comm *comm, void *recv, const void *send,
@@ -196,7 +196,20 @@ void comm_device_reduce_scatter_start(struct comm *comm, void *out, const void *
 /* As comm_pass_start; of a wire: where memory is the host's that is the one to call. */
 void comm_device_pass_start(struct comm *comm, const char *name, void *recv, const void *send,
                             size_t bytes);
+void comm_device_all_gather_start(struct comm *comm, void *out, const void *in, size_t bytes);
 void comm_device_finish(struct comm *comm);
+
+/* An operation that goes on beside what follows, operations of this group and of others included:
+ * mark, called behind its start, takes what the group started last; finish does not wait for it any
+ * more, wait does, as finish would have. Of all groups of a rank operations run one behind the
+ * other, in the order in which they were started, which is the same on every rank: two
+ * communicators never wait for each other, but what is started beside an operation waits for its
+ * end. None is under way where a device records (graph_begin) operations of any group. */
+struct comm_mark {
+    void *end; /* the wire's; NULL: done */
+};
+struct comm_mark comm_device_mark(struct comm *comm);
+void comm_device_wait(struct comm *comm, const struct comm_mark *mark);
 /* Local. Whether the device's memory is the host's, so that comm_x above serve it. */
 bool comm_device_on_host(const struct comm *comm);
 /* Local. Whether the wire needs nothing of the host while an operation runs, so that a device can

@@ -107,7 +107,7 @@ void comm_device_reduce_scatter(struct comm *comm, void *out, const void *in, in
 
 void comm_device_all_gather(struct comm *comm, void *out, const void *in, size_t bytes)
 {
-    wire(comm)->all_gather(comm, out, in, bytes);
+    comm_device_all_gather_start(comm, out, in, bytes);
     comm_device_finish(comm);
 }
 
@@ -156,6 +156,23 @@ void comm_device_finish(struct comm *comm)
 {
     if (wire(comm)->finish != NULL) {
         wire(comm)->finish(comm);
+    }
+}
+
+void comm_device_all_gather_start(struct comm *comm, void *out, const void *in, size_t bytes)
+{
+    wire(comm)->all_gather(comm, out, in, bytes);
+}
+
+struct comm_mark comm_device_mark(struct comm *comm)
+{
+    return (struct comm_mark){.end = wire(comm)->mark != NULL ? wire(comm)->mark(comm) : NULL};
+}
+
+void comm_device_wait(struct comm *comm, const struct comm_mark *mark)
+{
+    if (mark->end != NULL) {
+        wire(comm)->wait(comm, mark->end);
     }
 }
 

@@ -4,8 +4,8 @@
  * stream holds when it starts and before what comes there after finish, the host waits for nothing.
  * Communicators are non-blocking: a call that NCCL is still working on (the first message to a peer
  * opens a connection) is polled, with a limit. Every rank issues operations in the same order, and
- * a rank's groups take turns by way of its one compute stream: two communicators never wait for
- * each other.
+ * on each an event orders an operation behind the one before it, whosever group's that is: two
+ * communicators never wait for each other, however many multiprocessors NCCL takes for each.
  *
  * Sums: NCCL picks algorithm and protocol from its cost table by message size, ranks and topology,
  * not by measuring, and each adds in one order. So runs on the same machines repeat; other machines
@@ -47,6 +47,24 @@ static bool recording(const struct comm *comm)
     return comm->activity != NULL && comm->activity->spans != NULL;
 }
 
+static bool capturing(struct nccl_group *g)
+{
+    enum cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    nccl_cuda(g, cudaStreamIsCapturing(g->stream, &capture), "cudaStreamIsCapturing");
+    return capture != cudaStreamCaptureStatusNone;
+}
+
+/* Behind what another group has under way: of the same stream it is anyway. In a capture nothing
+ * is (comm.h). */
+static void take_turn(struct nccl_group *g, const struct comm_activity *activity)
+{
+    if (activity != NULL && activity->device_end != NULL && activity->device_group != g &&
+        !capturing(g)) {
+        nccl_cuda(g, cudaStreamWaitEvent(g->stream, activity->device_end, 0),
+                  "cudaStreamWaitEvent");
+    }
+}
+
 static struct nccl_group *begin(struct comm *comm, const char *what, size_t bytes)
 {
     struct nccl_group *g = comm->wire_impl;
@@ -57,6 +75,7 @@ static struct nccl_group *begin(struct comm *comm, const char *what, size_t byte
     pthread_mutex_unlock(&g->mutex);
     nccl_cuda(g, cudaEventRecord(g->ready, g->compute), "cudaEventRecord");
     nccl_cuda(g, cudaStreamWaitEvent(g->stream, g->ready, 0), "cudaStreamWaitEvent");
+    take_turn(g, comm->activity);
     nccl_times_from(g, NCCL_RUNS, g->stream, recording(comm));
     return g;
 }
@@ -65,15 +84,14 @@ static struct nccl_group *begin(struct comm *comm, const char *what, size_t byte
  * in a capture, where it will never be reached, and not when the ring is full. */
 static cudaEvent_t end_event(struct nccl_group *g, bool *follow)
 {
-    enum cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-    nccl_cuda(g, cudaStreamIsCapturing(g->stream, &capture), "cudaStreamIsCapturing");
-    *follow = capture == cudaStreamCaptureStatusNone && g->next - g->first < NCCL_FOLLOWED;
+    *follow = !capturing(g) && g->next - g->first < NCCL_FOLLOWED;
     return *follow ? g->ring[g->next % NCCL_FOLLOWED].done : g->end;
 }
 
 /* `result`: of issuing. */
-static void end(struct nccl_group *g, ncclResult_t result)
+static void end(struct comm *comm, ncclResult_t result)
 {
+    struct nccl_group *g = comm->wire_impl;
     bool follow = false;
     result = settle(g, result, (double)g->hang_seconds);
     if (result != ncclSuccess) {
@@ -97,18 +115,37 @@ static void end(struct nccl_group *g, ncclResult_t result)
     }
     pthread_mutex_unlock(&g->mutex);
     g->started = done;
+    if (comm->activity != NULL && !capturing(g)) {
+        comm->activity->device_group = g;
+        comm->activity->device_end = done;
+    }
 }
 
-/* The compute stream waits for what was started last, and so for all before it. */
+/* The compute stream waits. An event that was used again since is of a later operation. */
+static void wait_for_end(struct comm *comm, void *end)
+{
+    struct nccl_group *g = comm->wire_impl;
+    nccl_times_from(g, NCCL_WAITS, g->compute, recording(comm));
+    nccl_cuda(g, cudaStreamWaitEvent(g->compute, end, 0), "cudaStreamWaitEvent");
+    nccl_times_to(g, NCCL_WAITS, g->compute);
+}
+
+/* For what was started last, and so for all before it. */
 static void finish(struct comm *comm)
 {
     struct nccl_group *g = comm->wire_impl;
     if (g->started != NULL) {
-        nccl_times_from(g, NCCL_WAITS, g->compute, recording(comm));
-        nccl_cuda(g, cudaStreamWaitEvent(g->compute, g->started, 0), "cudaStreamWaitEvent");
-        nccl_times_to(g, NCCL_WAITS, g->compute);
+        wait_for_end(comm, g->started);
         g->started = NULL;
     }
+}
+
+static void *mark(struct comm *comm)
+{
+    struct nccl_group *g = comm->wire_impl;
+    const cudaEvent_t end = g->started;
+    g->started = NULL;
+    return end;
 }
 
 static void all_reduce(struct comm *comm, void *data, int64_t count, enum dtype dtype,
@@ -119,8 +156,8 @@ static void all_reduce(struct comm *comm, void *data, int64_t count, enum dtype 
                                                      : ncclInt64;
     if (count > 0) {
         struct nccl_group *g = begin(comm, "all-reduce", (size_t)count * dtype_bytes(dtype));
-        end(g, g->nccl.all_reduce(data, data, (size_t)count, type,
-                                  op == REDUCE_SUM ? ncclSum : ncclMax, g->comm, g->stream));
+        end(comm, g->nccl.all_reduce(data, data, (size_t)count, type,
+                                     op == REDUCE_SUM ? ncclSum : ncclMax, g->comm, g->stream));
     }
 }
 
@@ -130,9 +167,9 @@ static void reduce_scatter(struct comm *comm, void *out, const void *in, int64_t
     if (count > 0) {
         struct nccl_group *g =
             begin(comm, "reduce-scatter", (size_t)count * (size_t)comm->size * dtype_bytes(dtype));
-        end(g, g->nccl.reduce_scatter(in, out, (size_t)count,
-                                      dtype == DTYPE_I64 ? ncclInt64 : ncclFloat32, ncclSum,
-                                      g->comm, g->stream));
+        end(comm, g->nccl.reduce_scatter(in, out, (size_t)count,
+                                         dtype == DTYPE_I64 ? ncclInt64 : ncclFloat32, ncclSum,
+                                         g->comm, g->stream));
     }
 }
 
@@ -140,7 +177,7 @@ static void all_gather(struct comm *comm, void *out, const void *in, size_t byte
 {
     if (bytes > 0) {
         struct nccl_group *g = begin(comm, "all-gather", bytes);
-        end(g, g->nccl.all_gather(in, out, bytes, ncclUint8, g->comm, g->stream));
+        end(comm, g->nccl.all_gather(in, out, bytes, ncclUint8, g->comm, g->stream));
     }
 }
 
@@ -193,7 +230,7 @@ static void exchange(struct comm *comm, char *recv, const int64_t *recv_rows, co
         send += out;
         recv += in;
     }
-    end(g, g->nccl.group_end());
+    end(comm, g->nccl.group_end());
 }
 
 static void all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, const void *send,
@@ -308,6 +345,9 @@ static void detach(struct comm *comm)
     if (g->number > 0) {
         nccl_cuda(g, cudaStreamSynchronize(g->stream), "cudaStreamSynchronize"); /* under watch */
     }
+    if (comm->activity != NULL && comm->activity->device_group == g) {
+        comm->activity->device_end = NULL;
+    }
     nccl_watch_stop(g);
     if (g->comm != NULL && g->number == 0) {
         (void)g->nccl.abort(g->comm);
@@ -331,6 +371,8 @@ static const struct comm_wire nccl_wire = {.name = "nccl",
                                            .all_to_all_fixed = all_to_all_fixed,
                                            .pass = pass,
                                            .finish = finish,
+                                           .mark = mark,
+                                           .wait = wait_for_end,
                                            .times = times,
                                            .detach = detach};
 

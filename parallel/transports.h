@@ -23,6 +23,9 @@ struct comm_wire {
     /* NULL: the host's functions are the device's */
     void (*pass)(struct comm *, const char *name, void *recv, const void *send, size_t bytes);
     void (*finish)(struct comm *); /* local */
+    /* Local; NULL where finish is. */
+    void *(*mark)(struct comm *);
+    void (*wait)(struct comm *, void *end);
     void (*detach)(struct comm *); /* collective */
     /* NULL: the host waits for every operation. Local. */
     bool (*times)(struct comm *, double *run_ms, double *waited_ms);

@@ -107,7 +107,8 @@ void zero_flight_start(const struct zero *zero, struct zero_flight *flight, int6
                             &flight->request);
     } else {
         assert(dtype == DTYPE_F32);
-        comm_device_reduce_scatter(zero->comm, room, sums, share, dtype);
+        comm_device_reduce_scatter_start(zero->comm, room, sums, share, dtype);
+        flight->mark = comm_device_mark(zero->comm);
     }
 }
 
@@ -130,6 +131,8 @@ void zero_flight_finish(const struct zero *zero, struct zero_flight *flight, voi
     flight->under_way = false;
     if (host) {
         comm_exchange_finish(zero->comm, &flight->request);
+    } else {
+        comm_device_wait(zero->comm, &flight->mark);
     }
     if (flight->dtype == DTYPE_I64) {
         for (int r = 0; r < zero->comm->size; r++) {

@@ -51,13 +51,15 @@ struct zero_flight {
     bool under_way;
     int64_t part;
     enum dtype dtype;
-    struct comm_request request;
+    struct comm_request request; /* on the host's memory, */
+    struct comm_mark mark;       /* or a device's own */
 };
 
 /* Collective over zero->comm. sums[part's count], F32 or I64: this rank's gradients of the part.
- * room: [part's count]. Neither is touched until finish. On host memory the exchange goes on beside
- * whatever follows, other groups' messages included; over other wires it is done on return, and
- * I64 is not built. */
+ * room: [part's count], of a device with memory of its own [part's share]. Neither is touched until
+ * finish. The exchange goes on beside whatever follows, other groups' messages included, on the
+ * host's memory and by nccl (comm_device_mark); staged it is done on return. Of a device with
+ * memory of its own I64 is not built. */
 void zero_flight_start(const struct zero *zero, struct zero_flight *flight, int64_t part,
                        const void *sums, void *room, enum dtype dtype);
 /* Collective. shard[share], what this rank keeps of the group, adds the sum over ranks, in rank

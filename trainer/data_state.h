@@ -31,8 +31,8 @@ struct data_state {
 /* A source's path, or its end where it is long: whole characters. */
 void data_state_path(char out[DATA_PATH_BYTES], const char *path);
 
-/* Whether the same is known of the contents of two: of all, or, where a checkpoint has only these, of
- * samples. */
+/* Whether the same is known of the contents of two: of all, or, where a checkpoint has only these,
+ * of samples. */
 bool data_state_same(const struct data_source_state *a, const struct data_source_state *b);
 
 /* A new object, the caller's; NULL: out of memory. */

@@ -1,6 +1,7 @@
 #include "trainer/describe.h"
 
 #include "trainer/data_words.h"
+#include "trainer/optimizer.h"
 
 static const double MIB = 1048576;
 
@@ -41,6 +42,7 @@ void describe_run(const struct session *session, const struct model *model,
         metrics_say(metrics, "ep spans %d nodes of %d ranks: tokens cross once to each",
                     mesh->nodes.count, mesh->nodes.ranks);
     }
+    optimizer_words(model, metrics);
     if (saving_bytes(saving) > 0) {
         metrics_say(metrics,
                     "saves are written beside the training: %.0f MiB of host memory "

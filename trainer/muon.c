@@ -202,59 +202,79 @@ static void rewind_pieces(struct muon_plan *plan, int ranks)
 
 /* Place of the next piece of a matrix with this owner: packed, or where the gradients lie when
  * there is nobody to send it to. */
-static float *piece_place(struct model_group *group, int owner, const struct param_piece *piece)
+static float *piece_place(struct model_group *group, int owner, const struct offload_piece *piece)
 {
     if (group->zero.comm->size == 1) {
         return group->whole + piece->first;
     }
     float *place = group->reduced + group->muon.next[owner];
-    group->muon.next[owner] += piece->last - piece->first;
+    group->muon.next[owner] += piece->count;
     return place;
 }
 
-enum pass { PASS_MOMENTUM, PASS_UPDATE };
+/* A pass over this share's pieces, in table order. */
+struct pass {
+    struct model *model;
+    enum param_group group;
+    const struct muon *args;
+    int64_t step;
+    struct offload_walk walk;
+};
 
-static void update_piece(const struct model *model, const struct param *param,
-                         const struct param_piece *piece, const float *change,
-                         const struct muon *args)
+/* The next of a part that is Muon's, and its owner. */
+static const struct param *next_of(struct pass *pass, const struct offload_part *part,
+                                   struct offload_piece *piece, int *owner)
 {
-    const struct model_group *group = &model->group[param->group];
-    struct muon own = *args;
-    own.weight_decay = param->decay ? args->weight_decay : 0.0F;
-    own.scale = 0.2F * sqrtf((float)(param->shape[0] > param->shape[1] ? param->shape[0]
-                                                                       : param->shape[1]));
-    model->ops->muon_update(model->device, group->master + zero_place(&group->zero, piece->first),
-                            optimizer_out(model, group, piece->first), change,
-                            piece->last - piece->first, own);
+    const struct model *model = pass->model;
+    const struct param *param = NULL;
+    do {
+        param = offload_next(model, pass->group, part, &pass->walk, piece);
+        *owner =
+            param != NULL ? model->group[pass->group].muon.owner[param - model->params.table] : 0;
+    } while (*owner < 0);
+    return param;
 }
 
-/* Over this share's pieces, in table order. */
-static void each_piece(struct model *model, enum param_group g, enum pass pass,
-                       const struct muon *args, int64_t step)
+static void momentum_part(void *context, const struct offload_part *part)
 {
-    struct model_group *group = &model->group[g];
-    rewind_pieces(&group->muon, group->zero.comm->size);
-    for (int64_t i = 0; i < model->params.count; i++) {
-        const struct param *param = &model->params.table[i];
-        const int owner = group->muon.owner[i];
-        const struct param_piece piece = param_piece(param, &group->zero, group->zero.comm->rank);
-        if (owner < 0 || piece.first >= piece.last) {
-            continue;
-        }
-        const int64_t at = zero_place(&group->zero, piece.first);
-        float *place = piece_place(group, owner, &piece), *grad = group->shard + at;
-        if (pass == PASS_UPDATE) {
-            update_piece(model, param, &piece, place, args);
-            continue;
-        }
-        struct muon own = *args;
-        own.moments = optimizer_moments(model, param, piece.first, step);
-        model->ops->muon_momentum(model->device, grad, optimizer_moment(model, group->moment1, at),
-                                  piece.last - piece.first, own);
+    struct pass *pass = context;
+    struct model *model = pass->model;
+    struct model_group *group = &model->group[pass->group];
+    const struct param *param = NULL;
+    struct offload_piece piece;
+    int owner = 0;
+    while ((param = next_of(pass, part, &piece, &owner)) != NULL) {
+        float *place = piece_place(group, owner, &piece), *grad = group->shard + piece.at;
+        struct muon own = *pass->args;
+        own.moments = optimizer_moments(model, param, piece.first, pass->step);
+        model->ops->muon_momentum(model->device, grad,
+                                  optimizer_moment(model, part->moment1, piece.at - part->first),
+                                  piece.count, own);
         if (place != grad) {
-            model->ops->copy(model->device, place, grad,
-                             (size_t)(piece.last - piece.first) * sizeof *grad);
+            model->ops->copy(model->device, place, grad, (size_t)piece.count * sizeof *grad);
         }
+    }
+}
+
+static void update_part(void *context, const struct offload_part *part)
+{
+    struct pass *pass = context;
+    struct model *model = pass->model;
+    struct model_group *group = &model->group[pass->group];
+    const struct param *param = NULL;
+    struct offload_piece piece;
+    int owner = 0;
+    while ((param = next_of(pass, part, &piece, &owner)) != NULL) {
+        struct muon own = *pass->args;
+        own.weight_decay = param->decay ? own.weight_decay : 0.0F;
+        own.scale = 0.2F * sqrtf((float)(param->shape[0] > param->shape[1] ? param->shape[0]
+                                                                           : param->shape[1]));
+        model->ops->muon_update(model->device, part->master + (piece.at - part->first),
+                                optimizer_out(model, group, piece.first),
+                                piece_place(group, owner, &piece), piece.count, own);
+    }
+    if (model->act == DTYPE_F32) {
+        model_publish_part(model, pass->group, part);
     }
 }
 
@@ -407,11 +427,14 @@ void muon_step(struct model *model, enum param_group g, const struct muon *args,
     struct model_group *group = &model->group[g];
     struct muon_plan *plan = &group->muon;
     struct comm *comm = group->zero.comm;
+    struct pass momentum = {.model = model, .group = g, .args = args, .step = step},
+                update = momentum;
     if (plan->owner == NULL) {
         return;
     }
     optimizer_decode(model, g);
-    each_piece(model, g, PASS_MOMENTUM, args, step);
+    rewind_pieces(plan, comm->size);
+    offload_pass(model, g, OFFLOAD_MOMENT1, OFFLOAD_MOMENT1, momentum_part, &momentum);
     if (comm->size > 1) {
         comm_device_all_to_all(comm, group->whole, plan->receive, group->reduced, plan->send,
                                sizeof *group->whole);
@@ -421,5 +444,6 @@ void muon_step(struct model *model, enum param_group g, const struct muon *args,
         comm_device_all_to_all(comm, group->reduced, plan->send, group->whole, plan->receive,
                                sizeof *group->whole);
     }
-    each_piece(model, g, PASS_UPDATE, args, step);
+    rewind_pieces(plan, comm->size);
+    offload_pass(model, g, OFFLOAD_MASTER, OFFLOAD_MASTER, update_part, &update);
 }

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "kernels/base/rng.h"
+#include "trainer/metrics.h"
 
 static bool ends_with(const char *text, const char *end)
 {
@@ -105,30 +106,56 @@ static bool has_adamw(const struct params *params, int group)
 
 void optimizer_layout(struct model *model)
 {
-    struct arena *arena = &model->arena_optimizer;
+    struct arena *arena = &model->arena_optimizer,
+                 *state = model->offload.on ? &model->offload.arena : arena;
     int64_t scratch = 0;
     for (int g = 0; g < model->params.groups; g++) {
         struct model_group *group = &model->group[g];
         const size_t share = (size_t)group->zero.share, moment = dtype_bytes(model->moments);
-        group->moment1 = arena_alloc(arena, share * moment);
-        group->moment2 = has_adamw(&model->params, g) ? arena_alloc(arena, share * moment) : NULL;
+        group->moment1 = arena_alloc(state, share * moment);
+        group->moment2 = has_adamw(&model->params, g) ? arena_alloc(state, share * moment) : NULL;
         group->ema =
-            model->config->optimizer.ema > 0 ? arena_alloc(arena, share * sizeof(float)) : NULL;
+            model->config->optimizer.ema > 0 ? arena_alloc(state, share * sizeof(float)) : NULL;
         scratch = group->muon.scratch > scratch ? group->muon.scratch : scratch;
     }
+    offload_layout(model, arena);
     model->norm = arena_alloc(arena, sizeof *model->norm);
     model->muon_scratch = scratch > 0 ? arena_alloc(arena, (size_t)scratch * sizeof(float)) : NULL;
+}
+
+void optimizer_words(const struct model *model, struct metrics *metrics)
+{
+    if (model_host_bytes(model) > 0) {
+        metrics_say(metrics, "optimizer.offload: %.0f MiB of the state in host memory per rank",
+                    (double)model_host_bytes(model) / 1048576.0);
+    }
+}
+
+/* A pass over a group's share. */
+struct share {
+    struct model *model;
+    enum param_group group;
+    int64_t step;
+    const struct adamw *adamw;
+    struct offload_walk walk;
+};
+
+static void start_part(void *context, const struct offload_part *part)
+{
+    const struct share *share = context;
+    share->model->ops->copy(share->model->device, part->ema, part->master,
+                            (size_t)part->count * sizeof *part->ema);
 }
 
 void optimizer_start_average(struct model *model)
 {
     for (int g = 0; g < model->params.groups; g++) {
-        struct model_group *group = &model->group[g];
-        if (group->ema != NULL) {
-            model->ops->copy(model->device, group->ema, group->master,
-                             (size_t)group->zero.share * sizeof *group->ema);
+        struct share share = {.model = model, .group = (enum param_group)g};
+        if (model->group[g].ema != NULL) {
+            offload_pass(model, share.group, OFFLOAD_MASTER, OFFLOAD_EMA, start_part, &share);
         }
     }
+    offload_wait(model);
 }
 
 void optimizer_reduce_start(struct model *model, enum param_group g)
@@ -262,41 +289,89 @@ void *optimizer_out(const struct model *model, const struct model_group *group, 
                : (char *)group->weights + (size_t)first * dtype_bytes(model->act);
 }
 
-/* The part of one parameter that lies in this rank's share; false: none, or not AdamW's. */
-static bool piece_of(const struct model *model, const struct param *param, int64_t step,
-                     struct adamw_piece *out)
+/* What a parameter has in a part of the share. */
+static struct adamw_piece piece_of(const struct share *share, const struct param *param,
+                                   const struct offload_part *part,
+                                   const struct offload_piece *piece)
 {
-    const struct model_group *group = &model->group[param->group];
-    const struct param_piece piece = param_piece(param, &group->zero, group->zero.comm->rank);
-    if (piece.first >= piece.last || param->frozen || param->muon) {
-        return false;
-    }
+    const struct model *model = share->model;
+    const struct model_group *group = &model->group[share->group];
     const bool fixed = model->gradients.fixed;
-    const int64_t at = zero_place(&group->zero, piece.first);
-    const struct moments moments = optimizer_moments(model, param, piece.first, step);
-    *out = (struct adamw_piece){
-        .param = group->master + at,
-        .m = optimizer_moment(model, group->moment1, at),
-        .v = optimizer_moment(model, group->moment2, at),
-        .out = optimizer_out(model, group, piece.first),
-        .grad = fixed ? NULL : group->shard + at,
-        .sum = fixed ? share_sums(group) + at : NULL,
-        .count = piece.last - piece.first,
+    const int64_t at = piece->at - part->first;
+    const struct moments moments = optimizer_moments(model, param, piece->first, share->step);
+    return (struct adamw_piece){
+        .param = part->master + at,
+        .m = optimizer_moment(model, part->moment1, at),
+        .v = optimizer_moment(model, part->moment2, at),
+        .out = optimizer_out(model, group, piece->first),
+        .grad = fixed ? NULL : group->shard + piece->at,
+        .sum = fixed ? share_sums(group) + piece->at : NULL,
+        .count = piece->count,
         .weight_decay = param->decay ? (float)model->config->optimizer.weight_decay : 0.0F,
         .key = moments.key,
         .first = moments.first};
-    return true;
 }
 
-/* Of the whole share: what is frozen stays its own average, what was frozen at a resume becomes it.
+/* Of the whole part: what is frozen stays its own average, what was frozen at a resume becomes it.
  */
-static void average(struct model *model)
+static void average_part(void *context, const struct offload_part *part)
 {
-    for (int g = 0; g < model->params.groups && model->config->optimizer.ema > 0; g++) {
-        struct model_group *group = &model->group[g];
-        model->ops->ema(model->device, group->ema, group->master, group->zero.share,
-                        model->config->optimizer.ema);
+    const struct share *share = context;
+    share->model->ops->ema(share->model->device, part->ema, part->master, part->count,
+                           share->model->config->optimizer.ema);
+}
+
+static void adamw_part(void *context, const struct offload_part *part)
+{
+    struct share *share = context;
+    struct model *model = share->model;
+    const struct param *param = NULL;
+    struct offload_piece piece;
+    int64_t pieces = 0;
+    while ((param = offload_next(model, share->group, part, &share->walk, &piece)) != NULL) {
+        if (!param->frozen && !param->muon) {
+            model->pieces[pieces++] = piece_of(share, param, part, &piece);
+        }
     }
+    model->ops->adamw(model->device, model->pieces, pieces, *share->adamw);
+    if (model->act == DTYPE_F32) {
+        model_publish_part(model, share->group, part);
+    }
+    if (part->ema != NULL) {
+        average_part(share, part);
+    }
+}
+
+/* Whether anything of a group is AdamW's to change. */
+static bool adapts(const struct model *model, enum param_group g)
+{
+    for (int64_t i = 0; i < model->params.count; i++) {
+        const struct param *param = &model->params.table[i];
+        if (param->group == g && !param->muon && !param->frozen) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* AdamW, Muon, the average of what both leave, which is AdamW's business where there is no Muon,
+ * and weights to all. */
+static void update(struct share *share, const struct muon *muon)
+{
+    struct model *model = share->model;
+    const struct model_group *group = &model->group[share->group];
+    const bool adamw = adapts(model, share->group);
+    const unsigned all = OFFLOAD_MASTER | OFFLOAD_MOMENT1 | OFFLOAD_MOMENT2,
+                   average = group->ema != NULL ? OFFLOAD_EMA : 0,
+                   beside = group->muon.owner == NULL ? average : 0;
+    if (adamw) {
+        offload_pass(model, share->group, all | beside, all | beside, adamw_part, share);
+    }
+    muon_step(model, share->group, muon, share->step);
+    if (average != 0 && !(adamw && beside != 0)) {
+        offload_pass(model, share->group, OFFLOAD_MASTER | average, average, average_part, share);
+    }
+    model_gather(model, share->group, true);
 }
 
 void optimizer_step(struct model *model, double norm, double lr, int64_t step)
@@ -317,16 +392,11 @@ void optimizer_step(struct model *model, double norm, double lr, int64_t step)
                               .momentum = (float)config->optimizer.momentum,
                               .weight_decay = (float)config->optimizer.weight_decay,
                               .grad_scale = (float)scale};
-    int64_t pieces = 0;
     gathered_forget(model);
-    for (int64_t i = 0; i < model->params.count; i++) {
-        pieces += piece_of(model, &model->params.table[i], step, &model->pieces[pieces]);
-    }
-    model->ops->adamw(model->device, model->pieces, pieces, adamw);
     for (int g = 0; g < model->params.groups; g++) {
-        muon_step(model, (enum param_group)g, &muon, step);
-        model_gather(model, (enum param_group)g, true);
+        struct share share = {
+            .model = model, .group = (enum param_group)g, .step = step, .adamw = &adamw};
+        update(&share, &muon);
     }
     linears_publish(&model->linears);
-    average(model);
 }

@@ -12,6 +12,8 @@
 
 #include "trainer/model/model.h"
 
+struct metrics;
+
 /* Local, before any model is made: the whole model's table of names is enough. Errors: STATUS_USAGE
  * for a pattern of optimizer.freeze that matches nothing; STATUS_RESOURCE. */
 enum status optimizer_check(const struct config *config) __attribute__((warn_unused_result));
@@ -22,6 +24,8 @@ enum status optimizer_init(struct model *model) __attribute__((warn_unused_resul
 void optimizer_free(struct model *model); /* accepts what was never made */
 /* Moments, average and scratch, in model->arena_optimizer. */
 void optimizer_layout(struct model *model);
+/* Local. Says where the state is, if it is not where one would look. */
+void optimizer_words(const struct model *model, struct metrics *metrics);
 /* Local. The average starts from the masters. */
 void optimizer_start_average(struct model *model);
 

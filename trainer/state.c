@@ -99,6 +99,17 @@ static struct checkpoint_slice next_slice(const struct param *param, int64_t at,
     return slice;
 }
 
+/* Of this kind the host has the memory itself. */
+static bool is_offloaded(const struct state_slices *slices, const struct model *model,
+                         const struct model_group *group, enum kind kind)
+{
+    const bool staged = slices->moments != model->moments; /* in the gradients */
+    return kind == KIND_MASTER   ? offload_masters(model, group)
+           : kind == KIND_WEIGHT ? false
+           : kind == KIND_EMA    ? model->offload.on
+                                 : model->offload.on && !staged;
+}
+
 /* This rank's share of every parameter, as `kind` under the names `name_prefix`NAME. */
 static void add_kind(struct state_slices *slices, const struct model *model, enum kind kind,
                      const char *name_prefix)
@@ -111,6 +122,7 @@ static void add_kind(struct state_slices *slices, const struct model *model, enu
         if (first >= last || (kind == KIND_MOMENT2 && param->muon)) {
             continue;
         }
+        const bool host = is_offloaded(slices, model, group, kind);
         char *name = slices->name[slices->names++];
         const int length = snprintf(name, NAME_BYTES, "%s%s", name_prefix, param->name);
         assert(length > 0 && length < NAME_BYTES);
@@ -120,8 +132,8 @@ static void add_kind(struct state_slices *slices, const struct model *model, enu
             slice->name = name;
             slice->dtype = dtype_of(slices, model, kind);
             slice->data = element(slices, model, group, kind, at);
-            slice->read = read_device;
-            slice->write = write_device;
+            slice->read = host ? NULL : read_device;
+            slice->write = host ? NULL : write_device;
             slice->context = (void *)(uintptr_t)model;
             at += slice->count;
         }
@@ -369,6 +381,23 @@ static enum status moments_dtype(const struct model *model, const char *path, en
                              path, name);
 }
 
+/* Moments that were staged. */
+struct converting {
+    const struct model *model;
+    const struct model_group *group;
+    enum dtype dtype; /* they are staged in */
+};
+
+static void convert_part(void *context, const struct offload_part *part)
+{
+    const struct converting *c = context;
+    const char *staged =
+        (const char *)c->group->shard + (size_t)part->first * dtype_bytes(c->dtype);
+    void *moments = part->moment1 != NULL ? part->moment1 : part->moment2;
+    c->model->ops->cast(c->model->device, tensor_1d(moments, c->model->moments, part->count),
+                        tensor_1d((void *)(uintptr_t)staged, c->dtype, part->count));
+}
+
 /* One kind; those kept in `dtype`, which is not the model's, are staged and converted, bf16 to
  * nearest. */
 static enum status load_moment(struct model *model, const char *path, enum kind kind,
@@ -382,13 +411,15 @@ static enum status load_moment(struct model *model, const char *path, enum kind 
     const enum status status = checkpoint_load(world, path, slices.slice, slices.count);
     state_slices_free(&slices);
     for (int g = 0; g < model->params.groups && status == STATUS_OK; g++) {
-        struct model_group *group = &model->group[g];
-        void *moments = kind == KIND_MOMENT1 ? group->moment1 : group->moment2;
-        if (moments != NULL) {
-            model->ops->cast(model->device, tensor_1d(moments, model->moments, group->zero.share),
-                             tensor_1d(group->shard, dtype, group->zero.share));
+        const struct model_group *group = &model->group[g];
+        struct converting converting = {.model = model, .group = group, .dtype = dtype};
+        if ((kind == KIND_MOMENT1 ? group->moment1 : group->moment2) != NULL) {
+            offload_pass(model, (enum param_group)g, 0,
+                         kind == KIND_MOMENT1 ? OFFLOAD_MOMENT1 : OFFLOAD_MOMENT2, convert_part,
+                         &converting);
         }
     }
+    offload_wait(model);
     return status;
 }
 

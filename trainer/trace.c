@@ -287,9 +287,13 @@ static enum status hash_part(struct trace *trace, int64_t index, enum parameter_
     int64_t first = 0, last = 0;
     const int64_t all = trace->all.table[index].count, kept = kept_of(trace, all);
     const float *data = part_of(trace, index, kind, &first, &last);
+    const bool host =
+        kind == WEIGHT &&
+        offload_masters(trace->model, &trace->model->group[trace->all.table[index].group]);
     for (int64_t at = first; at < last; at += PART) {
         const int64_t count = last - at < PART ? last - at : PART;
-        const void *here = stage(trace, data + (at - first), (size_t)count * sizeof *data);
+        const float *from = data + (at - first);
+        const void *here = host ? from : stage(trace, from, (size_t)count * sizeof *data);
         if (here == NULL) {
             return no_memory();
         }

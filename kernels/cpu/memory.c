@@ -44,6 +44,24 @@ void cpu_copy(struct device *device, void *to, const void *from, size_t bytes)
     memcpy(to, from, bytes);
 }
 
+void cpu_fetch(struct device *device, int window, void *to, const void *host, size_t bytes)
+{
+    (void)window;
+    cpu_copy(device, to, host, bytes);
+}
+
+void cpu_fetched(struct device *device, int window)
+{
+    (void)device;
+    (void)window;
+}
+
+void cpu_put(struct device *device, int window, void *host, const void *from, size_t bytes)
+{
+    (void)window;
+    cpu_copy(device, host, from, bytes);
+}
+
 void cpu_synchronize(struct device *device)
 {
     (void)device;

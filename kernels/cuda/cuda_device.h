@@ -59,6 +59,11 @@ struct cuda_device {
         cudaStream_t stream; /* owned, NULL before the first: downloads beside ops */
         cudaEvent_t called;  /* owned: what was called before a download */
     } downloads;
+    struct {
+        cudaStream_t in, out; /* owned, NULL before the first: what passes through windows */
+        cudaEvent_t called, ended[2]; /* owned: where the ops, these two have come */
+        cudaEvent_t here[OPS_WINDOWS], free[OPS_WINDOWS]; /* owned: fetched, and given back */
+    } windows;
     struct cuda_graph *graphs; /* owned; [graph_count] */
     int graph_count;
     char *list;               /* owned, host: the pieces of adamw, grows in the first step */
@@ -95,6 +100,10 @@ void *cuda_host_alloc(struct device *device, size_t bytes);
 void cuda_host_free(struct device *device, void *data, size_t bytes);
 void cuda_download_begin(struct device *device, void *host, const void *from, size_t bytes);
 void cuda_download_wait(struct device *device);
+void cuda_fetch(struct device *device, int window, void *to, const void *host, size_t bytes);
+void cuda_fetched(struct device *device, int window);
+void cuda_put(struct device *device, int window, void *host, const void *from, size_t bytes);
+void cuda_window_settle(struct device *device);
 void cuda_synchronize(struct device *device);
 bool cuda_graph_begin(struct device *device, uint64_t key);
 void cuda_graph_end(struct device *device);

@@ -201,6 +201,97 @@ void cuda_download_wait(struct device *device)
     cuda_end(self);
 }
 
+static void wait_for(struct cuda_device *self, cudaStream_t stream, cudaEvent_t event)
+{
+    cuda_check(self, cudaStreamWaitEvent(stream, event, 0), "cudaStreamWaitEvent");
+}
+
+static void mark(struct cuda_device *self, cudaEvent_t event, cudaStream_t stream)
+{
+    cuda_check(self, cudaEventRecord(event, stream), "cudaEventRecord");
+}
+
+static void open_event(struct cuda_device *self, cudaEvent_t *event)
+{
+    cuda_check(self, cudaEventCreateWithFlags(event, cudaEventDisableTiming), "cudaEventCreate");
+}
+
+static void open_windows(struct cuda_device *self)
+{
+    if (self->windows.in != NULL) {
+        return;
+    }
+    cuda_check(self, cudaStreamCreateWithFlags(&self->windows.in, cudaStreamNonBlocking),
+               "cudaStreamCreate");
+    cuda_check(self, cudaStreamCreateWithFlags(&self->windows.out, cudaStreamNonBlocking),
+               "cudaStreamCreate");
+    open_event(self, &self->windows.called);
+    for (int i = 0; i < 2; i++) {
+        open_event(self, &self->windows.ended[i]);
+    }
+    for (int w = 0; w < OPS_WINDOWS; w++) {
+        open_event(self, &self->windows.here[w]);
+        open_event(self, &self->windows.free[w]);
+    }
+    mark(self, self->windows.called, self->stream); /* fetches come after what was called */
+    wait_for(self, self->windows.in, self->windows.called);
+}
+
+void cuda_fetch(struct device *device, int window, void *to, const void *host, size_t bytes)
+{
+    struct cuda_device *self = cuda_begin(device, "fetch");
+    assert(!self->recording);
+    open_windows(self);
+    wait_for(self, self->windows.in, self->windows.free[window]);
+    if (bytes > 0) {
+        cuda_check(self, cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, self->windows.in),
+                   "cudaMemcpyAsync");
+    }
+    mark(self, self->windows.here[window], self->windows.in);
+    cuda_end(self);
+}
+
+void cuda_fetched(struct device *device, int window)
+{
+    struct cuda_device *self = cuda_begin(device, "fetched");
+    open_windows(self);
+    wait_for(self, self->stream, self->windows.here[window]);
+    cuda_end(self);
+}
+
+/* The stream that brings back waits for the ops', never the other way: they go on. */
+void cuda_put(struct device *device, int window, void *host, const void *from, size_t bytes)
+{
+    struct cuda_device *self = cuda_begin(device, "put");
+    cudaStream_t out = NULL;
+    assert(!self->recording);
+    open_windows(self);
+    out = self->windows.out;
+    mark(self, self->windows.called, self->stream);
+    wait_for(self, out, self->windows.called);
+    if (bytes > 0) {
+        cuda_check(self, cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, out),
+                   "cudaMemcpyAsync");
+    }
+    mark(self, self->windows.free[window], out);
+    cuda_end(self);
+}
+
+void cuda_window_settle(struct device *device)
+{
+    struct cuda_device *self = cuda_begin(device, "window_settle");
+    if (self->windows.in != NULL) {
+        cudaStream_t const streams[] = {self->windows.in, self->windows.out};
+        for (int i = 0; i < 2; i++) {
+            mark(self, self->windows.ended[i], streams[i]);
+            wait_for(self, self->stream, self->windows.ended[i]);
+        }
+        mark(self, self->windows.called, self->stream);
+        wait_for(self, self->windows.in, self->windows.called);
+    }
+    cuda_end(self);
+}
+
 void cuda_synchronize(struct device *device)
 {
     struct cuda_device *self = cuda_begin(device, "synchronize");
@@ -311,5 +402,17 @@ void cuda_memory_close(struct cuda_device *self)
     if (self->downloads.stream != NULL) {
         (void)cudaStreamDestroy(self->downloads.stream);
         (void)cudaEventDestroy(self->downloads.called);
+    }
+    if (self->windows.in != NULL) {
+        (void)cudaStreamDestroy(self->windows.in);
+        (void)cudaStreamDestroy(self->windows.out);
+        (void)cudaEventDestroy(self->windows.called);
+        for (int i = 0; i < 2; i++) {
+            (void)cudaEventDestroy(self->windows.ended[i]);
+        }
+        for (int w = 0; w < OPS_WINDOWS; w++) {
+            (void)cudaEventDestroy(self->windows.here[w]);
+            (void)cudaEventDestroy(self->windows.free[w]);
+        }
     }
 }

@@ -1,7 +1,7 @@
 /* comm_device_ functions on memory of an emulated GPU per rank: by NCCL and staged, in groups of
  * all and of halves, in a graph; what is refused; how a hang and a failure end. Arguments: seeds.
- * COMM_CASE in the environment: shared, missing, hang or fails instead; no_ready or no_done: with a
- * bug. */
+ * COMM_CASE in the environment: shared, missing, hang or fails instead; no_ready, no_done or
+ * no_turn: with a bug. */
 #include <cuda_runtime_api.h>
 #include <mpi.h>
 #include <nccl.h>
@@ -31,13 +31,19 @@ static void must(cudaError_t error)
 }
 
 /* The linker gives the wire this one (--wrap). COMM_CASE no_ready, no_done: a bug of it, that one
- * of the two edges between its stream and the device's is missing. */
+ * of the two edges between its stream and the device's is missing; no_turn: that to the group
+ * before it, which is the second wait of a stream in a row. */
 cudaError_t __real_cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
 cudaError_t __wrap_cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
 cudaError_t __wrap_cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)
 {
+    static cudaStream_t last;
     const char *which = getenv("COMM_CASE");
-    const bool own = stream == gpu.stream;
+    const bool own = stream == gpu.stream, again = stream == last;
+    last = stream;
+    if (which != NULL && strcmp(which, "no_turn") == 0 && again && !own) {
+        return cudaSuccess;
+    }
     if (which != NULL && strcmp(which, own ? "no_done" : "no_ready") == 0) {
         return cudaSuccess;
     }
@@ -218,6 +224,62 @@ static void check_beside(struct comm *world, struct comm *group, bool ring)
     free(expected);
 }
 
+/* What is marked goes on beside its own group's operations and those of others; these come behind
+ * it, so that what they give says that it has ended; and wait waits for it. */
+static void check_marks(struct comm *world, const char *kind)
+{
+    enum { N = 96, BEFORE = 9 };
+    struct comm one = {0}, two = {0};
+    comm_split(world, 0, world->rank, &one);
+    comm_split(world, 0, -world->rank, &two);
+    CHECK_EQUAL(world, comm_attach(&one, &gpu, kind), STATUS_OK);
+    CHECK_EQUAL(world, comm_attach(&two, &gpu, kind), STATUS_OK);
+    const struct rig rig = rig_of(world, &one);
+    const size_t part = N * sizeof(float), all = part * (size_t)one.size;
+    float *x = ranks_memory(world, all), *gathered[2];
+    for (int g = 0; g < 2; g++) {
+        const struct comm *comm = g == 0 ? &one : &two;
+        gathered[g] = ranks_memory(world, all);
+        for (int i = 0; i < N * comm->size; i++) {
+            const int from = g == 0 ? i / N : comm->size - 1 - i / N;
+            gathered[g][i] = (float)(1000 * from + i % N);
+        }
+    }
+    for (int i = 0; i < N; i++) {
+        x[i] = (float)(1000 * world->rank + i);
+    }
+    unsigned char *input = device_copy(&rig, x, part), *a = device_take(&rig, all),
+                  *b = device_take(&rig, all), *c = device_take(&rig, all);
+    for (int again = 0; again < 3; again++) {
+        for (int i = 0; i < BEFORE; i++) { /* so that it takes longer than what follows */
+            comm_device_all_gather_start(&one, c, input, part);
+        }
+        comm_device_all_gather_start(&one, a, input, part);
+        const struct comm_mark mark = comm_device_mark(&one);
+        comm_device_all_gather(&two, b, input, part);
+        device_expect(&rig, "behind", b, gathered[1], all);
+        device_expect(&rig, "marked, behind which it came", a, gathered[0], all);
+        comm_device_all_gather_start(&one, c, a, part); /* of one's first: of rank 0 */
+        const struct comm_mark next = comm_device_mark(&one);
+        comm_device_finish(&one);
+        comm_device_wait(&one, &mark);
+        comm_device_wait(&one, &next);
+        for (int i = 0; i < N * one.size; i++) {
+            x[i] = gathered[0][i % N];
+        }
+        device_expect(&rig, "marked", c, x, all);
+    }
+    device_give(&rig, input);
+    device_give(&rig, a);
+    device_give(&rig, b);
+    device_give(&rig, c);
+    free(x);
+    free(gathered[0]);
+    free(gathered[1]);
+    comm_free(&two);
+    comm_free(&one);
+}
+
 /* Operations are timed while spans are recorded, and then alone. */
 static void check_times(struct comm *world, struct comm *group)
 {
@@ -272,6 +334,9 @@ static void check_kind(struct comm *world, const char *kind, const char *wire)
     check_chain(world, &mesh.edp);
     check_chain(world, &mesh.stage);
     mesh_free(&mesh);
+    if (world->size > 1) {
+        check_marks(world, kind);
+    }
     comm_free(&half);
     comm_free(&all);
     comm_split(world, 0, world->rank, &all); /* attached and never used */

@@ -82,6 +82,49 @@ static bool downloads_beside()
     return right;
 }
 
+/* What the host has passes through windows: parts in order, both ways beside the ops, under every
+ * order that events allow; what is settled is there for the host, and for what passes next. */
+static bool windows()
+{
+    enum { PARTS = 7, COUNT = 1 << 12, PASSES = 3 };
+    const size_t bytes = COUNT * sizeof(float);
+    float *host = (float *)ops->host_alloc(device, PARTS * bytes);
+    float *window[OPS_WINDOWS], *sum = (float *)ops->memory_alloc(device, bytes);
+    bool right = true;
+    for (int i = 0; i < PARTS * COUNT; i++)
+        host[i] = (float)(i % 1000);
+    for (int w = 0; w < OPS_WINDOWS; w++)
+        window[w] = (float *)ops->memory_alloc(device, bytes);
+    ops->fill(device, sum, COUNT, 1);
+    const struct tensor one = tensor_1d(sum, DTYPE_F32, COUNT);
+    for (int pass = 1; pass <= PASSES; pass++) {
+        for (int p = 0; p < PARTS + OPS_WINDOWS - 1; p++) {
+            const int done = p - (OPS_WINDOWS - 1), w = done % OPS_WINDOWS;
+            if (p < PARTS)
+                ops->fetch(device, p % OPS_WINDOWS, window[p % OPS_WINDOWS], host + p * COUNT,
+                           bytes);
+            if (done < 0)
+                continue;
+            ops->fetched(device, w);
+            ops->add(device, tensor_1d(window[w], DTYPE_F32, COUNT), one);
+            ops->put(device, w, host + done * COUNT, window[w], bytes);
+            ops->fill(device, sum, COUNT, 1); /* ops go on */
+        }
+        ops->window_settle(device);
+        if (pass == 2) /* and goes on with what is settled, without the host */
+            continue;
+        ops->synchronize(device);
+        for (int i = 0; i < PARTS * COUNT; i++)
+            right = right && host[i] == (float)(i % 1000 + pass);
+        right = expect(right, "windows");
+    }
+    for (int w = 0; w < OPS_WINDOWS; w++)
+        ops->memory_free(device, window[w], bytes);
+    ops->memory_free(device, sum, bytes);
+    ops->host_free(device, host, PARTS * bytes);
+    return right;
+}
+
 static bool out_of_memory()
 {
     const size_t most = device_info(device)->memory_bytes;
@@ -201,7 +244,8 @@ static bool test()
     }
     ops = device_ops(device);
     bool right = expect(device_stream(device) != nullptr, "a stream");
-    right = uploads() & downloads_beside() & out_of_memory() & graphs() & fp8_products() & right;
+    right = uploads() & downloads_beside() & windows() & out_of_memory() & graphs() &
+            fp8_products() & right;
     device_close(device);
     return choice() && right;
 }

@@ -202,13 +202,10 @@ static void expect_same(struct comm *world, const struct model *model, const str
     }
 }
 
-static void run_variant(struct comm *world, struct comm *self, int ep,
-                        const struct variant *variant)
+/* A few steps: the same bits behind each. */
+static void step_both(struct comm *world, struct model *model, struct model *whole)
 {
-    struct place place, whole;
-    CHECK(world, place_open(world, self, 1, variant, &whole) == STATUS_OK);
-    CHECK(world, place_open(world, world, ep, variant, &place) == STATUS_OK);
-    struct model *models[] = {&whole.model, &place.model};
+    struct model *models[] = {whole, model};
     for (int m = 0; m < 2; m++) {
         model_initialize(models[m]);
         optimizer_start_average(models[m]);
@@ -217,13 +214,63 @@ static void run_variant(struct comm *world, struct comm *self, int ep,
         for (int m = 0; m < 2; m++) {
             fill_gradients(models[m], step);
             const double norm = optimizer_reduce(models[m]);
-            CHECK(world, norm == expected_norm(&whole.model, step));
+            CHECK(world, norm == expected_norm(whole, step));
             optimizer_step(models[m], norm, 0.01, step);
         }
-        expect_same(world, &place.model, &whole.model);
+        expect_same(world, model, whole);
     }
+}
+
+static void run_variant(struct comm *world, struct comm *self, int ep,
+                        const struct variant *variant)
+{
+    struct place place, whole;
+    CHECK(world, place_open(world, self, 1, variant, &whole) == STATUS_OK);
+    CHECK(world, place_open(world, world, ep, variant, &place) == STATUS_OK);
+    step_both(world, &place.model, &whole.model);
     place_close(&place);
     place_close(&whole);
+}
+
+/* The same with the state in memory of the host's, brought in parts that cut parameters: of one
+ * rank's share and of several. The CPU's windows are copies. */
+static void test_offloaded(struct comm *world)
+{
+    static const struct variant both[][2] = {
+        {{.overrides = {"run.device=cuda", "train.precision=bf16", "optimizer.ema=0.9"}},
+         {.overrides = {"run.device=cuda", "train.precision=bf16", "optimizer.ema=0.9",
+                        "optimizer.offload=true"}}},
+        {{.overrides = {"run.device=cuda", "train.precision=fp32", "parallel.zero=2",
+                        "optimizer.moments=bf16"}},
+         {.overrides = {"run.device=cuda", "train.precision=fp32", "parallel.zero=2",
+                        "optimizer.moments=bf16", "optimizer.offload=true"}}},
+        {{.overrides = {"run.device=cuda", "train.precision=fp32", "optimizer.name=muon",
+                        "optimizer.ema=0.5", "optimizer.freeze=*q_proj*,*experts.3.w2*"}},
+         {.overrides = {"run.device=cuda", "train.precision=fp32", "optimizer.name=muon",
+                        "optimizer.ema=0.5", "optimizer.freeze=*q_proj*,*experts.3.w2*",
+                        "optimizer.offload=true"}}},
+        {{.overrides = {"run.device=cuda", "train.precision=bf16", "optimizer.name=muon",
+                        "optimizer.ema=0.5", "parallel.zero=2"},
+          .base = LATENT},
+         {.overrides = {"run.device=cuda", "train.precision=bf16", "optimizer.name=muon",
+                        "optimizer.ema=0.5", "parallel.zero=2", "optimizer.offload=true"},
+          .base = LATENT}},
+    };
+    struct comm self;
+    comm_split(world, world->rank, 0, &self);
+    for (size_t i = 0; i < sizeof both / sizeof both[0]; i++) {
+        struct place place, whole;
+        CHECK(world, place_open(world, &self, 1, &both[i][0], &whole) == STATUS_OK);
+        CHECK(world, place_open(world, world, 1, &both[i][1], &place) == STATUS_OK);
+        const int64_t share = place.model.group[PARAM_EXPERT].zero.share;
+        CHECK(world, place.model.offload.on && !whole.model.offload.on);
+        CHECK(world, place.model.offload.room < share || world->size > 1);
+        CHECK(world, model_host_bytes(&place.model) > 0);
+        step_both(world, &place.model, &whole.model);
+        place_close(&place);
+        place_close(&whole);
+    }
+    comm_free(&self);
 }
 
 static const struct variant variants[] = {
@@ -466,9 +513,9 @@ static void test_owners(struct comm *world)
 int main(void)
 {
     static const struct ranks_test tests[] = {
-        RANKS_TEST(test_same_bits),      RANKS_TEST(test_divided),  RANKS_TEST(test_frozen),
-        RANKS_TEST(test_frozen_average), RANKS_TEST(test_patterns), RANKS_TEST(test_muon_updates),
-        RANKS_TEST(test_owners),
+        RANKS_TEST(test_same_bits),    RANKS_TEST(test_divided),        RANKS_TEST(test_offloaded),
+        RANKS_TEST(test_frozen),       RANKS_TEST(test_frozen_average), RANKS_TEST(test_patterns),
+        RANKS_TEST(test_muon_updates), RANKS_TEST(test_owners),
     };
     return RANKS_MAIN(tests);
 }

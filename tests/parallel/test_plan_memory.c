@@ -52,6 +52,7 @@ static void compare(struct comm *world, const char *text, const char *const *ove
         sum += tiny.model.memory[k];
     }
     CHECK_EQUAL(world, sum, model_bytes(&tiny.model));
+    CHECK_EQUAL(world, planned.host, model_host_bytes(&tiny.model));
     compare_copy(world, &tiny, &planned);
     for (int g = 0; g < PARAM_GROUPS; g++) {
         CHECK_EQUAL(world, planned.elements[g], tiny.model.group[g].zero.count);
@@ -73,6 +74,8 @@ static void test_planned_is_reserved(struct comm *world)
         {"parallel.zero=3", "train.precision=bf16"},
         {"parallel.zero=3", "optimizer.ema=0.9"},
         {"parallel.zero=2", "optimizer.name=muon", "run.deterministic=layout"},
+        {"run.device=cuda", "optimizer.offload=true", "train.precision=bf16", "optimizer.ema=0.9"},
+        {"run.device=cuda", "optimizer.offload=true", "parallel.zero=2", "optimizer.name=muon"},
         {"train.micro_batch=1", "router.z_loss_coef=0.1", "router.sequence_loss_coef=0.1"},
     };
     for (size_t f = 0; f < sizeof texts / sizeof texts[0]; f++) {

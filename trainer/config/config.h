@@ -168,6 +168,7 @@ struct config {
         double clip_norm;
         int moments;                /* enum config_moments */
         double ema;                 /* 0 = off */
+        bool offload;               /* masters and moments in the host's memory */
         struct config_texts freeze; /* patterns of parameter names */
     } optimizer;
     struct {
@@ -203,7 +204,8 @@ struct config {
         int64_t gpus_per_node; /* 0 = null */
         int gpu;               /* enum config_gpu */
         /* < 0: null = the GPU's */
-        double peak_tflops, peak_fp8_tflops, memory_gb, memory_gb_s, nvlink_gb_s, network_gb_s;
+        double peak_tflops, peak_fp8_tflops, memory_gb, memory_gb_s, nvlink_gb_s, network_gb_s,
+            host_gb_s;
         double disk_gb_s; /* of a node */
         int exchange;     /* enum config_exchange */
     } cluster;            /* what plan plans for */

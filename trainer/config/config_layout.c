@@ -234,8 +234,18 @@ static void check_stages(const struct config *config, struct config_errors *erro
     }
 }
 
+static void check_offload(const struct config *config, struct config_errors *errors)
+{
+    if (config->optimizer.offload && config->run.device == CONFIG_DEVICE_CPU && !config->planning) {
+        config_error(errors,
+                     "optimizer.offload on run.device cpu: the optimizer's state is in the host's "
+                     "memory already: leave it false");
+    }
+}
+
 void config_check_layout(const struct config *config, struct config_errors *errors)
 {
+    check_offload(config, errors);
     check_tensor(config, errors);
     config_check_context(config, errors);
     check_experts(config, errors);

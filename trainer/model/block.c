@@ -335,10 +335,13 @@ static bool is_constant(const struct model *model, const struct block_call *call
            cp_alone(&model->cp);
 }
 
-/* Whether the host must know how many tokens went where. */
+/* Whether the host must know how many tokens went where, or gradients and weights of other blocks
+ * may be on their way, beside which no exchange is recorded (comm_device_mark). */
 static bool waits(const struct model *model, int64_t block)
 {
-    return has_experts(model, block) && moe_waits(&model->moe, &model->blocks[block].moe, true);
+    const bool beside = model->group[PARAM_DENSE].shards.on && model->mesh->experts.size > 1;
+    return has_experts(model, block) &&
+           (beside || moe_waits(&model->moe, &model->blocks[block].moe, true));
 }
 
 enum part { PART_FORWARD, PART_BACKWARD, PARTS };
@@ -523,13 +526,24 @@ static void backward_part(const struct recorded *a)
     backward_attention(a);
 }
 
+/* Other blocks' gradients and weights travel beside: of a GPU's memory from behind the exchanges
+ * with the experts on, which would have to wait for them. */
 void block_backward(struct model *model, int64_t block, const struct block_call *call,
-                    float z_scale)
+                    float z_scale, int64_t next)
 {
     const struct recorded args = {.model = model, .block = block, .call = call, .z_scale = z_scale};
-    shards_open(model, params_part_block(&model->arch, block));
+    const int64_t part = params_part_block(&model->arch, block);
+    const bool host = device_stream(model->device) == NULL;
+    if (host) {
+        gathered_ahead(model, part, next);
+    }
+    shards_open(model, part);
     if (waits(model, block)) {
         backward_experts(&args);
+    }
+    if (!host) {
+        shards_start(model);
+        gathered_ahead(model, part, next);
     }
     record(&args, PART_BACKWARD, backward_part);
     probe_tell(model->probe, block, PROBE_STREAM_GRADIENT, stream_of(model, model->dstream, call));

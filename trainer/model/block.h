@@ -32,9 +32,10 @@ void block_layout(struct model *model, struct arena *arena);
 void block_forward(struct model *model, int64_t block, const struct block_call *call,
                    struct tensor x, struct tensor delta);
 /* model->dstream: gradient of the stream behind the block on entry, before it on return. z_scale:
- * see router_backward. */
+ * see router_backward. next: the part whose weights are wanted after this (gathered_ahead), -1:
+ * none. */
 void block_backward(struct model *model, int64_t block, const struct block_call *call,
-                    float z_scale);
+                    float z_scale, int64_t next);
 
 /* Tokens of this call on this rank, of all sequences and of one: all that the call has, or with
  * tensor parallelism its share (parallel/tensor.h). The stream and all that is not divided has

@@ -189,6 +189,7 @@ void deferred_make(struct model *model, struct drawer *drawer)
             shards_close(model, open);
         }
         shards_open(model, part);
+        shards_start(model);
         open = part;
         linear_backward_weight(linears, product->linear, &product->dy, &product->x, product->offset,
                                product->tokens);

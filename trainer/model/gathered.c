@@ -57,6 +57,8 @@ static void finish(struct model_group *group)
     struct gathered *gathered = &group->gathered;
     if (gathered->coming >= 0 && comm_device_on_host(group->zero.comm)) {
         comm_exchange_finish(group->zero.comm, &gathered->request);
+    } else if (gathered->coming >= 0) {
+        comm_device_wait(group->zero.comm, &gathered->mark);
     }
     gathered->coming = -1;
 }
@@ -77,7 +79,8 @@ static void start(const struct model *model, struct model_group *group, int64_t 
     if (comm_device_on_host(comm)) {
         comm_gather_start(comm, gathered->window[w], bytes, &gathered->request);
     } else {
-        comm_device_all_gather(comm, gathered->window[w], place, bytes);
+        comm_device_all_gather_start(comm, gathered->window[w], place, bytes);
+        gathered->mark = comm_device_mark(comm);
     }
 }
 
@@ -98,6 +101,15 @@ void gathered_use(struct model *model, int64_t part, int64_t next)
         if (has(group, part) && gathered->coming == part) {
             finish(group);
         }
+    }
+    gathered_ahead(model, part, next);
+}
+
+void gathered_ahead(struct model *model, int64_t part, int64_t next)
+{
+    for (int g = 0; g < model->params.groups; g++) {
+        struct model_group *group = &model->group[g];
+        struct gathered *gathered = &group->gathered;
         const bool ahead = has(group, next) && !holds(gathered, next) && gathered->coming < 0;
         if (ahead && window_of(gathered, next) != window_of(gathered, part)) {
             start(model, group, next);

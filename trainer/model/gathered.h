@@ -2,8 +2,8 @@
  *
  * A group whose weights are gathered has no room for all of them. Each part (params.h) is gathered
  * from all ranks' shares into a window before it is used, forward and again backward: two windows
- * for blocks and the final norm, taken by turns, so that on host memory the next part is on its
- * way while this one computes; one for embedding and head, or, where modules of prediction read
+ * for blocks and the final norm, taken by turns, so that the next part is on its way while this one
+ * computes; one for embedding and head, or, where modules of prediction read
  * both by turns, one each. What a window holds stays until another part wants it, or the weights
  * change.
  */
@@ -28,7 +28,8 @@ struct gathered {
     void *window[GATHERED_WINDOWS]; /* act */
     int64_t held[GATHERED_WINDOWS]; /* the part that is in it, or on its way; -1: none */
     int64_t coming;                 /* the part on its way; -1: none */
-    struct comm_request request;
+    struct comm_request request;    /* of that, on the host's memory, */
+    struct comm_mark mark;          /* or a device's own */
 };
 
 /* Local. Whether a training model of this config gathers a group's weights, over `ranks`. */
@@ -46,6 +47,9 @@ void *gathered_place(const struct model_group *group, int64_t offset, enum dtype
  * has nothing of a part. use: `part` is in its window on return, and `next` (-1: none) on its way
  * where nothing else is. forget: the weights have changed. */
 void gathered_use(struct model *model, int64_t part, int64_t next);
+/* The second half alone: `next` is on its way where nothing else is, unless `part`, which is in its
+ * window, stands in its place. */
+void gathered_ahead(struct model *model, int64_t part, int64_t next);
 void gathered_forget(struct model *model);
 /* Local. What is on its way may move on. */
 void gathered_progress(struct model *model);

@@ -73,7 +73,9 @@ static void group_layout(struct model *model)
             const int64_t own = zero_first(&group->zero, 0, group->zero.comm->rank);
             group->master = group->weights == NULL ? NULL : (float *)group->weights + own;
         } else {
-            group->master = arena_alloc(&model->arena_optimizer, share * sizeof(float));
+            struct arena *arena =
+                offload_masters(model, group) ? &model->offload.arena : &model->arena_optimizer;
+            group->master = arena_alloc(arena, share * sizeof(float));
         }
         if (model->training) {
             gradients_of_group(model, group);
@@ -163,6 +165,7 @@ static void measure(struct model *model)
 {
     model->arena_params = model->arena_grads = model->arena_optimizer = model->arena_activations =
         model_arena(model);
+    model->offload.arena = offload_arena(model);
     layout(model);
 }
 
@@ -173,6 +176,9 @@ static enum status reserve(struct model *model)
     TRY(arena_reserve(&model->arena_grads, "gradients"));
     TRY(arena_reserve(&model->arena_optimizer, "optimizer state"));
     TRY(arena_reserve(&model->arena_activations, "activations"));
+    if (model->offload.on) {
+        TRY(arena_reserve(&model->offload.arena, "optimizer state of the host"));
+    }
     layout(model);
     return STATUS_OK;
 }
@@ -337,6 +343,7 @@ static enum status prepare(struct model *model, const struct config *config,
         .act = config->train.precision == CONFIG_FP32 ? DTYPE_F32 : DTYPE_BF16,
         .moments = config->optimizer.moments == CONFIG_MOMENTS_FP32 ? DTYPE_F32 : DTYPE_BF16,
         .training = training,
+        .offload = {.on = training && config->optimizer.offload},
         .unit = 1,
         .batch = batch,
         .length = sequence};
@@ -393,41 +400,53 @@ void model_free(struct model *model)
     arena_free(&model->arena_params);
     arena_free(&model->arena_grads);
     arena_free(&model->arena_optimizer);
+    arena_free(&model->offload.arena);
     arena_free(&model->arena_activations);
     *model = (struct model){0};
 }
 
-/* The masters of this rank's share go to where they are weights, but where they are these. */
-static void publish_share(const struct model *model, const struct model_group *group)
+void model_publish_part(struct model *model, enum param_group g, const struct offload_part *part)
 {
+    const struct model_group *group = &model->group[g];
     const size_t width = dtype_bytes(model->act);
-    for (int64_t p = 0; p < group->zero.parts; p++) {
-        const struct zero_part *part = &group->zero.part[p];
-        const int64_t own = zero_first(&group->zero, p, group->zero.comm->rank);
-        char *out = (char *)group->weights + (size_t)own * width;
-        const float *from = group->master + part->at;
-        if (part->share > 0 && (const void *)out != (const void *)from) {
-            model->ops->cast(model->device, tensor_1d(out, model->act, part->share),
-                             tensor_1d((float *)(uintptr_t)from, DTYPE_F32, part->share));
+    const bool kept = group->gathered.on && model->act == DTYPE_F32; /* the masters are */
+    for (int64_t p = 0; p < group->zero.parts && !kept; p++) {
+        const struct zero_part *own = &group->zero.part[p];
+        const int64_t from = own->at > part->first ? own->at : part->first,
+                      end = own->at + own->share, stop = part->first + part->count,
+                      count = (end < stop ? end : stop) - from,
+                      first = zero_first(&group->zero, p, group->zero.comm->rank) + from - own->at;
+        char *out = group->gathered.on ? (char *)group->gathered.kept + (size_t)from * width
+                                       : (char *)group->weights + (size_t)first * width;
+        float *master = part->master + (from - part->first);
+        if (count > 0 && (const void *)out != (const void *)master) {
+            model->ops->cast(model->device, tensor_1d(out, model->act, count),
+                             tensor_1d(master, DTYPE_F32, count));
         }
     }
+}
+
+struct publishing {
+    struct model *model;
+    enum param_group group;
+};
+
+static void publish_visit(void *context, const struct offload_part *part)
+{
+    const struct publishing *p = context;
+    model_publish_part(p->model, p->group, part);
 }
 
 void model_gather(struct model *model, enum param_group g, bool rounded)
 {
     struct model_group *group = &model->group[g];
-    if (group->gathered.on) {
-        if (!rounded && model->act != DTYPE_F32) {
-            model->ops->cast(model->device,
-                             tensor_1d(group->gathered.kept, model->act, group->zero.share),
-                             tensor_1d(group->master, DTYPE_F32, group->zero.share));
-        }
-        return;
+    struct publishing publishing = {model, g};
+    if (!rounded) {
+        offload_pass(model, g, OFFLOAD_MASTER, 0, publish_visit, &publishing);
     }
-    if (!rounded || model->act == DTYPE_F32) {
-        publish_share(model, group);
+    if (!group->gathered.on) {
+        zero_all_gather(&group->zero, group->weights, model->act);
     }
-    zero_all_gather(&group->zero, group->weights, model->act);
 }
 
 void model_publish(struct model *model)
@@ -437,6 +456,7 @@ void model_publish(struct model *model)
         model_gather(model, (enum param_group)g, false);
     }
     linears_publish(&model->linears);
+    offload_wait(model);
 }
 
 /* Moments as before the first step. */
@@ -445,37 +465,55 @@ static void zero_moments(struct model *model)
     for (int g = 0; g < model->params.groups && model->training; g++) {
         const struct model_group *group = &model->group[g];
         const size_t bytes = (size_t)group->zero.share * dtype_bytes(model->moments);
-        model->ops->zero(model->device, group->moment1, bytes);
-        if (group->moment2 != NULL) {
-            model->ops->zero(model->device, group->moment2, bytes);
+        void *const moments[] = {group->moment1, group->moment2};
+        for (int m = 0; m < 2; m++) {
+            if (moments[m] != NULL && model->offload.on) {
+                memset(moments[m], 0, bytes);
+            } else if (moments[m] != NULL) {
+                model->ops->zero(model->device, moments[m], bytes);
+            }
+        }
+    }
+}
+
+struct fresh {
+    struct model *model;
+    enum param_group group;
+    struct offload_walk walk;
+};
+
+/* Masters of a part, as a fresh run has them. */
+static void initialize_part(void *context, const struct offload_part *part)
+{
+    struct fresh *fresh = context;
+    struct model *model = fresh->model;
+    const struct param *param = NULL;
+    struct offload_piece piece;
+    while ((param = offload_next(model, fresh->group, part, &fresh->walk, &piece)) != NULL) {
+        const uint64_t key = rng_key(model->config->run.seed, param->name);
+        float *out = part->master + (piece.at - part->first);
+        if (param->ones) {
+            model->ops->fill(model->device, out, piece.count, 1.0F);
+            continue;
+        }
+        const int64_t first = piece.first - param->offset, end = first + piece.count;
+        for (int64_t at = first; at < end;) {
+            const struct param_run run = param_run(param, at, end);
+            model->ops->init_normal(model->device, out, key, (uint64_t)run.whole, run.count,
+                                    (float)model->config->model.initializer_range);
+            out += run.count;
+            at += run.count;
         }
     }
 }
 
 void model_initialize(struct model *model)
 {
+    offload_wait(model);
     zero_moments(model);
-    for (int64_t i = 0; i < model->params.count; i++) {
-        const struct param *param = &model->params.table[i];
-        const struct model_group *group = &model->group[param->group];
-        const struct param_piece piece = param_piece(param, &group->zero, group->zero.comm->rank);
-        const int64_t first = piece.first, last = piece.last;
-        const uint64_t key = rng_key(model->config->run.seed, param->name);
-        if (first >= last) {
-            continue;
-        }
-        float *out = group->master + zero_place(&group->zero, first);
-        if (param->ones) {
-            model->ops->fill(model->device, out, last - first, 1.0F);
-            continue;
-        }
-        for (int64_t at = first - param->offset, end_at = last - param->offset; at < end_at;) {
-            const struct param_run run = param_run(param, at, end_at);
-            model->ops->init_normal(model->device, out, key, (uint64_t)run.whole, run.count,
-                                    (float)model->config->model.initializer_range);
-            out += run.count;
-            at += run.count;
-        }
+    for (int g = 0; g < model->params.groups; g++) {
+        struct fresh fresh = {.model = model, .group = (enum param_group)g};
+        offload_pass(model, fresh.group, OFFLOAD_MASTER, OFFLOAD_MASTER, initialize_part, &fresh);
     }
     model_publish(model);
 }
@@ -505,4 +543,9 @@ size_t model_bytes(const struct model *model)
 {
     return model->arena_params.capacity + model->arena_grads.capacity +
            model->arena_optimizer.capacity + model->arena_activations.capacity;
+}
+
+size_t model_host_bytes(const struct model *model)
+{
+    return model->offload.arena.capacity;
 }

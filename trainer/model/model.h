@@ -26,6 +26,7 @@
 #include "trainer/model/mlp.h"
 #include "trainer/model/moe.h"
 #include "trainer/model/mtp.h"
+#include "trainer/model/offload.h"
 #include "trainer/model/params.h"
 #include "trainer/model/pipe.h"
 #include "trainer/model/probe.h"
@@ -106,7 +107,7 @@ enum model_memory {
 };
 
 /* Pointers to parameters, gradients, optimizer state, activations and scratch are device memory
- * (kernels/ops.h) throughout. */
+ * (kernels/ops.h) throughout; state that is offloaded is the host's (offload.h). */
 /* Padded messages are from rank to rank. */
 static inline enum nodes_wish model_node_dispatch(const struct config *config)
 {
@@ -140,6 +141,7 @@ struct model {
     bool training;               /* has gradients and optimizer state */
     struct params params;
     struct model_group group[PARAM_GROUPS];
+    struct offload offload;
     struct linears linears;
     struct cp cp;  /* sequences divided between ranks, */
     struct tp tp;  /* this rank's part of them, and matrices */
@@ -207,8 +209,12 @@ void model_initialize(struct model *model);
  * those in FP8. */
 void model_publish(struct model *model);
 
+/* Local. What a part of the share (offload.h) has of masters goes to where it is weights, or to
+ * what is kept of them; nothing where it is there. */
+void model_publish_part(struct model *model, enum param_group group,
+                        const struct offload_part *part);
 /* Collective over the group's replicas. Weights of the group from all ranks' shares; rounded: those
- * of this rank's are there, but in fp32. */
+ * of this rank's are there. */
 void model_gather(struct model *model, enum param_group group, bool rounded);
 
 /* Those to come are counted in model->unit. */
@@ -279,7 +285,8 @@ void model_count_block(struct model *model, int64_t block, int64_t tokens);
 
 /* Arenas of this device's memory start so. */
 struct arena model_arena(const struct model *model);
-/* Bytes reserved. */
+/* Bytes reserved: of the device; of the host's memory for optimizer state. */
 size_t model_bytes(const struct model *model);
+size_t model_host_bytes(const struct model *model);
 
 #endif

@@ -99,8 +99,9 @@ static void backward(struct model *model, const struct block_call *call,
     for (int64_t l = main_end(model, part) - 1; l >= part->first; l--) {
         const int64_t next = l > part->first ? params_part_block(&model->arch, l - 1) : -1;
         comm_at_layer(model->mesh->world, l);
-        gathered_use(model, params_part_block(&model->arch, l), next);
-        block_backward(model, l, call, model_z_scale(model, call->count * call->length, scale));
+        gathered_use(model, params_part_block(&model->arch, l), -1);
+        block_backward(model, l, call, model_z_scale(model, call->count * call->length, scale),
+                       next);
         shards_close(model, params_part_block(&model->arch, l));
         /* no layer below has experts, and nothing is exchanged with ranks of tp, cp or other
          * stages, nor gradients a block at a time */

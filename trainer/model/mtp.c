@@ -261,7 +261,7 @@ void mtp_backward(struct model *model, int64_t count, int64_t sequence,
                                   model_vector(model, weight, width));
         model_add_grad(model, PARAM_DENSE, weight, width);
         block_backward(model, block_of(model, k), &call,
-                       model_z_scale(model, call.count * call.length, scale));
+                       model_z_scale(model, call.count * call.length, scale), -1);
         enter_backward(model, k, &call);
         shards_close(model, part);
     }

@@ -32,6 +32,12 @@ void shards_layout(struct model_group *group, const struct architecture *arch, s
         shards->open[w] = -1;
     }
     shards->room = arena_alloc(arena, (size_t)largest * width);
+    for (int f = 0; f < SHARDS_FLIGHTS; f++) { /* beyond the first: only of two ranks or more */
+        shards->flight[f].room =
+            f == 0 || shards->room == NULL
+                ? shards->room
+                : (char *)shards->room + (size_t)(f * largest / group->zero.comm->size) * width;
+    }
 }
 
 /* Element `offset` of the group, `width` bytes each, in its part's window. */
@@ -62,13 +68,20 @@ bool shards_holds(const struct model_group *group, int64_t offset)
     return !group->shards.on || group->shards.open[window_of(&group->shards, part)] == part;
 }
 
+static bool is_busy(const struct shards_flight *flight)
+{
+    return flight->waits || flight->flight.under_way;
+}
+
 void shards_clear(struct model *model)
 {
     for (int g = 0; g < model->params.groups; g++) {
         struct model_group *group = &model->group[g];
         const size_t share = (size_t)group->zero.share;
+        for (int f = 0; f < SHARDS_FLIGHTS && group->shards.on; f++) {
+            assert(!is_busy(&group->shards.flight[f]));
+        }
         for (int w = 0; w < SHARDS_WINDOWS && group->shards.on; w++) {
-            assert(!group->shards.flight.under_way);
             group->shards.open[w] = -1;
         }
         if (group->shards.on && model->gradients.fixed) {
@@ -84,14 +97,39 @@ static enum dtype dtype_of(const struct model *model)
     return model->gradients.fixed ? DTYPE_I64 : DTYPE_F32;
 }
 
+static void start(const struct model *model, struct model_group *group,
+                  struct shards_flight *flight)
+{
+    struct shards *shards = &group->shards;
+    flight->waits = false;
+    zero_flight_start(&group->zero, &flight->flight, flight->part,
+                      shards->window[window_of(shards, flight->part)], flight->room,
+                      dtype_of(model));
+}
+
+static void land(struct model *model, struct model_group *group, struct shards_flight *flight)
+{
+    if (flight->waits) {
+        start(model, group, flight);
+    }
+    if (flight->flight.under_way) {
+        zero_flight_finish(&group->zero, &flight->flight, flight->room,
+                           model->gradients.fixed ? (void *)group->shard_sums : group->shard,
+                           model->device, model->ops);
+    }
+}
+
+/* In the order in which they were closed. */
+static struct shards_flight *flight_of(struct shards *shards, int number)
+{
+    return &shards->flight[(shards->next + number) % SHARDS_FLIGHTS];
+}
+
 void shards_settle(struct model *model, enum param_group g)
 {
     struct model_group *group = &model->group[g];
-    struct shards *shards = &group->shards;
-    if (shards->flight.under_way) {
-        zero_flight_finish(&group->zero, &shards->flight, shards->room,
-                           model->gradients.fixed ? (void *)group->shard_sums : group->shard,
-                           model->device, model->ops);
+    for (int f = 0; f < SHARDS_FLIGHTS; f++) {
+        land(model, group, flight_of(&group->shards, f));
     }
 }
 
@@ -100,12 +138,26 @@ static bool has(const struct model_group *group, int64_t part)
     return group->shards.on && group->zero.part[part].count > 0;
 }
 
+void shards_start(struct model *model)
+{
+    for (int g = 0; g < model->params.groups; g++) {
+        struct model_group *group = &model->group[g];
+        for (int f = 0; f < SHARDS_FLIGHTS; f++) {
+            struct shards_flight *flight = flight_of(&group->shards, f);
+            if (flight->waits) {
+                start(model, group, flight);
+            }
+        }
+    }
+}
+
 void shards_progress(struct model *model)
 {
     for (int g = 0; g < model->params.groups; g++) {
         struct model_group *group = &model->group[g];
-        if (group->shards.flight.under_way && comm_device_on_host(group->zero.comm)) {
-            comm_exchange_test(group->zero.comm, &group->shards.flight.request);
+        struct zero_flight *flight = &group->shards.flight[0].flight;
+        if (flight->under_way && comm_device_on_host(group->zero.comm)) {
+            comm_exchange_test(group->zero.comm, &flight->request);
         }
     }
 }
@@ -119,8 +171,11 @@ void shards_open(struct model *model, int64_t part)
             continue;
         }
         const int w = window_of(shards, part);
-        if (shards->flight.under_way && window_of(shards, shards->flight.part) == w) {
-            shards_settle(model, (enum param_group)g);
+        for (int f = 0; f < SHARDS_FLIGHTS; f++) {
+            struct shards_flight *flight = flight_of(shards, f);
+            if (is_busy(flight) && window_of(shards, flight->part) == w) {
+                land(model, group, flight);
+            }
         }
         assert(shards->open[w] < 0);
         model->ops->zero(model->device, shards->window[w],
@@ -138,10 +193,17 @@ void shards_close(struct model *model, int64_t part)
             continue;
         }
         const int w = window_of(shards, part);
+        const bool host = comm_device_on_host(group->zero.comm);
+        struct shards_flight *flight = flight_of(shards, 0);
         assert(shards->open[w] == part);
-        shards_settle(model, (enum param_group)g);
-        zero_flight_start(&group->zero, &shards->flight, part, shards->window[w], shards->room,
-                          dtype_of(model));
+        land(model, group, flight); /* the oldest */
         shards->open[w] = -1;
+        flight->part = part;
+        flight->waits = true;
+        if (host) {
+            start(model, group, flight);
+        } else {
+            shards->next = (shards->next + 1) % SHARDS_FLIGHTS;
+        }
     }
 }

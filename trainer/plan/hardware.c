@@ -49,19 +49,20 @@ static const double cpu_share[KERNELS] = {
     [KERNEL_LOSS] = 0.30,           [KERNEL_OPTIMIZER] = 0.60,    [KERNEL_SMALL] = 0.50,
 };
 
-/* TFLOP/s bf16 and fp8, GB, GB/s of memory, NVLink and network each way. NVLink of H800: what
- * DeepSeek-V3's report counts on. */
+/* TFLOP/s bf16 and fp8, GB, GB/s of memory, NVLink, network and host each way. NVLink of H800: what
+ * DeepSeek-V3's report counts on. Host: of eight GPUs' links both ways what the memory of two
+ * usual processors carries (eight channels of DDR5-4800 each, 80 %; A100: of DDR4-3200). */
 static const struct {
     const char *name;
-    double peak, peak_fp8, memory, memory_rate, nvlink, network;
+    double peak, peak_fp8, memory, memory_rate, nvlink, network, host;
 } gpus[CONFIG_GPUS] = {
-    [CONFIG_GPU_CPU] = {"cpu", 0, 0, 0, 0, 5, 5},
-    [CONFIG_GPU_H100] = {"h100", 989, 1979, 80, 3350, 450, 50},
-    [CONFIG_GPU_H800] = {"h800", 989, 1979, 80, 3350, 160, 50},
-    [CONFIG_GPU_H200] = {"h200", 989, 1979, 141, 4800, 450, 50},
-    [CONFIG_GPU_A100] = {"a100", 312, 0, 80, 2039, 300, 25},
-    [CONFIG_GPU_B200] = {"b200", 2250, 4500, 180, 8000, 900, 50},
-    [CONFIG_GPU_CUSTOM] = {"custom", 0, 0, 0, 0, 300, 25},
+    [CONFIG_GPU_CPU] = {"cpu", 0, 0, 0, 0, 5, 5, 0},
+    [CONFIG_GPU_H100] = {"h100", 989, 1979, 80, 3350, 450, 50, 30},
+    [CONFIG_GPU_H800] = {"h800", 989, 1979, 80, 3350, 160, 50, 30},
+    [CONFIG_GPU_H200] = {"h200", 989, 1979, 141, 4800, 450, 50, 30},
+    [CONFIG_GPU_A100] = {"a100", 312, 0, 80, 2039, 300, 25, 20},
+    [CONFIG_GPU_B200] = {"b200", 2250, 4500, 180, 8000, 900, 50, 30},
+    [CONFIG_GPU_CUSTOM] = {"custom", 0, 0, 0, 0, 300, 25, 20},
 };
 static const double CPU_BYTES_PER_CORE = 20e9; /* of memory, a second */
 
@@ -180,6 +181,7 @@ enum status hardware_init(struct hardware *hardware, const struct config *config
     hardware->ranks = hardware->nodes * hardware->ranks_per_node;
     hardware->nvlink = given_or(config->cluster.nvlink_gb_s, gpus[gpu].nvlink, 1e9);
     hardware->network = given_or(config->cluster.network_gb_s, gpus[gpu].network, 1e9);
+    hardware->host = given_or(config->cluster.host_gb_s, gpus[gpu].host, 1e9);
     hardware->disk = config->cluster.disk_gb_s * 1e9;
     set_shares(hardware, fp32);
     if (cpu) {

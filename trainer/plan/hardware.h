@@ -46,6 +46,7 @@ struct hardware {
     double peak_bf16;      /* what MFU is a share of */
     double memory_rate, memory;
     double nvlink, network; /* each way */
+    double host;            /* to and from the host's memory, at once, all GPUs of a node at it */
     double disk;            /* of a node */
     double share[KERNELS];  /* of peak, or of memory_rate */
     double share_fp8[KERNELS];

@@ -66,6 +66,7 @@ static enum status measure(struct stage_memory *memory, const struct config *con
         memory->stages = size.beside;
     }
     memcpy(memory->kind, model.memory, sizeof memory->kind);
+    memory->host = model.offload.on ? model.offload.arena.used : 0;
     for (int g = 0; g < model.params.groups; g++) {
         memory->elements[g] = model.group[g].zero.count;
     }

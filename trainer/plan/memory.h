@@ -15,6 +15,7 @@
 struct stage_memory {
     size_t kind[MODEL_MEMORIES];
     int64_t elements[PARAM_GROUPS]; /* of a rank, padding included */
+    size_t host;                    /* host memory: state that is offloaded */
     /* what is measured where `saves` says so, else 0 */
     size_t staging;  /* host memory: the copy that saves are written from */
     int64_t tensors; /* of them, on the first rank */
@@ -24,6 +25,7 @@ struct stage_memory {
 struct plan_memory {
     size_t kind[MODEL_MEMORIES]; /* bytes of the fullest rank */
     size_t arenas;               /* their sum; where it trains what the run reserves */
+    size_t host;                 /* host memory: optimizer.offload, likewise; of the same rank */
     size_t staging;              /* host memory: the copy that saves beside the training are written
                                     from, to the byte what a run of one stage reserves */
     size_t outside;              /* program, libraries, scratch of kernels: estimated */

@@ -186,64 +186,6 @@ static void sum_kernels(struct planner *p)
             }
         }
     }
-    plan->kernel_s[KERNEL_OPTIMIZER] += plan->time.optimizer;
-}
-
-/* Gradients of `count` dense elements of a rank to their owners, weights back: both once a step,
- * or, where they are sharded, gradients of a part at a time, of every micro-batch, and so, forward
- * and backward, weights where these are. Nothing of it is taken to run beside kernels. */
-static double time_dense(const struct planner *p, double count, double sum, double act,
-                         int64_t ranks, int64_t stride)
-{
-    const struct plan *plan = p->plan;
-    const struct hardware *hw = &plan->hardware;
-    /* A divided backward closes a block twice; all are, where some of dualpipe_v's are. */
-    const double closes = plan->pp > 1 && (plan->shape.schedule == PIPELINE_ZERO_BUBBLE ||
-                                           plan->shape.schedule == PIPELINE_DUALPIPE_V)
-                              ? 2
-                              : 1;
-    const double gathers = plan->zero < 3 ? 1 : 2 * (double)plan->micro_batches;
-    if (plan->zero == 1 || count == 0 || ranks == 1) {
-        return exchange_reduce_seconds(hw, (sum + act) * count, ranks, stride);
-    }
-    const double parts = (double)(architecture_blocks(&plan->arch) / plan->pp + 2),
-                 again = (parts - 1) * hw->message;
-    return (double)plan->micro_batches * closes *
-               (exchange_reduce_seconds(hw, sum * count, ranks, stride) + again) +
-           gathers * (exchange_reduce_seconds(hw, act * count, ranks, stride) + again);
-}
-
-/* Gradients to their owners, the update, weights back to all: of the slowest rank. */
-static void time_update(struct planner *p)
-{
-    struct plan *plan = p->plan;
-    const double act = plan->config->train.precision == CONFIG_FP32 ? 4 : 2;
-    const int64_t copies = plan->dp * plan->cp; /* of what tp divides */
-    for (int64_t r = 0; r < plan->pp; r++) {
-        double count[PARAM_GROUPS] = {0};
-        for (int64_t part = 0; part < plan->shape.parts; part++) {
-            const struct stage_memory *own = planner_memory_of(p, r, part);
-            for (int g = 0; g < PARAM_GROUPS; g++) {
-                count[g] += (double)own->elements[g];
-            }
-        }
-        const double sum = p->load.layout ? 8 : 4, /* gradients there, weights back */
-            reduce = time_dense(p, count[PARAM_DENSE], sum, act, copies * plan->tp, 1) +
-                     time_dense(p, count[PARAM_TENSOR], sum, act, copies, plan->tp) +
-                     exchange_reduce_seconds(&plan->hardware, (sum + act) * count[PARAM_EXPERT],
-                                             plan->edp, plan->ep * plan->etp),
-                     share = count[PARAM_DENSE] / (double)(copies * plan->tp) +
-                             count[PARAM_TENSOR] / (double)copies +
-                             count[PARAM_EXPERT] / (double)plan->edp,
-                     update = work_optimizer(
-                         &p->load, count[PARAM_DENSE] + count[PARAM_TENSOR] + count[PARAM_EXPERT],
-                         share);
-        if (reduce + update > plan->time.reduce + plan->time.optimizer) {
-            plan->time.reduce = reduce;
-            plan->time.optimizer = update;
-        }
-    }
-    plan->time.step += plan->time.reduce + plan->time.optimizer;
 }
 
 /* --- the rest --- */
@@ -410,9 +352,9 @@ static enum status work_out(struct planner *p)
     TRY(planner_measure(p));
     TRY(planner_time(p));
     TRY(planner_memory(p));
-    time_update(p);
-    TRY(count_parameters(plan));
     sum_kernels(p);
+    planner_update(p);
+    TRY(count_parameters(plan));
     count_flops(plan);
     finish_rates(plan);
     warn_all(plan);

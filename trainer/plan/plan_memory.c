@@ -55,6 +55,7 @@ static struct plan_memory estimate_rank(const struct planner *p, int64_t rank)
     struct plan_memory memory = {.stage = pipeline_stage(&p->plan->shape, rank, 0)};
     for (int64_t part = 0; part < p->plan->shape.parts; part++) {
         memory.staging += planner_memory_of(p, rank, part)->staging;
+        memory.host += planner_memory_of(p, rank, part)->host;
     }
     for (int k = 0; k < MODEL_MEMORIES; k++) {
         for (int64_t part = 0; part < p->plan->shape.parts; part++) {
@@ -121,6 +122,7 @@ static enum status measure_fullest(struct planner *p)
         TRY(memory_of_rank(&own, &config, plan->pp, ranks[i], plan->hardware.device,
                            plan->dp * plan->cp * plan->tp, plan->ep, has_saves(p)));
         memory.staging = own.staging;
+        memory.host = own.host;
         for (int k = 0; k < MODEL_MEMORIES; k++) {
             memory.kind[k] = own.kind[k];
             memory.arenas += own.kind[k];
@@ -142,7 +144,8 @@ enum status planner_memory(struct planner *p)
     size_t untouched = 0;
     most->outside =
         memory_outside(plan->config, &plan->hardware, &plan->arch, fullest, plan->dp, plan->ep);
-    most->all = most->arenas + most->outside + (plan->hardware.cpu ? most->staging : 0);
+    most->all =
+        most->arenas + most->outside + (plan->hardware.cpu ? most->staging + most->host : 0);
     if (plan->hardware.cpu && plan->pp * plan->tp * plan->cp == 1) {
         TRY(memory_untouched(&untouched, plan->config, &plan->stage[0], fullest,
                              plan->hardware.device, plan->dp, plan->ep));

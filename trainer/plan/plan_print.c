@@ -13,7 +13,7 @@ static const char *const memory_help[MODEL_MEMORIES] = {
     [MODEL_WEIGHTS] = "as the kernels read them, codes included",
     [MODEL_GRADIENTS] = "f32, and room to reduce them",
     [MODEL_MASTERS] = "f32, this rank's share",
-    [MODEL_MOMENTS] = "this rank's share; average, Muon's scratch",
+    [MODEL_MOMENTS] = "this rank's share; average, Muon's scratch; windows of what is offloaded",
     [MODEL_BLOCKS] = "kept by each block until its backward",
     [MODEL_LENT] = "activations that all blocks share",
     [MODEL_EXCHANGE] = "rows from and to other ranks, at their most",
@@ -60,6 +60,12 @@ static void print_memory(const struct plan *plan)
            plan->pp > 1 ? "together" : "together, as the run reserves them", m->arenas);
     printf("  %-18s %9.3f  program, libraries, scratch of kernels (estimated)\n", "outside",
            (double)m->outside / 1e9);
+    if (plan->config->optimizer.offload) {
+        printf("  %-18s %9.3f  masters, moments, average: in the host's memory, %.4g GB a node: "
+               "%zu bytes\n",
+               "offloaded", (double)m->host / 1e9,
+               (double)m->host * (double)plan->hardware.ranks_per_node / 1e9, m->host);
+    }
     printf("  %-18s %9.3f  copy of the state that saves are written from%s: %zu bytes\n", "staging",
            (double)m->staging / 1e9, plan->hardware.cpu ? "" : ", in the host's memory",
            m->staging);
@@ -224,9 +230,9 @@ static void json_memory(const struct plan *plan)
     for (int k = 0; k < MODEL_MEMORIES; k++) {
         printf("\"%s_bytes\":%zu,", memory_names[k], m->kind[k]);
     }
-    printf("\"arena_bytes\":%zu,\"outside_bytes\":%zu,\"staging_bytes\":%zu,"
-           "\"total_bytes\":%zu,\"peak_bytes\":%zu}",
-           m->arenas, m->outside, m->staging, m->all, m->peak);
+    printf("\"arena_bytes\":%zu,\"outside_bytes\":%zu,\"offloaded_bytes\":%zu,"
+           "\"staging_bytes\":%zu,\"total_bytes\":%zu,\"peak_bytes\":%zu}",
+           m->arenas, m->outside, m->host, m->staging, m->all, m->peak);
 }
 
 static void json_work(const struct plan *plan)

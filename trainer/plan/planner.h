@@ -25,6 +25,10 @@ const struct work *planner_work(const struct planner *p, int64_t block);
  * STATUS_RESOURCE. */
 enum status planner_time(struct planner *p) __attribute__((warn_unused_result));
 
+/* Gradients between replicas, the update, weights back: plan->time's part of that, and of the
+ * kernels; wants the others of these. */
+void planner_update(struct planner *p);
+
 /* plan_memory.c */
 /* Weights and gradients of experts, which nothing else divides: no rank of a stage has less than
  * the average of all has. */

@@ -1,5 +1,7 @@
 #include "trainer/plan/work.h"
 
+#include <math.h>
+
 #include "trainer/model/model.h"
 
 /* A product with an [out, in] matrix, `matrices` of them sharing `rows` rows. */
@@ -396,7 +398,21 @@ double work_sum(const struct work *work, enum phase phase)
     return sum;
 }
 
-double work_optimizer(const struct workload *load, double weights, double share)
+double work_offloaded(const struct workload *load, double state, double dense, double share)
+{
+    const struct config *config = load->config;
+    const double moment = config->optimizer.moments == CONFIG_MOMENTS_BF16 ? 2 : 4;
+    const bool muon = config->optimizer.name == CONFIG_MUON;
+    /* beside what AdamW has of Muon's groups (trainer/optimizer.c), Muon's two passes, and its
+     * average's, which read the masters again */
+    const double again = muon ? dense * (4 + moment) : 0,
+                 average = muon && config->optimizer.ema > 0 ? share * 4 : 0;
+    return config->optimizer.offload && !load->hardware->cpu
+               ? (state + again + average) / load->hardware->host
+               : 0;
+}
+
+double work_optimizer(const struct workload *load, double weights, double share, double offloaded)
 {
     const struct hardware *hw = load->hardware;
     const double moment = load->config->optimizer.moments == CONFIG_MOMENTS_BF16 ? 2 : 4,
@@ -406,6 +422,6 @@ double work_optimizer(const struct workload *load, double weights, double share)
     const double gradient = load->layout ? 8 + 2 * 4 : 2 * 4;
     const double bytes = share * (gradient + 2 * 4 + 4 * moment + (act < 4 ? act : 0));
     const double codes = load->fp8 ? weights * (act + 2) : 0;
-    return (bytes + codes) / rate +
+    return fmax(bytes / rate, offloaded) + codes / rate +
            weights * (load->layout ? 8 : 4) / rate; /* gradients are zeroed */
 }

@@ -57,7 +57,10 @@ struct work_ring {
 };
 struct work_ring work_context(const struct workload *load, const struct work *work, bool backward);
 /* AdamW and the weights' new device form of a rank that holds `weights` and updates `share` of
- * them. */
-double work_optimizer(const struct workload *load, double weights, double share);
+ * them; offloaded: s that its state takes to come and go beside. */
+double work_optimizer(const struct workload *load, double weights, double share, double offloaded);
+/* s of optimizer.offload: `state` bytes of a rank come and go; of its `share` of parameters `dense`
+ * are not experts'. */
+double work_offloaded(const struct workload *load, double state, double dense, double share);
 
 #endif
