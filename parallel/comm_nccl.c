@@ -256,7 +256,7 @@ static void pass(struct comm *comm, const char *name, void *recv, const void *se
         hand_in(g, g->nccl.group_start());
         hand_in(g, g->nccl.send(send, bytes, ncclUint8, next, g->comm, g->stream));
         hand_in(g, g->nccl.recv(recv, bytes, ncclUint8, before, g->comm, g->stream));
-        end(g, g->nccl.group_end());
+        end(comm, g->nccl.group_end());
     }
 }
 

@@ -67,7 +67,7 @@ void expert_plan_init(struct expert_plan *plan, struct comm *ep, struct device *
                                  .local_experts = experts / ep->size,
                                  .by_source = sizes->by_source && ep->size > 1};
     set_rooms(plan, sizes);
-    relay_init(&plan->relay, sizes->nodes, device, ops, slots, plan->sending);
+    relay_init(&plan->relay, sizes->nodes, device, ops, slots, plan->bound);
 }
 
 enum status expert_plan_reserve(struct expert_plan *plan)

@@ -189,7 +189,8 @@ static enum status fit_layout(struct session *session, char *const *overrides, i
     if (!is_override(overrides, count, "parallel.ep=")) {
         *ep = common_divisor(*ep, session->world.size);
     }
-    if (session->config.parallel.node_dispatch == CONFIG_NODE_DISPATCH_HIERARCHICAL) {
+    if (session->config.parallel.node_dispatch == CONFIG_NODE_DISPATCH_HIERARCHICAL &&
+        !is_override(overrides, count, "parallel.node_dispatch=")) {
         session->config.parallel.node_dispatch = CONFIG_NODE_DISPATCH_AUTO; /* the same bits */
     }
     return STATUS_OK;

@@ -84,6 +84,8 @@ relation "parallel.tp 4 does not divide model.num_key_value_heads 2" parallel.tp
 relation "parallel.node_dispatch hierarchical with router.dispatch padded: not built" parallel.ep=2 parallel.node_dispatch=hierarchical router.dispatch=padded
 relation "parallel.node_dispatch hierarchical: parallel.ep 1" parallel.node_dispatch=hierarchical
 relation "parallel.ranks_per_node 2: parallel.node_dispatch flat" parallel.ep=2 parallel.node_dispatch=flat parallel.ranks_per_node=2
+relation "parallel.ranks_per_node 2: router.dispatch padded" parallel.ep=2 router.dispatch=padded parallel.ranks_per_node=2
+relation "parallel.ranks_per_node 2: parallel.ep 1" parallel.ep=1 parallel.ranks_per_node=2
 relation "parallel.schedule dualpipe: planned only" parallel.pp=2 parallel.schedule=dualpipe
 relation "parallel.virtual_stages 2 is of parallel.schedule 1f1b" parallel.pp=2 parallel.schedule=zero_bubble parallel.virtual_stages=2
 relation "parallel.pp 2 with debug.trace: not built" parallel.pp=2 debug.trace=t.h5

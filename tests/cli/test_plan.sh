@@ -141,6 +141,14 @@ expect_error 64 "parallel.virtual_stages 9 is more than the model's 32 blocks" "
 expect_error 64 "virtual_stages 2 is of parallel.schedule 1f1b" "$binary" plan "$mixtral" parallel.pp=4 parallel.virtual_stages=2 parallel.schedule=zero_bubble
 expect_rc 0 "$binary" plan "$mixtral" parallel.pp=4 parallel.virtual_stages=2
 expect_text "pp 4 (interleaved)"
+# What plan refuses, search does not offer: lengths and widths that axes do not divide.
+expect_rc 0 "$binary" plan "$source_dir/configs/bench-mixtral.yaml" --search run.device=cuda cluster.gpu=h100 cluster.gpus_per_node=8 train.sequence_length=1000 model.intermediate_size=1500 --rows 40
+expect_text "parallel.tp 4 does not divide"
+expect_text "parallel.etp 8 does not divide"
+expect_rc 0 "$binary" plan "$source_dir/configs/deepseek-v3.yaml" parallel.ep=2
+if grep -q "nan" "$out"; then
+    fail "a schedule's share of nothing"
+fi
 expect_rc 0 "$binary" plan "$mixtral" --search --stages parallel.schedule=zero_bubble
 expect_text "parallel.schedule=zero_bubble"
 expect_rc 0 "$binary" plan "$mixtral" cluster.gpus_per_node=6 cluster.nodes=4 train.global_batch=1152

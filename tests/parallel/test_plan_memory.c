@@ -100,7 +100,6 @@ static void test_machines_are_reserved(struct comm *world)
         {"parallel.ep=4", "parallel.ranks_per_node=2", "train.precision=bf16",
          "router.buffer_factor=3.3"},
         {"parallel.ep=2", "parallel.etp=2", "parallel.ranks_per_node=2"},
-        {"parallel.ep=4", "parallel.ranks_per_node=2", "router.dispatch=padded"},
         {"parallel.ep=4", "parallel.ranks_per_node=3"},
     };
     for (size_t i = 0; world->size == 4 && i < sizeof cases / sizeof cases[0]; i++) {

@@ -270,6 +270,9 @@ struct config {
  * may have become stricter since. Set `planning` to accept layouts that plan knows and training
  * does not. */
 void config_init(struct config *config);
+/* Whether plan takes the layout of a config whose keys of section `parallel` have changed since it
+ * was read; why: the first reason that it does not. */
+bool config_plans(const struct config *config, char *why, size_t bytes);
 /* Whether training on `device` (enum config_device) takes the layout of a config that was read with
  * `planning`; why: the first reason that it does not. */
 bool config_trains(const struct config *config, int device, char *why, size_t bytes);

@@ -166,11 +166,13 @@ static void check_nodes(const struct config *config, struct config_errors *error
         config_error(errors, "parallel.node_dispatch hierarchical: parallel.ep 1 has no tokens "
                              "travel: raise it, or use auto");
     }
-    if (wish == CONFIG_NODE_DISPATCH_FLAT && config->parallel.ranks_per_node > 0) {
-        config_error(errors,
-                     "parallel.ranks_per_node %lld: parallel.node_dispatch flat has no use "
-                     "for it",
-                     (long long)config->parallel.ranks_per_node);
+    const char *idle = wish == CONFIG_NODE_DISPATCH_FLAT          ? "parallel.node_dispatch flat"
+                       : config->router.dispatch == CONFIG_PADDED ? "router.dispatch padded"
+                       : config->parallel.ep * config->parallel.etp == 1 ? "parallel.ep 1"
+                                                                         : NULL;
+    if (idle != NULL && config->parallel.ranks_per_node > 0) {
+        config_error(errors, "parallel.ranks_per_node %lld: %s has no use for it",
+                     (long long)config->parallel.ranks_per_node, idle);
     }
 }
 
@@ -253,13 +255,25 @@ void config_check_layout(const struct config *config, struct config_errors *erro
     check_stages(config, errors);
 }
 
+static bool may_be(const struct config *config, char *why, size_t bytes)
+{
+    struct config_errors errors = {0};
+    config_check_layout(config, &errors);
+    snprintf(why, bytes, "%.*s", (int)strcspn(errors.text, "\n"), errors.text);
+    return errors.count == 0;
+}
+
+bool config_plans(const struct config *config, char *why, size_t bytes)
+{
+    struct config own = *config; /* its texts are borrowed */
+    own.planning = true;
+    return may_be(&own, why, bytes);
+}
+
 bool config_trains(const struct config *config, int device, char *why, size_t bytes)
 {
     struct config own = *config; /* its texts are borrowed */
-    struct config_errors errors = {0};
     own.planning = false;
     own.run.device = device;
-    config_check_layout(&own, &errors);
-    snprintf(why, bytes, "%.*s", (int)strcspn(errors.text, "\n"), errors.text);
-    return errors.count == 0;
+    return may_be(&own, why, bytes);
 }

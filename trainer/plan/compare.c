@@ -29,7 +29,7 @@ enum status compare_make(struct comparison *comparison, const struct plan *plan)
         row->schedule = compare_schedules[i];
         config.parallel.schedule = row->schedule.pipeline;
         config.parallel.virtual_stages = row->schedule.virtual_stages;
-        row->legal = plan_brief(other, &config, &plan->hardware) == STATUS_OK;
+        row->legal = plan_brief(other, &config, &plan->hardware, false) == STATUS_OK;
         if (row->legal) {
             row->fits = other->fits;
             row->step = other->time.step;

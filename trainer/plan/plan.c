@@ -272,17 +272,31 @@ static int device_of(const struct plan *plan)
     return plan->hardware.cpu ? CONFIG_DEVICE_CPU : CONFIG_DEVICE_CUDA;
 }
 
+/* why: the first reason that it does not. */
+static bool trains(const struct plan *plan, char *why, size_t bytes)
+{
+    const bool wished = plan->config->parallel.node_dispatch == CONFIG_NODE_DISPATCH_HIERARCHICAL;
+    if (wished && !plan->exchange.apart) {
+        snprintf(
+            why, bytes,
+            "parallel.node_dispatch hierarchical: a group of ep ranks is not of whole nodes of "
+            "at least 2 ranks each, on at least 2 nodes");
+        return false;
+    }
+    return config_trains(plan->config, device_of(plan), why, bytes);
+}
+
 bool plan_trains(const struct plan *plan)
 {
     char why[PLAN_WHY];
-    return config_trains(plan->config, device_of(plan), why, sizeof why);
+    return trains(plan, why, sizeof why);
 }
 
 static void warn_all(struct plan *plan)
 {
     const struct config *config = plan->config;
     char why[PLAN_WHY];
-    if (!config_trains(config, device_of(plan), why, sizeof why)) {
+    if (!trains(plan, why, sizeof why)) {
         warn(plan, "does not train: %s", why);
     }
     if (!plan->fits) {
@@ -344,7 +358,7 @@ static enum status work_out(struct planner *p)
     struct plan *plan = p->plan;
     TRY(set_layout(plan));
     plan->memory.all = planner_least_memory(plan);
-    if (p->brief && (double)plan->memory.all > plan->hardware.memory) {
+    if (p->stops && (double)plan->memory.all > plan->hardware.memory) {
         return STATUS_OK;
     }
     prepare(p);
@@ -362,7 +376,7 @@ static enum status work_out(struct planner *p)
 }
 
 static enum status make(struct plan *plan, const struct config *config,
-                        const struct hardware *hardware, const char *trace, bool brief)
+                        const struct hardware *hardware, struct planner how)
 {
     struct planner *p = calloc(1, sizeof *p);
     if (p == NULL) {
@@ -370,9 +384,8 @@ static enum status make(struct plan *plan, const struct config *config,
     }
     *plan = (struct plan){.config = config, .hardware = *hardware};
     architecture_init(&plan->arch, config);
+    *p = how;
     p->plan = plan;
-    p->trace = trace;
-    p->brief = brief;
     const enum status status = work_out(p);
     free(p);
     return status;
@@ -381,19 +394,19 @@ static enum status make(struct plan *plan, const struct config *config,
 enum status plan_trace(struct plan *plan, const struct config *config,
                        const struct hardware *hardware, const char *path)
 {
-    return make(plan, config, hardware, path, false);
+    return make(plan, config, hardware, (struct planner){.trace = path});
 }
 
 enum status plan_make(struct plan *plan, const struct config *config,
                       const struct hardware *hardware)
 {
-    return make(plan, config, hardware, NULL, false);
+    return make(plan, config, hardware, (struct planner){0});
 }
 
 enum status plan_brief(struct plan *plan, const struct config *config,
-                       const struct hardware *hardware)
+                       const struct hardware *hardware, bool stops)
 {
-    return make(plan, config, hardware, NULL, true);
+    return make(plan, config, hardware, (struct planner){.brief = true, .stops = stops});
 }
 
 double plan_gpu_hours(const struct plan *plan, double tokens)

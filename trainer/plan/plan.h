@@ -58,10 +58,11 @@ struct plan {
  * no error. */
 enum status plan_make(struct plan *plan, const struct config *config,
                       const struct hardware *hardware) __attribute__((warn_unused_result));
-/* The same, faster: on GPUs without plan->memory.staging, and where experts' weights and gradients
- * alone do not fit, nothing but the layout and, in memory.all, these. */
+/* The same, faster: on GPUs without plan->memory.staging, and, where it `stops`, with nothing but
+ * the layout and, in memory.all, experts' weights and gradients if these alone do not fit. */
 enum status plan_brief(struct plan *plan, const struct config *config,
-                       const struct hardware *hardware) __attribute__((warn_unused_result));
+                       const struct hardware *hardware, bool stops)
+    __attribute__((warn_unused_result));
 /* The same, and its step as a Chrome trace (play_trace.h), of very many micro-batches the first
  * ones; path NULL: none. Errors: STATUS_IO too. */
 enum status plan_trace(struct plan *plan, const struct config *config,

@@ -7,7 +7,7 @@
 struct planner {
     struct plan *plan; /* borrowed */
     const char *trace; /* file for play_trace, borrowed; NULL: none */
-    bool brief;        /* plan_brief */
+    bool brief, stops; /* plan_brief */
     struct workload load;
     struct work dense, moe, mtp, head, embedding;
     double exchange[EXCHANGES];      /* s of each all-to-all, alone */

@@ -38,9 +38,12 @@ static void plan_one(struct search_result *result, const struct config *config,
     own.router.dispatch = result->dispatch;
     own.parallel.schedule = result->schedule.pipeline;
     own.parallel.virtual_stages = result->schedule.virtual_stages;
-    result->legal = plan_brief(plan, &own, hardware) == STATUS_OK;
+    result->legal = config_plans(&own, result->why, sizeof result->why);
     result->fits = result->trains = false;
-    result->why[0] = '\0';
+    if (!result->legal) {
+        return;
+    }
+    result->legal = plan_brief(plan, &own, hardware, true) == STATUS_OK;
     if (!result->legal) {
         snprintf(result->why, sizeof result->why, "%s", status_message());
         return;
