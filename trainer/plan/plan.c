@@ -309,6 +309,11 @@ static void warn_all(struct plan *plan)
              "version: slower than planned here",
              (long long)plan->pp);
     }
+    if (plan->pp > 1 && plan->shape.schedule == PIPELINE_DUALPIPE_V && plan->ep * plan->etp > 1) {
+        warn(plan,
+             "parallel.schedule dualpipe_v: planned as if messages between experts ran beside "
+             "the other half of a pair; training waits for them");
+    }
     if (plan->tp > plan->hardware.ranks_per_node) {
         warn(plan,
              "parallel.tp %lld is more than a node's %lld ranks: every layer waits for the "
