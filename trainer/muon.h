@@ -14,7 +14,7 @@
  * Of what tp or etp divides every rank of these has the same matrices to own, and of each a part.
  * They take turns: of as many matrices as there are such ranks, each rank gets the parts of one,
  * orthogonalises it whole and sends the parts back. So each does its share of the work, and the
- * weights have the bits of one rank here too.
+ * weights have the bits of one rank here too, with fp32 moments.
  */
 #ifndef TRAINER_MUON_H
 #define TRAINER_MUON_H
