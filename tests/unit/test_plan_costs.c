@@ -13,7 +13,7 @@
 #include <string.h>
 
 #include "trainer/model/stages.h"
-#include "trainer/plan/plan.h"
+#include "trainer/plan/search.h"
 
 static void expect_near(double value, double expected, double tolerance, const char *what)
 {
@@ -161,6 +161,44 @@ static void test_bytes_of_messages(void **state)
     assert_true(exchange_bytes(&x, EXCHANGE_DISPATCH).network == 0);
 }
 
+/* Ranks relay in pairs; what is network the cluster's nodes say. */
+static void test_relays_are_not_nodes(void **state)
+{
+    (void)state;
+    const double row = 100, tokens = 1000;
+    struct exchange_shape x = {.tokens = 1000,
+                               .experts = 8,
+                               .top_k = 2,
+                               .groups = 1,
+                               .top_groups = 1,
+                               .ep = 8,
+                               .etp = 1,
+                               .relay_ranks = 2,
+                               .apart = true,
+                               .row_out = row,
+                               .row_back = row};
+    /* 2 of 8 experts miss one of 4 pairs with chance (6 5) / (8 7), and hit 2 ranks; of pairs 3 in
+     * 4 are others', of a pair's ranks 1 in 2 is another */
+    const double first = tokens * 4 * (1 - 30.0 / 56) * 3 / 4 * row, then = tokens * 2 / 2 * row;
+    static const struct {
+        int ranks_per_node;
+        double first, then; /* shares that cross the network */
+    } cases[] = {{8, 0, 0}, {4, 2.0 / 3, 0}, {2, 1, 0}, {1, 1, 1}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        x.ranks_per_node = cases[i].ranks_per_node;
+        const struct exchange_bytes got = exchange_bytes(&x, EXCHANGE_DISPATCH);
+        assert_true(exchange_relays(&x));
+        expect_near(got.network, first * cases[i].first + then * cases[i].then, 1e-12, "network");
+        expect_near(got.nvlink, first * (1 - cases[i].first) + then * (1 - cases[i].then), 1e-12,
+                    "within nodes");
+    }
+    x.relay_ranks = 4; /* of which a node has 2: 1 of 3 others is near */
+    x.ranks_per_node = 2;
+    const double halves = tokens * 2 * (1 - 12.0 / 56) / 2 * row, rest = tokens * 2 * 3 / 4 * row;
+    expect_near(exchange_bytes(&x, EXCHANGE_DISPATCH).network, halves + rest * 2 / 3, 1e-12,
+                "relays wider than nodes");
+}
+
 /* --- stages --- */
 
 static void test_stages(void **state)
@@ -246,11 +284,74 @@ static void test_deepseek_v3_as_published(void **state)
     config_free(&config);
 }
 
+/* --- layouts on CPUs --- */
+
+enum { MOST_OVERRIDES = 24 };
+
+/* A small Mixtral of one MoE block, planned here without measuring the machine. */
+static void open_small(struct config *config, struct hardware *hardware, const char *const *more)
+{
+    static const char *const usual[] = {"model.num_hidden_layers=2", "cluster.peak_tflops=1",
+                                        "run.device=cpu", "train.global_batch=64",
+                                        "train.micro_batch=1"};
+    char *list[MOST_OVERRIDES];
+    int count = 0;
+    for (size_t i = 0; i < sizeof usual / sizeof usual[0]; i++) {
+        list[count++] = (char *)(uintptr_t)usual[i];
+    }
+    for (; *more != NULL; more++) {
+        list[count++] = (char *)(uintptr_t)*more;
+    }
+    config_init(config);
+    config->planning = true;
+    if (config_load(config, SOURCE_DIR "/configs/quickstart.yaml", list, count) != STATUS_OK) {
+        fail_msg("%s", status_message());
+    }
+    assert_int_equal(hardware_init(hardware, config), STATUS_OK);
+}
+
+/* A cluster of the config's own layout: every layout's memory and messages are of its nodes. */
+static void test_search_has_one_cluster(void **state)
+{
+    (void)state;
+    static const char *const lists[2][4] = {
+        {"cluster.nodes=2", "parallel.ep=8"},
+        {"cluster.nodes=2", "parallel.ep=8", "cluster.gpus_per_node=4"},
+    };
+    static struct search search[2];
+    struct config config[2];
+    struct hardware hardware[2];
+    char text[512];
+    for (int i = 0; i < 2; i++) {
+        open_small(&config[i], &hardware[i], lists[i]);
+        assert_int_equal(hardware[i].ranks_per_node, 4);
+        assert_int_equal(search_run(&search[i], &config[i], &hardware[i], false), STATUS_OK);
+    }
+    assert_int_equal(search[0].count, search[1].count);
+    assert_true(search[0].legal > 100);
+    for (int64_t k = 0; k < search[0].legal; k++) {
+        const struct search_result *a = &search[0].result[k], *b = &search[1].result[k];
+        assert_true(a->memory == b->memory && a->tokens_per_s == b->tokens_per_s);
+    }
+    /* what is pasted is of that cluster too */
+    search_overrides(&search[0], search[0].result, text, sizeof text);
+    assert_non_null(strstr(text, " cluster.gpus_per_node=4"));
+    search_overrides(&search[1], search[1].result, text, sizeof text);
+    assert_null(strstr(text, "gpus_per_node"));
+    for (int i = 0; i < 2; i++) {
+        search_free(&search[i]);
+        hardware_free(&hardware[i]);
+        config_free(&config[i]);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_spread),
         cmocka_unit_test(test_bytes_of_messages),
+        cmocka_unit_test(test_relays_are_not_nodes),
+        cmocka_unit_test(test_search_has_one_cluster),
         cmocka_unit_test(test_stages),
         cmocka_unit_test(test_stages_by_hand),
         cmocka_unit_test(test_deepseek_v3_as_published),

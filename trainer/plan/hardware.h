@@ -61,7 +61,8 @@ struct hardware {
 };
 
 /* Ranks of a machine, for dispatch by machines (parallel.ranks_per_node, else cluster.*);
- * INT32_MAX: all. */
+ * INT32_MAX: all. Where cluster.gpus_per_node leaves it to the layout, so does this: of a layout on
+ * hardware of another, the config must say gpus_per_node. */
 int64_t hardware_ranks_of_node(const struct config *config);
 
 /* Of config->cluster; on a CPU peaks that are not given are measured here (a second). Errors:

@@ -33,15 +33,15 @@ void workload_init(struct workload *load, const struct config *config,
         .top_groups = arch->top_groups,
         .ep = config->parallel.ep,
         .etp = config->parallel.etp,
-        .ranks_per_node = config->parallel.ranks_per_node > 0 ? config->parallel.ranks_per_node
-                                                              : hardware->ranks_per_node,
+        .ranks_per_node = hardware->ranks_per_node,
+        .relay_ranks = hardware_ranks_of_node(config),
         .by_node = by_node,
         .padded = config->router.dispatch == CONFIG_PADDED,
         .codes = load->fp8,
         .row_out = load->fp8 ? width + (double)((arch->width + 127) / 128 * 4) : width * act,
         .row_back = width * act};
     const struct nodes nodes = nodes_expect((int)(load->exchange.ep * load->exchange.etp),
-                                            (int)load->exchange.ranks_per_node);
+                                            (int)load->exchange.relay_ranks);
     load->exchange.apart = nodes_apart(&nodes) && model_node_dispatch(config) != NODES_FLAT;
 }
 
