@@ -44,6 +44,7 @@ struct hardware {
     int threads;           /* of a CPU rank */
     double peak, peak_fp8; /* FLOP/s of the run's own precision outside FP8; of FP8 */
     double peak_bf16;      /* what MFU is a share of */
+    double peak_f32;       /* of products in f32, on a GPU by its CUDA cores (Muon's) */
     double memory_rate, memory;
     double nvlink, network; /* each way */
     double host;            /* to and from the host's memory, at once, all GPUs of a node at it */
