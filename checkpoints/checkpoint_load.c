@@ -300,14 +300,15 @@ enum status checkpoint_load(struct comm *comm, const char *path,
 }
 
 /* A reader per file where a call takes of several, the columns that ranks held: each keeps its
- * block for the next call. */
-enum { MOST_READERS = 16 };
+ * block for the next call, one or two of 4 MiB. Of a tensor in more files than that the first ones
+ * keep theirs. */
+enum { MOST_READERS = 64 };
 
 struct checkpoint_reader {
     struct manifest manifest;
     struct reader reader[MOST_READERS]; /* `made` ones are there */
-    int64_t uses;
-    struct wanted_list list; /* of one call */
+    int64_t uses, call, before; /* uses: of readers; at the begin of this call, of the one before */
+    struct wanted_list list;    /* of one call */
     char path[MAX_PATH];
 };
 
@@ -323,12 +324,27 @@ static void drop_others(struct checkpoint_reader *reader, const struct reader *k
     }
 }
 
-/* The reader of a file: it has that open, or is new, or is the one that was not used for longest.
- */
+/* Whose file is given up. Calls take of the same files in the same order: what was used longest ago
+ * is what comes next. So one that this call and the one before had no use for, or the one that was
+ * used last. */
+static struct reader *spare_reader(struct checkpoint_reader *reader)
+{
+    struct reader *oldest = NULL, *newest = NULL;
+    for (int i = 0; i < MOST_READERS; i++) {
+        struct reader *one = &reader->reader[i];
+        if (one->made) {
+            oldest = oldest == NULL || one->used < oldest->used ? one : oldest;
+            newest = newest == NULL || one->used > newest->used ? one : newest;
+        }
+    }
+    return oldest != NULL && oldest->used <= reader->before ? oldest : newest;
+}
+
+/* The reader of a file: it has that open, or is new, or is spared. */
 static enum status take_reader(struct checkpoint_reader *reader, int64_t file,
                                struct reader **taken)
 {
-    struct reader *free_one = NULL, *oldest = NULL;
+    struct reader *free_one = NULL;
     for (int i = 0; i < MOST_READERS; i++) {
         struct reader *one = &reader->reader[i];
         if (one->made && one->open == file) {
@@ -336,13 +352,13 @@ static enum status take_reader(struct checkpoint_reader *reader, int64_t file,
             return STATUS_OK;
         }
         free_one = free_one == NULL && !one->made ? one : free_one;
-        oldest = one->made && (oldest == NULL || one->used < oldest->used) ? one : oldest;
     }
-    if (free_one != NULL && (reader_init(free_one) == STATUS_OK || oldest == NULL)) {
+    struct reader *spare = spare_reader(reader);
+    if (free_one != NULL && (reader_init(free_one) == STATUS_OK || spare == NULL)) {
         *taken = free_one;
         return free_one->made ? STATUS_OK : status_fail(STATUS_RESOURCE, "%s", status_message());
     }
-    *taken = oldest;
+    *taken = spare;
     return STATUS_OK;
 }
 
@@ -405,6 +421,8 @@ static enum status read_one_file(struct checkpoint_reader *reader)
 static enum status read_files(struct checkpoint_reader *reader)
 {
     const struct wanted_list *list = &reader->list;
+    reader->before = reader->call;
+    reader->call = reader->uses;
     for (int64_t i = 0; i < list->count; i++) {
         const struct outlook outlook = {&list->item[i], list->count - i, false};
         struct reader *one = NULL;
