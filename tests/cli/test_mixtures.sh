@@ -92,8 +92,12 @@ mv other.h5 renamed.h5
 expect_rc 0 train 1 stopped "${other//other.h5/renamed.h5}" run.steps=11 train.global_batch=4 train.sequence_length=48
 ! grep -q "starts at its beginning" "$out" || fail "a renamed file is taken for a new one"
 cp a.h5 kept.h5
+cp b.h5 copy.h5
 "$binary" prepare --tokenizer bytes --output a.h5 a.jsonl b.jsonl >prepared
-expect_rc 0 train 1 stopped "${other//other.h5/renamed.h5}" run.steps=12 train.global_batch=4 train.sequence_length=48
+expect_rc 0 train 1 stopped "data.train=[{path: copy.h5}, {path: b.h5}, {path: renamed.h5}, {path: a.h5, weight: 2}]" run.steps=12 \
+    train.global_batch=4 train.sequence_length=48
+expect_text "; copy.h5 starts at its beginning"
+! grep -q "; b.h5 starts" "$out" || fail "b.h5 has lost its place to a copy of it"
 expect_text "a.h5: ITS CONTENTS CHANGED since the checkpoint"
 grep -q "^switchyard: warning: other settings" "$err" || fail "no warning on stderr"
 mv kept.h5 a.h5
@@ -137,6 +141,8 @@ refused 64 "data.fim.prefix" data.train=a.h5 data.fim.rate=0.5
 refused 64 "id 257 is not below model.vocab_size 257" data.train=a.h5 data.fim.rate=0.5 data.fim.prefix=257 \
     data.fim.middle=258 data.fim.suffix=259
 refused 64 "must be three tokens" data.train=a.h5 data.fim.rate=0.5 data.fim.prefix=1 data.fim.middle=2 data.fim.suffix=1
+refused 64 "c.h5: its epochs 0.001 is less than one sample of 32 tokens" 'data.train=[{path: a.h5}, {path: c.h5, epochs: 0.001}]'
+refused 64 "c.h5: its tokens 31 is less than one sample of 32 tokens" 'data.train=[{path: a.h5, tokens: 99}, {path: c.h5, tokens: 31}]'
 refused 64 "end the data after" 'data.train=[{path: c.h5, epochs: 1}]' run.steps=1000
 [ ! -e refused ] || fail "a refused run left a folder"
 finish
