@@ -107,6 +107,16 @@ expect_rc 0 "$binary" generate straight --fim-prefix "int x" --fim-suffix " void
 [ "$(head -c 5 "$out")" = "int x" ] && grep -q " void$" "$out" || fail "the middle is not between its sides"
 expect_rc 0 "$binary" generate straight --fim-prefix "i" --fim-suffix "v" --count 1 --json
 expect_text '{"tokens":[257,105,259,118,258,'
+# without ids the tokens are found by the names that tokenizers give them; <|endoftext|> is 0
+for names in "<｜fim▁begin｜> <｜fim▁hole｜> <｜fim▁end｜>" "<fim_prefix> <fim_suffix> <fim_middle>"; do
+    read -r prefix suffix middle <<<"$names"
+    "$binary" tokenizer train --vocab-size 270 --special "$middle" --special "$prefix" --special "$suffix" --output fim.json a.jsonl >trained
+    "$binary" prepare --tokenizer fim.json --output fim.h5 a.jsonl >prepared
+    expect_rc 0 "$binary" train tiny.yaml run.dir="$middle" data.valid=null data.train=fim.h5 data.fim.rate=1 model.vocab_size=270 run.steps=1
+    expect_text "(tokens 2 3 1)"
+done
+expect_rc 0 "$binary" generate "$middle" --fim-prefix "" --fim-suffix "" --count 1 --json
+expect_text '{"tokens":[2,3,1,'
 
 echo "packed documents have the loss they have alone"
 expect_rc 0 train 1 packed data.train=packed.h5 run.steps=2 data.packing=best_fit train.global_batch=4
