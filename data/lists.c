@@ -20,13 +20,15 @@ static size_t next_room(size_t room, size_t least, size_t size)
 }
 
 /* Advice only: the first touch of a large document is half of what prepare takes for it, page by
- * small page. */
+ * small page. NOTE: all of a mapping is advised, the page of malloc's header too: realloc moves no
+ * mapping of two kinds, and would copy. */
 static void use_large_pages(void *data, size_t bytes)
 {
     enum { PAGE = 4096, LARGE_PAGE = 1 << 21 };
-    const size_t skip = (PAGE - (uintptr_t)data % PAGE) % PAGE;
+    const size_t header = (uintptr_t)data % PAGE;
     if (bytes >= 2 * (size_t)LARGE_PAGE) {
-        (void)madvise((char *)data + skip, (bytes - skip) / PAGE * PAGE, MADV_HUGEPAGE);
+        (void)madvise((char *)data - header, (header + bytes + PAGE - 1) / PAGE * PAGE,
+                      MADV_HUGEPAGE);
     }
 }
 
