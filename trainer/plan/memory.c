@@ -69,6 +69,7 @@ static enum status measure(struct stage_memory *memory, const struct config *con
     memory->host = model.offload.on ? model.offload.arena.used : 0;
     for (int g = 0; g < model.params.groups; g++) {
         memory->elements[g] = model.group[g].zero.count;
+        memory->muon[g] = model.group[g].muon.load;
     }
     model_free(&model);
     return status;
