@@ -5,10 +5,7 @@
 # RULES: lines `FILE KERNEL NEED...`. FILE and KERNEL are extended regular expressions for the whole path from the
 # source folder and the whole demangled name without arguments; !KERNEL: all that do not match. NEED is FIGURE OP NUMBER in one word, OP one of
 # >= <= =:
-#   hgmma, qgmma, hmma   wgmma of 16-bit and of 8-bit operands, mma.sync in the SASS
-#   tma, multicast       TMA tensor instructions, those of them that load for several blocks
-#   register             highest register the SASS names, accumulators to their last
-#   local                loads and stores of local memory (STL, LDL)
+#   a figure of the SASS: kernels/cuda/sass_counts.awk
 #   spill, stack         bytes that ptxas spilled (stores), bytes of stack frame
 # A rule whose FILE is among the sources must match a kernel there, so that a renamed kernel does not leave its rule.
 #
@@ -23,39 +20,11 @@ trap 'rm -rf "$work"' EXIT
 
 # One line per kernel on stdout: FILE MANGLED figure=value ...
 figures() { # FILE CUBIN PTXAS_LOG
-    { cat "$3" && echo '== sass ==' && "$nvdisasm" -c "$2"; } | awk -v file="$1" '
-        function name(k) { if (!(k in seen)) { seen[k] = 1; order[++kernels] = k } return k }
-        !sass && /Function properties for/ { k = name($NF) }
-        !sass && /bytes stack frame/ { stack[k] = $1; spill[k] = $5 }
-        /^== sass ==$/ { sass = 1; k = ""; next }
-        !sass { next }
-        /^\.text\./ { k = substr($1, 7); sub(/:$/, "", k); name(k); coded[k] = 1; next }
-        k == "" || !/^ *\/\*[0-9a-f]+\*\// { next }
-        {
-            wide = 0
-            if (match($0, /[HQ]GMMA\.64x[0-9]+/)) {
-                if ($0 ~ /HGMMA/) hgmma[k]++; else qgmma[k]++
-                shape = substr($0, RSTART, RLENGTH); sub(/.*64x/, "", shape); wide = shape / 2 - 1
-            }
-            if ($0 ~ /[^A-Z]HMMA\./) hmma[k]++
-            if ($0 ~ /UTMA(LDG|STG|REDG)/) tma[k]++
-            if ($0 ~ /UTMALDG.*MULTICAST/) multicast[k]++
-            if ($0 ~ /[^A-Z](STL|LDL)[. ]/) local[k]++
-            rest = $0; first = 1
-            while (match(rest, /[^A-Za-z0-9_]R[0-9]+/)) {
-                r = substr(rest, RSTART + 2, RLENGTH - 2) + (first ? wide : 0); first = 0
-                if (r > register[k]) register[k] = r
-                rest = substr(rest, RSTART + RLENGTH)
-            }
-        }
-        END {
-            for (i = 1; i <= kernels; i++) {
-                k = order[i]
-                if (coded[k])
-                    printf "%s %s hgmma=%d qgmma=%d hmma=%d tma=%d multicast=%d register=%d local=%d spill=%d stack=%d\n",
-                        file, k, hgmma[k], qgmma[k], hmma[k], tma[k], multicast[k], register[k], local[k], spill[k], stack[k]
-            }
-        }'
+    "$nvdisasm" -c "$2" | awk -f "$root/kernels/cuda/sass_counts.awk" >"$work/counts" &&
+        awk -v file="$1" '
+            FNR != NR { print file, $0, "spill=" spill[$1] + 0, "stack=" stack[$1] + 0; next }
+            /Function properties for/ { k = $NF }
+            /bytes stack frame/ { stack[k] = $1; spill[k] = $5 }' "$3" "$work/counts"
 }
 
 for source in "$@"; do
