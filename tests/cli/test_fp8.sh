@@ -151,8 +151,10 @@ fp8 1,1 amax fp8.scales=amax
 fp8 1,1 promoted fp8.accumulate=promoted
 fp8 1,1 unpromoted fp8.accumulate=unpromoted
 fp8 1,1 ends fp8.first_bf16=1
+fp8 1,1 tail fp8.last_bf16=1
 fp8 1,1 plain
-for name in amax unpromoted ends; do
+[ "$(of ends loss_hex)" != "$(of tail loss_hex)" ] || fail "the first layer in bf16 is the last"
+for name in amax promoted unpromoted ends tail; do
     [ "$(of plain loss_hex)" != "$(of $name loss_hex)" ] || fail "$name changed nothing"
     close_to 5e-3 "$(of plain loss)" "$(of $name loss)" "losses, $name"
 done

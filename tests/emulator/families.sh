@@ -109,6 +109,15 @@ fp8() {
         run_on 1 $device "fp8-$device" "${keys[@]}"
         run_on 2 $device "fp8-$device-two" "${keys[@]}"
     done
+    # The same codes on one rank and on two, by NCCL and staged through the host: the same bits forward, and by both wires.
+    expect_same "$(metric "$work/$family-fp8-cuda" loss_hex | head -n 1)" "$(metric "$work/$family-fp8-cuda-two" loss_hex | head -n 1)" \
+        "$family, fp8: first loss of two ranks"
+    run_on 2 cuda fp8-cuda-mpi "${keys[@]}" run.comm=mpi
+    expect_same "$(metric "$work/$family-fp8-cuda-two" loss_hex)" "$(metric "$work/$family-fp8-cuda-mpi" loss_hex)" "$family, fp8: by mpi"
+    # A tile that is not finite stops the run on this device, too.
+    [ $family != v3 ] || expect_rc 77 train_on 2 2 "$work/$family-fp8-wild" run.device=cuda "${keys[@]}" run.steps=30 optimizer.lr=100 \
+        optimizer.weight_decay=10 optimizer.clip_norm=0 schedule.kind=constant
+    [ $family != v3 ] || expect_text "FP8 tiles with NaN or infinity"
     run_on 2 cuda fp8-cuda-padded "${keys[@]}" router.dispatch=padded
     expect_same "$(metric "$work/$family-fp8-cuda-two" loss_hex)" "$(metric "$work/$family-fp8-cuda-padded" loss_hex)" "$family, fp8: padded"
     for name in cpu-two cuda cuda-two; do

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# sass.sh RULES NVCC NVDISASM SOURCE...: compiles each source for sm_90a as tests and bundle do, disassembles it and
-# holds every kernel against the rules that match it. A violation is one line: rule, kernel, figure.
+# sass.sh RULES NVCC NVDISASM SOURCE...: disassembles each source's code for sm_90a and holds every kernel against the
+# rules that match it. A violation is one line: rule, kernel, figure.
 #
+# SASS_OBJECTS, SASS_CUOBJDUMP: a folder with NAME.o and NAME.o.info (kernels/cuda/nvcc.sh), what the program is linked
+# of, and cuobjdump, which takes the code out of it; without one of them the source is compiled, as the build does.
 # RULES: lines `FILE KERNEL NEED...`. FILE and KERNEL are extended regular expressions for the whole path from the
 # source folder and the whole demangled name without arguments; !KERNEL: all that do not match. NEED is FIGURE OP NUMBER in one word, OP one of
 # >= <= =:
@@ -27,13 +29,25 @@ figures() { # FILE CUBIN PTXAS_LOG
             /bytes stack frame/ { stack[k] = $1; spill[k] = $5 }' "$3" "$work/counts"
 }
 
+# Leaves NAME.cubin and NAME.log, what ptxas said, in the working folder.
+built() { # NAME
+    local object=${SASS_OBJECTS:-}/$1.o
+    [ -f "$object.info" ] && [ -x "${SASS_CUOBJDUMP:-}" ] &&
+        (cd "$work" && "$SASS_CUOBJDUMP" -xelf "$1.sm_90a" "$(realpath "$object")" >/dev/null) &&
+        mv "$work/$1".sm_90a*.cubin "$work/$1.cubin" &&
+        awk '/Compiling entry function/ { split($0, part, "\x27"); ours = part[4] == "sm_90a" } ours' "$object.info" >"$work/$1.log"
+}
+compiled() { # NAME SOURCE
+    # shellcheck disable=SC2086
+    "$nvcc" -std=c++17 -I"$root" -I"$root/tests/emulator" -I"$root/tests" -gencode=arch=compute_90a,code=sm_90a -O3 \
+        ${SASS_FLAGS:-} -Xptxas -v -cubin -o "$work/$1.cubin" "$root/$2" >"$work/$1.log" 2>&1 ||
+        { cat "$work/$1.log" >&2; echo "sass.sh: nvcc failed on $2" >&2; exit 70; }
+}
+
 for source in "$@"; do
     source=${source#"$root/"}
     name=$(basename "$source" .cu)
-    # shellcheck disable=SC2086
-    "$nvcc" -std=c++17 -I"$root" -I"$root/tests/emulator" -I"$root/tests" -gencode=arch=compute_90a,code=sm_90a -O3 \
-        ${SASS_FLAGS:-} -Xptxas -v -cubin -o "$work/$name.cubin" "$root/$source" >"$work/$name.log" 2>&1 ||
-        { cat "$work/$name.log" >&2; echo "sass.sh: nvcc failed on $source" >&2; exit 70; }
+    built "$name" || compiled "$name" "$source"
     if ! figures "$source" "$work/$name.cubin" "$work/$name.log" >"$work/$name.figures" ||
         [ "$(grep -c 'Compiling entry function' "$work/$name.log")" -ne "$(wc -l <"$work/$name.figures")" ]; then
         echo "sass.sh: $nvdisasm does not show every kernel of $source" >&2
