@@ -392,7 +392,6 @@ __global__ void __launch_bounds__(THREADS, 1)
     struct shared_tiles<L> *s = (struct shared_tiles<L> *)raw;
     const int warp = (int)threadIdx.x / 32;
     struct ring<L::STAGES> ring = {
-        0
     };
     ring_init(s->full, s->empty, L::CLUSTER * (CONSUMERS / 32));
     all_sync<L>();

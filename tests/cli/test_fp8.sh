@@ -162,6 +162,10 @@ fp8 2,2 jitter-2 model.router_jitter_noise=0.1 train.recompute=block fp8.last_bf
 fp8 1,1 jitter-1 model.router_jitter_noise=0.1 train.recompute=none fp8.last_bf16=1
 close_to 2e-3 "$(of jitter-1 loss)" "$(of jitter-2 loss)" "losses with jitter"
 
+echo "what travels"
+fp8 2,2 sent router.dispatch=padded debug.profile="$work/sent.json" debug.profile_from=2 debug.profile_steps=1
+coded_messages "$work/sent.json" 128 2 160
+
 echo "exported codes are those trained with: evaluated in FP8 they are the same model"
 for family in ${families//deepseek_v2/}; do
     make_config $family
