@@ -35,6 +35,30 @@ finish() {
     echo "all as expected"
 }
 
+# coded_messages FILE ROWS SLOTS WIDTH: messages of a run in FP8 with padded dispatch, each of ROWS rows, of tokens that have
+# SLOTS experts on a rank: rows to experts and gradients of their outputs travel as codes with scales, results and
+# gradients of inputs in bf16, and nothing else is as large. FILE: debug.profile's, or what the emulator of NCCL counted.
+coded_messages() {
+    python3 - "$@" <<'PY' || fail "messages in $1"
+import collections, json, re, sys
+rows, slots, width = (int(x) for x in sys.argv[2:])
+packed = (width + (width + 127) // 128 * 4 + 15) // 16 * 16
+text = open(sys.argv[1]).read()
+seen = collections.Counter()
+if text.startswith("{"):
+    for e in json.loads(text)["traceEvents"]:
+        if e.get("pid") == 0 and e.get("args", {}).get("group") == "ep" and e["name"] == "all_to_all":
+            seen[e["args"]["bytes"]] += 1
+for count, size in re.findall(r"emulator: sent (\d+) messages of (\d+) bytes", text):
+    seen[int(size)] += int(count)
+results = rows * slots
+there = seen[rows * packed]
+want = {rows * packed: there, results * packed: there, results * 2 * width: 2 * there}
+large = {size: count for size, count in seen.items() if size >= rows * packed}
+assert slots > 1 and there > 0 and large == want, (dict(seen), want)
+PY
+}
+
 show_last() {
     printf '  command: %s\n' "$last"
     sed 's/^/  stdout: /' "$out" | tail -n 5
