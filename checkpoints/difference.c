@@ -78,11 +78,13 @@ static enum status compare_values(struct comparison *c, struct difference *found
     found->elements = manifest_elements(found->a);
     for (int64_t at = 0; at < found->elements; at += step) {
         const int64_t some = found->elements - at < step ? found->elements - at : step;
-        TRY(checkpoint_read(c->a, found->name, at, some, c->buffer_a));
-        TRY(checkpoint_read(c->b, found->name, at, some, c->buffer_b));
+        TRY(checkpoint_read(c->a, found->a->name, at, some, c->buffer_a));
+        TRY(checkpoint_read(c->b, found->b->name, at, some, c->buffer_b));
         add(found, dtype, c->buffer_a, c->buffer_b, at, some, sums);
     }
-    found->relative = sums[0] == 0 ? 0 : sqrt(sums[0]) / sqrt(sums[1]);
+    found->distance = sqrt(sums[0]);
+    found->norm = sqrt(sums[1]);
+    found->relative = sums[0] == 0 ? 0 : found->distance / found->norm;
     return STATUS_OK;
 }
 
@@ -135,6 +137,28 @@ enum status difference_find(const char *a, const char *b, struct difference_figu
     status = status == STATUS_OK ? walk(&c) : status;
     checkpoint_close(c.a);
     checkpoint_close(c.b);
+    free(c.buffer_a);
+    free(c.buffer_b);
+    return status;
+}
+
+enum status difference_tensor(struct checkpoint_reader *a, const char *name_a,
+                              struct checkpoint_reader *b, const char *name_b,
+                              struct difference *difference)
+{
+    struct comparison c = {
+        .a = a, .b = b, .buffer_a = blocks_buffer(), .buffer_b = blocks_buffer()};
+    const struct manifest_tensor *own = manifest_find(checkpoint_contents(a), name_a),
+                                 *other = manifest_find(checkpoint_contents(b), name_b);
+    enum status status = c.buffer_a != NULL && c.buffer_b != NULL
+                             ? STATUS_OK
+                             : status_fail(STATUS_RESOURCE, "out of memory for a comparison");
+    *difference = (struct difference){.name = name_a};
+    if (status == STATUS_OK && own != NULL && other != NULL && same_kind(own, other)) {
+        difference->a = own;
+        difference->b = other;
+        status = compare_values(&c, difference);
+    }
     free(c.buffer_a);
     free(c.buffer_b);
     return status;

@@ -47,15 +47,28 @@ static int64_t scale(uint32_t high, uint32_t low, int64_t most)
     return (int64_t)((unsigned_wide)bits * (unsigned_wide)((uint64_t)most + 1) >> 64);
 }
 
-/* The document `index` at `begin` of the stream, its block's bits being known. */
+static bool is_taken(const struct fim_document *document, int64_t index)
+{
+    return (document->taken >> (index % FIM_BLOCK) & 1) != 0;
+}
+
+/* Tokens of document `index` in the stream, its block's bits being known. */
+static int64_t extent(const struct token_store *store, const struct fim_document *document,
+                      int64_t index)
+{
+    return store->document_offsets[index + 1] - store->document_offsets[index] +
+           (is_taken(document, index) ? FIM_TOKENS : 0);
+}
+
+/* The document `index` at `begin` of the stream. */
 static void shape(const struct fim *fim, const struct token_store *store,
                   struct fim_document *document, int64_t index, int64_t begin)
 {
     const int64_t from = store->document_offsets[index], to = store->document_offsets[index + 1];
-    const bool taken = (document->taken >> (index % FIM_BLOCK) & 1) != 0;
+    const bool taken = is_taken(document, index);
     document->index = index;
     document->begin = begin;
-    document->end = begin + (to - from) + (taken ? FIM_TOKENS : 0);
+    document->end = begin + extent(store, document, index);
     document->from = from;
     document->body = to - from;
     document->low = -1;
@@ -96,10 +109,11 @@ void fim_find(const struct fim *fim, const struct token_store *store, int64_t po
         }
     }
     document->taken = block_taken(fim, store, low);
-    shape(fim, store, document, low * FIM_BLOCK, block_begin(fim, store, low));
-    while (document->end <= position) {
-        shape(fim, store, document, document->index + 1, document->end);
+    int64_t index = low * FIM_BLOCK, begin = block_begin(fim, store, low);
+    for (int64_t end = 0; (end = begin + extent(store, document, index)) <= position; index++) {
+        begin = end;
     }
+    shape(fim, store, document, index, begin); /* only of this one tokens are read */
 }
 
 void fim_next(const struct fim *fim, const struct token_store *store, struct fim_document *document)

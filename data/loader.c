@@ -148,24 +148,44 @@ static struct row row_of(const struct loader *loader, struct batch *batch, int64
                         batch->first + at};
 }
 
+/* Tokens of the file that lie together, taken at once. */
+struct window {
+    const struct token_store *store; /* borrowed */
+    int64_t from, count;
+    int32_t ids[256];
+    uint8_t counts[256];
+};
+
 struct piece_token {
     int32_t id;
     bool counts; /* as a label */
 };
 
-static struct piece_token token_at(const struct loader *loader, const struct fim_document *document,
-                                   int64_t offset)
+/* Token `from` of the file, those behind it in reach of the next calls. */
+static struct piece_token window_token(struct window *window, int64_t from)
 {
-    const struct token_store *store = loader->store;
-    const int64_t from = fim_origin(document, offset);
-    if (from < 0) {
-        return (struct piece_token){.id = from == FIM_PREFIX   ? loader->fim.prefix
-                                          : from == FIM_SUFFIX ? loader->fim.suffix
-                                                               : loader->fim.middle,
-                                    .counts = true};
+    const int64_t most = (int64_t)(sizeof window->ids / sizeof window->ids[0]);
+    if (from < window->from || from >= window->from + window->count) {
+        const int64_t left = window->store->tokens - from;
+        window->from = from;
+        window->count = left < most ? left : most;
+        token_store_run(window->store, from, window->count, window->ids, window->counts);
     }
-    return (struct piece_token){.id = (int32_t)token_store_get(store, from),
-                                .counts = token_store_counts(store, from)};
+    const int64_t at = from - window->from;
+    return (struct piece_token){.id = window->ids[at], .counts = window->counts[at] != 0};
+}
+
+static struct piece_token token_at(const struct fim *fim, struct window *window,
+                                   const struct fim_document *document, int64_t offset)
+{
+    const int64_t from = fim_origin(document, offset);
+    if (from >= 0) {
+        return window_token(window, from);
+    }
+    return (struct piece_token){.id = from == FIM_PREFIX   ? fim->prefix
+                                      : from == FIM_SUFFIX ? fim->suffix
+                                                           : fim->middle,
+                                .counts = true};
 }
 
 /* Inputs t .. t+count-1 of a row from `position` of the stream on, and their labels. One token
@@ -176,6 +196,7 @@ static int64_t fill(const struct loader *loader, const struct fim *fim, const st
     const struct token_store *store = loader->store;
     const bool masked = loader->mask_documents;
     struct fim_document document;
+    struct window window = {.store = store};
     int64_t start = masked ? t : 0, labels = 0;
     fim_find(fim, store, position, &document);
     for (int64_t i = 0; i <= count; i++) {
@@ -188,7 +209,8 @@ static int64_t fill(const struct loader *loader, const struct fim *fim, const st
             row->labels[t + i - 1] = -1;
             break;
         }
-        const struct piece_token token = token_at(loader, &document, position + i - document.begin);
+        const struct piece_token token =
+            token_at(fim, &window, &document, position + i - document.begin);
         if (i > 0) {
             const bool counts = token.counts && !(masked && other);
             row->labels[t + i - 1] = counts ? token.id : -1;
@@ -254,16 +276,18 @@ static int64_t fill_packed(const struct loader *loader, const struct loader_plac
     const int64_t length = loader->sequence_length, at = place->done / length,
                   number = packed_row(place->run.order, at, loader->packing->rows),
                   entries = packing_row(loader->packing, number, &entry);
+    struct window window = {.store = store};
     int64_t labels = 0, t = 0;
     for (int64_t e = 0; e < entries; e++) {
         const int64_t from = store->document_offsets[entry[e].document], start = t;
+        struct piece_token token = window_token(&window, from);
         for (int64_t i = 0; i < entry[e].length; i++, t++) {
-            const bool counts = token_store_counts(store, from + i + 1);
-            row->ids[t] = (int32_t)token_store_get(store, from + i);
-            row->labels[t] = counts ? (int32_t)token_store_get(store, from + i + 1) : -1;
+            row->ids[t] = token.id;
+            token = window_token(&window, from + i + 1);
+            row->labels[t] = token.counts ? token.id : -1;
             row->positions[t] = (int32_t)i;
             row->first[t] = (int32_t)start;
-            labels += counts ? 1 : 0;
+            labels += token.counts ? 1 : 0;
         }
     }
     for (; t < length; t++) {

@@ -55,6 +55,9 @@ void token_store_close(struct token_store *store); /* accepts a zeroed one */
  * more, is 0, and told by token_store_status. */
 int64_t token_store_get(const struct token_store *store, int64_t i);
 bool token_store_counts(const struct token_store *store, int64_t i); /* as a label: loss_mask */
+/* Both of tokens i .. i+count-1, which the store has: ids[count] and counts[count], 0 or 1. */
+void token_store_run(const struct token_store *store, int64_t i, int64_t count, int32_t *ids,
+                     uint8_t *counts);
 /* Whether all that was taken of the file so far could be read, and was an id of its vocabulary: a
  * file that others rewrite under a run with other valid ids is noticed when the run is resumed
  * (token_store_contents). Errors, of the first that was not: STATUS_IO, STATUS_DATA; the message

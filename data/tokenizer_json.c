@@ -250,8 +250,7 @@ static enum status read_merge(struct reader *reader, const json_t *merge)
 
 static enum status read_model(struct reader *reader, const json_t *model)
 {
-    static const char *const off[] = {"dropout", "continuing_subword_prefix", "end_of_word_suffix",
-                                      "byte_fallback"};
+    static const char *const off[] = {"dropout", "continuing_subword_prefix", "end_of_word_suffix"};
     struct tokenizer *t = reader->tokenizer;
     const json_t *merges = json_object_get(model, "merges");
     json_t *vocab = json_object_get(model, "vocab");
@@ -289,6 +288,11 @@ static enum status read_parts(struct reader *reader, const json_t *json)
                                ? "no \"model\" in it: if it is a Tekken file, turn it into "
                                  "tokenizer.json with transformers"
                                : "no \"model\" in it: not a tokenizer.json");
+    }
+    if (is_set(json_object_get(json, "model"), "byte_fallback")) {
+        return status_fail(STATUS_DATA,
+                           "pieces of SentencePiece as a tokenizer.json ('byte_fallback') are not "
+                           "built: take the model's tokenizer.model, or " WAY_OUT);
     }
     for (size_t i = 0; i < sizeof off / sizeof off[0]; i++) {
         if (is_set(json, off[i])) {

@@ -70,9 +70,10 @@ int device_kernels(const struct device_kernel **list)
     return cuda_device_kernels(list);
 }
 
-double device_fp8_seconds(bool weight, int64_t rows, int64_t out, int64_t in, int64_t groups)
+struct device_fp8_product device_fp8_product(bool weight, int64_t rows, int64_t out, int64_t in,
+                                             int64_t groups)
 {
-    return cuda_device_fp8_seconds(weight, rows, out, in, groups);
+    return cuda_device_fp8_product(weight, rows, out, in, groups);
 }
 
 void device_built(char *out, size_t bytes)

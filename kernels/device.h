@@ -74,20 +74,39 @@ struct meter;
  * the ops. False: this kind of device's ops are not done when they return. */
 bool device_meter(struct device *device, struct meter *meter);
 
+/* Instructions in a kernel's SASS, for sm_90a (kernels/cuda/sass_counts.awk); all: -1 where there
+ * was no disassembler when the binary was built. */
+struct device_sass {
+    int all;
+    int qgmma, hgmma, hmma; /* of tensor cores: wgmma of 8 and of 16 bits, mma.sync */
+    int tma;                /* tensors to and from shared memory */
+    int ffma;               /* multiply-adds in f32 */
+    int load, store;        /* of global memory, */
+    int local;              /* both, of local memory */
+};
+
 /* What the compiler says of a CUDA kernel in this binary, for sm_90a. */
 struct device_kernel {
     const char *name;         /* "norm_forward_kernel<float>" */
-    int registers;            /* of a thread */
+    int registers;            /* of a thread, at launch */
     int shared_bytes;         /* static, of a block */
     int spilled, stack_bytes; /* bytes of a thread */
+    struct device_sass sass;
 };
 /* By name, *list[0 .. result). Without nvcc there are none. */
 int device_kernels(const struct device_kernel **list);
 
-/* Seconds that FP8's product y[rows,out] = x[rows,in] w^T, of `groups` w, would take on an H100 by
- * the model that chooses its tiles; weight: dw[out,in] of so many tokens. NAN where the binary has
- * no such kernels. */
-double device_fp8_seconds(bool weight, int64_t rows, int64_t out, int64_t in, int64_t groups);
+/* How FP8's product y[rows,out] = x[rows,in] w^T, of `groups` w, would be computed on an H100 by
+ * the model that chooses its tiles; weight: dw[out,in] of so many tokens. */
+struct device_fp8_product {
+    double seconds;   /* NAN where the binary has no such kernels */
+    int rows, cols;   /* of the result's tiles */
+    int stages;       /* of 128 terms of the sum, in shared memory */
+    int cluster;      /* blocks that load together */
+    int shared_bytes; /* of a block, taken at launch */
+};
+struct device_fp8_product device_fp8_product(bool weight, int64_t rows, int64_t out, int64_t in,
+                                             int64_t groups);
 
 /* The devices in this binary: "cpu (oneDNN), cuda 13.0 (sm_80, sm_90a)". */
 void device_built(char *out, size_t bytes);

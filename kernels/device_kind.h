@@ -31,8 +31,9 @@ const char *cuda_device_built(void);
 /* As device_kernels. A table made from the compiler's words, or kernel_list_none.c. */
 int cuda_device_kernels(const struct device_kernel **list);
 
-/* As device_fp8_seconds. */
-double cuda_device_fp8_seconds(bool weight, int64_t rows, int64_t out, int64_t in, int64_t groups);
+/* As device_fp8_product. */
+struct device_fp8_product cuda_device_fp8_product(bool weight, int64_t rows, int64_t out,
+                                                  int64_t in, int64_t groups);
 
 /* Adds a line to what doctor and run.json say (struct device_info). printf style. */
 void device_fact(struct device_info *info, const char *key, const char *format, ...)

@@ -81,11 +81,13 @@ static struct nccl_group *begin(struct comm *comm, const char *what, size_t byte
 }
 
 /* With the mutex held. The event of this operation, and whether the watchdog gets to see it: not
- * in a capture, where it will never be reached, and not when the ring is full. */
+ * in a capture, where it will never be reached and nobody outside may wait for it, and not when the
+ * ring is full. */
 static cudaEvent_t end_event(struct nccl_group *g, bool *follow)
 {
-    *follow = !capturing(g) && g->next - g->first < NCCL_FOLLOWED;
-    return *follow ? g->ring[g->next % NCCL_FOLLOWED].done : g->end;
+    const bool captured = capturing(g);
+    *follow = !captured && g->next - g->first < NCCL_FOLLOWED;
+    return *follow ? g->ring[g->next % NCCL_FOLLOWED].done : captured ? g->captured : g->end;
 }
 
 /* `result`: of issuing. */
@@ -287,9 +289,10 @@ static enum status streams_open(struct nccl_group *g)
     error = error != cudaSuccess
                 ? error
                 : cudaStreamCreateWithPriority(&g->stream, cudaStreamNonBlocking, greatest);
-    cudaEvent_t *const events[] = {&g->ready, &g->end};
-    for (size_t i = 0; i < 2 + NCCL_FOLLOWED && error == cudaSuccess; i++) {
-        error = cudaEventCreateWithFlags(i < 2 ? events[i] : &g->ring[i - 2].done,
+    cudaEvent_t *const events[] = {&g->ready, &g->end, &g->captured};
+    const size_t own = sizeof events / sizeof events[0];
+    for (size_t i = 0; i < own + NCCL_FOLLOWED && error == cudaSuccess; i++) {
+        error = cudaEventCreateWithFlags(i < own ? events[i] : &g->ring[i - own].done,
                                          cudaEventDisableTiming);
     }
     return error == cudaSuccess
@@ -325,11 +328,11 @@ static void free_group(struct nccl_group *g)
             (void)cudaEventDestroy(g->ring[i].done);
         }
     }
-    if (g->ready != NULL) {
-        (void)cudaEventDestroy(g->ready);
-    }
-    if (g->end != NULL) {
-        (void)cudaEventDestroy(g->end);
+    const cudaEvent_t events[] = {g->ready, g->end, g->captured};
+    for (size_t i = 0; i < sizeof events / sizeof events[0]; i++) {
+        if (events[i] != NULL) {
+            (void)cudaEventDestroy(events[i]);
+        }
     }
     if (g->stream != NULL) {
         (void)cudaStreamDestroy(g->stream);

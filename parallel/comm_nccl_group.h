@@ -66,6 +66,7 @@ struct nccl_group {
     ncclComm_t comm;
     cudaStream_t compute, stream; /* borrowed; owned */
     cudaEvent_t ready, end;       /* owned: compute has come here; unfollowed operation done */
+    cudaEvent_t captured;         /* owned: as end, in captures alone */
     cudaEvent_t started;          /* end of the last operation, until finish; borrowed; or NULL */
     int device, hang_seconds;
     int rank, size, world_rank;

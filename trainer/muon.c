@@ -101,6 +101,35 @@ static int64_t most_received(const struct muon_plan *plan, const struct params *
     return most;
 }
 
+/* Of a rank's matrices, `matrix` being all, the dearest first. */
+static struct muon_load load_of(const struct muon_plan *plan, const struct params *params,
+                                const struct matrix *matrix, int64_t count, int owner)
+{
+    const int64_t peers = plan->peers != NULL ? plan->peers->size : 1;
+    struct muon_load load = {.received = plan->received};
+    int64_t owned = 0;
+    for (int64_t m = 0; m < count; m++) {
+        const struct param *param = &params->table[matrix[m].index];
+        const int64_t a = param->shape[0], b = param->shape[1], side = a < b ? a : b;
+        if (plan->owner[matrix[m].index] == owner && owned++ % peers == 0) {
+            load.matrices++;
+            load.cost += matrix[m].cost;
+            load.entries += a * b;
+            load.squares += side * side;
+        }
+    }
+    return load;
+}
+
+static void find_load(struct muon_plan *plan, const struct params *params,
+                      const struct matrix *matrix, int64_t count, int ranks)
+{
+    for (int r = 0; r < ranks; r++) {
+        const struct muon_load own = load_of(plan, params, matrix, count, r);
+        plan->load = r == 0 || own.cost > plan->load.cost ? own : plan->load;
+    }
+}
+
 /* Of this rank's matrices in the order of the table, where their pieces come; then the dearest
  * first. `matrix`: all, in that order. */
 static enum status plan_turns(struct muon_plan *plan, const struct params *params,
@@ -175,6 +204,7 @@ enum status muon_plan_init(struct muon_plan *plan, const struct params *params,
     assign(plan, matrix, count, zero->comm->size);
     count_elements(plan, params, zero);
     plan->received = most_received(plan, params, zero->comm->size);
+    find_load(plan, params, matrix, count, zero->comm->size);
     const enum status status =
         plan->peers != NULL ? plan_turns(plan, params, zero, matrix, count) : STATUS_OK;
     free(matrix);

@@ -23,6 +23,16 @@
 #include "parallel/zero.h"
 #include "trainer/model/params.h"
 
+/* What the group's dearest rank does, for trainer/plan: of the matrices it owns, or, where they are
+ * divided, of those it has whole, the first of each turn. */
+struct muon_load {
+    int64_t matrices;
+    int64_t cost;     /* multiply-adds of one Newton-Schulz step */
+    int64_t entries;  /* elements, of whole matrices */
+    int64_t squares;  /* of the short sides */
+    int64_t received; /* muon_plan's */
+};
+
 /* Of one group. */
 struct muon_plan {
     int *owner;              /* [params] owned: rank in zero.comm; -1: not Muon's, or frozen */
@@ -39,6 +49,7 @@ struct muon_plan {
                             share is */
     int64_t *out, *back; /* [peers] owned: elements to and from each in a turn */
     int64_t owned;
+    struct muon_load load;
     int64_t largest; /* elements of the largest matrix, a multiple of 64 */
 };
 

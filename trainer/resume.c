@@ -77,7 +77,17 @@ struct carrying {
     bool alarm;
 };
 
-/* Which of the sources before source `s` is: -1: none. */
+/* Whether a source before still has its name: then none other is it. */
+static bool is_named(const struct carrying *carrying, const struct data_source_state *old)
+{
+    bool named = false;
+    for (int64_t s = 0; s < carrying->sources->count; s++) {
+        named = named || strcmp(carrying->sources->origin.source[s].path, old->path) == 0;
+    }
+    return named;
+}
+
+/* Which of the sources before source `s` is: by its name, or by what is in it. -1: none. */
 static int64_t match(const struct carrying *carrying, int64_t s)
 {
     const struct data_source_state *own = &carrying->sources->origin.source[s];
@@ -87,7 +97,8 @@ static int64_t match(const struct carrying *carrying, int64_t s)
         if (!carrying->used[i] && strcmp(old->path, own->path) == 0) {
             return i;
         }
-        if (!carrying->used[i] && same < 0 && data_state_same(old, own)) {
+        if (!carrying->used[i] && same < 0 && data_state_same(old, own) &&
+            !is_named(carrying, old)) {
             same = i;
         }
     }

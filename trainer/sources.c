@@ -49,6 +49,23 @@ static enum status find_fim(struct fim *fim, const struct config *config,
     return status;
 }
 
+/* A limit that lets a source give no sample would leave it out without a word. */
+static enum status check_limits(const struct mixture_source *source)
+{
+    const struct loader *loader = &source->loader;
+    const bool epochs = source->epochs > 0 &&
+                        source->epochs * (double)loader->samples<1, tokens = source->tokens> 0 &&
+                        source->tokens < loader->sequence_length;
+    return !epochs && !tokens
+               ? STATUS_OK
+               : status_fail(STATUS_USAGE,
+                             "data.train: %s: its %s %.17g is less than one sample of %lld tokens: "
+                             "raise it or leave the source out",
+                             loader->store->path, epochs ? "epochs" : "tokens",
+                             epochs ? source->epochs : (double)source->tokens,
+                             (long long)loader->sequence_length);
+}
+
 static enum status open_one(struct sources *sources, const struct config *config, int64_t s)
 {
     const struct config_source *said = &config->data.train.item[s];
@@ -74,6 +91,7 @@ static enum status open_one(struct sources *sources, const struct config *config
     }
     source->epochs = said->epochs;
     source->tokens = (int64_t)said->tokens;
+    TRY(check_limits(source));
     source->origin = loader_start(loader);
     data_state_path(sources->origin.source[s].path, said->path);
     sources->origin.source[s].origin = sources->origin.source[s].now = source->origin;

@@ -475,9 +475,9 @@ static enum status loop(struct training *t)
         const int64_t behind = t->at.step;
         TRY(one_step(t, &step_seconds));
         deadline_step(&t->deadline, step_clock() - began);
-        TRY(stop_early(t, t->at.step > behind));
-        const int64_t saves = comm_span_begin(t->world);
         t->given_up = t->given_up && !rollback_forget(t->world, t->checkpoints, t->at.step, false);
+        TRY(stop_early(t, t->at.step > behind)); /* a resume would take what was given up */
+        const int64_t saves = comm_span_begin(t->world);
         TRY(saving_edge(&t->saving, &t->at, step_seconds));
         comm_span_end(t->world, "step edge: saves", saves);
     }

@@ -8,6 +8,7 @@
 #include "kernels/base/io.h"
 #include "kernels/base/json_out.h"
 #include "trainer/fault.h"
+#include "trainer/rounding.h"
 #include "trainer/state.h"
 #include "trainer/step.h"
 #include "trainer/synthetic.h"
@@ -15,7 +16,7 @@
 enum { MAX_PATH = 4096 };
 static const char MARKER[] = "made-by-verify";
 
-/* One of the two that are compared. */
+/* One of those that are compared. */
 struct side {
     struct config config; /* borrows the session's texts */
     struct step_result step;
@@ -25,11 +26,14 @@ struct side {
     char checkpoint[MAX_PATH]; /* "" until saved */
 };
 
+struct sides {
+    struct side layout, reference; /* reference: one rank */
+    struct side exact;             /* one rank in fp32, where the report is `rounded` */
+};
+
 /* --- One step --- */
 
-/* The run's config, but for what makes the comparison small and its gradients readable. Sums over
- * tp, cp and etp are rounded in other places than one rank's: in bf16 that changes choices of
- * experts, so both sides compute in fp32. */
+/* The run's config, but for what makes the comparison small and its gradients readable. */
 static struct config tiny(const struct session *session, const struct mesh_shape *shape)
 {
     struct config config = session->config;
@@ -43,9 +47,6 @@ static struct config tiny(const struct session *session, const struct mesh_shape
     config.parallel.tp = shape->tp;
     config.parallel.pp = shape->pp;
     config.parallel.cp = shape->cp;
-    if (session->mesh.tp.size * session->mesh.cp.size * session->mesh.etp.size > 1) {
-        config.train.precision = CONFIG_FP32;
-    }
     return config;
 }
 
@@ -164,11 +165,25 @@ static void compare_number(struct verify_report *report, const char *what, doubl
     row->good = row->difference <= allowed;
 }
 
-/* Routing decisions are the same or they are not. */
-static void compare_loads(struct verify_report *report, const struct side *layout,
-                          const struct side *reference, int64_t experts)
+/* Share of the choices of experts that fell another way. */
+static double moved(const struct side *a, const struct side *b, double *choices)
 {
+    double gaps = 0;
+    *choices = 0;
+    for (int64_t i = 0; i < a->loads; i++) {
+        gaps += fabs((double)(a->load[i] - b->load[i])) / 2;
+        *choices += (double)b->load[i];
+    }
+    return gaps == 0 ? 0 : gaps / *choices;
+}
+
+/* Routing decisions are the same or they are not; where rounding makes them, as many may be others
+ * as it changes of one rank's (and two, which may fall either way). */
+static void compare_loads(struct verify_report *report, const struct sides *sides, int64_t experts)
+{
+    const struct side *layout = &sides->layout, *reference = &sides->reference;
     struct verify_row *row = new_row(report, "tokens per expert", 0);
+    double choices = 0;
     row->compared = layout->loads;
     for (int64_t i = layout->loads; i-- > 0;) {
         if (layout->load[i] != reference->load[i]) {
@@ -178,6 +193,12 @@ static void compare_loads(struct verify_report *report, const struct side *layou
                      (long long)(i / experts), (long long)(i % experts), (long long)layout->load[i],
                      (long long)reference->load[i]);
         }
+    }
+    if (report->rounded) {
+        row->allowed = 2 * moved(reference, &sides->exact, &choices);
+        row->difference = moved(layout, reference, &choices);
+        row->allowed += 2 / fmax(choices, 1);
+        row->good = row->difference <= row->allowed;
     }
 }
 
@@ -200,6 +221,7 @@ static enum kind kind_of(const struct difference *d)
 struct comparison {
     struct verify_row *row[KINDS];
     char first[KINDS][VERIFY_TEXT];
+    struct rounding *rounding; /* borrowed; NULL: each tensor is judged by itself */
 };
 
 /* Where and by how much, in words. */
@@ -226,6 +248,10 @@ static void tell(void *context, const struct difference *d)
     struct verify_row *row = comparison->row[kind];
     const bool alike = d->a != NULL && d->b != NULL && d->different > 0;
     const double difference = alike && !isnan(d->relative) ? d->relative : (double)INFINITY;
+    if (alike && comparison->rounding != NULL &&
+        rounding_add(comparison->rounding, d->name, d->distance)) {
+        return;
+    }
     if (difference > row->difference) {
         row->difference = difference;
         snprintf(row->worst, sizeof row->worst, "%.300s", d->name);
@@ -233,6 +259,29 @@ static void tell(void *context, const struct difference *d)
     row->good = row->good && difference <= row->allowed;
     if (difference > row->allowed && comparison->first[kind][0] == '\0') {
         describe(d, comparison->first[kind]);
+    }
+}
+
+/* What tell left to be judged together. */
+static void judge_rounding(struct comparison *comparison)
+{
+    for (int kind = 0; kind < KINDS; kind++) {
+        struct verify_row *row = comparison->row[kind];
+        const struct rounding_verdict worst =
+            rounding_worst(comparison->rounding, "moment1/", kind != GRADIENTS);
+        if (worst.name == NULL || !row->good) {
+            continue;
+        }
+        row->difference = worst.difference;
+        row->allowed = worst.allowed;
+        row->good = worst.difference <= worst.allowed;
+        snprintf(row->worst, sizeof row->worst, "%.300s", worst.name);
+        if (!row->good) {
+            snprintf(comparison->first[kind], VERIFY_TEXT, "%s of %.200s: %.2g apart, %.2g allowed",
+                     kind == GRADIENTS ? "gradients" : "weights",
+                     worst.name + (kind == GRADIENTS ? strlen("moment1/") : 0), worst.difference,
+                     worst.allowed);
+        }
     }
 }
 
@@ -282,28 +331,66 @@ static enum status compare_again(struct verify_report *report, const char *check
     return STATUS_OK;
 }
 
-static enum status compare(struct verify_report *report, const struct side *layout,
-                           const struct side *reference, const char *again, int64_t experts)
+static void compare_numbers(struct verify_report *report, const struct sides *sides,
+                            const struct rounding *rounding, double norm)
 {
-    const struct config *config = &layout->config;
-    const double numbers = allowed_of(config, GRADIENTS);
+    const struct step_result *layout = &sides->layout.step, *reference = &sides->reference.step,
+                             *exact = &sides->exact.step;
+    const struct {
+        const char *what;
+        double layout, reference, exact, allowed;
+    } numbers[] = {
+        {"loss", layout->loss, reference->loss, exact->loss, 1e-6},
+        {"balance loss", layout->aux_loss, reference->aux_loss, exact->aux_loss, 1e-6},
+        {"prediction loss", layout->mtp_loss, reference->mtp_loss, exact->mtp_loss, 1e-6},
+        {"gradient norm", layout->grad_norm, reference->grad_norm, exact->grad_norm, norm},
+    };
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        compare_number(report, numbers[i].what, numbers[i].layout, numbers[i].reference,
+                       report->rounded
+                           ? rounding_allowed(rounding, numbers[i].reference, numbers[i].exact)
+                           : numbers[i].allowed);
+    }
+}
+
+static enum status compare_tensors(struct verify_report *report, const struct sides *sides,
+                                   struct rounding *rounding)
+{
+    const struct config *config = &sides->layout.config;
     struct difference_figures figures;
-    compare_number(report, "loss", layout->step.loss, reference->step.loss, 1e-6);
-    compare_number(report, "balance loss", layout->step.aux_loss, reference->step.aux_loss, 1e-6);
-    compare_number(report, "prediction loss", layout->step.mtp_loss, reference->step.mtp_loss,
-                   1e-6);
-    compare_loads(report, layout, reference, experts);
-    compare_number(report, "gradient norm", layout->step.grad_norm, reference->step.grad_norm,
-                   numbers);
-    struct comparison comparison = {0};
-    comparison.row[GRADIENTS] = new_row(report, "gradients", numbers);
+    struct comparison comparison = {.rounding = report->rounded ? rounding : NULL};
+    comparison.row[GRADIENTS] = new_row(report, "gradients", allowed_of(config, GRADIENTS));
     comparison.row[WEIGHTS] = new_row(report, "weights after a step", allowed_of(config, WEIGHTS));
-    TRY(count_tensors(layout->checkpoint, comparison.row));
-    TRY(difference_find(layout->checkpoint, reference->checkpoint, &figures, tell, &comparison));
+    TRY(count_tensors(sides->layout.checkpoint, comparison.row));
+    TRY(difference_find(sides->layout.checkpoint, sides->reference.checkpoint, &figures, tell,
+                        &comparison));
+    if (report->rounded) {
+        judge_rounding(&comparison);
+    }
     const bool gradients = comparison.first[GRADIENTS][0] != '\0';
     snprintf(report->first, sizeof report->first, "%s",
              comparison.first[gradients ? GRADIENTS : WEIGHTS]);
-    TRY(compare_again(report, layout->checkpoint, again));
+    return STATUS_OK;
+}
+
+/* Relative: half a unit in the last place of bf16, in which bf16 and FP8 keep activations. */
+static const double BF16_UNIT = 0x1p-8;
+
+static enum status compare(struct verify_report *report, const struct sides *sides,
+                           const char *again, int64_t experts)
+{
+    struct rounding rounding = {0};
+    enum status status = report->rounded ? rounding_init(&rounding, sides->reference.checkpoint,
+                                                         sides->exact.checkpoint, BF16_UNIT)
+                                         : STATUS_OK;
+    if (status == STATUS_OK) {
+        compare_numbers(report, sides, &rounding, allowed_of(&sides->layout.config, GRADIENTS));
+        compare_loads(report, sides, experts);
+        status = compare_tensors(report, sides, &rounding);
+    }
+    rounding_free(&rounding);
+    TRY(status);
+    TRY(compare_again(report, sides->layout.checkpoint, again));
     report->good = true;
     for (int i = 0; i < report->rows; i++) {
         report->good = report->good && report->row[i].good;
@@ -326,60 +413,97 @@ static enum status make_room(const char *place)
     return io_write_file(marker, "", 0);
 }
 
-static enum status run_both(const struct session *session, struct side *layout,
-                            struct side *reference, const char *again, char again_path[MAX_PATH])
+static enum status run_sides(const struct session *session, struct sides *sides, bool rounded,
+                             const char *again, char again_path[MAX_PATH])
 {
     struct comm *world = (struct comm *)&session->world;
     struct comm alone = {0};
-    TRY(run_side(session, (struct mesh *)&session->mesh, layout, again, again_path));
+    TRY(run_side(session, (struct mesh *)&session->mesh, &sides->layout, again, again_path));
     comm_split(world, world->rank, 0, &alone);
-    const enum status status = comm_agree(
-        world, world->rank == 0 ? run_alone(session, &alone, reference) : STATUS_OK, NULL);
+    enum status status = STATUS_OK;
+    if (world->rank == 0) {
+        status = run_alone(session, &alone, &sides->reference);
+        status =
+            status == STATUS_OK && rounded ? run_alone(session, &alone, &sides->exact) : status;
+    }
+    status = comm_agree(world, status, NULL);
     comm_free(&alone);
     return status;
+}
+
+static void prepare_alone(struct side *side, const struct session *session, const char *place,
+                          const char *name)
+{
+    const struct mesh_shape one = mesh_shape_of(1, 1);
+    side->config = tiny(session, &one);
+    side->config.debug.fault = NULL;
+    snprintf(side->root, sizeof side->root, "%.4000s/%s", place, name);
+}
+
+static enum status run_in(const struct session *session, struct sides *sides,
+                          struct verify_report *report, const char *place)
+{
+    struct comm *world = (struct comm *)&session->world;
+    char again[MAX_PATH], again_path[MAX_PATH] = "";
+    snprintf(again, sizeof again, "%.4000s/again", place);
+    TRY(run_sides(session, sides, report->rounded, again, again_path));
+    enum status status = STATUS_OK;
+    if (world->rank == 0) {
+        struct architecture arch;
+        architecture_init(&arch, &sides->layout.config);
+        status = compare(report, sides, again_path, arch.experts);
+    }
+    return status;
+}
+
+static void describe_layout(struct verify_report *report, const struct session *session)
+{
+    const struct mesh *mesh = &session->mesh;
+    const struct config *config = &session->config;
+    *report = (struct verify_report){
+        .ranks = session->world.size,
+        .ep = mesh->ep.size,
+        .etp = mesh->etp.size,
+        .edp = mesh->edp.size,
+        .tp = mesh->tp.size,
+        .cp = mesh->cp.size,
+        .pp = mesh->pp.size,
+        .sequences = config->train.micro_batch,
+        .tokens = config->train.sequence_length,
+        .rounded = mesh->tp.size * mesh->cp.size * mesh->etp.size > 1 &&
+                   config->train.precision != CONFIG_FP32,
+    };
 }
 
 enum status verify_run(const struct session *session, struct verify_report *report)
 {
     struct comm *world = (struct comm *)&session->world;
-    struct side *sides = calloc(2, sizeof *sides), *layout = sides, *reference = sides + 1;
-    const struct mesh_shape one = mesh_shape_of(1, 1);
-    char place[MAX_PATH], again[MAX_PATH], again_path[MAX_PATH] = "";
-    *report = (struct verify_report){.ranks = world->size,
-                                     .ep = session->mesh.ep.size,
-                                     .etp = session->mesh.etp.size,
-                                     .edp = session->mesh.edp.size,
-                                     .tp = session->mesh.tp.size,
-                                     .cp = session->mesh.cp.size,
-                                     .pp = session->mesh.pp.size,
-                                     .sequences = session->config.train.micro_batch,
-                                     .tokens = session->config.train.sequence_length};
+    struct sides *sides = calloc(1, sizeof *sides);
+    char place[MAX_PATH];
+    describe_layout(report, session);
     TRY(comm_agree(world, sides != NULL ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory"),
                    NULL));
     snprintf(place, sizeof place, "%.3900s.verify", session->config.run.dir);
-    layout->config = tiny(session, &session->mesh.shape);
-    report->units = layout->config.train.global_batch / layout->config.train.micro_batch;
-    reference->config = tiny(session, &one);
-    reference->config.debug.fault = NULL;
-    snprintf(layout->root, sizeof layout->root, "%.4000s/layout", place);
-    snprintf(reference->root, sizeof reference->root, "%.4000s/one-rank", place);
-    snprintf(again, sizeof again, "%.4000s/again", place);
-    enum status status = fault_check(layout->config.debug.fault, mesh_last_stage(&session->mesh));
+    sides->layout.config = tiny(session, &session->mesh.shape);
+    snprintf(sides->layout.root, MAX_PATH, "%.4000s/layout", place);
+    prepare_alone(&sides->reference, session, place, "one-rank");
+    prepare_alone(&sides->exact, session, place, "fp32");
+    sides->exact.config.train.precision = CONFIG_FP32;
+    report->units =
+        sides->layout.config.train.global_batch / sides->layout.config.train.micro_batch;
+    enum status status =
+        fault_check(sides->layout.config.debug.fault, mesh_last_stage(&session->mesh));
     if (status == STATUS_OK) {
         status = comm_agree(world, world->rank == 0 ? make_room(place) : STATUS_OK, NULL);
     }
     if (status == STATUS_OK) {
-        status = run_both(session, layout, reference, again, again_path);
-        if (status == STATUS_OK && world->rank == 0) {
-            struct architecture arch;
-            architecture_init(&arch, &layout->config);
-            status = compare(report, layout, reference, again_path, arch.experts);
-        }
+        status = run_in(session, sides, report, place);
         const enum status removed = world->rank == 0 ? io_remove_tree(place) : STATUS_OK;
         status = comm_agree(world, status != STATUS_OK ? status : removed, NULL);
     }
-    free(layout->load);
-    free(reference->load);
+    free(sides->layout.load);
+    free(sides->reference.load);
+    free(sides->exact.load);
     free(sides);
     return status;
 }
@@ -411,6 +535,11 @@ void verify_print(FILE *out, const struct verify_report *report)
         "micro-batches of %lld x %lld random tokens\n",
         report->ranks, report->ep, report->etp, report->edp, report->tp, report->cp, report->pp,
         (long long)report->units, (long long)report->sequences, (long long)report->tokens);
+    if (report->rounded) {
+        fprintf(out, "tp, cp and etp round sums in other places than one rank: allowed is twice "
+                     "what rounding changes of\none rank's step in fp32; train.precision=fp32 "
+                     "finds smaller faults\n");
+    }
     for (int i = 0; i < report->rows; i++) {
         print_row(out, &report->row[i]);
     }
@@ -425,9 +554,9 @@ void verify_print_json(FILE *out, const struct verify_report *report)
 {
     fprintf(out,
             "{\"good\":%s,\"ranks\":%d,\"ep\":%d,\"etp\":%d,\"edp\":%d,\"tp\":%d,\"cp\":%d,\"pp\":%"
-            "d,\"rows\":[",
+            "d,\"rounded\":%s,\"rows\":[",
             report->good ? "true" : "false", report->ranks, report->ep, report->etp, report->edp,
-            report->tp, report->cp, report->pp);
+            report->tp, report->cp, report->pp, report->rounded ? "true" : "false");
     for (int i = 0; i < report->rows; i++) {
         const struct verify_row *row = &report->row[i];
         json_out_text(out, i > 0 ? ",{\"what\":" : "{\"what\":", row->what);

@@ -6,6 +6,10 @@
  * bits. Gradients are read from AdamW's (Muon's) first moment, which starts at 0 and is then (1 -
  * beta1) g up to the clipping factor; so moments are kept in fp32 here. Tensors are compared
  * through the two checkpoints, which know them by name on every layout.
+ *
+ * Sums over tp, cp and etp are rounded in other places than one rank's. In bf16 and FP8 that moves
+ * numbers by as much as the precision rounds, and choices of experts; rank 0 computes the step once
+ * more in fp32, and what is allowed follows from how far that is from its own (rounding.h).
  */
 #ifndef TRAINER_VERIFY_H
 #define TRAINER_VERIFY_H
@@ -29,7 +33,8 @@ struct verify_row {
 struct verify_report {
     int ranks, ep, etp, edp, tp, cp, pp;
     int64_t units, sequences,
-        tokens; /* micro-batches, sequences in each, tokens in each of those */
+        tokens;   /* micro-batches, sequences in each, tokens in each of those */
+    bool rounded; /* not in fp32, with tp, cp or etp: judged as rounding.h says */
     int rows;
     struct verify_row row[VERIFY_ROWS];
     char first[VERIFY_TEXT]; /* the first tensor that differs more than allowed, where, both values
@@ -37,9 +42,10 @@ struct verify_report {
     bool good;
 };
 
-/* With parallel.tp or cp above 1 in fp32. Collective over the session's world; the report is rank
- * 0's. Needs room beside run.dir for three checkpoints, which are removed again, and for the whole
- * model on rank 0. Errors, the same on every rank: STATUS_RESOURCE, STATUS_IO, those of a step. */
+/* Collective over the session's world; the report is rank 0's. Needs room beside run.dir for three
+ * checkpoints (four with tp, cp or etp in bf16 and FP8), which are removed again, and for the whole
+ * model on rank 0, then in fp32 too. Errors, the same on every rank: STATUS_RESOURCE, STATUS_IO,
+ * those of a step. */
 enum status verify_run(const struct session *session, struct verify_report *report)
     __attribute__((warn_unused_result));
 

@@ -580,6 +580,7 @@ void watchdog_stop(struct watchdog *watchdog)
     }
     watchdog_enter(watchdog, WATCHDOG_END, watchdog->beat->step);
     watchdog->ending = true;
+    (void)pthread_kill(watchdog->thread, SIGURG); /* out of its sleep */
     pthread_join(watchdog->thread, NULL);
     release(watchdog);
 }

@@ -3,7 +3,8 @@
 #   CUDA_INCLUDES  the same with CCCL's folder, for compilers that are not nvcc
 #   NCCL_INCLUDE   folder with nccl.h, or NCCL_INCLUDE-NOTFOUND; so CUBLASLT_INCLUDE (cublasLt.h) and
 #                  CUDNN_INCLUDE (cudnn_backend.h)
-#   NVCC           the compiler, or NVCC-NOTFOUND; so NVDISASM, the disassembler of the SASS gate
+#   NVCC           the compiler, or NVCC-NOTFOUND; so NVDISASM, the disassembler of the SASS gate, and
+#                  CUOBJDUMP, with it for the instructions of `bench --kernels`
 # SWITCHYARD_CUDA=fetch brings what is missing from PyPI's wheels into the build folder: at worst 1.3 GB
 # to download, one wheel after another, of which 280 MB stay (of NCCL's, cuBLAS's and cuDNN's wheels
 # the headers alone). wheels: those only, as on a machine without a toolkit.
@@ -38,7 +39,7 @@ function(cuda_fetch wheel)
   file(TOUCH ${cuda_wheels}/${wheel}.done)
 endfunction()
 
-set(cuda_found NVCC NVDISASM CUDA_INCLUDE CCCL_INCLUDE NCCL_INCLUDE CUBLASLT_INCLUDE CUDNN_INCLUDE)
+set(cuda_found NVCC NVDISASM CUOBJDUMP CUDA_INCLUDE CCCL_INCLUDE NCCL_INCLUDE CUBLASLT_INCLUDE CUDNN_INCLUDE)
 
 function(cuda_find)
   set(hints HINTS ${cuda_wheels}/nvidia/cu13 ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda)
@@ -47,6 +48,7 @@ function(cuda_find)
   endif()
   find_program(NVCC nvcc ${hints} PATH_SUFFIXES bin)
   find_program(NVDISASM nvdisasm ${hints} PATH_SUFFIXES bin)
+  find_program(CUOBJDUMP cuobjdump ${hints} PATH_SUFFIXES bin)
   set(near)
   if(NVCC AND NOT SWITCHYARD_CUDA STREQUAL "wheels")
     get_filename_component(near ${NVCC} REALPATH)
@@ -76,6 +78,9 @@ function(cuda_fetch_missing)
   endif()
   if(NOT NVDISASM)
     cuda_fetch(nvidia-cuda-nvdisasm==13.*)
+  endif()
+  if(NOT CUOBJDUMP)
+    cuda_fetch(nvidia-cuda-cuobjdump==13.*)
   endif()
   if(NOT NCCL_INCLUDE)
     cuda_fetch(nvidia-nccl-cu13 nvidia/nccl/include/nccl.h)

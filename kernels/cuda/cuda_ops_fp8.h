@@ -83,8 +83,9 @@ int cuda_fp8_tiles(bool weight, int tile, struct cuda_fp8_tile *out);
 /* Predicted cycles of tile `tile`, and the tile with the least. */
 double cuda_fp8_tile_cycles(bool weight, int tile, const struct cuda_fp8_shape *shape);
 int cuda_fp8_tile_choice(bool weight, const struct cuda_fp8_shape *shape);
-/* Seconds of the best tile on an H100: kernels/device.h, device_fp8_seconds. */
-double cuda_fp8_seconds(bool weight, int64_t rows, int64_t out, int64_t in, int64_t groups);
+/* Seconds of the best tile, *tile, on an H100: kernels/device.h, device_fp8_product. */
+double cuda_fp8_seconds(bool weight, int64_t rows, int64_t out, int64_t in, int64_t groups,
+                        struct cuda_fp8_tile *tile);
 /* A usual number of rows of a group, where none may decide. */
 enum { CUDA_FP8_ANY_ROWS = 512 };
 /* cuda_fp8_linear and cuda_fp8_linear_weight by that tile and at most so many blocks (0: one for

@@ -131,9 +131,11 @@ if(CUDA_BUILT)
   find_package(Threads REQUIRED)
   target_link_libraries(cuda_kernels INTERFACE ${CUDART_STATIC} Threads::Threads ${CMAKE_DL_LIBS} rt)
   set(kernel_list ${CMAKE_BINARY_DIR}/cuda/kernel_list.c)
+  get_filename_component(disassembler "${NVDISASM}" DIRECTORY)
   add_custom_command(OUTPUT ${kernel_list}
-    COMMAND bash ${CMAKE_SOURCE_DIR}/kernels/cuda/kernel_list.sh ${kernel_list} ${CUDA_OBJECTS}
-    DEPENDS ${CUDA_OBJECTS} ${CMAKE_SOURCE_DIR}/kernels/cuda/kernel_list.sh
+    COMMAND ${CMAKE_COMMAND} -E env "PATH=${disassembler}:$ENV{PATH}"
+      bash ${CMAKE_SOURCE_DIR}/kernels/cuda/kernel_list.sh ${kernel_list} ${CUOBJDUMP} ${CUDA_OBJECTS}
+    DEPENDS ${CUDA_OBJECTS} ${CMAKE_SOURCE_DIR}/kernels/cuda/kernel_list.sh ${CMAKE_SOURCE_DIR}/kernels/cuda/sass_counts.awk
     COMMENT "kernel_list.c" VERBATIM)
   set(cuda_real_sources ${CUDA_DEVICE_SOURCES} ${kernel_list})
   twin(cuda_real_sources parallel/comm_nccl NCCL_INCLUDE)

@@ -361,9 +361,17 @@ enum status cuda_device_open(struct device **device, const struct device_options
     return STATUS_OK;
 }
 
-double cuda_device_fp8_seconds(bool weight, int64_t rows, int64_t out, int64_t in, int64_t groups)
+struct device_fp8_product cuda_device_fp8_product(bool weight, int64_t rows, int64_t out,
+                                                  int64_t in, int64_t groups)
 {
-    return cuda_fp8_seconds(weight, rows, out, in, groups);
+    struct cuda_fp8_tile tile;
+    const double seconds = cuda_fp8_seconds(weight, rows, out, in, groups, &tile);
+    return (struct device_fp8_product){.seconds = seconds,
+                                       .rows = tile.rows,
+                                       .cols = tile.cols,
+                                       .stages = tile.stages,
+                                       .cluster = tile.cluster,
+                                       .shared_bytes = tile.shared_bytes};
 }
 
 const char *cuda_device_built(void)

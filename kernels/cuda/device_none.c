@@ -13,10 +13,11 @@ enum status cuda_device_open(struct device **device, const struct device_options
         options->name);
 }
 
-double cuda_device_fp8_seconds(bool weight, int64_t rows, int64_t out, int64_t in, int64_t groups)
+struct device_fp8_product cuda_device_fp8_product(bool weight, int64_t rows, int64_t out,
+                                                  int64_t in, int64_t groups)
 {
     (void)weight, (void)rows, (void)out, (void)in, (void)groups;
-    return (double)NAN;
+    return (struct device_fp8_product){.seconds = (double)NAN};
 }
 
 const char *cuda_device_built(void)

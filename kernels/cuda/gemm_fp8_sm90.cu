@@ -392,7 +392,6 @@ __global__ void __launch_bounds__(THREADS, 1)
     struct shared_tiles<L> *s = (struct shared_tiles<L> *)raw;
     const int warp = (int)threadIdx.x / 32;
     struct ring<L::STAGES> ring = {
-        0
     };
     ring_init(s->full, s->empty, L::CLUSTER * (CONSUMERS / 32));
     all_sync<L>();
@@ -551,11 +550,14 @@ int cuda_fp8_tile_choice(bool weight, const struct cuda_fp8_shape *shape)
     return best;
 }
 
-double cuda_fp8_seconds(bool weight, int64_t rows, int64_t out, int64_t in, int64_t groups)
+double cuda_fp8_seconds(bool weight, int64_t rows, int64_t out, int64_t in, int64_t groups,
+                        struct cuda_fp8_tile *tile)
 {
     const double clock = 1.83e9; /* at which 132 multiprocessors reach 1979 TFLOP/s */
     const struct cuda_fp8_shape shape = {rows, out, in, groups, 132};
-    return cuda_fp8_tile_cycles(weight, cuda_fp8_tile_choice(weight, &shape), &shape) / clock;
+    const int choice = cuda_fp8_tile_choice(weight, &shape);
+    cuda_fp8_tiles(weight, choice, tile);
+    return cuda_fp8_tile_cycles(weight, choice, &shape) / clock;
 }
 
 int cuda_fp8_tiles(bool weight, int tile, struct cuda_fp8_tile *out)

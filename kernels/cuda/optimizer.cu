@@ -242,7 +242,7 @@ void cuda_muon_update(void *stream, float *param, void *out_bf16, const float *u
 /* Bytes: ema in and out, x in. FLOPs: 3. Bound by memory. */
 template <int V>
 __global__ void __launch_bounds__(FLAT_THREADS)
-    ema_kernel(float *ema, const float *__restrict__ x, int64_t count, float decay, float rest)
+    ema_kernel(float *ema, const float *__restrict__ x, int64_t count, float rest)
 {
     flat<V>(count, [&](auto width, int64_t i) {
         constexpr int W = decltype(width)::value;
@@ -251,7 +251,7 @@ __global__ void __launch_bounds__(FLAT_THREADS)
         load(own, x + i);
 #pragma unroll
         for (int j = 0; j < W; j++) {
-            average[j] = decay * average[j] + rest * own[j];
+            average[j] += rest * (own[j] - average[j]); /* exact where both are the same */
         }
         store(ema + i, average);
     });
@@ -265,6 +265,6 @@ void cuda_ema(void *stream, float *ema, const float *x, int64_t count, double de
     dispatch_moments(DTYPE_F32, aligned(ema) && aligned(x), [&](auto kind) {
         constexpr int V = decltype(kind)::pack;
         LAUNCH(ema_kernel<V>, flat_blocks(count, V), FLAT_THREADS, 0, (cudaStream_t)stream, ema, x,
-               count, (float)decay, (float)(1 - decay));
+               count, (float)(1 - decay));
     });
 }

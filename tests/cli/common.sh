@@ -7,7 +7,16 @@ export OMP_WAIT_POLICY=passive OMPI_MCA_mpi_yield_when_idle=1 # several ranks sh
 source_dir=$(realpath "$1")
 binary=$(realpath "$2")
 full=${SWITCHYARD_FULL:-0}
-work=$(mktemp -d "${TMPDIR:-/tmp}/switchyard-XXXXXX")
+# Hundreds of runs save, each waiting for the disk: in memory, where it has room. (On disks: tests/unit, tests/parallel.)
+roomy() {
+    local least=$((8 << 20)) # KiB
+    [ -w /dev/shm ] && ! grep -qE '^[^ ]+ /dev/shm [^ ]+ [^ ]*noexec' /proc/mounts &&
+        [ "$(df -k --output=avail /dev/shm | tail -n 1)" -ge $least ] &&
+        [ "$(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo)" -ge $least ]
+} 2>/dev/null
+scratch=/tmp
+! roomy || scratch=/dev/shm
+work=$(mktemp -d "${TMPDIR:-$scratch}/switchyard-XXXXXX")
 # Launches of other tests remove the common folder while this one makes its own there.
 export OMPI_MCA_orte_tmpdir_base=$work
 # Started hundreds of times: the interpreter itself, with nothing but its own library.
@@ -33,6 +42,30 @@ fail() {
 finish() {
     [ "$failures" -eq 0 ] || { echo "$failures expectations failed"; exit 1; }
     echo "all as expected"
+}
+
+# coded_messages FILE ROWS SLOTS WIDTH: messages of a run in FP8 with padded dispatch, each of ROWS rows, of tokens that have
+# SLOTS experts on a rank: rows to experts and gradients of their outputs travel as codes with scales, results and
+# gradients of inputs in bf16, and nothing else is as large. FILE: debug.profile's, or what the emulator of NCCL counted.
+coded_messages() {
+    python3 - "$@" <<'PY' || fail "messages in $1"
+import collections, json, re, sys
+rows, slots, width = (int(x) for x in sys.argv[2:])
+packed = (width + (width + 127) // 128 * 4 + 15) // 16 * 16
+text = open(sys.argv[1]).read()
+seen = collections.Counter()
+if text.startswith("{"):
+    for e in json.loads(text)["traceEvents"]:
+        if e.get("pid") == 0 and e.get("args", {}).get("group") == "ep" and e["name"] == "all_to_all":
+            seen[e["args"]["bytes"]] += 1
+for count, size in re.findall(r"emulator: sent (\d+) messages of (\d+) bytes", text):
+    seen[int(size)] += int(count)
+results = rows * slots
+there = seen[rows * packed]
+want = {rows * packed: there, results * packed: there, results * 2 * width: 2 * there}
+large = {size: count for size, count in seen.items() if size >= rows * packed}
+assert slots > 1 and there > 0 and large == want, (dict(seen), want)
+PY
 }
 
 show_last() {

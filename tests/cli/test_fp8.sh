@@ -151,14 +151,20 @@ fp8 1,1 amax fp8.scales=amax
 fp8 1,1 promoted fp8.accumulate=promoted
 fp8 1,1 unpromoted fp8.accumulate=unpromoted
 fp8 1,1 ends fp8.first_bf16=1
+fp8 1,1 tail fp8.last_bf16=1
 fp8 1,1 plain
-for name in amax unpromoted ends; do
+[ "$(of ends loss_hex)" != "$(of tail loss_hex)" ] || fail "the first layer in bf16 is the last"
+for name in amax promoted unpromoted ends tail; do
     [ "$(of plain loss_hex)" != "$(of $name loss_hex)" ] || fail "$name changed nothing"
     close_to 5e-3 "$(of plain loss)" "$(of $name loss)" "losses, $name"
 done
 fp8 2,2 jitter-2 model.router_jitter_noise=0.1 train.recompute=block fp8.last_bf16=1
 fp8 1,1 jitter-1 model.router_jitter_noise=0.1 train.recompute=none fp8.last_bf16=1
 close_to 2e-3 "$(of jitter-1 loss)" "$(of jitter-2 loss)" "losses with jitter"
+
+echo "what travels"
+fp8 2,2 sent router.dispatch=padded debug.profile="$work/sent.json" debug.profile_from=2 debug.profile_steps=1
+coded_messages "$work/sent.json" 128 2 160
 
 echo "exported codes are those trained with: evaluated in FP8 they are the same model"
 for family in ${families//deepseek_v2/}; do

@@ -130,6 +130,18 @@ if [ "$full" = 1 ]; then
     expect_text "back to step 4, passing over"
     expect_same "$(ls "$work/gone/checkpoints" | grep -E '^[0-9]+$' | tr '\n' ' ')" "00000004 00000008 " "checkpoints"
 
+    echo "a checkpoint given up that cannot be removed at once, and a run that ends in that moment: it is gone before"
+    expect_rc 0 train_on 2 2 "$work/held" $spikes run.steps=10
+    program=$binary
+    binary=$(dirname "$binary")/tests/failing_delete
+    DELETE_FAILS=/checkpoints/00000010 expect_rc 85 train_on 2 2 "$work/held" $spikes
+    binary=$program
+    expect_text "00000010: not renamed"
+    expect_text "saved step 8"
+    expect_same "$(ls "$work/held/checkpoints" | grep -E '^[0-9]+$' | tr '\n' ' ')" "00000004 00000008 " "checkpoints"
+    expect_rc 0 train_on 2 2 "$work/held" $spikes
+    expect_same "$(losses "$work/held")" "$(losses "$work/back")" "losses of a run stopped where it went back"
+
     echo "before a save, too; and copies of biases"
     expect_rc 77 train_on 2 2 "$work/saved" guard.replicas_every_steps=1000 checkpoint.every_steps=2 debug.fault=weight:4:0
     expect_text "step 4: copies of "

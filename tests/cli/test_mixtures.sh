@@ -92,8 +92,12 @@ mv other.h5 renamed.h5
 expect_rc 0 train 1 stopped "${other//other.h5/renamed.h5}" run.steps=11 train.global_batch=4 train.sequence_length=48
 ! grep -q "starts at its beginning" "$out" || fail "a renamed file is taken for a new one"
 cp a.h5 kept.h5
+cp b.h5 copy.h5
 "$binary" prepare --tokenizer bytes --output a.h5 a.jsonl b.jsonl >prepared
-expect_rc 0 train 1 stopped "${other//other.h5/renamed.h5}" run.steps=12 train.global_batch=4 train.sequence_length=48
+expect_rc 0 train 1 stopped "data.train=[{path: copy.h5}, {path: b.h5}, {path: renamed.h5}, {path: a.h5, weight: 2}]" run.steps=12 \
+    train.global_batch=4 train.sequence_length=48
+expect_text "; copy.h5 starts at its beginning"
+! grep -q "; b.h5 starts" "$out" || fail "b.h5 has lost its place to a copy of it"
 expect_text "a.h5: ITS CONTENTS CHANGED since the checkpoint"
 grep -q "^switchyard: warning: other settings" "$err" || fail "no warning on stderr"
 mv kept.h5 a.h5
@@ -103,6 +107,16 @@ expect_rc 0 "$binary" generate straight --fim-prefix "int x" --fim-suffix " void
 [ "$(head -c 5 "$out")" = "int x" ] && grep -q " void$" "$out" || fail "the middle is not between its sides"
 expect_rc 0 "$binary" generate straight --fim-prefix "i" --fim-suffix "v" --count 1 --json
 expect_text '{"tokens":[257,105,259,118,258,'
+# without ids the tokens are found by the names that tokenizers give them; <|endoftext|> is 0
+for names in "<｜fim▁begin｜> <｜fim▁hole｜> <｜fim▁end｜>" "<fim_prefix> <fim_suffix> <fim_middle>"; do
+    read -r prefix suffix middle <<<"$names"
+    "$binary" tokenizer train --vocab-size 270 --special "$middle" --special "$prefix" --special "$suffix" --output fim.json a.jsonl >trained
+    "$binary" prepare --tokenizer fim.json --output fim.h5 a.jsonl >prepared
+    expect_rc 0 "$binary" train tiny.yaml run.dir="$middle" data.valid=null data.train=fim.h5 data.fim.rate=1 model.vocab_size=270 run.steps=1
+    expect_text "(tokens 2 3 1)"
+done
+expect_rc 0 "$binary" generate "$middle" --fim-prefix "" --fim-suffix "" --count 1 --json
+expect_text '{"tokens":[2,3,1,'
 
 echo "packed documents have the loss they have alone"
 expect_rc 0 train 1 packed data.train=packed.h5 run.steps=2 data.packing=best_fit train.global_batch=4
@@ -137,6 +151,8 @@ refused 64 "data.fim.prefix" data.train=a.h5 data.fim.rate=0.5
 refused 64 "id 257 is not below model.vocab_size 257" data.train=a.h5 data.fim.rate=0.5 data.fim.prefix=257 \
     data.fim.middle=258 data.fim.suffix=259
 refused 64 "must be three tokens" data.train=a.h5 data.fim.rate=0.5 data.fim.prefix=1 data.fim.middle=2 data.fim.suffix=1
+refused 64 "c.h5: its epochs 0.001 is less than one sample of 32 tokens" 'data.train=[{path: a.h5}, {path: c.h5, epochs: 0.001}]'
+refused 64 "c.h5: its tokens 31 is less than one sample of 32 tokens" 'data.train=[{path: a.h5, tokens: 99}, {path: c.h5, tokens: 31}]'
 refused 64 "end the data after" 'data.train=[{path: c.h5, epochs: 1}]' run.steps=1000
 [ ! -e refused ] || fail "a refused run left a folder"
 finish

@@ -170,6 +170,15 @@ expect_text "1 too long"
 expect_same "97 256 98 256" "$(dataset long.h5 tokens)" "the lines round a long one"
 rm long.jsonl
 
+echo "a line of a gigabyte, most of it a hole in the file, with what is allowed by default"
+printf '{"text":"a"}\n{"text":"' >long.jsonl
+truncate -s 1000000000 long.jsonl
+printf '"}\n{"text":"b"}\n' >>long.jsonl
+expect_rc 0 bash -c 'ulimit -v 1000000; exec "$@"' - "$binary" prepare --tokenizer bytes --workers 2 --output long.h5 long.jsonl
+expect_text "long.jsonl:2: skipped: longer than 268435456 bytes"
+expect_same "97 256 98 256" "$(dataset long.h5 tokens)" "the lines round a long one"
+rm long.jsonl
+
 echo "the same bytes over ranks and workers; killed and stopped, the same command goes on"
 python3 - <<'PY'
 import json, random

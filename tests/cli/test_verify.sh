@@ -17,6 +17,8 @@ agrees() {
 echo "right layouts"
 agrees deepseek_v3 4 2 router.bias_update_speed=0.01 train.precision=bf16
 agrees mixtral 2 1 optimizer.name=muon
+agrees mixtral 2 1 parallel.tp=2 train.precision=bf16
+expect_text "allowed is twice what rounding changes"
 if [ "$full" = 1 ]; then
     agrees mixtral 4 4 router.capacity_factor=1 train.recompute=block
     agrees mixtral 2 2 optimizer.moments=bf16 optimizer.ema=0.9 train.precision=bf16

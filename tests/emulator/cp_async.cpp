@@ -14,16 +14,18 @@ struct queue {
     int count, committed;
 };
 static struct queue queues[EMU_THREADS_MAX];
+static bool used; /* by the block */
 
 void cp_async_begin()
 {
-    for (int i = 0; i < block_threads(); i++)
+    for (int i = 0; i < EMU_THREADS_MAX && used; i++)
         queues[i].count = queues[i].committed = 0;
+    used = false;
 }
 
 void cp_async_end(struct emu_at kernel)
 {
-    for (int i = 0; i < block_threads(); i++)
+    for (int i = 0; i < block_threads() && used; i++)
         if (queues[i].count)
             emu_fail(kernel, "thread %d returned with %d cp_async_16 not waited for", i,
                      queues[i].count);
@@ -45,6 +47,7 @@ void emu_cp_async(void *shared, const void *global, int valid, struct emu_at at)
     if (valid != 0 && valid != 16)
         emu_fail(at, "cp_async_16: %d bytes valid, want 0 or 16", valid);
     struct queue *q = &queues[block_current()];
+    used = true;
     if (q->count == COPIES_MAX)
         emu_fail(at, "more than %d cp_async_16 of one thread in flight", COPIES_MAX);
     struct copy c = {shared, global, valid, q->committed};
@@ -58,6 +61,7 @@ void emu_cp_async(void *shared, const void *global, int valid, struct emu_at at)
 void emu_cp_async_commit()
 {
     queues[block_current()].committed++;
+    used = true;
 }
 
 void emu_cp_async_wait(int pending, struct emu_at)

@@ -99,7 +99,8 @@ move() {
 # FP8 sums differently on the two devices: losses to 1e-3, norms of gradients to 2e-2. Of 512 tokens a step: of 64, one
 # token that goes to another expert is that much, and in bf16 too the devices are 1.4e-3 apart.
 fp8() {
-    local device name
+    local device name slots=3 # experts of a token: on one rank at most
+    [ $family != mixtral ] || slots=2
     local keys=(train.precision=fp8 run.steps=5 model.intermediate_size=48 optimizer.lr=3e-4 train.sequence_length=64
         train.micro_batch=4 train.global_batch=8)
     [ $family = mixtral ] || keys+=(model.qk_rope_head_dim=16)
@@ -109,7 +110,19 @@ fp8() {
         run_on 1 $device "fp8-$device" "${keys[@]}"
         run_on 2 $device "fp8-$device-two" "${keys[@]}"
     done
-    run_on 2 cuda fp8-cuda-padded "${keys[@]}" router.dispatch=padded
+    # The same codes on one rank and on two, by NCCL and staged through the host: the same bits forward, and by both wires.
+    expect_same "$(metric "$work/$family-fp8-cuda" loss_hex | head -n 1)" "$(metric "$work/$family-fp8-cuda-two" loss_hex | head -n 1)" \
+        "$family, fp8: first loss of two ranks"
+    run_on 2 cuda fp8-cuda-mpi "${keys[@]}" run.comm=mpi router.dispatch=padded debug.profile="$work/mpi.json" \
+        debug.profile_from=2 debug.profile_steps=1
+    coded_messages "$work/mpi.json" 512 $slots 32 # to both ranks
+    expect_same "$(metric "$work/$family-fp8-cuda-two" loss_hex)" "$(metric "$work/$family-fp8-cuda-mpi" loss_hex)" "$family, fp8: by mpi"
+    # A tile that is not finite stops the run on this device, too.
+    [ $family != v3 ] || expect_rc 77 train_on 2 2 "$work/$family-fp8-wild" run.device=cuda "${keys[@]}" run.steps=30 optimizer.lr=100 \
+        optimizer.weight_decay=10 optimizer.clip_norm=0 schedule.kind=constant
+    [ $family != v3 ] || expect_text "FP8 tiles with NaN or infinity"
+    EMU_COUNTS=1 run_on 2 cuda fp8-cuda-padded "${keys[@]}" router.dispatch=padded
+    coded_messages "$err" 256 $slots 32 # to one rank
     expect_same "$(metric "$work/$family-fp8-cuda-two" loss_hex)" "$(metric "$work/$family-fp8-cuda-padded" loss_hex)" "$family, fp8: padded"
     for name in cpu-two cuda cuda-two; do
         close_to 1e-3 "$(metric "$work/$family-fp8-cpu" loss)" "$(metric "$work/$family-fp8-$name" loss)" "$family, fp8: $name"

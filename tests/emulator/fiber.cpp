@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 
 #ifdef EMU_ASAN
 #include <sanitizer/common_interface_defs.h>
@@ -16,12 +17,16 @@ enum { STACK_BYTES = 512 << 10, GUARD_BYTES = 4096 };
 #else
 enum { STACK_BYTES = 128 << 10, GUARD_BYTES = 4096 };
 #endif
+/* Stacks begin where others' do not in a page, or all threads' locals would share a few lines of
+ * the cache. */
+enum { COLOURS = 16, COLOUR_BYTES = 256 };
 
 #if defined(__x86_64__) && !defined(EMU_UCONTEXT)
 #define HAVE_SWITCH 1
 #endif
 
 static uint64_t switches;
+static int colour; /* of the next stack */
 static struct fiber *starting;
 #ifdef EMU_ASAN
 static void *scheduler_fake_stack;
@@ -83,22 +88,26 @@ void fiber_start(struct fiber *f, void (*entry)())
             exit(71);
         }
         f->stack = p + GUARD_BYTES;
+        f->stack_bytes = (size_t)(STACK_BYTES - colour++ % COLOURS * COLOUR_BYTES);
     }
     f->entry = entry;
     f->fake_stack = nullptr;
 #ifdef HAVE_SWITCH
-    void **top = (void **)(f->stack + STACK_BYTES);
+    void **top = (void **)(f->stack + f->stack_bytes);
     *--top = nullptr; /* where a return address would be: keeps the ABI's alignment */
     *--top = (void *)first_call;
     for (int i = 0; i < 6; i++)
         *--top = nullptr;
     f->stack_pointer = top;
 #else
-    getcontext(&f->context);
-    f->context.uc_stack.ss_sp = f->stack;
-    f->context.uc_stack.ss_size = STACK_BYTES;
-    f->context.uc_link = nullptr;
-    makecontext(&f->context, first_call, 0);
+    if (!f->context)
+        f->context = new ucontext_t;
+    ucontext_t *context = (ucontext_t *)f->context;
+    getcontext(context);
+    context->uc_stack.ss_sp = f->stack;
+    context->uc_stack.ss_size = f->stack_bytes;
+    context->uc_link = nullptr;
+    makecontext(context, first_call, 0);
 #endif
 }
 
@@ -107,7 +116,7 @@ void fiber_resume(struct fiber *f)
     switches++;
     starting = f;
 #ifdef EMU_ASAN
-    __sanitizer_start_switch_fiber(&scheduler_fake_stack, f->stack, STACK_BYTES);
+    __sanitizer_start_switch_fiber(&scheduler_fake_stack, f->stack, f->stack_bytes);
 #endif
 #ifdef EMU_TSAN
     scheduler_race_fiber = race_current();
@@ -116,7 +125,7 @@ void fiber_resume(struct fiber *f)
 #ifdef HAVE_SWITCH
     emu_switch_stack(&scheduler_stack_pointer, f->stack_pointer);
 #else
-    swapcontext(&scheduler_context, &f->context);
+    swapcontext(&scheduler_context, (ucontext_t *)f->context);
 #endif
 #ifdef EMU_ASAN
     __sanitizer_finish_switch_fiber(scheduler_fake_stack, nullptr, nullptr);
@@ -138,7 +147,7 @@ void fiber_yield(struct fiber *f, bool last)
 #ifdef HAVE_SWITCH
     emu_switch_stack(&f->stack_pointer, scheduler_stack_pointer);
 #else
-    swapcontext(&f->context, &scheduler_context);
+    swapcontext((ucontext_t *)f->context, &scheduler_context);
 #endif
 #ifdef EMU_ASAN
     __sanitizer_finish_switch_fiber(f->fake_stack, &scheduler_stack, &scheduler_stack_bytes);

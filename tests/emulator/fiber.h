@@ -6,16 +6,18 @@
 #ifndef EMULATOR_FIBER_H
 #define EMULATOR_FIBER_H
 
+#include <stddef.h>
 #include <stdint.h>
-#include <ucontext.h>
 
 struct fiber {
     void *stack_pointer; /* saved while the fiber does not run */
     char *stack;         /* owned, kept for the life of the process */
+    size_t stack_bytes;  /* what is used of it */
     void (*entry)();     /* called on the stack; ends with fiber_yield(f, true) */
     void *race_fiber;    /* ThreadSanitizer's */
     void *fake_stack;    /* AddressSanitizer's */
-    ucontext_t context;  /* where there is no hand-written switch */
+    void *context;       /* owned, a ucontext_t: where there is no hand-written switch. Apart, as
+                            schedulers       look at every thread's few words in turn */
 };
 
 /* Puts the fiber at the start of entry; the stack is allocated the first time. */

@@ -33,8 +33,27 @@ void nccl_log_collective(uint64_t comm, enum nccl_kind kind, uint64_t bytes)
     collectives.push_back({comm, sequences[comm]++, (uint64_t)kind, bytes});
 }
 
+/* EMU_COUNTS=1: what was sent, at the end. */
+static std::map<uint64_t, uint64_t> &sent_by_size()
+{
+    /* Bytes of a message: how many. Never freed: what ends last reads it. */
+    static std::map<uint64_t, uint64_t> *const sizes = new std::map<uint64_t, uint64_t>;
+    return *sizes;
+}
+
+__attribute__((destructor)) static void print_sent()
+{
+    const char *wanted = getenv("EMU_COUNTS");
+    if (!wanted || wanted[0] != '1')
+        return;
+    for (const auto &size : sent_by_size())
+        fprintf(stderr, "emulator: sent %llu messages of %llu bytes\n",
+                (unsigned long long)size.second, (unsigned long long)size.first);
+}
+
 void nccl_log_message(uint64_t comm, int peer, bool send, uint64_t bytes)
 {
+    sent_by_size()[bytes] += send;
     traffic &t = messages[comm][peer];
     (send ? t.sent : t.received)++;
     (send ? t.sent_bytes : t.received_bytes) += bytes;

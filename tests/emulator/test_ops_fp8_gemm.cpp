@@ -390,9 +390,11 @@ static bool linears(struct device *device, bool hopper)
     const struct group_rows none = {{}, 0}, empty = {{0, 0, 0}, 3}, late = {{0, 0, 0, 1}, 0},
                             ragged = {{0, 5, 5, 70, 71, 71, 139, 150}, 6},
                             large = {{0, 1, 300, 300, 320}, 2};
-    const struct linear_shape slow[] = {{70, 96, 272, none, RANDOM, false, DTYPE_BF16},
-                                        {7, 40, 144, {{0, 3, 3, 6}, 1}, INTEGERS, true, DTYPE_BF16},
-                                        {9, 40, 144, none, RANDOM, false, DTYPE_F32}};
+    const struct linear_shape slow[] = {
+        {70, 96, 272, none, RANDOM, false, DTYPE_BF16},
+        {9, 40, 2208, none, INTEGERS, false, DTYPE_BF16}, /* below */
+        {7, 40, 144, {{0, 3, 3, 6}, 1}, INTEGERS, true, DTYPE_BF16},
+        {9, 40, 144, none, RANDOM, false, DTYPE_F32}};
     /* 2 x 8 + 1 steps and more, so that every ring goes round twice; edges on all sides; blocks of
      * w inside tiles; rows of y not aligned to 8 or to 4 elements. */
     const struct linear_shape shapes[] = {{1, 24, 16, none, RANDOM, false, DTYPE_BF16},
@@ -426,6 +428,7 @@ static bool linear_weights(struct device *device, bool hopper)
     const struct group_rows none = {{}, 0}, empty = {{0, 0, 0}, 0}, late = {{0, 0, 0, 1}, 0},
                             ragged = {{0, 5, 5, 133, 134, 134, 400}, 0};
     const struct weight_shape slow[] = {{70, 96, 300, 0, none, RANDOM},
+                                        {24, 40, 2200, 0, none, INTEGERS},
                                         {40, 24, 140, 8, {{0, 3, 3, 140}, 0}, INTEGERS}};
     const struct weight_shape shapes[] = {
         {136, 72, 2200, 0, none, RANDOM},     {264, 200, 400, 8, ragged, RANDOM},

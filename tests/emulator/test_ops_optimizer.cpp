@@ -113,21 +113,27 @@ static bool muon(struct device *device, enum dtype dtype, int shift)
         operand &update = c.random("update", DTYPE_F32, 1, count);
         operand &out = c.poison("out", DTYPE_BF16, 1, count);
         operand &average = c.random("average", DTYPE_F32, 1, count);
+        const auto frozen = [](int64_t i) { return rng_uniform(rng_key(6, "x"), (uint64_t)i); };
+        operand &still = c.fill("still", DTYPE_F32, 1, count, frozen);
+        operand &same = c.fill("same", DTYPE_F32, 1, count, frozen);
         c.upload();
         c.ops->muon_momentum(device, grad.on_cpu<float>(), m.cpu.data, count, args);
         c.ops->muon_update(device, param.on_cpu<float>(), out.cpu.data, update.on_cpu<float>(),
                            count, args);
         c.ops->ema(device, average.on_cpu<float>(), update.on_cpu<float>(), count, 0.999);
+        c.ops->ema(device, still.on_cpu<float>(), same.on_cpu<float>(), count, 0.999);
         cuda_muon_momentum(nullptr, grad.on_cuda<float>(), m.cuda.data, count, args);
         cuda_muon_update(nullptr, param.on_cuda<float>(), out.cuda.data, update.on_cuda<float>(),
                          count, args);
         cuda_ema(nullptr, average.on_cuda<float>(), update.on_cuda<float>(), count, 0.999);
+        cuda_ema(nullptr, still.on_cuda<float>(), same.on_cuda<float>(), count, 0.999);
         c.download();
         c.exact(m);
         c.exact(grad);
         c.close(param, 4 * U);
         c.close(out, 4 * U);
         c.close(average, 4 * U);
+        c.exact(still); /* the average of what stays is it */
         right = c.finish() && right;
     }
     return right;

@@ -30,6 +30,7 @@ struct queue {
 };
 static struct queue queues[EMU_THREADS_MAX];
 static bool hopper_fp8;
+static bool used; /* by the block: any queue is not as wgmma_begin() leaves it */
 static int registers[EMU_THREADS_MAX / 128]; /* that a warpgroup asked for; 0: it has not yet */
 
 void emu_set_hopper_fp8(bool on)
@@ -41,18 +42,19 @@ void wgmma_begin()
 {
     for (int &count : registers)
         count = 0;
-    for (int i = 0; i < block_threads(); i++) {
+    for (int i = 0; i < EMU_THREADS_MAX && used; i++) {
         struct queue *q = &queues[i];
         q->count = q->committed = q->done_count = 0;
         q->fenced = false;
         for (struct accumulator &a : q->accumulators)
             a.d = nullptr;
     }
+    used = false;
 }
 
 void wgmma_end(struct emu_at kernel)
 {
-    for (int i = 0; i < block_threads(); i++)
+    for (int i = 0; i < block_threads() && used; i++)
         for (const struct accumulator &a : queues[i].accumulators)
             if (a.d)
                 emu_fail(kernel, "thread %d returned with wgmma not waited for", i);
@@ -160,20 +162,49 @@ static void multiply(float *__restrict__ c, const float *a, const float *b, int 
     }
 }
 
-/* Terms are aligned to the largest of them, the old sum included, and cut off below 13 fraction
- * bits. */
-static float hopper_sum(float old, const float *a, const float *b, int columns, int depth)
+/* 2^exponent. */
+static double power_of_two(int64_t exponent)
 {
-    float largest = fabsf(old);
+    union {
+        int64_t bits;
+        double value;
+    } u = {(exponent + 1023) << 52};
+    return u.value;
+}
+
+static int64_t exponent_of(float x)
+{
+    union {
+        double value;
+        int64_t bits;
+    } u = {(double)x};
+    return (u.bits >> 52 & 0x7ff) - 1023;
+}
+
+/* Of each column: terms are aligned to the largest of them, the old sum included, and cut off below
+ * 13 fraction bits. */
+static void hopper_row(float *__restrict__ c, const float *__restrict__ a,
+                       const float *__restrict__ b, int columns, int depth)
+{
+    static float largest[COLUMNS_MAX];
+    static double scale[COLUMNS_MAX], sum[COLUMNS_MAX];
+    for (int n = 0; n < columns; n++)
+        largest[n] = fabsf(c[n]);
     for (int k = 0; k < depth; k++)
-        largest = fmaxf(largest, fabsf(a[k] * b[k * columns]));
-    if (!(largest > 0) || !isfinite(largest))
-        return largest + old * 0;
-    double quantum = ldexp(1.0, ilogbf(largest) - 13);
-    double sum = trunc(old / quantum);
+        for (int n = 0; n < columns; n++) {
+            const float term = fabsf(a[k] * b[k * columns + n]);
+            largest[n] = term > largest[n] ? term : largest[n];
+        }
+    for (int n = 0; n < columns; n++) {
+        scale[n] = power_of_two(13 - exponent_of(largest[n]));
+        sum[n] = trunc(c[n] * scale[n]);
+    }
     for (int k = 0; k < depth; k++)
-        sum += trunc((double)a[k] * b[k * columns] / quantum);
-    return (float)(sum * quantum);
+        for (int n = 0; n < columns; n++)
+            sum[n] += trunc((double)a[k] * b[k * columns + n] * scale[n]);
+    for (int n = 0; n < columns; n++)
+        c[n] = largest[n] > 0 && largest[n] < INFINITY ? (float)(sum[n] / scale[n])
+                                                       : largest[n] + c[n] * 0;
 }
 
 static void op_run(float *c, const struct op *o)
@@ -189,9 +220,7 @@ static void op_run(float *c, const struct op *o)
         return;
     }
     for (int m = 0; m < ROWS; m++)
-        for (int n = 0; n < o->columns; n++)
-            c[m * o->columns + n] =
-                hopper_sum(c[m * o->columns + n], a + m * depth, b + n, o->columns, depth);
+        hopper_row(c + m * o->columns, a + m * depth, b, o->columns, depth);
 }
 
 /* Moves an accumulator between the matrix and the registers of the 128 threads. */
@@ -365,11 +394,13 @@ void emu_wgmma(float *d, int columns, bool fp8, bool a_mn_major, bool b_mn_major
 void emu_wgmma_fence()
 {
     queues[block_current()].fenced = true;
+    used = true;
 }
 
 void emu_wgmma_commit(struct emu_at at)
 {
     queues[block_current()].committed++;
+    used = true;
     if (emu_seed() % 2) {
         warpgroup_meet("wgmma_commit", groups_run, COMMIT, at);
         race_reads();

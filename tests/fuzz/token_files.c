@@ -43,11 +43,17 @@ static void enter(void)
 static void use(const struct token_store *store)
 {
     assert(store->tokens >= 1 && store->documents >= 1 && store->vocab_size >= 1);
+    int32_t ids[300] = {0};
+    uint8_t counts[300] = {0};
     for (int64_t i = 0; i < store->tokens; i++) {
+        if (i % 300 == 0) {
+            token_store_run(store, i, store->tokens - i < 300 ? store->tokens - i : 300, ids,
+                            counts);
+        }
         const int64_t id = token_store_get(store, i), document = token_store_document(store, i);
         assert(id >= 0 && id < store->vocab_size);
         assert(store->document_offsets[document] <= i && i < store->document_offsets[document + 1]);
-        (void)token_store_counts(store, i);
+        assert(ids[i % 300] == id && counts[i % 300] == token_store_counts(store, i));
     }
     volatile unsigned sum = 0;
     for (size_t i = 0; i < store->tokenizer_file_bytes; i++) {

@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
-# sass.sh RULES NVCC NVDISASM SOURCE...: compiles each source for sm_90a as tests and bundle do, disassembles it and
-# holds every kernel against the rules that match it. A violation is one line: rule, kernel, figure.
+# sass.sh RULES NVCC NVDISASM SOURCE...: disassembles each source's code for sm_90a and holds every kernel against the
+# rules that match it. A violation is one line: rule, kernel, figure.
 #
+# SASS_OBJECTS, SASS_CUOBJDUMP: a folder with NAME.o and NAME.o.info (kernels/cuda/nvcc.sh), what the program is linked
+# of, and cuobjdump, which takes the code out of it; without one of them the source is compiled, as the build does.
 # RULES: lines `FILE KERNEL NEED...`. FILE and KERNEL are extended regular expressions for the whole path from the
 # source folder and the whole demangled name without arguments; !KERNEL: all that do not match. NEED is FIGURE OP NUMBER in one word, OP one of
 # >= <= =:
-#   hgmma, qgmma, hmma   wgmma of 16-bit and of 8-bit operands, mma.sync in the SASS
-#   tma, multicast       TMA tensor instructions, those of them that load for several blocks
-#   register             highest register the SASS names, accumulators to their last
-#   local                loads and stores of local memory (STL, LDL)
+#   a figure of the SASS: kernels/cuda/sass_counts.awk
 #   spill, stack         bytes that ptxas spilled (stores), bytes of stack frame
 # A rule whose FILE is among the sources must match a kernel there, so that a renamed kernel does not leave its rule.
 #
@@ -23,48 +22,32 @@ trap 'rm -rf "$work"' EXIT
 
 # One line per kernel on stdout: FILE MANGLED figure=value ...
 figures() { # FILE CUBIN PTXAS_LOG
-    { cat "$3" && echo '== sass ==' && "$nvdisasm" -c "$2"; } | awk -v file="$1" '
-        function name(k) { if (!(k in seen)) { seen[k] = 1; order[++kernels] = k } return k }
-        !sass && /Function properties for/ { k = name($NF) }
-        !sass && /bytes stack frame/ { stack[k] = $1; spill[k] = $5 }
-        /^== sass ==$/ { sass = 1; k = ""; next }
-        !sass { next }
-        /^\.text\./ { k = substr($1, 7); sub(/:$/, "", k); name(k); coded[k] = 1; next }
-        k == "" || !/^ *\/\*[0-9a-f]+\*\// { next }
-        {
-            wide = 0
-            if (match($0, /[HQ]GMMA\.64x[0-9]+/)) {
-                if ($0 ~ /HGMMA/) hgmma[k]++; else qgmma[k]++
-                shape = substr($0, RSTART, RLENGTH); sub(/.*64x/, "", shape); wide = shape / 2 - 1
-            }
-            if ($0 ~ /[^A-Z]HMMA\./) hmma[k]++
-            if ($0 ~ /UTMA(LDG|STG|REDG)/) tma[k]++
-            if ($0 ~ /UTMALDG.*MULTICAST/) multicast[k]++
-            if ($0 ~ /[^A-Z](STL|LDL)[. ]/) local[k]++
-            rest = $0; first = 1
-            while (match(rest, /[^A-Za-z0-9_]R[0-9]+/)) {
-                r = substr(rest, RSTART + 2, RLENGTH - 2) + (first ? wide : 0); first = 0
-                if (r > register[k]) register[k] = r
-                rest = substr(rest, RSTART + RLENGTH)
-            }
-        }
-        END {
-            for (i = 1; i <= kernels; i++) {
-                k = order[i]
-                if (coded[k])
-                    printf "%s %s hgmma=%d qgmma=%d hmma=%d tma=%d multicast=%d register=%d local=%d spill=%d stack=%d\n",
-                        file, k, hgmma[k], qgmma[k], hmma[k], tma[k], multicast[k], register[k], local[k], spill[k], stack[k]
-            }
-        }'
+    "$nvdisasm" -c "$2" | awk -f "$root/kernels/cuda/sass_counts.awk" >"$work/counts" &&
+        awk -v file="$1" '
+            FNR != NR { print file, $0, "spill=" spill[$1] + 0, "stack=" stack[$1] + 0; next }
+            /Function properties for/ { k = $NF }
+            /bytes stack frame/ { stack[k] = $1; spill[k] = $5 }' "$3" "$work/counts"
+}
+
+# Leaves NAME.cubin and NAME.log, what ptxas said, in the working folder.
+built() { # NAME
+    local object=${SASS_OBJECTS:-}/$1.o
+    [ -f "$object.info" ] && [ -x "${SASS_CUOBJDUMP:-}" ] &&
+        (cd "$work" && "$SASS_CUOBJDUMP" -xelf "$1.sm_90a" "$(realpath "$object")" >/dev/null) &&
+        mv "$work/$1".sm_90a*.cubin "$work/$1.cubin" &&
+        awk '/Compiling entry function/ { split($0, part, "\x27"); ours = part[4] == "sm_90a" } ours' "$object.info" >"$work/$1.log"
+}
+compiled() { # NAME SOURCE
+    # shellcheck disable=SC2086
+    "$nvcc" -std=c++17 -I"$root" -I"$root/tests/emulator" -I"$root/tests" -gencode=arch=compute_90a,code=sm_90a -O3 \
+        ${SASS_FLAGS:-} -Xptxas -v -cubin -o "$work/$1.cubin" "$root/$2" >"$work/$1.log" 2>&1 ||
+        { cat "$work/$1.log" >&2; echo "sass.sh: nvcc failed on $2" >&2; exit 70; }
 }
 
 for source in "$@"; do
     source=${source#"$root/"}
     name=$(basename "$source" .cu)
-    # shellcheck disable=SC2086
-    "$nvcc" -std=c++17 -I"$root" -I"$root/tests/emulator" -I"$root/tests" -gencode=arch=compute_90a,code=sm_90a -O3 \
-        ${SASS_FLAGS:-} -Xptxas -v -cubin -o "$work/$name.cubin" "$root/$source" >"$work/$name.log" 2>&1 ||
-        { cat "$work/$name.log" >&2; echo "sass.sh: nvcc failed on $source" >&2; exit 70; }
+    built "$name" || compiled "$name" "$source"
     if ! figures "$source" "$work/$name.cubin" "$work/$name.log" >"$work/$name.figures" ||
         [ "$(grep -c 'Compiling entry function' "$work/$name.log")" -ne "$(wc -l <"$work/$name.figures")" ]; then
         echo "sass.sh: $nvdisasm does not show every kernel of $source" >&2

@@ -450,11 +450,31 @@ static void test_verify(struct comm *world)
     axis_folder_end(world, folder);
 }
 
+/* Refused before any memory is taken. */
+static void test_too_long(struct comm *world)
+{
+    static struct tiny tiny;
+    static const char *const overrides[TINY_OVERRIDES] = {"parallel.cp=2",
+                                                          "model.num_key_value_heads=2",
+                                                          "model.num_attention_heads=2",
+                                                          "model.head_dim=512",
+                                                          "train.sequence_length=2097152",
+                                                          "train.micro_batch=1",
+                                                          "model.max_position_embeddings=2097152"};
+    if (world->size != 2) {
+        return;
+    }
+    CHECK_EQUAL(world, tiny_open(&tiny, world, TINY_MIXTRAL, overrides), STATUS_USAGE);
+    CHECK(world, strstr(status_message(), "more ranks, or a shorter") != NULL);
+    tiny_close(&tiny);
+}
+
 int main(void)
 {
     static const struct ranks_test tests[] = {
-        RANKS_TEST(test_tokens),  RANKS_TEST(test_ring),  RANKS_TEST(test_models),
-        RANKS_TEST(test_latents), RANKS_TEST(test_coded), RANKS_TEST(test_verify),
+        RANKS_TEST(test_tokens),   RANKS_TEST(test_ring),  RANKS_TEST(test_models),
+        RANKS_TEST(test_latents),  RANKS_TEST(test_coded), RANKS_TEST(test_verify),
+        RANKS_TEST(test_too_long),
     };
     return RANKS_MAIN(tests);
 }

@@ -150,6 +150,24 @@ static void test_context_is_reserved(struct comm *world)
     }
 }
 
+/* The weights and codes of a stage, as the stage for itself is estimated; a layer's are 30 KB. */
+static void compare_stage(struct comm *world, const struct tiny *tiny)
+{
+    const struct config *config = &tiny->config;
+    const double *blocks = config->parallel.stages.item;
+    const bool behind = tiny->mesh.pp.rank > 0;
+    const struct stage stage = {.first = behind ? (int64_t)blocks[0] : 0,
+                                .blocks = (int64_t)blocks[behind],
+                                .embedding = !behind,
+                                .head = behind};
+    struct stage_memory alone;
+    CHECK(world, memory_of_stage(&alone, config, &stage, tiny->device, tiny->mesh.stage.size,
+                                 tiny->mesh.ep.size, false) == STATUS_OK);
+    const int64_t real = (int64_t)tiny->model.memory[MODEL_WEIGHTS],
+                  estimated = (int64_t)alone.kind[MODEL_WEIGHTS];
+    CHECK(world, llabs(estimated - real) <= 1024); /* it has a norm at the end, too */
+}
+
 /* Every rank of a pipeline: those of a stage alike. */
 static void compare_ranks(struct comm *world, const char *text, const char *const *overrides)
 {
@@ -165,8 +183,17 @@ static void compare_ranks(struct comm *world, const char *text, const char *cons
     for (int g = 0; g < PARAM_GROUPS; g++) {
         CHECK_EQUAL(world, planned.elements[g], tiny.model.group[g].zero.count);
     }
+    if (tiny.config.parallel.stages.count > 0) {
+        compare_stage(world, &tiny);
+    }
     tiny_close(&tiny);
 }
+
+#define FP8_STAGES                                                                                 \
+    "parallel.pp=2", "train.precision=fp8", "model.num_hidden_layers=4", "model.hidden_size=32",   \
+        "model.intermediate_size=48", "model.moe_intermediate_size=16", "model.q_lora_rank=16",    \
+        "model.kv_lora_rank=16", "model.qk_nope_head_dim=16", "model.qk_rope_head_dim=16",         \
+        "model.v_head_dim=16", "model.vocab_size=60"
 
 static void test_pipeline_is_reserved(struct comm *world)
 {
@@ -180,6 +207,16 @@ static void test_pipeline_is_reserved(struct comm *world)
         {"parallel.pp=2", "parallel.schedule=zero_bubble", "parallel.tp=2"},
         {"parallel.pp=2", "parallel.schedule=dualpipe_v", "train.micro_batch=1",
          "model.num_hidden_layers=4", "train.recompute=norms"}};
+    static const char *const coded[][TINY_OVERRIDES] = {
+        {FP8_STAGES, "parallel.stages=[2,2]"},
+        {FP8_STAGES, "parallel.stages=[2,2]", "fp8.first_bf16=1"},
+        {FP8_STAGES, "parallel.stages=[3,1]", "fp8.first_bf16=1", "fp8.last_bf16=2"},
+        {FP8_STAGES, "parallel.stages=[1,3]", "fp8.first_bf16=2"},
+        {FP8_STAGES, "parallel.stages=[3,2]", "fp8.last_bf16=1",
+         "model.num_nextn_predict_layers=1"}};
+    for (size_t i = 0; world->size == 2 && i < sizeof coded / sizeof coded[0]; i++) {
+        compare_ranks(world, TINY_V3, coded[i]);
+    }
     for (size_t i = 0; world->size % 2 == 0 && i < sizeof cases / sizeof cases[0]; i++) {
         if (cases[i][2] != NULL && strcmp(cases[i][2], "parallel.tp=2") == 0 && world->size < 4) {
             continue;

@@ -15,12 +15,12 @@ from compare import lines_of
 def compare(binary, path, documents, file):
     theirs = sentencepiece.SentencePieceProcessor(model_file=path)
     ids = theirs.encode(documents)
-    ours = lines_of([binary, "tokenizer", "encode", "--json", "--tokenizer", path, file])
+    ours = list(lines_of([binary, "tokenizer", "encode", "--json", "--tokenizer", path, file]))
     encoded = [i for i in range(len(ids)) if ids[i] != ours[i]]
     with tempfile.TemporaryFile("w+") as stdin:
         stdin.writelines(json.dumps(i) + "\n" for i in ids)
         stdin.seek(0)
-        back = lines_of([binary, "tokenizer", "decode", "--json", "--tokenizer", path], stdin)
+        back = list(lines_of([binary, "tokenizer", "decode", "--json", "--tokenizer", path], stdin))
     wheel = theirs.decode(ids)
     decoded = [i for i in range(len(ids)) if back[i] != wheel[i]]
     for i in encoded[:3]:

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""speed.py BINARY MEGABYTES TOKENIZER.json: MB/s of `switchyard tokenizer encode` on one core and of the tokenizers wheel (batch
-encoding on all cores), in turn in one run, on source code and on prose in many scripts. Times are of the processor, start-up
-and reading the tokenizer file taken off; the wheel's also by the clock."""
+"""speed.py BINARY MEGABYTES TOKENIZER.json: MB/s of `switchyard tokenizer encode` on one core, of `switchyard prepare` on all, and of
+the tokenizers wheel (batch encoding on all cores), in turn, ROUNDS rounds in one run, on source code and on prose in many scripts.
+Start-up and reading the tokenizer file are taken off ours. A core's figures are of processor time; the ratio of all cores is by the clock, the
+median of the rounds' and their range."""
 import json
 import os
 import pathlib
 import random
 import resource
+import statistics
 import subprocess
 import sys
 import sysconfig
@@ -16,6 +18,8 @@ import time
 from tokenizers import Tokenizer
 
 import texts
+
+ROUNDS = 5
 
 binary, megabytes, path = sys.argv[1], float(sys.argv[2]), sys.argv[3]
 theirs = Tokenizer.from_file(path)
@@ -40,11 +44,19 @@ def some(source):
         yield text
 
 
-def ours(file):
+def ours(*command):
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.time()
-    subprocess.run([binary, "tokenizer", "encode", "--tokenizer", path, file], stdout=subprocess.DEVNULL, check=True)
+    subprocess.run([binary, *command], stdout=subprocess.DEVNULL, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, time.time() - start
+
+
+def encode(file):
+    return ours("tokenizer", "encode", "--tokenizer", path, file)
+
+
+def prepare(file):
+    return ours("prepare", "--tokenizer", path, "--output", file + ".h5", file)
 
 
 def wheel(documents):
@@ -56,12 +68,15 @@ def wheel(documents):
 for name, source in ("source code", code()), ("prose in 30 scripts", prose()):
     documents = list(some(source))
     size = sum(len(d.encode()) for d in documents) / 1e6
-    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file, tempfile.NamedTemporaryFile("w", suffix=".jsonl") as empty:
-        file.writelines(json.dumps(d) + "\n" for d in documents)
-        file.flush()
-        rounds = [(ours(empty.name), ours(file.name), wheel(documents)) for _ in range(3)]
-    mine = min(b[0] - a[0] for a, b, _ in rounds)
-    clock = min(b[1] - a[1] for a, b, _ in rounds)
-    per_core, all_cores = (min(w[i] for *_, w in rounds) for i in (0, 1))
-    print(f"{name}, {size:.1f} MB: ours {size / mine:.1f} MB/s a core ({size / clock:.1f} by the clock); the wheel {size / per_core:.2f} MB/s a core, "
-          f"{size / all_cores:.2f} by the clock on {os.cpu_count()} cores; {per_core / mine:.1f} times a core", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, little = (os.path.join(folder, n) for n in ("whole.jsonl", "little.jsonl"))
+        for file, texts_ in (whole, documents), (little, ["a"]):
+            with open(file, "w") as out:
+                out.writelines(json.dumps({"text": d}) + "\n" for d in texts_)
+        rounds = [(encode(little), encode(whole), prepare(little), prepare(whole), wheel(documents)) for _ in range(ROUNDS)]
+    core = statistics.median(b[0] - a[0] for a, b, *_ in rounds)
+    theirs_core = statistics.median(w[0] for *_, w in rounds)
+    all_cores = sorted(w[1] / (p[1] - q[1]) for _, _, q, p, w in rounds)
+    print(f"{name}, {size:.1f} MB: a core, encode {size / core:.1f} MB/s, the wheel {size / theirs_core:.2f}, {theirs_core / core:.1f} times; "
+          f"{os.cpu_count()} cores, prepare against the wheel's batch, {statistics.median(all_cores):.1f} times "
+          f"({all_cores[0]:.1f} to {all_cores[-1]:.1f})", flush=True)

@@ -95,6 +95,14 @@ static void expect_same(const struct token_store *store, const struct source *so
             assert_int_equal(token_store_counts(store, at),
                              !source->masked || source->mask[at] != 0);
         }
+        int32_t ids[100]; /* of this document and beyond */
+        uint8_t counts[100];
+        const int64_t left = store->tokens - at, some = left < 100 ? left : 100;
+        token_store_run(store, at, some, ids, counts);
+        for (int64_t i = 0; i < some; i++) {
+            assert_int_equal(ids[i], source->ids[at + i]);
+            assert_true(counts[i] == (!source->masked || source->mask[at + i] != 0));
+        }
     }
 }
 

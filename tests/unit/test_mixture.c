@@ -71,6 +71,7 @@ struct settings {
     uint64_t seed;
     double fim;
     double epochs;
+    const double *weights; /* [SOURCES], or NULL: as they are */
 };
 
 static void set_loaders(struct world *world, const struct settings *settings)
@@ -93,6 +94,9 @@ static void set_loaders(struct world *world, const struct settings *settings)
 static void mix(struct world *world, const struct settings *settings, int64_t origin)
 {
     mixture_free(&world->mixture);
+    for (int s = 0; s < SOURCES && settings->weights != NULL; s++) {
+        world->stage[0].weight[s] = settings->weights[s];
+    }
     assert_int_equal(mixture_init(&world->mixture, world->source, SOURCES, world->stage,
                                   world->stages, origin, settings->shuffle, settings->seed),
                      STATUS_OK);
@@ -238,40 +242,83 @@ static void test_one_length(void **state)
     mixture_free(&world.mixture);
 }
 
-/* Parts of a run, each with other settings: the last goes on to the end of the data. */
+/* The plan of one source, sample by sample, in plain arithmetic: an epoch ends where no whole
+ * sample is left, where shuffled of the whole samples of the length it was begun with. */
+struct plan {
+    int64_t stream, done, epoch; /* stream 0: the next sample begins an epoch */
+    int64_t left_out, tokens;    /* over all epochs that ended; in all samples */
+};
+
+static void plan_sample(struct plan *plan, int64_t tokens, int64_t length, bool shuffle)
+{
+    if (plan->stream > 0 && plan->stream - plan->done < length) {
+        plan->left_out += tokens - plan->done;
+        *plan = (struct plan){
+            .epoch = plan->epoch + 1, .left_out = plan->left_out, .tokens = plan->tokens};
+    }
+    plan->stream = plan->stream > 0 ? plan->stream : shuffle ? tokens / length * length : tokens;
+    plan->done += length;
+    plan->tokens += length;
+}
+
+static void expect_plan(const struct tally *tally, struct plan *plan)
+{
+    int64_t tokens = 0;
+    for (int s = 0; s < SOURCES; s++) {
+        int64_t absent = 0;
+        for (int64_t i = 0; i < lengths[s]; i++) {
+            assert_true(tally->seen[s * MOST + i] <= EPOCHS);
+            absent += EPOCHS - tally->seen[s * MOST + i];
+        }
+        plan_sample(&plan[s], lengths[s], lengths[s], false); /* none has room for a sample more */
+        assert_int_equal(plan[s].epoch, EPOCHS);
+        assert_int_equal(absent, plan[s].left_out);
+        tokens += plan[s].tokens - lengths[s];
+    }
+    assert_int_equal(tokens, tally->tokens);
+}
+
+/* Parts of a run, each with other settings: the last goes on to the end of the data. Every source
+ * gives EPOCHS of each of its tokens but for those that the plan leaves out, to the token. */
 static void test_exactly_once(void **state)
 {
     (void)state;
-    enum { PARTS = 7 };
+    enum { PARTS = 9 };
     static struct world world;
     static struct tally tally;
+    static const double one_left_out[SOURCES] = {0.2, 0.8, 0}, other[SOURCES] = {0.1, 0.1, 0.8};
     static const struct settings parts[PARTS] = {
-        {16, 8, 2, 1, true, 3, 0, EPOCHS},  {16, 8, 2, 4, true, 3, 0, EPOCHS},
-        {24, 8, 2, 2, true, 3, 0, EPOCHS},  {24, 24, 3, 4, true, 4, 0, EPOCHS},
-        {7, 16, 4, 4, false, 4, 0, EPOCHS}, {64, 4, 2, 2, true, 4, 0, EPOCHS},
-        {16, 1, 1, 1, false, 3, 0, EPOCHS},
+        {16, 8, 2, 1, true, 3, 0, EPOCHS, weights},
+        {16, 8, 2, 4, true, 3, 0, EPOCHS, one_left_out},
+        {16, 16, 2, 2, true, 3, 0, EPOCHS, weights},
+        {24, 8, 2, 2, true, 3, 0, EPOCHS, other},
+        {24, 24, 3, 4, true, 4, 0, EPOCHS, weights},
+        {7, 16, 4, 4, false, 4, 0, EPOCHS, weights},
+        {64, 4, 2, 2, true, 4, 0, EPOCHS, weights},
+        {64, 4, 1, 4, true, 5, 0, EPOCHS, other},
+        {16, 1, 1, 1, false, 3, 0, EPOCHS, weights},
     };
     for (uint64_t run = 0; run < 6; run++) {
-        int64_t position = 0, tokens = 0;
+        struct plan plan[SOURCES] = {0};
+        int64_t position = 0;
         memset(&tally, 0, sizeof tally);
         make_stores(&world);
         start(&world, &parts[0]);
         for (int p = 0; p < PARTS; p++) {
-            const int64_t steps = 1 + draw(run, (uint64_t)p, 60);
+            const int64_t steps = 1 + draw(run, (uint64_t)p, 60), from = position;
             const int64_t until = p + 1 < PARTS ? position + steps * parts[p].batch : INT64_MAX;
+            struct loader_place place;
             position = consume(&world, &parts[p], position, until, &tally, NULL);
             expect_once(&world, &tally, position, 2 * 64);
+            for (int64_t i = from; i < position; i++) {
+                const int64_t s = mixture_sample(&world.mixture, i, &place);
+                plan_sample(&plan[s], lengths[s], parts[p].length, parts[p].shuffle);
+            }
             if (p + 1 < PARTS) {
                 position = change(&world, &parts[p], &parts[p + 1], position);
             }
         }
-        struct loader_place place[SOURCES];
-        mixture_places(&world.mixture, position, place);
-        for (int s = 0; s < SOURCES; s++) {
-            assert_int_equal(place[s].epoch, EPOCHS);
-            tokens += place[s].tokens;
-        }
-        assert_int_equal(tokens, tally.tokens);
+        expect_plan(&tally, plan);
     }
     mixture_free(&world.mixture);
 }
@@ -282,9 +329,9 @@ static void test_exactly_once_with_fim(void **state)
     (void)state;
     static struct world world;
     static struct tally tally;
-    const struct settings first = {16, 8, 2, 2, true, 3, 0.5, EPOCHS},
-                          then = {24, 4, 2, 1, true, 5, 0.1, EPOCHS},
-                          last = {24, 1, 1, 1, true, 5, 0, EPOCHS};
+    const struct settings first = {16, 8, 2, 2, true, 3, 0.5, EPOCHS, NULL},
+                          then = {24, 4, 2, 1, true, 5, 0.1, EPOCHS, NULL},
+                          last = {24, 1, 1, 1, true, 5, 0, EPOCHS, NULL};
     make_stores(&world);
     start(&world, &first);
     int64_t position = consume(&world, &first, 0, 200, &tally, NULL);
@@ -306,7 +353,7 @@ static void test_same_everywhere(void **state)
     enum { STEPS = 40, ROWS = STEPS * 8 * 16 };
     static struct world world;
     static int32_t straight[ROWS], other[ROWS];
-    struct settings settings = {16, 8, 2, 1, true, 9, 0.3, 0};
+    struct settings settings = {16, 8, 2, 1, true, 9, 0.3, 0, NULL};
     make_stores(&world);
     start(&world, &settings);
     assert_true(world.mixture.end == INT64_MAX);
@@ -347,7 +394,7 @@ static void test_shares(void **state)
     (void)state;
     static struct world world;
     for (int shuffle = 0; shuffle < 2; shuffle++) {
-        const struct settings settings = {16, 8, 2, 1, shuffle != 0, 9, 0, 0};
+        const struct settings settings = {16, 8, 2, 1, shuffle != 0, 9, 0, 0, NULL};
         int64_t given[SOURCES] = {0}, runs = 0, before = -1;
         struct loader_place place, places[SOURCES];
         make_stores(&world);
@@ -374,7 +421,7 @@ static void test_stages_and_limits(void **state)
 {
     (void)state;
     static struct world world;
-    const struct settings settings = {16, 8, 2, 1, true, 9, 0, 0};
+    const struct settings settings = {16, 8, 2, 1, true, 9, 0, 0, NULL};
     int64_t given[SOURCES];
     make_stores(&world);
     world.stages = 3;
@@ -412,7 +459,7 @@ static void test_large(void **state)
 {
     (void)state;
     static struct world world;
-    const struct settings settings = {1, 8, 2, 1, true, 9, 0, 0};
+    const struct settings settings = {1, 8, 2, 1, true, 9, 0, 0, NULL};
     const int64_t far = (int64_t)1 << 44;
     struct loader_place places[SOURCES], place;
     make_stores(&world);
@@ -435,7 +482,7 @@ static void test_feed_thrown_away(void **state)
 {
     (void)state;
     static struct world world;
-    const struct settings settings = {16, 8, 2, 1, true, 9, 0.2, 0};
+    const struct settings settings = {16, 8, 2, 1, true, 9, 0.2, 0, NULL};
     static int32_t storage[4 * 16 * 2];
     struct batch direct = batch_view(storage, 16 * 2);
     struct feed feed;

@@ -13,7 +13,7 @@
 #include <string.h>
 
 #include "trainer/model/stages.h"
-#include "trainer/plan/plan.h"
+#include "trainer/plan/search.h"
 
 static void expect_near(double value, double expected, double tolerance, const char *what)
 {
@@ -161,6 +161,44 @@ static void test_bytes_of_messages(void **state)
     assert_true(exchange_bytes(&x, EXCHANGE_DISPATCH).network == 0);
 }
 
+/* Ranks relay in pairs; what is network the cluster's nodes say. */
+static void test_relays_are_not_nodes(void **state)
+{
+    (void)state;
+    const double row = 100, tokens = 1000;
+    struct exchange_shape x = {.tokens = 1000,
+                               .experts = 8,
+                               .top_k = 2,
+                               .groups = 1,
+                               .top_groups = 1,
+                               .ep = 8,
+                               .etp = 1,
+                               .relay_ranks = 2,
+                               .apart = true,
+                               .row_out = row,
+                               .row_back = row};
+    /* 2 of 8 experts miss one of 4 pairs with chance (6 5) / (8 7), and hit 2 ranks; of pairs 3 in
+     * 4 are others', of a pair's ranks 1 in 2 is another */
+    const double first = tokens * 4 * (1 - 30.0 / 56) * 3 / 4 * row, then = tokens * 2 / 2 * row;
+    static const struct {
+        int ranks_per_node;
+        double first, then; /* shares that cross the network */
+    } cases[] = {{8, 0, 0}, {4, 2.0 / 3, 0}, {2, 1, 0}, {1, 1, 1}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        x.ranks_per_node = cases[i].ranks_per_node;
+        const struct exchange_bytes got = exchange_bytes(&x, EXCHANGE_DISPATCH);
+        assert_true(exchange_relays(&x));
+        expect_near(got.network, first * cases[i].first + then * cases[i].then, 1e-12, "network");
+        expect_near(got.nvlink, first * (1 - cases[i].first) + then * (1 - cases[i].then), 1e-12,
+                    "within nodes");
+    }
+    x.relay_ranks = 4; /* of which a node has 2: 1 of 3 others is near */
+    x.ranks_per_node = 2;
+    const double halves = tokens * 2 * (1 - 12.0 / 56) / 2 * row, rest = tokens * 2 * 3 / 4 * row;
+    expect_near(exchange_bytes(&x, EXCHANGE_DISPATCH).network, halves + rest * 2 / 3, 1e-12,
+                "relays wider than nodes");
+}
+
 /* --- stages --- */
 
 static void test_stages(void **state)
@@ -246,11 +284,272 @@ static void test_deepseek_v3_as_published(void **state)
     config_free(&config);
 }
 
+/* --- layouts on CPUs --- */
+
+enum { MOST_OVERRIDES = 24 };
+
+/* A small Mixtral of one MoE block, planned here without measuring the machine. */
+static void open_small(struct config *config, struct hardware *hardware, const char *const *more)
+{
+    static const char *const usual[] = {"model.num_hidden_layers=2", "cluster.peak_tflops=1",
+                                        "run.device=cpu", "train.global_batch=64",
+                                        "train.micro_batch=1"};
+    char *list[MOST_OVERRIDES];
+    int count = 0;
+    for (size_t i = 0; i < sizeof usual / sizeof usual[0]; i++) {
+        list[count++] = (char *)(uintptr_t)usual[i];
+    }
+    for (; *more != NULL; more++) {
+        list[count++] = (char *)(uintptr_t)*more;
+    }
+    config_init(config);
+    config->planning = true;
+    if (config_load(config, SOURCE_DIR "/configs/quickstart.yaml", list, count) != STATUS_OK) {
+        fail_msg("%s", status_message());
+    }
+    assert_int_equal(hardware_init(hardware, config), STATUS_OK);
+}
+
+/* A cluster of the config's own layout: every layout's memory and messages are of its nodes. */
+static void test_search_has_one_cluster(void **state)
+{
+    (void)state;
+    static const char *const lists[2][4] = {
+        {"cluster.nodes=2", "parallel.ep=8"},
+        {"cluster.nodes=2", "parallel.ep=8", "cluster.gpus_per_node=4"},
+    };
+    static struct search search[2];
+    struct config config[2];
+    struct hardware hardware[2];
+    char text[512];
+    for (int i = 0; i < 2; i++) {
+        open_small(&config[i], &hardware[i], lists[i]);
+        assert_int_equal(hardware[i].ranks_per_node, 4);
+        assert_int_equal(search_run(&search[i], &config[i], &hardware[i], false), STATUS_OK);
+    }
+    assert_int_equal(search[0].count, search[1].count);
+    assert_true(search[0].legal > 100);
+    for (int64_t k = 0; k < search[0].legal; k++) {
+        const struct search_result *a = &search[0].result[k], *b = &search[1].result[k];
+        assert_true(a->memory == b->memory && a->tokens_per_s == b->tokens_per_s);
+    }
+    /* what is pasted is of that cluster too */
+    search_overrides(&search[0], search[0].result, text, sizeof text);
+    assert_non_null(strstr(text, " cluster.gpus_per_node=4"));
+    search_overrides(&search[1], search[1].result, text, sizeof text);
+    assert_null(strstr(text, "gpus_per_node"));
+    for (int i = 0; i < 2; i++) {
+        search_free(&search[i]);
+        hardware_free(&hardware[i]);
+        config_free(&config[i]);
+    }
+}
+
+/* --- routers --- */
+
+/* Links on which two ranks take half of the bytes over 1e9 and, twice, half a second. */
+static double pair(double bytes)
+{
+    return bytes / 2 / 1e9 + 1;
+}
+
+static struct hardware links(void)
+{
+    return (struct hardware){.ranks_per_node = 8,
+                             .nvlink = 1e9,
+                             .network = 1e9,
+                             .reduce = 1,
+                             .message = 0.5,
+                             .peak = 1e12,
+                             .peak_f32 = 1e10,
+                             .gemm_memory = 0.5,
+                             .memory_rate = 1e9,
+                             .start = 1e-3,
+                             .share = {[KERNEL_DENSE] = 0.8, [KERNEL_OPTIMIZER] = 0.25}};
+}
+
+/* Two sequences of 128 tokens, of which a rank of cp has 128, 2 of 8 experts each. */
+static void test_router_messages(void **state)
+{
+    (void)state;
+    static const char *const list[] = {"train.micro_batch=2", "parallel.tp=2", "parallel.cp=2",
+                                       "parallel.ep=1", NULL};
+    struct config config;
+    struct hardware hardware, own = links();
+    struct workload load;
+    open_small(&config, &hardware, list);
+    workload_init(&load, &config, &own, false);
+    const double balance = 2 * 4 * pair(2 * 8 * 8), /* two sums over each of tp and cp */
+        capacity = 2 * pair(4.0 * 128 * 2) + 4 * pair(4.0 * 128 * 2);
+    expect_near(work_router_messages(&load, false), balance, 1e-12, "balance");
+    assert_true(work_router_messages(&load, true) == 0);
+    config.router.capacity_factor = 1;
+    expect_near(work_router_messages(&load, false), balance + capacity, 1e-12, "capacity");
+    assert_true(work_router_messages(&load, true) == 0);
+    config.train.recompute = CONFIG_RECOMPUTE_BLOCK;
+    expect_near(work_router_messages(&load, true), capacity, 1e-12, "again");
+    load.arch.balance.z = 0.1; /* a number of each token: over cp a sequence at a time */
+    load.arch.balance.communication = 0.1;
+    load.arch.loss_groups = 4;
+    load.arch.balance.sequence = 0.1;
+    load.arch.balance.score_counts = true;
+    expect_near(work_router_messages(&load, false),
+                balance + capacity + 2 * 2 * pair(2 * 8 * 8) + 2 * 2 * pair(8.0 * 2 * 4) +
+                    pair(4.0 * 128) + 2 * pair(4.0 * 128),
+                1e-12, "every loss");
+    hardware_free(&hardware);
+    config_free(&config);
+}
+
+/* They are part of the forward pass of every block with experts. */
+static void test_router_messages_are_planned(void **state)
+{
+    (void)state;
+    static const char *const list[] = {"train.micro_batch=2", "parallel.cp=2", "parallel.ep=1",
+                                       NULL};
+    static struct plan plan;
+    struct config config;
+    struct hardware hardware;
+    open_small(&config, &hardware, list);
+    assert_int_equal(plan_make(&plan, &config, &hardware), STATUS_OK);
+    const double without = plan.time.forward;
+    config.router.capacity_factor = 1;
+    assert_int_equal(plan_make(&plan, &config, &hardware), STATUS_OK);
+    expect_near(plan.time.forward - without,
+                2 * 4 * exchange_reduce_seconds(&hardware, 4.0 * 128 * 2, 2, 1), 1e-9,
+                "capacity of two blocks");
+    hardware_free(&hardware);
+    config_free(&config);
+}
+
+/* --- Muon --- */
+
+/* A Newton-Schulz step of [rows, cols]: multiply-adds. */
+static double products(double side, double length)
+{
+    return side * side * (2 * length + side);
+}
+
+/* Two layers: q and o 256 x 256, k and v 128 x 256; 8 experts of three 512 x 256. */
+static const double Q = 256.0 * 256, K = 128.0 * 256, EXPERT = 512.0 * 256;
+
+static void expect_load(const struct muon_load *got, double matrices, double cost, double entries,
+                        double squares)
+{
+    assert_true((double)got->matrices == matrices);
+    assert_true((double)got->cost == cost);
+    assert_true((double)got->entries == entries);
+    assert_true((double)got->squares == squares);
+}
+
+static void measure(struct stage_memory *memory, struct config *config, struct hardware *hardware,
+                    const char *const *list, int64_t ranks)
+{
+    const struct stage whole = {.blocks = 2, .embedding = true, .head = true};
+    open_small(config, hardware, list);
+    assert_int_equal(memory_of_stage(memory, config, &whole, hardware->device, ranks,
+                                     config->parallel.ep, false),
+                     STATUS_OK);
+}
+
+static void test_muon_loads(void **state)
+{
+    (void)state;
+    static const char *const alone[] = {"optimizer.name=muon", "parallel.ep=1", NULL},
+                             *const parts[] = {"optimizer.name=muon", "parallel.ep=1",
+                                               "parallel.tp=2", "parallel.etp=2", NULL};
+    const double q = products(256, 256), k = products(128, 256), e = products(256, 512);
+    struct stage_memory memory;
+    struct config config;
+    struct hardware hardware;
+    for (int ranks = 1; ranks <= 2; ranks++) { /* each rank has half of the matrices */
+        measure(&memory, &config, &hardware, alone, ranks);
+        expect_load(&memory.muon[PARAM_DENSE], 8 / ranks, (4 * q + 4 * k) / ranks,
+                    (4 * Q + 4 * K) / ranks, (4 * Q + 4 * 128 * 128) / ranks);
+        expect_load(&memory.muon[PARAM_EXPERT], 48 / ranks, 48 / ranks * e, 48 / ranks * EXPERT,
+                    48 / ranks * Q);
+        assert_true((double)memory.muon[PARAM_EXPERT].received == 48 / ranks * EXPERT);
+        hardware_free(&hardware);
+        config_free(&config);
+    }
+    /* of every two that are divided the rank has one, and receives a half of both */
+    measure(&memory, &config, &hardware, parts, 2);
+    assert_int_equal(memory.muon[PARAM_DENSE].matrices, 0);
+    expect_load(&memory.muon[PARAM_TENSOR], 4, 2 * q + 2 * k, 2 * Q + 2 * K, 2 * Q + 2 * 128 * 128);
+    assert_true((double)memory.muon[PARAM_TENSOR].received == 2 * Q + 2 * K);
+    expect_load(&memory.muon[PARAM_EXPERT], 24, 24 * e, 24 * EXPERT, 24 * Q);
+    hardware_free(&hardware);
+    config_free(&config);
+}
+
+static void test_muon_times(void **state)
+{
+    (void)state;
+    struct config config;
+    struct hardware own = links();
+    config_init(&config);
+    const struct workload load = {.config = &config, .hardware = &own};
+    const struct muon_load muon = {
+        .matrices = 3, .cost = 1000, .entries = 600, .squares = 50, .received = 700};
+    const struct muon_ranks whole = {2, 1, 1}, parts = {2, 1, 2}, one = {1, 1, 1};
+    const double steps =
+        5 * (2000 / (0.8 * 1e10) + 4.0 * (7 * 600 + 8 * 50) / (0.5 * 1e9) + 5 * 3 * 1e-3);
+    config.optimizer.moments = CONFIG_MOMENTS_FP32;
+    expect_near(work_muon(&load, &muon), steps, 1e-12, "five steps");
+    config.optimizer.moments = CONFIG_MOMENTS_BF16;
+    expect_near(work_muon(&load, &muon), steps + 4.0 * 700 / (0.25 * 1e9), 1e-12, "bf16 moments");
+    expect_near(work_muon_messages(&load, &muon, &whole), 2 * pair(4 * 700), 1e-12,
+                "to owners and back");
+    expect_near(work_muon_messages(&load, &muon, &parts), 2 * pair(4 * 700) + 2 * 3 * pair(4 * 200),
+                1e-12, "and in turns");
+    assert_true(work_muon_messages(&load, &muon, &one) == 0);
+    config_free(&config);
+}
+
+/* All of it is in the step. */
+static void test_muon_is_planned(void **state)
+{
+    (void)state;
+    static const char *const list[] = {"parallel.ep=1", "parallel.tp=2", "cluster.gpus_per_node=4",
+                                       "optimizer.name=muon", NULL};
+    static struct plan muon, adamw;
+    struct config config;
+    struct hardware hardware;
+    struct workload load;
+    struct stage_memory memory;
+    measure(&memory, &config, &hardware, list, 4);
+    workload_init(&load, &config, &hardware, false);
+    const struct muon_ranks divided = {2, 2, 2}, experts = {4, 1, 1};
+    assert_int_equal(plan_make(&muon, &config, &hardware), STATUS_OK);
+    config.optimizer.name = CONFIG_ADAMW;
+    assert_int_equal(plan_make(&adamw, &config, &hardware), STATUS_OK);
+    expect_near(muon.time.optimizer - adamw.time.optimizer,
+                work_muon(&load, &memory.muon[PARAM_TENSOR]) +
+                    work_muon(&load, &memory.muon[PARAM_EXPERT]),
+                1e-9, "work");
+    expect_near(muon.time.reduce - adamw.time.reduce,
+                work_muon_messages(&load, &memory.muon[PARAM_TENSOR], &divided) +
+                    work_muon_messages(&load, &memory.muon[PARAM_EXPERT], &experts),
+                1e-9, "messages");
+    expect_near(muon.time.step - adamw.time.step,
+                muon.time.optimizer + muon.time.reduce - adamw.time.optimizer - adamw.time.reduce,
+                1e-9, "step");
+    hardware_free(&hardware);
+    config_free(&config);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_spread),
         cmocka_unit_test(test_bytes_of_messages),
+        cmocka_unit_test(test_relays_are_not_nodes),
+        cmocka_unit_test(test_search_has_one_cluster),
+        cmocka_unit_test(test_router_messages),
+        cmocka_unit_test(test_router_messages_are_planned),
+        cmocka_unit_test(test_muon_loads),
+        cmocka_unit_test(test_muon_times),
+        cmocka_unit_test(test_muon_is_planned),
         cmocka_unit_test(test_stages),
         cmocka_unit_test(test_stages_by_hand),
         cmocka_unit_test(test_deepseek_v3_as_published),

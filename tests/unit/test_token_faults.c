@@ -205,6 +205,19 @@ static void test_changed_while_open(void **state)
     expect_message("llmc.bin: token 70000 is 500, above the 499");
     token_store_close(&store);
 
+    int32_t ids[1200]; /* the same among many taken at once; those round it are read */
+    uint8_t counts[1200];
+    assert_int_equal(io_pwrite(&file, &(uint16_t){0}, sizeof beyond, 1024 + 2 * 70000), STATUS_OK);
+    assert_int_equal(token_store_open(&store, "llmc.bin"), STATUS_OK);
+    assert_int_equal(io_pwrite(&file, &beyond, sizeof beyond, 1024 + 2 * 70000), STATUS_OK);
+    token_store_run(&store, 69000, 1200, ids, counts);
+    assert_int_equal(ids[999], id_of(69999));
+    assert_int_equal(ids[1000], 0);
+    assert_int_equal(ids[1001], id_of(70001));
+    assert_int_equal(token_store_status(&store), STATUS_DATA);
+    expect_message("llmc.bin: token 70000 is 500, above the 499");
+    token_store_close(&store);
+
     assert_int_equal(io_truncate(&file, 1024 + 2 * TOKENS), STATUS_OK);
     const uint16_t good = (uint16_t)id_of(70000);
     assert_int_equal(io_pwrite(&file, &good, sizeof good, 1024 + 2 * 70000), STATUS_OK);

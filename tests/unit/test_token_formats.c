@@ -14,6 +14,21 @@ static bool next_number(char **at, int64_t *value)
     return there;
 }
 
+/* Taken many at once they are what they are one by one. */
+static void check_runs(const struct token_store *store)
+{
+    static int32_t ids[5000];
+    static uint8_t counts[5000];
+    for (int64_t from = 0; from < store->tokens && from < 40; from++) {
+        const int64_t left = store->tokens - from, count = left < 5000 ? left : 5000;
+        token_store_run(store, from, count, ids, counts);
+        for (int64_t i = 0; i < count; i++) {
+            assert_int_equal(ids[i], token_store_get(store, from + i));
+            assert_true(counts[i] == 1);
+        }
+    }
+}
+
 static void check_good(struct token_store *store, const char *name, char *tokens, char *ends)
 {
     int64_t value, i = 0, most = 0;
@@ -33,6 +48,7 @@ static void check_good(struct token_store *store, const char *name, char *tokens
     if (i != store->documents + 1 || i < 2) {
         fail_msg("%s: %lld documents", name, (long long)store->documents);
     }
+    check_runs(store);
 }
 
 static void test_as_described(void **state)

@@ -387,7 +387,7 @@ static void test_refused(void **state)
         {2, "{\"type\": \"Split\", \"pattern\": {\"Regex\": \"a\"}, \"behavior\": \"Contiguous\"}",
          "'Contiguous'"},
         {3, "\"type\": \"Unigram\", \"merges\": [], ", "model 'Unigram' is not built"},
-        {3, "\"byte_fallback\": true, \"merges\": [], ", "byte_fallback"},
+        {3, "\"byte_fallback\": true, \"merges\": [], ", "take the model's tokenizer.model"},
         {3, "\"merges\": [\"a c\"], ", "merge 0 needs token 'ac'"},
         {3, "\"merges\": [\"ab\"], ", "merge 0 is not two tokens"},
         {3, "", "lacks its vocab or merges"},

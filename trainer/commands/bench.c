@@ -213,10 +213,15 @@ enum status command_bench(int argc, char **argv)
     struct option_result options;
     struct session session;
     struct bench bench = {.session = &session, .steps = 10, .warmup = 2};
-    bool json = false, kernels = false, checkpoint = false;
-    const char *other = NULL;
+    bool json = false, kernels = false, facts = false, checkpoint = false;
+    const char *other = NULL, *peer = NULL;
     const struct option_spec specs[] = {
         {"--kernels", OPTION_FLAG, &kernels, NULL, "time the kernels of a step one by one instead"},
+        {"--facts", OPTION_FLAG, &facts, NULL,
+         "with --kernels: run nothing; FLOPs, bytes, predicted times and the compiler's words "
+         "only"},
+        {"--peer", OPTION_TEXT, &peer, "COMMAND",
+         "with --kernels: one that times the same, \"python3 tests/gpu/bench.py\" for PyTorch"},
         {"--checkpoint", OPTION_FLAG, &checkpoint, NULL,
          "save and load the state beside plain files of its size instead"},
         {"--load", OPTION_TEXT, &other, "CKPT_DIR",
@@ -243,10 +248,17 @@ enum status command_bench(int argc, char **argv)
         return status_fail(STATUS_USAGE, "bench: --steps must be 1 to %d and --warmup not negative",
                            MOST_STEPS);
     }
+    if ((facts || peer != NULL) && (!kernels || (facts && peer != NULL))) {
+        return status_fail(STATUS_USAGE, "bench: --facts and --peer are of --kernels, one of them");
+    }
+    if (facts) {
+        return bench_kernels_facts(options.words[0], options.overrides, options.override_count,
+                                   json);
+    }
     enum status status = session_open(&session, SESSION_TRAIN, options.words[0], options.overrides,
                                       options.override_count);
     if (status == STATUS_OK) {
-        status = kernels      ? bench_kernels(&session, json)
+        status = kernels      ? bench_kernels(&session, &(struct bench_kernels_options){json, peer})
                  : checkpoint ? bench_checkpoint(&session, bench.steps, other, json)
                               : run(&bench, json);
     }

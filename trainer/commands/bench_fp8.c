@@ -4,6 +4,10 @@
 
 #include "trainer/model/layout.h"
 
+/* As the compiler names the layouts of enum gemm_pass. */
+#define FORWARD "gemm_fp8_sm90_kernel<layout<0,"
+#define WEIGHT "gemm_fp8_sm90_kernel<layout<2,"
+
 static const struct fp8_how *how(const struct bench *b)
 {
     static struct fp8_how how;
@@ -56,8 +60,6 @@ void bench_fp8_layout(struct bench *b)
     f->o_proj = weights_of(b, 1, c, o), f->o_proj_t = weights_of(b, 1, o, c);
     f->up = weights_of(b, e, 2 * inner, c), f->up_t = weights_of(b, e, c, 2 * inner);
     f->down = weights_of(b, e, c, inner), f->down_t = weights_of(b, e, inner, c);
-    f->o_weight = bench_hand_out(b, b->act, c, o);
-    f->o_dw = bench_hand_out(b, DTYPE_F32, c, o);
     f->packed = bench_hand_out(b, DTYPE_U8, r, fp8_packed_bytes(c)).data;
     f->e5m6 = bench_hand_out(b, DTYPE_U8, b->n, fp8_e5m6_bytes(o)).data;
     f->counters = bench_hand_out(b, DTYPE_U8, 1, sizeof *f->counters).data;
@@ -211,13 +213,33 @@ static void run_dense_input(struct bench *b)
 
 static void run_dense_weight(struct bench *b)
 {
-    b->ops->fp8->linear_weight(b->device, b->fp8.o_dw.data, tensor_count(&b->fp8.o_dw), b->fp8.xt,
+    b->ops->fp8->linear_weight(b->device, b->o_dw.data, tensor_count(&b->o_dw), b->fp8.xt,
                                b->fp8.ot, NULL, 1, b->n, how(b));
 }
 
 static double dense_work(const struct bench *b)
 {
     return 2 * (double)b->n * (double)b->width * (double)b->attention.o_stride;
+}
+
+/* A byte for a code, two for what is bf16, eight for a gradient of a weight, read and written; the
+ * scales are 3 % more of rows and nothing of weights. */
+static double dense_bytes(const struct bench *b)
+{
+    const double o = (double)b->attention.o_stride, c = (double)b->width, n = (double)b->n;
+    return n * o + c * o + 2 * n * c;
+}
+
+static double dense_input_bytes(const struct bench *b)
+{
+    const double o = (double)b->attention.o_stride, c = (double)b->width, n = (double)b->n;
+    return n * c + c * o + 2 * n * o;
+}
+
+static double dense_weight_bytes(const struct bench *b)
+{
+    const double o = (double)b->attention.o_stride, c = (double)b->width, n = (double)b->n;
+    return n * c + n * o + 8 * c * o;
 }
 
 static void run_experts(struct bench *b)
@@ -249,67 +271,105 @@ static double experts_work(const struct bench *b)
     return 2 * (double)b->rows * (double)stride(b);
 }
 
-/* --- what the products would take on an H100 --- */
-
-static double dense_seconds(const struct bench *b)
+static double experts_bytes(const struct bench *b)
 {
-    return device_fp8_seconds(false, b->n, b->width, b->attention.o_stride, 1);
+    const double c = (double)b->width, f = (double)b->expert_width, r = (double)b->rows;
+    return r * (3 * c + 5 * f) + (double)(b->experts * stride(b));
 }
 
-static double dense_input_seconds(const struct bench *b)
+static double experts_input_bytes(const struct bench *b)
 {
-    return device_fp8_seconds(false, b->n, b->attention.o_stride, b->width, 1);
+    const double c = (double)b->width, f = (double)b->expert_width, r = (double)b->rows;
+    return r * (3 * c + 4 * f) + (double)(b->experts * stride(b));
 }
 
-static double dense_weight_seconds(const struct bench *b)
+static double experts_weight_bytes(const struct bench *b)
 {
-    return device_fp8_seconds(true, b->n, b->width, b->attention.o_stride, 1);
+    const double c = (double)b->width, f = (double)b->expert_width, r = (double)b->rows;
+    return r * (2 * c + 3 * f) + 8 * (double)(b->experts * stride(b));
 }
 
-static double experts_seconds(const struct bench *b)
+/* --- how an H100 would compute the products --- */
+
+static int dense(const struct bench *b, struct device_fp8_product out[BENCH_FP8_PRODUCTS])
 {
-    return device_fp8_seconds(false, b->rows, 2 * b->expert_width, b->width, b->experts) +
-           device_fp8_seconds(false, b->rows, b->width, b->expert_width, b->experts);
+    out[0] = device_fp8_product(false, b->n, b->width, b->attention.o_stride, 1);
+    return 1;
 }
 
-static double experts_input_seconds(const struct bench *b)
+static int dense_input(const struct bench *b, struct device_fp8_product out[BENCH_FP8_PRODUCTS])
 {
-    return device_fp8_seconds(false, b->rows, b->expert_width, b->width, b->experts) +
-           device_fp8_seconds(false, b->rows, b->width, 2 * b->expert_width, b->experts);
+    out[0] = device_fp8_product(false, b->n, b->attention.o_stride, b->width, 1);
+    return 1;
 }
 
-static double experts_weight_seconds(const struct bench *b)
+static int dense_weight(const struct bench *b, struct device_fp8_product out[BENCH_FP8_PRODUCTS])
 {
-    return device_fp8_seconds(true, b->rows, b->width, b->expert_width, b->experts) +
-           device_fp8_seconds(true, b->rows, 2 * b->expert_width, b->width, b->experts);
+    out[0] = device_fp8_product(true, b->n, b->width, b->attention.o_stride, 1);
+    return 1;
+}
+
+static int experts(const struct bench *b, struct device_fp8_product out[BENCH_FP8_PRODUCTS])
+{
+    out[0] = device_fp8_product(false, b->rows, 2 * b->expert_width, b->width, b->experts);
+    out[1] = device_fp8_product(false, b->rows, b->width, b->expert_width, b->experts);
+    return 2;
+}
+
+static int experts_input(const struct bench *b, struct device_fp8_product out[BENCH_FP8_PRODUCTS])
+{
+    out[0] = device_fp8_product(false, b->rows, b->expert_width, b->width, b->experts);
+    out[1] = device_fp8_product(false, b->rows, b->width, 2 * b->expert_width, b->experts);
+    return 2;
+}
+
+static int experts_weight(const struct bench *b, struct device_fp8_product out[BENCH_FP8_PRODUCTS])
+{
+    out[0] = device_fp8_product(true, b->rows, b->width, b->expert_width, b->experts);
+    out[1] = device_fp8_product(true, b->rows, 2 * b->expert_width, b->width, b->experts);
+    return 2;
 }
 
 /* Movers first: products read the codes they leave. */
 static const struct kernel kernels[] = {
-    {"fp8_quantize", run_quantize, quantize_work, false, "fp8_tile_kernel<fp8_from_bf16", NULL},
-    {"fp8_permute_quantize", run_permute, permute_work, false, "fp8_tile_kernel<fp8_from_bf16",
+    {"fp8_quantize", run_quantize, NULL, quantize_work, {"fp8_tile_kernel<fp8_from_bf16"}, NULL},
+    {"fp8_permute_quantize",
+     run_permute,
+     NULL,
+     permute_work,
+     {"fp8_tile_kernel<fp8_from_bf16"},
      NULL},
-    {"fp8_pack", run_pack, permute_work, false, "fp8_tile_kernel<fp8_from_bf16", NULL},
-    {"fp8_unpack", run_unpack, unpack_work, false, "fp8_unpack_kernel", NULL},
-    {"fp8_transpose", run_transpose, unpack_work, false, "fp8_tile_kernel<fp8_from_codes", NULL},
-    {"fp8_norm_quantize", run_norm, norm_work, false, "fp8_norm_kernel", NULL},
-    {"fp8_swiglu", run_swiglu, swiglu_work, false, "fp8_swiglu_kernel", NULL},
-    {"fp8_swiglu_backward", run_swiglu_backward, swiglu_backward_work, false,
-     "fp8_swiglu_backward_kernel<fp8_from_codes", NULL},
-    {"fp8_combine_backward", run_combine, combine_work, false, "fp8_combine_kernel", NULL},
-    {"fp8_weights", run_weights, weights_work, false, "fp8_weights_kernel", NULL},
-    {"fp8_e5m6_pack", run_e5m6_pack, e5m6_work, false, "e5m6_pack_kernel", NULL},
-    {"fp8_e5m6_unpack", run_e5m6_unpack, e5m6_work, false, "e5m6_unpack_kernel", NULL},
-    {"fp8_dense", run_dense, dense_work, true, "gemm_fp8_sm90_kernel", dense_seconds},
-    {"fp8_dense_input", run_dense_input, dense_work, true, "gemm_fp8_sm90_kernel",
-     dense_input_seconds},
-    {"fp8_dense_weight", run_dense_weight, dense_work, true, "gemm_fp8_sm90_kernel",
-     dense_weight_seconds},
-    {"fp8_experts", run_experts, experts_work, true, "gemm_fp8_sm90_kernel", experts_seconds},
-    {"fp8_experts_input", run_experts_input, experts_work, true, "gemm_fp8_sm90_kernel",
-     experts_input_seconds},
-    {"fp8_experts_weight", run_experts_weight, experts_work, true, "gemm_fp8_sm90_kernel",
-     experts_weight_seconds},
+    {"fp8_pack", run_pack, NULL, permute_work, {"fp8_tile_kernel<fp8_from_bf16"}, NULL},
+    {"fp8_unpack", run_unpack, NULL, unpack_work, {"fp8_unpack_kernel"}, NULL},
+    {"fp8_transpose", run_transpose, NULL, unpack_work, {"fp8_tile_kernel<fp8_from_codes"}, NULL},
+    {"fp8_norm_quantize", run_norm, NULL, norm_work, {"fp8_norm_kernel"}, NULL},
+    {"fp8_swiglu", run_swiglu, NULL, swiglu_work, {"fp8_swiglu_kernel"}, NULL},
+    {"fp8_swiglu_backward",
+     run_swiglu_backward,
+     NULL,
+     swiglu_backward_work,
+     {"fp8_swiglu_backward_kernel<fp8_from_codes"},
+     NULL},
+    {"fp8_combine_backward", run_combine, NULL, combine_work, {"fp8_combine_kernel"}, NULL},
+    {"fp8_weights", run_weights, NULL, weights_work, {"fp8_weights_kernel"}, NULL},
+    {"fp8_e5m6_pack", run_e5m6_pack, NULL, e5m6_work, {"e5m6_pack_kernel"}, NULL},
+    {"fp8_e5m6_unpack", run_e5m6_unpack, NULL, e5m6_work, {"e5m6_unpack_kernel"}, NULL},
+    {"fp8_dense", run_dense, dense_work, dense_bytes, {FORWARD}, dense},
+    {"fp8_dense_input", run_dense_input, dense_work, dense_input_bytes, {FORWARD}, dense_input},
+    {"fp8_dense_weight", run_dense_weight, dense_work, dense_weight_bytes, {WEIGHT}, dense_weight},
+    {"fp8_experts", run_experts, experts_work, experts_bytes, {FORWARD}, experts},
+    {"fp8_experts_input",
+     run_experts_input,
+     experts_work,
+     experts_input_bytes,
+     {FORWARD},
+     experts_input},
+    {"fp8_experts_weight",
+     run_experts_weight,
+     experts_work,
+     experts_weight_bytes,
+     {WEIGHT},
+     experts_weight},
 };
 
 const struct kernel *bench_fp8_kernels(int *count)
@@ -322,12 +382,9 @@ void bench_fp8_fill(struct bench *b)
 {
     const struct bench_fp8 *f = &b->fp8;
     const struct fp8_how silent = {.power_of_two = true};
-    struct tensor o_weight = f->o_weight;
-    bench_fill(b, &o_weight, 0.05F, 1);
     b->ops->zero(b->device, f->counters, sizeof *f->counters);
     b->ops->fp8->quantize(b->device, f->o, f->ot, b->d_o, NULL, b->n, NULL, 1, &silent);
-    b->ops->fp8->quantize_weights(b->device, f->o_proj, f->o_proj_t, f->o_weight.data, 0, &silent);
-    b->ops->zero(b->device, f->o_dw.data, tensor_bytes(&f->o_dw));
+    b->ops->fp8->quantize_weights(b->device, f->o_proj, f->o_proj_t, b->o_w.data, 0, &silent);
     run_combine(b);
     run_turn_out(b);
 }

@@ -9,6 +9,7 @@
 #include "kernels/base/rng.h"
 #include "trainer/commands/bench_case.h"
 #include "trainer/commands/bench_facts.h"
+#include "trainer/commands/bench_peer.h"
 #include "trainer/figures.h"
 #include "trainer/step.h"
 
@@ -34,6 +35,10 @@ static void layout_attention(struct bench *b)
     b->dk_rope = bench_hand_out(b, b->act, b->n, s->k_rope_stride);
     b->o = bench_hand_out(b, b->act, b->n, s->o_stride);
     b->d_o = bench_hand_out(b, b->act, b->n, s->o_stride);
+    b->o_w = bench_hand_out(b, b->act, b->width, s->o_stride);
+    b->o_dw = bench_hand_out(b, DTYPE_F32, b->width, s->o_stride);
+    b->table = bench_hand_out(b, DTYPE_F32, s->sequence, b->rope.dim);
+    b->position = bench_hand_out(b, DTYPE_I32, b->n, 1);
     b->lse = bench_hand_out(b, DTYPE_F32, s->batch * s->heads, s->sequence);
 }
 
@@ -63,6 +68,7 @@ static void layout(struct bench *b)
     b->logits = bench_hand_out(b, DTYPE_F32, b->n, b->router.experts);
     b->score = bench_hand_out(b, DTYPE_F32, b->n, b->router.experts);
     b->weight = bench_hand_out(b, DTYPE_F32, b->n, b->top_k);
+    b->dweight = bench_hand_out(b, DTYPE_F32, b->n, b->top_k);
     b->choice = bench_hand_out(b, DTYPE_I32, b->n, b->top_k);
     b->slot_row = bench_hand_out(b, DTYPE_I32, b->n, b->top_k);
     b->row = bench_hand_out(b, DTYPE_I32, b->rows, 1);
@@ -73,7 +79,7 @@ static void layout(struct bench *b)
     b->router_lse = bench_hand_out(b, DTYPE_F32, b->n, 1);
     b->count = bench_hand_out(b, DTYPE_I64, b->attention.batch, b->router.experts);
     b->offset = bench_hand_out(b, DTYPE_I64, b->experts + 1, 1);
-    if (b->act == DTYPE_BF16 && b->ops->fp8 != NULL) {
+    if (b->act == DTYPE_BF16 && (b->ops == NULL || b->ops->fp8 != NULL)) {
         bench_fp8_layout(b);
     }
 }
@@ -103,10 +109,12 @@ static struct attention_shape attention_shape(const struct architecture *arch,
                                     .dtype = act};
 }
 
-static void dims(struct bench *b, const struct config *config, int ep)
+static void dims(struct bench *b, const struct config *config)
 {
+    const int64_t ep = config->parallel.ep;
     struct architecture arch;
     architecture_init(&arch, config);
+    b->act = config->train.precision == CONFIG_FP32 ? DTYPE_F32 : DTYPE_BF16;
     b->n = config->train.micro_batch * config->train.sequence_length;
     b->width = arch.width;
     b->vocab = arch.vocab;
@@ -115,6 +123,11 @@ static void dims(struct bench *b, const struct config *config, int ep)
     b->experts = arch.experts / ep;
     b->expert_width = arch.expert_width;
     b->attention = attention_shape(&arch, config, b->act);
+    b->rope = (struct rope_shape){.heads = arch.heads,
+                                  .head_stride = arch.qk_dim,
+                                  .first = arch.nope_dim,
+                                  .dim = arch.rope_dim,
+                                  .interleaved = arch.rope_interleaved};
     b->router = (struct router_shape){.tokens = b->n,
                                       .experts = arch.experts,
                                       .top_k = arch.top_k,
@@ -173,6 +186,28 @@ static enum status fill_rows(struct bench *b, uint64_t key)
     return good ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory for %zu rows", rows);
 }
 
+/* Positions of sequences one after another, and the angles' table. */
+static enum status fill_positions(struct bench *b, const struct config *config)
+{
+    struct architecture arch;
+    const int64_t t = b->attention.sequence;
+    float *table = malloc(tensor_bytes(&b->table));
+    int32_t *position = malloc(tensor_bytes(&b->position));
+    const bool good = table != NULL && position != NULL;
+    architecture_init(&arch, config);
+    if (good) {
+        rope_table(table, t, b->rope.dim, arch.rope_theta, &arch.yarn);
+        for (int64_t i = 0; i < b->n; i++) {
+            position[i] = (int32_t)(i % t);
+        }
+        upload(b, &b->table, table);
+        upload(b, &b->position, position);
+    }
+    free(table);
+    free(position);
+    return good ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory for positions");
+}
+
 static enum status open_bench(struct bench *b, struct session *session)
 {
     const struct config *config = &session->config;
@@ -180,242 +215,26 @@ static enum status open_bench(struct bench *b, struct session *session)
     b->ops = device_ops(session->device);
     b->arena.source = (struct arena_source){
         .device = b->device, .alloc = b->ops->memory_alloc, .free = b->ops->memory_free};
-    b->act = config->train.precision == CONFIG_FP32 ? DTYPE_F32 : DTYPE_BF16;
-    dims(b, config, session->mesh.ep.size);
+    dims(b, config);
     layout(b);
     TRY(arena_reserve(&b->arena, "kernels"));
     layout(b);
-    struct tensor *const inputs[] = {&b->x,        &b->norm_w,  &b->q,      &b->kv,
-                                     &b->k_rope,   &b->d_o,     &b->in,     &b->out,
-                                     &b->expert_w, &b->gate_up, &b->inner,  &b->head_w,
-                                     &b->router_w, &b->weight,  &b->master, &b->dgate_up};
+    struct tensor *const inputs[] = {
+        &b->x,        &b->norm_w, &b->q,        &b->kv,       &b->k_rope, &b->d_o,
+        &b->in,       &b->out,    &b->expert_w, &b->gate_up,  &b->inner,  &b->head_w,
+        &b->router_w, &b->weight, &b->master,   &b->dgate_up, &b->o_w};
     for (size_t i = 0; i < sizeof inputs / sizeof inputs[0]; i++) {
         bench_fill(b, inputs[i], i == 1 ? 1.0F : 0.05F, rng_key(config->run.seed, "bench") + i);
     }
     TRY(fill_rows(b, rng_key(config->run.seed, "labels")));
+    TRY(fill_positions(b, config));
     if (b->fp8.there) {
         bench_fp8_fill(b);
     }
     return STATUS_OK;
 }
 
-/* --- kernels --- */
-
-/* Column `col` of a tensor's rows. */
-static void *column(const struct tensor *t, int64_t col)
-{
-    return (char *)t->data + (size_t)col * dtype_bytes(t->dtype);
-}
-
-static int64_t own_dim(const struct bench *b)
-{
-    return b->attention.qk_dim - b->attention.rope_dim;
-}
-
-static void run_attention(struct bench *b)
-{
-    b->ops->attention_forward(b->device, b->o.data, b->lse.data, b->q.data, b->kv.data,
-                              b->k_rope.data, column(&b->kv, own_dim(b)), &b->attention);
-}
-
-static void run_attention_backward(struct bench *b)
-{
-    b->ops->attention_backward(b->device, b->dq.data, b->dkv.data, b->dk_rope.data,
-                               column(&b->dkv, own_dim(b)), b->d_o.data, b->o.data, b->lse.data,
-                               b->q.data, b->kv.data, b->k_rope.data, column(&b->kv, own_dim(b)),
-                               &b->attention);
-}
-
-/* Pairs of a query and a key it sees, of all heads. */
-static double pairs(const struct bench *b)
-{
-    const struct attention_shape *s = &b->attention;
-    const double t = (double)s->sequence, w = (double)s->window,
-                 hidden = s->window > 0 && w < t ? (t - w) * (t - w + 1) / 2 : 0;
-    return (double)(s->batch * s->heads) * (t * (t + 1) / 2 - hidden);
-}
-
-static double attention_work(const struct bench *b)
-{
-    return 2 * pairs(b) * (double)(b->attention.qk_dim + b->attention.v_dim);
-}
-
-static double attention_backward_work(const struct bench *b)
-{
-    return 2 * pairs(b) * (double)(3 * b->attention.qk_dim + 2 * b->attention.v_dim);
-}
-
-static int64_t expert_stride(const struct bench *b)
-{
-    return 3 * b->expert_width * b->width;
-}
-
-static int64_t down_at(const struct bench *b)
-{
-    return 2 * b->expert_width * b->width;
-}
-
-static void run_experts(struct bench *b)
-{
-    b->ops->grouped_forward(b->device, b->gate_up, b->in, b->expert_w.data, expert_stride(b),
-                            b->offset.data, b->experts);
-    b->ops->grouped_forward(b->device, b->out, b->inner, column(&b->expert_w, down_at(b)),
-                            expert_stride(b), b->offset.data, b->experts);
-}
-
-static void run_experts_input(struct bench *b)
-{
-    b->ops->grouped_backward_input(b->device, b->inner, b->out, column(&b->expert_w, down_at(b)),
-                                   expert_stride(b), b->offset.data, b->experts);
-    b->ops->grouped_backward_input(b->device, b->in, b->dgate_up, b->expert_w.data,
-                                   expert_stride(b), b->offset.data, b->experts);
-}
-
-static void run_experts_weight(struct bench *b)
-{
-    float *dw = b->expert_dw.data;
-    b->ops->grouped_backward_weight(b->device, dw + down_at(b), expert_stride(b), b->out, b->inner,
-                                    b->offset.data, b->experts);
-    b->ops->grouped_backward_weight(b->device, dw, expert_stride(b), b->dgate_up, b->in,
-                                    b->offset.data, b->experts);
-}
-
-static double experts_work(const struct bench *b)
-{
-    return 2 * (double)b->rows * (double)expert_stride(b);
-}
-
-static void run_head(struct bench *b)
-{
-    b->ops->cross_entropy(b->device, b->loss.data, b->dx, b->head_dw, b->x, b->head_w,
-                          b->labels.data, 1e-3F);
-}
-
-static double head_work(const struct bench *b)
-{
-    return 6 * (double)b->n * (double)b->vocab * (double)b->width;
-}
-
-static struct tensor flat(const struct tensor *t)
-{
-    return tensor_1d(t->data, t->dtype, tensor_count(t));
-}
-
-static void run_norm(struct bench *b)
-{
-    b->ops->norm_forward(b->device, b->y, b->dx, b->rstd.data, b->x, b->x, flat(&b->norm_w), 1e-5F);
-}
-
-static void run_norm_backward(struct bench *b)
-{
-    b->ops->norm_backward(b->device, b->dx, flat(&b->norm_dw), b->y, b->x, b->rstd.data,
-                          flat(&b->norm_w));
-}
-
-/* Rows of the stream read or written: x (twice: with the residual), sum, y; then dx twice, dy, x.
- */
-static double norm_work(const struct bench *b)
-{
-    return 4 * (double)tensor_bytes(&b->x);
-}
-
-static void run_swiglu(struct bench *b)
-{
-    b->ops->swiglu_forward(b->device, b->inner, b->gate_up);
-}
-
-static void run_swiglu_backward(struct bench *b)
-{
-    b->ops->swiglu_backward(b->device, b->dgate_up, (struct tensor){0}, b->inner, b->gate_up);
-}
-
-static double swiglu_work(const struct bench *b)
-{
-    return 3 * (double)tensor_bytes(&b->inner);
-}
-
-static double swiglu_backward_work(const struct bench *b)
-{
-    return 5 * (double)tensor_bytes(&b->inner);
-}
-
-static void run_router(struct bench *b)
-{
-    const struct router_counts counts = {.routed = b->count.data};
-    b->ops->router_logits(b->device, b->logits, b->x, b->router_w);
-    b->ops->router_forward(b->device, b->choice.data, b->weight.data, b->score.data,
-                           b->router_lse.data, counts, b->logits.data, NULL, b->router);
-}
-
-static double router_work(const struct bench *b)
-{
-    return 2 * (double)b->n * (double)b->router.experts * (double)b->width;
-}
-
-static void run_permute(struct bench *b)
-{
-    b->ops->gather_rows(b->device, b->in, b->x, b->row.data);
-}
-
-static double permute_work(const struct bench *b)
-{
-    return 2 * (double)tensor_bytes(&b->in);
-}
-
-static void run_combine(struct bench *b)
-{
-    b->ops->combine_rows(b->device, b->y, b->out, b->slot_row.data, b->weight.data, b->top_k);
-}
-
-static double combine_work(const struct bench *b)
-{
-    return (double)tensor_bytes(&b->out) + (double)tensor_bytes(&b->y);
-}
-
-static void run_adamw(struct bench *b)
-{
-    const struct adamw args = {.lr = 1e-4F,
-                               .beta1 = 0.9F,
-                               .beta2 = 0.95F,
-                               .eps = 1e-8F,
-                               .grad_scale = 1,
-                               .step = 1,
-                               .moments = DTYPE_F32};
-    const struct adamw_piece piece = {.param = b->master.data,
-                                      .m = b->moment1.data,
-                                      .v = b->moment2.data,
-                                      .out = b->act == DTYPE_F32 ? NULL : b->expert_w.data,
-                                      .grad = b->expert_dw.data,
-                                      .count = tensor_count(&b->master),
-                                      .weight_decay = 0.1F};
-    b->ops->adamw(b->device, &piece, 1, args);
-}
-
-/* Gradient read; parameter and both moments read and written; the copy in bf16 written. */
-static double adamw_work(const struct bench *b)
-{
-    return 7 * (double)tensor_bytes(&b->master) +
-           (b->act == DTYPE_F32 ? 0 : (double)tensor_bytes(&b->expert_w));
-}
-
-/* Kernels that write what others read stand behind them, AdamW last. */
-static const struct kernel kernels[] = {
-    {"attention_forward", run_attention, attention_work, true, NULL, NULL},
-    {"attention_backward", run_attention_backward, attention_backward_work, true, NULL, NULL},
-    {"experts_forward", run_experts, experts_work, true, NULL, NULL},
-    {"experts_backward_input", run_experts_input, experts_work, true, NULL, NULL},
-    {"experts_backward_weight", run_experts_weight, experts_work, true, NULL, NULL},
-    {"head_cross_entropy", run_head, head_work, true, NULL, NULL},
-    {"router", run_router, router_work, true, NULL, NULL},
-    {"norm_forward", run_norm, norm_work, false, NULL, NULL},
-    {"norm_backward", run_norm_backward, norm_work, false, NULL, NULL},
-    {"swiglu_forward", run_swiglu, swiglu_work, false, NULL, NULL},
-    {"swiglu_backward", run_swiglu_backward, swiglu_backward_work, false, NULL, NULL},
-    {"permute", run_permute, permute_work, false, NULL, NULL},
-    {"combine", run_combine, combine_work, false, NULL, NULL},
-    {"adamw", run_adamw, adamw_work, false, NULL, NULL},
-};
-enum { KERNELS = sizeof kernels / sizeof kernels[0] };
+/* --- timing --- */
 
 /* Seconds of a run, of `repeats` one behind the other. */
 static double timed(struct bench *b, const struct kernel *kernel, int repeats)
@@ -450,22 +269,24 @@ struct bounds {
     double flops, bytes;
 };
 
-/* The first of all begins the object. */
-static void print(const struct kernel *kernel, double seconds, double rate,
-                  const struct bounds *bounds, bool json)
+static void print(const struct bench_time *time, const struct bench *b, const struct bounds *bounds,
+                  bool first, bool json)
 {
-    const double share = rate / (kernel->flops ? bounds->flops : bounds->bytes);
+    const struct kernel *kernel = time->kernel;
+    const bool flops = kernel->flops != NULL;
+    const double rate = (flops ? kernel->flops : kernel->bytes)(b) / time->seconds,
+                 share = rate / (flops ? bounds->flops : bounds->bytes);
     if (json) {
-        printf("%s\"%s\":", kernel == kernels ? "" : ",", kernel->name);
-        json_out_number(stdout, "{\"ms\":", 1e3 * seconds, 6);
-        json_out_number(stdout, kernel->flops ? ",\"flops\":" : ",\"bytes_per_s\":", rate, 6);
-        json_out_number(stdout, ",\"share_of_peak\":", kernel->flops ? share : (double)NAN, 4);
-        json_out_number(stdout, ",\"share_of_copy\":", kernel->flops ? (double)NAN : share, 4);
+        printf("%s\"%s\":", first ? "" : ",", kernel->name);
+        json_out_number(stdout, "{\"ms\":", 1e3 * time->seconds, 6);
+        json_out_number(stdout, flops ? ",\"flops\":" : ",\"bytes_per_s\":", rate, 6);
+        json_out_number(stdout, ",\"share_of_peak\":", flops ? share : (double)NAN, 4);
+        json_out_number(stdout, ",\"share_of_copy\":", flops ? (double)NAN : share, 4);
         printf("}");
     } else {
-        printf("%-26s %10.3f ms  %8.1f %s = %3.0f %% of %s\n", kernel->name, 1e3 * seconds,
-               rate / 1e9, kernel->flops ? "GFLOP/s" : "GB/s   ", 100 * share,
-               kernel->flops ? "GEMM peak" : "a copy");
+        printf("%-26s %10.3f ms  %8.1f %s = %3.0f %% of %s\n", kernel->name, 1e3 * time->seconds,
+               rate / 1e9, flops ? "GFLOP/s" : "GB/s   ", 100 * share,
+               flops ? "GEMM peak" : "a copy");
     }
 }
 
@@ -474,7 +295,7 @@ static void run_copy(struct bench *b)
     b->ops->copy(b->device, b->expert_dw.data, b->master.data, tensor_bytes(&b->master));
 }
 
-static const struct kernel copy = {"copy", run_copy, NULL, false, NULL, NULL};
+static const struct kernel copy = {"copy", run_copy, NULL, NULL, {NULL}, NULL};
 
 static struct bounds measure_bounds(struct bench *b)
 {
@@ -484,23 +305,30 @@ static struct bounds measure_bounds(struct bench *b)
     };
 }
 
-static void measure_list(struct bench *b, const struct kernel *list, int count,
-                         const struct bounds *bounds, bool speaks, bool json)
+/* Fills times[MOST_KERNELS]; how many. */
+static int measure_list(struct bench *b, const struct bounds *bounds, bool speaks, bool json,
+                        struct bench_time *times)
 {
+    int layer, fp8 = 0;
+    const struct kernel *first = bench_layer_kernels(&layer), *second = bench_fp8_kernels(&fp8);
+    const int count = layer + (b->fp8.there ? fp8 : 0);
     for (int i = 0; i < count; i++) {
-        const double seconds = measure(b, &list[i]);
+        times[i].kernel = i < layer ? &first[i] : &second[i - layer];
+        times[i].seconds = measure(b, times[i].kernel);
         if (speaks) {
-            print(&list[i], seconds, list[i].work(b) / seconds, bounds, json);
+            print(&times[i], b, bounds, i == 0, json);
         }
     }
+    return count;
 }
 
-static void measure_all(struct bench *b, const struct session *session, bool json)
+static enum status measure_all(struct bench *b, const struct session *session,
+                               const struct bench_kernels_options *options)
 {
-    const bool speaks = session_main_rank(session);
+    const bool speaks = session_main_rank(session), json = options->json;
     const struct bounds bounds = measure_bounds(b);
-    int fp8 = 0;
-    const struct kernel *list = bench_fp8_kernels(&fp8);
+    struct bench_time times[BENCH_MOST];
+    enum status status = STATUS_OK;
     if (speaks && json) {
         printf("{\"kernels\":{");
     } else if (speaks) {
@@ -509,30 +337,66 @@ static void measure_all(struct bench *b, const struct session *session, bool jso
                (long long)b->n, dtype_name(b->act), session->world.size, session->threads,
                bounds.flops / 1e9, bounds.bytes / 1e9);
     }
-    measure_list(b, kernels, KERNELS, &bounds, speaks, json);
-    if (b->fp8.there) {
-        measure_list(b, list, fp8, &bounds, speaks, json);
-    }
+    const int count = measure_list(b, &bounds, speaks, json, times);
     if (speaks && json) {
         printf("},\"ranks\":%d,\"threads\":%d", session->world.size, session->threads);
         json_out_number(stdout, ",\"gemm_peak_flops\":", bounds.flops, 6);
         json_out_number(stdout, ",\"copy_bytes_per_s\":", bounds.bytes, 6);
     }
     if (speaks && device_stream(session->device) == NULL) {
-        bench_facts_print(b, list, b->fp8.there ? fp8 : 0, json);
+        if (json) {
+            printf(",");
+        }
+        bench_facts_print(b, json);
+    }
+    if (speaks && options->peer != NULL) {
+        status = bench_peer(b, options->peer, device_stream(session->device) != NULL, times, count,
+                            json);
     }
     if (speaks && json) {
         printf("}\n");
     }
+    return status;
 }
 
-enum status bench_kernels(struct session *session, bool json)
+enum status bench_kernels(struct session *session, const struct bench_kernels_options *options)
 {
     struct bench bench = {0};
-    const enum status status = comm_agree(&session->world, open_bench(&bench, session), NULL);
+    enum status status = STATUS_OK;
+    if (options->peer != NULL && session->world.size > 1) {
+        return status_fail(STATUS_USAGE, "bench: --peer is for one rank, not %d",
+                           session->world.size);
+    }
+    status = comm_agree(&session->world, open_bench(&bench, session), NULL);
     if (status == STATUS_OK) {
-        measure_all(&bench, session, json);
+        status = measure_all(&bench, session, options);
     }
     arena_free(&bench.arena);
+    return status;
+}
+
+enum status bench_kernels_facts(const char *path, char *const *overrides, int count, bool json)
+{
+    struct bench bench = {0};
+    struct config config;
+    config_init(&config);
+    config.planning = true; /* of as many ranks as it likes */
+    const enum status status = session_read_config(&config, path, overrides, count);
+    if (status == STATUS_OK) {
+        dims(&bench, &config);
+        layout(&bench);
+        if (json) {
+            printf("{");
+        } else {
+            printf("one layer and %lld tokens, %s, experts %lld of %lld\n", (long long)bench.n,
+                   dtype_name(bench.act), (long long)bench.experts,
+                   (long long)bench.router.experts);
+        }
+        bench_facts_print(&bench, json);
+        if (json) {
+            printf("}\n");
+        }
+    }
+    config_free(&config);
     return status;
 }

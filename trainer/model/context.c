@@ -35,6 +35,23 @@ static int64_t block_elements(const struct model *model)
     return model->sequence * (block_width(model) + rope_width(model));
 }
 
+enum status context_check(const struct model *model)
+{
+    const bool host = model->config->run.device == CONFIG_DEVICE_CPU && !model->config->planning;
+    const size_t most = COMM_PIECES / 2 * COMM_PIECE,
+                 bytes = (size_t)block_elements(model) *
+                         (model->training ? sizeof(float) : dtype_bytes(model->act));
+    if (cp_alone(&model->cp) || !host || bytes <= most) {
+        return STATUS_OK;
+    }
+    return status_fail(
+        STATUS_USAGE,
+        "parallel.cp %d: keys and values of a rank's tokens of one sequence take %zu "
+        "bytes, a message %zu at most: more ranks, or a shorter "
+        "train.sequence_length",
+        model->cp.comm->size, bytes, most);
+}
+
 void context_layout(const struct model *model, struct context_scratch *scratch, struct arena *arena)
 {
     const struct architecture *arch = &model->arch;

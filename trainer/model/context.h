@@ -20,6 +20,7 @@
 #define TRAINER_CONTEXT_H
 
 #include "kernels/base/arena.h"
+#include "kernels/base/status.h"
 #include "kernels/base/tensor.h"
 
 struct attention_shape;
@@ -43,6 +44,9 @@ struct context_scratch {
                                none */
 };
 
+/* Local, the same on every rank. Errors: STATUS_USAGE: a block is too long for a message between
+ * CPU ranks (comm_pass_start). */
+enum status context_check(const struct model *model) __attribute__((warn_unused_result));
 void context_layout(const struct model *model, struct context_scratch *scratch,
                     struct arena *arena);
 

@@ -351,6 +351,7 @@ static enum status prepare(struct model *model, const struct config *config,
     model->whole.mtp_depth = training ? model->whole.mtp_depth : 0;
     init_context(model, mesh);
     TRY(init_tensor(model, mesh));
+    TRY(context_check(model));
     TRY(init_slice(model, mesh));
     TRY(init_groups(model, mesh));
     TRY(gradients_init(&model->gradients, model));

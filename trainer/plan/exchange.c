@@ -94,23 +94,38 @@ static struct exchange_bytes spread_evenly(const struct exchange_shape *shape, d
     return (struct exchange_bytes){.network = far * to_each * row, .nvlink = near * to_each * row};
 }
 
-/* A token once to each node, and there once to each rank. */
-static struct exchange_bytes once_to_nodes(const struct exchange_shape *shape, double row)
+static int64_t relay_ranks(const struct exchange_shape *shape)
 {
-    const double near = (double)node_ranks(shape), tokens = (double)shape->tokens,
-                 nodes = (double)exchange_nodes(shape);
-    return (struct exchange_bytes){.network = tokens * nodes_hit(shape, exchange_nodes(shape)) *
-                                              (nodes - 1) / nodes * row,
-                                   .nvlink = tokens * ranks_hit(shape) * (near - 1) / near * row};
+    const int64_t ranks = ranks_of(shape),
+                  each = shape->relay_ranks > 0 ? shape->relay_ranks : shape->ranks_per_node;
+    return each < ranks ? each : ranks;
 }
 
+/* Rows that go once to each of the groups of `each` neighbours, and there once to each rank: how
+ * many of them the cluster's network carries. */
+static struct exchange_bytes once_to_groups(const struct exchange_shape *shape, int64_t each,
+                                            double row)
+{
+    const int64_t node = node_ranks(shape), groups = (ranks_of(shape) + each - 1) / each,
+                  near = node > each ? node / each - 1 : 0, /* groups on the rank's own node */
+        own = (node < each ? node : each) - 1;              /* ranks of its group there */
+    const double tokens = (double)shape->tokens, ranks = (double)each, all = (double)groups,
+                 first = tokens * nodes_hit(shape, groups) * (all - 1) / all * row,
+                 then = tokens * ranks_hit(shape) * (ranks - 1) / ranks * row,
+                 first_near = groups > 1 ? first * (double)near / (all - 1) : 0,
+                 then_near = each > 1 ? then * (double)own / (ranks - 1) : 0;
+    return (struct exchange_bytes){.network = first - first_near + then - then_near,
+                                   .nvlink = first_near + then_near};
+}
+
+/* Less cross from one group of relays to another. */
 bool exchange_relays(const struct exchange_shape *shape)
 {
-    struct exchange_shape flat = *shape;
-    flat.apart = false;
-    return shape->apart && !shape->by_node && !shape->padded &&
-           once_to_nodes(shape, shape->row_out).network <
-               exchange_bytes(&flat, EXCHANGE_DISPATCH).network;
+    const int64_t ranks = ranks_of(shape), each = relay_ranks(shape),
+                  groups = (ranks + each - 1) / each;
+    const double parts = (double)groups, once = nodes_hit(shape, groups) * (parts - 1) / parts,
+                 flat = ranks_hit(shape) * (double)(ranks - each) / (double)ranks;
+    return shape->apart && !shape->by_node && !shape->padded && once < flat;
 }
 
 static bool relayed(const struct exchange_shape *shape, enum exchange_kind kind)
@@ -130,7 +145,7 @@ struct exchange_bytes exchange_bytes(const struct exchange_shape *shape, enum ex
         return (struct exchange_bytes){0};
     }
     if (shape->by_node || relayed(shape, kind)) {
-        return once_to_nodes(shape, row);
+        return once_to_groups(shape, shape->by_node ? node_ranks(shape) : relay_ranks(shape), row);
     }
     if (shape->padded) {
         const int64_t local = shape->experts / shape->ep,

@@ -3,8 +3,9 @@
  * Routing is taken as balanced: a token's K experts are any K of those that node-limited routing
  * (n_group, topk_group) leaves it. Two ways, config key cluster.exchange:
  * direct: what training does. Tokens go once to each rank that has one of their experts, or where
- * that is less (relayed, parallel.node_dispatch) over the network once to each node and from there
- * to its ranks, and gradients of outputs as they; else those, in FP8 always, and all that comes
+ * that is less (relayed, parallel.node_dispatch) once to each node and from there to its ranks, and
+ * gradients of outputs as they; nodes are those of parallel.ranks_per_node there, but what is
+ * network is the cluster's to say, always; else those, in FP8 always, and all that comes
  * back go by slot. With padded dispatch messages have the size of the worst case.
  * by_node: a token crosses the network once for each node, and fans out by NVLink there; what comes
  * back is added up on the way (DeepEP).
@@ -20,9 +21,11 @@ struct exchange_shape {
     int64_t experts, top_k;     /* E, K */
     int64_t groups, top_groups; /* of routing; 1: unlimited */
     int64_t ep, etp;            /* ranks among which experts, and each expert's matrices, are */
-    int64_t ranks_per_node;     /* of those ep x etp, on a node */
+    int64_t ranks_per_node;     /* of those ep x etp, on a node of the cluster */
+    int64_t relay_ranks;        /* of those, that relay for one another (parallel.ranks_per_node);
+                                   0: a node's */
     bool by_node, padded;
-    bool apart;               /* ranks stand so that tokens may be relayed */
+    bool apart;               /* relay_ranks are such that tokens may be relayed */
     bool codes;               /* what goes to experts is in FP8 */
     double row_out, row_back; /* bytes of a token on its way to experts, and back */
 };

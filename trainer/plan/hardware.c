@@ -49,22 +49,24 @@ static const double cpu_share[KERNELS] = {
     [KERNEL_LOSS] = 0.30,           [KERNEL_OPTIMIZER] = 0.60,    [KERNEL_SMALL] = 0.50,
 };
 
-/* TFLOP/s bf16 and fp8, GB, GB/s of memory, NVLink, network and host each way. NVLink of H800: what
- * DeepSeek-V3's report counts on. Host: of eight GPUs' links both ways what the memory of two
+/* TFLOP/s bf16, fp8 and f32, GB, GB/s of memory, NVLink, network and host each way. NVLink of H800:
+ * what DeepSeek-V3's report counts on. Host: of eight GPUs' links both ways what the memory of two
  * usual processors carries (eight channels of DDR5-4800 each, 80 %; A100: of DDR4-3200). */
 static const struct {
     const char *name;
-    double peak, peak_fp8, memory, memory_rate, nvlink, network, host;
+    double peak, peak_fp8, peak_f32, memory, memory_rate, nvlink, network, host;
 } gpus[CONFIG_GPUS] = {
-    [CONFIG_GPU_CPU] = {"cpu", 0, 0, 0, 0, 5, 5, 0},
-    [CONFIG_GPU_H100] = {"h100", 989, 1979, 80, 3350, 450, 50, 30},
-    [CONFIG_GPU_H800] = {"h800", 989, 1979, 80, 3350, 160, 50, 30},
-    [CONFIG_GPU_H200] = {"h200", 989, 1979, 141, 4800, 450, 50, 30},
-    [CONFIG_GPU_A100] = {"a100", 312, 0, 80, 2039, 300, 25, 20},
-    [CONFIG_GPU_B200] = {"b200", 2250, 4500, 180, 8000, 900, 50, 30},
-    [CONFIG_GPU_CUSTOM] = {"custom", 0, 0, 0, 0, 300, 25, 20},
+    [CONFIG_GPU_CPU] = {"cpu", 0, 0, 0, 0, 0, 5, 5, 0},
+    [CONFIG_GPU_H100] = {"h100", 989, 1979, 67, 80, 3350, 450, 50, 30},
+    [CONFIG_GPU_H800] = {"h800", 989, 1979, 67, 80, 3350, 160, 50, 30},
+    [CONFIG_GPU_H200] = {"h200", 989, 1979, 67, 141, 4800, 450, 50, 30},
+    [CONFIG_GPU_A100] = {"a100", 312, 0, 19.5, 80, 2039, 300, 25, 20},
+    [CONFIG_GPU_B200] = {"b200", 2250, 4500, 75, 180, 8000, 900, 50, 30},
+    [CONFIG_GPU_CUSTOM] = {"custom", 0, 0, 0, 0, 0, 300, 25, 20},
 };
-static const double CPU_BYTES_PER_CORE = 20e9; /* of memory, a second */
+static const double CPU_F32_SHARE = 0.5;        /* of the peak in bf16, where that is given */
+static const double GPU_F32_SHARE = 67.0 / 989; /* the same of a custom GPU: Hopper's */
+static const double CPU_BYTES_PER_CORE = 20e9;  /* of memory, a second */
 
 static double given_or(double given, double otherwise, double unit)
 {
@@ -130,6 +132,12 @@ static enum status init_cpu(struct hardware *hardware, const struct config *conf
     }
     hardware->peak_bf16 = hardware->peak;
     hardware->peak_fp8 = hardware->peak;
+    hardware->peak_f32 =
+        config->train.precision == CONFIG_FP32 ? hardware->peak : hardware->peak * CPU_F32_SHARE;
+    if (config->cluster.peak_tflops < 0 && config->train.precision != CONFIG_FP32 &&
+        config->optimizer.name == CONFIG_MUON) {
+        hardware->peak_f32 = device_peak_flops(hardware->device, DTYPE_F32);
+    }
     return STATUS_OK;
 }
 
@@ -189,6 +197,8 @@ enum status hardware_init(struct hardware *hardware, const struct config *config
     }
     hardware->peak_bf16 = given_or(config->cluster.peak_tflops, gpus[gpu].peak, 1e12);
     hardware->peak = hardware->peak_bf16 / (fp32 ? 2 : 1); /* of TF32 */
+    hardware->peak_f32 =
+        gpu == CONFIG_GPU_CUSTOM ? GPU_F32_SHARE * hardware->peak_bf16 : 1e12 * gpus[gpu].peak_f32;
     hardware->peak_fp8 =
         given_or(config->cluster.peak_fp8_tflops,
                  gpu == CONFIG_GPU_CUSTOM ? 2e-12 * hardware->peak_bf16 : gpus[gpu].peak_fp8, 1e12);

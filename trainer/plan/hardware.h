@@ -44,6 +44,7 @@ struct hardware {
     int threads;           /* of a CPU rank */
     double peak, peak_fp8; /* FLOP/s of the run's own precision outside FP8; of FP8 */
     double peak_bf16;      /* what MFU is a share of */
+    double peak_f32;       /* of products in f32, on a GPU by its CUDA cores (Muon's) */
     double memory_rate, memory;
     double nvlink, network; /* each way */
     double host;            /* to and from the host's memory, at once, all GPUs of a node at it */
@@ -61,7 +62,8 @@ struct hardware {
 };
 
 /* Ranks of a machine, for dispatch by machines (parallel.ranks_per_node, else cluster.*);
- * INT32_MAX: all. */
+ * INT32_MAX: all. Where cluster.gpus_per_node leaves it to the layout, so does this: of a layout on
+ * hardware of another, the config must say gpus_per_node. */
 int64_t hardware_ranks_of_node(const struct config *config);
 
 /* Of config->cluster; on a CPU peaks that are not given are measured here (a second). Errors:

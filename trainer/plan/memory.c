@@ -5,6 +5,21 @@
 #include "kernels/device.h"
 #include "trainer/saving.h"
 
+/* fp8.first_bf16 and last_bf16 of the blocks [first, end), of which the last `mtp` are of
+ * multi-token prediction, which the latter speaks of too. */
+static void set_bf16_layers(struct config *own, const struct config *config, int64_t layers,
+                            int64_t first, int64_t end, int64_t mtp)
+{
+    const int64_t last = config->fp8.last_bf16, head = config->fp8.first_bf16,
+                  tail = layers - last > first ? layers - last : first;
+    own->fp8.first_bf16 = (head < end ? head : end) - first;
+    own->fp8.first_bf16 = own->fp8.first_bf16 > 0 ? own->fp8.first_bf16 : 0;
+    own->fp8.last_bf16 = last > 0 && end - mtp > tail ? end - mtp - tail : 0;
+    if (last > 0 && mtp > 0 && own->fp8.last_bf16 == 0) {
+        own->fp8.last_bf16 = 1; /* there is no layer: the modules stay in bf16 */
+    }
+}
+
 /* The config of a model that is the stage. */
 static struct config config_of(const struct config *config, const struct architecture *arch,
                                const struct stage *stage)
@@ -17,7 +32,7 @@ static struct config config_of(const struct config *config, const struct archite
     own.model.num_hidden_layers = stage->blocks - mtp;
     own.model.first_k_dense_replace = dense > stage->first ? dense - stage->first : 0;
     own.model.num_nextn_predict_layers = mtp;
-    own.fp8.first_bf16 = own.fp8.last_bf16 = 0;
+    set_bf16_layers(&own, config, arch->layers, stage->first, end, mtp);
     if (!stage->embedding || !stage->head) {
         const bool one = stage->embedding || stage->head;
         own.model.vocab_size = mtp > 0 ? config->model.vocab_size
@@ -69,6 +84,7 @@ static enum status measure(struct stage_memory *memory, const struct config *con
     memory->host = model.offload.on ? model.offload.arena.used : 0;
     for (int g = 0; g < model.params.groups; g++) {
         memory->elements[g] = model.group[g].zero.count;
+        memory->muon[g] = model.group[g].muon.load;
     }
     model_free(&model);
     return status;

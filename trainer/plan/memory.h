@@ -14,8 +14,9 @@
 
 struct stage_memory {
     size_t kind[MODEL_MEMORIES];
-    int64_t elements[PARAM_GROUPS]; /* of a rank, padding included */
-    size_t host;                    /* host memory: state that is offloaded */
+    int64_t elements[PARAM_GROUPS];      /* of a rank, padding included */
+    struct muon_load muon[PARAM_GROUPS]; /* optimizer.name muon */
+    size_t host;                         /* host memory: state that is offloaded */
     /* what is measured where `saves` says so, else 0 */
     size_t staging;  /* host memory: the copy that saves are written from */
     int64_t tensors; /* of them, on the first rank */

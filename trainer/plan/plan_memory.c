@@ -27,9 +27,12 @@ enum status planner_measure(struct planner *p)
     const struct plan *plan = p->plan;
     for (int64_t s = 0; s < pipeline_stages(&plan->shape); s++) {
         const struct stage *own = &plan->stage[s], *last = s > 0 ? own - 1 : own;
+        const int64_t alike = plan->config->fp8.first_bf16 > plan->arch.dense_layers
+                                  ? plan->config->fp8.first_bf16
+                                  : plan->arch.dense_layers,
+                      end = plan->arch.layers - plan->config->fp8.last_bf16;
         const bool middle = s > 1 && !own->head && own->blocks == last->blocks &&
-                            last->first >= plan->arch.dense_layers &&
-                            own->first + own->blocks <= plan->arch.layers;
+                            last->first >= alike && own->first + own->blocks <= end;
         if (middle) {
             p->memory[s] = p->memory[s - 1];
         } else {

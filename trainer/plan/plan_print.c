@@ -115,7 +115,7 @@ static void print_step(const struct plan *plan)
         {"exposed", "messages that nothing runs beside, and what overlap costs", t->exposed},
         {"bubble", "waiting for other stages", t->bubble},
         {"reduce", "gradients and weights between replicas", t->reduce},
-        {"optimizer", "AdamW, weights' device form", t->optimizer},
+        {"optimizer", "the update, weights' device form", t->optimizer},
     };
     printf("\nstep of %.5g tokens, s\n", plan->tokens_per_step);
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {

@@ -13,7 +13,7 @@ static const char *const recompute_names[] = {[CONFIG_RECOMPUTE_NONE] = "none",
                                               [CONFIG_RECOMPUTE_EXPERTS] = "experts",
                                               [CONFIG_RECOMPUTE_BLOCK] = "block"};
 static const char *const dispatch_names[] = {[CONFIG_EXACT] = "exact", [CONFIG_PADDED] = "padded"};
-enum { OVERRIDES = 320 }; /* characters of search_overrides */
+enum { OVERRIDES = 384 }; /* characters of search_overrides */
 enum {
     MOST_MICRO = 16,
     MOST_STAGES = 16,
@@ -26,7 +26,8 @@ enum {
 static void plan_one(struct search_result *result, const struct config *config,
                      const struct hardware *hardware, struct plan *plan)
 {
-    struct config own = *config; /* its texts are borrowed */
+    struct config own = *config;                          /* its texts are borrowed */
+    own.cluster.gpus_per_node = hardware->ranks_per_node; /* of every layout */
     own.parallel.ep = result->ep;
     own.parallel.etp = result->etp;
     own.parallel.pp = result->pp;
@@ -253,6 +254,9 @@ enum status search_run(struct search *search, const struct config *config,
     mallopt(M_MMAP_THRESHOLD, KEPT);
     struct seeker seeker = {search, config, hardware, malloc(sizeof *seeker.plan)};
     *search = (struct search){.config = config};
+    if (config->cluster.gpus_per_node <= 0 && hardware->cpu) {
+        search->ranks_per_node = hardware->ranks_per_node;
+    }
     enum status status = seeker.plan != NULL
                              ? seek_all(&seeker, stages)
                              : status_fail(STATUS_RESOURCE, "out of memory for a plan");
@@ -290,6 +294,10 @@ void search_overrides(const struct search *search, const struct search_result *r
             at += snprintf(out + at, bytes - (size_t)at, " parallel.%s=%lld", axes[i].key,
                            (long long)axes[i].value);
         }
+    }
+    if (search->ranks_per_node > 0) {
+        at += snprintf(out + at, bytes - (size_t)at, " cluster.gpus_per_node=%lld",
+                       (long long)search->ranks_per_node);
     }
     if (r->pp > 1) {
         snprintf(out + at, bytes - (size_t)at, " parallel.schedule=%s parallel.virtual_stages=%lld",

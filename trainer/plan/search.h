@@ -27,6 +27,8 @@ struct search {
                                      memory, then those that cannot be */
     int64_t count, fitting, legal;
     int64_t room; /* of result */
+    int64_t
+        ranks_per_node; /* 0, or where another layout would have others, as the config's would */
     int64_t left; /* not planned: they need more memory than one of `result` that does not fit */
 };
 

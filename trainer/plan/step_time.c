@@ -55,8 +55,10 @@ static struct stage_time time_stage(const struct planner *p, const struct stage 
             add_vocabulary(&time, p, 2); /* a module reads embedding and head */
         }
         const enum work_block kind = b < arch->dense_layers ? WORK_DENSE : WORK_MOE;
-        for (int way = 0; way < 2; way++) { /* nothing runs beside those of tp */
-            const double split = work_split_messages(&p->load, kind, way == 1);
+        for (int way = 0; way < 2; way++) { /* nothing runs beside those of tp, and routers' */
+            const double split =
+                work_split_messages(&p->load, kind, way == 1) +
+                (kind == WORK_DENSE ? 0 : work_router_messages(&p->load, way == 1));
             const struct work_ring ring = work_context(&p->load, work, way == 1);
             time.exposed[way] += split + ring.exposed;
             time.split += split + ring.exposed;

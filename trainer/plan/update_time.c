@@ -72,6 +72,26 @@ static double time_codes(const struct planner *p, const double *count)
     return plan->zero < 3 ? 0 : 2 * (double)plan->micro_batches * work_codes(&p->load, gathered);
 }
 
+/* Muon's work and messages of a rank of the pipeline, its stages' one after the other. */
+static void time_muon(const struct planner *p, int64_t rank, double *work, double *messages)
+{
+    const struct plan *plan = p->plan;
+    const int64_t copies = plan->dp * plan->cp;
+    const struct muon_ranks ranks[PARAM_GROUPS] = {
+        [PARAM_DENSE] = {copies * plan->tp, 1, 1},
+        [PARAM_TENSOR] = {copies, plan->tp, plan->tp},
+        [PARAM_EXPERT] = {plan->edp, plan->ep * plan->etp, plan->etp},
+        [PARAM_EMBED] = {copies, plan->tp, 1},
+    };
+    for (int64_t part = 0; part < plan->shape.parts; part++) {
+        for (int g = 0; g < PARAM_GROUPS; g++) {
+            const struct muon_load *load = &planner_memory_of(p, rank, part)->muon[g];
+            *work += work_muon(&p->load, load);
+            *messages += work_muon_messages(&p->load, load, &ranks[g]);
+        }
+    }
+}
+
 /* Gradients to their owners, the update, weights back to all: of the slowest rank. */
 void planner_update(struct planner *p)
 {
@@ -89,16 +109,19 @@ void planner_update(struct planner *p)
         }
         const double sum = p->load.layout ? 8 : 4; /* gradients there, weights back */
         struct dense_time replicas = {0};
+        double muon = 0, turns = 0;
+        time_muon(p, r, &muon, &turns);
         time_dense(p, count[PARAM_DENSE], sum, act, copies * plan->tp, 1, &replicas);
         time_dense(p, count[PARAM_TENSOR], sum, act, copies, plan->tp, &replicas);
         const double reduce =
-                         exposed_dense(plan, &replicas) +
+                         turns + exposed_dense(plan, &replicas) +
                          exchange_reduce_seconds(&plan->hardware, (sum + act) * count[PARAM_EXPERT],
                                                  plan->edp, plan->ep * plan->etp),
                      dense = count[PARAM_DENSE] / (double)(copies * plan->tp) +
                              count[PARAM_TENSOR] / (double)copies,
                      share = dense + count[PARAM_EXPERT] / (double)plan->edp,
-                     update = work_optimizer(&p->load,
+                     update = muon +
+                              work_optimizer(&p->load,
                                              count[PARAM_DENSE] + count[PARAM_TENSOR] +
                                                  count[PARAM_EXPERT],
                                              share, work_offloaded(&p->load, host, dense, share)) +

@@ -33,15 +33,15 @@ void workload_init(struct workload *load, const struct config *config,
         .top_groups = arch->top_groups,
         .ep = config->parallel.ep,
         .etp = config->parallel.etp,
-        .ranks_per_node = config->parallel.ranks_per_node > 0 ? config->parallel.ranks_per_node
-                                                              : hardware->ranks_per_node,
+        .ranks_per_node = hardware->ranks_per_node,
+        .relay_ranks = hardware_ranks_of_node(config),
         .by_node = by_node,
         .padded = config->router.dispatch == CONFIG_PADDED,
         .codes = load->fp8,
         .row_out = load->fp8 ? width + (double)((arch->width + 127) / 128 * 4) : width * act,
         .row_back = width * act};
     const struct nodes nodes = nodes_expect((int)(load->exchange.ep * load->exchange.etp),
-                                            (int)load->exchange.ranks_per_node);
+                                            (int)load->exchange.relay_ranks);
     load->exchange.apart = nodes_apart(&nodes) && model_node_dispatch(config) != NODES_FLAT;
 }
 
@@ -332,12 +332,65 @@ double work_split_messages(const struct workload *load, enum work_block kind, bo
      * any, and sums scattered; backward inputs again, and gradients of outputs */
     const double pairs = kind == WORK_DENSE || load->arch.shared_width > 0 ? 2 : 1,
                  gathered = input + (backward ? act : 0);
-    /* choices and weights of all tokens, twice 4 bytes (capacity.h) */
-    const bool drops = load->config->router.capacity_factor > 0 && kind != WORK_DENSE && !backward;
-    const double slots = drops ? 8 * n * (double)load->arch.top_k : 0;
     return pairs * (exchange_reduce_seconds(load->hardware, gathered, ranks, 1) +
-                    exchange_reduce_seconds(load->hardware, sums, ranks, 1)) +
-           (drops ? exchange_reduce_seconds(load->hardware, slots, ranks, 1) : 0);
+                    exchange_reduce_seconds(load->hardware, sums, ranks, 1));
+}
+
+/* `calls` messages that gather `bytes` of all ranks each. */
+static double gathers(const struct workload *load, double calls, double bytes, int64_t ranks,
+                      int64_t stride)
+{
+    return calls * exchange_reduce_seconds(load->hardware, bytes, ranks, stride);
+}
+
+/* Choices and their weights, 4 bytes each, to all ranks that have a part of the sequences
+ * (capacity.h): over tp the micro-batch at once, over cp a sequence at a time. */
+static double capacity_messages(const struct workload *load)
+{
+    const struct config *config = load->config;
+    const int64_t tp = config->parallel.tp, cp = config->parallel.cp;
+    const double slots = (double)load->tokens * (double)load->arch.top_k, /* of a rank of cp */
+        sequences = (double)config->train.micro_batch;
+    return gathers(load, 2, 4 * slots, tp, 1) +
+           gathers(load, 2 * sequences, 4 * slots * load->apart / sequences, cp, tp);
+}
+
+/* Counts and scores of the balance losses, added up over all such ranks, and, for the z-loss, a
+ * number of each token (balance.c). */
+static double balance_messages(const struct workload *load)
+{
+    const struct config *config = load->config;
+    const struct balance_coefs *coefs = &load->arch.balance;
+    const double sequences = (double)config->train.micro_batch,
+                 cells = 8 * sequences * (double)load->arch.experts,
+                 counts = coefs->sequence > 0 && coefs->score_counts ? 3 : 2,
+                 groups =
+                     coefs->communication > 0 ? 8 * sequences * (double)load->arch.loss_groups : 0,
+                 tokens = 4 * (double)load->tokens;
+    const struct {
+        int64_t ranks, stride;
+        double calls, bytes; /* of the z-loss's gathers */
+    } axes[] = {
+        {config->parallel.tp, 1, 1, tokens},
+        {config->parallel.cp, config->parallel.tp, sequences, tokens * load->apart / sequences}};
+    double seconds = 0;
+    for (size_t i = 0; i < sizeof axes / sizeof axes[0]; i++) { /* a sum is two gathers' worth */
+        seconds += gathers(load, 2 * counts, cells, axes[i].ranks, axes[i].stride);
+        seconds += groups > 0 ? gathers(load, 2, groups, axes[i].ranks, axes[i].stride) : 0;
+        seconds += coefs->z > 0
+                       ? gathers(load, axes[i].calls, axes[i].bytes, axes[i].ranks, axes[i].stride)
+                       : 0;
+    }
+    return seconds;
+}
+
+double work_router_messages(const struct workload *load, bool backward)
+{
+    const struct config *config = load->config;
+    const bool drops = config->router.capacity_factor > 0,
+               again = config->train.recompute == CONFIG_RECOMPUTE_BLOCK;
+    return (drops && (!backward || again) ? capacity_messages(load) : 0) +
+           (backward ? 0 : balance_messages(load));
 }
 
 static void add_turn(struct work_ring *ring, double messages, double computed)
@@ -429,6 +482,36 @@ double work_codes(const struct workload *load, double weights)
     return load->fp8
                ? weights * (act_bytes(load) + 2) / (hw->share[KERNEL_OPTIMIZER] * hw->memory_rate)
                : 0;
+}
+
+double work_muon(const struct workload *load, const struct muon_load *muon)
+{
+    enum { STEPS = 5, KERNELS_OF_STEP = 5 }; /* three products, two sums of matrices */
+    const struct hardware *hw = load->hardware;
+    const double bytes = 4 * (7 * (double)muon->entries + 8 * (double)muon->squares),
+                 steps =
+                     STEPS * (2 * (double)muon->cost / (hw->share[KERNEL_DENSE] * hw->peak_f32) +
+                              bytes / (hw->gemm_memory * hw->memory_rate) +
+                              KERNELS_OF_STEP * (double)muon->matrices * hw->start);
+    /* its momentum and update for what AdamW has of moments: one of the two, the update once more
+     */
+    const double moment = load->config->optimizer.moments == CONFIG_MOMENTS_BF16 ? 2 : 4,
+                 own = (double)muon->received * (8 - 2 * moment);
+    return steps + own / (hw->share[KERNEL_OPTIMIZER] * hw->memory_rate);
+}
+
+double work_muon_messages(const struct workload *load, const struct muon_load *muon,
+                          const struct muon_ranks *ranks)
+{
+    const struct hardware *hw = load->hardware;
+    const double matrices = (double)muon->matrices;
+    if (muon->matrices == 0) {
+        return 0;
+    }
+    return 2 * exchange_reduce_seconds(hw, 4 * (double)muon->received, ranks->replicas,
+                                       ranks->stride) +
+           2 * matrices *
+               exchange_reduce_seconds(hw, 4 * (double)muon->entries / matrices, ranks->peers, 1);
 }
 
 double work_optimizer(const struct workload *load, double weights, double share, double offloaded)
