@@ -56,7 +56,7 @@ static const char TINY_V2[] = TINY_DEEPSEEK("deepseek_v2"),
                       "data: {shuffle: false}\n"
                       "schedule: {kind: constant, warmup_steps: 0}\n";
 
-enum { TINY_OVERRIDES = 20, TINY_TOKENS = 801 };
+enum { TINY_OVERRIDES = 32, TINY_TOKENS = 801 };
 
 struct tiny {
     struct config config;

@@ -398,5 +398,5 @@ void optimizer_step(struct model *model, double norm, double lr, int64_t step)
             .model = model, .group = (enum param_group)g, .step = step, .adamw = &adamw};
         update(&share, &muon);
     }
-    linears_publish(&model->linears);
+    linears_publish(model);
 }

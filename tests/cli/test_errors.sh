@@ -105,7 +105,6 @@ relation "run.dir" "run.dir="
 relation "did you mean 'optimizer.lr'" optimiser.lr=1
 relation "did you mean 'train.sequence_length'" model.sequence_length=1
 relation "is outside" parallel.zero=4
-relation "parallel.zero 3 with train.precision fp8: not built" parallel.zero=3 train.precision=fp8
 
 printf 'run: {dri: a}\nmodel: {hiden_size: 3, family: mixtral}\ntrain: {micro_batch: x}\n' >several.yaml
 expect_rc 64 "$binary" config several.yaml

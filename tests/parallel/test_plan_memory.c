@@ -226,6 +226,12 @@ static void test_pipeline_is_reserved(struct comm *world)
     }
 }
 
+/* What FP8 wants of widths: multiples of 16. */
+#define CODED_V3                                                                                   \
+    "train.precision=fp8", "model.intermediate_size=32", "model.moe_intermediate_size=16",         \
+        "model.q_lora_rank=16", "model.kv_lora_rank=32", "model.qk_nope_head_dim=16",              \
+        "model.qk_rope_head_dim=16", "model.v_head_dim=16"
+
 static void test_fp8_is_reserved(struct comm *world)
 {
     static const char *const wide[TINY_OVERRIDES] = {
@@ -234,8 +240,13 @@ static void test_fp8_is_reserved(struct comm *world)
     static const char *const mixed[TINY_OVERRIDES] = {
         "train.precision=fp8", "model.hidden_size=32", "model.intermediate_size=48",
         "model.head_dim=16",   "fp8.first_bf16=1",     NULL};
+    static const char *const layouts[] = {"parallel.zero=3", "parallel.cp=2", "parallel.pp=2"};
     compare(world, TINY_MIXTRAL, wide);
     compare(world, TINY_MIXTRAL, mixed);
+    for (int i = 0; i < 3 && world->size % 2 == 0; i++) {
+        const char *const more[TINY_OVERRIDES] = {CODED_V3, layouts[i], i == 2 ? layouts[0] : NULL};
+        compare_ranks(world, TINY_V3, more);
+    }
 }
 
 /* 671 billion parameters on one rank: terabytes, of which none is asked for. */

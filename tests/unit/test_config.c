@@ -348,7 +348,6 @@ static void test_relations(void **state)
         {{"parallel.tp=2", "train.precision=fp8"}, {"parallel.tp 2 with train.precision fp8 makes parts of 64 / 2 of "}},
         {{"parallel.tp=2", "sample.every_steps=5"}, {"parallel.tp 2 with sample.every_steps 5"}},
         {{"parallel.cp=3"}, {"parallel.cp 3 cuts train.sequence_length 32 into 6 chunks"}},
-        {{"parallel.cp=2", "train.precision=fp8"}, {"parallel.cp 2 with train.precision fp8"}},
         {{"parallel.cp=2", "run.deterministic=layout"},
          {"parallel.cp 2 with run.deterministic layout"}},
         {{"train.micro_batch=16"},

@@ -39,12 +39,6 @@ void config_check_context(const struct config *config, struct config_errors *err
     if (config->planning) {
         return;
     }
-    if (config->train.precision == CONFIG_FP8) {
-        config_error(errors,
-                     "parallel.cp %lld with train.precision fp8: not built: codes of the latent "
-                     "are not gathered between ranks; use bf16",
-                     cp);
-    }
     if (config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT) {
         config_error(errors,
                      "parallel.cp %lld with run.deterministic layout: not built: gradients of a "

@@ -179,11 +179,6 @@ static void check_nodes(const struct config *config, struct config_errors *error
 static void check_stages(const struct config *config, struct config_errors *errors)
 {
     const long long pp = config->parallel.pp;
-    if (config->parallel.zero > 2 && config->train.precision == CONFIG_FP8) {
-        config_error(errors,
-                     "parallel.zero 3 with train.precision fp8: not built: codes of weights are "
-                     "made once a step and are whole on every rank; use parallel.zero 2");
-    }
     if (config->parallel.zero > 2 && config->debug.fault != NULL &&
         strncmp(config->debug.fault, "weight:", strlen("weight:")) == 0) {
         config_error(errors,

@@ -113,13 +113,14 @@ struct ring {
     const struct attention_shape *shape; /* of the block's queries */
     int64_t block, s;                    /* layer; sequence of the call */
     const void *q;                       /* of all sequences, as `latents` */
-    void *latents;                       /* normed, of all tokens of this rank of cp */
+    struct operand latents;              /* normed, of all tokens of this rank of cp; or codes */
     struct cp_pieces own;
     bool merges[CP_PIECES]; /* of each: sums are of some keys */
 };
 
 static struct ring ring_of(struct model *model, int64_t block, const struct block_call *call,
-                           const struct attention_shape *shape, const void *q, void *latents)
+                           const struct attention_shape *shape, const void *q,
+                           struct operand latents)
 {
     return (struct ring){.model = model,
                          .call = call,
@@ -141,18 +142,86 @@ static struct key_block block_at(const struct model *model, void *data, size_t e
                                         (size_t)(model->sequence * block_width(model)) * element};
 }
 
+/* In FP8 latents go round as the codes that their owner made of them: kv_b reads the same bytes as
+ * on one rank, and half as many are sent. */
+static bool coded(const struct ring *ring)
+{
+    return ring->latents.q.code != NULL;
+}
+
+/* Of a chunk's codes: scales and, behind them, codes. No more than the chunk in act. */
+static size_t code_bytes(const struct model *model)
+{
+    const int64_t rank = model->arch.kv_rank, chunk = model->cp.chunk;
+    return fp8_scale_bytes(chunk, rank) + (size_t)(chunk * rank);
+}
+
+static struct fp8_rows codes_at(const struct model *model, void *data, const struct cp_piece *piece)
+{
+    const int64_t rank = model->arch.kv_rank;
+    char *room = (char *)data + (piece->at > 0 ? code_bytes(model) : 0);
+    const struct fp8_buffer buffer = {
+        .code = (uint8_t *)room + fp8_scale_bytes(model->cp.chunk, rank), .scale = (float *)room};
+    return fp8_view(buffer, piece->count, rank);
+}
+
+/* Of keys; in FP8 rows are those of codes_at. */
+static struct key_block keys_at(const struct ring *ring, void *data)
+{
+    const struct model *model = ring->model;
+    struct key_block at = block_at(model, data, dtype_bytes(model->act));
+    if (coded(ring)) {
+        at.rope = (char *)data + CP_PIECES * code_bytes(model);
+    }
+    return at;
+}
+
+static size_t block_bytes(const struct ring *ring)
+{
+    const struct model *model = ring->model;
+    const size_t act = dtype_bytes(model->act);
+    return coded(ring)
+               ? CP_PIECES * code_bytes(model) + (size_t)(model->sequence * rope_width(model)) * act
+               : (size_t)block_elements(model) * act;
+}
+
+static void pack_codes(const struct ring *ring, void *data)
+{
+    struct model *model = ring->model;
+    const struct fp8_rows *own = &ring->latents.q;
+    for (int p = 0; p < CP_PIECES; p++) {
+        const struct cp_piece *piece = &ring->own.piece[p];
+        const struct fp8_rows out = codes_at(model, data, piece);
+        const int64_t first = ring->s * ring->call->sequence + piece->at;
+        if (piece->count == 0) {
+            continue;
+        }
+        model->ops->copy(model->device, out.code, own->code + first * own->cols,
+                         (size_t)(piece->count * own->cols));
+        for (int64_t t = 0; t < fp8_tiles(own->cols); t++) {
+            model->ops->copy(model->device, out.scale + t * out.pitch,
+                             own->scale + t * own->pitch + first,
+                             (size_t)piece->count * sizeof *out.scale);
+        }
+    }
+}
+
 /* This rank's own block. */
 static void pack(const struct ring *ring, void *data)
 {
     struct model *model = ring->model;
     const struct attention_state *state = &model->blocks[ring->block].attention;
-    const struct key_block out = block_at(model, data, dtype_bytes(model->act));
+    const struct key_block out = keys_at(ring, data);
     const int64_t width = block_width(model), rope = rope_width(model), rows = ring->call->sequence;
     if (latent(model)) {
-        const struct tensor c = own_rows(model, ring->call, ring->latents, ring->s, width),
-                            k_rope = own_rows(model, ring->call, state->k_rope, ring->s, rope);
-        model->ops->copy(model->device, out.rows, c.data, tensor_bytes(&c));
+        const struct tensor k_rope = own_rows(model, ring->call, state->k_rope, ring->s, rope);
         model->ops->copy(model->device, out.rope, k_rope.data, tensor_bytes(&k_rope));
+        if (coded(ring)) {
+            pack_codes(ring, data);
+            return;
+        }
+        const struct tensor c = own_rows(model, ring->call, ring->latents.act.data, ring->s, width);
+        model->ops->copy(model->device, out.rows, c.data, tensor_bytes(&c));
     } else {
         model->ops->copy_columns(
             model->device, model_act(model, out.rows, rows, width), 0,
@@ -173,10 +242,14 @@ static int64_t value_column(const struct model *model)
     return latent(model) ? arch->nope_dim : arch->kv_heads * arch->qk_dim;
 }
 
-static struct operand latents_of(const struct model *model, void *data,
-                                 const struct cp_piece *piece)
+/* Of a piece of the block in `data`. */
+static struct operand latents_of(const struct ring *ring, void *data, const struct cp_piece *piece)
 {
+    const struct model *model = ring->model;
     const int64_t rank = model->arch.kv_rank;
+    if (coded(ring)) {
+        return (struct operand){.q = codes_at(model, data, piece)};
+    }
     return (struct operand){
         .act = model_act(model, row(model, data, piece->at, rank), piece->count, rank)};
 }
@@ -185,11 +258,11 @@ static struct operand latents_of(const struct model *model, void *data,
 static struct keys keys_of(const struct ring *ring, void *data, const struct cp_piece *piece)
 {
     struct model *model = ring->model;
-    const struct key_block in = block_at(model, data, dtype_bytes(model->act));
+    const struct key_block in = keys_at(ring, data);
     const int64_t width = width_of(model);
     struct keys keys = {.k = row(model, in.rows, piece->at, width)};
     if (latent(model)) {
-        const struct operand c = latents_of(model, in.rows, piece);
+        const struct operand c = latents_of(ring, data, piece);
         linear_forward(&model->linears, linears_at(&model->linears, ring->block, LINEAR_KV_B),
                        model_act(model, model->context.keys, piece->count, width), &c, NULL, false);
         keys.k = model->context.keys;
@@ -265,11 +338,6 @@ static void turn_forward(struct ring *ring, int rank, void *data)
     }
 }
 
-static size_t block_bytes(const struct model *model)
-{
-    return (size_t)block_elements(model) * dtype_bytes(model->act);
-}
-
 static void sequence_forward(struct ring *ring)
 {
     struct model *model = ring->model;
@@ -280,7 +348,7 @@ static void sequence_forward(struct ring *ring)
     pack(ring, block[0]);
     for (int64_t turn = 0; turn < cp->comm->size; turn++) {
         if (turn + 1 < cp->comm->size) {
-            cp_pass_start(cp, KEYS, block[(turn + 1) % 2], block[turn % 2], block_bytes(model));
+            cp_pass_start(cp, KEYS, block[(turn + 1) % 2], block[turn % 2], block_bytes(ring));
         }
         const int64_t began = comm_span_begin(cp->comm);
         turn_forward(ring, cp_source(cp, turn), block[turn % 2]);
@@ -294,17 +362,27 @@ static void sequence_forward(struct ring *ring)
 }
 
 /* The normed latents of all tokens of this rank of cp, of which ranks of tp have parts. */
-static void *whole_latents(struct model *model, int64_t block, const struct block_call *call)
+static struct operand whole_latents(struct model *model, int64_t block,
+                                    const struct block_call *call)
 {
-    const struct operand own = {.act = model_act(model, model->blocks[block].attention.c,
-                                                 block_tokens(model, call), model->arch.kv_rank)};
-    return latent(model) ? block_gather(model, call, 0, &own).act.data : NULL;
+    const struct attention_state *state = &model->blocks[block].attention;
+    const int64_t tokens = block_tokens(model, call), rank = model->arch.kv_rank;
+    struct operand own = {0};
+    if (!latent(model)) {
+        return own;
+    }
+    if (linears_in_fp8(&model->linears, block)) {
+        own.q = fp8_view(state->c_codes, tokens, rank);
+    } else {
+        own.act = model_act(model, state->c, tokens, rank);
+    }
+    return block_gather(model, call, 0, &own);
 }
 
 void context_forward(struct model *model, int64_t block, const struct block_call *call,
                      const struct attention_shape *shape, const void *q)
 {
-    void *latents = whole_latents(model, block, call);
+    const struct operand latents = whole_latents(model, block, call);
     struct ring ring = ring_of(model, block, call, shape, q, latents);
     for (; ring.s < call->count; ring.s++) {
         sequence_forward(&ring);
@@ -336,7 +414,7 @@ static void latents_backward(const struct ring *ring, float *gradient, void *dat
 {
     struct model *model = ring->model;
     const int64_t width = width_of(model), rank = model->arch.kv_rank, rows = piece->count;
-    const struct operand c = latents_of(model, data, piece);
+    const struct operand c = latents_of(ring, data, piece);
     const struct tensor dkv = model_act(model, model->context.dkv, rows, width);
     if (model->act != DTYPE_F32) {
         model->ops->cast(model->device, dkv,
@@ -406,12 +484,13 @@ static struct tensor turn_gradient(const struct model *model, int64_t turn)
 }
 
 /* What has to be on its way while a turn is computed: keys of the next, gradients of the last. */
-static void turn_start(struct model *model, int64_t turn)
+static void turn_start(const struct ring *ring, int64_t turn)
 {
+    struct model *model = ring->model;
     struct cp *cp = &model->cp;
     void *const *block = model->context.block;
     if (turn + 1 < cp->comm->size) {
-        cp_pass_start(cp, KEYS, block[(turn + 1) % 2], block[turn % 2], block_bytes(model));
+        cp_pass_start(cp, KEYS, block[(turn + 1) % 2], block[turn % 2], block_bytes(ring));
     }
     if (turn >= 2) {
         const struct tensor in = gradient_of(model, CONTEXT_INCOMING);
@@ -465,7 +544,7 @@ static void sequence_backward(struct ring *ring)
         if (turn % cp->comm->size == 0) {
             pack(ring, data);
         }
-        turn_start(model, turn);
+        turn_start(ring, turn);
         const int64_t began = comm_span_begin(cp->comm);
         turn_backward(ring, turn, data, gradient.data);
         comm_span_end(cp->comm, "attention, backward turn", began);
@@ -479,7 +558,7 @@ static void sequence_backward(struct ring *ring)
 void context_backward(struct model *model, int64_t block, const struct block_call *call,
                       const struct attention_shape *shape, const void *q, void *dq)
 {
-    void *latents = whole_latents(model, block, call);
+    const struct operand latents = whole_latents(model, block, call);
     struct ring ring = ring_of(model, block, call, shape, q, latents);
     const struct tensor dc = model_act(model, model->attention.dc, block_tokens(model, call),
                                        model->arch.kv_rank),

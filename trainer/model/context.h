@@ -34,7 +34,7 @@ enum context_gradient { CONTEXT_OWN, CONTEXT_INCOMING, CONTEXT_TRAVELLING, CONTE
  * one rank. */
 struct context_scratch {
     void *block[2]; /* keys and values, [n, 2GD] act, keys first; latent: [n, kv_rank], behind it
-                       [n, rope_dim] */
+                       [n, rope_dim]; in FP8 codes of the latent (fewer bytes) */
     float *gradient[CONTEXT_GRADIENTS]; /* the same, f32 */
     float *sums;  /* [n, H * the larger of qk_dim and v_dim]: o of forward, dq of backward */
     void *keys;   /* latent: [n/2, W] act of one piece, W = H*(nope+v), as attention_state's kv */

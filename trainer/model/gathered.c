@@ -115,10 +115,15 @@ void gathered_ahead(struct model *model, int64_t part, int64_t next)
             start(model, group, next);
         }
     }
+    const int64_t block = params_block_of(&model->arch, part);
+    if (block >= 0) {
+        linears_use(&model->linears, block);
+    }
 }
 
 void gathered_forget(struct model *model)
 {
+    linears_forget(&model->linears);
     for (int g = 0; g < model->params.groups; g++) {
         struct model_group *group = &model->group[g];
         if (group->gathered.on) {

@@ -44,8 +44,8 @@ void gathered_layout(struct model_group *group, const struct architecture *arch,
 void *gathered_place(const struct model_group *group, int64_t offset, enum dtype act);
 
 /* Collective over the replicas of each group; nothing where weights are whole, or where the rank
- * has nothing of a part. use: `part` is in its window on return, and `next` (-1: none) on its way
- * where nothing else is. forget: the weights have changed. */
+ * has nothing of a part. use: `part` is in its window on return, in FP8 with its codes, and `next`
+ * (-1: none) on its way where nothing else is. forget: the weights have changed. */
 void gathered_use(struct model *model, int64_t part, int64_t next);
 /* The second half alone: `next` is on its way where nothing else is, unless `part`, which is in its
  * window, stands in its place. */

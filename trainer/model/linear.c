@@ -23,6 +23,7 @@ enum status linears_init(struct linears *linears, const struct model *model)
                                                   : blocks,
                                 .power_of_two = config->fp8.scales == CONFIG_SCALES_POWER_OF_TWO,
                                 .accumulate = (enum fp8_accumulate)config->fp8.accumulate};
+    linears_forget(linears);
     if (fp8 && model->ops->fp8 == NULL) {
         return status_fail(STATUS_USAGE,
                            "train.precision fp8: the device %s has no FP8 here: use bf16",
@@ -80,6 +81,7 @@ static void add_dense(struct linears *linears, const struct model *model, int64_
     const struct model_group *group = &model->group[g];
     *linear =
         (struct linear){.out = out, .in = in, .matrices = 1, .sources = 1, .stride = out * in};
+    linear->gathered = group->gathered.on;
     if (group->weights != NULL || group->gathered.window[0] != NULL) {
         linear->weight = model_weight(model, g, offset, out, in).data;
         place_gradient(linear, group, offset);
@@ -234,40 +236,99 @@ static void scratch_layout(struct linears *linears, const struct model *model, s
     }
 }
 
+/* Codes of a block's weights, of those that are gathered or of the others. */
+static void codes_layout(struct linears *linears, int64_t block, bool gathered, struct arena *arena)
+{
+    for (int name = 0; name < LINEARS; name++) {
+        struct linear *linear = at(linears, block, (enum linear_name)name);
+        if (linear->out == 0 || linear->gathered != gathered) {
+            continue;
+        }
+        linear->w = weight_codes(arena, linear->matrices, linear->out, linear->in);
+        if (linears->training) {
+            linear->t = weight_codes(arena, linear->matrices, linear->in, linear->out);
+        }
+    }
+}
+
+/* Each window is as large as the largest block that it has by turns. */
+static void windows_layout(struct linears *linears, struct arena *weights)
+{
+    for (int w = 0; w < LINEAR_WINDOWS; w++) {
+        size_t most = 0;
+        for (int pass = 0; pass < 2; pass++) {
+            char *base = pass == 0 ? NULL : arena_alloc(weights, most);
+            for (int64_t b = linears->first; b < linears->end; b++) {
+                struct arena window = {.base = base, .capacity = most};
+                if (b % LINEAR_WINDOWS == w) {
+                    codes_layout(linears, b, true, &window);
+                    most = window.used > most ? window.used : most;
+                }
+            }
+        }
+    }
+}
+
 void linears_layout(struct linears *linears, const struct model *model, struct arena *weights,
                     struct arena *scratch)
 {
     fill_table(linears, model);
-    for (int64_t i = linears->first * LINEARS; i < linears->end * LINEARS; i++) {
-        struct linear *linear = &linears->table[i];
-        if (linear->out > 0) {
-            linear->w = weight_codes(weights, linear->matrices, linear->out, linear->in);
-        }
-        if (linear->out > 0 && linears->training) {
-            linear->t = weight_codes(weights, linear->matrices, linear->in, linear->out);
-        }
+    for (int64_t b = linears->first; b < linears->end; b++) {
+        codes_layout(linears, b, false, weights);
     }
+    windows_layout(linears, weights);
     if (linears->first < linears->end) {
         scratch_layout(linears, model, scratch);
         linears->counters = arena_alloc(scratch, LINEAR_KINDS * sizeof *linears->counters);
     }
 }
 
-void linears_publish(struct linears *linears)
+static void make_codes(struct linears *linears, int64_t block, bool gathered,
+                       const struct fp8_how *how)
 {
+    for (int name = 0; name < LINEARS; name++) {
+        const struct linear *linear = at(linears, block, (enum linear_name)name);
+        if (linear->out > 0 && linear->gathered == gathered) {
+            linears->ops->fp8->quantize_weights(linears->device, linear->w, linear->t,
+                                                linear->weight, linear->stride, how);
+        }
+    }
+}
+
+void linears_use(struct linears *linears, int64_t block)
+{
+    const struct fp8_how how =
+        linears->publishing ? linears_how(linears, LINEAR_WEIGHTS) : linears_how_silent(linears);
+    int64_t *coded = &linears->coded[block % LINEAR_WINDOWS];
+    if (linears_in_fp8(linears, block) && *coded != block) {
+        make_codes(linears, block, true, &how);
+        *coded = block;
+    }
+}
+
+void linears_forget(struct linears *linears)
+{
+    for (int w = 0; w < LINEAR_WINDOWS; w++) {
+        linears->coded[w] = -1;
+    }
+}
+
+void linears_publish(struct model *model)
+{
+    struct linears *linears = &model->linears;
     if (linears->counters == NULL) {
         return;
     }
     const struct fp8_how how = linears_how(linears, LINEAR_WEIGHTS);
     linears->ops->zero(linears->device, linears->counters + LINEAR_WEIGHTS,
                        sizeof *linears->counters);
-    for (int64_t i = linears->first * LINEARS; i < linears->end * LINEARS; i++) {
-        const struct linear *linear = &linears->table[i];
-        if (linear->out > 0) {
-            linears->ops->fp8->quantize_weights(linears->device, linear->w, linear->t,
-                                                linear->weight, linear->stride, &how);
-        }
+    linears->publishing = true;
+    for (int64_t b = linears->end - 1; b >= linears->first; b--) {
+        const int64_t next = b > linears->first ? params_part_block(&model->arch, b - 1) : -1;
+        make_codes(linears, b, false, &how);
+        gathered_use(model, params_part_block(&model->arch, b), next);
     }
+    linears->publishing = false;
 }
 
 void linears_count_anew(struct linears *linears)

@@ -6,8 +6,10 @@
  * take the one that the layer wants, so that attention, MLPs and experts are written once.
  *
  * Weights become codes, in both orientations when training, once after each update
- * (linears_publish). The codes of a layer's input are kept for its backward, where they are turned
- * by requantising; an output's gradient is quantised both ways in one pass.
+ * (linears_publish). Where weights are gathered a part at a time (gathered.h) their codes stand in
+ * two windows likewise, made whenever a block comes to be used. The codes of a layer's input are
+ * kept for its backward, where they are turned by requantising; an output's gradient is quantised
+ * both ways in one pass.
  */
 #ifndef TRAINER_LINEAR_H
 #define TRAINER_LINEAR_H
@@ -49,6 +51,7 @@ struct linear {
     struct fixed_rows *live; /* [matrices] of experts, in integers: rows that are not frozen; NULL:
                                 all; part of linears.live */
     struct fp8_weights w, t; /* w transposed: t, when training. code NULL: this layer is in act */
+    bool gathered;           /* its weights and codes are there while its block is used alone */
 };
 
 /* What a product reads. What is not there has data or code NULL. */
@@ -59,6 +62,8 @@ struct operand {
 
 /* What is counted apart. */
 enum linear_kind { LINEAR_ACTIVATIONS, LINEAR_GRADIENTS, LINEAR_WEIGHTS, LINEAR_KINDS };
+
+enum { LINEAR_WINDOWS = 2 };
 
 /* Codes of one operand of one product at a time, shared by all. */
 struct linear_scratch {
@@ -84,6 +89,8 @@ struct linears {
     struct fp8_counters *counters; /* [LINEAR_KINDS] device: of activations and gradients since
                                       linears_count_anew, of weights at the last publish */
     bool again;                    /* what runs is a repetition (recompute): not counted */
+    int64_t coded[LINEAR_WINDOWS]; /* blocks whose gathered weights have codes; -1: none */
+    bool publishing;               /* codes of gathered weights are made for the first time */
     struct linear_scratch scratch;
     struct drawer *drawer; /* borrowed: where products that make gradients of weights wait
                               (deferred.h); NULL: they are made at once */
@@ -98,9 +105,22 @@ void linears_free(struct linears *linears); /* accepts a zeroed one */
 void linears_layout(struct linears *linears, const struct model *model, struct arena *weights,
                     struct arena *scratch);
 
-/* Codes of all weights from their act copies. */
-void linears_publish(struct linears *linears);
+/* Collective over the replicas where weights are gathered. Codes of all weights from their act
+ * copies; of gathered ones block by block, from behind, so that the first are there for forward. */
+void linears_publish(struct model *model);
+/* Local. The block's weights have been gathered: their codes, unless they are there. */
+void linears_use(struct linears *linears, int64_t block);
+/* Local. Gathered weights have changed. */
+void linears_forget(struct linears *linears);
 void linears_count_anew(struct linears *linears);
+
+/* Whether the codes of a layer of this block stand where it says. */
+static inline bool linears_has(const struct linears *linears, const struct linear *linear,
+                               int64_t block)
+{
+    return linear->w.code != NULL &&
+           (!linear->gathered || linears->coded[block % LINEAR_WINDOWS] == block);
+}
 
 static inline bool linears_in_fp8(const struct linears *linears, int64_t block)
 {

@@ -456,7 +456,7 @@ void model_publish(struct model *model)
     for (int g = 0; g < model->params.groups; g++) {
         model_gather(model, (enum param_group)g, false);
     }
-    linears_publish(&model->linears);
+    linears_publish(model);
     offload_wait(model);
 }
 

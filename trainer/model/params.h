@@ -108,6 +108,15 @@ static inline int64_t params_part_block(const struct architecture *arch, int64_t
     return block < arch->layers ? 1 + block : 3 + block;
 }
 
+/* The block that a part is; -1: it is none. */
+static inline int64_t params_block_of(const struct architecture *arch, int64_t part)
+{
+    return part == PARAM_PART_EMBED   ? -1
+           : part <= arch->layers     ? part - 1
+           : part <= arch->layers + 2 ? -1
+                                      : part - 3;
+}
+
 /* The run that begins at element `from` of the part and ends before `to` at the latest. */
 struct param_run param_run(const struct param *param, int64_t from, int64_t to);
 

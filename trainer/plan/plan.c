@@ -89,9 +89,6 @@ static enum status set_layout(struct plan *plan)
     plan->tp = config->parallel.tp;
     plan->cp = config->parallel.cp;
     plan->zero = config->parallel.zero;
-    if (plan->zero > 2 && config->train.precision == CONFIG_FP8) {
-        return status_fail(STATUS_USAGE, "parallel.zero 3 with train.precision fp8: not built");
-    }
     if (ranks % (plan->pp * plan->ep * plan->etp) != 0 ||
         ranks % (plan->pp * plan->cp * plan->tp) != 0) {
         return status_fail(STATUS_USAGE,

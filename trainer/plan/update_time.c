@@ -11,7 +11,7 @@ struct dense_time {
 
 /* Gradients of `count` dense elements of a rank to their owners, weights back: both once a step,
  * or, where they are sharded, gradients of a part at a time, of every micro-batch, and so, forward
- * and backward, weights where these are. */
+ * and backward, weights where these are; in FP8 once more behind the update (linears_publish). */
 static void time_dense(const struct planner *p, double count, double sum, double act, int64_t ranks,
                        int64_t stride, struct dense_time *time)
 {
@@ -29,7 +29,7 @@ static void time_dense(const struct planner *p, double count, double sum, double
     const double parts = (double)(architecture_blocks(&plan->arch) / plan->pp + 2),
                  again = (parts - 1) * hw->message, micro = (double)plan->micro_batches,
                  weights = exchange_reduce_seconds(hw, act * count, ranks, stride) + again;
-    time->once += plan->zero < 3 ? weights : 0;
+    time->once += plan->zero < 3 || p->load.fp8 ? weights : 0;
     time->blocks +=
         micro * closes * (exchange_reduce_seconds(hw, sum * count, ranks, stride) + again) +
         (plan->zero < 3 ? 0 : 2 * micro * weights);
@@ -59,6 +59,17 @@ static double exposed_dense(const struct plan *plan, const struct dense_time *ti
 {
     const double hidden = fmin(time->blocks, kernels_beside(plan));
     return time->once + time->blocks - hidden + plan->hardware.imperfect * hidden;
+}
+
+/* Codes of weights that are gathered, forward and backward of every micro-batch: of `count`
+ * elements of a rank. */
+static double time_codes(const struct planner *p, const double *count)
+{
+    const struct plan *plan = p->plan;
+    const int64_t copies = plan->dp * plan->cp;
+    const double gathered =
+        (copies * plan->tp > 1 ? count[PARAM_DENSE] : 0) + (copies > 1 ? count[PARAM_TENSOR] : 0);
+    return plan->zero < 3 ? 0 : 2 * (double)plan->micro_batches * work_codes(&p->load, gathered);
 }
 
 /* Muon's work and messages of a rank of the pipeline, its stages' one after the other. */
@@ -109,11 +120,12 @@ void planner_update(struct planner *p)
                      dense = count[PARAM_DENSE] / (double)(copies * plan->tp) +
                              count[PARAM_TENSOR] / (double)copies,
                      share = dense + count[PARAM_EXPERT] / (double)plan->edp,
-                     update =
-                         muon + work_optimizer(&p->load,
-                                               count[PARAM_DENSE] + count[PARAM_TENSOR] +
-                                                   count[PARAM_EXPERT],
-                                               share, work_offloaded(&p->load, host, dense, share));
+                     update = muon +
+                              work_optimizer(&p->load,
+                                             count[PARAM_DENSE] + count[PARAM_TENSOR] +
+                                                 count[PARAM_EXPERT],
+                                             share, work_offloaded(&p->load, host, dense, share)) +
+                              time_codes(p, count);
         if (reduce + update > plan->time.reduce + plan->time.optimizer) {
             plan->time.reduce = reduce;
             plan->time.optimizer = update;

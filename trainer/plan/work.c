@@ -413,6 +413,18 @@ static struct work_ring ring_backward(double keys, double gradients, double turn
     return ring;
 }
 
+/* Bytes of a token in a block of the ring (trainer/model/context.h). */
+static double ring_bytes(const struct workload *load)
+{
+    const struct architecture *arch = &load->arch;
+    const double act = act_bytes(load), rank = (double)arch->kv_rank;
+    return arch->kv_rank == 0
+               ? act * (double)(2 * arch->kv_heads * arch->qk_dim) / load->split
+               : act * (double)arch->rope_dim +
+                     (load->fp8 ? rank + (double)fp8_tiles(arch->kv_rank) * sizeof(float)
+                                : act * rank);
+}
+
 struct work_ring work_context(const struct workload *load, const struct work *work, bool backward)
 {
     const struct architecture *arch = &load->arch;
@@ -422,16 +434,15 @@ struct work_ring work_context(const struct workload *load, const struct work *wo
                  width = arch->kv_rank > 0
                              ? (double)(arch->kv_rank + arch->rope_dim)
                              : (double)(2 * arch->kv_heads * arch->qk_dim) / load->split,
-                 elements = (double)load->tokens / sequences * width;
-    const double keys =
-        exchange_pass_seconds(load->hardware, elements * act_bytes(load), ranks, tp);
+                 tokens = (double)load->tokens / sequences;
+    const double keys = exchange_pass_seconds(load->hardware, tokens * ring_bytes(load), ranks, tp);
     struct work_ring ring = {0};
     if (ranks == 1) {
         return ring;
     }
     if (backward) {
         const double gradients =
-            exchange_pass_seconds(load->hardware, elements * sizeof(float), ranks, tp);
+            exchange_pass_seconds(load->hardware, tokens * width * sizeof(float), ranks, tp);
         ring = ring_backward(keys, gradients,
                              work->s[PHASE_BACKWARD][KERNEL_ATTENTION_BACK] / sequences / turns,
                              ranks);
@@ -462,6 +473,14 @@ double work_offloaded(const struct workload *load, double state, double dense, d
                  average = muon && config->optimizer.ema > 0 ? share * 4 : 0;
     return config->optimizer.offload && !load->hardware->cpu
                ? (state + again + average) / load->hardware->host
+               : 0;
+}
+
+double work_codes(const struct workload *load, double weights)
+{
+    const struct hardware *hw = load->hardware;
+    return load->fp8
+               ? weights * (act_bytes(load) + 2) / (hw->share[KERNEL_OPTIMIZER] * hw->memory_rate)
                : 0;
 }
 
@@ -504,7 +523,6 @@ double work_optimizer(const struct workload *load, double weights, double share,
      * moments both ways, the weight written */
     const double gradient = load->layout ? 8 + 2 * 4 : 2 * 4;
     const double bytes = share * (gradient + 2 * 4 + 4 * moment + (act < 4 ? act : 0));
-    const double codes = load->fp8 ? weights * (act + 2) : 0;
-    return fmax(bytes / rate, offloaded) + codes / rate +
+    return fmax(bytes / rate, offloaded) + work_codes(load, weights) +
            weights * (load->layout ? 8 : 4) / rate; /* gradients are zeroed */
 }

@@ -60,6 +60,8 @@ struct work_ring {
     double messages, exposed; /* exposed: of these, longer than what is computed meanwhile */
 };
 struct work_ring work_context(const struct workload *load, const struct work *work, bool backward);
+/* Codes of so many weights, both ways, s; 0 but in FP8. */
+double work_codes(const struct workload *load, double weights);
 /* AdamW and the weights' new device form of a rank that holds `weights` and updates `share` of
  * them; offloaded: s that its state takes to come and go beside. */
 double work_optimizer(const struct workload *load, double weights, double share, double offloaded);
