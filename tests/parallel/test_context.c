@@ -342,8 +342,8 @@ static void compare_coded(struct comm *world, const char *text, struct ranks_lay
     comm_split(world, world->rank, 0, &alone);
     const struct coded_step want = train_coded(&alone, text, (struct ranks_layout){1, 1, 1}, more),
                             got = train_coded(world, text, at, divided);
-    /* Measured, eight seeds of each, cp 2 and 4: losses up to 1.8e-3 apart, norms 1.5e-2: a choice
-     * or two of the router fall the other way, as they do in bf16 (1e-3 and 1.5e-2). */
+    /* Measured, eight seeds of each, cp 2 and 4: losses up to 1.8e-3 apart, norms 1.5e-2; in bf16
+     * 1e-3 and 1.5e-2. */
     expect_close(world, got.result.loss, want.result.loss, 3e-3);
     expect_close(world, got.result.mtp_loss, want.result.mtp_loss, 3e-3);
     expect_close(world, got.result.aux_loss, want.result.aux_loss, 3e-3);
