@@ -77,28 +77,47 @@ struct carrying {
     bool alarm;
 };
 
-/* Whether a source before still has its name: then none other is it. */
-static bool is_named(const struct carrying *carrying, const struct data_source_state *old)
+static bool is_new_name(const struct carrying *carrying, const char *path)
 {
-    bool named = false;
-    for (int64_t s = 0; s < carrying->sources->count; s++) {
-        named = named || strcmp(carrying->sources->origin.source[s].path, old->path) == 0;
+    for (int64_t i = 0; i < carrying->before->count; i++) {
+        if (strcmp(carrying->before->source[i].path, path) == 0) {
+            return false;
+        }
     }
-    return named;
+    return true;
 }
 
-/* Which of the sources before source `s` is: by its name, or by what is in it. -1: none. */
+/* Whether a source before is there under its name or, not `named`, under a new one, with what was
+ * in it then, as far as that is known. */
+static bool is_there(const struct carrying *carrying, const struct data_source_state *old,
+                     bool named)
+{
+    bool there = false;
+    for (int64_t s = 0; s < carrying->sources->count; s++) {
+        const struct data_source_state *own = &carrying->sources->origin.source[s];
+        const bool known = old->fingerprint != 0;
+        there = there ||
+                (named ? strcmp(own->path, old->path) == 0 && (!known || data_state_same(old, own))
+                       : is_new_name(carrying, own->path) && known && data_state_same(old, own));
+    }
+    return there;
+}
+
+/* Which of the sources before source `s` is: by its name, unless what was in that one has a new
+ * name now; or by what is in it, unless that one still has its name. -1: none. */
 static int64_t match(const struct carrying *carrying, int64_t s)
 {
     const struct data_source_state *own = &carrying->sources->origin.source[s];
     int64_t same = -1;
     for (int64_t i = 0; i < carrying->before->count; i++) {
         const struct data_source_state *old = &carrying->before->source[i];
-        if (!carrying->used[i] && strcmp(old->path, own->path) == 0) {
+        const bool named = strcmp(old->path, own->path) == 0;
+        if (!carrying->used[i] && named &&
+            (is_there(carrying, old, true) || !is_there(carrying, old, false))) {
             return i;
         }
-        if (!carrying->used[i] && same < 0 && data_state_same(old, own) &&
-            !is_named(carrying, old)) {
+        if (!carrying->used[i] && same < 0 && !named && data_state_same(old, own) &&
+            !is_there(carrying, old, true)) {
             same = i;
         }
     }

@@ -9,7 +9,7 @@
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/difference.h"
 
-static const char MASTER[] = "master/";
+static const char MASTER[] = "master/", MOMENT[] = "moment1/";
 
 /* A tensor's name with * for numbers: all of them, or those of experts alone. */
 static void pool_name(char out[ROUNDING_NAME], const char *name, bool layers)
@@ -73,6 +73,10 @@ static enum status measured(struct rounding *rounding, const char *name, const s
         pool->exact += d->norm * d->norm;
         pool->alone += d->distance * d->distance;
     }
+    if (strncmp(name, MOMENT, strlen(MOMENT)) == 0) {
+        rounding->exact += d->norm * d->norm;
+        rounding->alone += d->distance * d->distance;
+    }
     return STATUS_OK;
 }
 
@@ -125,15 +129,24 @@ bool rounding_add(struct rounding *rounding, const char *name, double distance)
     return i >= 0;
 }
 
-double rounding_allowed(const struct rounding *rounding, double own, double exact)
-{
-    const double alone = own == exact ? 0 : fabs(own - exact) / fabs(exact);
-    return 2 * alone + rounding->unit;
-}
-
 static double relative(double part, double whole)
 {
     return part == 0 ? 0 : sqrt(part) / sqrt(whole);
+}
+
+double rounding_of(double own, double exact)
+{
+    return own == exact ? 0 : fabs(own - exact) / fabs(exact);
+}
+
+double rounding_of_gradients(const struct rounding *rounding)
+{
+    return relative(rounding->alone, rounding->exact);
+}
+
+double rounding_allowed(const struct rounding *rounding, double alone)
+{
+    return 2 * alone + 4 * rounding->unit;
 }
 
 /* What is not a number is as far apart as can be, and allows nothing. */

@@ -2,10 +2,10 @@
  * different places: judged by how far that precision takes one of them from the same step in fp32.
  *
  * Of a tensor, rounding alone moves each run away from fp32 by about as much, and independently: so
- * the two are about sqrt(2) times as far from each other. Twice is allowed, and one unit in the
- * last place of the precision. A choice of experts that falls the other way moves a token from one
- * expert to another; so experts of a layer are judged together, and by the rounding of the layer
- * or, where that is more, of all layers, of which a small one may have no such choice.
+ * the two are about sqrt(2) times as far from each other. Twice is allowed, and the largest
+ * relative error of one rounding. A choice of experts that falls the other way moves a token from
+ * one expert to another; so experts of a layer are judged together, and by the rounding of the
+ * layer or, where that is more, of all layers, of which a small one may have no such choice.
  */
 #ifndef TRAINER_ROUNDING_H
 #define TRAINER_ROUNDING_H
@@ -28,7 +28,8 @@ struct rounding_pool {
 struct rounding {
     struct rounding_pool *pool; /* [count] owned */
     int count, room;
-    double unit; /* in the last place of the precision, relative */
+    double unit;         /* largest relative error of one rounding in the precision */
+    double exact, alone; /* as in a pool, of all gradients (moment1/) */
 };
 
 /* own, exact: checkpoints of one step on one rank, in the precision and in fp32; all that both
@@ -41,8 +42,13 @@ void rounding_free(struct rounding *rounding); /* accepts a zeroed one */
 /* distance: ||a - b|| of a tensor of own's, by its name there. False: it was not measured. */
 bool rounding_add(struct rounding *rounding, const char *name, double distance);
 
-/* What is allowed of a number that was `own` and `exact`; relative. */
-double rounding_allowed(const struct rounding *rounding, double own, double exact);
+/* What rounding changed of a number that is `exact` in fp32; relative. */
+double rounding_of(double own, double exact);
+/* ... of all gradients together, and so of their norm at most. */
+double rounding_of_gradients(const struct rounding *rounding);
+/* What is allowed of numbers of which rounding changed the one it changed most by so much: each is
+ * one sample, which may lie near fp32's by chance, so four units at least; relative. */
+double rounding_allowed(const struct rounding *rounding, double alone);
 
 /* Of a pool, relative to the step in fp32. */
 struct rounding_verdict {

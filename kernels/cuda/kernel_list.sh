@@ -7,17 +7,23 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=$1 dump=$2
 shift 2
 names=$(command -v c++filt || echo cat)
-counts=$(mktemp)
-trap 'rm -f "$counts"' EXIT
-if [ -x "$dump" ]; then
-    printf '%s\n' "$@" | xargs -P 2 -I {} bash -c 'set -o pipefail; "$1" -sass -arch sm_90a "$2" 2>&1 | awk -f "$3" || true' \
-        count "$dump" {} "$here/sass_counts.awk" >"$counts"
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+counts=$folder/all
+if [ -x "$dump" ]; then # a file for each object: two at a time would tear each other's lines
+    printf '%s\n' "$@" | cat -n | xargs -P 2 -L 1 bash -c \
+        'set -o pipefail; "$1" -sass -arch sm_90a "$5" 2>&1 | awk -f "$2" >"$3/$4" || true' \
+        count "$dump" "$here/sass_counts.awk" "$folder"
+    cat "$folder"/[0-9]* >"$counts"
+else
+    : >"$counts"
 fi
 {
     echo '#include "kernels/device_kind.h"'
     echo 'static const struct device_kernel kernels[] = {'
     awk '
         FILENAME == ARGV[1] {
+            split("", figure)
             for (i = 2; i <= NF; i++) { split($i, part, "="); figure[part[1]] = part[2] }
             sass[$1] = figure["instructions"] "," figure["qgmma"] "," figure["hgmma"] "," figure["hmma"] "," figure["tma"] \
                 "," figure["ffma"] "," figure["load"] "," figure["store"] "," figure["local"]

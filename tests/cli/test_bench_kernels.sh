@@ -89,6 +89,7 @@ cat >"$work/peer" <<'PEER'
 #!/bin/sh
 echo "peer Somebody 1.0"
 echo "words: $*" >&2
+nproc >"$(dirname "$0")/cores"
 echo "linear_forward 1000000"
 echo "fp8_dense - lacks FP8"
 echo "of_nobody 3"
@@ -99,6 +100,7 @@ small=("$work/tiny.yaml" --kernels train.precision=bf16 train.sequence_length=16
 expect_rc 0 "$binary" bench "${small[@]}" --peer "$work/peer"
 expect_text "beside Somebody 1.0"
 expect_text "1000000.000 ms"
+[ "$(cat "$work/cores")" = "$(nproc)" ] || fail "the peer has $(cat "$work/cores") of $(nproc) cores"
 expect_text "--plain --device cpu --dtype bfloat16 --dims n=32,t=16,c="
 ! grep -q of_nobody "$out" || fail "a kernel that is not ours"
 expect_rc 0 "$binary" bench "${small[@]}" --json --peer "$work/peer"

@@ -102,6 +102,14 @@ expect_text "a.h5: ITS CONTENTS CHANGED since the checkpoint"
 grep -q "^switchyard: warning: other settings" "$err" || fail "no warning on stderr"
 mv kept.h5 a.h5
 
+echo "a file moves, and another takes its name"
+mv b.h5 moved.h5
+"$binary" prepare --tokenizer bytes --output b.h5 a.jsonl b.jsonl >prepared
+expect_rc 0 train 1 stopped "data.train=[{path: b.h5}, {path: moved.h5}]" run.steps=13 train.global_batch=4 train.sequence_length=48
+expect_text "; b.h5 starts at its beginning"
+! grep -q "; moved.h5 starts\|CONTENTS CHANGED" "$out" || fail "moved.h5 does not go on as b.h5"
+mv moved.h5 b.h5
+
 echo "a middle is filled in"
 expect_rc 0 "$binary" generate straight --fim-prefix "int x" --fim-suffix " void" --count 3
 [ "$(head -c 5 "$out")" = "int x" ] && grep -q " void$" "$out" || fail "the middle is not between its sides"

@@ -24,7 +24,8 @@ asan-1) seeds=(1 2 3 4) ;;
 tsan-0) seeds=(2 3) ;;
 *) seeds=(0 1 2 3 4 5) ;;
 esac
-# Right under two orders, with SWITCHYARD_FULL=1 under sixteen (whole ops: four, three by the race check; late and eager ones among them); what is seeded to be wrong is looked for under four.
+# Right under two orders, with SWITCHYARD_FULL=1 under sixteen (whole ops: four, six by the race check; late and eager ones
+# among them); what is seeded to be wrong is looked for under four.
 [ "$mode-$full-$want" != plain-0-clean ] || seeds=(0 7)
 case $mode-$full-${TWO_PASSES:-0} in # a seed is two orders (ops_case.h)
 plain-0-1) seeds=(0) ;;

@@ -159,7 +159,7 @@ def attention(s):
     try:
         o = forward()
     except RuntimeError as error:
-        say(f"{'attention_backward':<26} not here: {str(error).splitlines()[0][:90]}")
+        not_here("attention_backward", error)
         return
     d_o = torch.randn_like(o)
     report("attention_backward", lambda: torch.autograd.grad(o, (q, k, v), d_o, retain_graph=True), 2.5 * work)

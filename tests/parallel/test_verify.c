@@ -19,6 +19,7 @@ static const char V3[] =
     "  first_k_dense_replace: 1, n_routed_experts: 8, n_shared_experts: 1,\n"
     "  num_experts_per_tok: 3, n_group: 4, topk_group: 2, q_lora_rank: 32, kv_lora_rank: 32,\n"
     "  qk_nope_head_dim: 16, qk_rope_head_dim: 16, v_head_dim: 16, initializer_range: 0.1}\n"
+    "router: {bias_update_speed: 0.001}\n"
     "train: {sequence_length: 64, micro_batch: 4, global_batch: 16}\n"
     "schedule: {kind: constant, warmup_steps: 0}\n";
 

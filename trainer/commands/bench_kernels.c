@@ -1,5 +1,6 @@
 #include "trainer/commands/bench_kernels.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,6 +8,7 @@
 
 #include "kernels/base/json_out.h"
 #include "kernels/base/rng.h"
+#include "parallel/cores.h"
 #include "trainer/commands/bench_case.h"
 #include "trainer/commands/bench_facts.h"
 #include "trainer/commands/bench_peer.h"
@@ -305,13 +307,14 @@ static struct bounds measure_bounds(struct bench *b)
     };
 }
 
-/* Fills times[MOST_KERNELS]; how many. */
+/* Fills times[BENCH_MOST]; how many. */
 static int measure_list(struct bench *b, const struct bounds *bounds, bool speaks, bool json,
                         struct bench_time *times)
 {
     int layer, fp8 = 0;
     const struct kernel *first = bench_layer_kernels(&layer), *second = bench_fp8_kernels(&fp8);
     const int count = layer + (b->fp8.there ? fp8 : 0);
+    assert(count <= BENCH_MOST);
     for (int i = 0; i < count; i++) {
         times[i].kernel = i < layer ? &first[i] : &second[i - layer];
         times[i].seconds = measure(b, times[i].kernel);
@@ -350,6 +353,7 @@ static enum status measure_all(struct bench *b, const struct session *session,
         bench_facts_print(b, json);
     }
     if (speaks && options->peer != NULL) {
+        cores_roam(&session->world); /* or the peer would have the one core of this thread */
         status = bench_peer(b, options->peer, device_stream(session->device) != NULL, times, count,
                             json);
     }
