@@ -57,6 +57,11 @@ void comm_close(struct comm *world)
         comm_detach(world);
         world->table->close(world);
     }
+    for (struct comm_rows *rows = world->idle, *next; rows != NULL; rows = next) {
+        next = rows->next;
+        free(rows->requests);
+        free(rows);
+    }
     free(world->activity);
     *world = (struct comm){0};
 }
@@ -79,6 +84,8 @@ void comm_split(struct comm *comm, int color, int key, struct comm *out)
     out->world_rank = comm->world_rank;
     out->name = NULL;
     out->activity = comm->activity;
+    out->idle = NULL;
+    out->open = NULL;
     out->wire = NULL;
     out->device = NULL;
     out->wire_impl = NULL;
@@ -120,7 +127,8 @@ static void leave(struct comm *comm)
     const char *operation = activity->operation;
     activity->waited_ns += took;
     activity->coreless_ns += coreless_ns(activity) - activity->entered_coreless_ns;
-    activity->exchanged_ns += strcmp(operation, "all_to_all") == 0 ? took : 0;
+    activity->exchanged_ns +=
+        strncmp(operation, "all_to_all", strlen("all_to_all")) == 0 ? took : 0;
     spans_add(activity->spans, (struct span){.name = operation,
                                              .group = activity->group,
                                              .begin_ns = activity->entered_ns,
@@ -178,16 +186,96 @@ void comm_all_gather(struct comm *comm, void *out, const void *in, size_t bytes)
     leave(comm);
 }
 
-void comm_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, const void *send,
-                     const int64_t *send_rows, size_t row_bytes)
+/* One that is not under way. Want of memory ends the job: the others are in the collective. */
+static struct comm_rows *take_rows(struct comm *comm)
+{
+    struct comm_rows *rows = comm->idle;
+    if (rows == NULL) {
+        rows = calloc(1, sizeof *rows);
+        if (rows == NULL) {
+            fprintf(stderr, "switchyard: rank %d: out of memory for an exchange\n", comm->rank);
+            comm_abort(comm, status_exit_code(STATUS_RESOURCE));
+        }
+        return rows;
+    }
+    comm->idle = rows->next;
+    rows->next = NULL;
+    return rows;
+}
+
+static void give_rows(struct comm *comm, struct comm_rows *rows)
+{
+    rows->next = comm->idle;
+    comm->idle = rows;
+}
+
+static size_t sending(const struct comm *comm, const int64_t *send_rows, size_t row_bytes)
 {
     int64_t rows = 0;
     for (int r = 0; r < comm->size; r++) {
         rows += send_rows[r];
     }
-    enter(comm, "all_to_all", (size_t)rows * row_bytes);
-    comm->table->all_to_all(comm, recv, recv_rows, send, send_rows, row_bytes);
+    return (size_t)rows * row_bytes;
+}
+
+void comm_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, const void *send,
+                     const int64_t *send_rows, size_t row_bytes)
+{
+    struct comm_rows *rows = take_rows(comm);
+    enter(comm, "all_to_all", sending(comm, send_rows, row_bytes));
+    comm->table->rows_start(comm, recv, recv_rows, send, send_rows, row_bytes, rows);
+    comm->table->rows_finish(comm, rows);
     leave(comm);
+    give_rows(comm, rows);
+}
+
+struct comm_rows *comm_rows_start(struct comm *comm, void *recv, const int64_t *recv_rows,
+                                  const void *send, const int64_t *send_rows, size_t row_bytes)
+{
+    const size_t bytes = sending(comm, send_rows, row_bytes);
+    struct comm_rows *rows = take_rows(comm);
+    rows->began_ns = comm_span_begin(comm);
+    rows->done_ns = 0;
+    rows->bytes = (int64_t)bytes;
+    rows->layer = comm->activity != NULL ? comm->activity->layer : -1;
+    enter(comm, "all_to_all, start", bytes);
+    comm->table->rows_start(comm, recv, recv_rows, send, send_rows, row_bytes, rows);
+    leave(comm);
+    return rows;
+}
+
+void comm_rows_test(const struct comm *comm, struct comm_rows *rows)
+{
+    if (comm->table->rows_test(comm, rows) && rows->done_ns == 0) {
+        rows->done_ns = spans_clock();
+    }
+}
+
+/* What was under way since began_ns (0: nothing records it), as a row of the trace. */
+static void add_wire_span(const struct comm *comm, const char *name, int64_t began_ns,
+                          int64_t done_ns, int64_t bytes, int64_t layer)
+{
+    if (began_ns != 0) {
+        spans_add(comm->activity->spans,
+                  (struct span){.name = name,
+                                .group = comm->name != NULL ? comm->name : "",
+                                .begin_ns = began_ns,
+                                .end_ns = done_ns != 0 ? done_ns : spans_clock(),
+                                .bytes = bytes,
+                                .layer = layer,
+                                .ranks = comm->size,
+                                .lane = SPAN_WIRE,
+                                .kind = SPAN_MESSAGE});
+    }
+}
+
+void comm_rows_finish(struct comm *comm, struct comm_rows *rows)
+{
+    enter(comm, "all_to_all, finish", (size_t)rows->bytes);
+    comm->table->rows_finish(comm, rows);
+    leave(comm);
+    add_wire_span(comm, "all_to_all", rows->began_ns, rows->done_ns, rows->bytes, rows->layer);
+    give_rows(comm, rows);
 }
 
 void comm_broadcast(struct comm *comm, void *data, size_t bytes, int root)
@@ -268,18 +356,7 @@ void comm_exchange_finish(struct comm *comm, struct comm_request *request)
     enter(comm, "exchange, finish", 0);
     comm->table->exchange_finish(comm, request);
     leave(comm);
-    if (request->began_ns != 0) {
-        spans_add(comm->activity->spans,
-                  (struct span){.name = request->name,
-                                .group = comm->name != NULL ? comm->name : "",
-                                .begin_ns = request->began_ns,
-                                .end_ns = request->done_ns != 0 ? request->done_ns : spans_clock(),
-                                .bytes = request->bytes,
-                                .layer = -1,
-                                .ranks = comm->size,
-                                .lane = SPAN_WIRE,
-                                .kind = SPAN_MESSAGE});
-    }
+    add_wire_span(comm, request->name, request->began_ns, request->done_ns, request->bytes, -1);
 }
 
 enum status comm_agree(struct comm *comm, enum status status, int *where)

@@ -22,6 +22,7 @@ enum reduce { REDUCE_SUM, REDUCE_MAX };
 
 struct comm;
 struct comm_activity; /* activity.h */
+struct comm_rows;     /* an all-to-all under way: transports.h */
 struct comm_wire;     /* how device memory travels: transports.h */
 struct device;
 
@@ -41,8 +42,10 @@ struct comm_table {
     void (*all_reduce)(struct comm *, void *data, int64_t count, enum dtype, enum reduce);
     void (*reduce_scatter)(struct comm *, void *out, const void *in, int64_t count, enum dtype);
     void (*all_gather)(struct comm *, void *out, const void *in, size_t bytes);
-    void (*all_to_all)(struct comm *, void *recv, const int64_t *recv_rows, const void *send,
-                       const int64_t *send_rows, size_t row_bytes);
+    void (*rows_start)(struct comm *, void *recv, const int64_t *recv_rows, const void *send,
+                       const int64_t *send_rows, size_t row_bytes, struct comm_rows *rows);
+    bool (*rows_test)(const struct comm *, struct comm_rows *rows);
+    void (*rows_finish)(struct comm *, struct comm_rows *rows);
     void (*broadcast)(struct comm *, void *data, size_t bytes, int root);
     void (*barrier)(struct comm *);
     void (*send_start)(struct comm *, const void *data, size_t bytes, int peer,
@@ -69,10 +72,13 @@ struct comm {
     const char *name;         /* for messages: "world", "dp", "ep", "edp"; borrowed; or NULL */
     void *impl;               /* owned by the table */
     struct comm_activity *activity; /* owned by the group of comm_open, borrowed by the others */
+    struct comm_rows *idle;         /* owned: those that are not under way */
     /* of comm_attach; zero without */
     const struct comm_wire *wire;
     struct device *device; /* borrowed */
     void *wire_impl;       /* owned by the wire */
+    struct comm_rows
+        *open; /* of the direct wire: started, neither finished nor marked, last first */
 };
 
 /* kind: "auto" (mpi when started by mpirun/srun, else self), "self", "mpi", "nccl" (mpi on the
@@ -110,6 +116,14 @@ void comm_all_gather(struct comm *comm, void *out, const void *in, size_t bytes)
  * 2^31 bytes. */
 void comm_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, const void *send,
                      const int64_t *send_rows, size_t row_bytes);
+/* The same beside what follows, operations of this group and of others included: start waits for
+ * nobody, counts are free at its return; recv and send are not touched until finish, which waits
+ * until all has come and all has been taken. Several of a group may be under way; they are started
+ * in the same order on every rank and finished in any. test as that of an exchange (below). */
+struct comm_rows *comm_rows_start(struct comm *comm, void *recv, const int64_t *recv_rows,
+                                  const void *send, const int64_t *send_rows, size_t row_bytes);
+void comm_rows_test(const struct comm *comm, struct comm_rows *rows);
+void comm_rows_finish(struct comm *comm, struct comm_rows *rows);
 void comm_broadcast(struct comm *comm, void *data, size_t bytes, int root);
 void comm_barrier(struct comm *comm);
 
@@ -184,9 +198,9 @@ void comm_device_all_to_all_fixed(struct comm *comm, void *recv, const void *sen
 
 /* The same in two halves: start comes after what was enqueued on the compute stream before it, what
  * is enqueued after finish comes after everything the group has started. What is enqueued between
- * them may run beside the operation (nccl; the other wires are done when start returns), and leaves
- * `recv`, `send`, `out` and `in` alone. Between them no other group of this rank starts anything
- * but what is marked. */
+ * them may run beside the operation (nccl; an all-to-all of direct; all else is done when start
+ * returns), and leaves `recv`, `send`, `out` and `in` alone. Between them no other group of this
+ * rank starts anything but what is marked. */
 void comm_device_all_to_all_start(struct comm *comm, void *recv, const int64_t *recv_rows,
                                   const void *send, const int64_t *send_rows, size_t row_bytes);
 void comm_device_all_to_all_fixed_start(struct comm *comm, void *recv, const void *send,
@@ -198,6 +212,9 @@ void comm_device_pass_start(struct comm *comm, const char *name, void *recv, con
                             size_t bytes);
 void comm_device_all_gather_start(struct comm *comm, void *out, const void *in, size_t bytes);
 void comm_device_finish(struct comm *comm);
+/* Local, waits for nothing. Where memory is the host's, what the group has under way may move on.
+ */
+void comm_device_progress(const struct comm *comm);
 
 /* An operation that goes on beside what follows, operations of this group and of others included:
  * mark, called behind its start, takes what the group started last; finish does not wait for it any

@@ -7,6 +7,30 @@
 /* Larger groups than the host's all-to-all serves anyway. */
 enum { MOST_RANKS = 2048 };
 
+/* Until finish, or, marked, wait. */
+static void keep_open(struct comm *comm, struct comm_rows *rows)
+{
+    rows->marked = false;
+    rows->next = comm->open;
+    comm->open = rows;
+}
+
+static void finish_rows(struct comm *comm, struct comm_rows *rows)
+{
+    struct comm_rows **at = &comm->open;
+    while (*at != rows) {
+        at = &(*at)->next;
+    }
+    *at = rows->next;
+    comm_rows_finish(comm, rows);
+}
+
+static void direct_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows,
+                              const void *send, const int64_t *send_rows, size_t row_bytes)
+{
+    keep_open(comm, comm_rows_start(comm, recv, recv_rows, send, send_rows, row_bytes));
+}
+
 static void direct_all_to_all_fixed(struct comm *comm, void *recv, const void *send,
                                     int64_t rows_per_peer, size_t row_bytes)
 {
@@ -15,7 +39,52 @@ static void direct_all_to_all_fixed(struct comm *comm, void *recv, const void *s
     for (int r = 0; r < comm->size; r++) {
         rows[r] = rows_per_peer;
     }
-    comm_all_to_all(comm, recv, rows, send, rows, row_bytes);
+    direct_all_to_all(comm, recv, rows, send, rows, row_bytes);
+}
+
+static void direct_finish(struct comm *comm)
+{
+    struct comm_rows *next = NULL;
+    for (struct comm_rows *rows = comm->open; rows != NULL; rows = next) {
+        next = rows->next;
+        if (!rows->marked) {
+            finish_rows(comm, rows);
+        }
+    }
+}
+
+/* What was started last is not done, and not marked. */
+static bool is_open(const struct comm *comm)
+{
+    return comm->open != NULL && !comm->open->marked;
+}
+
+/* What else there is is done when it has started: it is nothing to be marked. */
+static void direct_reduce_scatter(struct comm *comm, void *out, const void *in, int64_t count,
+                                  enum dtype dtype)
+{
+    assert(!is_open(comm));
+    comm_reduce_scatter(comm, out, in, count, dtype);
+}
+
+static void direct_all_gather(struct comm *comm, void *out, const void *in, size_t bytes)
+{
+    assert(!is_open(comm));
+    comm_all_gather(comm, out, in, bytes);
+}
+
+static void *direct_mark(struct comm *comm)
+{
+    if (!is_open(comm)) {
+        return NULL;
+    }
+    comm->open->marked = true;
+    return comm->open;
+}
+
+static void direct_wait(struct comm *comm, void *end)
+{
+    finish_rows(comm, end);
 }
 
 static void direct_detach(struct comm *comm)
@@ -26,10 +95,13 @@ static void direct_detach(struct comm *comm)
 static const struct comm_wire direct = {.name = "direct",
                                         .recordable = true,
                                         .all_reduce = comm_all_reduce,
-                                        .reduce_scatter = comm_reduce_scatter,
-                                        .all_gather = comm_all_gather,
-                                        .all_to_all = comm_all_to_all,
+                                        .reduce_scatter = direct_reduce_scatter,
+                                        .all_gather = direct_all_gather,
+                                        .all_to_all = direct_all_to_all,
                                         .all_to_all_fixed = direct_all_to_all_fixed,
+                                        .finish = direct_finish,
+                                        .mark = direct_mark,
+                                        .wait = direct_wait,
                                         .detach = direct_detach};
 
 static const struct comm_wire *wire(const struct comm *comm)
@@ -114,6 +186,10 @@ void comm_device_all_gather(struct comm *comm, void *out, const void *in, size_t
 void comm_device_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows,
                             const void *send, const int64_t *send_rows, size_t row_bytes)
 {
+    if (comm_device_on_host(comm)) {
+        comm_all_to_all(comm, recv, recv_rows, send, send_rows, row_bytes);
+        return;
+    }
     comm_device_all_to_all_start(comm, recv, recv_rows, send, send_rows, row_bytes);
     comm_device_finish(comm);
 }
@@ -156,6 +232,13 @@ void comm_device_finish(struct comm *comm)
 {
     if (wire(comm)->finish != NULL) {
         wire(comm)->finish(comm);
+    }
+}
+
+void comm_device_progress(const struct comm *comm)
+{
+    for (struct comm_rows *rows = comm->open; rows != NULL; rows = rows->next) {
+        comm_rows_test(comm, rows);
     }
 }
 

@@ -8,7 +8,6 @@
 
 /* MPI counts are int: larger messages go in pieces of this many bytes. */
 static const size_t PIECE = COMM_PIECE;
-enum { MAX_REQUESTS = 4096 };
 /* Tags: of the pieces of an all-to-all, and of messages that may be under way beside one. */
 enum { TAG_EXCHANGE, TAG_MESSAGE, TAG_PASS };
 
@@ -48,7 +47,19 @@ static MPI_Datatype mpi_type(enum dtype dtype)
     }
 }
 
+static int piece_bytes(size_t bytes, size_t at)
+{
+    return (int)(bytes - at < PIECE ? bytes - at : PIECE);
+}
+
 /* Like a transport failure, want of memory here ends the job: the others are in the collective. */
+static void no_memory(const struct comm *comm, size_t bytes, const char *what)
+{
+    fprintf(stderr, "switchyard: rank %d: out of memory for %zu bytes of %s\n", comm->rank, bytes,
+            what);
+    MPI_Abort(MPI_COMM_WORLD, status_exit_code(STATUS_RESOURCE));
+}
+
 static void *scratch(struct comm *comm, size_t bytes)
 {
     struct scratch *own = ((struct mpi_group *)comm->impl)->scratch;
@@ -57,9 +68,7 @@ static void *scratch(struct comm *comm, size_t bytes)
         own->data = malloc(bytes);
         own->bytes = bytes;
         if (own->data == NULL) {
-            fprintf(stderr, "switchyard: rank %d: out of memory for %zu bytes of a reduction\n",
-                    comm->rank, bytes);
-            MPI_Abort(MPI_COMM_WORLD, status_exit_code(STATUS_RESOURCE));
+            no_memory(comm, bytes, "a reduction");
         }
     }
     return own->data;
@@ -78,8 +87,8 @@ static void all_gather(struct comm *comm, void *out, const void *in, size_t byte
     }
     for (int r = 0; r < comm->size; r++) {
         for (size_t at = 0; at < bytes; at += PIECE) {
-            MPI_Bcast((char *)out + (size_t)r * bytes + at,
-                      (int)(bytes - at < PIECE ? bytes - at : PIECE), MPI_BYTE, r, handle(comm));
+            MPI_Bcast((char *)out + (size_t)r * bytes + at, piece_bytes(bytes, at), MPI_BYTE, r,
+                      handle(comm));
         }
     }
 }
@@ -120,34 +129,48 @@ static void all_reduce(struct comm *comm, void *data, int64_t count, enum dtype 
                   op == REDUCE_SUM ? MPI_SUM : MPI_MAX, handle(comm));
 }
 
+/* Room for one more request. */
+static MPI_Request *another(struct comm *comm, struct comm_rows *rows)
+{
+    if (rows->count == rows->room) {
+        const int64_t room = rows->room > 0 ? 2 * rows->room : 2 * comm->size;
+        void *more = realloc(rows->requests, (size_t)room * sizeof(MPI_Request));
+        if (more == NULL) {
+            no_memory(comm, (size_t)room * sizeof(MPI_Request), "an exchange");
+        }
+        rows->requests = more;
+        rows->room = room;
+    }
+    return (MPI_Request *)rows->requests + rows->count++;
+}
+
 /* Posts a message in pieces. */
 static void post(struct comm *comm, bool send, void *data, size_t bytes, int peer,
-                 MPI_Request *requests, int *count)
+                 struct comm_rows *rows)
 {
     for (size_t at = 0; at < bytes; at += PIECE) {
-        const int piece = (int)(bytes - at < PIECE ? bytes - at : PIECE);
-        assert(*count < MAX_REQUESTS);
+        const int piece = piece_bytes(bytes, at);
+        MPI_Request *request = another(comm, rows);
         if (send) {
             MPI_Isend((char *)data + at, piece, MPI_BYTE, peer, TAG_EXCHANGE, handle(comm),
-                      &requests[(*count)++]);
+                      request);
         } else {
             MPI_Irecv((char *)data + at, piece, MPI_BYTE, peer, TAG_EXCHANGE, handle(comm),
-                      &requests[(*count)++]);
+                      request);
         }
     }
 }
 
-static void all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, const void *send,
-                       const int64_t *send_rows, size_t row_bytes)
+static void rows_start(struct comm *comm, void *recv, const int64_t *recv_rows, const void *send,
+                       const int64_t *send_rows, size_t row_bytes, struct comm_rows *rows)
 {
-    MPI_Request requests[MAX_REQUESTS];
-    int count = 0;
     char *in = recv, *out = (char *)(uintptr_t)send, *own_in = NULL, *own_out = NULL;
+    rows->count = 0;
     for (int r = 0; r < comm->size; r++) {
         if (r == comm->rank) {
             own_in = in;
         } else {
-            post(comm, false, in, (size_t)recv_rows[r] * row_bytes, r, requests, &count);
+            post(comm, false, in, (size_t)recv_rows[r] * row_bytes, r, rows);
         }
         in += (size_t)recv_rows[r] * row_bytes;
     }
@@ -155,7 +178,7 @@ static void all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, 
         if (r == comm->rank) {
             own_out = out;
         } else {
-            post(comm, true, out, (size_t)send_rows[r] * row_bytes, r, requests, &count);
+            post(comm, true, out, (size_t)send_rows[r] * row_bytes, r, rows);
         }
         out += (size_t)send_rows[r] * row_bytes;
     }
@@ -163,7 +186,21 @@ static void all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, 
     if (send_rows[comm->rank] > 0) {
         memcpy(own_in, own_out, (size_t)send_rows[comm->rank] * row_bytes);
     }
-    MPI_Waitall(count, requests, MPI_STATUSES_IGNORE);
+}
+
+static bool rows_test(const struct comm *comm, struct comm_rows *rows)
+{
+    int done = 0;
+    (void)comm;
+    MPI_Testall((int)rows->count, rows->requests, &done, MPI_STATUSES_IGNORE);
+    return done != 0;
+}
+
+static void rows_finish(struct comm *comm, struct comm_rows *rows)
+{
+    (void)comm;
+    MPI_Waitall((int)rows->count, rows->requests, MPI_STATUSES_IGNORE);
+    rows->count = 0;
 }
 
 static void add_part(void *out, const void *part, int64_t count, enum dtype dtype)
@@ -191,7 +228,10 @@ static void reduce_scatter(struct comm *comm, void *out, const void *in, int64_t
     for (int r = 0; r < comm->size; r++) {
         rows[r] = count;
     }
-    all_to_all(comm, parts, rows, in, rows, dtype_bytes(dtype));
+    struct comm_rows parts_of = {0};
+    rows_start(comm, parts, rows, in, rows, dtype_bytes(dtype), &parts_of);
+    rows_finish(comm, &parts_of);
+    free(parts_of.requests);
     memcpy(out, parts, bytes);
     for (int r = 1; r < comm->size; r++) {
         add_part(out, parts + (size_t)r * bytes, count, dtype);
@@ -201,19 +241,13 @@ static void reduce_scatter(struct comm *comm, void *out, const void *in, int64_t
 static void broadcast(struct comm *comm, void *data, size_t bytes, int root)
 {
     for (size_t at = 0; at < bytes; at += PIECE) {
-        MPI_Bcast((char *)data + at, (int)(bytes - at < PIECE ? bytes - at : PIECE), MPI_BYTE, root,
-                  handle(comm));
+        MPI_Bcast((char *)data + at, piece_bytes(bytes, at), MPI_BYTE, root, handle(comm));
     }
 }
 
 static void barrier(struct comm *comm)
 {
     MPI_Barrier(handle(comm));
-}
-
-static int piece_bytes(size_t bytes, size_t at)
-{
-    return (int)(bytes - at < PIECE ? bytes - at : PIECE);
 }
 
 static void send_start(struct comm *comm, const void *data, size_t bytes, int peer,
@@ -363,7 +397,9 @@ static const struct comm_table mpi_table = {.name = "mpi",
                                             .all_reduce = all_reduce,
                                             .reduce_scatter = reduce_scatter,
                                             .all_gather = all_gather,
-                                            .all_to_all = all_to_all,
+                                            .rows_start = rows_start,
+                                            .rows_test = rows_test,
+                                            .rows_finish = rows_finish,
                                             .broadcast = broadcast,
                                             .barrier = barrier,
                                             .send_start = send_start,

@@ -121,6 +121,28 @@ void expert_carry_numbers(struct expert_plan *plan, float *rows, float *arrived,
 
 /* ---- there and back ---- */
 
+/* Who carries what is under way. */
+static struct comm *carrier(const struct expert_plan *plan)
+{
+    return relay_under_way(&plan->relay) ? &plan->relay.nodes->across : plan->ep;
+}
+
+static void started(struct expert_plan *plan)
+{
+    if (plan->beside) {
+        plan->mark = comm_device_mark(carrier(plan));
+    }
+}
+
+static void arrive(struct expert_plan *plan)
+{
+    if (plan->beside) {
+        comm_device_wait(carrier(plan), &plan->mark);
+    } else {
+        comm_device_finish(carrier(plan));
+    }
+}
+
 void expert_exchange_start(struct expert_plan *plan, const struct expert_route *route,
                            void *arrived, void *sending, int64_t row_bytes)
 {
@@ -133,14 +155,14 @@ void expert_exchange_start(struct expert_plan *plan, const struct expert_route *
         comm_device_all_to_all_start(plan->ep, arrived, route->recv_rows, sending, route->send_rows,
                                      (size_t)row_bytes);
     }
+    started(plan);
 }
 
 void expert_exchange_finish(struct expert_plan *plan)
 {
+    arrive(plan);
     if (relay_under_way(&plan->relay)) {
         relay_finish(&plan->relay);
-    } else {
-        comm_device_finish(plan->ep);
     }
 }
 
@@ -202,6 +224,7 @@ void expert_combine_start(struct expert_plan *plan, struct tensor x, struct tens
         comm_device_all_to_all_start(plan->ep, back, plan->send_rows, leaving, plan->recv_rows,
                                      row);
     }
+    started(plan);
 }
 
 void expert_combine_finish(struct expert_plan *plan, struct tensor x, void *buffer)

@@ -43,6 +43,7 @@ struct expert_sizes {
     bool by_source;       /* source_offset is wanted, and no source's rows for an expert come in two
                              rounds */
     struct nodes *nodes;  /* borrowed: how ep's ranks stand on machines; NULL: on one */
+    bool beside;          /* exchanges of other plans of the group may be under way beside one */
 };
 
 struct expert_plan {
@@ -57,6 +58,8 @@ struct expert_plan {
     int64_t sending;       /* rows that a message to all ranks may hold */
     bool padded;           /* and ep has more than one rank */
     bool by_source;        /* and ep has more than one rank */
+    bool beside;           /* likewise */
+    struct comm_mark mark; /* of what is under way, where `beside` */
     struct padded_shape pad;
     /* set by expert_plan_make, for the current layer and micro-batch */
     int64_t rounds;    /* >= 1, the same on every rank of ep */

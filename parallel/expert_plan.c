@@ -65,7 +65,8 @@ void expert_plan_init(struct expert_plan *plan, struct comm *ep, struct device *
                                  .slots = slots,
                                  .experts = experts,
                                  .local_experts = experts / ep->size,
-                                 .by_source = sizes->by_source && ep->size > 1};
+                                 .by_source = sizes->by_source && ep->size > 1,
+                                 .beside = sizes->beside};
     set_rooms(plan, sizes);
     relay_init(&plan->relay, sizes->nodes, device, ops, slots, plan->bound);
 }

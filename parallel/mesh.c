@@ -167,3 +167,9 @@ void mesh_free(struct mesh *mesh)
     nodes_free(&mesh->nodes);
     *mesh = (struct mesh){0};
 }
+
+void mesh_progress(const struct mesh *mesh)
+{
+    comm_device_progress(&mesh->experts);
+    comm_device_progress(&mesh->nodes.across);
+}

@@ -92,6 +92,10 @@ enum status mesh_attach(struct mesh *mesh, struct device *device, const char *ki
     __attribute__((warn_unused_result));
 /* Local. comm_device_times of all groups that NCCL carries; false: of one of them not all. */
 bool mesh_device_times(struct mesh *mesh, double *run_ms, double *waited_ms);
+/* Local, waits for nothing: rows on their way to experts and back may move on
+ * (comm_device_progress).
+ */
+void mesh_progress(const struct mesh *mesh);
 void mesh_free(struct mesh *mesh);
 
 #endif

@@ -212,7 +212,6 @@ void relay_finish(struct relay_plan *relay)
     const int machines = relay->nodes->count, ranks = relay->nodes->ranks;
     const int64_t *numbers = relay->parts + ranks * machines, *rows = numbers + machines + 1,
                   halves = relay->row_bytes / 2; /* moved as if of two bytes */
-    comm_device_finish(&relay->nodes->across);
     relay->ops->gather_rows(
         relay->device, tensor_2d(relay->sending, DTYPE_BF16, numbers[machines], halves),
         tensor_2d(relay->arrived, DTYPE_BF16, rows[machines], halves), relay->pick);

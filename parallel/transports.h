@@ -8,6 +8,16 @@
 void comm_self_open(struct comm *world);
 enum status comm_mpi_open(struct comm *world) __attribute__((warn_unused_result));
 
+/* An all-to-all of rows under way. */
+struct comm_rows {
+    struct comm_rows *next;    /* in one of its group's lists */
+    bool marked;               /* comm_device_mark */
+    int64_t began_ns, done_ns; /* for a trace; done: when it was seen to be; 0: not yet */
+    int64_t bytes, layer;      /* that this rank sends; being computed at its start */
+    void *requests;            /* [room] owned by the group: the transport's own */
+    int64_t count, room;
+};
+
 /* How device memory travels; meanings in comm.h. Operations are started; finish orders what comes
  * next after them; NULL: they are done when they return. */
 struct comm_wire {
@@ -23,7 +33,7 @@ struct comm_wire {
     /* NULL: the host's functions are the device's */
     void (*pass)(struct comm *, const char *name, void *recv, const void *send, size_t bytes);
     void (*finish)(struct comm *); /* local */
-    /* Local; NULL where finish is. */
+    /* Local; NULL: what can be marked is done when it has started. */
     void *(*mark)(struct comm *);
     void (*wait)(struct comm *, void *end);
     void (*detach)(struct comm *); /* collective */

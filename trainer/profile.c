@@ -188,7 +188,8 @@ static double hidden_share(const struct spans *spans)
 {
     const double waited = sum_ms(spans, SPAN_TRAINING, SPAN_MESSAGE, NULL),
                  hidden = sum_ms(spans, SPAN_WIRE, SPAN_MESSAGE, NULL) -
-                          sum_ms(spans, SPAN_TRAINING, SPAN_MESSAGE, "exchange");
+                          sum_ms(spans, SPAN_TRAINING, SPAN_MESSAGE, "exchange") -
+                          sum_ms(spans, SPAN_TRAINING, SPAN_MESSAGE, "all_to_all, ");
     return hidden > 0 ? hidden / (waited + hidden) : 0;
 }
 

@@ -247,14 +247,14 @@ static struct {
     int64_t rows, numbers; /* of row_bytes; of an int32 */
 } travel;
 
-static void count_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows,
-                             const void *send, const int64_t *send_rows, size_t row_bytes)
+static void count_rows(struct comm *comm, void *recv, const int64_t *recv_rows, const void *send,
+                       const int64_t *send_rows, size_t row_bytes, struct comm_rows *rows)
 {
     for (int to = 0; to < comm->size; to++) {
         travel.rows += row_bytes == travel.row_bytes ? send_rows[to] : 0;
         travel.numbers += row_bytes == sizeof(int32_t) ? send_rows[to] : 0;
     }
-    travel.real->all_to_all(comm, recv, recv_rows, send, send_rows, row_bytes);
+    travel.real->rows_start(comm, recv, recv_rows, send, send_rows, row_bytes, rows);
 }
 
 /* Pairs (token, destination) of `from`, the least rows that can travel. */
@@ -324,7 +324,7 @@ static void check_token_dispatch(struct comm *world, struct expert_plan *plan,
     travel.real = plan->ep->table;
     travel.row_bytes = COLUMNS * dtype_bytes(dtype);
     travel.rows = travel.numbers = 0;
-    table.all_to_all = count_all_to_all;
+    table.rows_start = count_rows;
     plan->ep->table = &table;
     for (int64_t round = 0; round < plan->rounds; round++) {
         expert_plan_round(plan, round);

@@ -92,8 +92,8 @@ static struct {
     const struct comm_table *real;
 } travel;
 
-static void count_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows,
-                             const void *send, const int64_t *send_rows, size_t row_bytes)
+static void count_rows(struct comm *comm, void *recv, const int64_t *recv_rows, const void *send,
+                       const int64_t *send_rows, size_t row_bytes, struct comm_rows *rows)
 {
     for (int to = 0; to < comm->size && row_bytes == travel.row_bytes; to++) {
         const bool far = to / travel.per_node != comm->rank / travel.per_node;
@@ -102,7 +102,7 @@ static void count_all_to_all(struct comm *comm, void *recv, const int64_t *recv_
         travel.far += far ? send_rows[to] : 0;
         travel.messages += far && send_rows[to] > 0;
     }
-    travel.real->all_to_all(comm, recv, recv_rows, send, send_rows, row_bytes);
+    travel.real->rows_start(comm, recv, recv_rows, send, send_rows, row_bytes, rows);
 }
 
 /* One plan of two ways, and what it brought. */
@@ -167,7 +167,7 @@ static void watch(struct comm *group, struct comm_table *table, bool on)
     if (on) {
         travel.real = group->table;
         *table = *group->table;
-        table->all_to_all = count_all_to_all;
+        table->rows_start = count_rows;
     }
     group->table = on ? table : travel.real;
 }

@@ -57,6 +57,7 @@ enum config_pipeline {
     CONFIG_PIPELINE_DUALPIPE,
     CONFIG_PIPELINE_DUALPIPE_V
 };
+enum config_overlap { CONFIG_OVERLAP_AUTO, CONFIG_OVERLAP_ON, CONFIG_OVERLAP_OFF };
 enum config_node_dispatch {
     CONFIG_NODE_DISPATCH_AUTO,
     CONFIG_NODE_DISPATCH_FLAT,
@@ -196,6 +197,7 @@ struct config {
         int schedule; /* enum config_pipeline */
         int64_t virtual_stages;
         struct config_reals stages; /* blocks of each pipeline stage; empty: balanced */
+        int overlap;                /* enum config_overlap */
         int node_dispatch;          /* enum config_node_dispatch */
         int64_t ranks_per_node;     /* 0 = null: what MPI says */
     } parallel;

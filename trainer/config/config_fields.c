@@ -10,6 +10,7 @@ static const char *const precision_names[] = {"fp32", "bf16", "fp8", NULL};
 static const char *const scales_names[] = {"power_of_two", "amax", NULL};
 static const char *const accumulate_names[] = {"device", "promoted", "unpromoted", NULL};
 static const char *const dispatch_names[] = {"exact", "padded", NULL};
+static const char *const overlap_names[] = {"auto", "on", "off", NULL};
 static const char *const node_names[] = {"auto", "flat", "hierarchical", NULL};
 static const char *const recompute_names[] = {"none", "norms", "experts", "block", NULL};
 static const char *const scoring_names[] = {"softmax", "sigmoid", NULL};
@@ -267,6 +268,11 @@ const struct field config_fields[] = {
           "blocks of each pipeline stage, first to last, prediction modules behind the layers, at "
           "most 64; []: "
           "as even in cost as can be"),
+    ENUM(
+        "parallel.overlap", parallel.overlap, "auto", overlap_names, NULL,
+        "dualpipe_v: a forward and the backward of another micro-batch side by side: messages with "
+        "the experts of one beside the other's computing, for the memory of a second pass; auto: "
+        "where ep or etp > 1 and zero < 3; the same bits either way"),
     ENUM(
         "parallel.node_dispatch", parallel.node_dispatch, "auto", node_names, NULL,
         "exact dispatch: hierarchical: tokens cross the network once for each node; auto: where ep "

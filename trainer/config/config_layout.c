@@ -176,6 +176,23 @@ static void check_nodes(const struct config *config, struct config_errors *error
     }
 }
 
+/* Passes side by side. */
+static void check_overlap(const struct config *config, struct config_errors *errors)
+{
+    const bool there = config->parallel.schedule == CONFIG_PIPELINE_DUALPIPE_V &&
+                       config->parallel.ep * config->parallel.etp > 1;
+    const int wish = config->parallel.overlap;
+    if (wish != CONFIG_OVERLAP_AUTO && !there) {
+        config_error(errors,
+                     "parallel.overlap %s: only with parallel.schedule dualpipe_v and parallel.ep "
+                     "or parallel.etp above 1: use auto",
+                     wish == CONFIG_OVERLAP_ON ? "on" : "off");
+    } else if (wish == CONFIG_OVERLAP_ON && config->parallel.zero > 2) {
+        config_error(errors, "parallel.overlap on with parallel.zero 3: not built: weights are "
+                             "gathered for one pass at a time; use parallel.zero=2, or auto");
+    }
+}
+
 static void check_stages(const struct config *config, struct config_errors *errors)
 {
     const long long pp = config->parallel.pp;
@@ -196,6 +213,7 @@ static void check_stages(const struct config *config, struct config_errors *erro
     if (config->planning) {
         return;
     }
+    check_overlap(config, errors);
     if (pp == 1 && config->parallel.virtual_stages > 1) {
         config_error(errors, "parallel.virtual_stages: only with parallel.pp above 1");
     }

@@ -140,6 +140,7 @@ void block_layout(struct model *model, struct arena *arena)
         const int64_t b = i % blocks;
         const struct stage *part = &model->slice.part[model->slot[i / blocks].part];
         struct block_state *state = &model->states[i];
+        lane_use(model, lane_of(model, i / blocks));
         if (b < part->first || b >= part->first + part->blocks) {
             continue;
         }
@@ -152,6 +153,7 @@ void block_layout(struct model *model, struct arena *arena)
             moe_state_layout(&state->moe, &model->moe, &shared->moe, &layout);
         }
     }
+    lane_use(model, 0);
 }
 
 static struct moe_weights moe_weights(const struct model *model, int64_t block)
@@ -268,11 +270,12 @@ static void first_norm(struct model *model, int64_t block, const struct block_ca
                 model->arch.norm_eps);
 }
 
-/* Gradients and weights of other blocks on their way may move on. */
+/* Gradients and weights of other blocks, and tokens, on their way may move on. */
 static void progress(struct model *model)
 {
     shards_progress(model);
     gathered_progress(model);
+    mesh_progress(model->mesh);
 }
 
 /* y = feed-forward of the second norm. */
@@ -296,6 +299,7 @@ static void feed_forward(struct model *model, int64_t block, const struct block_
     }
     progress(model);
     if (routed) {
+        fiber_yield();
         moe_forward_finish(&model->moe, &state->moe, &weights, y, x.act, call->training);
     }
     if (visited) {
@@ -335,11 +339,13 @@ static bool is_constant(const struct model *model, const struct block_call *call
            cp_alone(&model->cp);
 }
 
-/* Whether the host must know how many tokens went where, or gradients and weights of other blocks
- * may be on their way, beside which no exchange is recorded (comm_device_mark). */
+/* Whether the host must know how many tokens went where, or gradients and weights of other blocks,
+ * or tokens of another pass, may be on their way, beside which no exchange is recorded
+ * (comm_device_mark). */
 static bool waits(const struct model *model, int64_t block)
 {
-    const bool beside = model->group[PARAM_DENSE].shards.on && model->mesh->experts.size > 1;
+    const bool beside = (model->group[PARAM_DENSE].shards.on && model->mesh->experts.size > 1) ||
+                        model->lanes.count > 1;
     return has_experts(model, block) &&
            (beside || moe_waits(&model->moe, &model->blocks[block].moe, true));
 }
@@ -464,6 +470,7 @@ static void feed_forward_backward(struct model *model, int64_t block, const stru
         comm_span_end(model->mesh->world, "dense mlp, backward", began);
     }
     if (routed) {
+        fiber_yield();
         moe_backward_finish(&model->moe, &state->moe, &weights, dx, x.act,
                             balance_gradient(model, block), z_scale);
         model_add_grad(model, PARAM_DENSE, model->params.block[block].gate,

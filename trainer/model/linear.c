@@ -14,6 +14,7 @@ enum status linears_init(struct linears *linears, const struct model *model)
     *linears = (struct linears){.device = model->device,
                                 .ops = model->ops,
                                 .gradients = &model->gradients,
+                                .mesh = model->mesh,
                                 .act = model->act,
                                 .training = model->training,
                                 .blocks = blocks,
@@ -404,6 +405,7 @@ void linear_forward(const struct linears *linears, const struct linear *linear, 
         ops->grouped_forward(linears->device, y, x->act, linear->weight, linear->stride, offset,
                              linear->matrices);
     }
+    mesh_progress(linears->mesh);
 }
 
 void linear_backward_input(const struct linears *linears, const struct linear *linear,
@@ -421,6 +423,7 @@ void linear_backward_input(const struct linears *linears, const struct linear *l
         ops->grouped_backward_input(linears->device, dx, dy->act, linear->weight, linear->stride,
                                     offset, linear->matrices);
     }
+    mesh_progress(linears->mesh);
 }
 
 /* One matrix. */
@@ -480,6 +483,7 @@ void linear_backward_weight(const struct linears *linears, const struct linear *
         ops->grouped_backward_weight(linears->device, linear->grad, linear->stride, dy->act, x->act,
                                      offset, linear->matrices);
     }
+    mesh_progress(linears->mesh);
 }
 
 /* t from q, or where only the tensor is there from that; values of q were counted. */

@@ -21,6 +21,7 @@
 #include "trainer/model/layout.h"
 
 struct drawer;
+struct mesh;
 struct model;
 
 enum linear_name {
@@ -92,8 +93,9 @@ struct linears {
     int64_t coded[LINEAR_WINDOWS]; /* blocks whose gathered weights have codes; -1: none */
     bool publishing;               /* codes of gathered weights are made for the first time */
     struct linear_scratch scratch;
-    struct drawer *drawer; /* borrowed: where products that make gradients of weights wait
-                              (deferred.h); NULL: they are made at once */
+    const struct mesh *mesh; /* borrowed, or NULL: whose messages may move on behind each product */
+    struct drawer *drawer;   /* borrowed: where products that make gradients of weights wait
+                                (deferred.h); NULL: they are made at once */
 };
 
 /* Local. Errors: STATUS_RESOURCE; STATUS_USAGE where the device has no FP8. */

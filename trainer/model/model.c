@@ -94,51 +94,69 @@ static void group_layout(struct model *model)
     count(model, MODEL_SCRATCH, &model->arena_activations, &activations);
 }
 
+/* What a lane has for itself (lane.h). */
+static void lane_layout(struct model *model)
+{
+    struct arena *arena = &model->arena_activations;
+    const struct architecture *arch = &model->arch;
+    const int64_t n = model->batch * model->sequence, own = model->batch * model->tp.share;
+    const size_t act = dtype_bytes(model->act), ids = (size_t)n * sizeof(int32_t);
+    size_t used = arena->used;
+    attention_scratch_layout(model, &model->attention, arena);
+    count(model, MODEL_SCRATCH, arena, &used);
+    block_lent_layout(model, arena);
+    count(model, MODEL_LENT, arena, &used);
+    moe_scratch_layout(&model->moe, arena);
+    count(model, MODEL_EXCHANGE, arena, &used);
+    mlp_scratch_layout(&model->mlp, &model->linears, n, mlp_widest(arch), arena);
+    model->delta = arena_alloc(arena, (size_t)(own * arch->width) * act);
+    if (!tp_alone(&model->tp)) {
+        model->wide[0] = arena_alloc(arena, (size_t)(n * model->tp.width) * act);
+        model->wide[1] = arena_alloc(arena, (size_t)(n * model->tp.width) * sizeof(float));
+    }
+    model->input = (struct batch){.ids = arena_alloc(arena, ids),
+                                  .labels = arena_alloc(arena, ids),
+                                  .positions = arena_alloc(arena, ids),
+                                  .first = arena_alloc(arena, ids)};
+    count(model, MODEL_SCRATCH, arena, &used);
+}
+
 static void activation_layout(struct model *model)
 {
     struct arena *arena = &model->arena_activations;
     const struct architecture *arch = &model->arch;
-    const int64_t n = model->batch * model->sequence, own = model->batch * model->tp.share,
+    const int64_t own = model->batch * model->tp.share,
                   loads = architecture_moe_blocks(arch) * arch->experts;
-    const size_t act = dtype_bytes(model->act), stream = (size_t)(own * arch->width) * act;
-    size_t used = arena->used, params = model->arena_params.used;
-    void **streams[] = {&model->delta,  &model->dstream,    &model->dnorm, /* of every rank */
+    const size_t stream = (size_t)(own * arch->width) * dtype_bytes(model->act);
+    void **streams[] = {&model->dstream, &model->dnorm, /* of every rank */
                         &model->stream, &model->final_norm, &model->dwork};
-    enum { ALWAYS = 3 };
+    enum { ALWAYS = 2 };
     const size_t used_streams =
         model->slice.heads ? sizeof streams / sizeof streams[0] : (size_t)ALWAYS;
-    attention_scratch_layout(model, &model->attention, arena);
+    for (int64_t lane = model->lanes.count - 1; lane >= 0; lane--) { /* the first stays */
+        lane_use(model, lane);
+        lane_layout(model);
+    }
+    size_t used = arena->used, params = model->arena_params.used;
     context_layout(model, &model->context, arena);
     count(model, MODEL_SCRATCH, arena, &used);
-    block_lent_layout(model, arena);
-    count(model, MODEL_LENT, arena, &used);
     block_layout(model, arena);
     deferred_layout(&model->pipe.deferred, model, arena);
     count(model, MODEL_BLOCKS, arena, &used);
-    moe_scratch_layout(&model->moe, arena);
-    count(model, MODEL_EXCHANGE, arena, &used);
-    mlp_scratch_layout(&model->mlp, &model->linears, n, mlp_widest(arch), arena);
     mtp_layout(model, arena);
     balance_layout(model, &model->balance, arena);
     for (size_t i = 0; i < used_streams; i++) {
         *streams[i] = arena_alloc(arena, stream);
     }
     pipe_layout(model, arena);
-    if (!tp_alone(&model->tp)) {
-        model->wide[0] = arena_alloc(arena, (size_t)(n * model->tp.width) * act);
-        model->wide[1] = arena_alloc(arena, (size_t)(n * model->tp.width) * sizeof(float));
-    }
     tp_layout(&model->tp, arena);
     vocab_layout(model, arena);
     model->final_rstd = arena_alloc(arena, (size_t)own * sizeof(float));
     model->rope = arena_alloc(arena, (size_t)(model->length * arch->rope_dim) * sizeof(float));
     model->load = arena_alloc(arena, (size_t)loads * sizeof(int64_t));
-    model->input = (struct batch){.ids = arena_alloc(arena, (size_t)n * sizeof(int32_t)),
-                                  .labels = arena_alloc(arena, (size_t)n * sizeof(int32_t)),
-                                  .positions = arena_alloc(arena, (size_t)n * sizeof(int32_t)),
-                                  .first = arena_alloc(arena, (size_t)n * sizeof(int32_t))};
-    model->losses = arena_alloc(arena, sizeof *model->losses);
-    model->aux = arena_alloc(arena, (size_t)architecture_moe_blocks(arch) * sizeof *model->aux);
+    struct model_losses *losses = arena_alloc(arena, sizeof *losses);
+    double *aux = arena_alloc(arena, (size_t)architecture_moe_blocks(arch) * sizeof *aux);
+    lanes_losses(model, losses, aux);
     model->logits = arena_alloc(arena, (size_t)arch->vocab * sizeof(float));
     if (arch->has_bias) {
         model->router_bias = arena_alloc(&model->arena_params, (size_t)loads * sizeof(float));
@@ -250,6 +268,7 @@ static void init_experts(struct model *model, const struct mesh *mesh)
                                        .slices = slices,
                                        .padded = model->config->router.dispatch == CONFIG_PADDED,
                                        .by_source = model->gradients.fixed,
+                                       .beside = lanes_wanted(model),
                                        .buffer_factor = model->config->router.buffer_factor,
                                        .nodes = (struct nodes *)&mesh->nodes};
     for (int64_t s = 0; s < model->slots; s++) {
@@ -297,6 +316,13 @@ static enum status init_slice(struct model *model, const struct mesh *mesh)
     return pipe_init(model);
 }
 
+enum status model_own_batch(struct model *model)
+{
+    model->own = calloc((size_t)(4 * model->batch * model->sequence), sizeof *model->own);
+    return model->own != NULL ? STATUS_OK
+                              : status_fail(STATUS_RESOURCE, "out of memory for a batch");
+}
+
 /* The ranks that divide sequences and matrices, and this one's part of the architecture. */
 static enum status init_tensor(struct model *model, const struct mesh *mesh)
 {
@@ -310,9 +336,7 @@ static enum status init_tensor(struct model *model, const struct mesh *mesh)
             width);
     model->arch = model->whole;
     architecture_divide(&model->arch, mesh->tp.size, mesh->etp.size);
-    model->own = calloc((size_t)(4 * model->batch * model->sequence), sizeof *model->own);
-    return model->own != NULL ? STATUS_OK
-                              : status_fail(STATUS_RESOURCE, "out of memory for a batch");
+    return model_own_batch(model);
 }
 
 static enum status upload_rope(struct model *model)
@@ -360,7 +384,8 @@ static enum status prepare(struct model *model, const struct config *config,
         TRY(optimizer_init(model));
     }
     init_experts(model, mesh);
-    return mtp_init(model);
+    TRY(mtp_init(model));
+    return lanes_init(model);
 }
 
 enum status model_init(struct model *model, const struct config *config, const struct mesh *mesh,
@@ -389,6 +414,7 @@ void model_free(struct model *model)
     if (model->ops != NULL) {
         model->ops->graph_forget(model->device); /* their keys do not say whose memory they hold */
     }
+    lanes_free(model);
     pipe_free(model);
     free(model->own);
     mtp_free(model);

@@ -22,6 +22,7 @@
 #include "trainer/model/context.h"
 #include "trainer/model/gathered.h"
 #include "trainer/model/gradients.h"
+#include "trainer/model/lane.h"
 #include "trainer/model/linear.h"
 #include "trainer/model/mlp.h"
 #include "trainer/model/moe.h"
@@ -159,6 +160,7 @@ struct model {
     int64_t length;             /* of all its tokens */
     struct slice slice;         /* which blocks this rank has */
     struct pipe pipe;           /* messages to other stages */
+    struct lanes lanes;         /* passes side by side */
     struct block_state *states; /* [slots, blocks] owned */
     struct slot *slot;          /* [slots] owned */
     int64_t slots;              /* 1 without a pipeline */
@@ -285,6 +287,9 @@ void model_count_block(struct model *model, int64_t block, int64_t tokens);
 
 /* Arenas of this device's memory start so. */
 struct arena model_arena(const struct model *model);
+/* Local. Host memory for the batch on its way to the device: model->own. Errors: STATUS_RESOURCE.
+ */
+enum status model_own_batch(struct model *model) __attribute__((warn_unused_result));
 /* Bytes reserved: of the device; of the host's memory for optimizer state. */
 size_t model_bytes(const struct model *model);
 size_t model_host_bytes(const struct model *model);

@@ -24,6 +24,7 @@ void model_count_block(struct model *model, int64_t block, int64_t tokens)
 
 void model_use_slot(struct model *model, int64_t slot)
 {
+    lane_use(model, lane_of(model, slot));
     model->blocks = model->slot[slot].blocks;
     model->balance.chosen = model->slot[slot].chosen;
 }

@@ -3,6 +3,8 @@
 #include <assert.h>
 #include <string.h>
 
+#include "kernels/base/fiber.h"
+
 struct router_shape moe_router_shape(const struct moe *moe, int64_t tokens, int64_t sequence)
 {
     const struct architecture *arch = moe->arch;
@@ -248,6 +250,15 @@ static void pick_gradients(struct moe *moe, struct moe_state *state)
     packed_start(moe, state, leaving(moe));
 }
 
+/* Another pass may go on (lane.h). Once a layer: how many rounds there are is not the same on all
+ * ranks. */
+static void stop(int64_t round)
+{
+    if (round == 0) {
+        fiber_yield();
+    }
+}
+
 /* ---- forward: tokens to their experts, their outputs back ---- */
 
 /* Round `round` of tokens leaves for its experts. */
@@ -320,6 +331,7 @@ void moe_forward_finish(struct moe *moe, struct moe_state *state, const struct m
         comm_span_end(state->plan.ep, "experts", began);
         if (!alone(state)) {
             expert_combine_start(&state->plan, output, rows, moe->scratch.buffer);
+            stop(round);
             expert_combine_finish(&state->plan, output, moe->scratch.buffer);
         }
     }
@@ -399,7 +411,7 @@ static struct operand gradients_finish(struct moe *moe, struct moe_state *state,
 /* One round: gradients of outputs on their way here become gradients of inputs on their way back,
  * beside which those of the up weights are made. */
 static void experts_backward(struct moe *moe, struct moe_state *state,
-                             const struct moe_weights *weights, struct tensor dsent)
+                             const struct moe_weights *weights, struct tensor dsent, int64_t round)
 {
     const struct mlp experts = experts_of(moe, state, weights);
     const struct operand input = input_of(moe, state, weights);
@@ -416,6 +428,7 @@ static void experts_backward(struct moe *moe, struct moe_state *state,
     mlp_backward_up_weight(&experts, &input);
     comm_span_end(state->plan.ep, "experts, weight gradients", weight);
     if (!alone(state)) {
+        stop(round);
         expert_combine_finish(&state->plan, dsent, moe->scratch.buffer);
     }
 }
@@ -483,7 +496,7 @@ void moe_backward_finish(struct moe *moe, struct moe_state *state,
     moe->linears->drawer = state->plan.rounds > 1 ? NULL : drawer; /* rounds overwrite their rows */
     for (int64_t round = 0; round < state->plan.rounds; round++) {
         restore_round(moe, state, weights, dsent, x, round);
-        experts_backward(moe, state, weights, dsent);
+        experts_backward(moe, state, weights, dsent, round);
     }
     moe->linears->drawer = drawer;
     ops->combine_rows(moe->device, dx, dsent, state->plan.slot_row, NULL, moe->choices);

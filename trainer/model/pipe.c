@@ -293,6 +293,7 @@ struct walk {
     int64_t tokens; /* of a micro-batch on this rank */
 };
 
+/* Of the slot in use: its lane's losses are the unit's. */
 static struct model_unit unit_of(const struct walk *walk, int32_t batch)
 {
     const struct pipe_step *step = walk->step;
@@ -320,10 +321,10 @@ static void forward(const struct walk *walk, int32_t number, int32_t batch)
 {
     struct model *model = walk->model;
     const struct stage *part = &model->slice.part[number];
-    const struct model_unit unit = unit_of(walk, batch);
     const int64_t slot = slot_of(model, number, -1);
     model->pipe.running[slot] = batch;
     model_use_slot(model, slot);
+    const struct model_unit unit = unit_of(walk, batch);
     if (part->embedding) {
         balance_clear(model);
     } else {
@@ -342,9 +343,9 @@ static void backward(const struct walk *walk, int32_t number, int32_t batch, boo
     struct model *model = walk->model;
     struct pipe *pipe = &model->pipe;
     const struct stage *part = &model->slice.part[number];
-    const struct model_unit unit = unit_of(walk, batch);
     const int64_t slot = slot_of(model, number, batch);
     model_use_slot(model, slot);
+    const struct model_unit unit = unit_of(walk, batch);
     if (!whole) {
         model->linears.drawer = deferred_find(&pipe->deferred, number, -1);
         model->linears.drawer->batch = batch;
@@ -386,18 +387,49 @@ static void send_action(const struct walk *walk, const struct pipeline_action *a
     send(walk->model, last_block(walk->model, a), walk->tokens, a->peer);
 }
 
-/* Forward, then backward of another: what forward made is on its way meanwhile. Returns how many of
- * the actions behind the pair are done with. */
+/* One of a pair. */
+struct pass {
+    const struct walk *walk;
+    int32_t part, batch;
+};
+
+static void forward_pass(void *arg)
+{
+    const struct pass *pass = arg;
+    forward(pass->walk, pass->part, pass->batch);
+}
+
+static void backward_pass(void *arg)
+{
+    const struct pass *pass = arg;
+    backward(pass->walk, pass->part, pass->batch, true);
+}
+
+/* Forward beside backward of another, where there are lanes for both; else one behind the other.
+ * What forward made is on its way meanwhile. Returns how many of the actions behind the pair are
+ * done with. */
 static int64_t pair(const struct walk *walk, const struct pipeline_action *a)
 {
     const struct pipeline_action *next = a + 1; /* there is one: no table ends with a pair */
     const bool leaves = next->kind == PIPELINE_SEND && !next->gradient && next->part == a->part &&
-                        next->batch == a->batch;
-    forward(walk, a->part, a->batch);
+                        next->batch == a->batch,
+               beside = walk->model->lanes.count > 1 && a->part != a->back_part;
+    struct pass there = {walk, a->part, a->batch}, back = {walk, a->back_part, a->back_batch};
+    const struct lane_pass first = {forward_pass, &there, a->part},
+                           second = {backward_pass, &back, a->back_part};
+    if (beside) {
+        lanes_start(walk->model, &first, &second);
+    } else {
+        forward_pass(&there);
+    }
     if (leaves) {
         send_action(walk, next);
     }
-    backward(walk, a->back_part, a->back_batch, true);
+    if (beside) {
+        lanes_finish(walk->model, &second);
+    } else {
+        backward_pass(&back);
+    }
     return leaves;
 }
 
@@ -460,8 +492,7 @@ enum status pipe_run(struct model *model, const struct pipe_step *step, struct m
         model_sum_losses(model);
     }
     *result = model->result;
-    model->losses = losses;
-    model->aux = aux;
+    lanes_losses(model, losses, aux);
     return STATUS_OK;
 }
 

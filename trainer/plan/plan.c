@@ -306,10 +306,12 @@ static void warn_all(struct plan *plan)
              "version: slower than planned here",
              (long long)plan->pp);
     }
-    if (plan->pp > 1 && plan->shape.schedule == PIPELINE_DUALPIPE_V && plan->ep * plan->etp > 1) {
+    if (plan->pp > 1 && plan->shape.schedule == PIPELINE_DUALPIPE_V && plan->ep * plan->etp > 1 &&
+        (config->parallel.overlap == CONFIG_OVERLAP_OFF || config->parallel.zero > 2)) {
         warn(plan,
              "parallel.schedule dualpipe_v: planned as if messages between experts ran beside "
-             "the other half of a pair; training waits for them");
+             "the other half of a pair; with parallel.%s training waits for them",
+             config->parallel.zero > 2 ? "zero 3" : "overlap off");
     }
     if (plan->tp > plan->hardware.ranks_per_node) {
         warn(plan,
