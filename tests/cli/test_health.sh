@@ -74,7 +74,7 @@ for rank in (0, 1):
     about = trace["otherData"][f"rank {rank}"]
     assert about["lost"] == 0 and about["spans"] == len(own), about
     assert about["clock_offset_us"] == 0 and about["communication_ms"] > 0 and about["phases_ms"] > 0
-    assert about["hidden_communication"] == 0, about
+    assert 0 <= about["hidden_communication"] < 1, about
     # a message lies in a phase of its step
     phases = [e for e in own if e["cat"] == "phase"]
     assert all(any(p["ts"] - 1 <= e["ts"] and e["ts"] + e["dur"] <= p["ts"] + p["dur"] + 1 for p in phases) for e in a2a)

@@ -104,7 +104,7 @@ mv kept.h5 a.h5
 
 echo "a file moves, and another takes its name"
 mv b.h5 moved.h5
-"$binary" prepare --tokenizer bytes --output b.h5 a.jsonl b.jsonl >prepared
+"$binary" prepare --tokenizer bytes --output b.h5 b.jsonl a.jsonl b.jsonl >prepared
 expect_rc 0 train 1 stopped "data.train=[{path: b.h5}, {path: moved.h5}]" run.steps=13 train.global_batch=4 train.sequence_length=48
 expect_text "; b.h5 starts at its beginning"
 ! grep -q "; moved.h5 starts\|CONTENTS CHANGED" "$out" || fail "moved.h5 does not go on as b.h5"

@@ -60,6 +60,20 @@ for family in mixtral v3; do
     done
     rm -rf "${work:?}/flat" "${work:?}/hierarchical"
 done
+# Pairs with their passes side by side, and one behind the other: every bit.
+for family in mixtral v3; do
+    config_of $family >"$work/tiny.yaml"
+    for comm in nccl mpi; do
+        for way in on off; do
+            expect_rc 0 train_on 4 2 "$work/$way" run.device=cuda run.comm=$comm parallel.pp=2 parallel.schedule=dualpipe_v \
+                parallel.overlap=$way model.num_hidden_layers=4 train.global_batch=8
+        done
+        for field in loss_hex aux_loss grad_norm; do
+            expect_same "$(metric "$work/on" $field)" "$(metric "$work/off" $field)" "$family, side by side, $comm: $field"
+        done
+        rm -rf "${work:?}/on" "${work:?}/off"
+    done
+done
 against v3 1e-5 train.recompute=block data.mask_documents=true
 layout 4 2 pp-tp parallel.pp=2 parallel.tp=2
 layout 4 2 pp-cp parallel.pp=2 parallel.cp=2 run.comm=mpi

@@ -103,17 +103,21 @@ static void test_same_bits(struct comm *world)
     static const struct {
         const char *text, *more[8];
         bool rounds; /* more than one, somewhere */
-    } cases[] = {{TINY_V3, {V3, "parallel.ep=2"}},
-                 {TINY_V3, {V3, "parallel.ep=2", "train.recompute=block"}},
-                 {TINY_V3, {V3, "parallel.ep=2", "train.recompute=norms", "train.precision=bf16"}},
-                 {TINY_V3, {V3, "parallel.ep=2", "train.recompute=experts", "parallel.zero=2"}},
-                 {TINY_V3, {V3, "parallel.ep=2", "router.dispatch=padded"}},
-                 {TINY_V3, {V3, "parallel.ep=2", "router.capacity_factor=1"}},
-                 {TINY_V3, {V3, "parallel.ep=2", "parallel.tp=2"}},
-                 {TINY_V3, {V3, "parallel.etp=2"}},
-                 {TINY_MIXTRAL, {MIXTRAL, "parallel.ep=2", "router.buffer_factor=1"}, true},
-                 {TINY_MIXTRAL, {MIXTRAL, "parallel.ep=2", "parallel.cp=2"}},
-                 {TINY_MIXTRAL, {CODED, "parallel.ep=2", "train.recompute=norms"}}};
+    } cases[] = {{.text = TINY_V3, .more = {V3, "parallel.ep=2"}},
+                 {.text = TINY_V3, .more = {V3, "parallel.ep=2", "train.recompute=block"}},
+                 {.text = TINY_V3,
+                  .more = {V3, "parallel.ep=2", "train.recompute=norms", "train.precision=bf16"}},
+                 {.text = TINY_V3,
+                  .more = {V3, "parallel.ep=2", "train.recompute=experts", "parallel.zero=2"}},
+                 {.text = TINY_V3, .more = {V3, "parallel.ep=2", "router.dispatch=padded"}},
+                 {.text = TINY_V3, .more = {V3, "parallel.ep=2", "router.capacity_factor=1"}},
+                 {.text = TINY_V3, .more = {V3, "parallel.ep=2", "parallel.tp=2"}},
+                 {.text = TINY_V3, .more = {V3, "parallel.etp=2"}},
+                 {.text = TINY_MIXTRAL,
+                  .more = {MIXTRAL, "parallel.ep=2", "router.buffer_factor=1"},
+                  .rounds = true},
+                 {.text = TINY_MIXTRAL, .more = {MIXTRAL, "parallel.ep=2", "parallel.cp=2"}},
+                 {.text = TINY_MIXTRAL, .more = {CODED, "parallel.ep=2", "train.recompute=norms"}}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         if (world->size == 4) {
             compare(world, cases[i].text, cases[i].more, cases[i].rounds);

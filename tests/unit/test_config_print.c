@@ -82,6 +82,7 @@ static const char *const values[] = {
     "parallel.ep=4",
     "parallel.etp=2",
     "parallel.zero=2",
+    "parallel.overlap=off",
     "parallel.node_dispatch=hierarchical",
     "parallel.ranks_per_node=2",
     "data.train=[{path: \"null \xc3\xa9 \\\" void\", weight: [0.1, 5e-324], epochs: 0.5}, {path: "
