@@ -16,7 +16,8 @@ enum { TAG_EXCHANGE, TAG_MESSAGE, TAG_PASS };
 struct scratch {
     void *data; /* owned */
     size_t bytes;
-    MPI_Datatype unit; /* owned */
+    MPI_Datatype unit;      /* owned */
+    struct comm_rows parts; /* on their way to be added up */
 };
 
 struct mpi_group {
@@ -228,10 +229,9 @@ static void reduce_scatter(struct comm *comm, void *out, const void *in, int64_t
     for (int r = 0; r < comm->size; r++) {
         rows[r] = count;
     }
-    struct comm_rows parts_of = {0};
-    rows_start(comm, parts, rows, in, rows, dtype_bytes(dtype), &parts_of);
-    rows_finish(comm, &parts_of);
-    free(parts_of.requests);
+    struct comm_rows *way = &((struct mpi_group *)comm->impl)->scratch->parts;
+    rows_start(comm, parts, rows, in, rows, dtype_bytes(dtype), way);
+    rows_finish(comm, way);
     memcpy(out, parts, bytes);
     for (int r = 1; r < comm->size; r++) {
         add_part(out, parts + (size_t)r * bytes, count, dtype);
@@ -380,6 +380,7 @@ static void close_group(struct comm *comm)
     if (group->world) {
         MPI_Type_free(&group->scratch->unit);
         free(group->scratch->data);
+        free(group->scratch->parts.requests);
         free(group->scratch);
         MPI_Finalize();
     } else {
