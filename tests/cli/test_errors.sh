@@ -87,6 +87,9 @@ relation "parallel.ranks_per_node 2: parallel.node_dispatch flat" parallel.ep=2 
 relation "parallel.ranks_per_node 2: router.dispatch padded" parallel.ep=2 router.dispatch=padded parallel.ranks_per_node=2
 relation "parallel.ranks_per_node 2: parallel.ep 1" parallel.ep=1 parallel.ranks_per_node=2
 relation "parallel.schedule dualpipe: planned only" parallel.pp=2 parallel.schedule=dualpipe
+relation "parallel.overlap off: only with parallel.schedule dualpipe_v" parallel.pp=2 parallel.ep=2 parallel.overlap=off
+relation "parallel.overlap on with parallel.zero 3: not built" parallel.pp=2 parallel.ep=2 parallel.zero=3 parallel.overlap=on \
+    parallel.schedule=dualpipe_v
 relation "parallel.virtual_stages 2 is of parallel.schedule 1f1b" parallel.pp=2 parallel.schedule=zero_bubble parallel.virtual_stages=2
 relation "parallel.pp 2 with debug.trace: not built" parallel.pp=2 debug.trace=t.h5
 relation "parallel.pp 2 with sample.every_steps 3: not built" parallel.pp=2 sample.every_steps=3
