@@ -139,9 +139,9 @@ double rounding_of(double own, double exact)
     return own == exact ? 0 : fabs(own - exact) / fabs(exact);
 }
 
-double rounding_of_gradients(const struct rounding *rounding)
+double rounding_of_norm(const struct rounding *rounding)
 {
-    return relative(rounding->alone, rounding->exact);
+    return rounding->alone == 0 ? 0 : rounding->alone / rounding->exact;
 }
 
 double rounding_allowed(const struct rounding *rounding, double alone)

@@ -44,10 +44,11 @@ bool rounding_add(struct rounding *rounding, const char *name, double distance);
 
 /* What rounding changed of a number that is `exact` in fp32; relative. */
 double rounding_of(double own, double exact);
-/* ... of all gradients together, and so of their norm at most. */
-double rounding_of_gradients(const struct rounding *rounding);
-/* What is allowed of numbers of which rounding changed the one it changed most by so much: each is
- * one sample, which may lie near fp32's by chance, so four units at least; relative. */
+/* What it changes of the norm of all gradients where it is independent of them: half the square of
+ * what it changes of them; twice that. */
+double rounding_of_norm(const struct rounding *rounding);
+/* What is allowed of a number that rounding changed by so much: one sample, which may lie near
+ * fp32's by chance, so four units at least; relative. */
 double rounding_allowed(const struct rounding *rounding, double alone);
 
 /* Of a pool, relative to the step in fp32. */

@@ -349,16 +349,16 @@ static void compare_numbers(struct verify_report *report, const struct sides *si
         {"prediction loss", layout->mtp_loss, reference->mtp_loss, exact->mtp_loss},
     };
     enum { LOSSES = sizeof losses / sizeof losses[0] };
-    double most = 0; /* fmax passes over what the model has not: NaN */
-    for (int i = 0; i < LOSSES && report->rounded; i++) {
-        most = fmax(most, rounding_of(losses[i].reference, losses[i].exact));
-    }
     for (int i = 0; i < LOSSES; i++) {
         compare_number(report, losses[i].what, losses[i].layout, losses[i].reference,
-                       report->rounded ? rounding_allowed(rounding, most) : 1e-6);
+                       report->rounded ? rounding_allowed(rounding, rounding_of(losses[i].reference,
+                                                                                losses[i].exact))
+                                       : 1e-6);
     }
     compare_number(report, "gradient norm", layout->grad_norm, reference->grad_norm,
-                   report->rounded ? rounding_allowed(rounding, rounding_of_gradients(rounding))
+                   report->rounded ? rounding_allowed(rounding, rounding_of(reference->grad_norm,
+                                                                            exact->grad_norm) +
+                                                                    rounding_of_norm(rounding))
                                    : norm);
 }
 

@@ -11,7 +11,11 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 counts=$folder/all
 if [ -x "$dump" ]; then # a file for each object: two at a time would tear each other's lines
-    printf '%s\n' "$@" | cat -n | xargs -P 2 -L 1 bash -c \
+    number=0
+    for object in "$@"; do
+        number=$((number + 1))
+        printf '%s\0%s\0' "$number" "$object"
+    done | xargs -0 -P 2 -n 2 bash -c \
         'set -o pipefail; "$1" -sass -arch sm_90a "$5" 2>&1 | awk -f "$2" >"$3/$4" || true' \
         count "$dump" "$here/sass_counts.awk" "$folder"
     cat "$folder"/[0-9]* >"$counts"

@@ -74,9 +74,9 @@ static void test_numbers(void **state)
     assert_true(rounding_of(2, 2) == 0);
     assert_true(fabs(rounding_of(2.2, 2) - 0.1) < 1e-12 && fabs(rounding_of(1.8, 2) - 0.1) < 1e-12);
     assert_true(fabs(rounding_allowed(&rounding, 0.1) - (0.2 + 4 * UNIT)) < 1e-12);
-    assert_true(rounding_of_gradients(&rounding) == 0);
+    assert_true(rounding_of_norm(&rounding) == 0);
     const struct rounding moved = {.exact = 100, .alone = 4};
-    assert_true(fabs(rounding_of_gradients(&moved) - 0.2) < 1e-12);
+    assert_true(fabs(rounding_of_norm(&moved) - 0.04) < 1e-12);
 }
 
 int main(void)

@@ -15,8 +15,7 @@ static const struct {
     size_t at, bytes;
 } fields[] = {
     /* memory, of each lane its own (lane_layout in model.c) */
-    FIELD(shared), FIELD(attention), FIELD(moe), FIELD(mlp), FIELD(delta), FIELD(wide),
-    FIELD(input), FIELD(own),
+    FIELD(shared), FIELD(moe), FIELD(mlp), FIELD(delta), FIELD(input), FIELD(own),
     /* what runs */
     FIELD(blocks), FIELD(balance.chosen), FIELD(losses), FIELD(aux), FIELD(linears.again),
     FIELD(linears.drawer), FIELD(pipe.latest)};

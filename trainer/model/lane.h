@@ -6,8 +6,9 @@
  * often in every block, whatever is exchanged: ranks of other groups than the experts' see the same
  * order of operations too. What a pass has on its way from one stop to the next (streams, buffers
  * of MLPs and exchanges, what blocks lend, the batch) is there twice, once in each lane; the fields
- * of struct model are those of the lane that runs. Everything else is there once: of what backward
- * alone uses, as one backward runs at a time; of what no pass holds across a stop.
+ * of struct model are those of the lane that runs. Everything else is there once: what backward
+ * alone uses, for one backward runs at a time, and what no pass holds across a stop, as the insides
+ * of attention.
  *
  * A part of a pipeline's rank has a lane of its own: a pair's passes are of two parts.
  */

@@ -93,7 +93,7 @@ struct linears {
     int64_t coded[LINEAR_WINDOWS]; /* blocks whose gathered weights have codes; -1: none */
     bool publishing;               /* codes of gathered weights are made for the first time */
     struct linear_scratch scratch;
-    const struct mesh *mesh; /* borrowed, or NULL: whose messages may move on behind each product */
+    const struct mesh *mesh; /* borrowed: whose messages may move on behind each product */
     struct drawer *drawer;   /* borrowed: where products that make gradients of weights wait
                                 (deferred.h); NULL: they are made at once */
 };

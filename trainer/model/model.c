@@ -102,18 +102,12 @@ static void lane_layout(struct model *model)
     const int64_t n = model->batch * model->sequence, own = model->batch * model->tp.share;
     const size_t act = dtype_bytes(model->act), ids = (size_t)n * sizeof(int32_t);
     size_t used = arena->used;
-    attention_scratch_layout(model, &model->attention, arena);
-    count(model, MODEL_SCRATCH, arena, &used);
     block_lent_layout(model, arena);
     count(model, MODEL_LENT, arena, &used);
     moe_scratch_layout(&model->moe, arena);
     count(model, MODEL_EXCHANGE, arena, &used);
     mlp_scratch_layout(&model->mlp, &model->linears, n, mlp_widest(arch), arena);
     model->delta = arena_alloc(arena, (size_t)(own * arch->width) * act);
-    if (!tp_alone(&model->tp)) {
-        model->wide[0] = arena_alloc(arena, (size_t)(n * model->tp.width) * act);
-        model->wide[1] = arena_alloc(arena, (size_t)(n * model->tp.width) * sizeof(float));
-    }
     model->input = (struct batch){.ids = arena_alloc(arena, ids),
                                   .labels = arena_alloc(arena, ids),
                                   .positions = arena_alloc(arena, ids),
@@ -138,6 +132,7 @@ static void activation_layout(struct model *model)
         lane_layout(model);
     }
     size_t used = arena->used, params = model->arena_params.used;
+    attention_scratch_layout(model, &model->attention, arena);
     context_layout(model, &model->context, arena);
     count(model, MODEL_SCRATCH, arena, &used);
     block_layout(model, arena);
@@ -149,6 +144,11 @@ static void activation_layout(struct model *model)
         *streams[i] = arena_alloc(arena, stream);
     }
     pipe_layout(model, arena);
+    if (!tp_alone(&model->tp)) {
+        const size_t wide = (size_t)(model->batch * model->sequence * model->tp.width);
+        model->wide[0] = arena_alloc(arena, wide * dtype_bytes(model->act));
+        model->wide[1] = arena_alloc(arena, wide * sizeof(float));
+    }
     tp_layout(&model->tp, arena);
     vocab_layout(model, arena);
     model->final_rstd = arena_alloc(arena, (size_t)own * sizeof(float));

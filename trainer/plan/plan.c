@@ -26,6 +26,13 @@ bool planner_has_stages(const struct plan *plan)
     return plan->pp == 1 || plan->shape.schedule != PIPELINE_DUALPIPE;
 }
 
+bool planner_overlaps(const struct plan *plan)
+{
+    const struct config *config = plan->config;
+    return plan->shape.schedule != PIPELINE_DUALPIPE_V ||
+           (config->parallel.overlap != CONFIG_OVERLAP_OFF && config->parallel.zero < 3);
+}
+
 static bool is_dual(const struct plan *plan)
 {
     return plan->pp > 1 && (plan->shape.schedule == PIPELINE_DUALPIPE ||
@@ -307,11 +314,11 @@ static void warn_all(struct plan *plan)
              (long long)plan->pp);
     }
     if (plan->pp > 1 && plan->shape.schedule == PIPELINE_DUALPIPE_V && plan->ep * plan->etp > 1 &&
-        (config->parallel.overlap == CONFIG_OVERLAP_OFF || config->parallel.zero > 2)) {
+        planner_overlaps(plan) && (plan->hardware.cpu || config->run.comm == CONFIG_COMM_MPI)) {
         warn(plan,
              "parallel.schedule dualpipe_v: planned as if messages between experts ran beside "
-             "the other half of a pair; with parallel.%s training waits for them",
-             config->parallel.zero > 2 ? "zero 3" : "overlap off");
+             "the other half of a pair; %s waits for most of them",
+             plan->hardware.cpu ? "MPI on CPUs" : "run.comm mpi");
     }
     if (plan->tp > plan->hardware.ranks_per_node) {
         warn(plan,

@@ -19,6 +19,8 @@ struct planner {
 
 /* Whether training lays out such stages. */
 bool planner_has_stages(const struct plan *plan);
+/* Whether messages of one pass of a pair run beside the other one's kernels. */
+bool planner_overlaps(const struct plan *plan);
 /* Of a block: the main model's dense and later ones, a prediction module's. */
 const struct work *planner_work(const struct planner *p, int64_t block);
 /* Plays the schedule: plan->time but the update's part, and held; wants kept. Errors:

@@ -23,6 +23,15 @@ enum {
     MOST_CONTEXT = 16
 };
 
+/* What a config wishes, where the layout has something to overlap. */
+static int search_overlap(const struct search_result *result, int wish)
+{
+    const bool there = result->schedule.pipeline == CONFIG_PIPELINE_DUALPIPE_V &&
+                       result->ep * result->etp > 1 &&
+                       (wish != CONFIG_OVERLAP_ON || result->zero < 3);
+    return there ? wish : CONFIG_OVERLAP_AUTO;
+}
+
 static void plan_one(struct search_result *result, const struct config *config,
                      const struct hardware *hardware, struct plan *plan)
 {
@@ -39,6 +48,7 @@ static void plan_one(struct search_result *result, const struct config *config,
     own.router.dispatch = result->dispatch;
     own.parallel.schedule = result->schedule.pipeline;
     own.parallel.virtual_stages = result->schedule.virtual_stages;
+    own.parallel.overlap = search_overlap(result, config->parallel.overlap);
     result->legal = config_plans(&own, result->why, sizeof result->why);
     result->fits = result->trains = false;
     if (!result->legal) {
@@ -294,6 +304,9 @@ void search_overrides(const struct search *search, const struct search_result *r
             at += snprintf(out + at, bytes - (size_t)at, " parallel.%s=%lld", axes[i].key,
                            (long long)axes[i].value);
         }
+    }
+    if (search_overlap(r, own->parallel.overlap) != own->parallel.overlap) {
+        at += snprintf(out + at, bytes - (size_t)at, " parallel.overlap=auto");
     }
     if (search->ranks_per_node > 0) {
         at += snprintf(out + at, bytes - (size_t)at, " cluster.gpus_per_node=%lld",

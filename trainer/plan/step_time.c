@@ -125,7 +125,7 @@ static void fill_costs(const struct planner *p, struct stage_costs *out)
         .forward = out->forward,
         .input = out->input,
         .weights = out->weights,
-        .pair = out->pair,
+        .pair = planner_overlaps(plan) ? out->pair : NULL, /* NULL: one behind the other */
         .kept = p->kept,
         .hop = stream / (hw->network_share * hw->network) + hw->message,
     };
@@ -138,7 +138,10 @@ static void note_units(struct plan *plan, const struct stage_costs *costs)
         plan->time.forward = fmax(plan->time.forward, costs->forward[s]);
         plan->time.backward = fmax(plan->time.backward, costs->input[s]);
         plan->time.weight = fmax(plan->time.weight, costs->weights[s]);
-        plan->time.pair = fmax(plan->time.pair, costs->pair[s]);
+        plan->time.pair =
+            fmax(plan->time.pair, costs->costs.pair != NULL
+                                      ? costs->pair[s]
+                                      : costs->forward[s] + costs->input[s] + costs->weights[s]);
         if (costs->ring[s].messages > plan->time.ring.messages) {
             plan->time.ring = costs->ring[s];
         }
