@@ -171,17 +171,18 @@ for pipeline in ("1f1b", "dualpipe"): # two bytes a weight
     assert abs(p["memory"]["weights_bytes"] / 2 / p["parameters"]["per_rank"] - 1) < 0.001, pipeline
 EOF
 expect_rc 0 python3 held.py "$binary" plan "$mixtral" parallel.pp=4 parallel.tp=2
-# Passes one behind the other: messages with the experts are waited for, their memory is there once.
+# Passes one behind the other: a pair takes as long as both, what they have on their way is there once.
 cat >pairs.py <<'EOF'
 import json, subprocess, sys
 def plan(*keys):
     text = subprocess.run([*sys.argv[1:], "parallel.schedule=dualpipe_v", *keys, "--json"], check=True, capture_output=True).stdout
     return json.loads(text)
 on, auto, off = (plan("parallel.overlap=" + way) for way in ("on", "auto", "off"))
-assert on["step"] == auto["step"] and off["step"]["seconds"] > on["step"]["seconds"], (on["step"], off["step"])
+assert on["step"] == auto["step"] != off["step"], (on["step"], off["step"])
 assert off["memory"]["arena_bytes"] < on["memory"]["arena_bytes"] == auto["memory"]["arena_bytes"]
-whole = plan("parallel.zero=3"), plan("parallel.zero=2")
-assert whole[0]["micro_batch_seconds"]["pair"] > whole[1]["micro_batch_seconds"]["pair"], whole
+for p in (off, plan("parallel.zero=3")):
+    one = p["micro_batch_seconds"]
+    assert abs(one["pair"] / (one["forward"] + one["backward"] + one["weight"]) - 1) < 1e-9, one
 EOF
 expect_rc 0 python3 pairs.py "$binary" plan "$mixtral" parallel.pp=4 parallel.ep=8
 # A pipeline's schedules side by side, its stages by hand, its step as a trace.
