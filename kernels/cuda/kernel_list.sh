@@ -39,7 +39,7 @@ fi
             shared = match($0, /[0-9]+ bytes smem/) ? substr($0, RSTART) + 0 : 0
             match($0, /Used [0-9]+/)
             printf "%d %d %d %d {%s} %s\n", substr($0, RSTART + 5, RLENGTH - 5), shared, spill, stack,
-                name in sass ? sass[name] : "-1", name
+                name in sass ? sass[name] : "-1,0,0,0,0,0,0,0,0", name
         }' "$counts" "${@/%/.info}" | "$names" |
         sed -E 's/\(anonymous namespace\):://g; s/ void / /; s/\([a-zA-Z_ ]+\)([-0-9])/\1/g; s/\(.*//
             s/^([0-9]+) ([0-9]+) ([0-9]+) ([0-9]+) ([^ ]+) (.*)$/    {"\6", \1, \2, \3, \4, \5},/' |
