@@ -75,10 +75,9 @@ struct comm {
     struct comm_rows *idle;         /* owned: those that are not under way */
     /* of comm_attach; zero without */
     const struct comm_wire *wire;
-    struct device *device; /* borrowed */
-    void *wire_impl;       /* owned by the wire */
-    struct comm_rows
-        *open; /* of the direct wire: started, neither finished nor marked, last first */
+    struct device *device;  /* borrowed */
+    void *wire_impl;        /* owned by the wire */
+    struct comm_rows *open; /* of the direct wire: started and not finished, last first */
 };
 
 /* kind: "auto" (mpi when started by mpirun/srun, else self), "self", "mpi", "nccl" (mpi on the

@@ -70,6 +70,7 @@ for rank in (0, 1):
     a2a = [e for e in own if e["name"] == "all_to_all" and e["args"]["group"] != "world"]
     assert a2a and all(e["args"]["group"] == "ep" and e["args"]["ranks"] == 2 for e in a2a)
     assert {e["args"].get("layer") for e in a2a} >= {0, 1}
+    assert any(e["tid"] == 2 and e["args"]["bytes"] > 0 for e in a2a), "no rows on their way to experts"
     assert all(e["dur"] >= 0 and e["ts"] > -1e6 for e in own)
     about = trace["otherData"][f"rank {rank}"]
     assert about["lost"] == 0 and about["spans"] == len(own), about
