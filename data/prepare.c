@@ -490,5 +490,8 @@ enum status prepare_run(const struct prepare_options *options, struct prepare_su
     const bool keep = keep_for_later(&run, status);
     *summary = run.state.counts;
     run_free(&run, keep);
+    if (run.world == &run.alone) {
+        comm_close(&run.alone);
+    }
     return status;
 }
