@@ -10,192 +10,9 @@
 
 #include "kernels/cpu/attention_head.h"
 #include "kernels/cpu/attention_mask.h"
+#include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/tile.h"
-#include "kernels/cpu/vector_math.h"
-
-enum { LANES = 16 };
-
-/* What a task needs; rows padded to whole tiles, columns to whole vectors, with zeros (T: keys or
- * queries, what there are more of): f32, or pairs of bf16, side by side in 32 bits, of which there
- * are half as many. Pairs are of columns in what is multiplied along a row, of rows in what is
- * multiplied along tokens. */
-struct work {
-    int64_t padded, qk, v; /* T, qk_dim, v_dim rounded up */
-    int64_t ahead;         /* of attention_shape */
-    int64_t loaded;        /* sample * kv_heads + group of the keys and values held; -1: none */
-    bool backward;
-    bool pairs;
-    float *q, *k, *vals, *d_out; /* [T,qk] scaled, [T,qk], [T,v], [T,v]; pairs of rows (q as it is):
-                                    [T/2,qk] ... */
-    float *k_t, *v_t;            /* [T/TILE, qk, TILE] [T/TILE, v, TILE]: a tile of keys is
-                                    contiguous; pairs of columns, [T/TILE, qk/2, TILE] ... */
-    float *q_pairs, *do_pairs;   /* [T,qk/2] [T,v/2] pairs of columns of q and dO */
-    float *out;                  /* [T,v] */
-    float *dq, *dk, *dv;         /* [T,qk] [T,qk] [T,v] */
-    float *delta;                /* [T] rowsum(dO * O); of forward: lse of a part */
-    float score[TILE * TILE], dscore[TILE * TILE];
-    float paired[TILE * TILE / 2]; /* one of the two as pairs */
-};
-
-static int64_t up(int64_t value, int64_t unit)
-{
-    return (value + unit - 1) / unit * unit;
-}
-
-/* A tile on the diagonal is a lower triangle; what lies above it is skipped by blocks of rows. */
-enum part { WHOLE, LOWER_C, LOWER_A, UPPER_A };
-
-/* c[TILE,cols] (rows c_row apart) += a[TILE,depth] b[depth,cols], rows of b `b_row` apart; size:
- * cols, depth. With pairs an element of a or b is two steps of depth. */
-static void product(bool pairs, enum part part, float *c, int64_t c_row, const float *a,
-                    const int64_t a_stride[2], const float *b, int64_t b_row, const int64_t size[2])
-{
-    const int64_t cols = size[0], depth = size[1], block = part == WHOLE ? TILE : TILE_ROWS;
-    const int64_t unit = pairs ? 2 : 1;
-    for (int64_t i = 0; i < TILE; i += block) {
-        const int64_t from = (part == UPPER_A ? i : 0) / unit,
-                      to = (part == LOWER_A ? i + block : depth) / unit,
-                      width = part == LOWER_C ? up(i + block, TILE_COLS) : cols;
-        (pairs ? tile_product_pairs : tile_product)(
-            c + i * c_row, c_row, a + i * a_stride[0] + from * a_stride[1], a_stride[0],
-            a_stride[1], b + from * b_row, b_row, (int64_t[]){block, width, to - from});
-    }
-}
-
-/* c[TILE,TILE] = rows[TILE,dim] of queries (or dO) times a transposed tile of keys (or values). */
-static void row_products(const struct work *w, float *c, const float *rows, const float *tiles,
-                         int64_t dim, const int64_t at[2])
-{
-    const int64_t q0 = at[0], k0 = at[1], stride = w->pairs ? dim / 2 : dim;
-    memset(c, 0, TILE * TILE * sizeof *c);
-    product(w->pairs, k0 == w->ahead + q0 ? LOWER_C : WHOLE, c, TILE, rows + q0 * stride,
-            (int64_t[]){stride, 1}, tiles + k0 * stride, TILE, (int64_t[]){TILE, dim});
-}
-
-/* What a sum is of: the keys that queries see, or the queries that see keys. */
-enum over { KEYS, QUERIES };
-
-/* out[TILE,cols] of query tile q0 += weights (or gradients of scores) [TILE queries, TILE keys]
- * times the rows of keys (or values) from k0 on; or, over queries, of key tile k0 += weight^T times
- * the rows of queries (or dO) from q0 on. */
-static void sum_over(enum over over, struct work *w, float *out, const float *weight,
-                     const float *rows, int64_t cols, const int64_t at[2])
-{
-    const int64_t q0 = at[0], k0 = at[1], to = over == KEYS ? q0 : k0,
-                  from = over == KEYS ? k0 : q0, unit = w->pairs ? 2 : 1;
-    const enum part diagonal = over == KEYS ? LOWER_A : UPPER_A;
-    const int64_t by_row[2] = {TILE / unit, 1}, by_column[2] = {1, TILE};
-    const float *factor = w->pairs ? w->paired : weight;
-    if (w->pairs) {
-        (over == KEYS ? tile_pair_columns : tile_pair_rows)(w->paired, weight, TILE, TILE);
-    }
-    product(w->pairs, k0 == w->ahead + q0 ? diagonal : WHOLE, out + to * cols, cols, factor,
-            over == KEYS ? by_row : by_column, rows + from / unit * cols, cols,
-            (int64_t[]){cols, TILE});
-}
-
-static void scores(struct work *w, const struct attention_shape *shape, int64_t sample, int64_t q0,
-                   int64_t k0)
-{
-    row_products(w, w->score, w->pairs ? w->q_pairs : w->q, w->k_t, w->qk, (int64_t[]){q0, k0});
-    if (w->pairs) { /* else q carries the scale */
-        head_scale(w->score, shape->scale, TILE * TILE);
-    }
-    if (needs_mask(shape, q0, k0)) {
-        mask_tile(w->score, shape, sample, q0, k0);
-    }
-}
-
-/* One row of online softmax: scores become weights, `most` and `sum` advance; returns what the old
- * sums shrink by. */
-CPU_CLONES static float softmax_row(float *score, float *most, float *sum)
-{
-    float partial[LANES] = {0}, highest[LANES], high = *most, total = 0;
-    memcpy(highest, score, sizeof highest);
-    for (int j = LANES; j < TILE; j += LANES) {
-        for (int lane = 0; lane < LANES; lane++) {
-            highest[lane] = score[j + lane] > highest[lane] ? score[j + lane] : highest[lane];
-        }
-    }
-    for (int lane = 0; lane < LANES; lane++) {
-        high = highest[lane] > high ? highest[lane] : high;
-    }
-    for (int j = 0; j < TILE; j++) {
-        score[j] = fast_exp(score[j] - high);
-    }
-    for (int j = 0; j < TILE; j += LANES) {
-        for (int lane = 0; lane < LANES; lane++) {
-            partial[lane] += score[j + lane];
-        }
-    }
-    for (int lane = 0; lane < LANES; lane++) {
-        total += partial[lane];
-    }
-    const float shrink = fast_exp(*most - high);
-    *sum = *sum * shrink + total;
-    *most = high;
-    return shrink;
-}
-
-/* 64 queries of one head against all keys they see, which may be none; out rows normalised, lse
- * stored. */
-static void forward_tile(struct work *w, const struct attention_shape *shape, int64_t sample,
-                         int64_t q0, float *lse)
-{
-    float most[TILE], sum[TILE] = {0};
-    for (int i = 0; i < TILE; i++) {
-        most[i] = MASKED;
-    }
-    memset(w->out + q0 * w->v, 0, (size_t)(TILE * w->v) * sizeof *w->out);
-    for (int64_t k0 = first_tile(shape, sample, q0); k0 < end_visible(shape, q0); k0 += TILE) {
-        scores(w, shape, sample, q0, k0);
-        for (int64_t i = 0; i < TILE; i++) {
-            const float shrink = softmax_row(w->score + i * TILE, &most[i], &sum[i]);
-            head_scale(w->out + (q0 + i) * w->v, shrink, w->v);
-        }
-        sum_over(KEYS, w, w->out, w->score, w->vals, w->v, (int64_t[]){q0, k0});
-    }
-    for (int64_t i = 0; i < TILE && q0 + i < shape->sequence; i++) {
-        head_scale(w->out + (q0 + i) * w->v, sum[i] == 0 ? 0 : 1.0F / sum[i], w->v);
-        lse[q0 + i] = sum[i] == 0 ? MASKED : most[i] + __builtin_logf(sum[i]);
-    }
-}
-
-static size_t work_floats(const struct attention_shape *shape)
-{
-    const int64_t t = up(most_rows(shape), TILE), qk = up(shape->qk_dim, TILE_COLS),
-                  v = up(shape->v_dim, TILE_COLS);
-    return (size_t)(5 * t * qk + 5 * t * v + t * (qk + v) / 2 + t) +
-           sizeof(struct work) / sizeof(float) + 64;
-}
-
-/* Per-thread scratch, zeroed: padding stays zero because only real rows and columns are loaded. */
-static struct work *work_init(float *memory, const struct attention_shape *shape, bool backward)
-{
-    struct work *w = (struct work *)(void *)memory;
-    memset(memory, 0, work_floats(shape) * sizeof *memory);
-    w->padded = up(most_rows(shape), TILE);
-    w->ahead = shape->ahead;
-    w->qk = up(shape->qk_dim, TILE_COLS);
-    w->v = up(shape->v_dim, TILE_COLS);
-    w->loaded = -1;
-    w->backward = backward;
-    w->pairs = shape->dtype == DTYPE_BF16 && tile_has_pairs();
-    float *next = memory + (sizeof *w / sizeof *memory + 15) / 16 * 16;
-    float **wide[] = {&w->q, &w->k, &w->k_t, &w->dq, &w->dk},
-          **narrow[] = {&w->vals, &w->v_t, &w->out, &w->d_out, &w->dv};
-    for (int i = 0; i < 5; i++) {
-        *wide[i] = next;
-        next += w->padded * w->qk;
-        *narrow[i] = next;
-        next += w->padded * w->v;
-    }
-    w->q_pairs = next;
-    w->do_pairs = w->q_pairs + w->padded * w->qk / 2;
-    w->delta = w->do_pairs + w->padded * w->v / 2;
-    return w;
-}
 
 /* One query head of one sample, and where its rows begin. */
 struct head {
@@ -281,7 +98,7 @@ static void load_keys(struct work *w, const struct attention_shape *shape, const
 /* Rows of keys that stood where queries stand now, in the last tile of these. */
 static void clear_behind(float *rows, int64_t cols, const struct attention_shape *shape)
 {
-    const int64_t behind = up(shape->sequence, TILE) - shape->sequence;
+    const int64_t behind = round_up(shape->sequence, TILE) - shape->sequence;
     memset(rows + shape->sequence * cols, 0, (size_t)(behind * cols) * sizeof *rows);
 }
 
@@ -306,7 +123,7 @@ static void forward_head(struct work *w, const struct attention_shape *shape, co
     const bool part = shape->keys > 0;
     float *own = part ? w->delta : lse;
     for (int64_t q0 = 0; q0 < shape->sequence; q0 += TILE) {
-        forward_tile(w, shape, h->sample, q0, own);
+        work_forward_tile(w, shape, h->sample, q0, own);
     }
     if (part) {
         head_merge(part_rows(o, shape, h, shape->v_dim), lse, w->out, w->v, own, shape);
@@ -318,7 +135,7 @@ static void forward_head(struct work *w, const struct attention_shape *shape, co
 void cpu_attention_forward(struct device *device, void *o, float *lse, const void *q, const void *k,
                            const void *k_rope, const void *v, const struct attention_shape *shape)
 {
-    const size_t floats = work_floats(shape);
+    const size_t floats = work_floats(shape, false);
     float *scratch =
         cpu_scratch(device, CPU_SLOT_ATTENTION, floats * (size_t)device->threads * sizeof *scratch);
     assert(shape->heads % shape->kv_heads == 0 && shape->ahead >= 0);
@@ -335,31 +152,6 @@ void cpu_attention_forward(struct device *device, void *o, float *lse, const voi
     }
 }
 
-/* P = exp(S - lse); dS = P (dP - delta). S is scaled; so is q, but for pairs. */
-CPU_CLONES static void gradient_row(float *p, float *ds, float lse, float delta)
-{
-    for (int j = 0; j < TILE; j++) {
-        p[j] = fast_exp(p[j] - lse);
-        ds[j] = p[j] * (ds[j] - delta);
-    }
-}
-
-static void backward_tile(struct work *w, const struct attention_shape *shape, int64_t sample,
-                          int64_t q0, int64_t k0, const float *lse)
-{
-    const int64_t at[2] = {q0, k0};
-    scores(w, shape, sample, q0, k0);
-    row_products(w, w->dscore, w->pairs ? w->do_pairs : w->d_out, w->v_t, w->v, at);
-    for (int64_t i = 0; i < TILE; i++) {
-        const bool real = q0 + i < shape->sequence;
-        gradient_row(w->score + i * TILE, w->dscore + i * TILE, real ? lse[q0 + i] : -MASKED,
-                     w->delta[q0 + i]);
-    }
-    sum_over(QUERIES, w, w->dv, w->score, w->d_out, w->v, at);
-    sum_over(QUERIES, w, w->dk, w->dscore, w->q, w->qk, at);
-    sum_over(KEYS, w, w->dq, w->dscore, w->k, w->qk, at);
-}
-
 /* dO, and delta = rowsum(dO * O). With pairs, w->out holds O as pairs. */
 static void load_outputs(struct work *w, const struct attention_shape *shape, const struct head *h,
                          const void *o, const void *d_o)
@@ -369,7 +161,8 @@ static void load_outputs(struct work *w, const struct attention_shape *shape, co
         head_load_pairs(w->out, w->v, 0, o, shape, h->o, shape->o_stride, shape->v_dim);
         head_load_pairs(w->do_pairs, w->v, 0, d_o, shape, h->o, shape->o_stride, shape->v_dim);
         clear_behind(w->do_pairs, w->v / 2, shape);
-        tile_row_dots_pairs(w->delta, w->do_pairs, w->out, up(shape->sequence, TILE), w->v / 2);
+        tile_row_dots_pairs(w->delta, w->do_pairs, w->out, round_up(shape->sequence, TILE),
+                            w->v / 2);
         return;
     }
     head_load(w->d_out, w->v, d_o, shape, h->o, shape->o_stride, shape->v_dim, 1);
@@ -380,23 +173,6 @@ static void load_outputs(struct work *w, const struct attention_shape *shape, co
             sum += w->d_out[t * w->v + i] * w->out[t * w->v + i];
         }
         w->delta[t] = sum;
-    }
-}
-
-static void backward_head(struct work *w, const struct attention_shape *shape, int64_t sample,
-                          const float *lse)
-{
-    memset(w->dq, 0, (size_t)(w->padded * w->qk) * sizeof *w->dq);
-    memset(w->dk, 0, (size_t)(w->padded * w->qk) * sizeof *w->dk);
-    memset(w->dv, 0, (size_t)(w->padded * w->v) * sizeof *w->dv);
-    for (int64_t q0 = 0; q0 < shape->sequence; q0 += TILE) {
-        for (int64_t k0 = first_tile(shape, sample, q0); k0 < end_visible(shape, q0); k0 += TILE) {
-            backward_tile(w, shape, sample, q0, k0, lse);
-        }
-    }
-    head_scale(w->dq, shape->scale, w->padded * w->qk);
-    if (w->pairs) {
-        head_scale(w->dk, shape->scale, w->padded * w->qk);
     }
 }
 
@@ -495,7 +271,7 @@ void cpu_attention_backward(struct device *device, void *dq, void *dk, void *dk_
                             const struct attention_shape *shape)
 {
     const struct gradients out = {dq, dk, dk_rope, dv};
-    const size_t floats = work_floats(shape),
+    const size_t floats = work_floats(shape, true),
                  shared = (sums_layout(NULL, shape).floats + 15) / 16 * 16;
     float *memory = cpu_scratch(device, CPU_SLOT_ATTENTION,
                                 (shared + floats * (size_t)device->threads) * sizeof *memory);
@@ -511,7 +287,7 @@ void cpu_attention_backward(struct device *device, void *dq, void *dk, void *dk_
             load_keys(w, shape, &h, k, k_rope, v);
             load_queries(w, shape, &h, q);
             load_outputs(w, shape, &h, o, d_o);
-            backward_head(w, shape, h.sample, lse + h.lse);
+            work_backward(w, shape, h.sample, lse + h.lse);
             store_queries(dq, w, shape, &h);
 #pragma omp ordered
             add_shared(&sums, w, shape, &h);
