@@ -9,10 +9,9 @@
 #include <string.h>
 
 #include "kernels/cpu/attention_head.h"
-#include "kernels/cpu/attention_mask.h"
+#include "kernels/cpu/attention_load.h"
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/tile.h"
 
 /* One query head of one sample, and where its rows begin. */
 struct head {
@@ -36,58 +35,117 @@ static struct head find_head(const struct attention_shape *shape, int64_t task)
                          .v = key * shape->v_stride + group * shape->v_head_stride};
 }
 
-/* Of a part: where a head's f32 results begin in rows of `dim` for each head. */
-static float *part_rows(void *data, const struct attention_shape *shape, const struct head *h,
-                        int64_t dim)
+/* What an op reads beside queries. */
+struct inputs {
+    const void *k, *k_rope, *v, *d_o, *o;
+};
+
+/* `rows` of them from row `from` of a head's on. */
+static struct head_rows rows_from(const void *data, enum dtype dtype, int64_t first, int64_t stride,
+                                  int64_t from, int64_t rows, int64_t dim)
 {
-    return (float *)data + (h->sample * shape->sequence * shape->heads + h->head) * dim;
+    return (struct head_rows){.data = (void *)(uintptr_t)data,
+                              .dtype = dtype,
+                              .first = first + from * stride,
+                              .stride = stride,
+                              .rows = rows,
+                              .dim = dim};
 }
 
-/* Pairs of all keys and values; q_pairs and do_pairs serve on the way. */
-static void load_key_pairs(struct work *w, const struct attention_shape *shape,
-                           const struct head *h, const void *k, const void *k_rope, const void *v)
+static int64_t rows_left(int64_t from, int64_t all)
 {
-    const int64_t own = shape->qk_dim - shape->rope_dim;
-    const struct attention_shape rows = key_rows(shape);
-    head_load_pairs(w->q_pairs, w->qk, 0, k, &rows, h->k, shape->k_stride, own);
-    if (shape->rope_dim > 0) {
-        head_load_pairs(w->q_pairs, w->qk, own, k_rope, &rows, h->k_rope, shape->k_rope_stride,
-                        shape->rope_dim);
-    }
-    head_transpose(w->k_t, w->q_pairs, w->padded, w->qk / 2);
-    head_load_row_pairs(w->vals, w->v, v, &rows, h->v, shape->v_stride, shape->v_dim);
-    if (!w->backward) {
-        return;
-    }
-    head_load_pairs(w->do_pairs, w->v, 0, v, &rows, h->v, shape->v_stride, shape->v_dim);
-    head_transpose(w->v_t, w->do_pairs, w->padded, w->v / 2);
-    head_load_row_pairs(w->k, w->qk, k, &rows, h->k, shape->k_stride, own);
-    if (shape->rope_dim > 0) {
-        head_load_row_pairs(w->k + own, w->qk, k_rope, &rows, h->k_rope, shape->k_rope_stride,
-                            shape->rope_dim);
+    return all - from < TILE ? all - from : TILE;
+}
+
+/* Rows [from, from + rows) of a head's queries, keys, their shared part, values and outputs. */
+static struct head_rows q_rows(const void *q, const struct attention_shape *s, const struct head *h,
+                               int64_t from, int64_t rows)
+{
+    return rows_from(q, s->dtype, h->q, s->q_stride, from, rows, s->qk_dim);
+}
+
+static struct head_rows k_rows(const void *k, const struct attention_shape *s, const struct head *h,
+                               int64_t from, int64_t rows)
+{
+    return rows_from(k, s->dtype, h->k, s->k_stride, from, rows, s->qk_dim - s->rope_dim);
+}
+
+static struct head_rows k_rope_rows(const void *k_rope, const struct attention_shape *s,
+                                    const struct head *h, int64_t from, int64_t rows)
+{
+    return rows_from(k_rope, s->dtype, h->k_rope, s->k_rope_stride, from, rows, s->rope_dim);
+}
+
+static struct head_rows v_rows(const void *v, const struct attention_shape *s, const struct head *h,
+                               int64_t from, int64_t rows)
+{
+    return rows_from(v, s->dtype, h->v, s->v_stride, from, rows, s->v_dim);
+}
+
+static struct head_rows o_rows(const void *o, const struct attention_shape *s, const struct head *h,
+                               int64_t from, int64_t rows)
+{
+    return rows_from(o, s->dtype, h->o, s->o_stride, from, rows, s->v_dim);
+}
+
+/* Of a part: a head's f32 results, in rows of `dim` for each head. */
+static struct head_rows part_rows(void *data, const struct attention_shape *s, const struct head *h,
+                                  int64_t from, int64_t rows, int64_t dim)
+{
+    return rows_from(data, DTYPE_F32, (h->sample * s->sequence * s->heads + h->head) * dim,
+                     s->heads * dim, from, rows, dim);
+}
+
+/* A tile of keys and values at a time, by way of one in the first cache. */
+static void load_key_pairs(struct work *w, const struct attention_shape *shape,
+                           const struct head *h, const struct inputs *in)
+{
+    const int64_t own = shape->qk_dim - shape->rope_dim, keys = keys_of(shape);
+    for (int64_t k0 = 0; k0 < keys; k0 += TILE) {
+        const int64_t rows = rows_left(k0, keys);
+        const struct head_rows k = k_rows(in->k, shape, h, k0, rows),
+                               rope = k_rope_rows(in->k_rope, shape, h, k0, rows),
+                               v = v_rows(in->v, shape, h, k0, rows);
+        float *by_row = w->backward ? w->k + k0 / 2 * w->qk : NULL;
+        if (rows < TILE) { /* of another tile's */
+            memset(w->k_tile, 0, (size_t)(TILE * w->qk / 2) * sizeof *w->k_tile);
+            memset(w->v_tile, 0, (size_t)(TILE * w->v / 2) * sizeof *w->v_tile);
+        }
+        pairs_load(w->k_tile, by_row, w->qk, 0, &k);
+        if (rope.dim > 0) {
+            pairs_load(w->k_tile, by_row, w->qk, own, &rope);
+        }
+        pairs_transpose(w->k_t + k0 * w->qk / 2, w->k_tile, w->qk / 2);
+        if (w->backward) {
+            pairs_load(w->v_tile, NULL, w->v, 0, &v);
+            pairs_transpose(w->v_t + k0 * w->v / 2, w->v_tile, w->v / 2);
+        } else {
+            pairs_load(NULL, w->vals + k0 / 2 * w->v, w->v, 0, &v);
+        }
     }
 }
 
 /* Nothing to do when the thread's last head read the same keys. */
 static void load_keys(struct work *w, const struct attention_shape *shape, const struct head *h,
-                      const void *k, const void *k_rope, const void *v)
+                      const struct inputs *in)
 {
-    const int64_t own = shape->qk_dim - shape->rope_dim,
+    const int64_t own = shape->qk_dim - shape->rope_dim, keys = keys_of(shape),
                   wanted = h->sample * shape->kv_heads + h->group;
-    const struct attention_shape rows = key_rows(shape);
+    const struct head_rows k = k_rows(in->k, shape, h, 0, keys),
+                           rope = k_rope_rows(in->k_rope, shape, h, 0, keys),
+                           v = v_rows(in->v, shape, h, 0, keys);
     if (w->loaded == wanted) {
         return;
     }
     w->loaded = wanted;
     if (w->pairs) {
-        load_key_pairs(w, shape, h, k, k_rope, v);
+        load_key_pairs(w, shape, h, in);
         return;
     }
-    head_load(w->vals, w->v, v, &rows, h->v, shape->v_stride, shape->v_dim, 1);
-    head_load(w->k, w->qk, k, &rows, h->k, shape->k_stride, own, 1);
-    if (shape->rope_dim > 0) {
-        head_load(w->k + own, w->qk, k_rope, &rows, h->k_rope, shape->k_rope_stride,
-                  shape->rope_dim, 1);
+    head_load(w->vals, w->v, &v, 1);
+    head_load(w->k, w->qk, &k, 1);
+    if (rope.dim > 0) {
+        head_load(w->k + own, w->qk, &rope, 1);
     }
     head_transpose(w->k_t, w->k, w->padded, w->qk);
     if (w->backward) {
@@ -95,46 +153,41 @@ static void load_keys(struct work *w, const struct attention_shape *shape, const
     }
 }
 
-/* Rows of keys that stood where queries stand now, in the last tile of these. */
-static void clear_behind(float *rows, int64_t cols, const struct attention_shape *shape)
+/* To the beginning of w's. */
+static void load_queries(struct work *w, const struct head_rows *q, float scale)
 {
-    const int64_t behind = round_up(shape->sequence, TILE) - shape->sequence;
-    memset(rows + shape->sequence * cols, 0, (size_t)(behind * cols) * sizeof *rows);
-}
-
-static void load_queries(struct work *w, const struct attention_shape *shape, const struct head *h,
-                         const void *q)
-{
-    if (!w->pairs) {
-        head_load(w->q, w->qk, q, shape, h->q, shape->q_stride, shape->qk_dim, shape->scale);
-        return;
-    }
-    head_load_pairs(w->q_pairs, w->qk, 0, q, shape, h->q, shape->q_stride, shape->qk_dim);
-    clear_behind(w->q_pairs, w->qk / 2, shape);
-    if (w->backward) {
-        head_load_row_pairs(w->q, w->qk, q, shape, h->q, shape->q_stride, shape->qk_dim);
-    }
-}
-
-/* All queries of a head, which w holds. */
-static void forward_head(struct work *w, const struct attention_shape *shape, const struct head *h,
-                         void *o, float *lse)
-{
-    const bool part = shape->keys > 0;
-    float *own = part ? w->delta : lse;
-    for (int64_t q0 = 0; q0 < shape->sequence; q0 += TILE) {
-        work_forward_tile(w, shape, h->sample, q0, own);
-    }
-    if (part) {
-        head_merge(part_rows(o, shape, h, shape->v_dim), lse, w->out, w->v, own, shape);
+    if (w->pairs) {
+        pairs_load(w->q_pairs, w->backward ? w->q : NULL, w->qk, 0, q);
     } else {
-        head_store(o, w->out, w->v, shape, h->o, shape->o_stride, shape->v_dim);
+        head_load(w->q, w->qk, q, scale);
+    }
+}
+
+/* All queries of a head whose keys w holds. */
+static void forward_head(struct work *w, const struct attention_shape *shape, const struct head *h,
+                         void *o, float *lse, const void *q)
+{
+    for (int64_t q0 = 0; q0 < shape->sequence; q0 += TILE) {
+        const int64_t rows = rows_left(q0, shape->sequence);
+        const struct head_rows from = q_rows(q, shape, h, q0, rows),
+                               part = part_rows(o, shape, h, q0, rows, shape->v_dim),
+                               to = o_rows(o, shape, h, q0, rows);
+        float own[TILE];
+        load_queries(w, &from, shape->scale);
+        work_forward_tile(w, shape, h->sample, q0, own);
+        if (shape->keys > 0) {
+            head_merge(&part, lse + q0, w->out, w->v, own, shape->merges);
+        } else {
+            head_store(&to, w->out, w->v, 1);
+            memcpy(lse + q0, own, (size_t)rows * sizeof *own);
+        }
     }
 }
 
 void cpu_attention_forward(struct device *device, void *o, float *lse, const void *q, const void *k,
                            const void *k_rope, const void *v, const struct attention_shape *shape)
 {
+    const struct inputs in = {.k = k, .k_rope = k_rope, .v = v};
     const size_t floats = work_floats(shape, false);
     float *scratch =
         cpu_scratch(device, CPU_SLOT_ATTENTION, floats * (size_t)device->threads * sizeof *scratch);
@@ -145,28 +198,41 @@ void cpu_attention_forward(struct device *device, void *o, float *lse, const voi
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < shape->batch * shape->heads; task++) {
             const struct head h = find_head(shape, task);
-            load_keys(w, shape, &h, k, k_rope, v);
-            load_queries(w, shape, &h, q);
-            forward_head(w, shape, &h, o, lse + h.lse);
+            load_keys(w, shape, &h, &in);
+            forward_head(w, shape, &h, o, lse + h.lse, q);
         }
     }
 }
 
-/* dO, and delta = rowsum(dO * O). With pairs, w->out holds O as pairs. */
-static void load_outputs(struct work *w, const struct attention_shape *shape, const struct head *h,
-                         const void *o, const void *d_o)
+/* dO, and delta = rowsum(dO * O). */
+static void load_output_pairs(struct work *w, const struct attention_shape *shape,
+                              const struct head *h, const struct inputs *in)
 {
+    for (int64_t q0 = 0; q0 < shape->sequence; q0 += TILE) {
+        const int64_t rows = rows_left(q0, shape->sequence);
+        const struct head_rows o = o_rows(in->o, shape, h, q0, rows),
+                               d_o = o_rows(in->d_o, shape, h, q0, rows);
+        float *by_column = w->do_pairs + q0 * w->v / 2;
+        if (rows < TILE) {
+            memset(w->v_tile, 0, (size_t)(TILE * w->v / 2) * sizeof *w->v_tile);
+        }
+        pairs_load(by_column, w->d_out + q0 / 2 * w->v, w->v, 0, &d_o);
+        pairs_load(w->v_tile, NULL, w->v, 0, &o);
+        pairs_row_dots(w->delta + q0, by_column, w->v_tile, w->v / 2);
+    }
+}
+
+static void load_outputs(struct work *w, const struct attention_shape *shape, const struct head *h,
+                         const struct inputs *in)
+{
+    const struct head_rows o = o_rows(in->o, shape, h, 0, shape->sequence),
+                           d_o = o_rows(in->d_o, shape, h, 0, shape->sequence);
     if (w->pairs) {
-        head_load_row_pairs(w->d_out, w->v, d_o, shape, h->o, shape->o_stride, shape->v_dim);
-        head_load_pairs(w->out, w->v, 0, o, shape, h->o, shape->o_stride, shape->v_dim);
-        head_load_pairs(w->do_pairs, w->v, 0, d_o, shape, h->o, shape->o_stride, shape->v_dim);
-        clear_behind(w->do_pairs, w->v / 2, shape);
-        tile_row_dots_pairs(w->delta, w->do_pairs, w->out, round_up(shape->sequence, TILE),
-                            w->v / 2);
+        load_output_pairs(w, shape, h, in);
         return;
     }
-    head_load(w->d_out, w->v, d_o, shape, h->o, shape->o_stride, shape->v_dim, 1);
-    head_load(w->out, w->v, o, shape, h->o, shape->o_stride, shape->v_dim, 1);
+    head_load(w->d_out, w->v, &d_o, 1);
+    head_load(w->out, w->v, &o, 1);
     for (int64_t t = 0; t < shape->sequence; t++) {
         float sum = 0;
         for (int64_t i = 0; i < w->v; i++) {
@@ -199,19 +265,36 @@ static struct sums sums_layout(float *memory, const struct attention_shape *shap
     return sums;
 }
 
+/* Where a head's keys begin in sums, and how far apart they are. */
+static struct head_rows sum_rows(float *sum, const struct attention_shape *shape, int64_t index,
+                                 int64_t dim)
+{
+    const int64_t keys = keys_of(shape);
+    return rows_from(sum, DTYPE_F32, index * keys * dim, dim, 0, keys, dim);
+}
+
+/* What dk lacks in w: queries of pairs don't carry the scale. */
+static float key_scale(const struct work *w, const struct attention_shape *shape)
+{
+    return w->pairs ? shape->scale : 1;
+}
+
 /* Called in the order of the heads. */
 static void add_shared(const struct sums *sums, const struct work *w,
                        const struct attention_shape *shape, const struct head *h)
 {
-    const int64_t t = keys_of(shape), own = shape->qk_dim - shape->rope_dim,
-                  rows = (h->sample * shape->kv_heads + h->group) * t;
+    const int64_t own = shape->qk_dim - shape->rope_dim,
+                  group = h->sample * shape->kv_heads + h->group;
     if (sums->rope != NULL) {
-        head_add(sums->rope + h->sample * t * shape->rope_dim, shape->rope_dim, w->dk + own, w->qk,
-                 t, shape->rope_dim);
+        const struct head_rows rope = sum_rows(sums->rope, shape, h->sample, shape->rope_dim);
+        head_add(&rope, w->shared ? w->dk + own : w->rope, w->shared ? w->qk : shape->rope_dim,
+                 key_scale(w, shape));
     }
     if (sums->own != NULL) {
-        head_add(sums->own + rows * own, own, w->dk, w->qk, t, own);
-        head_add(sums->dv + rows * shape->v_dim, shape->v_dim, w->dv, w->v, t, shape->v_dim);
+        const struct head_rows dk = sum_rows(sums->own, shape, group, own),
+                               dv = sum_rows(sums->dv, shape, group, shape->v_dim);
+        head_add(&dk, w->dk, w->qk, key_scale(w, shape));
+        head_add(&dv, w->dv, w->v, 1);
     }
 }
 
@@ -220,48 +303,72 @@ struct gradients {
     void *dq, *dk, *dk_rope, *dv;
 };
 
-/* Gradients of keys or values: of a part of an attention they add, in f32. */
-static void store_keys(void *data, const float *in, int64_t cols,
-                       const struct attention_shape *shape, int64_t first, int64_t stride,
-                       int64_t dim)
+/* Gradients of a part of an attention add, in f32. */
+static void store(const struct attention_shape *shape, const struct head_rows *to, float *in,
+                  int64_t cols, float scale)
 {
-    const struct attention_shape rows = key_rows(shape);
     if (shape->keys == 0) {
-        head_store(data, in, cols, &rows, first, stride, dim);
+        head_store(to, in, cols, scale);
     } else {
-        head_add((float *)data + first, stride, in, cols, rows.sequence, dim);
+        head_add(to, in, cols, scale);
     }
 }
 
 static void store_queries(void *dq, const struct work *w, const struct attention_shape *shape,
                           const struct head *h)
 {
-    if (shape->keys == 0) {
-        head_store(dq, w->dq, w->qk, shape, h->q, shape->q_stride, shape->qk_dim);
-    } else {
-        head_add(part_rows(dq, shape, h, shape->qk_dim), shape->heads * shape->qk_dim, w->dq, w->qk,
-                 shape->sequence, shape->qk_dim);
+    const int64_t rows = shape->sequence;
+    const struct head_rows to = shape->keys == 0 ? q_rows(dq, shape, h, 0, rows)
+                                                 : part_rows(dq, shape, h, 0, rows, shape->qk_dim);
+    store(shape, &to, w->dq, w->qk, shape->scale);
+}
+
+/* dk and dv of a tile of keys that no other head reads; the part of dk that all read is kept. */
+static void store_keys(const struct gradients *out, const struct work *w,
+                       const struct attention_shape *shape, const struct head *h, int64_t k0)
+{
+    const int64_t rows = rows_left(k0, keys_of(shape)), rope = shape->rope_dim;
+    const struct head_rows dk = k_rows(out->dk, shape, h, k0, rows),
+                           dv = v_rows(out->dv, shape, h, k0, rows);
+    for (int64_t i = 0; i < rows && rope > 0; i++) {
+        memcpy(w->rope + (k0 + i) * rope, w->dk + i * w->qk + dk.dim,
+               (size_t)rope * sizeof *w->rope);
     }
+    store(shape, &dk, w->dk, w->qk, key_scale(w, shape));
+    store(shape, &dv, w->dv, w->v, 1);
 }
 
 /* Behind the last head of a group: dk, dv; behind the last head of a sample: dk_rope. */
-static void store_shared(const struct gradients *out, const struct sums *sums, const struct work *w,
+static void store_shared(const struct gradients *out, const struct sums *sums,
                          const struct attention_shape *shape, const struct head *h)
 {
-    const int64_t t = keys_of(shape), own = shape->qk_dim - shape->rope_dim,
+    const int64_t keys = keys_of(shape), own = shape->qk_dim - shape->rope_dim,
                   per_group = shape->heads / shape->kv_heads,
-                  rows = (h->sample * shape->kv_heads + h->group) * t;
-    if (h->head % per_group == per_group - 1) {
-        const bool shared = sums->own != NULL;
-        store_keys(out->dk, shared ? sums->own + rows * own : w->dk, shared ? own : w->qk, shape,
-                   h->k, shape->k_stride, own);
-        store_keys(out->dv, shared ? sums->dv + rows * shape->v_dim : w->dv,
-                   shared ? shape->v_dim : w->v, shape, h->v, shape->v_stride, shape->v_dim);
+                  row = (h->sample * shape->kv_heads + h->group) * keys;
+    if (sums->own != NULL && h->head % per_group == per_group - 1) {
+        const struct head_rows dk = k_rows(out->dk, shape, h, 0, keys),
+                               dv = v_rows(out->dv, shape, h, 0, keys);
+        store(shape, &dk, sums->own + row * own, own, 1);
+        store(shape, &dv, sums->dv + row * shape->v_dim, shape->v_dim, 1);
     }
     if (h->head == shape->heads - 1 && sums->rope != NULL) {
-        store_keys(out->dk_rope, sums->rope + h->sample * t * shape->rope_dim, shape->rope_dim,
-                   shape, h->k_rope, shape->k_rope_stride, shape->rope_dim);
+        const struct head_rows rope = k_rope_rows(out->dk_rope, shape, h, 0, keys);
+        store(shape, &rope, sums->rope + h->sample * keys * shape->rope_dim, shape->rope_dim, 1);
     }
+}
+
+/* Queries of a head whose keys w holds; what heads share stays in w. */
+static void backward_head(struct work *w, const struct attention_shape *shape, const struct head *h,
+                          const struct gradients *out, const float *lse)
+{
+    work_begin_backward(w, shape, lse);
+    for (int64_t k0 = 0; k0 < keys_of(shape); k0 += TILE) {
+        work_backward_tile(w, shape, h->sample, k0);
+        if (!w->shared) {
+            store_keys(out, w, shape, h, k0);
+        }
+    }
+    store_queries(out->dq, w, shape, h);
 }
 
 /* All heads cost the same, so none waits long for its turn to add. */
@@ -270,6 +377,7 @@ void cpu_attention_backward(struct device *device, void *dq, void *dk, void *dk_
                             const void *k, const void *k_rope, const void *v,
                             const struct attention_shape *shape)
 {
+    const struct inputs in = {.k = k, .k_rope = k_rope, .v = v, .d_o = d_o, .o = o};
     const struct gradients out = {dq, dk, dk_rope, dv};
     const size_t floats = work_floats(shape, true),
                  shared = (sums_layout(NULL, shape).floats + 15) / 16 * 16;
@@ -284,14 +392,14 @@ void cpu_attention_backward(struct device *device, void *dq, void *dk, void *dk_
 #pragma omp for schedule(dynamic, 1) ordered
         for (int64_t task = 0; task < shape->batch * shape->heads; task++) {
             const struct head h = find_head(shape, task);
-            load_keys(w, shape, &h, k, k_rope, v);
-            load_queries(w, shape, &h, q);
-            load_outputs(w, shape, &h, o, d_o);
-            work_backward(w, shape, h.sample, lse + h.lse);
-            store_queries(dq, w, shape, &h);
+            const struct head_rows from = q_rows(q, shape, &h, 0, shape->sequence);
+            load_keys(w, shape, &h, &in);
+            load_queries(w, &from, shape->scale);
+            load_outputs(w, shape, &h, &in);
+            backward_head(w, shape, &h, &out, lse + h.lse);
 #pragma omp ordered
             add_shared(&sums, w, shape, &h);
-            store_shared(&out, &sums, w, shape, &h);
+            store_shared(&out, &sums, shape, &h);
         }
     }
 }

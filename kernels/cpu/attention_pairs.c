@@ -1,7 +1,6 @@
 #include "kernels/cpu/attention_pairs.h"
 
 #include <assert.h>
-#include <stdbool.h>
 #include <string.h>
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -249,18 +248,20 @@ static int64_t first_pair(const struct seen *seen, int64_t key)
     return i / 2;
 }
 
-WIDE void pairs_add_to_keys(float *out, int64_t cols, const float *factor, const float *rows,
-                            const struct seen *seen)
+WIDE void pairs_add_to_keys(float *out, int64_t cols, bool fresh, const float *factor,
+                            const float *rows, const struct seen *seen)
 {
     for (int64_t i = 0; i < TILE; i += ROWS) {
         const int64_t from = first_pair(seen, i), depth = TILE_PAIRS - from;
         const float *a = factor + from * TILE + i, *b = rows + from * cols;
         for (int64_t j = 0; j < cols; j += TILE) {
             float *c = out + i * cols + j;
-            if (j + TILE <= cols) {
-                update(c, cols, 4, NULL, false, a, 1, TILE, b + j, depth);
+            if (j + TILE > cols) {
+                update(c, cols, 2, NULL, fresh, a, 1, TILE, b + j, depth);
+            } else if (fresh) {
+                update(c, cols, 4, NULL, true, a, 1, TILE, b + j, depth);
             } else {
-                update(c, cols, 2, NULL, false, a, 1, TILE, b + j, depth);
+                update(c, cols, 4, NULL, false, a, 1, TILE, b + j, depth);
             }
         }
     }
@@ -351,10 +352,10 @@ void pairs_gradients(struct pairs_factors *to, const struct pairs_scores *from,
     assert(false);
 }
 
-void pairs_add_to_keys(float *out, int64_t cols, const float *factor, const float *rows,
+void pairs_add_to_keys(float *out, int64_t cols, bool fresh, const float *factor, const float *rows,
                        const struct seen *seen)
 {
-    (void)out, (void)cols, (void)factor, (void)rows, (void)seen;
+    (void)out, (void)cols, (void)fresh, (void)factor, (void)rows, (void)seen;
     assert(false);
 }
 

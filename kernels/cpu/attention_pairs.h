@@ -6,6 +6,7 @@
 #ifndef KERNELS_CPU_ATTENTION_PAIRS_H
 #define KERNELS_CPU_ATTENTION_PAIRS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "kernels/cpu/attention_mask.h"
@@ -53,8 +54,8 @@ void pairs_gradients(struct pairs_factors *to, const struct pairs_scores *from,
                      const struct pairs_back *back);
 
 /* out[TILE keys,cols] += factor^T rows, factor pairs of queries, rows [TILE_PAIRS,cols] pairs of
- * rows of queries (or dO). */
-void pairs_add_to_keys(float *out, int64_t cols, const float *factor, const float *rows,
+ * rows of queries (or dO); fresh: out is 0, whatever it holds. */
+void pairs_add_to_keys(float *out, int64_t cols, bool fresh, const float *factor, const float *rows,
                        const struct seen *seen);
 /* out[TILE queries,cols] += factor rows, factor pairs of keys, rows pairs of rows of keys. */
 void pairs_add_to_queries(float *out, int64_t cols, const float *factor, const float *rows,

@@ -32,32 +32,36 @@ static void row_products(const struct work *w, float *c, const float *rows, cons
 {
     const int64_t q0 = at[0], k0 = at[1];
     memset(c, 0, TILE * TILE * sizeof *c);
-    product(k0 == w->ahead + q0 ? LOWER_C : WHOLE, c, TILE, rows + q0 * dim, (int64_t[]){dim, 1},
+    product(k0 == w->ahead + q0 ? LOWER_C : WHOLE, c, TILE, rows, (int64_t[]){dim, 1},
             tiles + k0 * dim, TILE, (int64_t[]){TILE, dim});
 }
 
 /* What a sum is of: the keys that queries see, or the queries that see keys. */
 enum over { KEYS, QUERIES };
 
-/* out[TILE,cols] of query tile q0 += weights (or gradients of scores) [TILE queries, TILE keys]
- * times the rows of keys (or values) from k0 on; or, over queries, of key tile k0 += weight^T times
- * the rows of queries (or dO) from q0 on. */
+/* out[TILE,cols] of a tile of queries += weights (or gradients of scores) [TILE queries, TILE keys]
+ * times rows of keys (or values); or, over queries, of a tile of keys += weight^T times rows of
+ * queries (or dO). */
 static void sum_over(enum over over, const struct work *w, float *out, const float *weight,
                      const float *rows, int64_t cols, const int64_t at[2])
 {
-    const int64_t q0 = at[0], k0 = at[1], to = over == KEYS ? q0 : k0,
-                  from = over == KEYS ? k0 : q0;
     const enum part diagonal = over == KEYS ? LOWER_A : UPPER_A;
     const int64_t by_row[2] = {TILE, 1}, by_column[2] = {1, TILE};
-    product(k0 == w->ahead + q0 ? diagonal : WHOLE, out + to * cols, cols, weight,
-            over == KEYS ? by_row : by_column, rows + from * cols, cols, (int64_t[]){cols, TILE});
+    product(at[1] == w->ahead + at[0] ? diagonal : WHOLE, out, cols, weight,
+            over == KEYS ? by_row : by_column, rows, cols, (int64_t[]){cols, TILE});
 }
 
-/* q carries the scale. */
+/* Where a tile's queries are in w; they carry the scale but for pairs. */
+static const float *queries_at(const struct work *w, int64_t q0)
+{
+    const int64_t row = w->backward ? q0 : 0;
+    return w->pairs ? w->q_pairs + row * w->qk / 2 : w->q + row * w->qk;
+}
+
 static void scores(struct work *w, const struct attention_shape *shape, int64_t sample, int64_t q0,
                    int64_t k0)
 {
-    row_products(w, w->score, w->q, w->k_t, w->qk, (int64_t[]){q0, k0});
+    row_products(w, w->score, queries_at(w, q0), w->k_t, w->qk, (int64_t[]){q0, k0});
     if (needs_mask(shape, q0, k0)) {
         mask_tile(w->score, shape, sample, q0, k0);
     }
@@ -98,7 +102,7 @@ CPU_CLONES static float softmax_row(float *score, float *most, float *sum)
  * what `most` and `sum` are of. */
 static void attend(struct work *w, const struct attention_shape *shape, int64_t sample, int64_t q0)
 {
-    float *out = w->out + q0 * w->v, *most = w->softmax.most, *sum = w->softmax.sum;
+    float *out = w->out, *most = w->softmax.most, *sum = w->softmax.sum;
     memset(out, 0, (size_t)(TILE * w->v) * sizeof *out);
     for (int64_t k0 = first_tile(shape, sample, q0); k0 < end_visible(shape, q0); k0 += TILE) {
         scores(w, shape, sample, q0, k0);
@@ -106,7 +110,7 @@ static void attend(struct work *w, const struct attention_shape *shape, int64_t 
             const float shrink = softmax_row(w->score + i * TILE, &most[i], &sum[i]);
             head_scale(out + i * w->v, shrink, w->v);
         }
-        sum_over(KEYS, w, w->out, w->score, w->vals, w->v, (int64_t[]){q0, k0});
+        sum_over(KEYS, w, out, w->score, w->vals + k0 * w->v, w->v, (int64_t[]){q0, k0});
     }
 }
 
@@ -121,7 +125,7 @@ static struct pairs_scores pairs_of(const struct work *w, const struct attention
     if (some) {
         seen_tile(seen, shape, sample, at[0], at[1]);
     }
-    return (struct pairs_scores){.q = w->q_pairs + at[0] * w->qk / 2,
+    return (struct pairs_scores){.q = queries_at(w, at[0]),
                                  .k_t = w->k_t + at[1] * w->qk / 2,
                                  .depth = w->qk / 2,
                                  .scale = shape->scale * LOG2_E,
@@ -133,7 +137,7 @@ static void attend_pairs(struct work *w, const struct attention_shape *shape, in
                          int64_t q0)
 {
     const float *shrink = NULL;
-    float *out = w->out + q0 * w->v, *weight = w->factors.weight;
+    float *out = w->out, *weight = w->factors.weight;
     struct seen seen[TILE];
     for (int64_t k0 = first_tile(shape, sample, q0); k0 < end_visible(shape, q0); k0 += TILE) {
         const struct pairs_scores from = pairs_of(w, shape, sample, (int64_t[]){q0, k0}, seen);
@@ -146,7 +150,6 @@ static void attend_pairs(struct work *w, const struct attention_shape *shape, in
     }
 }
 
-/* Out rows normalised, lse stored. */
 void work_forward_tile(struct work *w, const struct attention_shape *shape, int64_t sample,
                        int64_t q0, float *lse)
 {
@@ -156,10 +159,10 @@ void work_forward_tile(struct work *w, const struct attention_shape *shape, int6
         s->sum[i] = 0;
     }
     (w->pairs ? attend_pairs : attend)(w, shape, sample, q0);
-    for (int64_t i = 0; i < TILE && q0 + i < shape->sequence; i++) {
+    for (int64_t i = 0; i < TILE; i++) {
         const float sum = s->sum[i], most = w->pairs ? s->most[i] * LN_2 : s->most[i];
-        head_scale(w->out + (q0 + i) * w->v, sum == 0 ? 0 : 1.0F / sum, w->v);
-        lse[q0 + i] = sum == 0 ? MASKED : most + __builtin_logf(sum);
+        head_scale(w->out + i * w->v, sum == 0 ? 0 : 1.0F / sum, w->v);
+        lse[i] = sum == 0 ? MASKED : most + __builtin_logf(sum);
     }
 }
 
@@ -169,23 +172,28 @@ static size_t work_layout(struct work *w, float *memory, const struct attention_
     const int64_t t = round_up(most_rows(shape), TILE), qk = round_up(shape->qk_dim, TILE_COLS),
                   v = round_up(shape->v_dim, TILE_COLS), half = w->pairs ? 2 : 1,
                   back = w->backward ? 1 : 0, f32 = w->pairs ? 0 : 1;
+    const int64_t queries = w->backward ? t : TILE, pairs = w->pairs ? 1 : 0,
+                  keys = w->shared ? t : TILE;
     const struct {
         float **array;
         int64_t floats;
-    } arrays[] = {{&w->q_pairs, (1 - f32) * t * qk / 2},
-                  {&w->do_pairs, back * (1 - f32) * t * v / 2},
-                  {&w->q, (back | f32) * t * qk / half},
+    } arrays[] = {{&w->q_pairs, pairs * queries * qk / 2},
+                  {&w->do_pairs, pairs * back * t * v / 2},
+                  {&w->k_tile, pairs * TILE * qk / 2},
+                  {&w->v_tile, pairs * TILE * v / 2},
+                  {&w->q, (back | f32) * queries * qk / half},
                   {&w->k, (back | f32) * t * qk / half},
                   {&w->k_t, t * qk / half},
-                  {&w->vals, t * v / half},
+                  {&w->vals, (f32 | (1 - back)) * t * v / half},
                   {&w->v_t, back * t * v / half},
                   {&w->d_out, back * t * v / half},
-                  {&w->out, t * v},
+                  {&w->out, (f32 | (1 - back)) * queries * v},
                   {&w->dq, back * t * qk},
-                  {&w->dk, back * t * qk},
-                  {&w->dv, back * t * v},
-                  {&w->delta, t},
-                  {&w->log_sum, t}};
+                  {&w->dk, back * keys * qk},
+                  {&w->dv, back * keys * v},
+                  {&w->rope, w->shared ? 0 : back * t * round_up(shape->rope_dim, LANES)},
+                  {&w->delta, back * t},
+                  {&w->log_sum, back * t}};
     int64_t floats = 0;
     for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
         *arrays[i].array = memory != NULL ? memory + floats : NULL;
@@ -202,17 +210,16 @@ static struct work work_of(const struct attention_shape *shape, bool backward)
                          .ahead = shape->ahead,
                          .loaded = -1,
                          .backward = backward,
+                         .shared = shape->heads > shape->kv_heads,
                          .pairs = shape->dtype == DTYPE_BF16 && tile_has_pairs()};
 }
 
-/* Of whole vectors, so that every thread's begin with one. */
 size_t work_floats(const struct attention_shape *shape, bool backward)
 {
     struct work w = work_of(shape, backward);
     return sizeof w / sizeof(float) + work_layout(&w, NULL, shape);
 }
 
-/* Per-thread scratch, zeroed: padding stays zero because only real rows and columns are loaded. */
 struct work *work_init(float *memory, const struct attention_shape *shape, bool backward)
 {
     struct work *w = (struct work *)(void *)memory;
@@ -221,6 +228,7 @@ struct work *work_init(float *memory, const struct attention_shape *shape, bool 
     work_layout(w, memory + sizeof *w / sizeof *memory, shape);
     return w;
 }
+
 /* P = exp(S - lse); dS = P (dP - delta). S is scaled, and so is q. */
 CPU_CLONES static void gradient_row(float *p, float *ds, float lse, float delta)
 {
@@ -231,23 +239,23 @@ CPU_CLONES static void gradient_row(float *p, float *ds, float lse, float delta)
 }
 
 static void backward_tile(struct work *w, const struct attention_shape *shape, int64_t sample,
-                          int64_t q0, int64_t k0, const float *lse)
+                          int64_t q0, int64_t k0)
 {
     const int64_t at[2] = {q0, k0};
     scores(w, shape, sample, q0, k0);
-    row_products(w, w->dscore, w->d_out, w->v_t, w->v, at);
+    row_products(w, w->dscore, w->d_out + q0 * w->v, w->v_t, w->v, at);
     for (int64_t i = 0; i < TILE; i++) {
-        const bool real = q0 + i < shape->sequence;
-        gradient_row(w->score + i * TILE, w->dscore + i * TILE, real ? lse[q0 + i] : -MASKED,
+        gradient_row(w->score + i * TILE, w->dscore + i * TILE, w->log_sum[q0 + i],
                      w->delta[q0 + i]);
     }
-    sum_over(QUERIES, w, w->dv, w->score, w->d_out, w->v, at);
-    sum_over(QUERIES, w, w->dk, w->dscore, w->q, w->qk, at);
-    sum_over(KEYS, w, w->dq, w->dscore, w->k, w->qk, at);
+    sum_over(QUERIES, w, work_dv(w, k0), w->score, w->d_out + q0 * w->v, w->v, at);
+    sum_over(QUERIES, w, work_dk(w, k0), w->dscore, w->q + q0 * w->qk, w->qk, at);
+    sum_over(KEYS, w, w->dq + q0 * w->qk, w->dscore, w->k + k0 * w->qk, w->qk, at);
 }
 
+/* fresh: the tile's dk and dv are 0, whatever stands there. */
 static void backward_tile_pairs(struct work *w, const struct attention_shape *shape, int64_t sample,
-                                int64_t q0, int64_t k0)
+                                int64_t q0, int64_t k0, bool fresh)
 {
     struct seen seen[TILE];
     const struct pairs_scores from = pairs_of(w, shape, sample, (int64_t[]){q0, k0}, seen);
@@ -257,49 +265,38 @@ static void backward_tile_pairs(struct work *w, const struct attention_shape *sh
                                     .log_sum = w->log_sum + q0,
                                     .delta = w->delta + q0};
     pairs_gradients(&w->factors, &from, &back);
-    pairs_add_to_keys(w->dv + k0 * w->v, w->v, w->factors.weight, w->d_out + q0 / 2 * w->v,
+    pairs_add_to_keys(work_dv(w, k0), w->v, fresh, w->factors.weight, w->d_out + q0 / 2 * w->v,
                       from.seen);
-    pairs_add_to_keys(w->dk + k0 * w->qk, w->qk, w->factors.gradient, w->q + q0 / 2 * w->qk,
+    pairs_add_to_keys(work_dk(w, k0), w->qk, fresh, w->factors.gradient, w->q + q0 / 2 * w->qk,
                       from.seen);
     pairs_add_to_queries(w->dq + q0 * w->qk, w->qk, w->factors.by_key, w->k + k0 / 2 * w->qk,
                          from.seen);
 }
-/* All tiles that a sample's queries see. */
-static void backward_by_queries(struct work *w, const struct attention_shape *shape, int64_t sample,
-                                const float *lse)
-{
-    for (int64_t q0 = 0; q0 < shape->sequence; q0 += TILE) {
-        for (int64_t k0 = first_tile(shape, sample, q0); k0 < end_visible(shape, q0); k0 += TILE) {
-            backward_tile(w, shape, sample, q0, k0, lse);
-        }
-    }
-}
 
-/* The same, key by key: sums of these, of which there are two, stay in the caches. */
-static void backward_by_keys(struct work *w, const struct attention_shape *shape, int64_t sample,
-                             const float *lse)
-{
-    for (int64_t t = 0; t < w->padded; t++) {
-        w->log_sum[t] = t < shape->sequence ? lse[t] * LOG2_E : -MASKED;
-    }
-    for (int64_t k0 = 0; k0 < keys_of(shape); k0 += TILE) {
-        const int64_t sees = k0 > shape->ahead ? (k0 - shape->ahead) / TILE * TILE : 0;
-        for (int64_t q0 = sees; q0 < shape->sequence && first_tile(shape, sample, q0) <= k0;
-             q0 += TILE) {
-            backward_tile_pairs(w, shape, sample, q0, k0);
-        }
-    }
-}
-
-void work_backward(struct work *w, const struct attention_shape *shape, int64_t sample,
-                   const float *lse)
+void work_begin_backward(struct work *w, const struct attention_shape *shape, const float *lse)
 {
     memset(w->dq, 0, (size_t)(w->padded * w->qk) * sizeof *w->dq);
-    memset(w->dk, 0, (size_t)(w->padded * w->qk) * sizeof *w->dk);
-    memset(w->dv, 0, (size_t)(w->padded * w->v) * sizeof *w->dv);
-    (w->pairs ? backward_by_keys : backward_by_queries)(w, shape, sample, lse);
-    head_scale(w->dq, shape->scale, w->padded * w->qk);
-    if (w->pairs) { /* else q carries the scale */
-        head_scale(w->dk, shape->scale, w->padded * w->qk);
+    for (int64_t t = 0; t < w->padded; t++) {
+        const float sum = t < shape->sequence ? lse[t] : -MASKED;
+        w->log_sum[t] = w->pairs ? sum * LOG2_E : sum;
+    }
+}
+
+void work_backward_tile(struct work *w, const struct attention_shape *shape, int64_t sample,
+                        int64_t k0)
+{
+    int64_t q0 = k0 > shape->ahead ? (k0 - shape->ahead) / TILE * TILE : 0;
+    bool fresh = true;
+    if (!w->pairs || q0 >= shape->sequence || first_tile(shape, sample, q0) > k0) {
+        memset(work_dk(w, k0), 0, (size_t)(TILE * w->qk) * sizeof *w->dk);
+        memset(work_dv(w, k0), 0, (size_t)(TILE * w->v) * sizeof *w->dv);
+    }
+    for (; q0 < shape->sequence && first_tile(shape, sample, q0) <= k0; q0 += TILE) {
+        if (w->pairs) {
+            backward_tile_pairs(w, shape, sample, q0, k0, fresh);
+        } else {
+            backward_tile(w, shape, sample, q0, k0);
+        }
+        fresh = false;
     }
 }

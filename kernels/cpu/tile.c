@@ -94,34 +94,10 @@ bool tile_has_pairs(void)
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512bf16");
 }
-
-__attribute__((target("arch=x86-64-v4,avx512bf16"))) void
-tile_row_dots_pairs(float *sum, const float *a, const float *b, int64_t m, int64_t k)
-{
-    for (int64_t i = 0; i < m; i += TILE_ROWS) {
-        __m128 row[TILE_ROWS] = {0};
-        for (int64_t p = 0; p < k; p++) {
-#pragma GCC unroll 8
-            for (int r = 0; r < TILE_ROWS; r++) {
-                row[r] = _mm_dpbf16_ps(row[r], (__m128bh)_mm_load_ss(a + (i + r) * k + p),
-                                       (__m128bh)_mm_load_ss(b + (i + r) * k + p));
-            }
-        }
-        for (int r = 0; r < TILE_ROWS; r++) {
-            sum[i + r] = _mm_cvtss_f32(row[r]);
-        }
-    }
-}
 #else
 bool tile_has_pairs(void)
 {
     return false;
-}
-
-void tile_row_dots_pairs(float *sum, const float *a, const float *b, int64_t m, int64_t k)
-{
-    (void)sum, (void)a, (void)b, (void)m, (void)k;
-    assert(false);
 }
 #endif
 

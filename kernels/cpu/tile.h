@@ -14,9 +14,5 @@ void tile_product(float *c, int64_t c_row, const float *a, int64_t a_row, int64_
 
 /* Whether this processor multiplies pairs of bf16, with a sum in f32. */
 bool tile_has_pairs(void);
-/* sum[m] = row by row of a and b [m,k], elements pairs of bf16, in the order of attention_pairs.h,
- * only where tile_has_pairs: where it is subtracted
- * from an equal product, the two cancel. */
-void tile_row_dots_pairs(float *sum, const float *a, const float *b, int64_t m, int64_t k);
 
 #endif
