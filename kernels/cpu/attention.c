@@ -178,23 +178,30 @@ static void forward_head(struct work *w, const struct attention_shape *shape, co
         if (shape->keys > 0) {
             head_merge(&part, lse + q0, w->out, w->v, own, shape->merges);
         } else {
-            head_store(&to, w->out, w->v, 1);
+            (w->pairs ? pairs_store : head_store)(&to, w->out, w->v, 1);
             memcpy(lse + q0, own, (size_t)rows * sizeof *own);
         }
     }
 }
 
+static bool by_pairs(struct device *device, const struct attention_shape *shape)
+{
+    return shape->dtype == DTYPE_BF16 && cpu_device_of(device)->pairs;
+}
+
 void cpu_attention_forward(struct device *device, void *o, float *lse, const void *q, const void *k,
                            const void *k_rope, const void *v, const struct attention_shape *shape)
 {
+    const bool pairs = by_pairs(device, shape);
     const struct inputs in = {.k = k, .k_rope = k_rope, .v = v};
-    const size_t floats = work_floats(shape, false);
+    const size_t floats = work_floats(shape, false, pairs);
     float *scratch =
         cpu_scratch(device, CPU_SLOT_ATTENTION, floats * (size_t)device->threads * sizeof *scratch);
     assert(shape->heads % shape->kv_heads == 0 && shape->ahead >= 0);
 #pragma omp parallel num_threads(device->threads)
     {
-        struct work *w = work_init(scratch + floats * (size_t)omp_get_thread_num(), shape, false);
+        struct work *w =
+            work_init(scratch + floats * (size_t)omp_get_thread_num(), shape, false, pairs);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < shape->batch * shape->heads; task++) {
             const struct head h = find_head(shape, task);
@@ -304,13 +311,13 @@ struct gradients {
 };
 
 /* Gradients of a part of an attention add, in f32. */
-static void store(const struct attention_shape *shape, const struct head_rows *to, float *in,
-                  int64_t cols, float scale)
+static void store(const struct work *w, const struct attention_shape *shape,
+                  const struct head_rows *to, float *in, int64_t cols, float scale)
 {
-    if (shape->keys == 0) {
-        head_store(to, in, cols, scale);
-    } else {
+    if (shape->keys > 0) {
         head_add(to, in, cols, scale);
+    } else {
+        (w->pairs ? pairs_store : head_store)(to, in, cols, scale);
     }
 }
 
@@ -320,7 +327,7 @@ static void store_queries(void *dq, const struct work *w, const struct attention
     const int64_t rows = shape->sequence;
     const struct head_rows to = shape->keys == 0 ? q_rows(dq, shape, h, 0, rows)
                                                  : part_rows(dq, shape, h, 0, rows, shape->qk_dim);
-    store(shape, &to, w->dq, w->qk, shape->scale);
+    store(w, shape, &to, w->dq, w->qk, shape->scale);
 }
 
 /* dk and dv of a tile of keys that no other head reads; the part of dk that all read is kept. */
@@ -334,12 +341,12 @@ static void store_keys(const struct gradients *out, const struct work *w,
         memcpy(w->rope + (k0 + i) * rope, w->dk + i * w->qk + dk.dim,
                (size_t)rope * sizeof *w->rope);
     }
-    store(shape, &dk, w->dk, w->qk, key_scale(w, shape));
-    store(shape, &dv, w->dv, w->v, 1);
+    store(w, shape, &dk, w->dk, w->qk, key_scale(w, shape));
+    store(w, shape, &dv, w->dv, w->v, 1);
 }
 
 /* Behind the last head of a group: dk, dv; behind the last head of a sample: dk_rope. */
-static void store_shared(const struct gradients *out, const struct sums *sums,
+static void store_shared(const struct gradients *out, const struct sums *sums, const struct work *w,
                          const struct attention_shape *shape, const struct head *h)
 {
     const int64_t keys = keys_of(shape), own = shape->qk_dim - shape->rope_dim,
@@ -348,12 +355,12 @@ static void store_shared(const struct gradients *out, const struct sums *sums,
     if (sums->own != NULL && h->head % per_group == per_group - 1) {
         const struct head_rows dk = k_rows(out->dk, shape, h, 0, keys),
                                dv = v_rows(out->dv, shape, h, 0, keys);
-        store(shape, &dk, sums->own + row * own, own, 1);
-        store(shape, &dv, sums->dv + row * shape->v_dim, shape->v_dim, 1);
+        store(w, shape, &dk, sums->own + row * own, own, 1);
+        store(w, shape, &dv, sums->dv + row * shape->v_dim, shape->v_dim, 1);
     }
     if (h->head == shape->heads - 1 && sums->rope != NULL) {
         const struct head_rows rope = k_rope_rows(out->dk_rope, shape, h, 0, keys);
-        store(shape, &rope, sums->rope + h->sample * keys * shape->rope_dim, shape->rope_dim, 1);
+        store(w, shape, &rope, sums->rope + h->sample * keys * shape->rope_dim, shape->rope_dim, 1);
     }
 }
 
@@ -377,9 +384,10 @@ void cpu_attention_backward(struct device *device, void *dq, void *dk, void *dk_
                             const void *k, const void *k_rope, const void *v,
                             const struct attention_shape *shape)
 {
+    const bool pairs = by_pairs(device, shape);
     const struct inputs in = {.k = k, .k_rope = k_rope, .v = v, .d_o = d_o, .o = o};
     const struct gradients out = {dq, dk, dk_rope, dv};
-    const size_t floats = work_floats(shape, true),
+    const size_t floats = work_floats(shape, true, pairs),
                  shared = (sums_layout(NULL, shape).floats + 15) / 16 * 16;
     float *memory = cpu_scratch(device, CPU_SLOT_ATTENTION,
                                 (shared + floats * (size_t)device->threads) * sizeof *memory);
@@ -388,7 +396,7 @@ void cpu_attention_backward(struct device *device, void *dq, void *dk, void *dk_
 #pragma omp parallel num_threads(device->threads)
     {
         struct work *w =
-            work_init(memory + shared + floats * (size_t)omp_get_thread_num(), shape, true);
+            work_init(memory + shared + floats * (size_t)omp_get_thread_num(), shape, true, pairs);
 #pragma omp for schedule(dynamic, 1) ordered
         for (int64_t task = 0; task < shape->batch * shape->heads; task++) {
             const struct head h = find_head(shape, task);
@@ -399,7 +407,7 @@ void cpu_attention_backward(struct device *device, void *dq, void *dk, void *dk_
             backward_head(w, shape, &h, &out, lse + h.lse);
 #pragma omp ordered
             add_shared(&sums, w, shape, &h);
-            store_shared(&out, &sums, shape, &h);
+            store_shared(&out, &sums, w, shape, &h);
         }
     }
 }

@@ -2,10 +2,9 @@
 
 #include <string.h>
 
-#include "kernels/cpu/attention_load.h"
+#include "kernels/cpu/attention_mask.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/rows.h"
-#include "kernels/cpu/tile.h"
 #include "kernels/cpu/vector_math.h"
 
 CPU_CLONES void head_scale(float *row, float scale, int64_t count)
@@ -41,10 +40,6 @@ CPU_CLONES void head_transpose(float *out, const float *in, int64_t rows, int64_
 
 void head_store(const struct head_rows *to, float *in, int64_t cols, float scale)
 {
-    if (to->dtype == DTYPE_BF16 && tile_has_pairs()) {
-        pairs_store(to, in, cols, scale);
-        return;
-    }
     for (int64_t t = 0; t < to->rows; t++) {
         if (scale != 1.0F) {
             head_scale(in + t * cols, scale, to->dim);

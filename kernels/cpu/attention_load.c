@@ -151,7 +151,7 @@ WIDE void pairs_row_dots(float *sum, const float *a, const float *b, int64_t wor
     }
 }
 
-WIDE void pairs_store(const struct head_rows *to, const float *in, int64_t cols, float scale)
+WIDE void pairs_store(const struct head_rows *to, float *in, int64_t cols, float scale)
 {
     const __m512 factor = _mm512_set1_ps(scale);
     for (int64_t t = 0; t < to->rows; t++, in += cols) {
@@ -187,7 +187,7 @@ void pairs_row_dots(float *sum, const float *a, const float *b, int64_t words)
     assert(false);
 }
 
-void pairs_store(const struct head_rows *to, const float *in, int64_t cols, float scale)
+void pairs_store(const struct head_rows *to, float *in, int64_t cols, float scale)
 {
     (void)to, (void)in, (void)cols, (void)scale;
     assert(false);

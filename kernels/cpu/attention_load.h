@@ -18,6 +18,6 @@ void pairs_transpose(float *out, const float *in, int64_t words);
  * scores: where it is subtracted from an equal one, the two cancel. */
 void pairs_row_dots(float *sum, const float *a, const float *b, int64_t words);
 /* Scaled, rounded to the nearest bf16. */
-void pairs_store(const struct head_rows *to, const float *in, int64_t cols, float scale);
+void pairs_store(const struct head_rows *to, float *in, int64_t cols, float scale);
 
 #endif

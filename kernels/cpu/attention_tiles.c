@@ -202,7 +202,7 @@ static size_t work_layout(struct work *w, float *memory, const struct attention_
     return (size_t)floats;
 }
 
-static struct work work_of(const struct attention_shape *shape, bool backward)
+static struct work work_of(const struct attention_shape *shape, bool backward, bool pairs)
 {
     return (struct work){.padded = round_up(most_rows(shape), TILE),
                          .qk = round_up(shape->qk_dim, TILE_COLS),
@@ -211,20 +211,21 @@ static struct work work_of(const struct attention_shape *shape, bool backward)
                          .loaded = -1,
                          .backward = backward,
                          .shared = shape->heads > shape->kv_heads,
-                         .pairs = shape->dtype == DTYPE_BF16 && tile_has_pairs()};
+                         .pairs = pairs};
 }
 
-size_t work_floats(const struct attention_shape *shape, bool backward)
+size_t work_floats(const struct attention_shape *shape, bool backward, bool pairs)
 {
-    struct work w = work_of(shape, backward);
+    struct work w = work_of(shape, backward, pairs);
     return sizeof w / sizeof(float) + work_layout(&w, NULL, shape);
 }
 
-struct work *work_init(float *memory, const struct attention_shape *shape, bool backward)
+struct work *work_init(float *memory, const struct attention_shape *shape, bool backward,
+                       bool pairs)
 {
     struct work *w = (struct work *)(void *)memory;
-    memset(memory, 0, work_floats(shape, backward) * sizeof *memory);
-    *w = work_of(shape, backward);
+    memset(memory, 0, work_floats(shape, backward, pairs) * sizeof *memory);
+    *w = work_of(shape, backward, pairs);
     work_layout(w, memory + sizeof *w / sizeof *memory, shape);
     return w;
 }

@@ -42,9 +42,10 @@ struct work {
 };
 
 /* Floats of a thread's scratch: of whole vectors, so that every thread's begin with one. */
-size_t work_floats(const struct attention_shape *shape, bool backward);
+size_t work_floats(const struct attention_shape *shape, bool backward, bool pairs);
 /* Zeroed: padding stays zero because only real rows and columns are loaded. */
-struct work *work_init(float *memory, const struct attention_shape *shape, bool backward);
+struct work *work_init(float *memory, const struct attention_shape *shape, bool backward,
+                       bool pairs);
 
 /* Queries [q0, q0 + TILE), which w holds, against all keys they see: w->out normalised, and
  * lse[TILE]. */
