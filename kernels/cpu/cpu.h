@@ -30,6 +30,7 @@ struct cpu_device {
     struct device head;
     struct onednn *onednn; /* owned; NULL: products by our own kernels */
     bool wide;             /* products by gemm_wide, where it takes them */
+    bool pairs;            /* attention of bf16 by pairs (tile.h) */
     struct {
         void *data; /* owned */
         size_t bytes;

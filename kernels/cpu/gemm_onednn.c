@@ -327,6 +327,12 @@ bool onednn_has_pairs(void)
     return dnnl_get_effective_cpu_isa() == dnnl_cpu_isa_avx512_core_bf16;
 }
 
+bool onednn_allows_pairs(void)
+{
+    const unsigned bits = dnnl_cpu_isa_avx512_core_bf16; /* of all that it includes */
+    return ((unsigned)dnnl_get_effective_cpu_isa() & bits) == bits;
+}
+
 const char *onednn_isa(void)
 {
     static const struct {
