@@ -145,6 +145,13 @@ enum status mesh_attach(struct mesh *mesh, struct device *device, const char *ki
     return comm_agree(mesh->world, comm_attach(&mesh->ends, device, kind), NULL);
 }
 
+struct comm *mesh_each(struct mesh *mesh, int i)
+{
+    struct comm *const others[] = {mesh->world, &mesh->ends, &mesh->nodes.across,
+                                   &mesh->nodes.within, NULL};
+    return i < MESH_GROUPS ? group_of(mesh, (enum mesh_group)i) : others[i - MESH_GROUPS];
+}
+
 bool mesh_device_times(struct mesh *mesh, double *run_ms, double *waited_ms)
 {
     bool all = true;

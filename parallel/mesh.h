@@ -92,6 +92,9 @@ enum status mesh_attach(struct mesh *mesh, struct device *device, const char *ki
     __attribute__((warn_unused_result));
 /* Local. comm_device_times of all groups that NCCL carries; false: of one of them not all. */
 bool mesh_device_times(struct mesh *mesh, double *run_ms, double *waited_ms);
+/* Local. The i-th of all groups that this rank is in, the same kind on every rank: the world, the
+ * grids', the others; without ranks where there is no such group; NULL: there are no more. */
+struct comm *mesh_each(struct mesh *mesh, int i);
 /* Local, waits for nothing: rows on their way to experts and back may move on
  * (comm_device_progress).
  */

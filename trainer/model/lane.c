@@ -62,15 +62,21 @@ static enum status open_lanes(struct model *model)
     model->own = NULL; /* lane 0's */
     const enum status status = model_own_batch(model);
     lane_use(model, 0);
-    TRY(status);
-    TRY(fiber_init(&lanes->fiber[0]));
-    return fiber_init(&lanes->fiber[1]);
+    return status;
 }
 
 enum status lanes_init(struct model *model)
 {
     model->lanes.count = lanes_wanted(model) ? LANES : 1;
     return model->lanes.count > 1 ? open_lanes(model) : STATUS_OK;
+}
+
+enum status lanes_open(struct model *model)
+{
+    for (int64_t i = 0; i < model->lanes.count && model->lanes.count > 1; i++) {
+        TRY(fiber_init(&model->lanes.fiber[i]));
+    }
+    return STATUS_OK;
 }
 
 void lanes_free(struct model *model)
