@@ -138,6 +138,9 @@ enum status mesh_attach(struct mesh *mesh, struct device *device, const char *ki
             nodes_apart(&mesh->nodes) ? comm_attach(relays[i], device, kind) : STATUS_OK;
         TRY(comm_agree(mesh->world, status, NULL));
     }
+    int32_t staged[1] = {strcmp(comm_wire_name(&mesh->experts), "staged") == 0};
+    comm_all_reduce(mesh->world, staged, 1, DTYPE_I32, REDUCE_MAX);
+    mesh->staged = staged[0] > 0;
     if (mesh->shape.pp == 1) {
         return STATUS_OK;
     }

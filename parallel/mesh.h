@@ -62,6 +62,8 @@ struct mesh {
     struct comm ends;     /* where pp > 1: the replicas of the first and of the last stage together,
                              which may hold the same (stages.h); elsewhere those of a stage. With pp
                              1 zeroed */
+    bool staged;          /* rows between experts go through the host of a device that is not it, on
+                             some rank, whose host waits for them; mesh_attach's */
 };
 
 /* Local. Whether `ranks` ranks can stand so, for layers of `experts` experts. Errors: STATUS_USAGE

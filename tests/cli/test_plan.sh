@@ -180,7 +180,9 @@ def plan(*keys):
 on, auto, off = (plan("parallel.overlap=" + way) for way in ("on", "auto", "off"))
 assert on["step"] == auto["step"] != off["step"], (on["step"], off["step"])
 assert off["memory"]["arena_bytes"] < on["memory"]["arena_bytes"] == auto["memory"]["arena_bytes"]
-for p in (off, plan("parallel.zero=3")):
+by_host, asked = plan("run.comm=mpi"), plan("run.comm=mpi", "parallel.overlap=on")
+assert by_host["memory"]["arena_bytes"] == off["memory"]["arena_bytes"] < asked["memory"]["arena_bytes"], "auto, where nothing is hidden"
+for p in (off, by_host, plan("parallel.zero=3")):
     one = p["micro_batch_seconds"]
     assert abs(one["pair"] / (one["forward"] + one["backward"] + one["weight"]) - 1) < 1e-9, one
 EOF

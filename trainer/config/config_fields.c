@@ -272,7 +272,8 @@ const struct field config_fields[] = {
         "parallel.overlap", parallel.overlap, "auto", overlap_names, NULL,
         "dualpipe_v: a forward and the backward of another micro-batch side by side: messages with "
         "the experts of one beside the other's computing, for the memory of a second pass; auto: "
-        "where ep or etp > 1 and zero < 3; the same bits either way"),
+        "where ep or etp > 1 and zero < 3, on GPUs where NCCL carries them; the same bits either "
+        "way"),
     ENUM(
         "parallel.node_dispatch", parallel.node_dispatch, "auto", node_names, NULL,
         "exact dispatch: hierarchical: tokens cross the network once for each node; auto: where ep "

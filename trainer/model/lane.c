@@ -42,7 +42,9 @@ static void copy(struct model *model, char *kept, bool in)
 
 bool lanes_wanted(const struct model *model)
 {
-    return model->training && model->config->parallel.overlap != CONFIG_OVERLAP_OFF &&
+    const int wish = model->config->parallel.overlap;
+    return model->training && wish != CONFIG_OVERLAP_OFF &&
+           (wish == CONFIG_OVERLAP_ON || !model->mesh->staged) && /* which hides nothing */
            model->slice.shape.schedule == PIPELINE_DUALPIPE_V && !slice_whole(&model->slice) &&
            (model->mesh->ep.size > 1 || model->mesh->etp.size > 1) &&
            !model->group[PARAM_DENSE].gathered.on;
