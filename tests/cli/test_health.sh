@@ -84,7 +84,7 @@ assert {"attention", "router", "experts"} <= names, names
 assert any(e["tid"] == 1 for e in spans), "nothing of the writer"
 PY
 echo "stages: waits for them are idle; exchanges of a pair's passes stand in rows of their own; what is hidden"
-expect_rc 0 train_on 4 2 "$work/staged" run.steps=3 parallel.pp=2 parallel.schedule=dualpipe_v model.num_hidden_layers=4 data.valid=null \
+expect_rc 0 train_on 4 2 "$work/staged" run.steps=3 parallel.pp=2 parallel.schedule=dualpipe_v model.num_hidden_layers=4 train.micro_batch=1 data.valid=null \
     debug.profile="$work/stages.json" debug.profile_from=2 debug.profile_steps=2
 python3 - "$work/stages.json" <<'PY' || fail "the profile of stages is not what it should be"
 import json, sys
