@@ -181,7 +181,9 @@ staged = ("parallel.pp=4", "parallel.schedule=dualpipe_v")
 on, auto, off = (plan(*staged, "parallel.overlap=" + way) for way in ("on", "auto", "off"))
 assert on["step"] == auto["step"] != off["step"], (on["step"], off["step"])
 assert off["memory"]["arena_bytes"] < on["memory"]["arena_bytes"] == auto["memory"]["arena_bytes"]
-for p in (off, plan(*staged, "parallel.zero=3")):
+by_host, asked = plan(*staged, "run.comm=mpi"), plan(*staged, "run.comm=mpi", "parallel.overlap=on")
+assert by_host["memory"]["arena_bytes"] == off["memory"]["arena_bytes"] < asked["memory"]["arena_bytes"], "auto, where nothing is hidden"
+for p in (off, by_host, plan(*staged, "parallel.zero=3")):
     one = p["micro_batch_seconds"]
     assert abs(one["pair"] / (one["forward"] + one["backward"] + one["weight"]) - 1) < 1e-9, one
 # Without stages: kept and on its way twice; inside a node it does not pay.

@@ -71,15 +71,21 @@ beside() {
     for field in loss_hex aux_loss grad_norm; do
         expect_same "$(metric "$work/on" $field)" "$(metric "$work/off" $field)" "$family, side by side, $comm $*: $field"
     done
+    off=$(metric "$work/off" memory_bytes | tail -n 1)
     rm -rf "${work:?}/on" "${work:?}/off"
 }
 for family in mixtral v3; do
     config_of $family >"$work/tiny.yaml"
     for comm in nccl mpi; do
-        beside 4 $comm parallel.pp=2 parallel.schedule=dualpipe_v model.num_hidden_layers=4
         beside 2 $comm train.micro_batch=2
+        beside 4 $comm parallel.pp=2 parallel.schedule=dualpipe_v model.num_hidden_layers=4
     done
 done
+# Staged, nothing would be hidden: auto has no memory for it.
+expect_rc 0 train_on 4 2 "$work/auto" run.device=cuda run.comm=mpi parallel.pp=2 parallel.schedule=dualpipe_v \
+    model.num_hidden_layers=4 train.global_batch=8
+expect_same "$(metric "$work/auto" memory_bytes | tail -n 1)" "$off" "memory of auto and of off"
+rm -rf "${work:?}/auto"
 against v3 1e-5 train.recompute=block data.mask_documents=true
 layout 4 2 pp-tp parallel.pp=2 parallel.tp=2
 layout 4 2 pp-cp parallel.pp=2 parallel.cp=2 run.comm=mpi

@@ -202,9 +202,36 @@ static void test_alone(struct comm *world)
     }
 }
 
+/* What is measured only has no stacks to run on. */
+static void test_stacks(struct comm *world)
+{
+    static struct tiny tiny;
+    static struct model measured;
+    const char *const list[TINY_OVERRIDES] = {"parallel.pp=2", "parallel.schedule=dualpipe_v",
+                                              "model.num_hidden_layers=8", "parallel.ep=2",
+                                              "train.micro_batch=1"};
+    if (world->size != 4) {
+        return;
+    }
+    CHECK_EQUAL(world, tiny_open(&tiny, world, TINY_V3, list), STATUS_OK);
+    CHECK_EQUAL(world,
+                model_measure(&measured, &tiny.config, &tiny.mesh, tiny.device, tiny.model.batch,
+                              tiny.model.length, true),
+                STATUS_OK);
+    CHECK_EQUAL(world, measured.lanes.count, LANES);
+    for (int i = 0; i < LANES; i++) {
+        CHECK(world, tiny.model.lanes.fiber[i].stack != NULL);
+        CHECK(world, measured.lanes.fiber[i].stack == NULL);
+    }
+    CHECK_EQUAL(world, measured.memory[MODEL_EXCHANGE], tiny.model.memory[MODEL_EXCHANGE]);
+    model_free(&measured);
+    tiny_close(&tiny);
+}
+
 int main(void)
 {
     static const struct ranks_test tests[] = {RANKS_TEST(test_stages), RANKS_TEST(test_whole),
-                                              RANKS_TEST(test_few), RANKS_TEST(test_alone)};
+                                              RANKS_TEST(test_few), RANKS_TEST(test_alone),
+                                              RANKS_TEST(test_stacks)};
     return RANKS_MAIN(tests);
 }

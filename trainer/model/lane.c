@@ -41,12 +41,15 @@ static void copy(struct model *model, char *kept, bool in)
     }
 }
 
-/* Whether its table has pairs that go side by side. */
+/* Whether its table has pairs that go side by side: not by themselves where rows between experts
+ * are staged, which hides nothing. */
 static bool has_pairs(const struct model *model)
 {
     const enum pipeline_schedule schedule = model->slice.shape.schedule;
-    return schedule == PIPELINE_PAIRS || (schedule == PIPELINE_DUALPIPE_V &&
-                                          model->config->parallel.overlap != CONFIG_OVERLAP_OFF);
+    const int wish = model->config->parallel.overlap;
+    return schedule == PIPELINE_PAIRS ||
+           (schedule == PIPELINE_DUALPIPE_V && wish != CONFIG_OVERLAP_OFF &&
+            (wish == CONFIG_OVERLAP_ON || !model->mesh->staged));
 }
 
 bool lanes_wanted(const struct model *model)
@@ -70,15 +73,21 @@ static enum status open_lanes(struct model *model)
     model->own = NULL; /* lane 0's */
     const enum status status = model_own_batch(model);
     lane_use(model, 0);
-    TRY(status);
-    TRY(fiber_init(&lanes->fiber[0]));
-    return fiber_init(&lanes->fiber[1]);
+    return status;
 }
 
 enum status lanes_init(struct model *model)
 {
     model->lanes.count = lanes_wanted(model) ? LANES : 1;
     return model->lanes.count > 1 ? open_lanes(model) : STATUS_OK;
+}
+
+enum status lanes_open(struct model *model)
+{
+    for (int64_t i = 0; i < model->lanes.count && model->lanes.count > 1; i++) {
+        TRY(fiber_init(&model->lanes.fiber[i]));
+    }
+    return STATUS_OK;
 }
 
 void lanes_free(struct model *model)

@@ -39,6 +39,8 @@ bool lanes_wanted(const struct model *model);
 /* Local. Host memory of two lanes, where they are wanted. After everything else but the arenas is
  * there. Errors: STATUS_RESOURCE. */
 enum status lanes_init(struct model *model) __attribute__((warn_unused_result));
+/* Local. The stacks they run on: of a model that is not measured only. Errors: STATUS_RESOURCE. */
+enum status lanes_open(struct model *model) __attribute__((warn_unused_result));
 void lanes_free(struct model *model); /* accepts a zeroed one */
 
 /* Local. Of a slot (model.h). */

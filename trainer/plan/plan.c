@@ -36,7 +36,8 @@ bool planner_overlaps(const struct plan *plan)
 {
     const struct config *config = plan->config;
     return plan->shape.schedule != PIPELINE_DUALPIPE_V ||
-           (config->parallel.overlap != CONFIG_OVERLAP_OFF && config->parallel.zero < 3);
+           (config->parallel.overlap != CONFIG_OVERLAP_OFF && config->parallel.zero < 3 &&
+            (config->parallel.overlap == CONFIG_OVERLAP_ON || !hardware_stages(config)));
 }
 
 static bool is_dual(const struct plan *plan)
