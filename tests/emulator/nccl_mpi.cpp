@@ -115,7 +115,7 @@ static MPI_Op mpi_op(ncclRedOp_t op)
 
 static bool reduces(const operation &o)
 {
-    return o.kind == NCCL_ALL_REDUCE || o.kind == NCCL_REDUCE_SCATTER;
+    return o.kind == NCCL_ALL_REDUCE || o.kind == NCCL_REDUCE_SCATTER || o.kind == NCCL_REDUCE;
 }
 
 static size_t send_count(const operation &o)
@@ -127,7 +127,7 @@ static size_t send_count(const operation &o)
 
 static size_t recv_count(const operation &o)
 {
-    if (o.kind == NCCL_SEND)
+    if (o.kind == NCCL_SEND || (o.kind == NCCL_REDUCE && o.comm->rank != o.peer))
         return 0;
     return o.count * (o.kind == NCCL_ALL_GATHER ? (size_t)o.comm->size : 1);
 }
@@ -187,6 +187,10 @@ static void post(flight *f, size_t i)
     case NCCL_REDUCE_SCATTER:
         MPI_Ireduce_scatter_block(send, recv, (int)o.count, mpi_type(o.type), mpi_op(o.reduction),
                                   mpi, request);
+        break;
+    case NCCL_REDUCE:
+        MPI_Ireduce(send, recv, (int)o.count, mpi_type(o.type), mpi_op(o.reduction), o.peer, mpi,
+                    request);
         break;
     case NCCL_ALL_GATHER:
         MPI_Iallgather(send, bytes, MPI_BYTE, recv, bytes, MPI_BYTE, mpi, request);
@@ -581,6 +585,12 @@ ncclResult_t ncclReduceScatter(const void *send, void *recv, size_t count, ncclD
                                ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream)
 {
     return issue({NCCL_REDUCE_SCATTER, send, recv, count, type, op, 0, comm, stream});
+}
+
+ncclResult_t ncclReduce(const void *send, void *recv, size_t count, ncclDataType_t type,
+                        ncclRedOp_t op, int root, ncclComm_t comm, cudaStream_t stream)
+{
+    return issue({NCCL_REDUCE, send, recv, count, type, op, root, comm, stream});
 }
 
 ncclResult_t ncclAllGather(const void *send, void *recv, size_t count, ncclDataType_t type,
