@@ -200,7 +200,7 @@ static void test_pipelines(struct comm *world)
         const struct order order = compare(world, texts[i / CASES],
                                            WITH("parallel.pp=2", "model.num_hidden_layers=4",
                                                 "train.global_batch=16", own[0], own[1], own[2]));
-        CHECK(world, order.during > 0 && order.during < order.started);
+        CHECK(world, order.during > 0);
     }
 }
 
