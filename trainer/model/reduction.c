@@ -80,8 +80,9 @@ bool reduction_of_gpu(const struct config *config, enum param_group group, int64
                       int64_t experts_ranks, int64_t parts)
 {
     const bool recorded = config->router.dispatch == CONFIG_PADDED && experts_ranks > 1,
-               sharded = config->parallel.zero >= 2 && group != PARAM_EXPERT;
-    return ranks > 1 && ranks <= parts && !recorded && !sharded && group != PARAM_EMBED;
+               sharded = config->parallel.zero >= 2 && group != PARAM_EXPERT,
+               inside = config->parallel.tp * config->parallel.cp > 1;
+    return ranks > 1 && ranks <= parts && !recorded && !sharded && !inside && group != PARAM_EMBED;
 }
 
 bool reduction_wanted(const struct model *model, enum param_group g)

@@ -13,10 +13,11 @@
  * reduces each to its keeper, into that scratch, from reduction_start on: behind the exchanges with
  * experts, which would have to wait for it (comm_device_mark).
  *
- * Not so, but behind backward, all at once: what is staged through the host; where a device records
- * exchanges with experts (router.dispatch padded), beside which nothing may be under way; on GPUs
- * groups of more ranks than the group of parameters has parts, of which each would be many small
- * reductions; and an embedding that two stages of a pipeline share.
+ * Not so, but behind backward, all at once: an embedding that two stages of a pipeline share; and
+ * on GPUs what is staged through the host; where exchanges with experts are recorded
+ * (router.dispatch padded), beside which nothing may be under way; where ranks of tp or cp exchange
+ * rows inside attention, which would wait; and groups of more ranks than a rank has parts, of which
+ * each would be many small reductions.
  */
 #ifndef TRAINER_REDUCTION_H
 #define TRAINER_REDUCTION_H
