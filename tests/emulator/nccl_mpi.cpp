@@ -3,6 +3,7 @@
  * start in order of issue. Several ranks may share the one emulated GPU of their process each. */
 #define OMPI_SKIP_MPICXX 1
 #include "emulator/nccl_log.h"
+#include "emulator/nccl_widen.h"
 #include "emulator/stream.h"
 
 #include <atomic>
@@ -130,30 +131,6 @@ static size_t recv_count(const operation &o)
     if (o.kind == NCCL_SEND || (o.kind == NCCL_REDUCE && o.comm->rank != o.peer))
         return 0;
     return o.count * (o.kind == NCCL_ALL_GATHER ? (size_t)o.comm->size : 1);
-}
-
-/* bf16 <-> float around reductions; everything else is bytes. */
-static std::vector<char> widened(const std::vector<char> &from)
-{
-    std::vector<char> to(2 * from.size());
-    for (size_t i = 0; i < from.size() / 2; i++) {
-        memset(&to[4 * i], 0, 2);
-        memcpy(&to[4 * i + 2], &from[2 * i], 2);
-    }
-    return to;
-}
-
-static std::vector<char> narrowed(const std::vector<char> &from)
-{
-    std::vector<char> to(from.size() / 2);
-    for (size_t i = 0; i < to.size() / 2; i++) {
-        uint32_t bits;
-        memcpy(&bits, &from[4 * i], 4);
-        if ((bits & 0x7fffffff) <= 0x7f800000)
-            bits += 0x7fff + (bits >> 16 & 1); /* to nearest, ties to even */
-        memcpy(&to[2 * i], (const char *)&bits + 2, 2);
-    }
-    return to;
 }
 
 static void average(std::vector<char> &data, ncclDataType_t type, int size)

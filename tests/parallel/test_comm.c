@@ -199,12 +199,12 @@ static void test_pass(struct comm *world)
  * sends, the last of its two first. */
 static void test_parts(struct comm *world)
 {
-    enum { BYTES = 100003, TIMES = 2, MOST = 4 };
-    struct comm_rows *sent[TIMES * MOST] = {0}, *own[TIMES];
+    enum { BYTES = 100003, TIMES = 2, RANKS = 4 };
+    struct comm_rows *sent[TIMES * RANKS] = {0}, *own[TIMES];
     const size_t all = (size_t)world->size * BYTES;
     unsigned char *send = ranks_memory(world, all * TIMES),
                   *recv = ranks_memory(world, TIMES * all);
-    CHECK(world, world->size <= MOST);
+    CHECK(world, world->size <= RANKS);
     for (size_t i = 0; i < TIMES * all; i++) {
         send[i] = (unsigned char)(i * 7 + (size_t)world->rank * 31);
     }

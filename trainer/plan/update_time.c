@@ -46,6 +46,9 @@ static void time_whole(const struct planner *p, int64_t rank, const struct repli
     const struct plan *plan = p->plan;
     const struct hardware *hw = &plan->hardware;
     const int64_t parts = count_parts(plan, rank, of->group);
+    if (of->count == 0) {
+        return;
+    }
     if (hw->cpu ||
         !reduction_of_gpu(plan->config, of->group, of->ranks, plan->ep * plan->etp, parts)) {
         time->once += time_between(p, of, of->sum + of->act);
