@@ -195,6 +195,47 @@ static void test_pass(struct comm *world)
     free(recv);
 }
 
+/* Parts of sums for every rank, all under way at once; a rank begins to take its own behind what it
+ * sends, the last of its two first. */
+static void test_parts(struct comm *world)
+{
+    enum { BYTES = 100003, TIMES = 2, RANKS = 4 };
+    struct comm_rows *sent[TIMES * RANKS] = {0}, *own[TIMES];
+    const size_t all = (size_t)world->size * BYTES;
+    unsigned char *send = ranks_memory(world, all * TIMES),
+                  *recv = ranks_memory(world, TIMES * all);
+    CHECK(world, world->size <= RANKS);
+    for (size_t i = 0; i < TIMES * all; i++) {
+        send[i] = (unsigned char)(i * 7 + (size_t)world->rank * 31);
+    }
+    for (int i = 0; i < TIMES * world->size; i++) {
+        if (i / TIMES != world->rank) {
+            sent[i] = comm_parts_start(world, NULL, send + (size_t)i * BYTES, BYTES, i / TIMES);
+        }
+    }
+    for (int t = 0; t < TIMES; t++) {
+        const size_t at = (size_t)(world->rank * TIMES + t) * BYTES;
+        own[t] = comm_parts_start(world, recv + (size_t)t * all, send + at, BYTES, world->rank);
+    }
+    for (int t = TIMES - 1; t >= 0; t--) {
+        while (!comm_rows_test(world, own[t])) {
+        }
+        comm_rows_finish(world, own[t]);
+    }
+    for (int i = 0; i < TIMES * world->size; i++) {
+        if (sent[i] != NULL) {
+            comm_rows_finish(world, sent[i]);
+        }
+    }
+    for (size_t i = 0; i < TIMES * all; i++) {
+        const size_t t = i / all, from = i % all / BYTES,
+                     at = ((size_t)world->rank * TIMES + t) * BYTES + i % BYTES;
+        CHECK_EQUAL(world, recv[i], (unsigned char)(at * 7 + from * 31));
+    }
+    free(send);
+    free(recv);
+}
+
 static void test_broadcast(struct comm *world)
 {
     static const size_t sizes[] = {0, 1, 100003};
@@ -417,6 +458,7 @@ static void test_self(struct comm *world)
     test_all_to_all(&self);
     test_broadcast(&self);
     test_split(&self);
+    test_parts(&self);
     test_agree(&self);
     test_device_is_host(&self);
     comm_close(&self);
@@ -434,6 +476,7 @@ int main(void)
         RANKS_TEST(test_attach_refuses), RANKS_TEST(test_staged),
         RANKS_TEST(test_local),          RANKS_TEST(test_places),
         RANKS_TEST(test_self),           RANKS_TEST(test_pass),
+        RANKS_TEST(test_parts),
     };
     return RANKS_MAIN(tests);
 }

@@ -385,6 +385,7 @@ static enum status prepare(struct model *model, const struct config *config,
     TRY(linears_init(&model->linears, model));
     if (training) {
         TRY(optimizer_init(model));
+        TRY(reduction_init(model));
     }
     init_experts(model, mesh);
     TRY(mtp_init(model));
@@ -424,6 +425,7 @@ void model_free(struct model *model)
     mtp_free(model);
     optimizer_free(model);
     linears_free(&model->linears);
+    reduction_free(model);
     for (int g = 0; g < PARAM_GROUPS; g++) {
         zero_free(&model->group[g].zero);
     }
@@ -565,6 +567,7 @@ void model_zero_grads(struct model *model)
         }
     }
     shards_clear(model);
+    reduction_clear(model);
     gradients_begin(&model->gradients, model->unit);
     model->ops->zero(model->device, model->load, (size_t)loads * sizeof(int64_t));
     linears_count_anew(&model->linears);

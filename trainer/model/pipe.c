@@ -375,7 +375,8 @@ static void weights(const struct walk *walk, const struct pipeline_action *a)
 {
     struct model *model = walk->model;
     const int64_t began = comm_span_begin(model->mesh->world);
-    deferred_make(model, deferred_find(&model->pipe.deferred, a->part, a->batch));
+    deferred_make(model, deferred_find(&model->pipe.deferred, a->part, a->batch),
+                  walk->step->scale[a->batch].last);
     model->pipe.running[slot_of(model, a->part, a->batch)] = -1;
     comm_span_end(model->mesh->world, "weight gradients", began);
 }

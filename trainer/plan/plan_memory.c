@@ -146,8 +146,7 @@ enum status planner_memory(struct planner *p)
     struct plan_memory *most = &plan->memory;
     const struct stage_memory *fullest = &p->memory[most->stage];
     size_t untouched = 0;
-    most->outside =
-        memory_outside(plan->config, &plan->hardware, &plan->arch, fullest, plan->dp, plan->ep);
+    most->outside = memory_outside(plan->config, &plan->hardware, &plan->arch, fullest, plan->dp);
     most->all =
         most->arenas + most->outside + (plan->hardware.cpu ? most->staging + most->host : 0);
     if (plan->hardware.cpu && plan->pp * plan->tp * plan->cp == 1) {
