@@ -154,12 +154,13 @@ static void load_keys(struct work *w, const struct attention_shape *shape, const
 }
 
 /* To the beginning of w's. */
-static void load_queries(struct work *w, const struct head_rows *q, float scale)
+static void load_queries(struct work *w, const struct attention_shape *shape,
+                         const struct head_rows *q)
 {
     if (w->pairs) {
         pairs_load(w->q_pairs, w->backward ? w->q : NULL, w->qk, 0, q);
     } else {
-        head_load(w->q, w->qk, q, scale);
+        head_load(w->q, w->qk, q, w->wide ? 1 : shape->scale);
     }
 }
 
@@ -173,7 +174,7 @@ static void forward_head(struct work *w, const struct attention_shape *shape, co
                                part = part_rows(o, shape, h, q0, rows, shape->v_dim),
                                to = o_rows(o, shape, h, q0, rows);
         float own[TILE];
-        load_queries(w, &from, shape->scale);
+        load_queries(w, shape, &from);
         work_forward_tile(w, shape, h->sample, q0, own);
         if (shape->keys > 0) {
             head_merge(&part, lse + q0, w->out, w->v, own, shape->merges);
@@ -184,24 +185,25 @@ static void forward_head(struct work *w, const struct attention_shape *shape, co
     }
 }
 
-static bool by_pairs(struct device *device, const struct attention_shape *shape)
+static enum cpu_attention way_of(struct device *device, const struct attention_shape *shape)
 {
-    return shape->dtype == DTYPE_BF16 && cpu_device_of(device)->pairs;
+    const enum cpu_attention widest = cpu_device_of(device)->attention;
+    return widest == ATTENTION_PAIRS && shape->dtype != DTYPE_BF16 ? ATTENTION_WIDE : widest;
 }
 
 void cpu_attention_forward(struct device *device, void *o, float *lse, const void *q, const void *k,
                            const void *k_rope, const void *v, const struct attention_shape *shape)
 {
-    const bool pairs = by_pairs(device, shape);
+    const enum cpu_attention way = way_of(device, shape);
     const struct inputs in = {.k = k, .k_rope = k_rope, .v = v};
-    const size_t floats = work_floats(shape, false, pairs);
+    const size_t floats = work_floats(shape, false, way);
     float *scratch =
         cpu_scratch(device, CPU_SLOT_ATTENTION, floats * (size_t)device->threads * sizeof *scratch);
     assert(shape->heads % shape->kv_heads == 0 && shape->ahead >= 0);
 #pragma omp parallel num_threads(device->threads)
     {
         struct work *w =
-            work_init(scratch + floats * (size_t)omp_get_thread_num(), shape, false, pairs);
+            work_init(scratch + floats * (size_t)omp_get_thread_num(), shape, false, way);
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < shape->batch * shape->heads; task++) {
             const struct head h = find_head(shape, task);
@@ -280,10 +282,10 @@ static struct head_rows sum_rows(float *sum, const struct attention_shape *shape
     return rows_from(sum, DTYPE_F32, index * keys * dim, dim, 0, keys, dim);
 }
 
-/* What dk lacks in w: queries of pairs don't carry the scale. */
+/* What dk lacks in w: queries may carry the scale. */
 static float key_scale(const struct work *w, const struct attention_shape *shape)
 {
-    return w->pairs ? shape->scale : 1;
+    return w->wide ? shape->scale : 1;
 }
 
 /* Called in the order of the heads. */
@@ -384,10 +386,10 @@ void cpu_attention_backward(struct device *device, void *dq, void *dk, void *dk_
                             const void *k, const void *k_rope, const void *v,
                             const struct attention_shape *shape)
 {
-    const bool pairs = by_pairs(device, shape);
+    const enum cpu_attention way = way_of(device, shape);
     const struct inputs in = {.k = k, .k_rope = k_rope, .v = v, .d_o = d_o, .o = o};
     const struct gradients out = {dq, dk, dk_rope, dv};
-    const size_t floats = work_floats(shape, true, pairs),
+    const size_t floats = work_floats(shape, true, way),
                  shared = (sums_layout(NULL, shape).floats + 15) / 16 * 16;
     float *memory = cpu_scratch(device, CPU_SLOT_ATTENTION,
                                 (shared + floats * (size_t)device->threads) * sizeof *memory);
@@ -396,13 +398,13 @@ void cpu_attention_backward(struct device *device, void *dq, void *dk, void *dk_
 #pragma omp parallel num_threads(device->threads)
     {
         struct work *w =
-            work_init(memory + shared + floats * (size_t)omp_get_thread_num(), shape, true, pairs);
+            work_init(memory + shared + floats * (size_t)omp_get_thread_num(), shape, true, way);
 #pragma omp for schedule(dynamic, 1) ordered
         for (int64_t task = 0; task < shape->batch * shape->heads; task++) {
             const struct head h = find_head(shape, task);
             const struct head_rows from = q_rows(q, shape, &h, 0, shape->sequence);
             load_keys(w, shape, &h, &in);
-            load_queries(w, &from, shape->scale);
+            load_queries(w, shape, &from);
             load_outputs(w, shape, &h, &in);
             backward_head(w, shape, &h, &out, lse + h.lse);
 #pragma omp ordered

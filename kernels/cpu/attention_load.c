@@ -6,10 +6,8 @@
 
 /* AHEAD: rows are far apart in their tensor, where no processor expects the next one. */
 enum { LANES = 16, AHEAD = 12 };
-#define WIDE __attribute__((target("arch=x86-64-v4,avx512bf16,prefer-vector-width=512")))
-#define WIDE_INLINE                                                                                \
-    __attribute__((target("arch=x86-64-v4,avx512bf16,prefer-vector-width=512"),                    \
-                   always_inline)) inline
+#define WIDE __attribute__((target("arch=x86-64-v4,avx512bf16")))
+#define WIDE_INLINE __attribute__((target("arch=x86-64-v4,avx512bf16"), always_inline)) inline
 
 /* The first `count` of 16 or 32 lanes. */
 WIDE_INLINE static __mmask16 first_16(int64_t count)

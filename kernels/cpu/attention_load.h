@@ -1,4 +1,4 @@
-/* attention_load: rows of bf16 to pairs, side by side in 32 bits, and back: what attention_pairs.h
+/* attention_load: rows of bf16 to pairs, side by side in 32 bits, and back: what attention_wide.h
  * multiplies, only where tile_has_pairs. Scratch is as there: columns are whole vectors, rows whole
  * tiles, and what lies behind the tensor's is left as it is.
  */

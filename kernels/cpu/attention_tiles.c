@@ -51,7 +51,12 @@ static void sum_over(enum over over, const struct work *w, float *out, const flo
             over == KEYS ? by_row : by_column, rows, cols, (int64_t[]){cols, TILE});
 }
 
-/* Where a tile's queries are in w; they carry the scale but for pairs. */
+/* Where a tile's queries are in w, and how many elements a factor holds. */
+static int64_t per_element(const struct work *w)
+{
+    return w->pairs ? 2 : 1;
+}
+
 static const float *queries_at(const struct work *w, int64_t q0)
 {
     const int64_t row = w->backward ? q0 : 0;
@@ -114,35 +119,36 @@ static void attend(struct work *w, const struct attention_shape *shape, int64_t 
     }
 }
 
-/* Base 2, as scores of pairs count. */
+/* Base 2, as wide scores count. */
 static const float LOG2_E = 1.44269504F, LN_2 = 0.693147181F;
 
 /* The tile's scores; `seen` is filled if some of them don't count. */
-static struct pairs_scores pairs_of(const struct work *w, const struct attention_shape *shape,
+static struct wide_scores scores_of(const struct work *w, const struct attention_shape *shape,
                                     int64_t sample, const int64_t at[2], struct seen seen[TILE])
 {
     const bool some = needs_mask(shape, at[0], at[1]);
     if (some) {
         seen_tile(seen, shape, sample, at[0], at[1]);
     }
-    return (struct pairs_scores){.q = queries_at(w, at[0]),
-                                 .k_t = w->k_t + at[1] * w->qk / 2,
-                                 .depth = w->qk / 2,
-                                 .scale = shape->scale * LOG2_E,
-                                 .seen = some ? seen : NULL};
+    return (struct wide_scores){.q = queries_at(w, at[0]),
+                                .k_t = w->k_t + at[1] * w->qk / per_element(w),
+                                .depth = w->qk / per_element(w),
+                                .scale = shape->scale * LOG2_E,
+                                .seen = some ? seen : NULL};
 }
 
 /* The same as attend. */
-static void attend_pairs(struct work *w, const struct attention_shape *shape, int64_t sample,
-                         int64_t q0)
+static void attend_wide(struct work *w, const struct attention_shape *shape, int64_t sample,
+                        int64_t q0)
 {
     const float *shrink = NULL;
     float *out = w->out, *weight = w->factors.weight;
     struct seen seen[TILE];
     for (int64_t k0 = first_tile(shape, sample, q0); k0 < end_visible(shape, q0); k0 += TILE) {
-        const struct pairs_scores from = pairs_of(w, shape, sample, (int64_t[]){q0, k0}, seen);
-        pairs_weights(weight, &w->softmax, &from);
-        pairs_add_values(out, w->v, shrink, weight, w->vals + k0 / 2 * w->v, from.seen);
+        const struct wide_scores from = scores_of(w, shape, sample, (int64_t[]){q0, k0}, seen);
+        wide_weights(w->pairs, weight, &w->softmax, &from);
+        wide_add_values(w->pairs, out, w->v, shrink, weight, w->vals + k0 / per_element(w) * w->v,
+                        from.seen);
         shrink = w->softmax.shrink;
     }
     if (shrink == NULL) {
@@ -153,14 +159,14 @@ static void attend_pairs(struct work *w, const struct attention_shape *shape, in
 void work_forward_tile(struct work *w, const struct attention_shape *shape, int64_t sample,
                        int64_t q0, float *lse)
 {
-    struct pairs_softmax *s = &w->softmax;
+    struct wide_softmax *s = &w->softmax;
     for (int i = 0; i < TILE; i++) {
         s->most[i] = MASKED;
         s->sum[i] = 0;
     }
-    (w->pairs ? attend_pairs : attend)(w, shape, sample, q0);
+    (w->wide ? attend_wide : attend)(w, shape, sample, q0);
     for (int64_t i = 0; i < TILE; i++) {
-        const float sum = s->sum[i], most = w->pairs ? s->most[i] * LN_2 : s->most[i];
+        const float sum = s->sum[i], most = w->wide ? s->most[i] * LN_2 : s->most[i];
         head_scale(w->out + i * w->v, sum == 0 ? 0 : 1.0F / sum, w->v);
         lse[i] = sum == 0 ? MASKED : most + __builtin_logf(sum);
     }
@@ -202,7 +208,8 @@ static size_t work_layout(struct work *w, float *memory, const struct attention_
     return (size_t)floats;
 }
 
-static struct work work_of(const struct attention_shape *shape, bool backward, bool pairs)
+static struct work work_of(const struct attention_shape *shape, bool backward,
+                           enum cpu_attention way)
 {
     return (struct work){.padded = round_up(most_rows(shape), TILE),
                          .qk = round_up(shape->qk_dim, TILE_COLS),
@@ -211,21 +218,22 @@ static struct work work_of(const struct attention_shape *shape, bool backward, b
                          .loaded = -1,
                          .backward = backward,
                          .shared = shape->heads > shape->kv_heads,
-                         .pairs = pairs};
+                         .wide = way != ATTENTION_NARROW,
+                         .pairs = way == ATTENTION_PAIRS};
 }
 
-size_t work_floats(const struct attention_shape *shape, bool backward, bool pairs)
+size_t work_floats(const struct attention_shape *shape, bool backward, enum cpu_attention way)
 {
-    struct work w = work_of(shape, backward, pairs);
+    struct work w = work_of(shape, backward, way);
     return sizeof w / sizeof(float) + work_layout(&w, NULL, shape);
 }
 
 struct work *work_init(float *memory, const struct attention_shape *shape, bool backward,
-                       bool pairs)
+                       enum cpu_attention way)
 {
     struct work *w = (struct work *)(void *)memory;
-    memset(memory, 0, work_floats(shape, backward, pairs) * sizeof *memory);
-    *w = work_of(shape, backward, pairs);
+    memset(memory, 0, work_floats(shape, backward, way) * sizeof *memory);
+    *w = work_of(shape, backward, way);
     work_layout(w, memory + sizeof *w / sizeof *memory, shape);
     return w;
 }
@@ -255,23 +263,25 @@ static void backward_tile(struct work *w, const struct attention_shape *shape, i
 }
 
 /* fresh: the tile's dk and dv are 0, whatever stands there. */
-static void backward_tile_pairs(struct work *w, const struct attention_shape *shape, int64_t sample,
-                                int64_t q0, int64_t k0, bool fresh)
+static void backward_tile_wide(struct work *w, const struct attention_shape *shape, int64_t sample,
+                               int64_t q0, int64_t k0, bool fresh)
 {
+    const int64_t half = per_element(w);
+    struct wide_factors *f = &w->factors;
     struct seen seen[TILE];
-    const struct pairs_scores from = pairs_of(w, shape, sample, (int64_t[]){q0, k0}, seen);
-    const struct pairs_back back = {.d_o = w->do_pairs + q0 * w->v / 2,
-                                    .v_t = w->v_t + k0 * w->v / 2,
-                                    .depth = w->v / 2,
-                                    .log_sum = w->log_sum + q0,
-                                    .delta = w->delta + q0};
-    pairs_gradients(&w->factors, &from, &back);
-    pairs_add_to_keys(work_dv(w, k0), w->v, fresh, w->factors.weight, w->d_out + q0 / 2 * w->v,
-                      from.seen);
-    pairs_add_to_keys(work_dk(w, k0), w->qk, fresh, w->factors.gradient, w->q + q0 / 2 * w->qk,
-                      from.seen);
-    pairs_add_to_queries(w->dq + q0 * w->qk, w->qk, w->factors.by_key, w->k + k0 / 2 * w->qk,
-                         from.seen);
+    const struct wide_scores from = scores_of(w, shape, sample, (int64_t[]){q0, k0}, seen);
+    const float *d_out = w->d_out + q0 / half * w->v;
+    const struct wide_back back = {.d_o = w->pairs ? w->do_pairs + q0 * w->v / 2 : d_out,
+                                   .v_t = w->v_t + k0 * w->v / half,
+                                   .depth = w->v / half,
+                                   .log_sum = w->log_sum + q0,
+                                   .delta = w->delta + q0};
+    wide_gradients(w->pairs, f, &from, &back);
+    wide_add_to_keys(w->pairs, work_dv(w, k0), w->v, fresh, f->weight, d_out, from.seen);
+    wide_add_to_keys(w->pairs, work_dk(w, k0), w->qk, fresh, f->gradient, w->q + q0 / half * w->qk,
+                     from.seen);
+    wide_add_to_queries(w->pairs, w->dq + q0 * w->qk, w->qk, w->pairs ? f->by_key : f->gradient,
+                        w->k + k0 / half * w->qk, from.seen);
 }
 
 void work_begin_backward(struct work *w, const struct attention_shape *shape, const float *lse)
@@ -279,7 +289,7 @@ void work_begin_backward(struct work *w, const struct attention_shape *shape, co
     memset(w->dq, 0, (size_t)(w->padded * w->qk) * sizeof *w->dq);
     for (int64_t t = 0; t < w->padded; t++) {
         const float sum = t < shape->sequence ? lse[t] : -MASKED;
-        w->log_sum[t] = w->pairs ? sum * LOG2_E : sum;
+        w->log_sum[t] = w->wide ? sum * LOG2_E : sum;
     }
 }
 
@@ -288,13 +298,13 @@ void work_backward_tile(struct work *w, const struct attention_shape *shape, int
 {
     int64_t q0 = k0 > shape->ahead ? (k0 - shape->ahead) / TILE * TILE : 0;
     bool fresh = true;
-    if (!w->pairs || q0 >= shape->sequence || first_tile(shape, sample, q0) > k0) {
+    if (!w->wide || q0 >= shape->sequence || first_tile(shape, sample, q0) > k0) {
         memset(work_dk(w, k0), 0, (size_t)(TILE * w->qk) * sizeof *w->dk);
         memset(work_dv(w, k0), 0, (size_t)(TILE * w->v) * sizeof *w->dv);
     }
     for (; q0 < shape->sequence && first_tile(shape, sample, q0) <= k0; q0 += TILE) {
-        if (w->pairs) {
-            backward_tile_pairs(w, shape, sample, q0, k0, fresh);
+        if (w->wide) {
+            backward_tile_wide(w, shape, sample, q0, k0, fresh);
         } else {
             backward_tile(w, shape, sample, q0, k0);
         }

@@ -1,4 +1,6 @@
-/* tile: the inner product loop of attention: small f32 matrices that live in the first caches. */
+/* tile: the inner product loop of attention on machines without AVX-512 (with: attention_wide.h):
+ * small f32 matrices that live in the first caches. And what of that a machine has.
+ */
 #ifndef KERNELS_CPU_TILE_H
 #define KERNELS_CPU_TILE_H
 
@@ -12,7 +14,9 @@ enum { TILE_ROWS = 8, TILE_COLS = 32 };
 void tile_product(float *c, int64_t c_row, const float *a, int64_t a_row, int64_t a_col,
                   const float *b, int64_t b_row, const int64_t size[3]);
 
-/* Whether this processor multiplies pairs of bf16, with a sum in f32. */
+/* Whether this processor has AVX-512 (x86-64-v4), */
+bool tile_has_wide(void);
+/* and multiplies pairs of bf16, with a sum in f32. */
 bool tile_has_pairs(void);
 
 #endif
