@@ -49,16 +49,19 @@ static enum status find_group(struct comm *comm, const struct place *mine, struc
 {
     struct place *all = malloc((size_t)comm->size * sizeof *all);
     int first = 0;
-    TRY(comm_agree(comm,
-                   all != NULL
-                       ? STATUS_OK
-                       : status_fail(STATUS_RESOURCE, "out of memory for %d ranks", comm->size),
-                   NULL));
-    comm_all_gather(comm, all, mine, sizeof *mine);
-    while (memcmp(&all[first], mine, sizeof *mine) != 0) {
-        first++;
+    const enum status status = comm_agree(
+        comm,
+        all != NULL ? STATUS_OK
+                    : status_fail(STATUS_RESOURCE, "out of memory for %d ranks", comm->size),
+        NULL);
+    if (status == STATUS_OK) {
+        comm_all_gather(comm, all, mine, sizeof *mine);
+        while (memcmp(&all[first], mine, sizeof *mine) != 0) {
+            first++;
+        }
     }
     free(all);
+    TRY(status);
     comm_split(comm, first, comm->rank, group);
     return STATUS_OK;
 }
