@@ -228,11 +228,28 @@ static enum status measure_hidden(struct profile *profile)
     return STATUS_OK;
 }
 
-/* Which share of the communication passed beside computing; 0 where there was none. */
-static double hidden_share(const struct profile *profile)
+/* Collective. NOTE: what one rank does not know nobody does: NAN. */
+static void take_means(struct profile *profile)
 {
-    const double all = profile->hidden_ms + profile->exposed_ms;
-    return all == 0 ? 0 : profile->hidden_ms / all;
+    double all[] = {profile->hidden_ms, profile->exposed_ms, profile->idle_ms};
+    const double ranks = profile->world->size;
+    comm_all_reduce(profile->world, all, 3, DTYPE_F64, REDUCE_SUM);
+    profile->mean_ms.hidden = all[0] / ranks;
+    profile->mean_ms.exposed = all[1] / ranks;
+    profile->mean_ms.idle = all[2] / ranks;
+}
+
+/* Which share of the communication passed beside computing; 0 where there was none. */
+static double hidden_share(double hidden_ms, double exposed_ms)
+{
+    const double all = hidden_ms + exposed_ms;
+    return all == 0 ? 0 : hidden_ms / all;
+}
+
+double profile_hidden(const struct profile *profile)
+{
+    return profile->written ? hidden_share(profile->mean_ms.hidden, profile->mean_ms.exposed)
+                            : (double)NAN;
 }
 
 /* This rank's entry of otherData. */
@@ -249,7 +266,8 @@ static void print_summary(FILE *out, const struct profile *profile)
     json_out_number(out, ",\"idle_ms\":", profile->idle_ms, 6);
     json_out_number(out, ",\"exposed_ms\":", profile->exposed_ms, 6);
     json_out_number(out, ",\"hidden_ms\":", profile->hidden_ms, 6);
-    json_out_number(out, ",\"hidden_communication\":", hidden_share(profile), 6);
+    json_out_number(out, ",\"hidden_communication\":",
+                    hidden_share(profile->hidden_ms, profile->exposed_ms), 6);
     fprintf(out, "}");
 }
 
@@ -318,6 +336,7 @@ static enum status write_trace(struct profile *profile)
     profile->recording = false;
     profile->written = true;
     TRY(measure_hidden(profile));
+    take_means(profile);
     FILE *file = writes ? fopen(path, "w") : NULL;
     TRY(comm_agree(profile->world, !writes || file != NULL ? STATUS_OK : fail(profile), NULL));
     if (writes) {

@@ -28,11 +28,14 @@ struct profile {
     struct comm *world;          /* borrowed */
     struct mesh *mesh;           /* borrowed */
     const struct config *config; /* borrowed */
-    /* Of the communication, ms; NAN: not known. */
+    /* Of the communication, ms; NAN: not known. Means over ranks when it is written. */
     double hidden_ms, exposed_ms, idle_ms;
+    struct {
+        double hidden, exposed, idle;
+    } mean_ms;
     struct spans spans;
-    _Atomic bool recording; /* read by the watchdog, too */
-    bool written;
+    _Atomic bool recording;     /* read by the watchdog, too */
+    bool written, told;         /* told: describe_profile's */
     double offset_us, error_us; /* this rank's clock less rank 0's: at most error_us off */
     int64_t origin_ns;          /* of rank 0's clock: time 0 of the trace */
 };
@@ -51,6 +54,9 @@ enum status profile_end(struct profile *profile) __attribute__((warn_unused_resu
 /* Local, from the watchdog's thread, before it ends a job in which not every rank answers: writes
  * what this rank has kept so far into PROFILE.rankN. context: the profile. */
 void profile_alone(void *context);
+/* Local. Which share of all ranks' communication passed beside computing; NAN: not known, or not
+ * written yet. */
+double profile_hidden(const struct profile *profile);
 void profile_close(struct profile *profile); /* local; accepts a zeroed one */
 
 /* Bounds of a clock's offset after one more round, ns: entered and left, by rank 0's clock

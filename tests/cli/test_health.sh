@@ -86,6 +86,9 @@ PY
 echo "stages: waits for them are idle; exchanges of a pair's passes stand in rows of their own; what is hidden"
 expect_rc 0 train_on 4 2 "$work/staged" run.steps=3 parallel.pp=2 parallel.schedule=dualpipe_v model.num_hidden_layers=4 train.micro_batch=1 data.valid=null \
     debug.profile="$work/stages.json" debug.profile_from=2 debug.profile_steps=2
+expect_text "% of communication hidden; means of a rank: hidden "
+expect_rc 0 "$binary" report "$work/staged" --output "$work/page.html"
+grep -q '<th>profile</th><td>{.*hidden_communication.*idle_ms' "$work/page.html" || fail "the report says nothing of hidden communication"
 python3 - "$work/stages.json" <<'PY' || fail "the profile of stages is not what it should be"
 import json, sys
 trace = json.load(open(sys.argv[1]))
