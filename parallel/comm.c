@@ -325,10 +325,16 @@ struct comm_rows *comm_parts_start(struct comm *comm, void *recv, const void *se
     int64_t in[COMM_MOST_RANKS], out[COMM_MOST_RANKS];
     assert(comm->size <= COMM_MOST_RANKS);
     for (int r = 0; r < comm->size; r++) {
-        in[r] = comm->rank == root ? (int64_t)bytes : 0;
-        out[r] = r == root ? (int64_t)bytes : 0;
+        in[r] = comm->rank == root && r != root ? (int64_t)bytes : 0;
+        out[r] = comm->rank != root && r == root ? (int64_t)bytes : 0;
     }
-    return start_rows(comm, true, recv, in, send, out, 1);
+    struct comm_rows *rows = start_rows(comm, true, recv, in, send, out, 1);
+    if (comm->rank != root) {
+        rows->began_ns = 0; /* it is in root's trace */
+    } else {
+        rows->bytes = (int64_t)((size_t)(comm->size - 1) * bytes);
+    }
+    return rows;
 }
 
 bool comm_rows_test(const struct comm *comm, struct comm_rows *rows)

@@ -124,9 +124,10 @@ void comm_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, co
  * as that of an exchange (below). */
 struct comm_rows *comm_rows_start(struct comm *comm, void *recv, const int64_t *recv_rows,
                                   const void *send, const int64_t *send_rows, size_t row_bytes);
-/* The same of parts of a sum: every rank's `bytes` at `send` come together in `recv` at `root`, in
- * rank order; elsewhere recv is not looked at. Started in the same order on every rank that sends,
- * and of those that a rank is root of by that too: not collective otherwise. */
+/* The same of parts of a sum: `bytes` at `send` of all ranks but `root` come together in `recv` at
+ * root, in rank order; elsewhere recv is not looked at, and a trace shows no message. Started in
+ * the same order on every rank that sends, and of those that a rank is root of by that too: not
+ * collective otherwise. */
 struct comm_rows *comm_parts_start(struct comm *comm, void *recv, const void *send, size_t bytes,
                                    int root);
 bool comm_rows_test(const struct comm *comm, struct comm_rows *rows);

@@ -201,11 +201,11 @@ static void test_parts(struct comm *world)
 {
     enum { BYTES = 100003, TIMES = 2, RANKS = 4 };
     struct comm_rows *sent[TIMES * RANKS] = {0}, *own[TIMES];
-    const size_t all = (size_t)world->size * BYTES;
-    unsigned char *send = ranks_memory(world, all * TIMES),
-                  *recv = ranks_memory(world, TIMES * all);
+    const size_t others = (size_t)world->size - 1, parts = TIMES * (others + 1);
+    unsigned char *send = ranks_memory(world, parts * BYTES),
+                  *recv = ranks_memory(world, TIMES * others * BYTES);
     CHECK(world, world->size <= RANKS);
-    for (size_t i = 0; i < TIMES * all; i++) {
+    for (size_t i = 0; i < parts * BYTES; i++) {
         send[i] = (unsigned char)(i * 7 + (size_t)world->rank * 31);
     }
     for (int i = 0; i < TIMES * world->size; i++) {
@@ -213,9 +213,8 @@ static void test_parts(struct comm *world)
             sent[i] = comm_parts_start(world, NULL, send + (size_t)i * BYTES, BYTES, i / TIMES);
         }
     }
-    for (int t = 0; t < TIMES; t++) {
-        const size_t at = (size_t)(world->rank * TIMES + t) * BYTES;
-        own[t] = comm_parts_start(world, recv + (size_t)t * all, send + at, BYTES, world->rank);
+    for (size_t t = 0; t < TIMES; t++) {
+        own[t] = comm_parts_start(world, recv + t * others * BYTES, NULL, BYTES, world->rank);
     }
     for (int t = TIMES - 1; t >= 0; t--) {
         while (!comm_rows_test(world, own[t])) {
@@ -227,10 +226,10 @@ static void test_parts(struct comm *world)
             comm_rows_finish(world, sent[i]);
         }
     }
-    for (size_t i = 0; i < TIMES * all; i++) {
-        const size_t t = i / all, from = i % all / BYTES,
-                     at = ((size_t)world->rank * TIMES + t) * BYTES + i % BYTES;
-        CHECK_EQUAL(world, recv[i], (unsigned char)(at * 7 + from * 31));
+    for (size_t i = 0; i < TIMES * others * BYTES; i++) {
+        const size_t slot = i / BYTES % others, from = slot + (slot >= (size_t)world->rank ? 1 : 0),
+                     part = (size_t)world->rank * TIMES + i / BYTES / others;
+        CHECK_EQUAL(world, recv[i], (unsigned char)((part * BYTES + i % BYTES) * 7 + from * 31));
     }
     free(send);
     free(recv);

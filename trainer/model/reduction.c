@@ -33,7 +33,7 @@ static enum status init_group(struct model *model, enum param_group g)
     struct model_group *group = &model->group[g];
     struct reduction *reduction = &group->reduction;
     const int64_t ranks = group->zero.comm->size, parts = model->params.parts,
-                  most = group->zero.share / ranks;
+                  most = ranks > 1 ? group->zero.share / (ranks - 1) : 0;
     *reduction = (struct reduction){.parts = parts,
                                     .most = most > ALIGNMENT ? most / ALIGNMENT * ALIGNMENT : most};
     if (ranks == 1 || group->shards.on || most == 0) {
@@ -174,8 +174,7 @@ static void take(const struct model *model, struct model_group *group)
     while (reduction->coming == NULL &&
            find_piece(group, &reduction->taking, reduction->most, piece)) {
         if (piece->keeper == group->zero.comm->rank) {
-            reduction->coming = comm_parts_start(group->zero.comm, group->reduced,
-                                                 sums_at(model, group, piece->first),
+            reduction->coming = comm_parts_start(group->zero.comm, group->reduced, NULL,
                                                  bytes_of(model, piece), piece->keeper);
         }
         pass_by(&reduction->taking, piece);
@@ -189,24 +188,36 @@ static void add_integers(int64_t *restrict sum, const int64_t *restrict x, int64
     }
 }
 
-/* The piece is there: the sum over ranks, in rank order, stands where this rank's own was. */
+/* sum += x, elements of a piece. */
+static void add(const struct model *model, void *sum, void *x, int64_t count)
+{
+    if (model->gradients.fixed) {
+        add_integers(sum, x, count);
+    } else {
+        model->ops->add(model->device, tensor_1d(sum, DTYPE_F32, count),
+                        tensor_1d(x, DTYPE_F32, count));
+    }
+}
+
+/* The others' are there: the sum over ranks, in rank order, stands where this rank's own was. A sum
+ * of two is the same either way round. */
 static void land(const struct model *model, struct model_group *group)
 {
     struct reduction *reduction = &group->reduction;
     const struct reduction_piece *piece = &reduction->piece;
     const size_t bytes = bytes_of(model, piece);
+    const int before = group->zero.comm->rank, others = group->zero.comm->size - 1;
     char *sum = sums_at(model, group, piece->first), *room = (char *)group->reduced;
     comm_rows_finish(group->zero.comm, reduction->coming);
     reduction->coming = NULL;
-    model->ops->copy(model->device, sum, room, bytes);
-    for (int r = 1; r < group->zero.comm->size; r++) {
-        char *other = room + (size_t)r * bytes;
-        if (model->gradients.fixed) {
-            add_integers((int64_t *)(void *)sum, (const int64_t *)(void *)other, piece->count);
-        } else {
-            model->ops->add(model->device, tensor_1d(sum, DTYPE_F32, piece->count),
-                            tensor_1d(other, DTYPE_F32, piece->count));
-        }
+    for (int r = 1; r < before; r++) {
+        add(model, room, room + (size_t)r * bytes, piece->count);
+    }
+    if (before > 0) {
+        add(model, sum, room, piece->count);
+    }
+    for (int r = before; r < others; r++) {
+        add(model, sum, room + (size_t)r * bytes, piece->count);
     }
 }
 
