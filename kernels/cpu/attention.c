@@ -44,7 +44,7 @@ struct inputs {
 static struct head_rows rows_from(const void *data, enum dtype dtype, int64_t first, int64_t stride,
                                   int64_t from, int64_t rows, int64_t dim)
 {
-    return (struct head_rows){.data = (void *)(uintptr_t)data,
+    return (struct head_rows){.data = (void *)data,
                               .dtype = dtype,
                               .first = first + from * stride,
                               .stride = stride,
