@@ -1,5 +1,6 @@
 #include "parallel/comm.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -285,6 +286,7 @@ void comm_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, co
                      const int64_t *send_rows, size_t row_bytes)
 {
     struct comm_rows *rows = take_rows(comm);
+    rows->parts = false;
     enter(comm, "all_to_all", sending(comm, send_rows, row_bytes));
     comm->table->rows_start(comm, recv, recv_rows, send, send_rows, row_bytes, rows);
     comm->table->rows_finish(comm, rows);
@@ -292,40 +294,69 @@ void comm_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, co
     give_rows(comm, rows);
 }
 
-struct comm_rows *comm_rows_start(struct comm *comm, void *recv, const int64_t *recv_rows,
-                                  const void *send, const int64_t *send_rows, size_t row_bytes)
+static struct comm_rows *start_rows(struct comm *comm, bool parts, void *recv,
+                                    const int64_t *recv_rows, const void *send,
+                                    const int64_t *send_rows, size_t row_bytes)
 {
     const size_t bytes = sending(comm, send_rows, row_bytes);
     struct comm_rows *rows = take_rows(comm);
+    rows->parts = parts;
     rows->began_ns = comm_span_begin(comm);
     rows->done_ns = 0;
     rows->bytes = (int64_t)bytes;
     rows->layer = comm->activity != NULL ? comm->activity->layer : -1;
     rows->row = take_row(comm, rows->began_ns);
-    enter(comm, "all_to_all, start", bytes);
+    enter(comm, parts ? "exchange, start of a reduction" : "all_to_all, start", bytes);
     enter_as(comm, SPAN_CALL, -1);
     comm->table->rows_start(comm, recv, recv_rows, send, send_rows, row_bytes, rows);
     leave(comm);
     return rows;
 }
 
-void comm_rows_test(const struct comm *comm, struct comm_rows *rows)
+struct comm_rows *comm_rows_start(struct comm *comm, void *recv, const int64_t *recv_rows,
+                                  const void *send, const int64_t *send_rows, size_t row_bytes)
+{
+    return start_rows(comm, false, recv, recv_rows, send, send_rows, row_bytes);
+}
+
+struct comm_rows *comm_parts_start(struct comm *comm, void *recv, const void *send, size_t bytes,
+                                   int root)
+{
+    int64_t in[COMM_MOST_RANKS], out[COMM_MOST_RANKS];
+    assert(comm->size <= COMM_MOST_RANKS);
+    for (int r = 0; r < comm->size; r++) {
+        in[r] = comm->rank == root && r != root ? (int64_t)bytes : 0;
+        out[r] = comm->rank != root && r == root ? (int64_t)bytes : 0;
+    }
+    struct comm_rows *rows = start_rows(comm, true, recv, in, send, out, 1);
+    if (comm->rank != root) {
+        rows->began_ns = 0; /* it is in root's trace */
+    } else {
+        rows->bytes = (int64_t)((size_t)(comm->size - 1) * bytes);
+    }
+    return rows;
+}
+
+bool comm_rows_test(const struct comm *comm, struct comm_rows *rows)
 {
     const int64_t began_ns = comm_span_begin(comm);
-    if (comm->table->rows_test(comm, rows) && rows->done_ns == 0) {
+    const bool done = comm->table->rows_test(comm, rows);
+    if (done && rows->done_ns == 0) {
         rows->done_ns = spans_clock();
     }
     add_progress(comm, began_ns);
+    return done;
 }
 
 void comm_rows_finish(struct comm *comm, struct comm_rows *rows)
 {
-    enter(comm, "all_to_all, finish", (size_t)rows->bytes);
+    enter(comm, rows->parts ? "exchange, finish of a reduction" : "all_to_all, finish",
+          (size_t)rows->bytes);
     enter_as(comm, SPAN_WAIT, -1);
     comm->table->rows_finish(comm, rows);
     leave(comm);
     end_row(comm, rows->row,
-            (struct span){.name = "all_to_all",
+            (struct span){.name = rows->parts ? "reduction" : "all_to_all",
                           .begin_ns = rows->began_ns,
                           .end_ns = rows->done_ns,
                           .bytes = rows->bytes,

@@ -66,9 +66,9 @@ static bool main_rank(const struct training *t)
 
 static enum status open_data(struct training *t)
 {
-    TRY(sources_open(&t->train, t->config));
+    TRY(sources_open(&t->train, t->config, t->world));
     if (t->config->data.valid != NULL) {
-        TRY(dataset_open(&t->valid, t->config, t->config->data.valid, false));
+        TRY(dataset_open(&t->valid, t->config, t->config->data.valid, false, t->world));
         TRY(token_store_match(t->train.store, &t->valid.store));
     }
     if (t->config->sample.every_steps == 0) {
