@@ -121,7 +121,7 @@ static void enter(struct comm *comm, const char *operation, size_t bytes)
 }
 
 /* What is entered is a call of a message that is under way beside what follows, or, peer not -1,
- * one between two ranks. */
+ * one between two ranks, or parts of a sum for one. */
 static void enter_as(struct comm *comm, enum span_kind kind, int peer)
 {
     if (comm->activity != NULL) {
@@ -245,7 +245,6 @@ static void end_row(const struct comm *comm, int row, struct span span)
         span.group = comm->name != NULL ? comm->name : "";
         span.end_ns = span.end_ns != 0 ? span.end_ns : spans_clock();
         span.ranks = comm->size;
-        span.peer = -1;
         span.lane = SPAN_WIRE;
         span.row = (uint8_t)row;
         span.kind = SPAN_MESSAGE;
@@ -286,7 +285,7 @@ void comm_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, co
                      const int64_t *send_rows, size_t row_bytes)
 {
     struct comm_rows *rows = take_rows(comm);
-    rows->parts = false;
+    rows->root = -1;
     enter(comm, "all_to_all", sending(comm, send_rows, row_bytes));
     comm->table->rows_start(comm, recv, recv_rows, send, send_rows, row_bytes, rows);
     comm->table->rows_finish(comm, rows);
@@ -294,20 +293,21 @@ void comm_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, co
     give_rows(comm, rows);
 }
 
-static struct comm_rows *start_rows(struct comm *comm, bool parts, void *recv,
+/* root: -1, or of parts, which stand in root's trace. */
+static struct comm_rows *start_rows(struct comm *comm, int root, void *recv,
                                     const int64_t *recv_rows, const void *send,
                                     const int64_t *send_rows, size_t row_bytes)
 {
     const size_t bytes = sending(comm, send_rows, row_bytes);
     struct comm_rows *rows = take_rows(comm);
-    rows->parts = parts;
+    rows->root = root;
     rows->began_ns = comm_span_begin(comm);
     rows->done_ns = 0;
     rows->bytes = (int64_t)bytes;
     rows->layer = comm->activity != NULL ? comm->activity->layer : -1;
-    rows->row = take_row(comm, rows->began_ns);
-    enter(comm, parts ? "exchange, start of a reduction" : "all_to_all, start", bytes);
-    enter_as(comm, SPAN_CALL, -1);
+    rows->row = root < 0 || root == comm->rank ? take_row(comm, rows->began_ns) : -1;
+    enter(comm, root >= 0 ? "exchange, start of a reduction" : "all_to_all, start", bytes);
+    enter_as(comm, SPAN_CALL, root);
     comm->table->rows_start(comm, recv, recv_rows, send, send_rows, row_bytes, rows);
     leave(comm);
     return rows;
@@ -316,7 +316,7 @@ static struct comm_rows *start_rows(struct comm *comm, bool parts, void *recv,
 struct comm_rows *comm_rows_start(struct comm *comm, void *recv, const int64_t *recv_rows,
                                   const void *send, const int64_t *send_rows, size_t row_bytes)
 {
-    return start_rows(comm, false, recv, recv_rows, send, send_rows, row_bytes);
+    return start_rows(comm, -1, recv, recv_rows, send, send_rows, row_bytes);
 }
 
 struct comm_rows *comm_parts_start(struct comm *comm, void *recv, const void *send, size_t bytes,
@@ -328,10 +328,8 @@ struct comm_rows *comm_parts_start(struct comm *comm, void *recv, const void *se
         in[r] = comm->rank == root && r != root ? (int64_t)bytes : 0;
         out[r] = comm->rank != root && r == root ? (int64_t)bytes : 0;
     }
-    struct comm_rows *rows = start_rows(comm, true, recv, in, send, out, 1);
-    if (comm->rank != root) {
-        rows->began_ns = 0; /* it is in root's trace */
-    } else {
+    struct comm_rows *rows = start_rows(comm, root, recv, in, send, out, 1);
+    if (comm->rank == root) {
         rows->bytes = (int64_t)((size_t)(comm->size - 1) * bytes);
     }
     return rows;
@@ -350,17 +348,18 @@ bool comm_rows_test(const struct comm *comm, struct comm_rows *rows)
 
 void comm_rows_finish(struct comm *comm, struct comm_rows *rows)
 {
-    enter(comm, rows->parts ? "exchange, finish of a reduction" : "all_to_all, finish",
+    enter(comm, rows->root >= 0 ? "exchange, finish of a reduction" : "all_to_all, finish",
           (size_t)rows->bytes);
     enter_as(comm, SPAN_WAIT, -1);
     comm->table->rows_finish(comm, rows);
     leave(comm);
     end_row(comm, rows->row,
-            (struct span){.name = rows->parts ? "reduction" : "all_to_all",
+            (struct span){.name = rows->root >= 0 ? "reduction" : "all_to_all",
                           .begin_ns = rows->began_ns,
                           .end_ns = rows->done_ns,
                           .bytes = rows->bytes,
-                          .layer = rows->layer});
+                          .layer = rows->layer,
+                          .peer = rows->root});
     give_rows(comm, rows);
 }
 
@@ -457,7 +456,8 @@ void comm_exchange_finish(struct comm *comm, struct comm_request *request)
                           .begin_ns = request->began_ns,
                           .end_ns = request->done_ns,
                           .bytes = request->bytes,
-                          .layer = -1});
+                          .layer = -1,
+                          .peer = -1});
 }
 
 enum status comm_agree(struct comm *comm, enum status status, int *where)

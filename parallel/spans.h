@@ -29,7 +29,8 @@ struct span {
     int64_t layer;            /* -1: none */
     int64_t step;
     int32_t ranks; /* of the group */
-    int32_t peer;  /* of a message between two ranks: the other one in the group; else -1 */
+    int32_t peer;  /* of a message between two ranks: the other one in the group; of parts of
+                            a sum, of which every rank has the call that starts it: whose; else -1 */
     uint8_t lane, kind, row; /* enum span_lane, span_kind; of SPAN_WIRE: below SPAN_ROWS */
 };
 

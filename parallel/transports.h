@@ -15,10 +15,10 @@ enum { COMM_MOST_RANKS = 2048 };
 struct comm_rows {
     struct comm_rows *next;    /* in one of its group's lists */
     bool marked;               /* comm_device_mark */
-    bool parts;                /* comm_parts_start */
+    int root;                  /* of comm_parts_start; -1: of rows */
     int64_t began_ns, done_ns; /* for a trace; done: when it was seen to be; 0: not yet */
     int64_t bytes, layer;      /* that this rank sends; being computed at its start */
-    int row;                   /* of the trace */
+    int row;                   /* of the trace; -1: it does not stand there */
     void *requests;            /* [room] owned by the group: the transport's own */
     int64_t count, room;
 };

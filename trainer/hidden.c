@@ -64,7 +64,8 @@ struct measure {
     bool known;
     /* owned, each with room for twice the spans: an operation is one, and so is its start */
     struct hidden_span *way, *call;
-    struct hidden_span *own; /* of one group, while it is asked */
+    struct hidden_span *own; /* of one group, while it is asked, */
+    int64_t *last;           /* and when its last rank came */
     int64_t ways, calls;
 };
 
@@ -79,13 +80,15 @@ static struct hidden_span on_clock(const struct measure *m, const struct span *s
     return (struct hidden_span){span->begin_ns - m->offset_ns, span->end_ns - m->offset_ns};
 }
 
-/* What this rank has of the group's operations, in the order in which they began. */
-static int64_t operations_of(const struct measure *m, const struct comm *group)
+/* This rank's spans of the group of this kind and peer into m->own, in the order in which they
+ * began; peer -1: of no peer. */
+static int64_t select_own(const struct measure *m, const struct comm *group, enum span_kind kind,
+                          int peer)
 {
     int64_t count = 0;
     for (int64_t i = 0; i < m->count; i++) {
         const struct span *span = &m->spans->span[i];
-        if (communicates(span) && span->kind == SPAN_MESSAGE && span->peer < 0 &&
+        if (communicates(span) && span->kind == kind && span->peer == peer &&
             span->ranks == group->size && strcmp(span->group, group->name) == 0) {
             m->own[count++] = on_clock(m, span);
         }
@@ -94,23 +97,58 @@ static int64_t operations_of(const struct measure *m, const struct comm *group)
     return count;
 }
 
-/* Collective over the group. */
-static void add_group(struct measure *m, struct comm *group)
+/* Collective over the group. When the last rank came to each of the `count` in m->own, into
+ * m->last; false: the ranks have not kept as many. */
+static bool find_last(struct measure *m, struct comm *group, int64_t count)
 {
-    const int64_t count = operations_of(m, group);
     int64_t most[2] = {count, -count};
     comm_all_reduce(group, most, 2, DTYPE_I64, REDUCE_MAX);
     if (most[0] != -most[1]) {
+        return false;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        m->last[i] = m->own[i].begin;
+    }
+    comm_all_reduce(group, m->last, count, DTYPE_I64, REDUCE_MAX);
+    return true;
+}
+
+static void add_ways(struct measure *m, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        m->way[m->ways++] = (struct hidden_span){m->last[i], m->own[i].end};
+    }
+}
+
+/* Collective over the group. */
+static void add_group(struct measure *m, struct comm *group)
+{
+    const int64_t count = select_own(m, group, SPAN_MESSAGE, -1);
+    if (find_last(m, group, count)) {
+        add_ways(m, count);
+    } else {
         m->known = false;
-        return;
     }
-    int64_t *last = (int64_t *)(void *)(m->own + count);
-    for (int64_t i = 0; i < count; i++) {
-        last[i] = m->own[i].begin;
+}
+
+/* Collective over the group. Parts of sums: under way on the rank that gets them. */
+static void add_parts(struct measure *m, struct comm *group)
+{
+    int64_t any[1] = {0};
+    for (int64_t i = 0; i < m->count; i++) {
+        const struct span *span = &m->spans->span[i];
+        any[0] += communicates(span) && span->kind == SPAN_CALL && span->peer >= 0 &&
+                  span->ranks == group->size && strcmp(span->group, group->name) == 0;
     }
-    comm_all_reduce(group, last, count, DTYPE_I64, REDUCE_MAX);
-    for (int64_t i = 0; i < count; i++) {
-        m->way[m->ways++] = (struct hidden_span){last[i], m->own[i].end};
+    comm_all_reduce(group, any, 1, DTYPE_I64, REDUCE_MAX);
+    for (int root = 0; root < group->size && any[0] > 0; root++) {
+        const int64_t count = select_own(m, group, SPAN_CALL, root);
+        bool known = find_last(m, group, count);
+        if (known && root == group->rank) {
+            known = select_own(m, group, SPAN_MESSAGE, root) == count;
+            add_ways(m, known ? count : 0);
+        }
+        m->known = m->known && known;
     }
 }
 
@@ -235,14 +273,18 @@ static enum status add_all(struct measure *m, struct mesh *mesh, bool letters)
     m->way = malloc(room * sizeof *m->way);
     m->call = malloc(room * sizeof *m->call);
     m->own = malloc(room * sizeof *m->own);
-    const enum status status = m->way != NULL && m->call != NULL && m->own != NULL
-                                   ? STATUS_OK
-                                   : status_fail(STATUS_RESOURCE, "out of memory for a profile");
+    m->last = malloc(room * sizeof *m->last);
+    const bool there = m->way != NULL && m->call != NULL && m->own != NULL && m->last != NULL;
+    const enum status status =
+        there ? STATUS_OK : status_fail(STATUS_RESOURCE, "out of memory for a profile");
     TRY(comm_agree(mesh->world, status, NULL));
     add_calls(m, letters);
     for (int i = 0; !letters && mesh_each(mesh, i) != NULL; i++) {
         if (mesh_each(mesh, i)->size > 0 && !again(mesh, i)) {
             add_group(m, mesh_each(mesh, i));
+            if (mesh_each(mesh, i) != &mesh->pp) { /* calls of letters, there */
+                add_parts(m, mesh_each(mesh, i));
+            }
         }
     }
     return comm_agree(mesh->world, add_letters(m, &mesh->pp), NULL);
@@ -263,5 +305,6 @@ enum status hidden_measure(struct hidden *hidden, struct mesh *mesh, const struc
     free(m.way);
     free(m.call);
     free(m.own);
+    free(m.last);
     return status;
 }

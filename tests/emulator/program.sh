@@ -115,7 +115,12 @@ expect_rc 0 ranks 2 "$binary" train tiny.yaml run.steps=3 log.every_steps=1 run.
 expect_near cuda-fp32 stages 2e-6
 unset EMU_DEVICES
 expect_rc 0 ranks 2 "$binary" train tiny.yaml run.steps=3 log.every_steps=1 run.dir=stages-nccl run.device=cuda parallel.pp=2 \
-    run.comm=nccl
+    run.comm=nccl debug.profile=stages.json debug.profile_from=2 debug.profile_steps=2
+python3 - stages.json <<'PY' || fail "stages.json: hidden_communication"
+import json, sys
+for rank in json.load(open(sys.argv[1]))["otherData"].values(): # messages between stages are the host's
+    assert 0 <= rank["hidden_communication"] <= 1 and rank["idle_ms"] > 0 and rank["exposed_ms"] > 0, rank
+PY
 expect_near cuda-fp32 stages-nccl 2e-6
 
 echo "no GPU, or one that is full"

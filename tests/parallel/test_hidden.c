@@ -166,9 +166,41 @@ static void test_groups(struct comm *world)
     mesh_free(&mesh);
 }
 
+/* Parts of a sum for one rank, to which the others come one behind the other; then for the next. */
+static void test_parts(struct comm *world)
+{
+    const struct mesh_shape shape = mesh_shape_of(1, 1);
+    const int size = world->size, rank = world->rank;
+    struct kept kept;
+    struct mesh mesh;
+    CHECK(world, mesh_init(&mesh, world, &shape, 1) == STATUS_OK);
+    for (int missing = 0; missing < 2; missing++) {
+        begin(&kept, world, ROOM);
+        for (int root = 0; root < size; root++) {
+            const int64_t at = 100 * root;
+            struct span span = {.name = "reduction",
+                                .group = "stage",
+                                .ranks = size,
+                                .peer = root,
+                                .kind = SPAN_CALL};
+            keep(&kept, span, at + 10 * rank, at + 10 * rank + 1);
+            if (root == rank && (missing == 0 || root > 0)) {
+                span.lane = SPAN_WIRE;
+                span.kind = SPAN_MESSAGE;
+                keep(&kept, span, at + 10 * rank, at + 60);
+            }
+        }
+        /* a rank's own is under way from when the last has come, and in its own calls */
+        const int64_t last = 10 * (size - 1), length = 60 - last, inside = rank == size - 1;
+        check(world, measure(world, &mesh, &kept, false), missing == 0 || rank > 0,
+              (const double[]){(double)(length - inside), size, 0});
+    }
+    mesh_free(&mesh);
+}
+
 int main(void)
 {
     static const struct ranks_test tests[] = {RANKS_TEST(test_times), RANKS_TEST(test_stages),
-                                              RANKS_TEST(test_groups)};
+                                              RANKS_TEST(test_groups), RANKS_TEST(test_parts)};
     return RANKS_MAIN(tests);
 }
