@@ -62,7 +62,8 @@ static struct mesh mesh_of(const struct config *config, int64_t dp, int64_t ep)
                          .etp = {.size = (int)etp, .name = "etp"},
                          .experts = {.size = (int)(ep * etp), .name = "experts"},
                          .nodes = nodes_of(config, (int)(ep * etp)),
-                         .edp = {.size = (int)(dp / ep / etp), .name = "edp"}};
+                         .edp = {.size = (int)(dp / ep / etp), .name = "edp"},
+                         .staged = hardware_stages(config)};
 }
 
 static enum status measure(struct stage_memory *memory, const struct config *config,
@@ -199,9 +200,9 @@ static size_t attention_of_cpu(const struct config *config, const struct archite
 }
 
 /* Logits and their gradients (with tp they are the model's: vocab.h), oneDNN's copies of the head's
- * operands, the reduction's parts. */
+ * operands, what comes to be added up of an embedding that two stages share. */
 static size_t scratch_of_cpu(const struct config *config, const struct architecture *arch,
-                             const struct stage_memory *memory, int64_t dp, int64_t ep)
+                             const struct stage_memory *memory)
 {
     const bool alone = config->parallel.tp == 1;
     const size_t rows = (size_t)(config->train.micro_batch * config->train.sequence_length /
@@ -210,24 +211,15 @@ static size_t scratch_of_cpu(const struct config *config, const struct architect
                  vocab = (size_t)(arch->vocab / config->parallel.tp),
                  act = config->train.precision == CONFIG_FP32 ? 4 : 2,
                  sum = config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT ? sizeof(int64_t)
-                                                                                : sizeof(float),
-                 copies = (size_t)(dp * config->parallel.cp),
-                 ranks = copies * (size_t)config->parallel.tp;
-    const bool whole_dense = config->parallel.zero == 1; /* else their room is in the arenas */
-    const size_t dense = whole_dense && ranks > 1 ? (size_t)memory->elements[PARAM_DENSE] * sum : 0,
-                 sharing = (size_t)(ep * config->parallel.etp),
-                 experts = ranks > sharing ? (size_t)memory->elements[PARAM_EXPERT] * sum : 0,
-                 divided =
-                     whole_dense && copies > 1 ? (size_t)memory->elements[PARAM_TENSOR] * sum : 0,
-                 whole = dense > divided ? dense : divided;
+                                                                                : sizeof(float);
     return (alone ? chunk * vocab * (sizeof(float) + (act == 2 ? 2 : 0)) : 0) +
            2 * vocab * (size_t)arch->width * act * chunk / CPU_LOSS_ROWS +
-           (whole > experts ? whole : experts);
+           (size_t)memory->elements[PARAM_EMBED] * sum;
 }
 
 size_t memory_outside(const struct config *config, const struct hardware *hardware,
                       const struct architecture *arch, const struct stage_memory *memory,
-                      int64_t dp, int64_t ep)
+                      int64_t dp)
 {
     const size_t batch = (size_t)config->train.global_batch / (size_t)dp *
                          (size_t)config->train.sequence_length * 4 * sizeof(int32_t);
@@ -238,7 +230,7 @@ size_t memory_outside(const struct config *config, const struct hardware *hardwa
     const size_t ranks = all > 1 ? CPU_RANKS_MIB : 0,
                  tensors = (size_t)(memory->tensors * all) * SAVED_TENSOR_BYTES;
     return (CPU_PROGRAM_MIB + ranks + CPU_THREAD_MIB * (size_t)hardware->threads) * MIB + batch +
-           scratch_of_cpu(config, arch, memory, dp, ep) +
+           scratch_of_cpu(config, arch, memory) +
            attention_of_cpu(config, arch, (size_t)hardware->threads) +
            (memory->stages ? save_block_bytes(memory->staging) + tensors : 0);
 }
