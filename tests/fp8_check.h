@@ -259,7 +259,7 @@ static inline void fp8_run(struct check *c, void (*run)(struct check *, const vo
                            const void *args, bool kernels)
 {
     for (int own = 0; own <= (kernels ? 1 : 0); own++) {
-        for (uint64_t seed = 1; seed <= CHECK_SEEDS; seed++) {
+        for (uint64_t seed = 1; seed <= check_seeds(); seed++) {
             c->own = own != 0;
             c->dtype = DTYPE_BF16;
             c->seed = seed;

@@ -4,6 +4,7 @@
 # the exit code, so that one run shows all that is wrong.
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 export OMP_WAIT_POLICY=passive OMPI_MCA_mpi_yield_when_idle=1 # several ranks share a core here
+export OMPI_MCA_ess_singleton_isolated=1 # one rank without mpirun: no daemon of Open MPI beside it
 source_dir=$(realpath "$1")
 binary=$(realpath "$2")
 full=${SWITCHYARD_FULL:-0}

@@ -183,7 +183,8 @@ check_layouts() {
     layouts="1,1 2,1 2,2 4,1 4,2 4,4" steps=20 twice_layouts="1,1 2,2 4,2" twice_steps=10 predicted=
     if [ "$full" != 1 ]; then
         steps=8 twice_layouts="4,2" twice_steps=4
-        [ "$family" = mixtral ] || layouts="1,1 2,2 4,2"
+        layouts="1,1 2,2 4,2"
+        [ "$family" != mixtral ] || layouts="1,1 2,2 4,1 4,2 4,4"
     fi
     [ "$family" != deepseek_v3 ] || predicted=mtp_loss
     make_config "$family"

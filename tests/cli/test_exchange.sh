@@ -16,6 +16,7 @@ for family in mixtral deepseek_v2 deepseek_v3; do
         expect_rc 0 "$binary" import $name c-$name-1
         expect_rc 0 "$binary" export c-$name-1 e-$name-1
         same $name e-$name-1
+        case $dtype-$full in BF16-0 | F16-0) continue ;; esac # two ranks: 4 bytes and codes; all with --full
         expect_rc 0 ranks 2 "$binary" import $name c-$name-2
         expect_rc 0 ranks 2 "$binary" export c-$name-2 e-$name-2
         same $name e-$name-2

@@ -193,22 +193,35 @@ static int model_of(const struct division *l)
     return DEPTHS * l->v3 + depth_of(l);
 }
 
-/* Rank 0's curve of a model, in a world of its own. */
-static struct curve train_alone(struct comm *world, int model, const struct way *way)
+/* want[MODELS] <- the curves of the models that the layouts have, each of one rank in a world of
+ * its own: as many at a time as there are ranks. */
+static void train_alone(struct comm *world, const struct division *list, int count,
+                        const struct way *way, struct curve *want)
 {
     static struct tiny tiny;
-    const struct division one = {1, 1, 1, 1, 1, 1, 0, model / DEPTHS == 1};
-    struct curve curve = {0};
     struct comm alone = {0};
-    comm_split(world, world->rank == 0 ? 0 : 1, world->rank, &alone);
-    if (world->rank == 0) {
-        CHECK(world, open_model(&alone, &tiny, &one, model % DEPTHS, way) == STATUS_OK);
-        step(&alone, &tiny, way->steps, &curve);
-        tiny_close(&tiny);
+    int trained = 0, by[MODELS];
+    comm_split(world, world->rank, 0, &alone);
+    CHECK_EQUAL(world, alone.size, 1);
+    for (int m = 0; m < MODELS; m++) {
+        const struct division one = {1, 1, 1, 1, 1, 1, 0, m / DEPTHS == 1};
+        by[m] = -1;
+        for (int i = 0; i < count && by[m] < 0; i++) {
+            by[m] = model_of(&list[i]) == m ? trained++ % world->size : -1;
+        }
+        want[m] = (struct curve){0};
+        if (by[m] == world->rank) {
+            CHECK(world, open_model(&alone, &tiny, &one, m % DEPTHS, way) == STATUS_OK);
+            step(&alone, &tiny, way->steps, &want[m]);
+            tiny_close(&tiny);
+        }
     }
     comm_free(&alone);
-    comm_broadcast(world, &curve, sizeof curve, 0);
-    return curve;
+    for (int m = 0; m < MODELS; m++) {
+        if (by[m] >= 0) {
+            comm_broadcast(world, &want[m], sizeof want[m], by[m]);
+        }
+    }
 }
 
 /* --- comparing --- */
@@ -332,8 +345,8 @@ static void test_losses(struct comm *world)
                            wanted(few, world->size == 2 ? MOST : 2 * SAMPLE));
     for (int m = 0; m < MODELS; m++) {
         axis_folder(world, relay[m].folder, sizeof relay[m].folder);
-        want[m] = train_alone(world, m, &in_fp32);
     }
+    train_alone(world, list, count, &in_fp32, want);
     for (int i = 0; i < count; i++) {
         const int model = model_of(&list[i]);
         struct relay *passing = i % (axis_full() ? 29 : 4) == 0 ? &relay[model] : NULL;
@@ -345,22 +358,16 @@ static void test_losses(struct comm *world)
     finish(world, &in_fp32, &tally);
 }
 
-/* `keep` of a list, drawn, against one rank each; models alone are trained where they are wanted.
- */
+/* `keep` of a list, drawn, against one rank each. */
 static void try_some(struct comm *world, struct division *list, int count, int keep,
                      const struct way *way)
 {
     struct tally tally = {0};
     struct curve want[MODELS];
-    bool there[MODELS] = {false};
     const int kept = draw(list, count, keep);
+    train_alone(world, list, kept, way, want);
     for (int i = 0; i < kept; i++) {
-        const int model = model_of(&list[i]);
-        if (!there[model]) {
-            want[model] = train_alone(world, model, way);
-            there[model] = true;
-        }
-        try_layout(world, &list[i], &want[model], way, NULL, &tally);
+        try_layout(world, &list[i], &want[model_of(&list[i])], way, NULL, &tally);
     }
     finish(world, way, &tally);
 }

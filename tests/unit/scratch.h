@@ -18,6 +18,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "counts.h"
 #include "kernels/base/io.h"
 
 static inline int scratch_enter(void **state)

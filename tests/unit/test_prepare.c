@@ -365,7 +365,7 @@ static void test_killed_anywhere(void **state)
     static const enum io_fault kinds[] = {IO_FAULT_KILL_TORN, IO_FAULT_KILL_AFTER};
     struct prepare_summary summary;
     struct prepare_options options = request(corpus, 2, "whole.h5");
-    const int step = getenv("SWITCHYARD_FULL") != NULL ? 1 : 3;
+    const int step = counts_full() ? 1 : 3;
     int went_on = 0;
     put_corpus();
     assert_int_equal(prepare_run(&options, &summary), STATUS_OK);
