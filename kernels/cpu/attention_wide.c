@@ -57,10 +57,13 @@ WIDE_INLINE static void dots(bool pairs, __m512 sum[ROWS][VECTORS], const float 
     }
 }
 
-/* 2^x: 2^round(x) times a polynomial of degree 5 in the rest, off by 1.5e-7 at most, exact at 0.
- * Far below 0 it is 0, and NaN stays NaN. */
-WIDE_INLINE static __m512 power(__m512 x)
+/* 2^x of what is 0 at most but for rounding, which of huge scores is huge, too: above 0 it is 1.
+ * 2^round(x) times a polynomial of degree 5 in the rest, off by 1.5e-7 at most, exact at 0. Far
+ * below 0 it is 0, and NaN, as the second operand of both bounds, stays NaN. */
+WIDE_INLINE static __m512 power(__m512 above)
 {
+    const __m512 x =
+        _mm512_max_ps(_mm512_set1_ps(-200.0F), _mm512_min_ps(_mm512_setzero_ps(), above));
     const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 rest = _mm512_sub_ps(x, whole);
     __m512 p = _mm512_set1_ps(1.327647217e-3F);
