@@ -35,6 +35,8 @@ struct comm_request {
     /* of an exchange or gather, for a trace: */
     const char *name;
     int64_t began_ns, done_ns, bytes; /* done: when it was seen to be; 0: not yet */
+    int row;
+    int peer; /* of a message to one rank */
 };
 
 struct comm_table {

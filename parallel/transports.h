@@ -18,6 +18,7 @@ struct comm_rows {
     bool parts;                /* comm_parts_start */
     int64_t began_ns, done_ns; /* for a trace; done: when it was seen to be; 0: not yet */
     int64_t bytes, layer;      /* that this rank sends; being computed at its start */
+    int row;                   /* of the trace */
     void *requests;            /* [room] owned by the group: the transport's own */
     int64_t count, room;
 };

@@ -62,7 +62,8 @@ static struct mesh mesh_of(const struct config *config, int64_t dp, int64_t ep)
                          .etp = {.size = (int)etp, .name = "etp"},
                          .experts = {.size = (int)(ep * etp), .name = "experts"},
                          .nodes = nodes_of(config, (int)(ep * etp)),
-                         .edp = {.size = (int)(dp / ep / etp), .name = "edp"}};
+                         .edp = {.size = (int)(dp / ep / etp), .name = "edp"},
+                         .staged = hardware_stages(config)};
 }
 
 static enum status measure(struct stage_memory *memory, const struct config *config,

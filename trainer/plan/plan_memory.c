@@ -25,6 +25,7 @@ size_t planner_least_memory(const struct plan *plan)
 enum status planner_measure(struct planner *p)
 {
     const struct plan *plan = p->plan;
+    const double measured = plan->shape.schedule == PIPELINE_PAIRS ? 2 : 1; /* micro-batches */
     for (int64_t s = 0; s < pipeline_stages(&plan->shape); s++) {
         const struct stage *own = &plan->stage[s], *last = s > 0 ? own - 1 : own;
         const int64_t alike = plan->config->fp8.first_bf16 > plan->arch.dense_layers
@@ -39,7 +40,7 @@ enum status planner_measure(struct planner *p)
             TRY(memory_of_stage(&p->memory[s], plan->config, own, plan->hardware.device,
                                 plan->dp * plan->cp * plan->tp, plan->ep, has_saves(p)));
         }
-        p->kept[s] = (double)p->memory[s].kind[MODEL_BLOCKS];
+        p->kept[s] = (double)p->memory[s].kind[MODEL_BLOCKS] / measured;
     }
     return STATUS_OK;
 }
