@@ -143,6 +143,28 @@ static void pass_by(struct reduction_at *at, const struct reduction_piece *piece
     at->element = piece->first + piece->count;
 }
 
+size_t reduction_spare(const struct model *model, enum param_group g)
+{
+    const struct model_group *group = &model->group[g];
+    const struct reduction *reduction = &group->reduction;
+    const int64_t share = group->zero.share, others = group->zero.comm->size - 1;
+    int64_t largest = 0; /* of anybody's pieces */
+    if (reduction->part == NULL || g == PARAM_EMBED || model->gradients.fixed ||
+        group->muon.owner != NULL) {
+        return 0;
+    }
+    for (int64_t p = 0; p < reduction->parts; p++) {
+        const struct reduction_part *part = &reduction->part[p];
+        for (int64_t at = part->first; at < part->end;) {
+            const int64_t end = least(part->end, (at / share + 1) * share),
+                          count = least(end - at, reduction->most);
+            largest = count > largest ? count : largest;
+            at = end;
+        }
+    }
+    return (size_t)(share - largest * others) * sizeof(float);
+}
+
 /* --- on the host --- */
 
 static size_t bytes_of(const struct model *model, const struct reduction_piece *piece)

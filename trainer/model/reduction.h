@@ -77,6 +77,10 @@ bool reduction_wanted(const struct model *model, enum param_group group);
 bool reduction_of_gpu(const struct config *config, enum param_group group, int64_t ranks,
                       int64_t experts_ranks, int64_t parts);
 
+/* Local. Bytes of the group's scratch that a reduction on the host never touches: 0 where Muon, or
+ * sums of integers, use all of it, and where the group is not reduced so. */
+size_t reduction_spare(const struct model *model, enum param_group group);
+
 /* Local. Nothing is closed. */
 void reduction_clear(struct model *model);
 /* Collective over the replicas of each group, in the same order on all ranks of it. All gradients

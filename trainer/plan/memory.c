@@ -85,6 +85,7 @@ static enum status measure(struct stage_memory *memory, const struct config *con
     memory->host = model.offload.on ? model.offload.arena.used : 0;
     for (int g = 0; g < model.params.groups; g++) {
         memory->elements[g] = model.group[g].zero.count;
+        memory->spare += reduction_spare(&model, (enum param_group)g);
         memory->muon[g] = model.group[g].muon.load;
     }
     model_free(&model);
@@ -243,7 +244,7 @@ enum status memory_untouched(size_t *bytes, const struct config *config, const s
     const int64_t replicas[PARAM_GROUPS] = {ranks, ranks / ep / config->parallel.etp, copies};
     struct config even = *config;
     struct stage_memory fair;
-    *bytes = memory->stages ? 0 : memory->staging;
+    *bytes = memory->spare + (memory->stages ? 0 : memory->staging);
     for (int g = 0; g < PARAM_GROUPS; g++) {
         *bytes += replicas[g] == 1 ? (size_t)memory->elements[g] * sizeof(float) : 0;
     }

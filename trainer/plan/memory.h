@@ -17,6 +17,7 @@ struct stage_memory {
     int64_t elements[PARAM_GROUPS];      /* of a rank, padding included */
     struct muon_load muon[PARAM_GROUPS]; /* optimizer.name muon */
     size_t host;                         /* host memory: state that is offloaded */
+    size_t spare; /* of gradients: room to reduce that a CPU run uses nothing of */
     /* what is measured where `saves` says so, else 0 */
     size_t staging;  /* host memory: the copy that saves are written from */
     int64_t tensors; /* of them, on the first rank */
@@ -52,7 +53,8 @@ size_t memory_outside(const struct config *config, const struct hardware *hardwa
                       const struct architecture *arch, const struct stage_memory *memory,
                       int64_t dp);
 /* Of a model in one stage: bytes of the arenas that a CPU run never touches: room to reduce what
- * has one replica, and for more than a fair share of rows. Errors: as memory_of_stage. */
+ * has one replica, or more than comes at a time, and for more than a fair share of rows. Errors: as
+ * memory_of_stage. */
 enum status memory_untouched(size_t *bytes, const struct config *config, const struct stage *stage,
                              const struct stage_memory *memory, struct device *device, int64_t dp,
                              int64_t ep);
