@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "kernels/base/rng.h"
@@ -11,6 +12,9 @@
 #include "kernels/cpu/gemm_onednn.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/tile.h"
+
+/* Scratch of this many bytes is of large pages: rows of a packed operand stand far apart. */
+static const size_t HUGE_PAGE = (size_t)2 << 20;
 
 static const struct ops cpu_ops = {
     .name = "cpu",
@@ -203,7 +207,7 @@ static void open_onednn(struct cpu_device *device, bool layout)
     device_fact(info, "onednn", "%s", version);
     device_fact(info, "isa", "%s", onednn_isa());
     device_fact(info, "gemm", "%s%s", device->onednn != NULL ? "oneDNN brgemm" : "own",
-                device->wide ? ", experts: own, AVX-512 with bf16" : "");
+                device->wide ? ", experts and head: own, AVX-512 with bf16" : "");
     device_fact(info, "bf16_gemm", "%s", device->onednn != NULL && bf16 ? "native" : "float32");
     device_fact(info, "loops", "%s", loops());
 }
@@ -234,7 +238,7 @@ void *cpu_scratch(struct device *device, enum cpu_slot slot, size_t bytes)
     if (self->scratch[slot].bytes < bytes) {
         const size_t rounded = cpu_scratch_bytes(bytes);
         free(self->scratch[slot].data);
-        self->scratch[slot].data = aligned_alloc(64, rounded);
+        self->scratch[slot].data = aligned_alloc(rounded < HUGE_PAGE ? 64 : HUGE_PAGE, rounded);
         self->scratch[slot].bytes = rounded;
         if (self->scratch[slot].data == NULL) {
             fprintf(stderr,
@@ -242,6 +246,9 @@ void *cpu_scratch(struct device *device, enum cpu_slot slot, size_t bytes)
                     "train.micro_batch\n",
                     bytes);
             exit(status_exit_code(STATUS_RESOURCE));
+        }
+        if (rounded >= HUGE_PAGE) { /* advice only: slower without, never wrong */
+            (void)madvise(self->scratch[slot].data, rounded, MADV_HUGEPAGE);
         }
     }
     return self->scratch[slot].data;
