@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
 
 #include "kernels/base/rng.h"
@@ -12,9 +11,6 @@
 #include "kernels/cpu/gemm_onednn.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/tile.h"
-
-/* Scratch of this many bytes is of large pages: rows of a packed operand stand far apart. */
-static const size_t HUGE_PAGE = (size_t)2 << 20;
 
 static const struct ops cpu_ops = {
     .name = "cpu",
@@ -238,7 +234,7 @@ void *cpu_scratch(struct device *device, enum cpu_slot slot, size_t bytes)
     if (self->scratch[slot].bytes < bytes) {
         const size_t rounded = cpu_scratch_bytes(bytes);
         free(self->scratch[slot].data);
-        self->scratch[slot].data = aligned_alloc(rounded < HUGE_PAGE ? 64 : HUGE_PAGE, rounded);
+        self->scratch[slot].data = aligned_alloc(64, rounded);
         self->scratch[slot].bytes = rounded;
         if (self->scratch[slot].data == NULL) {
             fprintf(stderr,
@@ -246,9 +242,6 @@ void *cpu_scratch(struct device *device, enum cpu_slot slot, size_t bytes)
                     "train.micro_batch\n",
                     bytes);
             exit(status_exit_code(STATUS_RESOURCE));
-        }
-        if (rounded >= HUGE_PAGE) { /* advice only: slower without, never wrong */
-            (void)madvise(self->scratch[slot].data, rounded, MADV_HUGEPAGE);
         }
     }
     return self->scratch[slot].data;
