@@ -1,27 +1,19 @@
-#define _DEFAULT_SOURCE /* madvise */
 #include "checkpoints/blocks.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
-#include "checkpoints/block_queue.h"
 #include "kernels/base/hash.h"
 #include "kernels/base/io.h"
+#include "kernels/base/io_queue.h"
 
 enum { MAX_PATH = 4096 };
 static const size_t MOST_TEXT = (size_t)64 << 20;
 
-/* Of few large pages: direct I/O to 1,024 small ones takes two to three times as long. */
 void *blocks_buffer(void)
 {
-    enum { PAGE_BYTES = 2 << 20 };
-    void *buffer = aligned_alloc(PAGE_BYTES, (size_t)MANIFEST_BLOCK_BYTES);
-    if (buffer != NULL) {
-        (void)madvise(buffer, (size_t)MANIFEST_BLOCK_BYTES, MADV_HUGEPAGE); /* advice only */
-    }
-    return buffer;
+    return io_buffer((size_t)MANIFEST_BLOCK_BYTES);
 }
 
 static int64_t block_size(int64_t bytes, int64_t block)
@@ -37,52 +29,31 @@ static enum status join(char out[MAX_PATH], const char *path, const char *name)
                : status_fail(STATUS_IO, "path too long: %s/%s", path, name);
 }
 
-/* The result of the oldest job, which is released. */
-static enum status finish_oldest(struct block_queue *queue)
-{
-    const struct block_job *job = block_queue_wait(queue);
-    const enum status status =
-        job->status == STATUS_OK ? STATUS_OK : status_lines(job->status, job->message);
-    block_queue_release(queue);
-    return status;
-}
-
-static enum status finish_all(struct block_queue *queue)
-{
-    while (block_queue_oldest(queue) != NULL) {
-        TRY(finish_oldest(queue));
-    }
-    return STATUS_OK;
-}
-
 /* One block is filled and hashed while those before it are written. */
-static enum status queue_blocks(struct block_queue *queue, struct io_file *file, int64_t bytes,
+static enum status queue_blocks(struct io_queue *queue, struct io_file *file, int64_t bytes,
                                 blocks_source source, void *context, uint64_t *hash)
 {
     for (int64_t b = 0; b < manifest_blocks(bytes); b++) {
-        struct block_job *job = block_queue_free(queue);
-        while (job == NULL) {
-            TRY(finish_oldest(queue));
-            job = block_queue_free(queue);
-        }
+        struct io_job *job = NULL;
+        TRY(io_queue_next(queue, &job));
         job->file = file;
         job->write = true;
         job->offset = b * MANIFEST_BLOCK_BYTES;
         job->bytes = (size_t)block_size(bytes, b);
         TRY(source(context, job->offset, job->buffer, job->bytes));
         hash[b] = hash_bytes(job->buffer, job->bytes);
-        block_queue_submit(queue);
+        io_queue_submit(queue);
     }
-    return finish_all(queue);
+    return io_queue_finish(queue);
 }
 
 static enum status write_blocks(struct io_file *file, int64_t bytes, blocks_source source,
                                 void *context, uint64_t *hash)
 {
-    struct block_queue queue;
-    TRY(block_queue_open(&queue));
+    struct io_queue queue;
+    TRY(io_queue_open(&queue, (size_t)MANIFEST_BLOCK_BYTES, IO_QUEUE_DEPTH));
     const enum status status = queue_blocks(&queue, file, bytes, source, context, hash);
-    block_queue_close(&queue);
+    io_queue_close(&queue);
     return status;
 }
 
@@ -181,7 +152,7 @@ struct check {
 
 /* A block that was read. */
 static enum status check_block(const struct manifest_file *entry, int64_t index, int64_t block,
-                               const struct block_job *job, const struct check *check)
+                               const struct io_job *job, const struct check *check)
 {
     enum status status =
         job->status == STATUS_OK ? STATUS_OK : status_lines(job->status, job->message);
@@ -195,16 +166,15 @@ static enum status check_block(const struct manifest_file *entry, int64_t index,
     return status;
 }
 
-static void read_ahead(struct block_queue *queue, struct io_file *file, int64_t bytes,
-                       int64_t *next)
+static void read_ahead(struct io_queue *queue, struct io_file *file, int64_t bytes, int64_t *next)
 {
-    for (struct block_job *job = block_queue_free(queue);
-         job != NULL && *next < manifest_blocks(bytes); job = block_queue_free(queue)) {
+    for (struct io_job *job = io_queue_free(queue); job != NULL && *next < manifest_blocks(bytes);
+         job = io_queue_free(queue)) {
         job->file = file;
         job->write = false;
         job->offset = *next * MANIFEST_BLOCK_BYTES;
         job->bytes = (size_t)block_size(bytes, (*next)++);
-        block_queue_submit(queue);
+        io_queue_submit(queue);
     }
 }
 
@@ -213,20 +183,20 @@ static enum status compare(struct io_file *file, const struct manifest *manifest
                            const struct check *check)
 {
     const struct manifest_file *entry = &manifest->file[index];
-    struct block_queue queue;
+    struct io_queue queue;
     int64_t bytes = 0, next = 0;
     TRY(io_size(file, &bytes));
     if (bytes != entry->bytes) {
         return wrong_size(file->path, bytes, entry->bytes);
     }
-    TRY(block_queue_open(&queue));
+    TRY(io_queue_open(&queue, (size_t)MANIFEST_BLOCK_BYTES, IO_QUEUE_DEPTH));
     enum status status = STATUS_OK;
     for (int64_t b = 0; b < manifest_blocks(bytes) && status == STATUS_OK; b++) {
         read_ahead(&queue, file, bytes, &next);
-        status = check_block(entry, index, b, block_queue_wait(&queue), check);
-        block_queue_release(&queue);
+        status = check_block(entry, index, b, io_queue_wait(&queue), check);
+        io_queue_release(&queue);
     }
-    block_queue_close(&queue);
+    io_queue_close(&queue);
     return status;
 }
 

@@ -2,13 +2,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "checkpoints/block_queue.h"
 #include "checkpoints/blocks.h"
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/manifest.h"
 #include "checkpoints/wanted.h"
 #include "kernels/base/hash.h"
 #include "kernels/base/io.h"
+#include "kernels/base/io_queue.h"
 
 enum { MAX_PATH = 4096 };
 
@@ -21,7 +21,7 @@ struct reader {
     int64_t verified;  /* the block at the front whose hash agrees, -1: none */
     int64_t asked;     /* the block asked for last, -1: none */
     int64_t last, run; /* the block used last, -1: none; how many one after another it ends */
-    struct block_queue queue;
+    struct io_queue queue;
     char *pack;   /* owned: a block, for runs on their way to a device; or NULL */
     bool made;    /* the queue is open */
     int64_t used; /* when it was last, of several: the largest is the newest */
@@ -36,7 +36,7 @@ struct outlook {
 
 static bool ask(struct reader *reader, int64_t block)
 {
-    struct block_job *job = block_queue_free(&reader->queue);
+    struct io_job *job = io_queue_free(&reader->queue);
     const int64_t begin = block * MANIFEST_BLOCK_BYTES, left = reader->entry->bytes - begin;
     if (job == NULL || left <= 0) {
         return false;
@@ -46,21 +46,21 @@ static bool ask(struct reader *reader, int64_t block)
     job->offset = begin;
     job->bytes = (size_t)(left < MANIFEST_BLOCK_BYTES ? left : MANIFEST_BLOCK_BYTES);
     reader->asked = block;
-    block_queue_submit(&reader->queue);
+    io_queue_submit(&reader->queue);
     return true;
 }
 
 static void forget_blocks(struct reader *reader)
 {
-    while (block_queue_wait(&reader->queue) != NULL) {
-        block_queue_release(&reader->queue);
+    while (io_queue_wait(&reader->queue) != NULL) {
+        io_queue_release(&reader->queue);
     }
     reader->verified = reader->asked = -1;
 }
 
 static int64_t front_block(const struct reader *reader)
 {
-    const struct block_job *job = block_queue_oldest(&reader->queue);
+    const struct io_job *job = io_queue_oldest(&reader->queue);
     return job != NULL ? job->offset / MANIFEST_BLOCK_BYTES : -1;
 }
 
@@ -68,8 +68,8 @@ static int64_t front_block(const struct reader *reader)
 static void bring(struct reader *reader, int64_t block)
 {
     while (front_block(reader) >= 0 && front_block(reader) < block) {
-        (void)block_queue_wait(&reader->queue);
-        block_queue_release(&reader->queue);
+        (void)io_queue_wait(&reader->queue);
+        io_queue_release(&reader->queue);
     }
     if (front_block(reader) != block) {
         forget_blocks(reader);
@@ -81,7 +81,7 @@ static void bring(struct reader *reader, int64_t block)
 static void look_ahead(struct reader *reader, int64_t block, const struct outlook *outlook)
 {
     int64_t next = reader->asked > block ? reader->asked + 1 : block + 1;
-    if (block_queue_free(&reader->queue) == NULL) {
+    if (io_queue_free(&reader->queue) == NULL) {
         return;
     }
     for (int64_t i = 0; i < outlook->count && outlook->item[i].file == reader->open; i++) {
@@ -110,7 +110,7 @@ static enum status load_block(struct reader *reader, int64_t block, const struct
                                             : 1;
     reader->last = block;
     look_ahead(reader, block, outlook);
-    const struct block_job *job = block_queue_wait(&reader->queue);
+    const struct io_job *job = io_queue_wait(&reader->queue);
     *data = job->buffer;
     if (job->status != STATUS_OK) {
         char message[sizeof job->message];
@@ -235,14 +235,14 @@ static enum status read_list(struct reader *reader, const char *path,
 static enum status reader_init(struct reader *reader)
 {
     *reader = (struct reader){.open = -1, .verified = -1, .asked = -1, .last = -1};
-    TRY(block_queue_open(&reader->queue));
+    TRY(io_queue_open(&reader->queue, (size_t)MANIFEST_BLOCK_BYTES, IO_QUEUE_DEPTH));
     reader->made = true;
     return STATUS_OK;
 }
 
 static void reader_free(struct reader *reader)
 {
-    block_queue_close(&reader->queue);
+    io_queue_close(&reader->queue);
     free(reader->pack);
     reader->pack = NULL;
     reader->made = false;

@@ -6,11 +6,11 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "checkpoints/block_queue.h"
 #include "checkpoints/blocks.h"
 #include "checkpoints/shard.h"
 #include "checkpoints/view.h"
 #include "kernels/base/folder.h"
+#include "kernels/base/io_queue.h"
 
 enum { MAX_PATH = STEPS_PATH_BYTES };
 
@@ -122,7 +122,7 @@ void save_begin_alone(struct save *save, struct comm *comm, struct folder *folde
 size_t save_block_bytes(size_t bytes)
 {
     const size_t blocks = bytes / (size_t)MANIFEST_BLOCK_BYTES + 1;
-    return (blocks < BLOCK_QUEUE_DEPTH ? blocks : BLOCK_QUEUE_DEPTH) * (size_t)MANIFEST_BLOCK_BYTES;
+    return (blocks < IO_QUEUE_DEPTH ? blocks : IO_QUEUE_DEPTH) * (size_t)MANIFEST_BLOCK_BYTES;
 }
 
 /* What does not read back whole never gets a checkpoint's name, nor do older ones go for it. */

@@ -1,10 +1,10 @@
-#define _DEFAULT_SOURCE /* madvise */
 #include "checkpoints/snapshot.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
+
+#include "kernels/base/io.h"
 
 /* Bytes of a piece: small beside a step, large beside a lock. */
 enum { PIECE_BYTES = 4 << 20, PAGE_BYTES = 2 << 20, ALIGNMENT = 64 };
@@ -48,15 +48,13 @@ static enum status reserve(struct snapshot *snapshot, const struct checkpoint_sl
     snapshot->memory =
         snapshot->device != NULL
             ? device_ops(snapshot->device)->host_alloc(snapshot->device, snapshot->bytes)
-            : aligned_alloc(large ? PAGE_BYTES : ALIGNMENT, snapshot->bytes);
+        : large ? io_buffer(snapshot->bytes)
+                : aligned_alloc(ALIGNMENT, snapshot->bytes);
     if (snapshot->slice == NULL || snapshot->piece == NULL || snapshot->memory == NULL) {
         return status_fail(STATUS_RESOURCE,
                            "out of memory for the copy of the state to save (%zu "
                            "MiB)",
                            snapshot->bytes >> 20);
-    }
-    if (large && snapshot->device == NULL) {
-        (void)madvise(snapshot->memory, snapshot->bytes, MADV_HUGEPAGE); /* advice only */
     }
     return STATUS_OK;
 }

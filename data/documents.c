@@ -92,11 +92,63 @@ static enum status read_text(struct documents *documents, int64_t index,
     return add_document(batch, &document);
 }
 
+/* Whether there is a NUL byte in the open file; `scratch` is used up, and the file stands where it
+ * stood. */
+static enum status look_for_nul(struct documents *documents, struct byte_list *scratch, bool *found)
+{
+    enum { SOME = 1 << 18 }; /* what a core's cache holds */
+    const int64_t stood = documents->unpack.at;
+    TRY(byte_list_reserve(scratch, SOME));
+    size_t got = 0;
+    documents->unpack.at = 0;
+    do {
+        TRY(unpack_read(&documents->unpack, scratch->data, SOME, &got));
+        *found = memchr(scratch->data, 0, got) != NULL;
+    } while (got > 0 && !*found);
+    documents->unpack.at = stood;
+    return STATUS_OK;
+}
+
+/* The next piece of a file that is one long text. */
+static enum status read_piece(struct documents *documents, struct document_batch *batch)
+{
+    const struct input_file *file = &documents->files->file[documents->file];
+    const int64_t start = documents->start, left = file->bytes - start,
+                  bytes = left < DOCUMENTS_BATCH ? left : DOCUMENTS_BATCH;
+    struct document document = {
+        .file = documents->file, .offset = start, .continues = start > 0, .goes_on = bytes < left};
+    if (batch != NULL) {
+        if (documents->open_file != documents->file) {
+            TRY(open_file(documents, documents->file));
+        }
+        if (start == 0 && documents->find_binary && !file->named) {
+            TRY(look_for_nul(documents, &batch->text, &document.binary));
+        }
+        documents->unpack.at = start;
+        TRY(byte_list_reserve(&batch->text, (size_t)bytes));
+        TRY(unpack_read(&documents->unpack, batch->text.data, (size_t)bytes, &document.bytes));
+        batch->text.count = document.bytes;
+        batch->input_bytes = (int64_t)document.bytes;
+        batch->disk_bytes = bytes;
+        TRY(add_document(batch, &document));
+    }
+    documents->start = document.goes_on ? start + bytes : 0;
+    if (!document.goes_on) {
+        documents->file++;
+        close_file(documents);
+    }
+    return STATUS_OK;
+}
+
 /* As many of them as fit, at least one. */
 static enum status read_texts(struct documents *documents, struct document_batch *batch)
 {
     const struct input_files *files = documents->files;
-    int64_t bytes = 0;
+    int64_t bytes = files->file[documents->file].bytes;
+    if (documents->pieces && bytes > DOCUMENTS_BATCH && bytes <= documents->most_bytes) {
+        return read_piece(documents, batch);
+    }
+    bytes = 0;
     do {
         const int64_t index = documents->file++;
         bytes += files->file[index].bytes;

@@ -20,7 +20,7 @@ struct head {
 
 /* And of what it will write. */
 struct tail {
-    int64_t masked;
+    int64_t masked, continues, binary; /* the latter two of a piece of a text */
     struct token_position size;
     struct prepare_summary counts;
 };
@@ -240,6 +240,7 @@ static enum status mark_first(struct run *run, int64_t most)
             kept += added;
         }
         if (root) {
+            TRY(token_writer_settle(run->writer));
             TRY(prepare_journal_add(&run->journal, hashes, kept));
         }
         run->state.hashes += kept;
@@ -275,9 +276,27 @@ static struct tail tail_of(const struct run *run)
     const struct prepare_block *block = run->block;
     return block == NULL ? (struct tail){0}
                          : (struct tail){.masked = block->masked,
+                                         .continues = block->continues,
+                                         .binary = block->binary,
                                          .size = {(int64_t)block->tokens.count / run->rules.width,
                                                   block->documents},
                                          .counts = block->counts};
+}
+
+/* Adds what a rank has; pieces of a text that is binary are read and nothing else. */
+static void add_tail(struct prepare_state *state, const struct tail *tail)
+{
+    state->left_out = tail->binary || (tail->continues && state->left_out);
+    if (state->left_out) {
+        state->counts.bytes += tail->counts.bytes;
+        state->counts.disk_bytes += tail->counts.disk_bytes;
+        state->counts.skipped_binary += tail->counts.skipped_binary;
+        return;
+    }
+    state->end.tokens += tail->size.tokens;
+    state->end.documents += tail->size.documents;
+    state->masked = state->masked || tail->masked;
+    add_counts(&state->counts, &tail->counts);
 }
 
 /* Writes this rank's block behind those of lower ranks. */
@@ -285,18 +304,17 @@ static enum status write_block(struct run *run)
 {
     const struct tail mine = tail_of(run);
     struct token_position at = {0};
+    bool left_out = false;
     comm_all_gather(run->world, run->tails, &mine, sizeof mine);
     for (int r = 0; r < run->world->size; r++) {
         if (r == run->world->rank) {
             at = run->state.end;
         }
-        run->state.end.tokens += run->tails[r].size.tokens;
-        run->state.end.documents += run->tails[r].size.documents;
-        run->state.masked = run->state.masked || run->tails[r].masked;
-        add_counts(&run->state.counts, &run->tails[r].counts);
+        add_tail(&run->state, &run->tails[r]);
+        left_out = r == run->world->rank ? run->state.left_out != 0 : left_out;
     }
     run->state.batches += run->world->size;
-    if (run->block == NULL) {
+    if (run->block == NULL || left_out) {
         return STATUS_OK;
     }
     const struct token_block block = {
@@ -472,5 +490,8 @@ enum status prepare_run(const struct prepare_options *options, struct prepare_su
     const bool keep = keep_for_later(&run, status);
     *summary = run.state.counts;
     run_free(&run, keep);
+    if (run.world == &run.alone) {
+        comm_close(&run.alone);
+    }
     return status;
 }

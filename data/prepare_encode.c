@@ -55,6 +55,12 @@ enum status prepare_rules_open(struct prepare_rules *rules, const struct prepare
                : STATUS_OK;
 }
 
+bool prepare_rules_pieces(const struct prepare_rules *rules)
+{
+    return rules->text_allowed && rules->tokenizer.kind == TOKENIZER_BYTES && rules->width == 2 &&
+           !rules->options->dedup;
+}
+
 void prepare_rules_close(struct prepare_rules *rules)
 {
     tokenizer_close(&rules->tokenizer);
@@ -161,16 +167,16 @@ static enum status add_ids(struct prepare_worker *worker, struct prepare_block *
     return STATUS_OK;
 }
 
-/* Bytes are ids already: they only grow wider. */
-static enum status add_bytes(struct prepare_block *block, const char *text, size_t bytes)
+/* Bytes are ids already: they only grow wider. `ends`: the document does here. */
+static enum status add_bytes(struct prepare_block *block, const char *text, size_t bytes, bool ends)
 {
     TRY(byte_list_reserve(&block->tokens, 2 * bytes + 2));
     uint16_t *to = (uint16_t *)(void *)(block->tokens.data + block->tokens.count);
     for (size_t i = 0; i < bytes; i++) {
         to[i] = (unsigned char)text[i];
     }
-    to[bytes] = TOKENIZER_BYTES_EOS;
-    block->tokens.count += 2 * bytes + 2;
+    to[bytes] = TOKENIZER_BYTES_EOS; /* there is room for it either way */
+    block->tokens.count += 2 * (bytes + ends);
     return STATUS_OK;
 }
 
@@ -251,7 +257,7 @@ static enum status add_text(struct prepare_worker *worker, struct prepare_block 
         return STATUS_OK;
     }
     if (rules->tokenizer.kind == TOKENIZER_BYTES && rules->width == 2) {
-        TRY(add_bytes(block, text, bytes));
+        TRY(add_bytes(block, text, bytes, true));
     } else {
         worker->ids.count = 0;
         TRY(encoder_run(&worker->encoder, text, bytes, &worker->ids));
@@ -364,10 +370,35 @@ static bool is_binary(const struct prepare_rules *rules, const struct document *
            document->bytes > 0 && memchr(data, 0, document->bytes) != NULL;
 }
 
+/* A piece of a long text, where pieces are allowed: bytes become ids, whatever they are. */
+static enum status add_piece(struct prepare_block *block, const char *data,
+                             const struct document *document)
+{
+    block->continues = document->continues;
+    block->goes_on = document->goes_on;
+    block->binary = document->binary;
+    if (document->binary) {
+        block->counts.skipped_binary++;
+        return STATUS_OK;
+    }
+    TRY(add_bytes(block, data, document->bytes, !document->goes_on));
+    const int64_t count = (int64_t)block->tokens.count / 2;
+    if (!document->goes_on) {
+        block->lengths[block->documents++] = count; /* of what lies here */
+        block->counts.documents++;
+    }
+    block->counts.tokens = block->counts.text_tokens = count;
+    block->counts.text_bytes = (int64_t)document->bytes;
+    return STATUS_OK;
+}
+
 static enum status add_document(struct prepare_worker *worker, struct prepare_block *block,
                                 const struct document_batch *batch, const struct document *document)
 {
     const char *data = document->bytes > 0 ? batch->text.data + document->at : "";
+    if (document->continues || document->goes_on) {
+        return add_piece(block, data, document);
+    }
     if (document->too_long) {
         const int most = (int)(sizeof block->notes / sizeof block->notes[0]);
         block->counts.skipped_long++;
@@ -397,7 +428,7 @@ enum status prepare_encode(struct prepare_worker *worker, const struct document_
 {
     block->tokens.count = block->mask.count = 0;
     block->documents = block->note_count = 0;
-    block->masked = false;
+    block->masked = block->continues = block->goes_on = block->binary = false;
     block->counts =
         (struct prepare_summary){.bytes = batch->input_bytes, .disk_bytes = batch->disk_bytes};
     TRY(reserve_documents(block, batch->count));

@@ -26,8 +26,10 @@ struct prepare_block {
     struct byte_list tokens; /* in the width of the output */
     struct byte_list mask;   /* as far as the last document that has one; what follows counts */
     bool masked;             /* any document has a mask */
-    int64_t *lengths;        /* [documents] owned */
-    struct hash128 *hashes;  /* [documents] owned; with options->dedup */
+    /* It is a piece of one document (documents.h); binary: the first of one that is left out. */
+    bool continues, goes_on, binary;
+    int64_t *lengths;       /* [documents] owned */
+    struct hash128 *hashes; /* [documents] owned; with options->dedup */
     int64_t documents, room;
     struct prepare_summary counts; /* of this batch */
     struct document notes[4];      /* the first that are too long */
@@ -50,6 +52,9 @@ struct prepare_worker {
 enum status prepare_rules_open(struct prepare_rules *rules, const struct prepare_options *options)
     __attribute__((warn_unused_result));
 void prepare_rules_close(struct prepare_rules *rules);
+/* Whether a long text may be encoded in pieces: what becomes of a byte depends on no other, and
+ * nobody asks for a hash of the whole. */
+bool prepare_rules_pieces(const struct prepare_rules *rules);
 
 enum status prepare_worker_open(struct prepare_worker *worker, const struct prepare_rules *rules)
     __attribute__((warn_unused_result));

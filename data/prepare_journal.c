@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { VERSION = 1, MAX_PATH = 4096 };
+enum { VERSION = 2, MAX_PATH = 4096 };
 
 /* The state as numbers, one after another. */
 enum { NUMBERS = sizeof(struct prepare_state) / sizeof(int64_t) };

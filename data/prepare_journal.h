@@ -15,8 +15,9 @@
 struct prepare_state {
     int64_t batches;
     struct token_position end;
-    int64_t masked; /* any document so far has a mask */
-    int64_t hashes; /* in OUT.hashes.tmp */
+    int64_t masked;   /* any document so far has a mask */
+    int64_t hashes;   /* in OUT.hashes.tmp */
+    int64_t left_out; /* the text whose pieces are under way is, for it is binary: 0 or 1 */
     struct prepare_summary counts;
 };
 

@@ -154,6 +154,8 @@ enum status prepare_pipeline_open(struct prepare_pipeline **out, const struct pr
     const int64_t limit = rules->options->most_document_bytes;
     TRY(documents_open(&pipeline->documents, rules->files,
                        limit > 0 ? limit : PREPARE_MOST_DOCUMENT, first, stride));
+    pipeline->documents.pieces = prepare_rules_pieces(rules);
+    pipeline->documents.find_binary = !rules->options->keep_binary;
     for (int i = 0; i < workers; i++) {
         TRY(prepare_worker_open(&pipeline->worker[i], rules));
         pipeline->worker[i].pipeline = pipeline;

@@ -1,4 +1,4 @@
-/* token_formats: readers of the files that token_store opens. Private to data/.
+/* token_formats: readers of the files that token_store opens, and parts of that. Private to data/.
  *
  * Each fills a store whose path is set: tokens, width, tokens_at, documents, document_offsets, and
  * what the format knows of its vocabulary; token_store then looks at every token. Errors of
@@ -34,6 +34,21 @@ enum status token_megatron_open(struct token_store *store, const char *index,
 bool token_llmc_is(const char *head, int64_t bytes);
 /* store->file is it. */
 enum status token_llmc_open(struct token_store *store) TOKEN_CHECKED;
+
+/* --- opening, in parts; token_share.h divides the second between ranks --- */
+
+/* All of token_store_open but the look at every token; close it either way. */
+enum status token_store_begin(struct token_store *store, const char *path) TOKEN_CHECKED;
+/* Pieces of TOKEN_PIECE bytes of the tokens, or of the mask (0: there is none in the file). */
+enum { TOKEN_PIECE = 1 << 20 };
+int64_t token_store_pieces(const struct token_store *store, enum token_part part);
+/* Reads one of them into scratch[TOKEN_PIECE]: its hash; *most grows to its largest id. */
+enum status token_store_look(const struct token_store *store, enum token_part part, int64_t piece,
+                             char *scratch, uint64_t *hash, uint64_t *most) TOKEN_CHECKED;
+/* The hash of a part, of those of its pieces. */
+uint64_t token_store_chain(const uint64_t *hashes, int64_t count);
+/* Holds the largest id of all against what the file says. Errors: STATUS_DATA. */
+enum status token_store_conclude(struct token_store *store, uint64_t most) TOKEN_CHECKED;
 
 /* Token i as it stands in the file; 0 when it cannot be read. */
 uint64_t token_store_id(const struct token_store *store, int64_t i);

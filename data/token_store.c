@@ -90,66 +90,86 @@ static uint64_t largest(const char *data, int64_t count, int width)
     return most;
 }
 
-enum { PIECE = 1 << 20 };
-
-/* The hash of `before` and then of a piece. */
-static uint64_t chain(uint64_t before, const void *data, int64_t bytes)
+static int64_t part_bytes(const struct token_store *store, enum token_part part)
 {
-    const uint64_t both[2] = {before, hash_bytes(data, (size_t)bytes)};
-    return hash_bytes(both, sizeof both);
+    return part == TOKEN_PART_IDS ? store->tokens * store->width
+           : store->mask_at > 0   ? store->tokens
+                                  : 0;
 }
 
-/* All of the tokens pass by once: the largest id, and their hash. */
-static enum status find_largest(struct token_store *store, uint64_t *most)
+int64_t token_store_pieces(const struct token_store *store, enum token_part part)
 {
-    const int64_t bytes = store->tokens * store->width;
-    char *piece = malloc(PIECE);
-    *most = 0;
-    if (piece == NULL) {
-        return status_fail(STATUS_RESOURCE, "out of memory for reading %s", store->path);
-    }
-    for (int64_t at = 0; at < bytes && store->file->status == STATUS_OK; at += PIECE) {
-        const int64_t some = bytes - at < PIECE ? bytes - at : PIECE;
-        block_file_read_through(store->file, store->tokens_at + at, piece, (size_t)some);
-        const uint64_t one = largest(piece, some / store->width, store->width);
+    return (part_bytes(store, part) + TOKEN_PIECE - 1) / TOKEN_PIECE;
+}
+
+enum status token_store_look(const struct token_store *store, enum token_part part, int64_t piece,
+                             char *scratch, uint64_t *hash, uint64_t *most)
+{
+    const int64_t at = piece * TOKEN_PIECE, left = part_bytes(store, part) - at,
+                  bytes = left < TOKEN_PIECE ? left : TOKEN_PIECE;
+    token_store_bytes(store, part, at, scratch, (size_t)bytes);
+    *hash = hash_bytes(scratch, (size_t)bytes);
+    if (part == TOKEN_PART_IDS) {
+        const uint64_t one = largest(scratch, bytes / store->width, store->width);
         *most = one > *most ? one : *most;
-        store->tokens_hash = chain(store->tokens_hash, piece, some);
     }
-    free(piece);
     return block_file_status(store->file);
 }
 
-/* Of `bytes` bytes in memory, or, without, of a part of the file, the same in either case. */
-static enum status hash_part(const struct token_store *store, const void *memory,
-                             enum token_part part, int64_t bytes, uint64_t *hash)
+uint64_t token_store_chain(const uint64_t *hashes, int64_t count)
 {
-    char *piece = memory == NULL ? malloc(PIECE) : NULL;
-    *hash = 0;
-    if (memory == NULL && piece == NULL) {
-        return status_fail(STATUS_RESOURCE, "out of memory for reading %s", store->path);
+    uint64_t chain = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const uint64_t both[2] = {chain, hashes[i]};
+        chain = hash_bytes(both, sizeof both);
     }
-    for (int64_t at = 0; at < bytes; at += PIECE) {
-        const int64_t some = bytes - at < PIECE ? bytes - at : PIECE;
-        if (memory == NULL) {
-            token_store_bytes(store, part, at, piece, (size_t)some);
-        }
-        *hash = chain(*hash, memory != NULL ? (const char *)memory + at : piece, some);
+    return chain;
+}
+
+/* Of a part, all of it: its hash, and its largest id. */
+static enum status look_at_all(const struct token_store *store, enum token_part part,
+                               uint64_t *hash, uint64_t *most)
+{
+    const int64_t pieces = token_store_pieces(store, part);
+    char *scratch = malloc(TOKEN_PIECE);
+    uint64_t *hashes = malloc(((size_t)pieces + 1) * sizeof *hashes);
+    enum status status =
+        scratch != NULL && hashes != NULL
+            ? STATUS_OK
+            : status_fail(STATUS_RESOURCE, "out of memory for reading %s", store->path);
+    for (int64_t i = 0; i < pieces && status == STATUS_OK; i++) {
+        status = token_store_look(store, part, i, scratch, &hashes[i], most);
     }
-    free(piece);
-    return token_store_status(store);
+    *hash = status == STATUS_OK ? token_store_chain(hashes, pieces) : 0;
+    free(scratch);
+    free(hashes);
+    return status;
+}
+
+/* Of `bytes` bytes in memory, as of a part of a file. */
+static uint64_t hash_memory(const void *memory, int64_t bytes)
+{
+    uint64_t chain = 0;
+    for (int64_t at = 0; at < bytes; at += TOKEN_PIECE) {
+        const int64_t left = bytes - at, some = left < TOKEN_PIECE ? left : TOKEN_PIECE;
+        const uint64_t both[2] = {chain, hash_bytes((const char *)memory + at, (size_t)some)};
+        chain = hash_bytes(both, sizeof both);
+    }
+    return chain;
 }
 
 enum status token_store_contents(const struct token_store *store, uint64_t *contents)
 {
     const bool has_mask = store->loss_mask != NULL || store->mask_at > 0;
-    uint64_t tokens = store->tokens_hash, mask = 0;
+    uint64_t tokens = store->tokens_hash, mask = store->mask_hash, none = 0;
     *contents = 0;
     if (store->token_data != NULL) {
-        TRY(hash_part(store, store->token_data, TOKEN_PART_IDS, store->tokens * store->width,
-                      &tokens));
+        tokens = hash_memory(store->token_data, store->tokens * store->width);
     }
-    if (has_mask) {
-        TRY(hash_part(store, store->loss_mask, TOKEN_PART_MASK, store->tokens, &mask));
+    if (store->loss_mask != NULL) {
+        mask = hash_memory(store->loss_mask, store->tokens);
+    } else if (has_mask && !store->mask_looked_at) {
+        TRY(look_at_all(store, TOKEN_PART_MASK, &mask, &none));
     }
     const size_t offsets = (size_t)store->documents + 1;
     const uint64_t parts[] = {
@@ -166,10 +186,8 @@ enum status token_store_contents(const struct token_store *store, uint64_t *cont
     return STATUS_OK;
 }
 
-static enum status check_tokens(struct token_store *store)
+enum status token_store_conclude(struct token_store *store, uint64_t most)
 {
-    uint64_t most = 0;
-    TRY(find_largest(store, &most));
     if (store->largest_id >= 0 && most <= (uint64_t)store->largest_id) {
         store->vocab_size = store->vocab_known ? store->vocab_size : (int64_t)most + 1;
         store->largest_id = store->vocab_size - 1;
@@ -253,7 +271,7 @@ static enum status open_format(struct token_store *store)
     return token_llmc_is(head, bytes) ? token_llmc_open(store) : token_h5_open(store);
 }
 
-enum status token_store_open(struct token_store *store, const char *path)
+enum status token_store_begin(struct token_store *store, const char *path)
 {
     *store = (struct token_store){.path = strdup(path),
                                   .eos_id = -1,
@@ -264,8 +282,15 @@ enum status token_store_open(struct token_store *store, const char *path)
         return status_fail(STATUS_RESOURCE, "%s: out of memory for opening it", path);
     }
     TRY(open_format(store));
-    TRY(check_documents(store));
-    return check_tokens(store);
+    return check_documents(store);
+}
+
+enum status token_store_open(struct token_store *store, const char *path)
+{
+    uint64_t most = 0;
+    TRY(token_store_begin(store, path));
+    TRY(look_at_all(store, TOKEN_PART_IDS, &store->tokens_hash, &most));
+    return token_store_conclude(store, most);
 }
 
 void token_store_close(struct token_store *store)

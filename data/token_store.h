@@ -34,10 +34,12 @@ struct token_store {
     int width;          /* bytes per token: 1, 2, 4 or 8 */
     char tokenizer[64]; /* "unknown" where the format doesn't say */
     char tokenizer_hash[64];
-    const void *token_data;      /* [tokens] borrowed: of a store in memory; NULL: of a file */
-    const uint8_t *loss_mask;    /* [tokens] borrowed: of one in memory, or NULL */
-    struct block_file *file;     /* owned: the file with the tokens */
-    uint64_t tokens_hash;        /* of a file: of all its tokens */
+    const void *token_data;   /* [tokens] borrowed: of a store in memory; NULL: of a file */
+    const uint8_t *loss_mask; /* [tokens] borrowed: of one in memory, or NULL */
+    struct block_file *file;  /* owned: the file with the tokens */
+    uint64_t tokens_hash;     /* of a file: of all its tokens */
+    uint64_t mask_hash;       /* of all its mask, where it was looked at when it was opened */
+    bool mask_looked_at;
     int64_t tokens_at, mask_at;  /* bytes into it; mask_at 0: there is no loss_mask */
     char *tokenizer_file;        /* [tokenizer_file_bytes] owned */
     size_t tokenizer_file_bytes; /* 0: none */

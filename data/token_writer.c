@@ -1,4 +1,3 @@
-#define _DEFAULT_SOURCE /* madvise */
 #include "data/token_writer.h"
 
 #include <assert.h>
@@ -6,14 +5,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "data/token_store.h"
 #include "kernels/base/h5_image.h"
-#include "kernels/base/io.h"
+#include "kernels/base/io_queue.h"
 
-/* Direct I/O from few large pages takes half as long as from many small ones. */
-enum { MAX_PATH = 4096, PIECE = 1 << 20, PENDING = 1 << 24, LARGE_PAGE = 1 << 21 };
+enum { MAX_PATH = 4096, PIECE = 1 << 20 };
+/* Pieces of tokens on their way to the disk, and ends of documents held back meanwhile. */
+enum { QUEUE_BYTES = 1 << 24, QUEUE_DEPTH = 4, MOST_ENDS = 1 << 16 };
 enum { TOKENS, DOCUMENT_OFFSETS, LOSS_MASK, TOKENIZER_FILE, DATASETS };
 
 /* Where the tokens begin in the file: where HDF5 puts the first dataset of lay_out. Files too small
@@ -34,10 +33,14 @@ struct token_writer {
     struct token_position end;
     bool masked;
     int width;
-    /* Past the page cache, where the one process writes one block behind the other: what is not
-     * written yet, for a place in FILE_TOKENS that is a multiple of IO_ALIGNMENT. */
-    char *pending; /* [PENDING] owned; NULL: blocks are written as they come */
-    int64_t pending_at, pending_bytes;
+    /* Past the page cache, where the one process writes one block behind the other: a thread moves
+     * pieces of FILE_TOKENS, each to a multiple of IO_ALIGNMENT. What goes to the other files waits
+     * until it has moved them, so that operations have the same order in every run. */
+    struct io_queue queue;
+    bool queued;            /* there is one; else blocks are written as they come */
+    struct io_job *filling; /* the queue's; NULL: none is begun. bytes: as far as it is filled */
+    int64_t *ends;          /* [MOST_ENDS] owned: for FILE_ENDS */
+    int64_t tokens_at, ends_at, ends_count;
 };
 
 int token_writer_width(int64_t vocab_size)
@@ -57,6 +60,11 @@ enum status token_writer_folder(const char *path)
     return io_make_dir(folder);
 }
 
+static size_t piece_bytes(const struct token_writer *writer)
+{
+    return writer->options.piece_bytes > 0 ? writer->options.piece_bytes : QUEUE_BYTES;
+}
+
 static enum status open_tokens(struct token_writer *writer)
 {
     struct io_file *file = &writer->file[FILE_TOKENS];
@@ -65,53 +73,103 @@ static enum status open_tokens(struct token_writer *writer)
         return (writer->options.keep ? io_open_write : io_create)(file, name);
     }
     TRY(io_create_direct(file, name));
-    if (file->direct) {
-        writer->pending_at = BASE;
-        writer->pending = aligned_alloc(LARGE_PAGE, PENDING);
-        if (writer->pending == NULL) {
-            return status_fail(STATUS_RESOURCE, "out of memory to write %s", writer->path);
-        }
-        (void)madvise(writer->pending, PENDING, MADV_HUGEPAGE); /* advice only */
+    writer->queued = true;
+    writer->tokens_at = BASE;
+    writer->ends = malloc(MOST_ENDS * sizeof *writer->ends);
+    TRY(io_queue_open(&writer->queue, piece_bytes(writer), QUEUE_DEPTH));
+    return writer->ends != NULL
+               ? STATUS_OK
+               : status_fail(STATUS_RESOURCE, "out of memory to write %s", writer->path);
+}
+
+/* There is a job to fill. */
+static enum status begin_piece(struct token_writer *writer)
+{
+    if (writer->filling == NULL) {
+        TRY(io_queue_next(&writer->queue, &writer->filling));
+        writer->filling->file = &writer->file[FILE_TOKENS];
+        writer->filling->write = true;
+        writer->filling->offset = writer->tokens_at;
+        writer->filling->bytes = 0;
     }
     return STATUS_OK;
 }
 
-/* Writes what is pending, filled up to a multiple of IO_ALIGNMENT; what is not a whole one stays,
- * and is written again. */
-static enum status write_pending(struct token_writer *writer)
+/* The first `bytes` of the job count from now on as done with. */
+static void submit_piece(struct token_writer *writer, size_t bytes)
 {
-    const int64_t whole = writer->pending_bytes / IO_ALIGNMENT * IO_ALIGNMENT,
-                  rest = writer->pending_bytes - whole, more = rest > 0 ? IO_ALIGNMENT - rest : 0;
-    if (writer->pending == NULL || writer->pending_bytes == 0) {
+    writer->tokens_at += (int64_t)bytes;
+    writer->filling = NULL;
+    io_queue_submit(&writer->queue);
+}
+
+/* Waits until the disk has what is on its way; what it could not take is an error from then on. */
+static enum status settle(struct token_writer *writer)
+{
+    if (!writer->queued) {
         return STATUS_OK;
     }
-    memset(writer->pending + writer->pending_bytes, 0, (size_t)more);
-    TRY(io_pwrite(&writer->file[FILE_TOKENS], writer->pending,
-                  (size_t)(writer->pending_bytes + more), writer->pending_at));
-    memmove(writer->pending, writer->pending + whole, (size_t)rest);
-    writer->pending_at += whole;
-    writer->pending_bytes = rest;
+    const enum status status = io_queue_finish(&writer->queue);
+    return status == STATUS_OK || strstr(status_message(), writer->path) != NULL
+               ? status
+               : status_fail(status, "%s: %s", writer->path, status_message());
+}
+
+static enum status write_ends(struct token_writer *writer)
+{
+    const int64_t count = writer->ends_count, size = (int64_t)sizeof *writer->ends;
+    TRY(settle(writer));
+    if (count > 0) {
+        TRY(io_pwrite(&writer->file[FILE_ENDS], writer->ends, (size_t)(count * size),
+                      writer->ends_at * size));
+    }
+    writer->ends_at += count;
+    writer->ends_count = 0;
     return STATUS_OK;
+}
+
+/* Writes what is held back. Tokens are filled up to a multiple of IO_ALIGNMENT; what is not a whole
+ * one stays, and is written again. */
+static enum status write_pending(struct token_writer *writer)
+{
+    struct io_job *job = writer->filling;
+    char last[IO_ALIGNMENT] = {0};
+    if (!writer->queued) {
+        return STATUS_OK;
+    }
+    if (job != NULL && job->bytes > 0) {
+        const size_t rest = job->bytes % IO_ALIGNMENT, whole = job->bytes - rest;
+        memcpy(last, job->buffer + whole, rest);
+        if (rest > 0) {
+            memcpy(job->buffer + whole, last, sizeof last);
+            job->bytes = whole + sizeof last;
+        }
+        submit_piece(writer, whole);
+        TRY(begin_piece(writer));
+        memcpy(writer->filling->buffer, last, rest);
+        writer->filling->bytes = rest;
+    }
+    return write_ends(writer);
 }
 
 /* Bytes for a place in FILE_TOKENS. */
 static enum status put_tokens(struct token_writer *writer, int64_t at, const void *data,
-                              int64_t bytes)
+                              size_t bytes)
 {
-    const char *from = data;
-    if (writer->pending == NULL) {
-        return bytes > 0 ? io_pwrite(&writer->file[FILE_TOKENS], from, (size_t)bytes, at)
-                         : STATUS_OK;
+    if (!writer->queued) {
+        return bytes > 0 ? io_pwrite(&writer->file[FILE_TOKENS], data, bytes, at) : STATUS_OK;
     }
-    assert(at == writer->pending_at + writer->pending_bytes);
-    while (bytes > 0) {
-        const int64_t room = PENDING - writer->pending_bytes, piece = bytes < room ? bytes : room;
-        memcpy(writer->pending + writer->pending_bytes, from, (size_t)piece);
-        writer->pending_bytes += piece;
+    for (const char *from = data; bytes > 0;) {
+        TRY(begin_piece(writer));
+        struct io_job *job = writer->filling;
+        const size_t room = piece_bytes(writer) - job->bytes, piece = bytes < room ? bytes : room;
+        assert(from != data || at == writer->tokens_at + (int64_t)job->bytes);
+        memcpy(job->buffer + job->bytes, from, piece);
+        job->bytes += piece;
         from += piece;
         bytes -= piece;
-        if (writer->pending_bytes == PENDING) {
-            TRY(write_pending(writer));
+        if (piece == room) {
+            submit_piece(writer, job->bytes);
         }
     }
     return STATUS_OK;
@@ -142,9 +200,28 @@ enum status token_writer_open(struct token_writer **out, const char *path,
     return open_tokens(writer);
 }
 
+/* Ends of documents that are held back until there are many. */
+static enum status hold_ends(struct token_writer *writer, struct token_position at,
+                             const struct token_block *block)
+{
+    int64_t end = at.tokens;
+    assert(at.documents == writer->ends_at + writer->ends_count);
+    for (int64_t i = 0; i < block->documents; i++) {
+        end += block->lengths[i];
+        writer->ends[writer->ends_count++] = end;
+        if (writer->ends_count == MOST_ENDS) {
+            TRY(write_ends(writer));
+        }
+    }
+    return STATUS_OK;
+}
+
 static enum status put_ends(struct token_writer *writer, struct token_position at,
                             const struct token_block *block)
 {
+    if (writer->queued) {
+        return hold_ends(writer, at, block);
+    }
     int64_t ends[4096], end = at.tokens;
     for (int64_t done = 0; done < block->documents;) {
         const int64_t left = block->documents - done, piece = left < 4096 ? left : 4096;
@@ -178,9 +255,13 @@ enum status token_writer_put(struct token_writer *writer, struct token_position 
                              const struct token_block *block)
 {
     TRY(put_tokens(writer, BASE + at.tokens * writer->width, block->tokens,
-                   block->count * writer->width));
+                   (size_t)(block->count * writer->width)));
     TRY(put_ends(writer, at, block));
-    return block->mask != NULL ? put_mask(writer, at.tokens, block->mask, block->count) : STATUS_OK;
+    if (block->mask == NULL) {
+        return STATUS_OK;
+    }
+    TRY(settle(writer));
+    return put_mask(writer, at.tokens, block->mask, block->count);
 }
 
 enum status token_writer_cut(struct token_writer *writer, struct token_position end)
@@ -204,6 +285,11 @@ void token_writer_reach(struct token_writer *writer, struct token_position end, 
 {
     writer->end = end;
     writer->masked = masked || writer->options.loss_mask;
+}
+
+enum status token_writer_settle(struct token_writer *writer)
+{
+    return settle(writer);
 }
 
 enum status token_writer_sync(struct token_writer *writer)
@@ -440,12 +526,15 @@ enum status token_writer_publish(struct token_writer *writer)
 
 void token_writer_leave(struct token_writer *writer)
 {
+    if (writer != NULL) {
+        io_queue_close(&writer->queue);
+    }
     for (int i = 0; writer != NULL && i < 3; i++) {
         const enum status ignored = io_close(&writer->file[i]);
         (void)ignored;
     }
     if (writer != NULL) {
-        free(writer->pending);
+        free(writer->ends);
     }
     free(writer);
 }

@@ -1,6 +1,8 @@
 /* token_writer: writes the token file that token_store.h describes. Streaming, in bounded memory:
  * tokens go where they will lie in the file OUT.tmp, ends of documents and loss mask into files
  * beside it until their number is known; at close OUT.tmp becomes an HDF5 file and gets its name.
+ * Where one process writes, a thread moves tokens to the disk past the page cache while more come:
+ * what an operation returns may be the error of an earlier one.
  *
  * Blocks can be written by several processes, each at its own place, and a writer can go on where
  * an earlier one stood.
@@ -26,8 +28,10 @@ struct token_writer_options {
     const char *tokenizer_file;  /* [tokenizer_file_bytes] borrowed until the writer is closed */
     size_t tokenizer_file_bytes; /* 0: none */
     bool loss_mask;              /* store one, though no document may have one */
-    bool shared; /* several processes write; else each block follows the one before */
-    bool keep;   /* the files are there: another process, or an earlier one, made them */
+    bool shared;        /* several processes write; else each block follows the one before */
+    bool keep;          /* the files are there: another process, or an earlier one, made them */
+    size_t piece_bytes; /* of a write past the page cache; 0: 16 MiB; else a multiple of
+                           IO_ALIGNMENT, for tests */
 };
 
 struct token_position {
@@ -65,6 +69,8 @@ enum status token_writer_cut(struct token_writer *writer, struct token_position 
     __attribute__((warn_unused_result));
 /* How much there is by now, and whether any document has a mask: for token_writer_close. */
 void token_writer_reach(struct token_writer *writer, struct token_position end, bool masked);
+/* Waits for what is on its way: before other files are written that tests count with these. */
+enum status token_writer_settle(struct token_writer *writer) __attribute__((warn_unused_result));
 enum status token_writer_sync(struct token_writer *writer) __attribute__((warn_unused_result));
 
 /* Makes the output and gives it its name. On error what was written stays, and the writer too. */

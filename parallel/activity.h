@@ -20,6 +20,8 @@ struct comm_activity {
      * does by itself (nccl) is not in it. */
     int64_t waited_ns, exchanged_ns; /* all of them; of these, all-to-alls */
     int64_t entered_ns;
+    int32_t peer, kind;            /* of the operation, for spans */
+    uint32_t rows;                 /* bits: rows of a trace in which something is under way */
     const struct core_wait *cores; /* borrowed, or NULL: waits for a core are not told apart */
     int64_t coreless_ns, entered_coreless_ns; /* of waited_ns: ready to run, without a core */
     /* The wires' own: the group whose operation was started last on the device, and its end, so

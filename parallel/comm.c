@@ -1,5 +1,6 @@
 #include "parallel/comm.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -111,9 +112,21 @@ static void enter(struct comm *comm, const char *operation, size_t bytes)
     if (activity != NULL) {
         activity->group = comm->name != NULL ? comm->name : "";
         activity->bytes = (int64_t)bytes;
+        activity->kind = SPAN_MESSAGE;
+        activity->peer = -1;
         activity->operation = operation;
         activity->entered_coreless_ns = coreless_ns(activity);
         activity->entered_ns = spans_clock();
+    }
+}
+
+/* What is entered is a call of a message that is under way beside what follows, or, peer not -1,
+ * one between two ranks. */
+static void enter_as(struct comm *comm, enum span_kind kind, int peer)
+{
+    if (comm->activity != NULL) {
+        comm->activity->kind = kind;
+        comm->activity->peer = peer;
     }
 }
 
@@ -136,7 +149,8 @@ static void leave(struct comm *comm)
                                              .bytes = activity->bytes,
                                              .layer = activity->layer,
                                              .ranks = comm->size,
-                                             .kind = SPAN_MESSAGE});
+                                             .peer = activity->peer,
+                                             .kind = (uint8_t)activity->kind});
     activity->operation = NULL;
     activity->done++;
 }
@@ -154,6 +168,7 @@ void comm_span_end_by(const struct comm *comm, int lane, const char *name, int64
                                 .begin_ns = began,
                                 .end_ns = spans_clock(),
                                 .layer = lane == SPAN_TRAINING ? comm->activity->layer : -1,
+                                .peer = -1,
                                 .lane = (uint8_t)lane,
                                 .kind = SPAN_OPERATION});
     }
@@ -209,6 +224,55 @@ static void give_rows(struct comm *comm, struct comm_rows *rows)
     comm->idle = rows;
 }
 
+/* A row of the trace for what is under way from now on; -1: nothing is recorded. */
+static int take_row(const struct comm *comm, int64_t began_ns)
+{
+    int row = 0;
+    if (began_ns == 0) {
+        return -1;
+    }
+    while (row < SPAN_ROWS - 1 && (comm->activity->rows >> row & 1U) != 0) {
+        row++;
+    }
+    comm->activity->rows |= 1U << row;
+    return row;
+}
+
+/* What was under way in the row since began_ns, where it has one. */
+static void end_row(const struct comm *comm, int row, struct span span)
+{
+    if (row >= 0) {
+        span.group = comm->name != NULL ? comm->name : "";
+        span.end_ns = span.end_ns != 0 ? span.end_ns : spans_clock();
+        span.ranks = comm->size;
+        span.peer = -1;
+        span.lane = SPAN_WIRE;
+        span.row = (uint8_t)row;
+        span.kind = SPAN_MESSAGE;
+        spans_add(comm->activity->spans, span);
+        comm->activity->rows &= ~(1U << row);
+    }
+}
+
+/* What a test that began then has moved on, for a trace. NOTE: one that took less has found nothing
+ * to do; all of them would fill the trace. */
+static void add_progress(const struct comm *comm, int64_t began_ns)
+{
+    enum { LEAST_NS = 2000 };
+    const int64_t now = began_ns != 0 ? spans_clock() : 0;
+    if (now - began_ns >= LEAST_NS) {
+        spans_add(comm->activity->spans,
+                  (struct span){.name = "progress",
+                                .group = comm->name != NULL ? comm->name : "",
+                                .begin_ns = began_ns,
+                                .end_ns = now,
+                                .layer = comm->activity->layer,
+                                .ranks = comm->size,
+                                .peer = -1,
+                                .kind = SPAN_CALL});
+    }
+}
+
 static size_t sending(const struct comm *comm, const int64_t *send_rows, size_t row_bytes)
 {
     int64_t rows = 0;
@@ -222,6 +286,7 @@ void comm_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, co
                      const int64_t *send_rows, size_t row_bytes)
 {
     struct comm_rows *rows = take_rows(comm);
+    rows->parts = false;
     enter(comm, "all_to_all", sending(comm, send_rows, row_bytes));
     comm->table->rows_start(comm, recv, recv_rows, send, send_rows, row_bytes, rows);
     comm->table->rows_finish(comm, rows);
@@ -229,52 +294,73 @@ void comm_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, co
     give_rows(comm, rows);
 }
 
-struct comm_rows *comm_rows_start(struct comm *comm, void *recv, const int64_t *recv_rows,
-                                  const void *send, const int64_t *send_rows, size_t row_bytes)
+static struct comm_rows *start_rows(struct comm *comm, bool parts, void *recv,
+                                    const int64_t *recv_rows, const void *send,
+                                    const int64_t *send_rows, size_t row_bytes)
 {
     const size_t bytes = sending(comm, send_rows, row_bytes);
     struct comm_rows *rows = take_rows(comm);
+    rows->parts = parts;
     rows->began_ns = comm_span_begin(comm);
     rows->done_ns = 0;
     rows->bytes = (int64_t)bytes;
     rows->layer = comm->activity != NULL ? comm->activity->layer : -1;
-    enter(comm, "all_to_all, start", bytes);
+    rows->row = take_row(comm, rows->began_ns);
+    enter(comm, parts ? "exchange, start of a reduction" : "all_to_all, start", bytes);
+    enter_as(comm, SPAN_CALL, -1);
     comm->table->rows_start(comm, recv, recv_rows, send, send_rows, row_bytes, rows);
     leave(comm);
     return rows;
 }
 
-void comm_rows_test(const struct comm *comm, struct comm_rows *rows)
+struct comm_rows *comm_rows_start(struct comm *comm, void *recv, const int64_t *recv_rows,
+                                  const void *send, const int64_t *send_rows, size_t row_bytes)
 {
-    if (comm->table->rows_test(comm, rows) && rows->done_ns == 0) {
-        rows->done_ns = spans_clock();
-    }
+    return start_rows(comm, false, recv, recv_rows, send, send_rows, row_bytes);
 }
 
-/* What was under way since began_ns (0: nothing records it), as a row of the trace. */
-static void add_wire_span(const struct comm *comm, const char *name, int64_t began_ns,
-                          int64_t done_ns, int64_t bytes, int64_t layer)
+struct comm_rows *comm_parts_start(struct comm *comm, void *recv, const void *send, size_t bytes,
+                                   int root)
 {
-    if (began_ns != 0) {
-        spans_add(comm->activity->spans,
-                  (struct span){.name = name,
-                                .group = comm->name != NULL ? comm->name : "",
-                                .begin_ns = began_ns,
-                                .end_ns = done_ns != 0 ? done_ns : spans_clock(),
-                                .bytes = bytes,
-                                .layer = layer,
-                                .ranks = comm->size,
-                                .lane = SPAN_WIRE,
-                                .kind = SPAN_MESSAGE});
+    int64_t in[COMM_MOST_RANKS], out[COMM_MOST_RANKS];
+    assert(comm->size <= COMM_MOST_RANKS);
+    for (int r = 0; r < comm->size; r++) {
+        in[r] = comm->rank == root && r != root ? (int64_t)bytes : 0;
+        out[r] = comm->rank != root && r == root ? (int64_t)bytes : 0;
     }
+    struct comm_rows *rows = start_rows(comm, true, recv, in, send, out, 1);
+    if (comm->rank != root) {
+        rows->began_ns = 0; /* it is in root's trace */
+    } else {
+        rows->bytes = (int64_t)((size_t)(comm->size - 1) * bytes);
+    }
+    return rows;
+}
+
+bool comm_rows_test(const struct comm *comm, struct comm_rows *rows)
+{
+    const int64_t began_ns = comm_span_begin(comm);
+    const bool done = comm->table->rows_test(comm, rows);
+    if (done && rows->done_ns == 0) {
+        rows->done_ns = spans_clock();
+    }
+    add_progress(comm, began_ns);
+    return done;
 }
 
 void comm_rows_finish(struct comm *comm, struct comm_rows *rows)
 {
-    enter(comm, "all_to_all, finish", (size_t)rows->bytes);
+    enter(comm, rows->parts ? "exchange, finish of a reduction" : "all_to_all, finish",
+          (size_t)rows->bytes);
+    enter_as(comm, SPAN_WAIT, -1);
     comm->table->rows_finish(comm, rows);
     leave(comm);
-    add_wire_span(comm, "all_to_all", rows->began_ns, rows->done_ns, rows->bytes, rows->layer);
+    end_row(comm, rows->row,
+            (struct span){.name = rows->parts ? "reduction" : "all_to_all",
+                          .begin_ns = rows->began_ns,
+                          .end_ns = rows->done_ns,
+                          .bytes = rows->bytes,
+                          .layer = rows->layer});
     give_rows(comm, rows);
 }
 
@@ -296,6 +382,8 @@ void comm_send_start(struct comm *comm, const void *data, size_t bytes, int peer
                      struct comm_request *request)
 {
     enter(comm, "send", bytes);
+    enter_as(comm, SPAN_CALL, peer);
+    request->peer = peer;
     comm->table->send_start(comm, data, bytes, peer, request);
     leave(comm);
 }
@@ -303,6 +391,7 @@ void comm_send_start(struct comm *comm, const void *data, size_t bytes, int peer
 void comm_send_finish(struct comm *comm, struct comm_request *request)
 {
     enter(comm, "send, finish", 0);
+    enter_as(comm, SPAN_WAIT, request->peer);
     comm->table->send_finish(comm, request);
     leave(comm);
 }
@@ -310,26 +399,32 @@ void comm_send_finish(struct comm *comm, struct comm_request *request)
 void comm_receive(struct comm *comm, void *data, size_t bytes, int peer)
 {
     enter(comm, "receive", bytes);
+    enter_as(comm, SPAN_MESSAGE, peer);
     comm->table->receive(comm, data, bytes, peer);
     leave(comm);
+}
+
+static void begin_exchange(struct comm *comm, const char *call, const char *name, size_t bytes,
+                           struct comm_request *request)
+{
+    *request = (struct comm_request){
+        .name = name, .began_ns = comm_span_begin(comm), .bytes = (int64_t)bytes};
+    request->row = take_row(comm, request->began_ns);
+    enter(comm, call, bytes);
+    enter_as(comm, SPAN_CALL, -1);
 }
 
 void comm_exchange_start(struct comm *comm, void *recv, const void *send, size_t bytes,
                          struct comm_request *request)
 {
-    enter(comm, "exchange, start", (size_t)comm->size * bytes);
-    *request = (struct comm_request){.name = "exchange",
-                                     .began_ns = comm_span_begin(comm),
-                                     .bytes = (int64_t)((size_t)comm->size * bytes)};
+    begin_exchange(comm, "exchange, start", "exchange", (size_t)comm->size * bytes, request);
     comm->table->exchange_start(comm, recv, send, bytes, request);
     leave(comm);
 }
 
 void comm_gather_start(struct comm *comm, void *data, size_t bytes, struct comm_request *request)
 {
-    enter(comm, "exchange, start of a gather", bytes);
-    *request = (struct comm_request){
-        .name = "gather", .began_ns = comm_span_begin(comm), .bytes = (int64_t)bytes};
+    begin_exchange(comm, "exchange, start of a gather", "gather", bytes, request);
     comm->table->gather_start(comm, data, bytes, request);
     leave(comm);
 }
@@ -337,26 +432,32 @@ void comm_gather_start(struct comm *comm, void *data, size_t bytes, struct comm_
 void comm_pass_start(struct comm *comm, const char *name, void *recv, const void *send,
                      size_t bytes, struct comm_request *request)
 {
-    enter(comm, "exchange, start of a pass", bytes);
-    *request = (struct comm_request){
-        .name = name, .began_ns = comm_span_begin(comm), .bytes = (int64_t)bytes};
+    begin_exchange(comm, "exchange, start of a pass", name, bytes, request);
     comm->table->pass_start(comm, recv, send, bytes, request);
     leave(comm);
 }
 
 void comm_exchange_test(struct comm *comm, struct comm_request *request)
 {
+    const int64_t began_ns = comm_span_begin(comm);
     if (comm->table->exchange_test(comm, request) && request->done_ns == 0) {
         request->done_ns = spans_clock();
     }
+    add_progress(comm, began_ns);
 }
 
 void comm_exchange_finish(struct comm *comm, struct comm_request *request)
 {
     enter(comm, "exchange, finish", 0);
+    enter_as(comm, SPAN_WAIT, -1);
     comm->table->exchange_finish(comm, request);
     leave(comm);
-    add_wire_span(comm, request->name, request->began_ns, request->done_ns, request->bytes, -1);
+    end_row(comm, request->row,
+            (struct span){.name = request->name,
+                          .begin_ns = request->began_ns,
+                          .end_ns = request->done_ns,
+                          .bytes = request->bytes,
+                          .layer = -1});
 }
 
 enum status comm_agree(struct comm *comm, enum status status, int *where)

@@ -35,6 +35,8 @@ struct comm_request {
     /* of an exchange or gather, for a trace: */
     const char *name;
     int64_t began_ns, done_ns, bytes; /* done: when it was seen to be; 0: not yet */
+    int row;
+    int peer; /* of a message to one rank */
 };
 
 struct comm_table {
@@ -118,10 +120,17 @@ void comm_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, co
 /* The same beside what follows, operations of this group and of others included: start waits for
  * nobody, counts are free at its return; recv and send are not touched until finish, which waits
  * until all has come and all has been taken. Several of a group may be under way; they are started
- * in the same order on every rank and finished in any. test as that of an exchange (below). */
+ * in the same order on every rank and finished in any. test, which says whether that is so by now,
+ * as that of an exchange (below). */
 struct comm_rows *comm_rows_start(struct comm *comm, void *recv, const int64_t *recv_rows,
                                   const void *send, const int64_t *send_rows, size_t row_bytes);
-void comm_rows_test(const struct comm *comm, struct comm_rows *rows);
+/* The same of parts of a sum: `bytes` at `send` of all ranks but `root` come together in `recv` at
+ * root, in rank order; elsewhere recv is not looked at, and a trace shows no message. Started in
+ * the same order on every rank that sends, and of those that a rank is root of by that too: not
+ * collective otherwise. */
+struct comm_rows *comm_parts_start(struct comm *comm, void *recv, const void *send, size_t bytes,
+                                   int root);
+bool comm_rows_test(const struct comm *comm, struct comm_rows *rows);
 void comm_rows_finish(struct comm *comm, struct comm_rows *rows);
 void comm_broadcast(struct comm *comm, void *data, size_t bytes, int root);
 void comm_barrier(struct comm *comm);
@@ -206,6 +215,11 @@ void comm_device_all_to_all_fixed_start(struct comm *comm, void *recv, const voi
                                         int64_t rows_per_peer, size_t row_bytes);
 void comm_device_reduce_scatter_start(struct comm *comm, void *out, const void *in, int64_t count,
                                       enum dtype dtype);
+/* out[count] at `root` = sum over ranks of in[count]; F32 or I64. Of wires that
+ * comm_device_reduces. */
+void comm_device_reduce_start(struct comm *comm, void *out, const void *in, int64_t count,
+                              enum dtype dtype, int root);
+bool comm_device_reduces(const struct comm *comm); /* local */
 /* As comm_pass_start; of a wire: where memory is the host's that is the one to call. */
 void comm_device_pass_start(struct comm *comm, const char *name, void *recv, const void *send,
                             size_t bytes);

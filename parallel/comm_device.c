@@ -4,9 +4,6 @@
 #include "kernels/device.h"
 #include "parallel/transports.h"
 
-/* Larger groups than the host's all-to-all serves anyway. */
-enum { MOST_RANKS = 2048 };
-
 /* Until finish, or, marked, wait. */
 static void keep_open(struct comm *comm, struct comm_rows *rows)
 {
@@ -34,8 +31,8 @@ static void direct_all_to_all(struct comm *comm, void *recv, const int64_t *recv
 static void direct_all_to_all_fixed(struct comm *comm, void *recv, const void *send,
                                     int64_t rows_per_peer, size_t row_bytes)
 {
-    int64_t rows[MOST_RANKS];
-    assert(comm->size <= MOST_RANKS);
+    int64_t rows[COMM_MOST_RANKS];
+    assert(comm->size <= COMM_MOST_RANKS);
     for (int r = 0; r < comm->size; r++) {
         rows[r] = rows_per_peer;
     }
@@ -206,6 +203,18 @@ void comm_device_reduce_scatter_start(struct comm *comm, void *out, const void *
 {
     assert(dtype == DTYPE_F32 || dtype == DTYPE_I64);
     wire(comm)->reduce_scatter(comm, out, in, count, dtype);
+}
+
+void comm_device_reduce_start(struct comm *comm, void *out, const void *in, int64_t count,
+                              enum dtype dtype, int root)
+{
+    assert(dtype == DTYPE_F32 || dtype == DTYPE_I64);
+    wire(comm)->reduce(comm, out, in, count, dtype, root);
+}
+
+bool comm_device_reduces(const struct comm *comm)
+{
+    return wire(comm)->reduce != NULL;
 }
 
 void comm_device_all_to_all_start(struct comm *comm, void *recv, const int64_t *recv_rows,

@@ -175,6 +175,17 @@ static void reduce_scatter(struct comm *comm, void *out, const void *in, int64_t
     }
 }
 
+static void reduce(struct comm *comm, void *out, const void *in, int64_t count, enum dtype dtype,
+                   int root)
+{
+    if (count > 0) {
+        struct nccl_group *g = begin(comm, "reduce", (size_t)count * dtype_bytes(dtype));
+        end(comm,
+            g->nccl.reduce(in, out, (size_t)count, dtype == DTYPE_I64 ? ncclInt64 : ncclFloat32,
+                           ncclSum, root, g->comm, g->stream));
+    }
+}
+
 static void all_gather(struct comm *comm, void *out, const void *in, size_t bytes)
 {
     if (bytes > 0) {
@@ -369,6 +380,7 @@ static const struct comm_wire nccl_wire = {.name = "nccl",
                                            .recordable = true,
                                            .all_reduce = all_reduce,
                                            .reduce_scatter = reduce_scatter,
+                                           .reduce = reduce,
                                            .all_gather = all_gather,
                                            .all_to_all = all_to_all,
                                            .all_to_all_fixed = all_to_all_fixed,

@@ -27,6 +27,7 @@ enum status nccl_load(struct nccl *nccl, void **library)
         SYMBOL("ncclGroupEnd", group_end),
         SYMBOL("ncclAllReduce", all_reduce),
         SYMBOL("ncclReduceScatter", reduce_scatter),
+        SYMBOL("ncclReduce", reduce),
         SYMBOL("ncclAllGather", all_gather),
         SYMBOL("ncclSend", send),
         SYMBOL("ncclRecv", recv),

@@ -138,11 +138,21 @@ enum status mesh_attach(struct mesh *mesh, struct device *device, const char *ki
             nodes_apart(&mesh->nodes) ? comm_attach(relays[i], device, kind) : STATUS_OK;
         TRY(comm_agree(mesh->world, status, NULL));
     }
+    int32_t staged[1] = {strcmp(comm_wire_name(&mesh->experts), "staged") == 0};
+    comm_all_reduce(mesh->world, staged, 1, DTYPE_I32, REDUCE_MAX);
+    mesh->staged = staged[0] > 0;
     if (mesh->shape.pp == 1) {
         return STATUS_OK;
     }
     TRY(comm_agree(mesh->world, comm_attach(&mesh->pp, device, messages(kind)), NULL));
     return comm_agree(mesh->world, comm_attach(&mesh->ends, device, kind), NULL);
+}
+
+struct comm *mesh_each(struct mesh *mesh, int i)
+{
+    struct comm *const others[] = {mesh->world, &mesh->ends, &mesh->nodes.across,
+                                   &mesh->nodes.within, NULL};
+    return i < MESH_GROUPS ? group_of(mesh, (enum mesh_group)i) : others[i - MESH_GROUPS];
 }
 
 bool mesh_device_times(struct mesh *mesh, double *run_ms, double *waited_ms)

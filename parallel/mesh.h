@@ -62,6 +62,8 @@ struct mesh {
     struct comm ends;     /* where pp > 1: the replicas of the first and of the last stage together,
                              which may hold the same (stages.h); elsewhere those of a stage. With pp
                              1 zeroed */
+    bool staged;          /* rows between experts go through the host of a device that is not it, on
+                             some rank, whose host waits for them; mesh_attach's */
 };
 
 /* Local. Whether `ranks` ranks can stand so, for layers of `experts` experts. Errors: STATUS_USAGE
@@ -92,6 +94,9 @@ enum status mesh_attach(struct mesh *mesh, struct device *device, const char *ki
     __attribute__((warn_unused_result));
 /* Local. comm_device_times of all groups that NCCL carries; false: of one of them not all. */
 bool mesh_device_times(struct mesh *mesh, double *run_ms, double *waited_ms);
+/* Local. The i-th of all groups that this rank is in, the same kind on every rank: the world, the
+ * grids', the others; without ranks where there is no such group; NULL: there are no more. */
+struct comm *mesh_each(struct mesh *mesh, int i);
 /* Local, waits for nothing: rows on their way to experts and back may move on
  * (comm_device_progress).
  */

@@ -7,6 +7,7 @@ const char *const pipeline_names[PIPELINE_SCHEDULES] = {
     [PIPELINE_1F1B] = "1f1b",
     [PIPELINE_INTERLEAVED] = "interleaved",
     [PIPELINE_ZERO_BUBBLE] = "zero_bubble",
+    [PIPELINE_PAIRS] = "pairs",
     [PIPELINE_DUALPIPE] = "dualpipe",
     [PIPELINE_DUALPIPE_V] = "dualpipe_v",
 };
@@ -46,9 +47,8 @@ struct pipeline_place pipeline_place(const struct pipeline_shape *shape, int64_t
 static const struct {
     int64_t least, most; /* parts */
 } parts_of[PIPELINE_SCHEDULES] = {
-    [PIPELINE_1F1B] = {1, 1},        [PIPELINE_INTERLEAVED] = {2, 1024},
-    [PIPELINE_ZERO_BUBBLE] = {1, 1}, [PIPELINE_DUALPIPE] = {2, 2},
-    [PIPELINE_DUALPIPE_V] = {2, 2},
+    [PIPELINE_1F1B] = {1, 1},  [PIPELINE_INTERLEAVED] = {2, 1024}, [PIPELINE_ZERO_BUBBLE] = {1, 1},
+    [PIPELINE_PAIRS] = {1, 1}, [PIPELINE_DUALPIPE] = {2, 2},       [PIPELINE_DUALPIPE_V] = {2, 2},
 };
 
 enum status pipeline_fits(const struct pipeline_shape *shape)
@@ -56,7 +56,7 @@ enum status pipeline_fits(const struct pipeline_shape *shape)
     const char *name = pipeline_names[shape->schedule];
     const long long p = shape->ranks, batches = shape->batches, parts = shape->parts;
     if (p < 1 || batches < 1 || parts < parts_of[shape->schedule].least ||
-        parts > parts_of[shape->schedule].most) {
+        parts > parts_of[shape->schedule].most || (shape->schedule == PIPELINE_PAIRS && p > 1)) {
         return status_fail(STATUS_USAGE, "pipeline %s: not of %lld ranks, %lld stages a rank", name,
                            p, parts);
     }
@@ -168,6 +168,15 @@ static void write_plain(struct writer *w, int64_t rank)
     }
 }
 
+static void write_pairs(struct writer *w)
+{
+    forward(w, 0);
+    for (int64_t i = 1; i < w->shape->batches; i++) {
+        pair(w, 0, 0);
+    }
+    backward(w, 0, true);
+}
+
 /* Groups of P micro-batches go through part after part; backward, through the last part first. */
 static void write_interleaved(struct writer *w, int64_t rank)
 {
@@ -237,6 +246,9 @@ static void write_computing(struct writer *w, int64_t rank)
     switch (shape->schedule) {
     case PIPELINE_INTERLEAVED:
         write_interleaved(w, rank);
+        break;
+    case PIPELINE_PAIRS:
+        write_pairs(w);
         break;
     case PIPELINE_DUALPIPE:
         write_dual(w, rank < mirrored ? rank : mirrored, shape->batches / 2, rank >= mirrored);

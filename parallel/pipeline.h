@@ -8,6 +8,8 @@
  *   1f1b         one forward, one backward (PipeDream-flush); stage r
  *   interleaved  the same, of `parts` thinner stages r, r + P, ... (Narayanan et al. 2021, 2.2)
  *   zero_bubble  ZB-H1 (Qi et al. 2023): gradients of weights are put off into the gaps; stage r
+ *   pairs        one rank, one stage: each forward with the backward of the micro-batch before it,
+ *                as DualPipe's pairs without its stages
  *   dualpipe     DeepSeek-V3's: micro-batches enter at both ends, every stage is on two ranks:
  *                rank r has stages r (first half of the micro-batches) and P - 1 - r (second half)
  *   dualpipe_v   the same on half the ranks (github.com/deepseek-ai/DualPipe): stages r and
@@ -28,6 +30,7 @@ enum pipeline_schedule {
     PIPELINE_1F1B,
     PIPELINE_INTERLEAVED,
     PIPELINE_ZERO_BUBBLE,
+    PIPELINE_PAIRS,
     PIPELINE_DUALPIPE,
     PIPELINE_DUALPIPE_V,
     PIPELINE_SCHEDULES
@@ -36,7 +39,7 @@ extern const char *const pipeline_names[PIPELINE_SCHEDULES];
 
 struct pipeline_shape {
     enum pipeline_schedule schedule;
-    int64_t ranks;   /* P */
+    int64_t ranks;   /* P; pairs 1 */
     int64_t parts;   /* stages of a rank: interleaved 2 or more, dualpipe, dualpipe_v 2, others 1 */
     int64_t batches; /* micro-batches of a step, of all P ranks together */
 };

@@ -12,9 +12,14 @@
 
 #include "kernels/base/status.h"
 
-/* Threads of a rank, and messages under way beside them, as rows of the trace. */
+/* Threads of a rank, and messages under way beside them. */
 enum span_lane { SPAN_TRAINING, SPAN_WRITER, SPAN_WIRE, SPAN_LANES };
-enum span_kind { SPAN_PHASE, SPAN_OPERATION, SPAN_MESSAGE };
+/* Messages: on SPAN_WIRE from their start until their end was seen, on SPAN_TRAINING whole, where
+ * it waits for them. Of those on SPAN_WIRE also the calls that start them and move them on
+ * (SPAN_CALL), and that wait for their end (SPAN_WAIT). */
+enum span_kind { SPAN_PHASE, SPAN_OPERATION, SPAN_MESSAGE, SPAN_CALL, SPAN_WAIT };
+/* Messages that are under way at once have rows of their own; what is more shares the last. */
+enum { SPAN_ROWS = 32 };
 
 struct span {
     const char *name;         /* borrowed: a literal */
@@ -23,8 +28,9 @@ struct span {
     int64_t bytes;            /* of messages: that this rank sends */
     int64_t layer;            /* -1: none */
     int64_t step;
-    int32_t ranks;      /* of the group */
-    uint8_t lane, kind; /* enum span_lane, span_kind */
+    int32_t ranks; /* of the group */
+    int32_t peer;  /* of a message between two ranks: the other one in the group; else -1 */
+    uint8_t lane, kind, row; /* enum span_lane, span_kind; of SPAN_WIRE: below SPAN_ROWS */
 };
 
 struct spans {

@@ -8,12 +8,17 @@
 void comm_self_open(struct comm *world);
 enum status comm_mpi_open(struct comm *world) __attribute__((warn_unused_result));
 
+/* Larger groups than the host's all-to-all serves anyway. */
+enum { COMM_MOST_RANKS = 2048 };
+
 /* An all-to-all of rows under way. */
 struct comm_rows {
     struct comm_rows *next;    /* in one of its group's lists */
     bool marked;               /* comm_device_mark */
+    bool parts;                /* comm_parts_start */
     int64_t began_ns, done_ns; /* for a trace; done: when it was seen to be; 0: not yet */
     int64_t bytes, layer;      /* that this rank sends; being computed at its start */
+    int row;                   /* of the trace */
     void *requests;            /* [room] owned by the group: the transport's own */
     int64_t count, room;
 };
@@ -25,6 +30,8 @@ struct comm_wire {
     bool recordable;
     void (*all_reduce)(struct comm *, void *data, int64_t count, enum dtype, enum reduce);
     void (*reduce_scatter)(struct comm *, void *out, const void *in, int64_t count, enum dtype);
+    /* NULL: not built */
+    void (*reduce)(struct comm *, void *out, const void *in, int64_t count, enum dtype, int root);
     void (*all_gather)(struct comm *, void *out, const void *in, size_t bytes);
     void (*all_to_all)(struct comm *, void *recv, const int64_t *recv_rows, const void *send,
                        const int64_t *send_rows, size_t row_bytes);

@@ -1,9 +1,10 @@
 #include "trainer/dataset.h"
 
-enum status dataset_open(struct dataset *dataset, const struct config *config, const char *path,
-                         bool shuffle)
+#include "data/token_share.h"
+
+static enum status set_up(struct dataset *dataset, const struct config *config, const char *path,
+                          bool shuffle)
 {
-    TRY(token_store_open(&dataset->store, path));
     if (dataset->store.vocab_size > config->model.vocab_size) {
         return status_fail(
             STATUS_DATA,
@@ -19,6 +20,13 @@ enum status dataset_open(struct dataset *dataset, const struct config *config, c
     }
     return loader_init(&dataset->loader, &dataset->store, config->train.sequence_length, shuffle,
                        config->data.mask_documents, config->run.seed);
+}
+
+enum status dataset_open(struct dataset *dataset, const struct config *config, const char *path,
+                         bool shuffle, struct comm *world)
+{
+    TRY(token_share_open(&dataset->store, path, world));
+    return comm_agree(world, set_up(dataset, config, path, shuffle), NULL);
 }
 
 void dataset_close(struct dataset *dataset)

@@ -5,6 +5,7 @@
 #define TRAINER_DATASET_H
 
 #include "data/loader.h"
+#include "parallel/comm.h"
 #include "trainer/config/config.h"
 
 struct dataset {
@@ -13,9 +14,10 @@ struct dataset {
     struct loader loader;
 };
 
-/* Local. Errors: STATUS_DATA (file, or a vocabulary larger than the model's), STATUS_IO. */
+/* Collective over `world`. Errors, the same on every rank: STATUS_DATA (file, or a vocabulary
+ * larger than the model's), STATUS_IO. */
 enum status dataset_open(struct dataset *dataset, const struct config *config, const char *path,
-                         bool shuffle) __attribute__((warn_unused_result));
+                         bool shuffle, struct comm *world) __attribute__((warn_unused_result));
 void dataset_close(struct dataset *dataset); /* accepts a zeroed one */
 
 #endif

@@ -1,7 +1,10 @@
 #include "trainer/describe.h"
 
+#include <math.h>
+
 #include "trainer/data_words.h"
 #include "trainer/optimizer.h"
+#include "trainer/run_dir.h"
 
 static const double MIB = 1048576;
 
@@ -48,5 +51,31 @@ void describe_run(const struct session *session, const struct model *model,
                     "saves are written beside the training: %.0f MiB of host memory "
                     "per rank for a copy of the state",
                     (double)saving_bytes(saving) / MIB);
+    }
+}
+
+void describe_profile(const struct session *session, struct profile *profile,
+                      struct metrics *metrics)
+{
+    const double hidden = profile_hidden(profile);
+    const char *file = session->config.debug.profile;
+    if (!profile->written || profile->told || !session_main_rank(session)) {
+        return;
+    }
+    profile->told = true;
+    if (!isfinite(hidden)) {
+        metrics_say(metrics, "profile: %s", file);
+        return;
+    }
+    metrics_say(metrics,
+                "profile: %s: %.0f %% of communication hidden; means of a rank: hidden %.1f ms, "
+                "exposed %.1f ms, idle %.1f ms",
+                file, 100 * hidden, profile->mean_ms.hidden, profile->mean_ms.exposed,
+                profile->mean_ms.idle);
+    json_t *note = json_pack("{s:s, s:f, s:f, s:f, s:f}", "file", file, "hidden_communication",
+                             hidden, "hidden_ms", profile->mean_ms.hidden, "exposed_ms",
+                             profile->mean_ms.exposed, "idle_ms", profile->mean_ms.idle);
+    if (run_dir_note(session, "profile", note) != STATUS_OK) {
+        metrics_say(metrics, "warning: %s", status_message());
     }
 }

@@ -214,6 +214,8 @@ static void take_share(struct model *model, enum param_group g)
     const struct zero *zero = &group->zero;
     if (group->shards.on) {
         shards_settle(model, g);
+    } else if (!group->reducing) {
+        reduction_settle(model, g);
     } else if (model->gradients.fixed) {
         const int64_t *sums = zero_reduce_finish(zero, group->sums, group->reduced);
         assert(sums == share_sums(group));
@@ -238,7 +240,8 @@ static void reduce_groups(struct model *model)
     for (int i = 0; i < groups; i++) {
         const int g = (PARAM_EXPERT + i) % groups;
         struct model_group *group = &model->group[g];
-        if (!group->reducing && !group->shards.on) {
+        if (!group->reducing && !group->shards.on &&
+            !reduction_wanted(model, (enum param_group)g)) {
             optimizer_reduce_start(model, (enum param_group)g);
         }
         take_share(model, (enum param_group)g);

@@ -10,6 +10,7 @@
 
 #include "kernels/base/json_out.h"
 #include "parallel/activity.h"
+#include "trainer/hidden.h"
 
 enum { MOST_SPANS = 1 << 18, ROUNDS = 32 };
 
@@ -43,8 +44,12 @@ static bool by_device(const struct mesh *mesh)
 enum status profile_open(struct profile *profile, struct mesh *mesh, const struct config *config)
 {
     struct comm *world = mesh->world;
-    *profile =
-        (struct profile){.world = world, .mesh = mesh, .config = config, .hidden = (double)NAN};
+    *profile = (struct profile){.world = world,
+                                .mesh = mesh,
+                                .config = config,
+                                .hidden_ms = (double)NAN,
+                                .exposed_ms = (double)NAN,
+                                .idle_ms = (double)NAN};
     if (!asked(profile)) {
         return STATUS_OK;
     }
@@ -95,8 +100,11 @@ static void align(struct profile *profile)
 static const char *const lane_names[SPAN_LANES] = {[SPAN_TRAINING] = "training",
                                                    [SPAN_WRITER] = "checkpoint writer",
                                                    [SPAN_WIRE] = "messages under way"};
-static const char *const kind_names[] = {
-    [SPAN_PHASE] = "phase", [SPAN_OPERATION] = "operation", [SPAN_MESSAGE] = "message"};
+static const char *const kind_names[] = {[SPAN_PHASE] = "phase",
+                                         [SPAN_OPERATION] = "operation",
+                                         [SPAN_MESSAGE] = "message",
+                                         [SPAN_CALL] = "message",
+                                         [SPAN_WAIT] = "message"};
 
 static int64_t kept(const struct spans *spans)
 {
@@ -109,18 +117,31 @@ static void print_span(FILE *out, const struct profile *profile, const struct sp
     fprintf(out,
             ",\n{\"ph\":\"X\",\"name\":\"%s\",\"cat\":\"%s\",\"pid\":%d,\"tid\":%d,\"ts\":%.3f,"
             "\"dur\":%.3f,\"args\":{\"step\":%lld",
-            span->name, kind_names[span->kind], profile->world->rank, (int)span->lane, begin,
+            span->name, kind_names[span->kind], profile->world->rank, span->lane + span->row, begin,
             (double)(span->end_ns - span->begin_ns) / 1e3, (long long)span->step);
     if (span->layer >= 0) {
         fprintf(out, ",\"layer\":%lld", (long long)span->layer);
     }
-    if (span->kind == SPAN_MESSAGE) {
+    if (span->kind >= SPAN_MESSAGE) {
         fprintf(out, ",\"group\":\"%s\",\"bytes\":%lld", span->group, (long long)span->bytes);
+        if (span->peer >= 0) {
+            fprintf(out, ",\"peer\":%d", (int)span->peer);
+        }
     }
     if (span->ranks > 0) {
         fprintf(out, ",\"ranks\":%d", (int)span->ranks);
     }
     fprintf(out, "}}");
+}
+
+/* How many rows messages under way need, of which there is one at least. */
+static int wire_rows(const struct spans *spans)
+{
+    int rows = 1;
+    for (int64_t i = 0; i < kept(spans); i++) {
+        rows = spans->span[i].row >= rows ? spans->span[i].row + 1 : rows;
+    }
+    return rows;
 }
 
 /* This rank's events, each behind a comma. */
@@ -136,11 +157,15 @@ static void print_events(FILE *out, const struct profile *profile)
             "}},\n{\"ph\":\"M\",\"name\":\"process_sort_index\",\"pid\":%d,\"args\":{\"sort_"
             "index\":%d}}",
             rank, rank);
-    for (int lane = 0; lane < SPAN_LANES; lane++) {
+    for (int row = 0; row < SPAN_WIRE + wire_rows(&profile->spans); row++) {
+        char number[16] = "";
+        if (row > SPAN_WIRE) {
+            snprintf(number, sizeof number, ", %d", row - SPAN_WIRE + 1);
+        }
         fprintf(out,
                 ",\n{\"ph\":\"M\",\"name\":\"thread_name\",\"pid\":%d,\"tid\":%d,\"args\":{"
-                "\"name\":\"%s\"}}",
-                rank, lane, lane_names[lane]);
+                "\"name\":\"%s%s\"}}",
+                rank, row, lane_names[row < SPAN_WIRE ? row : SPAN_WIRE], number);
     }
     for (int64_t i = 0; i < kept(&profile->spans); i++) {
         if (profile->spans.span[i].name != NULL) { /* not one that the writer is about to add */
@@ -163,18 +188,20 @@ static void print_unfinished(FILE *out, const struct profile *profile)
                                   .bytes = activity->bytes,
                                   .layer = activity->layer,
                                   .step = profile->spans.step,
+                                  .peer = activity->peer,
                                   .kind = SPAN_MESSAGE});
     }
 }
 
-/* Milliseconds of a rank's spans of a lane and kind, of names that begin so; NULL: of any. */
-static double sum_ms(const struct spans *spans, enum span_lane lane, enum span_kind kind,
+/* Milliseconds of a rank's own spans of a kind and those behind it, of names that begin so; NULL:
+ * of any. */
+static double sum_ms(const struct spans *spans, enum span_kind from, enum span_kind to,
                      const char *name)
 {
     double ns = 0;
     for (int64_t i = 0; i < kept(spans); i++) {
         const struct span *span = &spans->span[i];
-        if (span->lane == lane && span->kind == kind &&
+        if (span->lane == SPAN_TRAINING && span->kind >= from && span->kind <= to &&
             (name == NULL || strncmp(span->name, name, strlen(name)) == 0)) {
             ns += (double)(span->end_ns - span->begin_ns);
         }
@@ -182,29 +209,47 @@ static double sum_ms(const struct spans *spans, enum span_lane lane, enum span_k
     return ns / 1e6;
 }
 
-/* Of the time that messages took, the share that training did not wait for them: that of exchanges
- * under way, but for their start and finish. */
-static double hidden_share(const struct spans *spans)
+/* Collective, behind the recording. What a device does (nccl), its events tell; the messages
+ * between stages are the host's there, too. Errors, agreed: STATUS_RESOURCE. */
+static enum status measure_hidden(struct profile *profile)
 {
-    const double waited = sum_ms(spans, SPAN_TRAINING, SPAN_MESSAGE, NULL),
-                 hidden = sum_ms(spans, SPAN_WIRE, SPAN_MESSAGE, NULL) -
-                          sum_ms(spans, SPAN_TRAINING, SPAN_MESSAGE, "exchange") -
-                          sum_ms(spans, SPAN_TRAINING, SPAN_MESSAGE, "all_to_all, ");
-    return hidden > 0 ? hidden / (waited + hidden) : 0;
+    const bool device = by_device(profile->mesh);
+    double run = 0, waited = 0;
+    struct hidden hidden;
+    TRY(hidden_measure(&hidden, profile->mesh, &profile->spans, (int64_t)(1e3 * profile->offset_us),
+                       device));
+    if (!hidden.known || (device && !mesh_device_times(profile->mesh, &run, &waited))) {
+        return STATUS_OK;
+    }
+    waited = waited < run ? waited : run;
+    profile->hidden_ms = hidden.hidden + run - waited;
+    profile->exposed_ms = hidden.exposed + waited;
+    profile->idle_ms = hidden.idle;
+    return STATUS_OK;
 }
 
-/* Behind the recording. */
-static void measure_hidden(struct profile *profile)
+/* Collective. NOTE: what one rank does not know nobody does: NAN. */
+static void take_means(struct profile *profile)
 {
-    double run = 0, waited = 0;
-    if (profile->mesh->pp.size > 1) {
-        return;
-    }
-    if (!by_device(profile->mesh)) {
-        profile->hidden = hidden_share(&profile->spans);
-    } else if (mesh_device_times(profile->mesh, &run, &waited)) {
-        profile->hidden = waited < run ? 1 - waited / run : 0;
-    }
+    double all[] = {profile->hidden_ms, profile->exposed_ms, profile->idle_ms};
+    const double ranks = profile->world->size;
+    comm_all_reduce(profile->world, all, 3, DTYPE_F64, REDUCE_SUM);
+    profile->mean_ms.hidden = all[0] / ranks;
+    profile->mean_ms.exposed = all[1] / ranks;
+    profile->mean_ms.idle = all[2] / ranks;
+}
+
+/* Which share of the communication passed beside computing; 0 where there was none. */
+static double hidden_share(double hidden_ms, double exposed_ms)
+{
+    const double all = hidden_ms + exposed_ms;
+    return all == 0 ? 0 : hidden_ms / all;
+}
+
+double profile_hidden(const struct profile *profile)
+{
+    return profile->written ? hidden_share(profile->mean_ms.hidden, profile->mean_ms.exposed)
+                            : (double)NAN;
 }
 
 /* This rank's entry of otherData. */
@@ -215,10 +260,14 @@ static void print_summary(FILE *out, const struct profile *profile)
             "\n\"rank %d\":{\"clock_offset_us\":%.3f,\"clock_error_us\":%.3f,\"spans\":%lld,"
             "\"lost\":%lld,\"phases_ms\":%.3f,\"communication_ms\":%.3f,\"all_to_all_ms\":%.3f",
             profile->world->rank, profile->offset_us, profile->error_us, (long long)kept(spans),
-            (long long)(spans->count - kept(spans)), sum_ms(spans, SPAN_TRAINING, SPAN_PHASE, NULL),
-            sum_ms(spans, SPAN_TRAINING, SPAN_MESSAGE, NULL),
-            sum_ms(spans, SPAN_TRAINING, SPAN_MESSAGE, "all_to_all"));
-    json_out_number(out, ",\"hidden_communication\":", profile->hidden, 6);
+            (long long)(spans->count - kept(spans)), sum_ms(spans, SPAN_PHASE, SPAN_PHASE, NULL),
+            sum_ms(spans, SPAN_MESSAGE, SPAN_WAIT, NULL),
+            sum_ms(spans, SPAN_MESSAGE, SPAN_WAIT, "all_to_all"));
+    json_out_number(out, ",\"idle_ms\":", profile->idle_ms, 6);
+    json_out_number(out, ",\"exposed_ms\":", profile->exposed_ms, 6);
+    json_out_number(out, ",\"hidden_ms\":", profile->hidden_ms, 6);
+    json_out_number(out, ",\"hidden_communication\":",
+                    hidden_share(profile->hidden_ms, profile->exposed_ms), 6);
     fprintf(out, "}");
 }
 
@@ -283,11 +332,12 @@ static enum status write_trace(struct profile *profile)
 {
     const char *path = profile->config->debug.profile;
     const bool writes = profile->world->rank == 0;
-    FILE *file = writes ? fopen(path, "w") : NULL;
     profile->world->activity->spans = NULL;
     profile->recording = false;
     profile->written = true;
-    measure_hidden(profile);
+    TRY(measure_hidden(profile));
+    take_means(profile);
+    FILE *file = writes ? fopen(path, "w") : NULL;
     TRY(comm_agree(profile->world, !writes || file != NULL ? STATUS_OK : fail(profile), NULL));
     if (writes) {
         begin_file(file);

@@ -6,11 +6,12 @@
  * however it ends, rank 0 writes them as one file of the Trace Event Format: a process for each
  * rank, a thread for each thread, times in microseconds of rank 0's clock. `otherData` says per
  * rank how far its clock was off and how well that is known, what was lost, and how long the steps,
- * the communication and the all-to-alls took; which share of communication passed beside computing:
- * none where the host waits for it; where the device has it (nccl), what its own events say, or
- * null where they do not tell of all (CUDA graphs, pipeline stages). Other times are the host's: on
- * CUDA, when work was handed to the device. Where a rank dies or hangs, nothing is collective any
- * more: each one that is left writes a file of its own, PROFILE.rankN.
+ * the communication and the all-to-alls took; of the communication how much waited for ranks that
+ * had not come yet, how much was under way beside computing or not, and which share passed beside
+ * computing (hidden.h). Where the device has it (nccl) its own events say so, but for messages
+ * between stages, or nothing does: null where they do not tell of all (CUDA graphs). Other times
+ * are the host's: on CUDA, when work was handed to the device. Where a rank dies or hangs, nothing
+ * is collective any more: each one that is left writes a file of its own, PROFILE.rankN.
  *
  * Clocks: no rank leaves a gather before all have entered it. So with a rank's times of entering
  * and leaving, a and b, its clock less rank 0's lies between a - b0 and b - a0; the narrowest of
@@ -27,10 +28,14 @@ struct profile {
     struct comm *world;          /* borrowed */
     struct mesh *mesh;           /* borrowed */
     const struct config *config; /* borrowed */
-    double hidden;               /* share of communication beside computing; NAN: not known */
+    /* Of the communication, ms; NAN: not known. Means over ranks when it is written. */
+    double hidden_ms, exposed_ms, idle_ms;
+    struct {
+        double hidden, exposed, idle;
+    } mean_ms;
     struct spans spans;
-    _Atomic bool recording; /* read by the watchdog, too */
-    bool written;
+    _Atomic bool recording;     /* read by the watchdog, too */
+    bool written, told;         /* told: describe_profile's */
     double offset_us, error_us; /* this rank's clock less rank 0's: at most error_us off */
     int64_t origin_ns;          /* of rank 0's clock: time 0 of the trace */
 };
@@ -49,6 +54,9 @@ enum status profile_end(struct profile *profile) __attribute__((warn_unused_resu
 /* Local, from the watchdog's thread, before it ends a job in which not every rank answers: writes
  * what this rank has kept so far into PROFILE.rankN. context: the profile. */
 void profile_alone(void *context);
+/* Local. Which share of all ranks' communication passed beside computing; NAN: not known, or not
+ * written yet. */
+double profile_hidden(const struct profile *profile);
 void profile_close(struct profile *profile); /* local; accepts a zeroed one */
 
 /* Bounds of a clock's offset after one more round, ns: entered and left, by rank 0's clock

@@ -45,22 +45,40 @@ static enum status write_config(const struct session *session)
     return status;
 }
 
-/* The starts of the run so far, as the record in place has them, and this one. */
-static json_t *starts(const char *path, const char *when, const char *host, int ranks, int64_t step)
+/* The record in place, or NULL. */
+static json_t *read_record(const char *path)
 {
     static const size_t most_bytes = (size_t)1 << 24;
     char *text = NULL;
     size_t bytes = 0;
-    json_t *old = io_exists(path) && io_read_file(path, &text, &bytes, most_bytes) == STATUS_OK
-                      ? json_loadb(text, bytes, 0, NULL)
-                      : NULL;
-    json_t *list = json_object_get(old, "starts");
+    json_t *json = io_exists(path) && io_read_file(path, &text, &bytes, most_bytes) == STATUS_OK
+                       ? json_loadb(text, bytes, 0, NULL)
+                       : NULL;
+    free(text);
+    return json;
+}
+
+/* json: owned by the call. */
+static enum status write_json(const char *path, json_t *json)
+{
+    char *text = json_dumps(json, JSON_INDENT(1));
+    json_decref(json);
+    const enum status status = text != NULL
+                                   ? io_write_file(path, text, strlen(text))
+                                   : status_fail(STATUS_INTERNAL, "run.json: a name is not UTF-8");
+    free(text);
+    return status;
+}
+
+/* The starts of the run so far, as the record in place has them, and this one. */
+static json_t *starts(const char *path, const char *when, const char *host, int ranks, int64_t step)
+{
+    json_t *old = read_record(path), *list = json_object_get(old, "starts");
     list = json_is_array(list) ? json_incref(list) : json_array();
     json_array_append_new(list, json_pack("{s:s, s:I, s:i, s:s, s:s}", "time", when, "step",
                                           (json_int_t)step, "ranks", ranks, "host", host, "commit",
                                           version_commit()));
     json_decref(old);
-    free(text);
     return list;
 }
 
@@ -84,13 +102,19 @@ static enum status write_record(const struct session *session, int64_t step)
     }
     run_dir_path(session, "run.json", path, sizeof path);
     json_object_set_new(json, "starts", starts(path, when, host, session->world.size, step));
-    char *text = json_dumps(json, JSON_INDENT(1));
-    json_decref(json);
-    const enum status status = text != NULL
-                                   ? io_write_file(path, text, strlen(text))
-                                   : status_fail(STATUS_INTERNAL, "run.json: a name is not UTF-8");
-    free(text);
-    return status;
+    return write_json(path, json);
+}
+
+enum status run_dir_note(const struct session *session, const char *key, json_t *value)
+{
+    char path[MAX_PATH];
+    run_dir_path(session, "run.json", path, sizeof path);
+    json_t *json = read_record(path);
+    if (json_object_set_new(json, key, value) != 0) {
+        json_decref(json);
+        return status_fail(STATUS_INTERNAL, "%s: cannot be read", path);
+    }
+    return write_json(path, json);
 }
 
 enum status run_dir_open(const struct session *session, bool fresh, struct io_file *lock)

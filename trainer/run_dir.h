@@ -2,6 +2,8 @@
 #ifndef TRAINER_RUN_DIR_H
 #define TRAINER_RUN_DIR_H
 
+#include <jansson.h>
+
 #include "kernels/base/io.h"
 #include "trainer/session.h"
 
@@ -14,6 +16,11 @@ enum status run_dir_open(const struct session *session, bool fresh, struct io_fi
  * once the run is known to fit the checkpoints that are there, so that a refused command leaves the
  * description of the run as it was. */
 enum status run_dir_describe(const struct session *session, int64_t step)
+    __attribute__((warn_unused_result));
+
+/* Adds to run.json, or replaces there. value: owned by the call. Errors: STATUS_IO; STATUS_INTERNAL
+ * where there is no run.json that can be read. */
+enum status run_dir_note(const struct session *session, const char *key, json_t *value)
     __attribute__((warn_unused_result));
 
 /* run.dir/name in out. */

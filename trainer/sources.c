@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "data/token_share.h"
 #include "kernels/base/rng.h"
 #include "trainer/fim_tokens.h"
 #include "trainer/run_tokenizer.h"
@@ -66,14 +67,13 @@ static enum status check_limits(const struct mixture_source *source)
                              (long long)loader->sequence_length);
 }
 
-static enum status open_one(struct sources *sources, const struct config *config, int64_t s)
+static enum status set_up(struct sources *sources, const struct config *config, int64_t s)
 {
     const struct config_source *said = &config->data.train.item[s];
     struct token_store *store = &sources->store[s];
     struct mixture_source *source = &sources->source[s];
     struct loader *loader = &source->loader;
     struct fim fim = {.parts = fim_parts(fim_rate(config, s))};
-    TRY(token_store_open(store, said->path));
     TRY(check_vocabulary(store, &sources->store[0], config));
     if (config->data.packing == CONFIG_BEST_FIT) {
         const uint64_t key = rng_key(config->run.seed, "data_packing");
@@ -141,7 +141,15 @@ static enum status mix(struct sources *sources, const struct config *config)
     return status;
 }
 
-enum status sources_open(struct sources *sources, const struct config *config)
+/* What one rank meets every rank hears of, before the next file is opened by all. */
+static enum status open_one(struct sources *sources, const struct config *config, int64_t s,
+                            struct comm *world)
+{
+    TRY(token_share_open(&sources->store[s], config->data.train.item[s].path, world));
+    return comm_agree(world, set_up(sources, config, s), NULL);
+}
+
+enum status sources_open(struct sources *sources, const struct config *config, struct comm *world)
 {
     const int64_t count = config->data.train.count;
     *sources = (struct sources){0};
@@ -153,14 +161,17 @@ enum status sources_open(struct sources *sources, const struct config *config)
     sources->store = calloc((size_t)count, sizeof *sources->store);
     sources->packing = calloc((size_t)count, sizeof *sources->packing);
     sources->source = calloc((size_t)count, sizeof *sources->source);
-    if (sources->store == NULL || sources->packing == NULL || sources->source == NULL) {
-        return status_fail(STATUS_RESOURCE, "out of memory for %lld token files", (long long)count);
-    }
+    const bool room = sources->store != NULL && sources->packing != NULL && sources->source != NULL;
+    TRY(comm_agree(
+        world,
+        room ? STATUS_OK
+             : status_fail(STATUS_RESOURCE, "out of memory for %lld token files", (long long)count),
+        NULL));
     for (int64_t s = 0; s < count; s++) {
         sources->count = sources->origin.count = s + 1;
-        TRY(open_one(sources, config, s));
+        TRY(open_one(sources, config, s, world));
     }
-    return mix(sources, config);
+    return comm_agree(world, mix(sources, config), NULL);
 }
 
 void sources_close(struct sources *sources)

@@ -5,6 +5,7 @@
 #define TRAINER_SOURCES_H
 
 #include "data/mixture.h"
+#include "parallel/comm.h"
 #include "trainer/config/config.h"
 #include "trainer/data_state.h"
 
@@ -17,10 +18,11 @@ struct sources {
     struct data_state origin; /* what the mixture counts from; its `now` is not kept up */
 };
 
-/* Local. Opens every file; the mixture starts at sample 0. Errors: STATUS_USAGE (no file, or a
+/* Opens every file; the mixture starts at sample 0. Collective over `world`. Errors, the same on
+ * every rank: STATUS_USAGE (no file, or a
  * fill-in-the-middle token that is not there), STATUS_DATA (file; vocabularies that differ from
  * each other or exceed the model's; a file of less than one sample), STATUS_IO, STATUS_RESOURCE. */
-enum status sources_open(struct sources *sources, const struct config *config)
+enum status sources_open(struct sources *sources, const struct config *config, struct comm *world)
     __attribute__((warn_unused_result));
 void sources_close(struct sources *sources); /* accepts a zeroed one; may be called twice */
 

@@ -39,6 +39,22 @@ static enum status check_schedule(const struct config *config, int64_t batch, in
                        (long long)ranks);
 }
 
+/* Whether the largest step has passes to put side by side, where these are wanted. */
+static enum status check_pairs(const struct config *config, int64_t ranks)
+{
+    const int64_t micro = config->train.micro_batch,
+                  batches = config->train.global_batch / micro / ranks;
+    const struct pipeline_shape shape =
+        stages_shape(config, config->parallel.schedule, config->parallel.pp, batches);
+    if (shape.schedule != PIPELINE_PAIRS || batches > 1) {
+        return STATUS_OK;
+    }
+    return status_fail(STATUS_USAGE,
+                       "parallel.overlap on: a rank has one micro-batch a step, beside which "
+                       "nothing runs: lower train.micro_batch %lld, or use auto",
+                       (long long)micro);
+}
+
 enum status stepper_check(const struct config *config, int64_t ranks)
 {
     const int64_t micro = config->train.micro_batch, global = config->train.global_batch,
@@ -61,6 +77,7 @@ enum status stepper_check(const struct config *config, int64_t ranks)
         }
         TRY(check_schedule(config, batch, ranks));
     }
+    TRY(check_pairs(config, ranks));
     return check_schedule(config, global, ranks);
 }
 
@@ -380,10 +397,10 @@ static enum status forward_backward(struct stepper *stepper, int64_t step, int64
     const struct mark began = mark_now(model);
     struct model_result counted = {0};
     fill_scales(stepper, step, labels, fault);
-    if (slice_whole(&model->slice)) {
-        run_units(stepper, &counted);
-    } else {
+    if (slice_scheduled(&model->slice)) {
         TRY(run_pipeline(stepper, &counted));
+    } else {
+        run_units(stepper, &counted);
     }
     const struct mark ended = mark_now(model);
     fault_slow(config->debug.fault, step, rank,

@@ -66,9 +66,9 @@ static bool main_rank(const struct training *t)
 
 static enum status open_data(struct training *t)
 {
-    TRY(sources_open(&t->train, t->config));
+    TRY(sources_open(&t->train, t->config, t->world));
     if (t->config->data.valid != NULL) {
-        TRY(dataset_open(&t->valid, t->config, t->config->data.valid, false));
+        TRY(dataset_open(&t->valid, t->config, t->config->data.valid, false, t->world));
         TRY(token_store_match(t->train.store, &t->valid.store));
     }
     if (t->config->sample.every_steps == 0) {
@@ -406,6 +406,7 @@ static enum status one_step(struct training *t, double *seconds)
     int64_t labels = 0;
     watchdog_enter(t->watchdog, WATCHDOG_STEP, step);
     TRY(profile_step(&t->profile, step));
+    describe_profile(t->session, &t->profile, &t->metrics);
     fault_step(config->debug.fault, step, t->world->rank);
     straggler_begin(&t->straggler);
     TRY(stepper_step(&t->stepper, step, t->at.position, &result));
@@ -532,6 +533,7 @@ static enum status end_profile(struct training *t, enum status status)
     char message[4096];
     snprintf(message, sizeof message, "%s", status_message());
     const enum status written = profile_end(&t->profile);
+    describe_profile(t->session, &t->profile, &t->metrics);
     return status == STATUS_OK ? written : status_lines(status, message);
 }
 

@@ -33,13 +33,20 @@ struct sides {
 
 /* --- One step --- */
 
+/* Micro-batches of a rank with data of its own: as few as its schedule wants. */
+static int64_t batches_of(const struct config *config)
+{
+    const bool twice = config->parallel.schedule == CONFIG_PIPELINE_DUALPIPE_V ||
+                       (config->parallel.pp == 1 && config->parallel.overlap == CONFIG_OVERLAP_ON);
+    return config->parallel.pp * (twice ? 2 : 1);
+}
+
 /* The run's config, but for what makes the comparison small and its gradients readable. */
 static struct config tiny(const struct session *session, const struct mesh_shape *shape)
 {
     struct config config = session->config;
-    config.train.global_batch = config.train.micro_batch * session->mesh.dp.size *
-                                session->mesh.pp.size *
-                                (config.parallel.schedule == CONFIG_PIPELINE_DUALPIPE_V ? 2 : 1);
+    config.train.global_batch =
+        config.train.micro_batch * session->mesh.dp.size * batches_of(&config);
     config.train.batch_ramp.start = 0;
     config.optimizer.moments = CONFIG_MOMENTS_FP32;
     config.parallel.ep = shape->ep;

@@ -10,13 +10,34 @@
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
 #endif
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+#endif
+
+/* For ThreadSanitizer a stack is a thread that runs in turn with others. NOTE: no function, whose
+ * entry and exit would be of two threads. */
+#ifdef __SANITIZE_THREAD__
+#define THREAD_NEW() __tsan_create_fiber(0)
+#define THREAD_END(thread) __tsan_destroy_fiber(thread)
+#define THREAD_THIS() __tsan_get_current_fiber()
+#define THREAD_SWITCH(thread) __tsan_switch_to_fiber(thread, 0)
+#define UNSEEN __attribute__((no_sanitize_thread))
+#else
+#define THREAD_NEW() NULL
+#define THREAD_END(thread) (void)(thread)
+#define THREAD_THIS() NULL
+#define THREAD_SWITCH(thread) (void)(thread)
+#define UNSEEN
+#endif
 
 /* Of a thread of Linux. */
 static const size_t STACK_BYTES = (size_t)8 << 20;
 
 struct contexts {
     ucontext_t own, back;
-    /* AddressSanitizer's, which wants to know of every change of stacks */
+    /* The sanitizers', which want to know of every change of stacks: ThreadSanitizer's, */
+    void *own_thread, *back_thread;
+    /* and AddressSanitizer's */
     void *own_frames, *back_frames;
     const void *back_stack;
     size_t back_bytes;
@@ -24,6 +45,15 @@ struct contexts {
 
 /* Of this thread; NULL: it is in none. */
 static _Thread_local struct fiber *running;
+
+/* contexts: or NULL. */
+static void end_thread(struct contexts *contexts)
+{
+    if (contexts != NULL && contexts->own_thread != NULL) {
+        THREAD_END(contexts->own_thread);
+        contexts->own_thread = NULL;
+    }
+}
 
 enum status fiber_init(struct fiber *fiber)
 {
@@ -45,6 +75,7 @@ void fiber_free(struct fiber *fiber)
     if (fiber->stack != NULL) {
         munmap(fiber->stack, (size_t)sysconf(_SC_PAGESIZE) + fiber->bytes);
     }
+    end_thread(fiber->impl);
     free(fiber->impl);
     *fiber = (struct fiber){0};
 }
@@ -71,7 +102,7 @@ static void arrive(void *frames, const void **stack, size_t *bytes)
 }
 #endif
 
-static void enter(void)
+UNSEEN static void enter(void)
 {
     struct fiber *fiber = running;
     struct contexts *contexts = fiber->impl;
@@ -79,6 +110,7 @@ static void enter(void)
     fiber->run(fiber->arg);
     fiber->done = true;
     leave(NULL, contexts->back_stack, contexts->back_bytes); /* and not again */
+    THREAD_SWITCH(contexts->back_thread);
 }
 
 void fiber_start(struct fiber *fiber, void (*run)(void *), void *arg)
@@ -88,6 +120,8 @@ void fiber_start(struct fiber *fiber, void (*run)(void *), void *arg)
     fiber->run = run;
     fiber->arg = arg;
     fiber->done = false;
+    end_thread(contexts);
+    contexts->own_thread = THREAD_NEW();
     getcontext(&contexts->own);
     contexts->own.uc_stack.ss_sp = (char *)fiber->stack + sysconf(_SC_PAGESIZE);
     contexts->own.uc_stack.ss_size = fiber->bytes;
@@ -101,6 +135,8 @@ void fiber_resume(struct fiber *fiber)
     assert(running == NULL && !fiber->done);
     running = fiber;
     leave(&contexts->back_frames, contexts->own.uc_stack.ss_sp, fiber->bytes);
+    contexts->back_thread = THREAD_THIS();
+    THREAD_SWITCH(contexts->own_thread);
     swapcontext(&contexts->back, &contexts->own);
     arrive(contexts->back_frames, NULL, NULL);
     running = NULL;
@@ -113,6 +149,7 @@ void fiber_yield(void)
     }
     struct contexts *contexts = running->impl;
     leave(&contexts->own_frames, contexts->back_stack, contexts->back_bytes);
+    THREAD_SWITCH(contexts->back_thread);
     swapcontext(&contexts->own, &contexts->back);
     arrive(contexts->own_frames, &contexts->back_stack, &contexts->back_bytes);
 }

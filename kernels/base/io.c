@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <time.h>
@@ -87,6 +88,17 @@ enum status io_open_read(struct io_file *file, const char *path)
 enum status io_open_read_direct(struct io_file *file, const char *path)
 {
     return open_file(file, path, O_RDONLY, true, "open");
+}
+
+void *io_buffer(size_t bytes)
+{
+    enum { LARGE_PAGE = 2 << 20 };
+    const size_t whole = (bytes + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE;
+    void *buffer = aligned_alloc(LARGE_PAGE, whole);
+    if (buffer != NULL) {
+        (void)madvise(buffer, whole, MADV_HUGEPAGE); /* advice only */
+    }
+    return buffer;
 }
 
 static void leave_direct(struct io_file *file)

@@ -36,6 +36,9 @@ enum status io_open_read(struct io_file *file,
  * IO_ALIGNMENT go through it. */
 enum status io_create_direct(struct io_file *file, const char *path) IO_CHECKED;
 enum status io_open_read_direct(struct io_file *file, const char *path) IO_CHECKED;
+/* At least `bytes` of memory that such transfers want: aligned, and of few large pages, since from
+ * many small ones they take two to three times as long. free(); NULL: out of memory. */
+void *io_buffer(size_t bytes);
 enum status io_write(struct io_file *file, const void *data, size_t bytes) IO_CHECKED;
 enum status io_pwrite(struct io_file *file, const void *data, size_t bytes,
                       int64_t offset) IO_CHECKED;

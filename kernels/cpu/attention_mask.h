@@ -10,6 +10,11 @@ enum { TILE = 64 };
 static const float MASKED =
     -1e30F; /* finite: a row without any visible key yet must not become NaN */
 
+static inline int64_t round_up(int64_t value, int64_t unit)
+{
+    return (value + unit - 1) / unit * unit;
+}
+
 static inline int64_t keys_of(const struct attention_shape *shape)
 {
     return shape->keys > 0 ? shape->keys : shape->sequence;
@@ -51,6 +56,25 @@ static inline void mask_tile(float *score, const struct attention_shape *shape, 
                 score[i * TILE + j] = MASKED;
             }
         }
+    }
+}
+
+/* Keys [first, end) of a tile that a query of it sees. */
+struct seen {
+    int32_t first, end;
+};
+
+/* Queries behind the last one see nothing. */
+static inline void seen_tile(struct seen seen[TILE], const struct attention_shape *shape,
+                             int64_t sample, int64_t q0, int64_t k0)
+{
+    const int64_t keys = keys_of(shape) - k0, last = keys < TILE ? keys : TILE;
+    for (int64_t i = 0; i < TILE; i++) {
+        const bool real = q0 + i < shape->sequence;
+        const int64_t low = real ? first_visible(shape, sample, q0 + i) - k0 : 0,
+                      high = real ? shape->ahead + q0 + i + 1 - k0 : 0;
+        seen[i].first = (int32_t)(low < 0 ? 0 : low < TILE ? low : TILE);
+        seen[i].end = (int32_t)(high < 0 ? 0 : high < last ? high : last);
     }
 }
 

@@ -26,10 +26,15 @@ enum cpu_slot {
     CPU_SLOTS
 };
 
+/* How attention multiplies: tile.h, attention_wide.h, and that by pairs of bf16 where the dtype is.
+ */
+enum cpu_attention { ATTENTION_NARROW, ATTENTION_WIDE, ATTENTION_PAIRS };
+
 struct cpu_device {
     struct device head;
     struct onednn *onednn; /* owned; NULL: products by our own kernels */
     bool wide;             /* products by gemm_wide, where it takes them */
+    enum cpu_attention attention;
     struct {
         void *data; /* owned */
         size_t bytes;

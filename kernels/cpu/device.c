@@ -199,6 +199,9 @@ static void open_onednn(struct cpu_device *device, bool layout)
         onednn_close(device->onednn);
         device->onednn = NULL;
     }
+    device->attention = tile_has_pairs() && onednn_allows(true)   ? ATTENTION_PAIRS
+                        : tile_has_wide() && onednn_allows(false) ? ATTENTION_WIDE
+                                                                  : ATTENTION_NARROW;
     device->wide = device->onednn != NULL && tile_has_pairs() && onednn_has_pairs();
     device_fact(info, "onednn", "%s", version);
     device_fact(info, "isa", "%s", onednn_isa());

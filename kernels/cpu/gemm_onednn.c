@@ -327,6 +327,13 @@ bool onednn_has_pairs(void)
     return dnnl_get_effective_cpu_isa() == dnnl_cpu_isa_avx512_core_bf16;
 }
 
+bool onednn_allows(bool pairs)
+{
+    const unsigned bits = /* of all that it includes */
+        (unsigned)(pairs ? dnnl_cpu_isa_avx512_core_bf16 : dnnl_cpu_isa_avx512_core);
+    return ((unsigned)dnnl_get_effective_cpu_isa() & bits) == bits;
+}
+
 const char *onednn_isa(void)
 {
     static const struct {

@@ -22,5 +22,7 @@ const char *onednn_isa(void); /* the widest instruction set it uses here */
 /* Its best bf16 products are by AVX512_BF16, as ours would be: not capped (ONEDNN_MAX_CPU_ISA), and
  * no AMX, which is faster. */
 bool onednn_has_pairs(void);
+/* AVX-512 is not capped; with pairs: nor AVX512_BF16. */
+bool onednn_allows(bool pairs);
 
 #endif

@@ -1,29 +1,22 @@
 #include "kernels/cpu/tile.h"
 
-#include <assert.h>
-#ifdef __x86_64__
-#include <immintrin.h>
-#endif
-
 #include "kernels/cpu/cpu.h"
 
-/* Two widths of the same loop: vectors of 8 for 16 registers, of 16 for 32. */
-typedef float narrow __attribute__((vector_size(32), aligned(4), may_alias));
-typedef float wide __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float lanes __attribute__((vector_size(32), aligned(4), may_alias));
 
 /* c[4,16] += a[4,k] b[k,16] */
-CPU_CLONES static void block_narrow(float *c, int64_t c_row, const float *a, int64_t a_row,
-                                    int64_t a_col, const float *b, int64_t b_row, int64_t k)
+CPU_CLONES static void block(float *c, int64_t c_row, const float *a, int64_t a_row, int64_t a_col,
+                             const float *b, int64_t b_row, int64_t k)
 {
     enum { ROWS = 4, LANES = 8 };
-    narrow sum[ROWS][2];
+    lanes sum[ROWS][2];
     for (int r = 0; r < ROWS; r++) {
-        sum[r][0] = *(const narrow *)(c + r * c_row);
-        sum[r][1] = *(const narrow *)(c + r * c_row + LANES);
+        sum[r][0] = *(const lanes *)(c + r * c_row);
+        sum[r][1] = *(const lanes *)(c + r * c_row + LANES);
     }
     for (int64_t p = 0; p < k; p++) {
-        const narrow b0 = *(const narrow *)(b + p * b_row);
-        const narrow b1 = *(const narrow *)(b + p * b_row + LANES);
+        const lanes b0 = *(const lanes *)(b + p * b_row);
+        const lanes b1 = *(const lanes *)(b + p * b_row + LANES);
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++) {
             const float factor = a[r * a_row + p * a_col];
@@ -32,192 +25,36 @@ CPU_CLONES static void block_narrow(float *c, int64_t c_row, const float *a, int
         }
     }
     for (int r = 0; r < ROWS; r++) {
-        *(narrow *)(c + r * c_row) = sum[r][0];
-        *(narrow *)(c + r * c_row + LANES) = sum[r][1];
+        *(lanes *)(c + r * c_row) = sum[r][0];
+        *(lanes *)(c + r * c_row + LANES) = sum[r][1];
     }
 }
-
-static void product_narrow(float *c, int64_t c_row, const float *a, int64_t a_row, int64_t a_col,
-                           const float *b, int64_t b_row, const int64_t size[3])
-{
-    for (int64_t i = 0; i < size[0]; i += 4) {
-        for (int64_t j = 0; j < size[1]; j += 16) {
-            block_narrow(c + i * c_row + j, c_row, a + i * a_row, a_row, a_col, b + j, b_row,
-                         size[2]);
-        }
-    }
-}
-
-#ifdef __x86_64__
-/* c[8,32] += a[8,k] b[k,32] */
-__attribute__((target("arch=x86-64-v4"))) static void block_wide(float *c, int64_t c_row,
-                                                                 const float *a, int64_t a_row,
-                                                                 int64_t a_col, const float *b,
-                                                                 int64_t b_row, int64_t k)
-{
-    enum { LANES = 16 };
-    wide sum[TILE_ROWS][2];
-    for (int r = 0; r < TILE_ROWS; r++) {
-        sum[r][0] = *(const wide *)(c + r * c_row);
-        sum[r][1] = *(const wide *)(c + r * c_row + LANES);
-    }
-    for (int64_t p = 0; p < k; p++) {
-        const wide b0 = *(const wide *)(b + p * b_row);
-        const wide b1 = *(const wide *)(b + p * b_row + LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < TILE_ROWS; r++) {
-            const float factor = a[r * a_row + p * a_col];
-            sum[r][0] += factor * b0;
-            sum[r][1] += factor * b1;
-        }
-    }
-    for (int r = 0; r < TILE_ROWS; r++) {
-        *(wide *)(c + r * c_row) = sum[r][0];
-        *(wide *)(c + r * c_row + LANES) = sum[r][1];
-    }
-}
-
-static void product_wide(float *c, int64_t c_row, const float *a, int64_t a_row, int64_t a_col,
-                         const float *b, int64_t b_row, const int64_t size[3])
-{
-    for (int64_t i = 0; i < size[0]; i += TILE_ROWS) {
-        for (int64_t j = 0; j < size[1]; j += TILE_COLS) {
-            block_wide(c + i * c_row + j, c_row, a + i * a_row, a_row, a_col, b + j, b_row,
-                       size[2]);
-        }
-    }
-}
-
-/* c[8,32] += a[8,k] b[k,32], elements are pairs */
-__attribute__((target("arch=x86-64-v4,avx512bf16"))) static void
-block_pairs(float *c, int64_t c_row, const float *a, int64_t a_row, int64_t a_col, const float *b,
-            int64_t b_row, int64_t k)
-{
-    enum { LANES = 16 };
-    __m512 sum[TILE_ROWS][2];
-    for (int r = 0; r < TILE_ROWS; r++) {
-        sum[r][0] = _mm512_loadu_ps(c + r * c_row);
-        sum[r][1] = _mm512_loadu_ps(c + r * c_row + LANES);
-    }
-    for (int64_t p = 0; p < k; p++) {
-        const __m512bh b0 = (__m512bh)_mm512_loadu_ps(b + p * b_row);
-        const __m512bh b1 = (__m512bh)_mm512_loadu_ps(b + p * b_row + LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < TILE_ROWS; r++) {
-            const __m512bh pair = (__m512bh)_mm512_set1_ps(a[r * a_row + p * a_col]);
-            sum[r][0] = _mm512_dpbf16_ps(sum[r][0], pair, b0);
-            sum[r][1] = _mm512_dpbf16_ps(sum[r][1], pair, b1);
-        }
-    }
-    for (int r = 0; r < TILE_ROWS; r++) {
-        _mm512_storeu_ps(c + r * c_row, sum[r][0]);
-        _mm512_storeu_ps(c + r * c_row + LANES, sum[r][1]);
-    }
-}
-
-bool tile_has_pairs(void)
-{
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512bf16");
-}
-
-void tile_product_pairs(float *c, int64_t c_row, const float *a, int64_t a_row, int64_t a_col,
-                        const float *b, int64_t b_row, const int64_t size[3])
-{
-    for (int64_t i = 0; i < size[0]; i += TILE_ROWS) {
-        for (int64_t j = 0; j < size[1]; j += TILE_COLS) {
-            block_pairs(c + i * c_row + j, c_row, a + i * a_row, a_row, a_col, b + j, b_row,
-                        size[2]);
-        }
-    }
-}
-
-__attribute__((target("arch=x86-64-v4,avx512bf16"))) void
-tile_pair_columns(float *out, const float *in, int64_t m, int64_t n)
-{
-    enum { LANES = 16 };
-    for (int64_t i = 0; i < m * n; i += 2 * LANES) {
-        const __m512bh pairs =
-            _mm512_cvtne2ps_pbh(_mm512_loadu_ps(in + i + LANES), _mm512_loadu_ps(in + i));
-        _mm512_storeu_ps(out + i / 2, (__m512)pairs);
-    }
-}
-
-__attribute__((target("arch=x86-64-v4,avx512bf16"))) void
-tile_pair_rows(float *out, const float *in, int64_t m, int64_t n)
-{
-    enum { LANES = 16 };
-    for (int64_t i = 0; i < m; i += 2) {
-        for (int64_t j = 0; j < n; j += LANES) {
-            const float *even = in + i * n + j;
-            const __m256i low = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(even)),
-                          high = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(even + n));
-            const __m512i pairs = _mm512_or_si512(
-                _mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
-            _mm512_storeu_si512(out + i / 2 * n + j, pairs);
-        }
-    }
-}
-
-__attribute__((target("arch=x86-64-v4,avx512bf16"))) void
-tile_row_dots_pairs(float *sum, const float *a, const float *b, int64_t m, int64_t k)
-{
-    for (int64_t i = 0; i < m; i += TILE_ROWS) {
-        __m128 row[TILE_ROWS] = {0};
-        for (int64_t p = 0; p < k; p++) {
-#pragma GCC unroll 8
-            for (int r = 0; r < TILE_ROWS; r++) {
-                row[r] = _mm_dpbf16_ps(row[r], (__m128bh)_mm_load_ss(a + (i + r) * k + p),
-                                       (__m128bh)_mm_load_ss(b + (i + r) * k + p));
-            }
-        }
-        for (int r = 0; r < TILE_ROWS; r++) {
-            sum[i + r] = _mm_cvtss_f32(row[r]);
-        }
-    }
-}
-#else
-bool tile_has_pairs(void)
-{
-    return false;
-}
-
-void tile_product_pairs(float *c, int64_t c_row, const float *a, int64_t a_row, int64_t a_col,
-                        const float *b, int64_t b_row, const int64_t size[3])
-{
-    (void)c, (void)c_row, (void)a, (void)a_row, (void)a_col, (void)b, (void)b_row, (void)size;
-    assert(false);
-}
-
-void tile_pair_columns(float *out, const float *in, int64_t m, int64_t n)
-{
-    (void)out, (void)in, (void)m, (void)n;
-    assert(false);
-}
-
-void tile_pair_rows(float *out, const float *in, int64_t m, int64_t n)
-{
-    (void)out, (void)in, (void)m, (void)n;
-    assert(false);
-}
-
-void tile_row_dots_pairs(float *sum, const float *a, const float *b, int64_t m, int64_t k)
-{
-    (void)sum, (void)a, (void)b, (void)m, (void)k;
-    assert(false);
-}
-#endif
 
 void tile_product(float *c, int64_t c_row, const float *a, int64_t a_row, int64_t a_col,
                   const float *b, int64_t b_row, const int64_t size[3])
 {
-#ifdef __x86_64__
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq")) {
-        product_wide(c, c_row, a, a_row, a_col, b, b_row, size);
-        return;
+    for (int64_t i = 0; i < size[0]; i += 4) {
+        for (int64_t j = 0; j < size[1]; j += 16) {
+            block(c + i * c_row + j, c_row, a + i * a_row, a_row, a_col, b + j, b_row, size[2]);
+        }
     }
+}
+
+bool tile_has_wide(void)
+{
+#ifdef __x86_64__
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+#else
+    return false;
 #endif
-    product_narrow(c, c_row, a, a_row, a_col, b, b_row, size);
+}
+
+bool tile_has_pairs(void)
+{
+#ifdef __x86_64__
+    return tile_has_wide() && __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
 }

@@ -1,4 +1,6 @@
-/* tile: the inner product loop of attention: small f32 matrices that live in the first caches. */
+/* tile: the inner product loop of attention on machines without AVX-512 (with: attention_wide.h):
+ * small f32 matrices that live in the first caches. And what of that a machine has.
+ */
 #ifndef KERNELS_CPU_TILE_H
 #define KERNELS_CPU_TILE_H
 
@@ -12,18 +14,9 @@ enum { TILE_ROWS = 8, TILE_COLS = 32 };
 void tile_product(float *c, int64_t c_row, const float *a, int64_t a_row, int64_t a_col,
                   const float *b, int64_t b_row, const int64_t size[3]);
 
-/* Whether this processor multiplies pairs of bf16. */
+/* Whether this processor has AVX-512 (x86-64-v4), */
+bool tile_has_wide(void);
+/* and multiplies pairs of bf16, with a sum in f32. */
 bool tile_has_pairs(void);
-/* The same sum where an element of a [m,k] and b [k,n] holds the bits of two bf16: both products
- * count. Products are exact, sums f32. Only where tile_has_pairs, as all below. */
-void tile_product_pairs(float *c, int64_t c_row, const float *a, int64_t a_row, int64_t a_col,
-                        const float *b, int64_t b_row, const int64_t size[3]);
-/* in [m,n] f32 to the nearest bf16, two in an element of out: neighbours in a row, out [m,n/2], n a
- * multiple of 32; or in a column, out [m/2,n], m even, n a multiple of 16. */
-void tile_pair_columns(float *out, const float *in, int64_t m, int64_t n);
-void tile_pair_rows(float *out, const float *in, int64_t m, int64_t n);
-/* sum[m] = row by row of a and b [m,k], rounded as tile_product_pairs does: where it is subtracted
- * from one of its elements, equal ones cancel. */
-void tile_row_dots_pairs(float *sum, const float *a, const float *b, int64_t m, int64_t k);
 
 #endif

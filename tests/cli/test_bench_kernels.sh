@@ -73,7 +73,8 @@ for k in compiled if counted else ():
     assert not hopper8 or (s["tma"] >= 3 and s["ffma"] >= 16 and s["local"] == 0 and k["spilled_bytes"] == 0), k
 print(len(h), "kernels,", len(compiled), "compiled,", "instructions counted" if counted else "instructions not counted")
 PY
-expect_rc 0 "$binary" bench "$v3" --kernels --facts
+expect_rc 0 ranks 2 "$binary" bench "$v3" --kernels --facts
+expect_same "$(grep -c "one layer and" "$out")" 1 "times that two ranks print the facts"
 expect_text "fp8_experts_weight"
 [ $cuda = 1 ] || expect_text "no CUDA kernels in this binary"
 # In f32 other kernels multiply, and nothing is in FP8.

@@ -87,7 +87,10 @@ relation "parallel.ranks_per_node 2: parallel.node_dispatch flat" parallel.ep=2 
 relation "parallel.ranks_per_node 2: router.dispatch padded" parallel.ep=2 router.dispatch=padded parallel.ranks_per_node=2
 relation "parallel.ranks_per_node 2: parallel.ep 1" parallel.ep=1 parallel.ranks_per_node=2
 relation "parallel.schedule dualpipe: planned only" parallel.pp=2 parallel.schedule=dualpipe
-relation "parallel.overlap off: only with parallel.schedule dualpipe_v" parallel.pp=2 parallel.ep=2 parallel.overlap=off
+relation "parallel.overlap off: only with parallel.ep or parallel.etp above 1, and parallel.pp 1" parallel.pp=2 parallel.ep=2 parallel.overlap=off
+relation "parallel.overlap on: only with parallel.ep" parallel.overlap=on
+relation "parallel.overlap on with debug.trace: not built" parallel.ep=2 parallel.overlap=on debug.trace=t.h5
+relation "parallel.overlap on with parallel.zero 3: not built" parallel.ep=2 parallel.zero=3 parallel.overlap=on
 relation "parallel.overlap on with parallel.zero 3: not built" parallel.pp=2 parallel.ep=2 parallel.zero=3 parallel.overlap=on \
     parallel.schedule=dualpipe_v
 relation "parallel.virtual_stages 2 is of parallel.schedule 1f1b" parallel.pp=2 parallel.schedule=zero_bubble parallel.virtual_stages=2

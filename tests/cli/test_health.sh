@@ -83,6 +83,30 @@ assert {"data", "forward and backward", "reduce", "optimizer"} <= names, names
 assert {"attention", "router", "experts"} <= names, names
 assert any(e["tid"] == 1 for e in spans), "nothing of the writer"
 PY
+echo "stages: waits for them are idle; exchanges of a pair's passes stand in rows of their own; what is hidden"
+expect_rc 0 train_on 4 2 "$work/staged" run.steps=3 parallel.pp=2 parallel.schedule=dualpipe_v model.num_hidden_layers=4 train.micro_batch=1 data.valid=null \
+    debug.profile="$work/stages.json" debug.profile_from=2 debug.profile_steps=2
+expect_text "% of communication hidden; means of a rank: hidden "
+expect_rc 0 "$binary" report "$work/staged" --output "$work/page.html"
+grep -q '<th>profile</th><td>{.*hidden_communication.*idle_ms' "$work/page.html" || fail "the report says nothing of hidden communication"
+python3 - "$work/stages.json" <<'PY' || fail "the profile of stages is not what it should be"
+import json, sys
+trace = json.load(open(sys.argv[1]))
+for rank in range(4):
+    spans = [e for e in trace["traceEvents"] if e["ph"] == "X" and e["pid"] == rank]
+    names = {e["tid"]: e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "thread_name" and e["pid"] == rank}
+    assert names[2] == "messages under way" and names[3] == "messages under way, 2" and set(names) >= {e["tid"] for e in spans}, names
+    for row in set(names) - {0, 1}: # one behind the other
+        at = sorted((e["ts"], e["ts"] + e["dur"]) for e in spans if e["tid"] == row)
+        assert at and all(a[1] <= b[0] + 0.002 for a, b in zip(at, at[1:])), (rank, row)
+    letters = [e for e in spans if e["name"] in ("send", "receive")]
+    assert letters and all(e["args"]["group"] == "pp" and e["args"]["peer"] == 1 - rank // 2 for e in letters)
+    about = trace["otherData"][f"rank {rank}"]
+    assert about["idle_ms"] > 0 and about["exposed_ms"] > 0 and about["hidden_ms"] > 0, about
+    assert abs(about["idle_ms"] + about["exposed_ms"] - about["communication_ms"]) < 0.01 + 1e-5 * about["communication_ms"], about
+    share = about["hidden_ms"] / (about["hidden_ms"] + about["exposed_ms"])
+    assert abs(about["hidden_communication"] - share) < 1e-4, about
+PY
 expect_rc 77 train_on 2 2 "$work/diverged" run.steps=9 debug.fault=nan:4:1 debug.profile="$work/diverged.json" debug.profile_steps=100
 expect_text "step 4: loss "
 python3 - "$work/diverged.json" <<'PY' || fail "no profile of a run that diverged"

@@ -175,16 +175,29 @@ expect_rc 0 python3 held.py "$binary" plan "$mixtral" parallel.pp=4 parallel.tp=
 cat >pairs.py <<'EOF'
 import json, subprocess, sys
 def plan(*keys):
-    text = subprocess.run([*sys.argv[1:], "parallel.schedule=dualpipe_v", *keys, "--json"], check=True, capture_output=True).stdout
+    text = subprocess.run([*sys.argv[1:], *keys, "--json"], check=True, capture_output=True).stdout
     return json.loads(text)
-on, auto, off = (plan("parallel.overlap=" + way) for way in ("on", "auto", "off"))
+staged = ("parallel.pp=4", "parallel.schedule=dualpipe_v")
+on, auto, off = (plan(*staged, "parallel.overlap=" + way) for way in ("on", "auto", "off"))
 assert on["step"] == auto["step"] != off["step"], (on["step"], off["step"])
 assert off["memory"]["arena_bytes"] < on["memory"]["arena_bytes"] == auto["memory"]["arena_bytes"]
-for p in (off, plan("parallel.zero=3")):
+by_host, asked = plan(*staged, "run.comm=mpi"), plan(*staged, "run.comm=mpi", "parallel.overlap=on")
+assert by_host["memory"]["arena_bytes"] == off["memory"]["arena_bytes"] < asked["memory"]["arena_bytes"], "auto, where nothing is hidden"
+for p in (off, by_host, plan(*staged, "parallel.zero=3")):
     one = p["micro_batch_seconds"]
     assert abs(one["pair"] / (one["forward"] + one["backward"] + one["weight"]) - 1) < 1e-9, one
+# Without stages: kept and on its way twice; inside a node it does not pay.
+on, auto = (plan("parallel.overlap=" + way) for way in ("on", "auto"))
+for kind in ("activations", "exchange", "shared"):
+    assert on["memory"][kind + "_bytes"] == 2 * auto["memory"][kind + "_bytes"], kind
+assert on["step"]["seconds"] > auto["step"]["seconds"], (on["step"], auto["step"])
 EOF
-expect_rc 0 python3 pairs.py "$binary" plan "$mixtral" parallel.pp=4 parallel.ep=8
+expect_rc 0 python3 pairs.py "$binary" plan "$mixtral" parallel.ep=8
+# Where tokens cross the network it pays.
+expect_rc 0 "$binary" plan "$source_dir/configs/deepseek-v3.yaml" --search --rows 1 cluster.nodes=64 parallel.pp=1
+expect_text "parallel.overlap=on"
+expect_error 64 "parallel.overlap on: a rank has one micro-batch a step" "$binary" plan "$mixtral" parallel.ep=8 parallel.overlap=on \
+    train.micro_batch=1 train.global_batch=64
 # A pipeline's schedules side by side, its stages by hand, its step as a trace.
 expect_rc 0 "$binary" plan "${v3[@]}" --json
 cp "$out" plan.json

@@ -220,6 +220,26 @@ wait "$pid" || rc=$?
 expect_rc 0 "$binary" prepare --workers 2 --output big4.h5 "${request[@]}"
 cmp big1.h5 big4.h5 || fail "stopped and gone on: other bytes"
 
+echo "long texts in pieces over ranks, one of them with a NUL byte near its end"
+python3 - <<'PY'
+import os, random
+random.seed(5)
+os.mkdir("long")
+for name, size, nul in (("a", 3 << 20, None), ("b", (5 << 20) + 3, (5 << 20) + 1), ("c", 4 << 20, None), ("d", 9, None)):
+    text = bytearray(random.choices(range(1, 256), k=size))
+    if nul is not None:
+        text[nul] = 0
+    open("long/" + name, "wb").write(text)
+PY
+expect_rc 0 "$binary" prepare --tokenizer bytes --dedup --workers 1 --output whole.h5 long # whole, each
+for n in 1 2 3; do
+    expect_rc 0 ranks $n "$binary" prepare --tokenizer bytes --workers 2 --journal-seconds 0 --output pieces.h5 long
+    cmp whole.h5 pieces.h5 || fail "$n ranks: texts in pieces give another file"
+done
+expect_rc 0 "$binary" prepare --tokenizer bytes --binary keep --dedup --output whole.h5 long
+expect_rc 0 ranks 3 "$binary" prepare --tokenizer bytes --binary keep --output pieces.h5 long
+cmp whole.h5 pieces.h5 || fail "texts in pieces, binary ones too, give another file"
+
 echo "generate with ids"
 # Trained on 1 2 3 0 1 2 3 0 ... it goes on counting.
 python3 - <<'PY'

@@ -60,20 +60,32 @@ for family in mixtral v3; do
     done
     rm -rf "${work:?}/flat" "${work:?}/hierarchical"
 done
-# Pairs with their passes side by side, and one behind the other: every bit.
+# Passes side by side, of stages and without, and one behind the other: every bit.
+# beside RANKS COMM KEYS...
+beside() {
+    local ranks=$1 comm=$2 way field
+    shift 2
+    for way in on off; do
+        expect_rc 0 train_on "$ranks" 2 "$work/$way" run.device=cuda run.comm=$comm parallel.overlap=$way train.global_batch=8 "$@"
+    done
+    for field in loss_hex aux_loss grad_norm; do
+        expect_same "$(metric "$work/on" $field)" "$(metric "$work/off" $field)" "$family, side by side, $comm $*: $field"
+    done
+    off=$(metric "$work/off" memory_bytes | tail -n 1)
+    rm -rf "${work:?}/on" "${work:?}/off"
+}
 for family in mixtral v3; do
     config_of $family >"$work/tiny.yaml"
     for comm in nccl mpi; do
-        for way in on off; do
-            expect_rc 0 train_on 4 2 "$work/$way" run.device=cuda run.comm=$comm parallel.pp=2 parallel.schedule=dualpipe_v \
-                parallel.overlap=$way model.num_hidden_layers=4 train.global_batch=8
-        done
-        for field in loss_hex aux_loss grad_norm; do
-            expect_same "$(metric "$work/on" $field)" "$(metric "$work/off" $field)" "$family, side by side, $comm: $field"
-        done
-        rm -rf "${work:?}/on" "${work:?}/off"
+        beside 2 $comm train.micro_batch=2
+        beside 4 $comm parallel.pp=2 parallel.schedule=dualpipe_v model.num_hidden_layers=4
     done
 done
+# Staged, nothing would be hidden: auto has no memory for it.
+expect_rc 0 train_on 4 2 "$work/auto" run.device=cuda run.comm=mpi parallel.pp=2 parallel.schedule=dualpipe_v \
+    model.num_hidden_layers=4 train.global_batch=8
+expect_same "$(metric "$work/auto" memory_bytes | tail -n 1)" "$off" "memory of auto and of off"
+rm -rf "${work:?}/auto"
 against v3 1e-5 train.recompute=block data.mask_documents=true
 layout 4 2 pp-tp parallel.pp=2 parallel.tp=2
 layout 4 2 pp-cp parallel.pp=2 parallel.cp=2 run.comm=mpi

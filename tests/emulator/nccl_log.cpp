@@ -25,8 +25,8 @@ static std::vector<entry> collectives; /* of all communicators, in order of issu
 static std::map<uint64_t, uint64_t> sequences;
 static std::map<uint64_t, std::map<int, traffic>> messages; /* by communicator and peer */
 
-static const char *const kinds[] = {"send",           "recv",       "all-reduce",
-                                    "reduce-scatter", "all-gather", "broadcast"};
+static const char *const kinds[] = {"send",   "recv",       "all-reduce", "reduce-scatter",
+                                    "reduce", "all-gather", "broadcast"};
 
 void nccl_log_collective(uint64_t comm, enum nccl_kind kind, uint64_t bytes)
 {

@@ -15,6 +15,7 @@ enum nccl_kind {
     NCCL_RECV,
     NCCL_ALL_REDUCE,
     NCCL_REDUCE_SCATTER,
+    NCCL_REDUCE,
     NCCL_ALL_GATHER,
     NCCL_BROADCAST
 };

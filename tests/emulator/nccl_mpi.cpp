@@ -3,6 +3,7 @@
  * start in order of issue. Several ranks may share the one emulated GPU of their process each. */
 #define OMPI_SKIP_MPICXX 1
 #include "emulator/nccl_log.h"
+#include "emulator/nccl_widen.h"
 #include "emulator/stream.h"
 
 #include <atomic>
@@ -115,7 +116,7 @@ static MPI_Op mpi_op(ncclRedOp_t op)
 
 static bool reduces(const operation &o)
 {
-    return o.kind == NCCL_ALL_REDUCE || o.kind == NCCL_REDUCE_SCATTER;
+    return o.kind == NCCL_ALL_REDUCE || o.kind == NCCL_REDUCE_SCATTER || o.kind == NCCL_REDUCE;
 }
 
 static size_t send_count(const operation &o)
@@ -127,33 +128,9 @@ static size_t send_count(const operation &o)
 
 static size_t recv_count(const operation &o)
 {
-    if (o.kind == NCCL_SEND)
+    if (o.kind == NCCL_SEND || (o.kind == NCCL_REDUCE && o.comm->rank != o.peer))
         return 0;
     return o.count * (o.kind == NCCL_ALL_GATHER ? (size_t)o.comm->size : 1);
-}
-
-/* bf16 <-> float around reductions; everything else is bytes. */
-static std::vector<char> widened(const std::vector<char> &from)
-{
-    std::vector<char> to(2 * from.size());
-    for (size_t i = 0; i < from.size() / 2; i++) {
-        memset(&to[4 * i], 0, 2);
-        memcpy(&to[4 * i + 2], &from[2 * i], 2);
-    }
-    return to;
-}
-
-static std::vector<char> narrowed(const std::vector<char> &from)
-{
-    std::vector<char> to(from.size() / 2);
-    for (size_t i = 0; i < to.size() / 2; i++) {
-        uint32_t bits;
-        memcpy(&bits, &from[4 * i], 4);
-        if ((bits & 0x7fffffff) <= 0x7f800000)
-            bits += 0x7fff + (bits >> 16 & 1); /* to nearest, ties to even */
-        memcpy(&to[2 * i], (const char *)&bits + 2, 2);
-    }
-    return to;
 }
 
 static void average(std::vector<char> &data, ncclDataType_t type, int size)
@@ -187,6 +164,10 @@ static void post(flight *f, size_t i)
     case NCCL_REDUCE_SCATTER:
         MPI_Ireduce_scatter_block(send, recv, (int)o.count, mpi_type(o.type), mpi_op(o.reduction),
                                   mpi, request);
+        break;
+    case NCCL_REDUCE:
+        MPI_Ireduce(send, recv, (int)o.count, mpi_type(o.type), mpi_op(o.reduction), o.peer, mpi,
+                    request);
         break;
     case NCCL_ALL_GATHER:
         MPI_Iallgather(send, bytes, MPI_BYTE, recv, bytes, MPI_BYTE, mpi, request);
@@ -581,6 +562,12 @@ ncclResult_t ncclReduceScatter(const void *send, void *recv, size_t count, ncclD
                                ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream)
 {
     return issue({NCCL_REDUCE_SCATTER, send, recv, count, type, op, 0, comm, stream});
+}
+
+ncclResult_t ncclReduce(const void *send, void *recv, size_t count, ncclDataType_t type,
+                        ncclRedOp_t op, int root, ncclComm_t comm, cudaStream_t stream)
+{
+    return issue({NCCL_REDUCE, send, recv, count, type, op, root, comm, stream});
 }
 
 ncclResult_t ncclAllGather(const void *send, void *recv, size_t count, ncclDataType_t type,

@@ -89,7 +89,7 @@ static bool collectives(ncclComm_t comm, ncclComm_t half)
     for (size_t i = 0; i < x.size(); i++)
         x[i] = (float)((int)i + rank);
     device_vector<float> in(x), summed(none), scattered(none), gathered(none), sent(none),
-        halves(none);
+        halves(none), rooted(none);
     cudaStream_t beside; /* the half's collective need not wait for the others */
     cudaStreamCreateWithFlags(&beside, cudaStreamNonBlocking);
     std::vector<uint16_t> small(n, bf16_bits((float)(rank + 1)));
@@ -100,6 +100,7 @@ static bool collectives(ncclComm_t comm, ncclComm_t half)
 #endif
     settle(comm, ncclAllReduce(in.data, summed.data, n * all, ncclFloat, ncclSum, comm, nullptr));
     settle(comm, ncclReduceScatter(in.data, scattered.data, n, ncclFloat, ncclSum, comm, nullptr));
+    settle(comm, ncclReduce(in.data, rooted.data, n, ncclFloat, ncclSum, size - 1, comm, nullptr));
     settle(comm, ncclAllGather(in.data, gathered.data, n, ncclFloat, comm, nullptr));
     settle(comm, ncclBroadcast(in.data, sent.data, n, ncclFloat, size - 1, comm, nullptr));
     settle(comm, ncclAllReduce(bf.data, bf.data, n, ncclBfloat16, ncclSum, comm, nullptr));
@@ -115,6 +116,10 @@ static bool collectives(ncclComm_t comm, ncclComm_t half)
     for (size_t i = 0; i < n * all; i++)
         want[i] = (double)size * (double)i + ranks;
     right = same("all-reduce", summed.get().data(), want.data(), n * all, 0) && right;
+    const std::vector<double> untouched(n, -1);
+    right = same("reduce", rooted.get().data(), rank == size - 1 ? want.data() : untouched.data(),
+                 n, 0) &&
+            right;
     right = same("reduce-scatter", scattered.get().data(), &want[n * (size_t)rank], n, 0) && right;
     for (size_t i = 0; i < n * all; i++)
         want[i] = (double)(i % n + i / n);

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# zero.sh SOURCE_DIR SWITCHYARD_EMULATED: gradients and weights in shares on emulated GPUs: by NCCL they travel beside the
-# kernels of other blocks, in whatever order the device runs both, and every bit is that of the staged transport, where
+# zero.sh SOURCE_DIR SWITCHYARD_EMULATED: gradients and weights in shares, and the sums of whole gradients a block at a
+# time, on emulated GPUs: by NCCL they travel beside the kernels of other blocks, in whatever order the device runs both, and every bit is that of the staged transport, where
 # the host waits for each. (That these train as one CPU rank does: axes.sh.)
 set -euo pipefail
 . "$1/tests/cli/common.sh"
@@ -39,16 +39,18 @@ beside() {
     done
 }
 
-# What runs before a message without shares: what the first step has to say.
+# What runs before a message where all is reduced behind backward. (z-loss: no kernels in graphs, which count as one.)
 for family in mixtral v3; do
     config_of $family >"$work/tiny.yaml"
-    none=$(train nccl 3 2 1 parallel.zero=1)
+    none=$(train nccl 3 2 2 parallel.zero=1 router.dispatch=padded)
+    beside $((none + 20)) 2 1 parallel.zero=1 router.z_loss_coef=0.001
     beside $((none + 20)) 2 1 parallel.zero=2
     beside $((none + 40)) 2 1 parallel.zero=3
     beside $((none + 40)) 2 2 parallel.zero=3 train.precision=bf16
     beside $((none + 40)) 2 2 parallel.zero=3 router.dispatch=padded
     beside $((none + 20)) 4 2 parallel.zero=2 train.recompute=block
 done
+beside $((none + 20)) 4 2 parallel.zero=1 router.z_loss_coef=0.001 run.deterministic=layout
 beside $((none + 40)) 4 2 parallel.zero=3 parallel.tp=2
 beside $((none + 40)) 4 1 parallel.zero=2 parallel.pp=2
 finish

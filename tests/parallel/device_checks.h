@@ -128,6 +128,35 @@ static inline void check_reduce_scatter(const struct rig *rig, int64_t count)
     free(expected);
 }
 
+/* Of a wire that has it: every rank's turn to be root; others' `out` is left alone. Integers too.
+ */
+static inline void check_reduce(const struct rig *rig, int64_t count, enum dtype dtype)
+{
+    const size_t bytes = (size_t)count * dtype_bytes(dtype);
+    unsigned char *mine = ranks_memory(rig->world, bytes), *sums = ranks_memory(rig->world, bytes),
+                  *before = ranks_memory(rig->world, bytes);
+    for (int64_t i = 0; i < count; i++) {
+        int64_t sum = 0;
+        for (int r = 0; r < rig->group->size; r++) {
+            sum += device_value(r, i);
+        }
+        device_set(mine, dtype, i, device_value(rig->group->rank, i));
+        device_set(sums, dtype, i, sum);
+    }
+    for (int root = 0; root < rig->group->size && comm_device_reduces(rig->group); root++) {
+        unsigned char *in = device_copy(rig, mine, bytes), *out = device_copy(rig, before, bytes);
+        comm_device_reduce_start(rig->group, out, in, count, dtype, root);
+        comm_device_finish(rig->group);
+        device_expect(rig, "reduce", out, root == rig->group->rank ? sums : before, bytes);
+        device_expect(rig, "input of reduce", in, mine, bytes);
+        device_give(rig, in);
+        device_give(rig, out);
+    }
+    free(mine);
+    free(sums);
+    free(before);
+}
+
 static inline void check_all_gather(const struct rig *rig, size_t bytes, bool in_place)
 {
     const size_t all = bytes * (size_t)rig->group->size;
@@ -280,6 +309,8 @@ static inline void check_device_functions(const struct rig *rig, int64_t most)
             check_all_reduce(rig, counts[c], dtypes[d], REDUCE_MAX);
         }
         check_reduce_scatter(rig, counts[c]);
+        check_reduce(rig, counts[c], DTYPE_F32);
+        check_reduce(rig, counts[c], DTYPE_I64);
         check_all_gather(rig, (size_t)counts[c], false);
         check_all_gather(rig, (size_t)counts[c], true);
         check_all_to_all_fixed(rig, counts[c], 3);

@@ -195,6 +195,46 @@ static void test_pass(struct comm *world)
     free(recv);
 }
 
+/* Parts of sums for every rank, all under way at once; a rank begins to take its own behind what it
+ * sends, the last of its two first. */
+static void test_parts(struct comm *world)
+{
+    enum { BYTES = 100003, TIMES = 2, RANKS = 4 };
+    struct comm_rows *sent[TIMES * RANKS] = {0}, *own[TIMES];
+    const size_t others = (size_t)world->size - 1, parts = TIMES * (others + 1);
+    unsigned char *send = ranks_memory(world, parts * BYTES),
+                  *recv = ranks_memory(world, TIMES * others * BYTES);
+    CHECK(world, world->size <= RANKS);
+    for (size_t i = 0; i < parts * BYTES; i++) {
+        send[i] = (unsigned char)(i * 7 + (size_t)world->rank * 31);
+    }
+    for (int i = 0; i < TIMES * world->size; i++) {
+        if (i / TIMES != world->rank) {
+            sent[i] = comm_parts_start(world, NULL, send + (size_t)i * BYTES, BYTES, i / TIMES);
+        }
+    }
+    for (size_t t = 0; t < TIMES; t++) {
+        own[t] = comm_parts_start(world, recv + t * others * BYTES, NULL, BYTES, world->rank);
+    }
+    for (int t = TIMES - 1; t >= 0; t--) {
+        while (!comm_rows_test(world, own[t])) {
+        }
+        comm_rows_finish(world, own[t]);
+    }
+    for (int i = 0; i < TIMES * world->size; i++) {
+        if (sent[i] != NULL) {
+            comm_rows_finish(world, sent[i]);
+        }
+    }
+    for (size_t i = 0; i < TIMES * others * BYTES; i++) {
+        const size_t slot = i / BYTES % others, from = slot + (slot >= (size_t)world->rank ? 1 : 0),
+                     part = (size_t)world->rank * TIMES + i / BYTES / others;
+        CHECK_EQUAL(world, recv[i], (unsigned char)((part * BYTES + i % BYTES) * 7 + from * 31));
+    }
+    free(send);
+    free(recv);
+}
+
 static void test_broadcast(struct comm *world)
 {
     static const size_t sizes[] = {0, 1, 100003};
@@ -417,6 +457,7 @@ static void test_self(struct comm *world)
     test_all_to_all(&self);
     test_broadcast(&self);
     test_split(&self);
+    test_parts(&self);
     test_agree(&self);
     test_device_is_host(&self);
     comm_close(&self);
@@ -434,6 +475,7 @@ int main(void)
         RANKS_TEST(test_attach_refuses), RANKS_TEST(test_staged),
         RANKS_TEST(test_local),          RANKS_TEST(test_places),
         RANKS_TEST(test_self),           RANKS_TEST(test_pass),
+        RANKS_TEST(test_parts),
     };
     return RANKS_MAIN(tests);
 }

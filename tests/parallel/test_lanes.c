@@ -1,5 +1,6 @@
-/* lane: dualpipe_v's pairs with their passes side by side, and one behind the other, have the same
- * bits, whatever is exchanged and kept; exchanges of two passes are under way at once.
+/* lane: passes side by side, in dualpipe_v's pairs and without stages, and one behind the other,
+ * have the same bits, whatever is exchanged and kept; exchanges of two passes are under way at
+ * once.
  */
 #include <string.h>
 
@@ -34,13 +35,18 @@ struct outcome {
     int most;
 };
 
-static void train(struct comm *world, const char *text, const char *const *more,
-                  const char *overlap, struct outcome *out)
+/* With stages, and without. */
+enum { STAGED, WHOLE };
+static const char *const bases[2][3] = {
+    [STAGED] = {"parallel.pp=2", "parallel.schedule=dualpipe_v", "model.num_hidden_layers=8"},
+    [WHOLE] = {"parallel.pp=1", "parallel.schedule=auto", "model.num_hidden_layers=3"}};
+
+static void train(struct comm *world, const char *const *base, const char *text,
+                  const char *const *more, const char *overlap, struct outcome *out)
 {
     static struct tiny tiny;
     const char *list[TINY_OVERRIDES] = {
-        "parallel.pp=2",       "parallel.schedule=dualpipe_v", "model.num_hidden_layers=8",
-        "train.micro_batch=1", "model.initializer_range=0.1",  overlap};
+        base[0], base[1], base[2], "train.micro_batch=1", "model.initializer_range=0.1", overlap};
     int count = 6;
     for (int i = 0; more[i] != NULL; i++) {
         CHECK(world, count < TINY_OVERRIDES);
@@ -74,11 +80,12 @@ static void train(struct comm *world, const char *text, const char *const *more,
     tiny_close(&tiny);
 }
 
-static void compare(struct comm *world, const char *text, const char *const *more, bool rounds)
+static void compare(struct comm *world, const char *const *base, const char *text,
+                    const char *const *more, bool rounds)
 {
     struct outcome beside, behind;
-    train(world, text, more, "parallel.overlap=on", &beside);
-    train(world, text, more, "parallel.overlap=off", &behind);
+    train(world, base, text, more, "parallel.overlap=on", &beside);
+    train(world, base, text, more, "parallel.overlap=off", &behind);
     CHECK(world, memcmp(beside.loss, behind.loss, sizeof beside.loss) == 0);
     CHECK(world, memcmp(beside.mtp, behind.mtp, sizeof beside.mtp) == 0);
     CHECK(world, memcmp(beside.aux, behind.aux, sizeof beside.aux) == 0);
@@ -98,30 +105,85 @@ static void compare(struct comm *world, const char *text, const char *const *mor
 #define CODED                                                                                      \
     "train.precision=fp8", "model.hidden_size=32", "model.intermediate_size=48", "model.head_dim=16"
 
-static void test_same_bits(struct comm *world)
+struct lanes_case {
+    const char *text, *more[8];
+    bool rounds; /* more than one, somewhere */
+};
+
+static void test_stages(struct comm *world)
 {
-    static const struct {
-        const char *text, *more[8];
-        bool rounds; /* more than one, somewhere */
-    } cases[] = {{.text = TINY_V3, .more = {V3, "parallel.ep=2"}},
+    static const struct lanes_case cases[] = {
+        {.text = TINY_V3, .more = {V3, "parallel.ep=2"}},
+        {.text = TINY_V3, .more = {V3, "parallel.ep=2", "train.recompute=block"}},
+        {.text = TINY_V3,
+         .more = {V3, "parallel.ep=2", "train.recompute=norms", "train.precision=bf16"}},
+        {.text = TINY_V3,
+         .more = {V3, "parallel.ep=2", "train.recompute=experts", "parallel.zero=2"}},
+        {.text = TINY_V3, .more = {V3, "parallel.ep=2", "router.dispatch=padded"}},
+        {.text = TINY_V3, .more = {V3, "parallel.ep=2", "router.capacity_factor=1"}},
+        {.text = TINY_V3, .more = {V3, "parallel.ep=2", "parallel.tp=2"}},
+        {.text = TINY_V3, .more = {V3, "parallel.etp=2"}},
+        {.text = TINY_MIXTRAL,
+         .more = {MIXTRAL, "parallel.ep=2", "router.buffer_factor=1"},
+         .rounds = true},
+        {.text = TINY_MIXTRAL, .more = {MIXTRAL, "parallel.ep=2", "parallel.cp=2"}},
+        {.text = TINY_MIXTRAL, .more = {CODED, "parallel.ep=2", "train.recompute=norms"}}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        if (world->size == 4) {
+            compare(world, bases[STAGED], cases[i].text, cases[i].more, cases[i].rounds);
+        }
+    }
+}
+
+/* ep of all ranks, or half of them. */
+static void test_whole(struct comm *world)
+{
+    static const struct lanes_case
+        two[] = {{.text = TINY_V3, .more = {V3, "parallel.ep=2"}},
                  {.text = TINY_V3, .more = {V3, "parallel.ep=2", "train.recompute=block"}},
                  {.text = TINY_V3,
                   .more = {V3, "parallel.ep=2", "train.recompute=norms", "train.precision=bf16"}},
-                 {.text = TINY_V3,
-                  .more = {V3, "parallel.ep=2", "train.recompute=experts", "parallel.zero=2"}},
-                 {.text = TINY_V3, .more = {V3, "parallel.ep=2", "router.dispatch=padded"}},
                  {.text = TINY_V3, .more = {V3, "parallel.ep=2", "router.capacity_factor=1"}},
-                 {.text = TINY_V3, .more = {V3, "parallel.ep=2", "parallel.tp=2"}},
-                 {.text = TINY_V3, .more = {V3, "parallel.etp=2"}},
+                 {.text = TINY_V3, .more = {V3, "parallel.etp=2", "router.dispatch=padded"}},
+                 {.text = TINY_V3, .more = {V3, "parallel.ep=2", "run.deterministic=layout"}},
                  {.text = TINY_MIXTRAL,
-                  .more = {MIXTRAL, "parallel.ep=2", "router.buffer_factor=1"},
+                  .more = {MIXTRAL, "parallel.ep=2", "router.buffer_factor=1",
+                           "optimizer.name=muon"},
                   .rounds = true},
-                 {.text = TINY_MIXTRAL, .more = {MIXTRAL, "parallel.ep=2", "parallel.cp=2"}},
-                 {.text = TINY_MIXTRAL, .more = {CODED, "parallel.ep=2", "train.recompute=norms"}}};
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        if (world->size == 4) {
-            compare(world, cases[i].text, cases[i].more, cases[i].rounds);
-        }
+                 {.text = TINY_MIXTRAL,
+                  .more = {CODED, "parallel.ep=2", "train.recompute=experts"}}},
+        four[] = {{.text = TINY_V3, .more = {V3, "parallel.ep=4", "parallel.zero=2"}},
+                  {.text = TINY_V3,
+                   .more = {V3, "parallel.ep=2", "parallel.tp=2", "train.micro_batch=2"}},
+                  {.text = TINY_MIXTRAL, .more = {MIXTRAL, "parallel.ep=2", "parallel.etp=2"}},
+                  {.text = TINY_MIXTRAL, .more = {MIXTRAL, "parallel.ep=2", "parallel.cp=2"}}};
+    const struct lanes_case *cases = world->size == 2 ? two : four;
+    const size_t count = world->size == 2   ? sizeof two / sizeof two[0]
+                         : world->size == 4 ? sizeof four / sizeof four[0]
+                                            : 0;
+    for (size_t i = 0; i < count; i++) {
+        compare(world, bases[WHOLE], cases[i].text, cases[i].more, cases[i].rounds);
+    }
+}
+
+/* A growing batch: the first step has one micro-batch, beside which nothing runs; a step of one
+ * alone is refused. */
+static void test_few(struct comm *world)
+{
+    static const char *const ramp[] = {V3,
+                                       "parallel.ep=2",
+                                       "train.batch_ramp.start=2",
+                                       "train.batch_ramp.increment=6",
+                                       "train.batch_ramp.tokens=64",
+                                       NULL},
+                             *const one[TINY_OVERRIDES] = {"parallel.ep=2", "parallel.overlap=on",
+                                                           "train.global_batch=4"};
+    static struct tiny tiny;
+    if (world->size == 2) {
+        compare(world, bases[WHOLE], TINY_V3, ramp, false);
+        CHECK(world, tiny_open(&tiny, world, TINY_V3, one) == STATUS_USAGE);
+        CHECK(world, strstr(status_message(), "one micro-batch a step") != NULL);
+        tiny_close(&tiny);
     }
 }
 
@@ -131,16 +193,45 @@ static void test_alone(struct comm *world)
     const char *const more[] = {V3, NULL};
     struct outcome out, one;
     if (world->size == 2) {
-        train(world, TINY_V3, more, "parallel.overlap=auto", &out);
+        train(world, bases[STAGED], TINY_V3, more, "parallel.overlap=auto", &out);
         CHECK_EQUAL(world, out.most, 0);
-        train(world, TINY_V3, (const char *const[]){V3, "train.recompute=block", NULL},
-              "parallel.overlap=auto", &one);
+        train(world, bases[STAGED], TINY_V3,
+              (const char *const[]){V3, "train.recompute=block", NULL}, "parallel.overlap=auto",
+              &one);
         CHECK_EQUAL(world, one.bytes, out.bytes);
     }
 }
 
+/* What is measured only has no stacks to run on. */
+static void test_stacks(struct comm *world)
+{
+    static struct tiny tiny;
+    static struct model measured;
+    const char *const list[TINY_OVERRIDES] = {"parallel.pp=2", "parallel.schedule=dualpipe_v",
+                                              "model.num_hidden_layers=8", "parallel.ep=2",
+                                              "train.micro_batch=1"};
+    if (world->size != 4) {
+        return;
+    }
+    CHECK_EQUAL(world, tiny_open(&tiny, world, TINY_V3, list), STATUS_OK);
+    CHECK_EQUAL(world,
+                model_measure(&measured, &tiny.config, &tiny.mesh, tiny.device, tiny.model.batch,
+                              tiny.model.length, true),
+                STATUS_OK);
+    CHECK_EQUAL(world, measured.lanes.count, LANES);
+    for (int i = 0; i < LANES; i++) {
+        CHECK(world, tiny.model.lanes.fiber[i].stack != NULL);
+        CHECK(world, measured.lanes.fiber[i].stack == NULL);
+    }
+    CHECK_EQUAL(world, measured.memory[MODEL_EXCHANGE], tiny.model.memory[MODEL_EXCHANGE]);
+    model_free(&measured);
+    tiny_close(&tiny);
+}
+
 int main(void)
 {
-    static const struct ranks_test tests[] = {RANKS_TEST(test_same_bits), RANKS_TEST(test_alone)};
+    static const struct ranks_test tests[] = {RANKS_TEST(test_stages), RANKS_TEST(test_whole),
+                                              RANKS_TEST(test_few), RANKS_TEST(test_alone),
+                                              RANKS_TEST(test_stacks)};
     return RANKS_MAIN(tests);
 }

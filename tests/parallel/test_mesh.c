@@ -192,6 +192,7 @@ static void test_attach(struct comm *world)
     CHECK(world, mesh.stage.device == device && mesh.experts.device == device &&
                      mesh.edp.device == device);
     CHECK(world, strcmp(comm_wire_name(&mesh.ep), "direct") == 0);
+    CHECK(world, !mesh.staged);
     mesh_free(&mesh);
     CHECK_EQUAL(world, mesh_init(&mesh, world, &shape, 48), STATUS_OK);
     CHECK_EQUAL(world, mesh_attach(&mesh, device, "nccl"), STATUS_USAGE);

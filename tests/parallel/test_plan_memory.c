@@ -121,6 +121,21 @@ static void test_tensor_is_reserved(struct comm *world)
     }
 }
 
+/* Two micro-batches, and what a pass has on its way, twice. */
+static void test_pairs_are_reserved(struct comm *world)
+{
+    static const char *const cases[][TINY_OVERRIDES] = {
+        {"parallel.ep=2", "parallel.overlap=on", "train.micro_batch=1"},
+        {"parallel.ep=2", "parallel.overlap=on", "train.micro_batch=1", "train.precision=bf16",
+         "train.recompute=block"},
+        {"parallel.etp=2", "parallel.overlap=on", "train.micro_batch=1", "parallel.zero=2"},
+    };
+    for (size_t i = 0; world->size % 2 == 0 && i < sizeof cases / sizeof cases[0]; i++) {
+        compare(world, TINY_MIXTRAL, cases[i]);
+        compare(world, TINY_V3, cases[i]);
+    }
+}
+
 /* Codes where tp divides matrices, Muon's turns, capacities of divided sequences. */
 static void test_divided_is_reserved(struct comm *world)
 {
@@ -275,8 +290,9 @@ int main(void)
     const struct ranks_test tests[] = {
         RANKS_TEST(test_planned_is_reserved),   RANKS_TEST(test_tensor_is_reserved),
         RANKS_TEST(test_machines_are_reserved), RANKS_TEST(test_context_is_reserved),
-        RANKS_TEST(test_divided_is_reserved),   RANKS_TEST(test_pipeline_is_reserved),
-        RANKS_TEST(test_fp8_is_reserved),       RANKS_TEST(test_nothing_is_allocated),
+        RANKS_TEST(test_pairs_are_reserved),    RANKS_TEST(test_divided_is_reserved),
+        RANKS_TEST(test_pipeline_is_reserved),  RANKS_TEST(test_fp8_is_reserved),
+        RANKS_TEST(test_nothing_is_allocated),
     };
     return RANKS_MAIN(tests);
 }

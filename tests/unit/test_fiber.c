@@ -10,6 +10,14 @@
 
 #include "kernels/base/fiber.h"
 
+/* The thread that ThreadSanitizer takes this for; NULL without it. */
+#ifdef __SANITIZE_THREAD__
+#include <sanitizer/tsan_interface.h>
+#define THREAD() __tsan_get_current_fiber()
+#else
+#define THREAD() NULL
+#endif
+
 /* What ran, in order. */
 static char order[64];
 
@@ -24,6 +32,7 @@ struct turns {
     char name;
     int count;
     double sum; /* of numbers that stand on its stack meanwhile */
+    void *thread;
 };
 
 static void take_turns(void *arg)
@@ -33,7 +42,9 @@ static void take_turns(void *arg)
     for (int i = 0; i < 1024; i++) {
         own[i] = turns->name + i;
     }
+    turns->thread = THREAD();
     for (int turn = 0; turn < turns->count; turn++) {
+        assert_true(turns->thread == THREAD());
         note(turns->name);
         if (turn + 1 < turns->count) {
             fiber_yield();
@@ -48,7 +59,8 @@ static void test_turns(void **state)
 {
     (void)state;
     struct fiber a, b;
-    struct turns of_a = {'a', 3, 0}, of_b = {'b', 5, 0};
+    struct turns of_a = {'a', 3, 0, NULL}, of_b = {'b', 5, 0, NULL};
+    void *const own = THREAD();
     assert_true(fiber_init(&a) == STATUS_OK && fiber_init(&b) == STATUS_OK);
     for (int again = 0; again < 2; again++) { /* a stack serves again */
         memset(order, 0, sizeof order);
@@ -63,7 +75,9 @@ static void test_turns(void **state)
             if (!b.done) {
                 fiber_resume(&b);
             }
+            assert_true(own == THREAD());
         }
+        assert_true(own == NULL || (of_a.thread != own && of_b.thread != own));
         assert_true(strcmp(order, "a-ba-ba-b-b-b") == 0);
         assert_true(of_a.sum == 1024.0 * 'a' + 1023.0 * 512);
         assert_true(of_b.sum == 1024.0 * 'b' + 1023.0 * 512);
@@ -77,7 +91,7 @@ static void test_outside(void **state)
 {
     (void)state;
     memset(order, 0, sizeof order);
-    struct turns alone = {'x', 2, 0};
+    struct turns alone = {'x', 2, 0, NULL};
     take_turns(&alone);
     assert_true(strcmp(order, "xx") == 0);
     struct fiber none = {0};

@@ -38,6 +38,41 @@ static void each_shape(enum pipeline_schedule schedule,
     assert_true(seen > 20);
 }
 
+/* What makes gradients of weights of the action: the part, of micro-batch *batch; -1: nothing. */
+static int32_t made_by(const struct pipeline_action *a, int32_t *batch)
+{
+    const bool pair = a->kind == PIPELINE_PAIR;
+    *batch = pair ? a->back_batch : a->batch;
+    return pair ? a->back_part
+           : a->kind == PIPELINE_BACKWARD ||
+                   a->kind == PIPELINE_BACKWARD_INPUT || /* norms, routers, head */
+                   a->kind == PIPELINE_BACKWARD_WEIGHTS
+               ? a->part
+               : -1;
+}
+
+/* Each part's gradients are whole behind the last micro-batch's, those that its gradients of inputs
+ * come with behind these (trainer/model/reduction.h). */
+static void check_last(const struct pipeline *pipeline)
+{
+    for (int64_t r = 0; r < pipeline->shape.ranks; r++) {
+        const struct pipeline_track *track = &pipeline->track[r];
+        for (int32_t part = 0; part < pipeline->shape.parts; part++) {
+            int32_t last = -1, last_input = -1;
+            for (int64_t i = 0; i < track->count; i++) {
+                const struct pipeline_action *a = &track->action[i];
+                int32_t batch = -1;
+                if (made_by(a, &batch) == part) {
+                    last = a->kind == PIPELINE_BACKWARD_INPUT ? -1 : batch;
+                    last_input = a->kind == PIPELINE_BACKWARD_WEIGHTS ? last_input : batch;
+                }
+            }
+            assert_int_equal(last, pipeline->shape.batches - 1);
+            assert_int_equal(last_input, pipeline->shape.batches - 1);
+        }
+    }
+}
+
 static void check_shape(const struct pipeline_shape *shape)
 {
     struct pipeline pipeline;
@@ -46,6 +81,9 @@ static void check_shape(const struct pipeline_shape *shape)
     if (pipeline_check(&pipeline, room) != STATUS_OK) {
         fail_msg("%lld ranks, %lld parts, %lld micro-batches: %s", (long long)shape->ranks,
                  (long long)shape->parts, (long long)shape->batches, status_message());
+    }
+    if (shape->schedule != PIPELINE_DUALPIPE) { /* which is planned only, both directions at once */
+        check_last(&pipeline);
     }
     pipeline_free(&pipeline);
 }

@@ -379,28 +379,34 @@ enum status bench_kernels(struct session *session, const struct bench_kernels_op
     return status;
 }
 
-enum status bench_kernels_facts(const char *path, char *const *overrides, int count, bool json)
+static void print_facts(const struct config *config, bool json)
 {
     struct bench bench = {0};
-    struct config config;
-    config_init(&config);
-    config.planning = true; /* of as many ranks as it likes */
-    const enum status status = session_read_config(&config, path, overrides, count);
-    if (status == STATUS_OK) {
-        dims(&bench, &config);
-        layout(&bench);
-        if (json) {
-            printf("{");
-        } else {
-            printf("one layer and %lld tokens, %s, experts %lld of %lld\n", (long long)bench.n,
-                   dtype_name(bench.act), (long long)bench.experts,
-                   (long long)bench.router.experts);
-        }
-        bench_facts_print(&bench, json);
-        if (json) {
-            printf("}\n");
-        }
+    dims(&bench, config);
+    layout(&bench);
+    if (json) {
+        printf("{");
+    } else {
+        printf("one layer and %lld tokens, %s, experts %lld of %lld\n", (long long)bench.n,
+               dtype_name(bench.act), (long long)bench.experts, (long long)bench.router.experts);
     }
-    config_free(&config);
-    return status;
+    bench_facts_print(&bench, json);
+    if (json) {
+        printf("}\n");
+    }
+}
+
+enum status bench_kernels_facts(const char *path, char *const *overrides, int count, bool json)
+{
+    struct session session = {0}; /* without a device */
+    struct config *config = &session.config;
+    config_init(config);
+    config->planning = true; /* of as many ranks as it likes */
+    enum status status = session_read_config(config, path, overrides, count);
+    TRY(comm_open(&session.world, "auto"));
+    status = comm_agree(&session.world, status, NULL);
+    if (status == STATUS_OK && session_main_rank(&session)) {
+        print_facts(config, json);
+    }
+    return session_close(&session, status);
 }

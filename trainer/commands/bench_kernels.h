@@ -17,7 +17,8 @@ struct bench_kernels_options {
 enum status bench_kernels(struct session *session, const struct bench_kernels_options *options)
     __attribute__((warn_unused_result));
 
-/* Local. What is known of the config's kernels without running anything: bench_facts.h. `path`:
+/* Collective. What is known of the config's kernels without running anything, printed by rank 0:
+ * bench_facts.h. `path`:
  * session_read_config. */
 enum status bench_kernels_facts(const char *path, char *const *overrides, int count, bool json)
     __attribute__((warn_unused_result));

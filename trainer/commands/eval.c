@@ -41,7 +41,7 @@ static enum status evaluate(struct session *session, struct model *model, struct
     const struct config *config = &session->config;
     double loss = 0;
     int64_t labels = 0;
-    TRY(comm_agree(&session->world, dataset_open(dataset, config, request->data, false), NULL));
+    TRY(dataset_open(dataset, config, request->data, false, &session->world));
     TRY(run_tokenizer_match(session, path, &dataset->store));
     TRY(comm_agree(&session->world,
                    model_init(model, config, &session->mesh, session->device,

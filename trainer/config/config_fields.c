@@ -270,9 +270,11 @@ const struct field config_fields[] = {
           "as even in cost as can be"),
     ENUM(
         "parallel.overlap", parallel.overlap, "auto", overlap_names, NULL,
-        "dualpipe_v: a forward and the backward of another micro-batch side by side: messages with "
-        "the experts of one beside the other's computing, for the memory of a second pass; auto: "
-        "where ep or etp > 1 and zero < 3; the same bits either way"),
+        "a forward and the backward of another micro-batch side by side: messages with the experts "
+        "of one beside the other's computing, for the memory of a second pass; ep or etp > 1, "
+        "zero < 3; auto: in dualpipe_v's pairs, on "
+        "GPUs where NCCL carries the messages; on: without stages too, for the memory of a second "
+        "micro-batch; the same bits either way"),
     ENUM(
         "parallel.node_dispatch", parallel.node_dispatch, "auto", node_names, NULL,
         "exact dispatch: hierarchical: tokens cross the network once for each node; auto: where ep "

@@ -179,14 +179,18 @@ static void check_nodes(const struct config *config, struct config_errors *error
 /* Passes side by side. */
 static void check_overlap(const struct config *config, struct config_errors *errors)
 {
-    const bool there = config->parallel.schedule == CONFIG_PIPELINE_DUALPIPE_V &&
+    const bool whole = config->parallel.pp == 1,
+               there = (whole || config->parallel.schedule == CONFIG_PIPELINE_DUALPIPE_V) &&
                        config->parallel.ep * config->parallel.etp > 1;
     const int wish = config->parallel.overlap;
     if (wish != CONFIG_OVERLAP_AUTO && !there) {
         config_error(errors,
-                     "parallel.overlap %s: only with parallel.schedule dualpipe_v and parallel.ep "
-                     "or parallel.etp above 1: use auto",
+                     "parallel.overlap %s: only with parallel.ep or parallel.etp above 1, and "
+                     "parallel.pp 1 or parallel.schedule dualpipe_v: use auto",
                      wish == CONFIG_OVERLAP_ON ? "on" : "off");
+    } else if (wish == CONFIG_OVERLAP_ON && whole && config->debug.trace != NULL) {
+        config_error(errors, "parallel.overlap on with debug.trace: not built: it follows one "
+                             "micro-batch at a time; use auto");
     } else if (wish == CONFIG_OVERLAP_ON && config->parallel.zero > 2) {
         config_error(errors, "parallel.overlap on with parallel.zero 3: not built: weights are "
                              "gathered for one pass at a time; use parallel.zero=2, or auto");

@@ -93,7 +93,8 @@ void config_error(struct config_errors *errors, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 enum status config_result(const struct config_errors *errors);
 
-/* Why a key is not known, with the nearest one: "unknown key; did you mean ...?". */
+/* Why a key is not known, with the nearest one: "unknown key; did you mean ...?"; of a section that
+ * it is one. */
 void config_explain(const char *key, char *out, size_t bytes);
 
 /* Whether a key lies in a map inside its section: "model.rope_scaling.factor". */

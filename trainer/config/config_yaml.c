@@ -54,6 +54,13 @@ void config_explain(const char *key, char *out, size_t bytes)
             return;
         }
     }
+    for (int i = 0; i < config_field_count; i++) {
+        if (is_within(config_fields[i].key, key)) {
+            snprintf(out, bytes, "a section of keys: give each by its own name, such as '%s'",
+                     config_fields[i].key);
+            return;
+        }
+    }
     find_near(key, near, sizeof near);
     snprintf(out, bytes, near[0] != '\0' ? "unknown key; did you mean '%s'?" : "unknown key%s",
              near);

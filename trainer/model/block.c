@@ -274,6 +274,7 @@ static void first_norm(struct model *model, int64_t block, const struct block_ca
 static void progress(struct model *model)
 {
     shards_progress(model);
+    reduction_progress(model);
     gathered_progress(model);
     mesh_progress(model->mesh);
 }
@@ -550,6 +551,7 @@ void block_backward(struct model *model, int64_t block, const struct block_call 
     }
     if (!host) {
         shards_start(model);
+        reduction_start(model);
         gathered_ahead(model, part, next);
     }
     record(&args, PART_BACKWARD, backward_part);

@@ -176,7 +176,16 @@ bool deferred_put(const struct linears *linears, const struct deferred_product *
     return true;
 }
 
-void deferred_make(struct model *model, struct drawer *drawer)
+/* What is made of a part's gradients is made. */
+static void close_part(struct model *model, int64_t part, bool last)
+{
+    shards_close(model, part);
+    if (last) {
+        reduction_close(model, part);
+    }
+}
+
+void deferred_make(struct model *model, struct drawer *drawer, bool last)
 {
     const struct linears *linears = &model->linears;
     int64_t open = -1; /* the part of the parameters whose gradients are being made (shards.h) */
@@ -186,16 +195,18 @@ void deferred_make(struct model *model, struct drawer *drawer)
         const int64_t part =
             params_part_block(&model->arch, (product->linear - linears->table) / LINEARS);
         if (part != open && open >= 0) {
-            shards_close(model, open);
+            close_part(model, open, last);
         }
         shards_open(model, part);
         shards_start(model);
+        reduction_start(model);
+        reduction_progress(model);
         open = part;
         linear_backward_weight(linears, product->linear, &product->dy, &product->x, product->offset,
                                product->tokens);
     }
     if (open >= 0) {
-        shards_close(model, open);
+        close_part(model, open, last);
     }
     drawer->count = 0;
     drawer->batch = -1;

@@ -61,7 +61,8 @@ struct drawer *deferred_find(const struct deferred *deferred, int64_t part, int3
 /* Whether the product was put off; copies what does not stay. */
 bool deferred_put(const struct linears *linears, const struct deferred_product *product);
 /* Makes all products of a drawer, which is free then. Where gradients are sharded collective over
- * their replicas: a block's go to their owners once more, behind what its backward made at once. */
-void deferred_make(struct model *model, struct drawer *drawer);
+ * their replicas: a block's go to their owners once more, behind what its backward made at once;
+ * likewise of the step's last micro-batch (`last`), where they are reduced (reduction.h). */
+void deferred_make(struct model *model, struct drawer *drawer, bool last);
 
 #endif

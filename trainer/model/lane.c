@@ -15,10 +15,11 @@ static const struct {
     size_t at, bytes;
 } fields[] = {
     /* memory, of each lane its own (lane_layout in model.c) */
-    FIELD(shared), FIELD(moe), FIELD(mlp), FIELD(delta), FIELD(input), FIELD(own),
+    FIELD(shared), FIELD(moe), FIELD(mlp), FIELD(delta), FIELD(input), FIELD(own), FIELD(stream),
+    FIELD(final_norm), FIELD(final_rstd),
     /* what runs */
     FIELD(blocks), FIELD(balance.chosen), FIELD(losses), FIELD(aux), FIELD(linears.again),
-    FIELD(linears.drawer), FIELD(pipe.latest)};
+    FIELD(linears.drawer), FIELD(pipe.latest), FIELD(pipe.ending)};
 enum { FIELDS = sizeof fields / sizeof fields[0] };
 
 static size_t kept_bytes(void)
@@ -40,10 +41,20 @@ static void copy(struct model *model, char *kept, bool in)
     }
 }
 
+/* Whether its table has pairs that go side by side: not by themselves where rows between experts
+ * are staged, which hides nothing. */
+static bool has_pairs(const struct model *model)
+{
+    const enum pipeline_schedule schedule = model->slice.shape.schedule;
+    const int wish = model->config->parallel.overlap;
+    return schedule == PIPELINE_PAIRS ||
+           (schedule == PIPELINE_DUALPIPE_V && wish != CONFIG_OVERLAP_OFF &&
+            (wish == CONFIG_OVERLAP_ON || !model->mesh->staged));
+}
+
 bool lanes_wanted(const struct model *model)
 {
-    return model->training && model->config->parallel.overlap != CONFIG_OVERLAP_OFF &&
-           model->slice.shape.schedule == PIPELINE_DUALPIPE_V && !slice_whole(&model->slice) &&
+    return model->training && has_pairs(model) && model->slots > 1 &&
            (model->mesh->ep.size > 1 || model->mesh->etp.size > 1) &&
            !model->group[PARAM_DENSE].gathered.on;
 }
@@ -62,15 +73,21 @@ static enum status open_lanes(struct model *model)
     model->own = NULL; /* lane 0's */
     const enum status status = model_own_batch(model);
     lane_use(model, 0);
-    TRY(status);
-    TRY(fiber_init(&lanes->fiber[0]));
-    return fiber_init(&lanes->fiber[1]);
+    return status;
 }
 
 enum status lanes_init(struct model *model)
 {
     model->lanes.count = lanes_wanted(model) ? LANES : 1;
     return model->lanes.count > 1 ? open_lanes(model) : STATUS_OK;
+}
+
+enum status lanes_open(struct model *model)
+{
+    for (int64_t i = 0; i < model->lanes.count && model->lanes.count > 1; i++) {
+        TRY(fiber_init(&model->lanes.fiber[i]));
+    }
+    return STATUS_OK;
 }
 
 void lanes_free(struct model *model)
@@ -108,7 +125,17 @@ void lane_use(struct model *model, int64_t lane)
 
 int64_t lane_of(const struct model *model, int64_t slot)
 {
-    return model->lanes.count > 1 ? model->slot[slot].part : 0;
+    return model->lanes.count < LANES                      ? 0
+           : model->slice.shape.schedule == PIPELINE_PAIRS ? slot
+                                                           : model->slot[slot].part;
+}
+
+bool lane_heads(const struct model *model, int64_t lane)
+{
+    const struct slice *slice = &model->slice;
+    return model->lanes.count < LANES || slice->shape.schedule == PIPELINE_PAIRS
+               ? slice->heads
+               : slice->part[lane].head;
 }
 
 static void go_on(struct model *model, int64_t lane)

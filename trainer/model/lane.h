@@ -1,6 +1,6 @@
 /* lane: two passes of a model side by side: a forward of one micro-batch and the backward of
  * another, each going on while rows of the other are on their way to experts or back (DualPipe,
- * DeepSeek-V3 section 3.2.1).
+ * DeepSeek-V3 section 3.2.1), of two stages of a rank or, without stages, of the whole model.
  *
  * Each pass is a fiber that stops (fiber_yield) where it has begun an exchange with the experts, as
  * often in every block, whatever is exchanged: ranks of other groups than the experts' see the same
@@ -10,7 +10,8 @@
  * alone uses, for one backward runs at a time, and what no pass holds across a stop, as the insides
  * of attention.
  *
- * A part of a pipeline's rank has a lane of its own: a pair's passes are of two parts.
+ * A part of a pipeline's rank has a lane of its own: a pair's passes are of two parts. Without
+ * stages each of two slots has one.
  */
 #ifndef TRAINER_LANE_H
 #define TRAINER_LANE_H
@@ -38,10 +39,14 @@ bool lanes_wanted(const struct model *model);
 /* Local. Host memory of two lanes, where they are wanted. After everything else but the arenas is
  * there. Errors: STATUS_RESOURCE. */
 enum status lanes_init(struct model *model) __attribute__((warn_unused_result));
+/* Local. The stacks they run on: of a model that is not measured only. Errors: STATUS_RESOURCE. */
+enum status lanes_open(struct model *model) __attribute__((warn_unused_result));
 void lanes_free(struct model *model); /* accepts a zeroed one */
 
 /* Local. Of a slot (model.h). */
 int64_t lane_of(const struct model *model, int64_t slot);
+/* Local. Whether passes of this lane go through the final norm. */
+bool lane_heads(const struct model *model, int64_t lane);
 /* Local. What runs next is of this lane. */
 void lane_use(struct model *model, int64_t lane);
 /* Local. model->losses and model->aux of all lanes; lane 0 is used then. */

@@ -112,6 +112,11 @@ static void lane_layout(struct model *model)
                                   .labels = arena_alloc(arena, ids),
                                   .positions = arena_alloc(arena, ids),
                                   .first = arena_alloc(arena, ids)};
+    if (lane_heads(model, model->lanes.current)) {
+        model->stream = arena_alloc(arena, (size_t)(own * arch->width) * act);
+        model->final_norm = arena_alloc(arena, (size_t)(own * arch->width) * act);
+        model->final_rstd = arena_alloc(arena, (size_t)own * sizeof(float));
+    }
     count(model, MODEL_SCRATCH, arena, &used);
 }
 
@@ -122,11 +127,6 @@ static void activation_layout(struct model *model)
     const int64_t own = model->batch * model->tp.share,
                   loads = architecture_moe_blocks(arch) * arch->experts;
     const size_t stream = (size_t)(own * arch->width) * dtype_bytes(model->act);
-    void **streams[] = {&model->dstream, &model->dnorm, /* of every rank */
-                        &model->stream, &model->final_norm, &model->dwork};
-    enum { ALWAYS = 2 };
-    const size_t used_streams =
-        model->slice.heads ? sizeof streams / sizeof streams[0] : (size_t)ALWAYS;
     for (int64_t lane = model->lanes.count - 1; lane >= 0; lane--) { /* the first stays */
         lane_use(model, lane);
         lane_layout(model);
@@ -140,8 +140,10 @@ static void activation_layout(struct model *model)
     count(model, MODEL_BLOCKS, arena, &used);
     mtp_layout(model, arena);
     balance_layout(model, &model->balance, arena);
-    for (size_t i = 0; i < used_streams; i++) {
-        *streams[i] = arena_alloc(arena, stream);
+    model->dstream = arena_alloc(arena, stream);
+    model->dnorm = arena_alloc(arena, stream);
+    if (model->slice.heads) {
+        model->dwork = arena_alloc(arena, stream);
     }
     pipe_layout(model, arena);
     if (!tp_alone(&model->tp)) {
@@ -151,7 +153,6 @@ static void activation_layout(struct model *model)
     }
     tp_layout(&model->tp, arena);
     vocab_layout(model, arena);
-    model->final_rstd = arena_alloc(arena, (size_t)own * sizeof(float));
     model->rope = arena_alloc(arena, (size_t)(model->length * arch->rope_dim) * sizeof(float));
     model->load = arena_alloc(arena, (size_t)loads * sizeof(int64_t));
     struct model_losses *losses = arena_alloc(arena, sizeof *losses);
@@ -310,8 +311,10 @@ static enum status init_slice(struct model *model, const struct mesh *mesh)
     const int64_t stages = mesh->pp.size > 1 ? mesh->pp.size : 1,
                   ways = mesh->dp.size > 1 ? mesh->dp.size : 1,
                   batches = config->train.global_batch / config->train.micro_batch / ways;
-    const struct pipeline_shape shape =
-        stages_shape(config, config->parallel.schedule, stages, batches);
+    struct pipeline_shape shape = stages_shape(config, config->parallel.schedule, stages, batches);
+    if (!model->training && shape.schedule == PIPELINE_PAIRS) { /* there is no backward */
+        shape.schedule = PIPELINE_1F1B;
+    }
     TRY(slice_init(&model->slice, config, &model->whole, &shape, mesh->pp.rank));
     return pipe_init(model);
 }
@@ -382,6 +385,7 @@ static enum status prepare(struct model *model, const struct config *config,
     TRY(linears_init(&model->linears, model));
     if (training) {
         TRY(optimizer_init(model));
+        TRY(reduction_init(model));
     }
     init_experts(model, mesh);
     TRY(mtp_init(model));
@@ -394,6 +398,7 @@ enum status model_init(struct model *model, const struct config *config, const s
     TRY(prepare(model, config, mesh, device, batch, sequence, training));
     TRY(reserve(model));
     TRY(reserve_experts(model));
+    TRY(lanes_open(model));
     return upload_rope(model);
 }
 
@@ -420,6 +425,7 @@ void model_free(struct model *model)
     mtp_free(model);
     optimizer_free(model);
     linears_free(&model->linears);
+    reduction_free(model);
     for (int g = 0; g < PARAM_GROUPS; g++) {
         zero_free(&model->group[g].zero);
     }
@@ -561,6 +567,7 @@ void model_zero_grads(struct model *model)
         }
     }
     shards_clear(model);
+    reduction_clear(model);
     gradients_begin(&model->gradients, model->unit);
     model->ops->zero(model->device, model->load, (size_t)loads * sizeof(int64_t));
     linears_count_anew(&model->linears);

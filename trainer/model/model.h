@@ -31,6 +31,7 @@
 #include "trainer/model/params.h"
 #include "trainer/model/pipe.h"
 #include "trainer/model/probe.h"
+#include "trainer/model/reduction.h"
 #include "trainer/model/shards.h"
 #include "trainer/model/stages.h"
 #include "trainer/model/vocab.h"
@@ -45,6 +46,7 @@ struct model_group {
                       used, from optimizer_decode on; NULL without training, and where shards.on */
     int64_t *sums; /* [zero.count] gradients as integers (gradients.h), else NULL, as grads */
     struct shards shards; /* on: where these add up instead */
+    struct reduction reduction;
     float *shard; /* [zero.share] this rank's share of the summed gradients, in f32: a view into
                      grads, or, where shards.on, memory of its own */
     int64_t *shard_sums; /* [zero.share] the same in integers, where shards.on; else NULL */
@@ -266,6 +268,9 @@ void model_part_loss(struct model *model, const struct model_unit *unit);
  * all layers have chosen in balance.chosen. */
 void model_part_backward(struct model *model, const struct model_unit *unit,
                          const struct stage *part);
+/* The backward of a micro-batch has come through a block, `part`: of the step's last the block's
+ * gradients start for other ranks (reduction.h), unless some wait (deferred.h). */
+void model_close_gradients(struct model *model, int64_t part, const struct model_scale *scale);
 /* Collective over tp. *model->losses, of which every rank of tp has its own tokens', of all. */
 void model_sum_losses(struct model *model);
 

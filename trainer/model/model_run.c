@@ -77,6 +77,13 @@ float model_z_scale(const struct model *model, int64_t tokens, const struct mode
     return (float)(model->arch.balance.z * scale->unit / (double)tokens);
 }
 
+void model_close_gradients(struct model *model, int64_t part, const struct model_scale *scale)
+{
+    if (scale->last && model->linears.drawer == NULL) {
+        reduction_close(model, part);
+    }
+}
+
 /* Through the final norm: model->dstream from model->dwork. */
 static void norm_backward(struct model *model, int64_t n)
 {
@@ -104,11 +111,12 @@ static void backward(struct model *model, const struct block_call *call,
         block_backward(model, l, call, model_z_scale(model, call->count * call->length, scale),
                        next);
         shards_close(model, params_part_block(&model->arch, l));
+        model_close_gradients(model, params_part_block(&model->arch, l), scale);
         /* no layer below has experts, and nothing is exchanged with ranks of tp, cp or other
          * stages, nor gradients a block at a time */
         if (l == model->arch.dense_layers && scale->last && tp_alone(&model->tp) &&
             cp_alone(&model->cp) && slice_whole(&model->slice) &&
-            !model->group[PARAM_DENSE].shards.on) {
+            !model->group[PARAM_DENSE].shards.on && !reduction_wanted(model, PARAM_EXPERT)) {
             optimizer_reduce_start(model, PARAM_EXPERT);
         }
     }
@@ -119,9 +127,13 @@ static void backward(struct model *model, const struct block_call *call,
         }
         return;
     }
+    reduction_start(model);
     shards_open(model, PARAM_PART_EMBED);
     vocab_embed_backward(model, call, stream(model, model->dstream, block_tokens(model, call)));
     shards_close(model, PARAM_PART_EMBED);
+    if (scale->last) {
+        reduction_close(model, PARAM_PART_EMBED);
+    }
 }
 
 /* The batch on the device: all tokens of this rank of cp. */
@@ -214,6 +226,9 @@ void model_part_loss(struct model *model, const struct model_unit *unit)
     probe_tell(model->probe, -1, PROBE_LOSS, tensor_1d(&model->losses->loss, DTYPE_F64, 1));
     mtp_forward(model, &model->losses->mtp, unit->batch, unit->count, unit->sequence, scale);
     shards_close(model, params_part_head(&model->arch));
+    if (scale->last) {
+        reduction_close(model, params_part_head(&model->arch));
+    }
     balance_count(model, layers, architecture_blocks(&model->arch), unit->count);
     balance_losses(model, layers, architecture_blocks(&model->arch), unit, scale->unit);
     mtp_backward(model, unit->count, unit->sequence, scale);

@@ -264,5 +264,6 @@ void mtp_backward(struct model *model, int64_t count, int64_t sequence,
                        model_z_scale(model, call.count * call.length, scale), -1);
         enter_backward(model, k, &call);
         shards_close(model, part);
+        model_close_gradients(model, part, scale);
     }
 }

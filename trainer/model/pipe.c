@@ -45,7 +45,9 @@ static enum status try_table(struct model *model, int64_t batches, struct wants 
     const struct slice *slice = &model->slice;
     struct wants own = {0};
     TRY(make_table(pipe, &slice->shape, batches));
-    TRY(count_letters(pipe, slice->rank));
+    if (!slice_whole(slice)) {
+        TRY(count_letters(pipe, slice->rank));
+    }
     pipeline_held(&pipe->table, slice->rank, own.held);
     pipeline_put_off(&pipe->table, slice->rank, own.off);
     for (int64_t part = 0; part < slice->shape.parts; part++) {
@@ -133,13 +135,15 @@ enum status pipe_init(struct model *model)
 {
     enum { SENDING = 2 }; /* one under way while the next is made */
     struct wants wants = {.held = {1}};
-    if (slice_whole(&model->slice)) {
+    if (!slice_scheduled(&model->slice)) {
         return open_slots(model, wants.held);
     }
-    model->pipe.outboxes = SENDING;
+    model->pipe.outboxes = slice_whole(&model->slice) ? 0 : SENDING;
     TRY(try_tables(model, &wants));
-    size_letters(model);
-    TRY(open_letters(model));
+    if (!slice_whole(&model->slice)) {
+        size_letters(model);
+        TRY(open_letters(model));
+    }
     TRY(deferred_init(&model->pipe.deferred, model, wants.off));
     return open_slots(model, wants.held);
 }
@@ -336,8 +340,8 @@ static void forward(const struct walk *walk, int32_t number, int32_t batch)
     hand_over(model, number, batch, false, walk->tokens);
 }
 
-/* NOTE: the last stage's final norm is not in the slot: its backward comes before another forward
- * of that stage. */
+/* NOTE: the last stage's final norm is not in the slot, but in the lane: its backward comes before
+ * another forward of that stage there. */
 static void backward(const struct walk *walk, int32_t number, int32_t batch, bool whole)
 {
     struct model *model = walk->model;
@@ -371,7 +375,8 @@ static void weights(const struct walk *walk, const struct pipeline_action *a)
 {
     struct model *model = walk->model;
     const int64_t began = comm_span_begin(model->mesh->world);
-    deferred_make(model, deferred_find(&model->pipe.deferred, a->part, a->batch));
+    deferred_make(model, deferred_find(&model->pipe.deferred, a->part, a->batch),
+                  walk->step->scale[a->batch].last);
     model->pipe.running[slot_of(model, a->part, a->batch)] = -1;
     comm_span_end(model->mesh->world, "weight gradients", began);
 }
@@ -411,14 +416,17 @@ static void backward_pass(void *arg)
 static int64_t pair(const struct walk *walk, const struct pipeline_action *a)
 {
     const struct pipeline_action *next = a + 1; /* there is one: no table ends with a pair */
+    struct model *model = walk->model;
+    const int64_t from = slot_of(model, a->part, -1),
+                  to = slot_of(model, a->back_part, a->back_batch);
+    struct pass there = {walk, a->part, a->batch}, back = {walk, a->back_part, a->back_batch};
+    const struct lane_pass first = {forward_pass, &there, lane_of(model, from)},
+                           second = {backward_pass, &back, lane_of(model, to)};
     const bool leaves = next->kind == PIPELINE_SEND && !next->gradient && next->part == a->part &&
                         next->batch == a->batch,
-               beside = walk->model->lanes.count > 1 && a->part != a->back_part;
-    struct pass there = {walk, a->part, a->batch}, back = {walk, a->back_part, a->back_batch};
-    const struct lane_pass first = {forward_pass, &there, a->part},
-                           second = {backward_pass, &back, a->back_part};
+               beside = first.lane != second.lane;
     if (beside) {
-        lanes_start(walk->model, &first, &second);
+        lanes_start(model, &first, &second);
     } else {
         forward_pass(&there);
     }
@@ -426,7 +434,7 @@ static int64_t pair(const struct walk *walk, const struct pipeline_action *a)
         send_action(walk, next);
     }
     if (beside) {
-        lanes_finish(walk->model, &second);
+        lanes_finish(model, &second);
     } else {
         backward_pass(&back);
     }

@@ -1,4 +1,5 @@
-/* pipe: the micro-batches of a step through the stages of a pipeline (parallel/pipeline.h).
+/* pipe: the micro-batches of a step through the stages of a pipeline (parallel/pipeline.h), or
+ * through the one there is, where passes go side by side.
  *
  * A rank walks its own track of the schedule's table. Every micro-batch between its forward and its
  * backward has a slot of the model (struct slot). Between stages a message travels: forward the

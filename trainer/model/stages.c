@@ -129,6 +129,13 @@ enum status stages_listed(struct stage *stage, const struct config_reals *list, 
 
 /* --- what a rank has --- */
 
+/* Passes side by side without stages. */
+static bool wants_pairs(const struct config *config)
+{
+    return config->parallel.pp == 1 && config->parallel.overlap == CONFIG_OVERLAP_ON &&
+           config->parallel.ep * config->parallel.etp > 1 && config->parallel.zero < 3;
+}
+
 struct pipeline_shape stages_shape(const struct config *config, int pipeline, int64_t ranks,
                                    int64_t batches)
 {
@@ -142,7 +149,8 @@ struct pipeline_shape stages_shape(const struct config *config, int pipeline, in
     if (pipeline == CONFIG_PIPELINE_AUTO && parts > 1) {
         pipeline = CONFIG_PIPELINE_1F1B;
     }
-    struct pipeline_shape shape = {.schedule = ranks > 1 ? schedules[pipeline] : PIPELINE_1F1B,
+    const enum pipeline_schedule alone = wants_pairs(config) ? PIPELINE_PAIRS : PIPELINE_1F1B;
+    struct pipeline_shape shape = {.schedule = ranks > 1 ? schedules[pipeline] : alone,
                                    .ranks = ranks,
                                    .parts = 1,
                                    .batches = batches};

@@ -33,7 +33,7 @@ enum status stages_listed(struct stage *stage, const struct config_reals *list, 
 
 /* The schedule that a value of parallel.schedule (enum config_pipeline) names; auto:
  * zero_bubble, 1f1b where virtual stages interleave, in plan
- * too. */
+ * too. On one rank 1f1b, or pairs where parallel.overlap wants them. */
 struct pipeline_shape stages_shape(const struct config *config, int pipeline, int64_t ranks,
                                    int64_t batches);
 /* stage[pipeline_stages(shape)] of a run: parallel.stages, else by operations, with two stages of a
@@ -64,6 +64,13 @@ bool slice_has(const struct slice *slice, int64_t block);
 static inline bool slice_whole(const struct slice *slice)
 {
     return slice->shape.ranks == 1;
+}
+
+/* Whether micro-batches of a step go by the schedule's table (pipe.h), else one behind the other.
+ */
+static inline bool slice_scheduled(const struct slice *slice)
+{
+    return !slice_whole(slice) || slice->shape.schedule == PIPELINE_PAIRS;
 }
 
 #endif

@@ -178,6 +178,12 @@ int64_t hardware_ranks_of_node(const struct config *config)
                                                : INT32_MAX;
 }
 
+bool hardware_stages(const struct config *config)
+{
+    return gpu_of(config) != CONFIG_GPU_CPU && config->run.comm == CONFIG_COMM_MPI &&
+           config->parallel.ep * config->parallel.etp > 1;
+}
+
 enum status hardware_init(struct hardware *hardware, const struct config *config)
 {
     const int gpu = gpu_of(config);

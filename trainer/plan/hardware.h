@@ -66,6 +66,9 @@ struct hardware {
  * hardware of another, the config must say gpus_per_node. */
 int64_t hardware_ranks_of_node(const struct config *config);
 
+/* Whether rows between experts go through hosts, which wait for them: run.comm mpi on GPUs. */
+bool hardware_stages(const struct config *config);
+
 /* Of config->cluster; on a CPU peaks that are not given are measured here (a second). Errors:
  * STATUS_USAGE, STATUS_RESOURCE. */
 enum status hardware_init(struct hardware *hardware, const struct config *config)

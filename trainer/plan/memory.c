@@ -62,7 +62,8 @@ static struct mesh mesh_of(const struct config *config, int64_t dp, int64_t ep)
                          .etp = {.size = (int)etp, .name = "etp"},
                          .experts = {.size = (int)(ep * etp), .name = "experts"},
                          .nodes = nodes_of(config, (int)(ep * etp)),
-                         .edp = {.size = (int)(dp / ep / etp), .name = "edp"}};
+                         .edp = {.size = (int)(dp / ep / etp), .name = "edp"},
+                         .staged = hardware_stages(config)};
 }
 
 static enum status measure(struct stage_memory *memory, const struct config *config,
@@ -205,7 +206,8 @@ static size_t least(size_t a, size_t b)
 }
 
 /* Logits and their gradients (with tp they are the model's: vocab.h) and copies of the head's
- * operands, by oneDNN or as the wide kernel has them: whichever this processor takes. */
+ * operands, by oneDNN or as the wide kernel has them, its slabs for the gradient of inputs too:
+ * whichever is more. */
 static size_t head_of_cpu(const struct config *config, size_t rows, size_t vocab, size_t width)
 {
     const bool narrow = config->train.precision != CONFIG_FP32, alone = config->parallel.tp == 1;
@@ -213,40 +215,30 @@ static size_t head_of_cpu(const struct config *config, size_t rows, size_t vocab
                  logits = chunk * vocab * (sizeof(float) + (narrow ? act : 0)),
                  copies = 2 * vocab * width * act * chunk / CPU_LOSS_ROWS,
                  packed = rows > CPU_PACKED_ROWS ? vocab * width * act : 0,
-                 slabs = 2 * CPU_SLAB_COLUMNS * vocab * act, /* of the gradient of inputs */
-        wide = packed + slabs +
-               vocab * (least(rows, CPU_PACKED_ROWS) * sizeof(float) +
-                        least(rows, CPU_PACKED_GRADIENTS) * act),
-                 by_onednn = (alone ? logits : 0) + copies;
-    return narrow && alone && vocab >= CPU_PACKED_RATIO * width && wide > by_onednn ? wide
-                                                                                    : by_onednn;
+                 slabs = 2 * CPU_SLAB_COLUMNS * vocab * act,
+                 parts = vocab * (least(rows, CPU_PACKED_ROWS) * sizeof(float) +
+                                  least(rows, CPU_PACKED_GRADIENTS) * act),
+                 by_onednn = (alone ? logits : 0) + copies, wide = packed + slabs + parts;
+    const bool packs = narrow && alone && vocab >= CPU_PACKED_RATIO * width;
+    return packs && wide > by_onednn ? wide : by_onednn;
 }
 
-/* The head's, and the reduction's parts. */
+/* The head's, and what comes to be added up of an embedding that two stages share. */
 static size_t scratch_of_cpu(const struct config *config, const struct architecture *arch,
-                             const struct stage_memory *memory, int64_t dp, int64_t ep)
+                             const struct stage_memory *memory)
 {
     const size_t rows = (size_t)(config->train.micro_batch * config->train.sequence_length /
                                  config->parallel.cp),
                  vocab = (size_t)(arch->vocab / config->parallel.tp),
                  sum = config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT ? sizeof(int64_t)
-                                                                                : sizeof(float),
-                 copies = (size_t)(dp * config->parallel.cp),
-                 ranks = copies * (size_t)config->parallel.tp;
-    const bool whole_dense = config->parallel.zero == 1; /* else their room is in the arenas */
-    const size_t dense = whole_dense && ranks > 1 ? (size_t)memory->elements[PARAM_DENSE] * sum : 0,
-                 sharing = (size_t)(ep * config->parallel.etp),
-                 experts = ranks > sharing ? (size_t)memory->elements[PARAM_EXPERT] * sum : 0,
-                 divided =
-                     whole_dense && copies > 1 ? (size_t)memory->elements[PARAM_TENSOR] * sum : 0,
-                 whole = dense > divided ? dense : divided;
+                                                                                : sizeof(float);
     return head_of_cpu(config, rows, vocab, (size_t)arch->width) +
-           (whole > experts ? whole : experts);
+           (size_t)memory->elements[PARAM_EMBED] * sum;
 }
 
 size_t memory_outside(const struct config *config, const struct hardware *hardware,
                       const struct architecture *arch, const struct stage_memory *memory,
-                      int64_t dp, int64_t ep)
+                      int64_t dp)
 {
     const size_t batch = (size_t)config->train.global_batch / (size_t)dp *
                          (size_t)config->train.sequence_length * 4 * sizeof(int32_t);
@@ -257,7 +249,7 @@ size_t memory_outside(const struct config *config, const struct hardware *hardwa
     const size_t ranks = all > 1 ? CPU_RANKS_MIB : 0,
                  tensors = (size_t)(memory->tensors * all) * SAVED_TENSOR_BYTES;
     return (CPU_PROGRAM_MIB + ranks + CPU_THREAD_MIB * (size_t)hardware->threads) * MIB + batch +
-           scratch_of_cpu(config, arch, memory, dp, ep) +
+           scratch_of_cpu(config, arch, memory) +
            attention_of_cpu(config, arch, (size_t)hardware->threads) +
            (memory->stages ? save_block_bytes(memory->staging) + tensors : 0);
 }

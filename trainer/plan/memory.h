@@ -50,7 +50,7 @@ enum status memory_of_rank(struct stage_memory *memory, const struct config *con
 /* Bytes beside the arenas. */
 size_t memory_outside(const struct config *config, const struct hardware *hardware,
                       const struct architecture *arch, const struct stage_memory *memory,
-                      int64_t dp, int64_t ep);
+                      int64_t dp);
 /* Of a model in one stage: bytes of the arenas that a CPU run never touches: room to reduce what
  * has one replica, and for more than a fair share of rows. Errors: as memory_of_stage. */
 enum status memory_untouched(size_t *bytes, const struct config *config, const struct stage *stage,

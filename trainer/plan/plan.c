@@ -26,11 +26,18 @@ bool planner_has_stages(const struct plan *plan)
     return plan->pp == 1 || plan->shape.schedule != PIPELINE_DUALPIPE;
 }
 
+/* Whether its table has pairs, and experts exchange. */
+static bool has_pairs(const struct plan *plan)
+{
+    return plan->shape.schedule >= PIPELINE_PAIRS && plan->ep * plan->etp > 1;
+}
+
 bool planner_overlaps(const struct plan *plan)
 {
     const struct config *config = plan->config;
     return plan->shape.schedule != PIPELINE_DUALPIPE_V ||
-           (config->parallel.overlap != CONFIG_OVERLAP_OFF && config->parallel.zero < 3);
+           (config->parallel.overlap != CONFIG_OVERLAP_OFF && config->parallel.zero < 3 &&
+            (config->parallel.overlap == CONFIG_OVERLAP_ON || !hardware_stages(config)));
 }
 
 static bool is_dual(const struct plan *plan)
@@ -313,11 +320,11 @@ static void warn_all(struct plan *plan)
              "version: slower than planned here",
              (long long)plan->pp);
     }
-    if (plan->pp > 1 && plan->shape.schedule == PIPELINE_DUALPIPE_V && plan->ep * plan->etp > 1 &&
-        planner_overlaps(plan) && (plan->hardware.cpu || config->run.comm == CONFIG_COMM_MPI)) {
+    if (has_pairs(plan) && plan->shape.schedule != PIPELINE_DUALPIPE && planner_overlaps(plan) &&
+        (plan->hardware.cpu || config->run.comm == CONFIG_COMM_MPI)) {
         warn(plan,
-             "parallel.schedule dualpipe_v: planned as if messages between experts ran beside "
-             "the other half of a pair; %s waits for most of them",
+             "parallel.overlap: planned as if messages between experts ran beside the other half "
+             "of a pair; %s waits for most of them",
              plan->hardware.cpu ? "MPI on CPUs" : "run.comm mpi");
     }
     if (plan->tp > plan->hardware.ranks_per_node) {
@@ -349,8 +356,7 @@ static void prepare(struct planner *p)
     struct plan *plan = p->plan;
     const struct hardware *hw = &plan->hardware;
     workload_init(&p->load, plan->config, hw, plan->by_node);
-    const bool beside = is_dual(plan) && plan->ep * plan->etp > 1;
-    p->load.own = beside ? hw->own : 1;
+    p->load.own = has_pairs(plan) ? hw->own : 1;
     plan->exchange = p->load.exchange;
     p->dense = work_block(&p->load, WORK_DENSE);
     p->moe = work_block(&p->load, WORK_MOE);

@@ -25,6 +25,7 @@ size_t planner_least_memory(const struct plan *plan)
 enum status planner_measure(struct planner *p)
 {
     const struct plan *plan = p->plan;
+    const double measured = plan->shape.schedule == PIPELINE_PAIRS ? 2 : 1; /* micro-batches */
     for (int64_t s = 0; s < pipeline_stages(&plan->shape); s++) {
         const struct stage *own = &plan->stage[s], *last = s > 0 ? own - 1 : own;
         const int64_t alike = plan->config->fp8.first_bf16 > plan->arch.dense_layers
@@ -39,7 +40,7 @@ enum status planner_measure(struct planner *p)
             TRY(memory_of_stage(&p->memory[s], plan->config, own, plan->hardware.device,
                                 plan->dp * plan->cp * plan->tp, plan->ep, has_saves(p)));
         }
-        p->kept[s] = (double)p->memory[s].kind[MODEL_BLOCKS];
+        p->kept[s] = (double)p->memory[s].kind[MODEL_BLOCKS] / measured;
     }
     return STATUS_OK;
 }
@@ -145,8 +146,7 @@ enum status planner_memory(struct planner *p)
     struct plan_memory *most = &plan->memory;
     const struct stage_memory *fullest = &p->memory[most->stage];
     size_t untouched = 0;
-    most->outside =
-        memory_outside(plan->config, &plan->hardware, &plan->arch, fullest, plan->dp, plan->ep);
+    most->outside = memory_outside(plan->config, &plan->hardware, &plan->arch, fullest, plan->dp);
     most->all =
         most->arenas + most->outside + (plan->hardware.cpu ? most->staging + most->host : 0);
     if (plan->hardware.cpu && plan->pp * plan->tp * plan->cp == 1) {

@@ -23,12 +23,16 @@ enum {
     MOST_CONTEXT = 16
 };
 
-/* What a config wishes, where the layout has something to overlap. */
-static int search_overlap(const struct search_result *result, int wish)
+static const char *const overlap_names[] = {
+    [CONFIG_OVERLAP_AUTO] = "auto", [CONFIG_OVERLAP_ON] = "on", [CONFIG_OVERLAP_OFF] = "off"};
+
+/* What is wished, where the layout has something to overlap. */
+static int search_overlap(const struct search_result *result)
 {
-    const bool there = result->schedule.pipeline == CONFIG_PIPELINE_DUALPIPE_V &&
-                       result->ep * result->etp > 1 &&
-                       (wish != CONFIG_OVERLAP_ON || result->zero < 3);
+    const int wish = result->overlap;
+    const bool there =
+        (result->pp == 1 || result->schedule.pipeline == CONFIG_PIPELINE_DUALPIPE_V) &&
+        result->ep * result->etp > 1 && (wish != CONFIG_OVERLAP_ON || result->zero < 3);
     return there ? wish : CONFIG_OVERLAP_AUTO;
 }
 
@@ -48,7 +52,7 @@ static void plan_one(struct search_result *result, const struct config *config,
     own.router.dispatch = result->dispatch;
     own.parallel.schedule = result->schedule.pipeline;
     own.parallel.virtual_stages = result->schedule.virtual_stages;
-    own.parallel.overlap = search_overlap(result, config->parallel.overlap);
+    own.parallel.overlap = search_overlap(result);
     result->legal = config_plans(&own, result->why, sizeof result->why);
     result->fits = result->trains = false;
     if (!result->legal) {
@@ -164,6 +168,7 @@ static enum status seek_layout(struct seeker *s, struct search_result one)
     (void)schedules_of(schedule, s->config, one.pp);
     one.schedule = schedule[0];
     one.dispatch = CONFIG_EXACT;
+    one.overlap = s->config->parallel.overlap;
     return seek_variants(s, one);
 }
 
@@ -180,7 +185,12 @@ static enum status seek_others(struct seeker *s, struct search_result one)
         one.dispatch = i < schedules ? CONFIG_EXACT : CONFIG_PADDED;
         TRY(seek_variants(s, one));
     }
-    return STATUS_OK;
+    one.schedule = schedule[0];
+    one.dispatch = CONFIG_EXACT;
+    one.overlap = CONFIG_OVERLAP_ON;
+    const bool beside = s->config->parallel.overlap == CONFIG_OVERLAP_AUTO && one.pp == 1 &&
+                        search_overlap(&one) == CONFIG_OVERLAP_ON;
+    return beside ? seek_variants(s, one) : STATUS_OK;
 }
 
 static bool same_layout(const struct search_result *a, const struct search_result *b)
@@ -305,8 +315,9 @@ void search_overrides(const struct search *search, const struct search_result *r
                            (long long)axes[i].value);
         }
     }
-    if (search_overlap(r, own->parallel.overlap) != own->parallel.overlap) {
-        at += snprintf(out + at, bytes - (size_t)at, " parallel.overlap=auto");
+    if (search_overlap(r) != own->parallel.overlap) {
+        at += snprintf(out + at, bytes - (size_t)at, " parallel.overlap=%s",
+                       overlap_names[search_overlap(r)]);
     }
     if (search->ranks_per_node > 0) {
         at += snprintf(out + at, bytes - (size_t)at, " cluster.gpus_per_node=%lld",

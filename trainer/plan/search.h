@@ -2,7 +2,8 @@
  *
  * Layouts are all parallel.ep x etp x tp (within a node) x cp x zero, with stages x pp, that divide
  * the ranks, each with train.micro_batch and train.recompute. The best of them are tried with
- * padded dispatch and, where the config leaves it open, the other schedules of compare.h. Blocks go
+ * padded dispatch and, where the config leaves it open, the other schedules of compare.h, and
+ * without stages passes side by side (parallel.overlap). Blocks go
  * to stages by cost. Layouts that cannot be say why; those that do not fit say by how much. Larger
  * micro-batches and less recomputation than what does not fit are not planned.
  */
@@ -13,7 +14,7 @@
 
 struct search_result {
     int64_t ep, etp, pp, tp, cp, zero, micro_batch;
-    int recompute, dispatch; /* enum config_... */
+    int recompute, dispatch, overlap; /* enum config_... */
     struct compare_schedule schedule;
     double tokens_per_s, step, bubble; /* 0: not planned */
     size_t memory;

@@ -4,16 +4,67 @@
 
 /* s of messages between replicas. */
 struct dense_time {
-    double once; /* behind the last micro-batch */
-    double
-        blocks; /* in all micro-batches, a block at a time, beside another's kernels if they can */
+    double once;   /* behind the last micro-batch */
+    double blocks; /* in all micro-batches, a block at a time, beside another's kernels if they can,
+                      but for: */
+    double last;   /* those beside the last one's backward alone */
 };
 
-/* Gradients of `count` dense elements of a rank to their owners, weights back: both once a step,
- * or, where they are sharded, gradients of a part at a time, of every micro-batch, and so, forward
- * and backward, weights where these are; in FP8 once more behind the update (linears_publish). */
-static void time_dense(const struct planner *p, double count, double sum, double act, int64_t ranks,
-                       int64_t stride, struct dense_time *time)
+/* Parts of a group of parameters on a rank of the pipeline (reduction.h). */
+static int64_t count_parts(const struct plan *plan, int64_t rank, enum param_group group)
+{
+    int64_t parts = 0;
+    for (int64_t i = 0; i < plan->shape.parts; i++) {
+        const struct stage *stage = &plan->stage[pipeline_stage(&plan->shape, rank, i)];
+        const int64_t end = stage->first + stage->blocks, dense = plan->arch.dense_layers,
+                      first = stage->first > dense ? stage->first : dense;
+        parts += group != PARAM_EXPERT ? stage->blocks + stage->embedding + 2 * stage->head
+                 : first < end         ? end - first
+                                       : 0;
+    }
+    return parts;
+}
+
+/* What a group's messages are of: elements of a rank, bytes of one's gradient and weight, ranks
+ * that hold the same, so far apart. */
+struct replicated {
+    enum param_group group;
+    double count, sum, act;
+    int64_t ranks, stride;
+};
+
+static double time_between(const struct planner *p, const struct replicated *of, double bytes)
+{
+    return exchange_reduce_seconds(&p->plan->hardware, bytes * of->count, of->ranks, of->stride);
+}
+
+/* Whole gradients to their owners, weights back: both once a step; gradients a block at a time,
+ * each to one rank, beside the last micro-batch's backward where training does so (reduction.h). */
+static void time_whole(const struct planner *p, int64_t rank, const struct replicated *of,
+                       struct dense_time *time)
+{
+    const struct plan *plan = p->plan;
+    const struct hardware *hw = &plan->hardware;
+    const int64_t parts = count_parts(plan, rank, of->group);
+    if (of->count == 0) {
+        return;
+    }
+    if (hw->cpu ||
+        !reduction_of_gpu(plan->config, of->group, of->ranks, plan->ep * plan->etp, parts)) {
+        time->once += time_between(p, of, of->sum + of->act);
+        return;
+    }
+    const double start = 2 * hw->message, all = (double)of->ranks / (double)(of->ranks - 1);
+    time->last +=
+        (time_between(p, of, of->sum) - start) * all + (double)(parts + of->ranks) * hw->message;
+    time->once += time_between(p, of, of->act);
+}
+
+/* The same of dense ones; where they are sharded, gradients go a part at a time, of every
+ * micro-batch, and so, forward and backward, weights where these are; in FP8 once more behind the
+ * update (linears_publish). */
+static void time_dense(const struct planner *p, int64_t rank, const struct replicated *of,
+                       struct dense_time *time)
 {
     const struct plan *plan = p->plan;
     const struct hardware *hw = &plan->hardware;
@@ -22,17 +73,16 @@ static void time_dense(const struct planner *p, double count, double sum, double
                                            plan->shape.schedule == PIPELINE_DUALPIPE_V)
                               ? 2
                               : 1;
-    if (plan->zero == 1 || count == 0 || ranks == 1) {
-        time->once += exchange_reduce_seconds(hw, (sum + act) * count, ranks, stride);
+    if (plan->zero == 1 || of->count == 0 || of->ranks == 1) {
+        time_whole(p, rank, of, time);
         return;
     }
     const double parts = (double)(architecture_blocks(&plan->arch) / plan->pp + 2),
                  again = (parts - 1) * hw->message, micro = (double)plan->micro_batches,
-                 weights = exchange_reduce_seconds(hw, act * count, ranks, stride) + again;
+                 weights = time_between(p, of, of->act) + again;
     time->once += plan->zero < 3 || p->load.fp8 ? weights : 0;
-    time->blocks +=
-        micro * closes * (exchange_reduce_seconds(hw, sum * count, ranks, stride) + again) +
-        (plan->zero < 3 ? 0 : 2 * micro * weights);
+    time->blocks += micro * closes * (time_between(p, of, of->sum) + again) +
+                    (plan->zero < 3 ? 0 : 2 * micro * weights);
 }
 
 /* s of a step's kernels beside which a GPU sends other blocks' gradients and weights: where tokens
@@ -55,10 +105,14 @@ static double kernels_beside(const struct plan *plan)
 }
 
 /* What is left of them beside kernels. */
-static double exposed_dense(const struct plan *plan, const struct dense_time *time)
+static double exposed_messages(const struct plan *plan, const struct dense_time *time)
 {
-    const double hidden = fmin(time->blocks, kernels_beside(plan));
-    return time->once + time->blocks - hidden + plan->hardware.imperfect * hidden;
+    const struct plan_times *unit = &plan->time;
+    const double back = unit->backward + unit->weight, kernels = kernels_beside(plan),
+                 last = kernels * back / (unit->forward + back) / (double)plan->micro_batches,
+                 hidden_last = fmin(time->last, last),
+                 hidden = hidden_last + fmin(time->blocks, kernels - hidden_last);
+    return time->once + time->blocks + time->last - hidden + plan->hardware.imperfect * hidden;
 }
 
 /* Codes of weights that are gathered, forward and backward of every micro-batch: of `count`
@@ -111,12 +165,16 @@ void planner_update(struct planner *p)
         struct dense_time replicas = {0};
         double muon = 0, turns = 0;
         time_muon(p, r, &muon, &turns);
-        time_dense(p, count[PARAM_DENSE], sum, act, copies * plan->tp, 1, &replicas);
-        time_dense(p, count[PARAM_TENSOR], sum, act, copies, plan->tp, &replicas);
-        const double reduce =
-                         turns + exposed_dense(plan, &replicas) +
-                         exchange_reduce_seconds(&plan->hardware, (sum + act) * count[PARAM_EXPERT],
-                                                 plan->edp, plan->ep * plan->etp),
+        const struct replicated dense_ones = {PARAM_DENSE, count[PARAM_DENSE], sum,
+                                              act,         copies * plan->tp,  1},
+                                divided = {PARAM_TENSOR, count[PARAM_TENSOR], sum, act, copies,
+                                           plan->tp},
+                                experts = {PARAM_EXPERT, count[PARAM_EXPERT], sum,
+                                           act,          plan->edp,           plan->ep * plan->etp};
+        time_dense(p, r, &dense_ones, &replicas);
+        time_dense(p, r, &divided, &replicas);
+        time_whole(p, r, &experts, &replicas);
+        const double reduce = turns + exposed_messages(plan, &replicas),
                      dense = count[PARAM_DENSE] / (double)(copies * plan->tp) +
                              count[PARAM_TENSOR] / (double)copies,
                      share = dense + count[PARAM_EXPERT] / (double)plan->edp,

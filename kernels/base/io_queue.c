@@ -1,18 +1,16 @@
-#include "checkpoints/block_queue.h"
+#include "kernels/base/io_queue.h"
 
 #include <assert.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "checkpoints/blocks.h"
-
-static struct block_job *job_of(struct block_queue *queue, int64_t index)
+static struct io_job *job_of(struct io_queue *queue, int64_t index)
 {
-    return &queue->job[index % BLOCK_QUEUE_DEPTH];
+    return &queue->job[index % queue->depth];
 }
 
-static void run_job(struct block_job *job)
+static void run_job(struct io_job *job)
 {
     job->status = job->write ? io_pwrite(job->file, job->buffer, job->bytes, job->offset)
                              : io_pread(job->file, job->buffer, job->bytes, job->offset);
@@ -22,9 +20,9 @@ static void run_job(struct block_job *job)
 }
 
 /* The oldest job that is not done; called with the mutex held. */
-static void run_next(struct block_queue *queue)
+static void run_next(struct io_queue *queue)
 {
-    struct block_job *job = job_of(queue, queue->done);
+    struct io_job *job = job_of(queue, queue->done);
     const bool skipped = job->write && queue->failed;
     pthread_mutex_unlock(&queue->mutex);
     if (skipped) {
@@ -41,7 +39,7 @@ static void run_next(struct block_queue *queue)
 
 static void *move_blocks(void *context)
 {
-    struct block_queue *queue = context;
+    struct io_queue *queue = context;
     pthread_mutex_lock(&queue->mutex);
     while (!queue->ends || queue->done < queue->submitted) {
         if (queue->done < queue->submitted) {
@@ -55,7 +53,7 @@ static void *move_blocks(void *context)
 }
 
 /* Signals are for the main thread. Without a thread jobs run in the caller. */
-static void start_thread(struct block_queue *queue)
+static void start_thread(struct io_queue *queue)
 {
     sigset_t all, before;
     sigfillset(&all);
@@ -64,20 +62,21 @@ static void start_thread(struct block_queue *queue)
     pthread_sigmask(SIG_SETMASK, &before, NULL);
 }
 
-enum status block_queue_open(struct block_queue *queue)
+enum status io_queue_open(struct io_queue *queue, size_t block_bytes, int depth)
 {
-    *queue = (struct block_queue){0};
+    assert(depth > 0 && depth <= IO_QUEUE_DEPTH);
+    *queue = (struct io_queue){.block_bytes = block_bytes, .depth = depth};
     pthread_mutex_init(&queue->mutex, NULL);
     pthread_cond_init(&queue->changed, NULL);
-    queue->job[0].buffer = blocks_buffer(); /* the others when they are used */
+    queue->job[0].buffer = io_buffer(queue->block_bytes); /* the others when they are used */
     if (queue->job[0].buffer == NULL) {
-        block_queue_close(queue);
-        return status_fail(STATUS_RESOURCE, "out of memory for a block of a checkpoint");
+        io_queue_close(queue);
+        return status_fail(STATUS_RESOURCE, "out of memory for a block of %zu bytes", block_bytes);
     }
     return STATUS_OK;
 }
 
-void block_queue_close(struct block_queue *queue)
+void io_queue_close(struct io_queue *queue)
 {
     if (queue->threaded) {
         pthread_mutex_lock(&queue->mutex);
@@ -86,28 +85,28 @@ void block_queue_close(struct block_queue *queue)
         pthread_mutex_unlock(&queue->mutex);
         pthread_join(queue->thread, NULL);
     }
-    for (int i = 0; i < BLOCK_QUEUE_DEPTH; i++) {
+    for (int i = 0; i < IO_QUEUE_DEPTH; i++) {
         free(queue->job[i].buffer);
     }
-    *queue = (struct block_queue){0};
+    *queue = (struct io_queue){0};
 }
 
 /* Memory for a job: new, or that of one that is free; NULL: those under way have it all. */
-static char *find_buffer(struct block_queue *queue)
+static char *find_buffer(struct io_queue *queue)
 {
-    char *buffer = blocks_buffer();
-    for (int64_t i = queue->submitted + 1;
-         i < queue->released + BLOCK_QUEUE_DEPTH && buffer == NULL; i++) {
+    char *buffer = io_buffer(queue->block_bytes);
+    for (int64_t i = queue->submitted + 1; i < queue->released + queue->depth && buffer == NULL;
+         i++) {
         buffer = job_of(queue, i)->buffer;
         job_of(queue, i)->buffer = NULL;
     }
     return buffer;
 }
 
-struct block_job *block_queue_free(struct block_queue *queue)
+struct io_job *io_queue_free(struct io_queue *queue)
 {
-    struct block_job *job = job_of(queue, queue->submitted);
-    if (queue->submitted - queue->released >= BLOCK_QUEUE_DEPTH) {
+    struct io_job *job = job_of(queue, queue->submitted);
+    if (queue->submitted - queue->released >= queue->depth) {
         return NULL;
     }
     if (job->buffer == NULL) {
@@ -116,7 +115,7 @@ struct block_job *block_queue_free(struct block_queue *queue)
     return job->buffer != NULL ? job : NULL;
 }
 
-void block_queue_submit(struct block_queue *queue)
+void io_queue_submit(struct io_queue *queue)
 {
     if (!queue->threaded && queue->submitted >= 2) {
         start_thread(queue);
@@ -131,13 +130,12 @@ void block_queue_submit(struct block_queue *queue)
     pthread_mutex_unlock(&queue->mutex);
 }
 
-const struct block_job *block_queue_oldest(const struct block_queue *queue)
+const struct io_job *io_queue_oldest(const struct io_queue *queue)
 {
-    return queue->released < queue->submitted ? &queue->job[queue->released % BLOCK_QUEUE_DEPTH]
-                                              : NULL;
+    return queue->released < queue->submitted ? &queue->job[queue->released % queue->depth] : NULL;
 }
 
-struct block_job *block_queue_wait(struct block_queue *queue)
+struct io_job *io_queue_wait(struct io_queue *queue)
 {
     if (queue->released == queue->submitted) {
         return NULL;
@@ -150,8 +148,33 @@ struct block_job *block_queue_wait(struct block_queue *queue)
     return job_of(queue, queue->released);
 }
 
-void block_queue_release(struct block_queue *queue)
+void io_queue_release(struct io_queue *queue)
 {
     assert(queue->released < queue->submitted);
     queue->released++; /* the caller's own: the thread does not look at it */
+}
+
+static enum status finish_oldest(struct io_queue *queue)
+{
+    const struct io_job *job = io_queue_wait(queue);
+    const enum status status =
+        job->status == STATUS_OK ? STATUS_OK : status_lines(job->status, job->message);
+    io_queue_release(queue);
+    return status;
+}
+
+enum status io_queue_next(struct io_queue *queue, struct io_job **job)
+{
+    for (*job = io_queue_free(queue); *job == NULL; *job = io_queue_free(queue)) {
+        TRY(finish_oldest(queue));
+    }
+    return STATUS_OK;
+}
+
+enum status io_queue_finish(struct io_queue *queue)
+{
+    while (io_queue_oldest(queue) != NULL) {
+        TRY(finish_oldest(queue));
+    }
+    return !queue->failed ? STATUS_OK : status_fail(STATUS_IO, "a write before failed");
 }
