@@ -4,10 +4,12 @@
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/gemm_wide.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/vector_math.h"
 
-enum { CHUNK = 1024, LANES = 16 };
+enum { CHUNK = 1024, WIDE_CHUNK = 2048, PART = 224, LANES = 16 };
 
 /* By lanes: one after another, every comparison would wait for the last. */
 CPU_CLONES static float row_max(const float *x, int64_t count)
@@ -98,61 +100,96 @@ static double row_loss(float *logits, uint16_t *narrow, float *row, int32_t labe
     return log(sum) + (double)most - (double)own;
 }
 
-/* Where a chunk's work stands. */
-struct chunk {
-    double *loss;     /* [count] */
-    float *logits;    /* [count, vocab] */
+/* How rows go through: `chunk` at a time where products make gradients, and of these `part` at a
+ * time where logits are made and used: where the weights are packed once for all, so few that the
+ * logits never leave the last cache. */
+struct head {
+    int64_t chunk, part, vocab;
+    double *loss;     /* [chunk] */
+    float *logits;    /* [part, vocab] */
     float *rows;      /* [threads, vocab]; with narrow */
-    uint16_t *narrow; /* [count, vocab] bf16 gradients of logits, or NULL: they are logits' place */
+    float *packed;    /* the weights as logits' product reads them, or NULL */
+    uint16_t *narrow; /* [chunk, vocab] bf16 gradients of logits, or NULL: they are logits' place */
 };
 
-/* Softmax and loss of a chunk: logits become their gradients, in `narrow` as bf16: such products
- * are twice as fast, and published implementations round here too. */
-static void chunk_loss(struct device *device, const struct chunk *c, const int32_t *labels,
-                       int64_t count, int64_t vocab, float scale)
+/* Softmax and loss of a part: logits become their gradients, in narrow rows from `first` on as
+ * bf16: such products are twice as fast, and published implementations round here too. */
+static void part_loss(struct device *device, const struct head *h, int64_t first, int64_t count,
+                      const int32_t *labels, float scale)
 {
+    const int64_t vocab = h->vocab;
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t n = 0; n < count; n++) {
-        c->loss[n] =
-            row_loss(c->logits + n * vocab, c->narrow != NULL ? c->narrow + n * vocab : NULL,
-                     c->rows + omp_get_thread_num() * vocab, labels[n], vocab, scale);
+        h->loss[first + n] = row_loss(
+            h->logits + n * vocab, h->narrow != NULL ? h->narrow + (first + n) * vocab : NULL,
+            h->rows + omp_get_thread_num() * vocab, labels[n], vocab, scale);
     }
 }
 
-static struct chunk make_chunk(struct device *device, int64_t rows, int64_t vocab, bool narrowed)
+static struct head make_head(struct device *device, struct tensor x, struct tensor w, bool backward)
 {
-    const size_t cells = (size_t)(rows * vocab), own = (size_t)(device->threads * vocab);
-    struct chunk c = {0};
-    c.loss = cpu_scratch(device, CPU_SLOT_LOSS,
-                         (size_t)rows * sizeof *c.loss + (cells + own) * sizeof *c.logits +
-                             (narrowed ? cells * sizeof *c.narrow : 0));
-    c.logits = (float *)(void *)(c.loss + rows);
-    c.rows = c.logits + cells;
-    c.narrow = narrowed ? (uint16_t *)(void *)(c.rows + own) : NULL;
-    return c;
+    const int64_t rows = x.dim[0], vocab = w.dim[0];
+    const bool narrowed = backward && x.dtype == DTYPE_BF16;
+    const struct gemm whole = gemm_forward(tensor_2d(NULL, DTYPE_F32, rows, vocab), x, w);
+    const bool packs = rows > PART && gemm_takes_packed(device, &whole);
+    struct head h = {.vocab = vocab, .chunk = packs ? WIDE_CHUNK : CHUNK};
+    h.chunk = rows < h.chunk ? rows : h.chunk;
+    h.part = packs && h.chunk > PART ? PART : h.chunk;
+    const size_t cells = (size_t)(h.part * vocab), own = (size_t)(device->threads * vocab),
+                 weights = packs ? gemm_wide_packed_floats(&whole) : 0;
+    h.packed =
+        cpu_scratch(device, CPU_SLOT_LOSS,
+                    (size_t)h.chunk * sizeof *h.loss + (cells + own + weights) * sizeof *h.logits +
+                        (narrowed ? (size_t)(h.chunk * vocab) * sizeof *h.narrow : 0));
+    h.loss = (double *)(void *)(h.packed + weights);
+    h.logits = (float *)(void *)(h.loss + h.chunk);
+    h.rows = h.logits + cells;
+    h.narrow = narrowed ? (uint16_t *)(void *)(h.rows + own) : NULL;
+    if (packs) {
+        gemm_wide_pack(device, h.packed, &whole);
+    } else {
+        h.packed = NULL;
+    }
+    return h;
+}
+
+/* Logits and losses of a chunk's rows and what their gradients are made of. */
+static void chunk_loss(struct device *device, const struct head *h, struct tensor x,
+                       struct tensor w, const int32_t *labels, float scale)
+{
+    for (int64_t first = 0; first < x.dim[0]; first += h->part) {
+        const int64_t left = x.dim[0] - first, count = left < h->part ? left : h->part;
+        struct gemm gemm = gemm_forward(tensor_2d(h->logits, DTYPE_F32, count, h->vocab),
+                                        tensor_rows(&x, first, count), w);
+        gemm.packed = h->packed;
+        gemm_run(device, &gemm, 1);
+        part_loss(device, h, first, count, labels + first, scale);
+    }
 }
 
 void cpu_cross_entropy(struct device *device, double *total, struct tensor dx, struct tensor dw,
                        struct tensor x, struct tensor w, const int32_t *labels, float loss_scale)
 {
-    const int64_t rows = x.dim[0], vocab = w.dim[0], chunk = rows < CHUNK ? rows : CHUNK;
-    const bool narrowed = dx.data != NULL && x.dtype == DTYPE_BF16;
-    const struct chunk c = make_chunk(device, chunk, vocab, narrowed);
+    const int64_t rows = x.dim[0];
     double sum = 0;
     assert(w.dim[1] == x.dim[1]);
-    for (int64_t first = 0; first < rows; first += chunk) {
-        const int64_t count = rows - first < chunk ? rows - first : chunk;
-        const struct tensor part = tensor_2d(c.logits, DTYPE_F32, count, vocab);
-        cpu_linear_forward(device, part, tensor_rows(&x, first, count), w, false);
-        chunk_loss(device, &c, labels + first, count, vocab, loss_scale);
+    if (rows == 0) {
+        return;
+    }
+    const struct head h = make_head(device, x, w, dx.data != NULL);
+    for (int64_t first = 0; first < rows; first += h.chunk) {
+        const int64_t count = rows - first < h.chunk ? rows - first : h.chunk;
+        const struct tensor part = tensor_rows(&x, first, count);
+        chunk_loss(device, &h, part, w, labels + first, loss_scale);
         for (int64_t n = 0; n < count; n++) {
-            sum += c.loss[n];
+            sum += h.loss[n];
         }
         if (dx.data != NULL) {
-            const struct tensor grad =
-                narrowed ? tensor_2d(c.narrow, DTYPE_BF16, count, vocab) : part;
+            const struct tensor grad = h.narrow != NULL
+                                           ? tensor_2d(h.narrow, DTYPE_BF16, count, h.vocab)
+                                           : tensor_2d(h.logits, DTYPE_F32, count, h.vocab);
             cpu_linear_backward_input(device, tensor_rows(&dx, first, count), grad, w, false);
-            cpu_linear_backward_weight(device, dw, grad, tensor_rows(&x, first, count));
+            cpu_linear_backward_weight(device, dw, grad, part);
         }
     }
     *total += sum;

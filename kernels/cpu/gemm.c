@@ -224,7 +224,12 @@ static void run_own(struct device *device, struct plan *plans, int64_t count)
 
 static bool is_wide(const struct cpu_device *self, const struct gemm *g)
 {
-    return self->wide && g->varies && gemm_wide_takes(g);
+    return self->wide && (g->varies || g->vast) && gemm_wide_takes(g);
+}
+
+bool gemm_takes_packed(struct device *device, const struct gemm *gemm)
+{
+    return is_wide(cpu_device_of(device), gemm) && gemm->a_col == 1 && gemm->k % 2 == 0;
 }
 
 bool gemm_adds_fixed(struct device *device, const struct gemm *gemm)
@@ -243,7 +248,7 @@ void gemm_run(struct device *device, const struct gemm *batch, int64_t count)
         if (g->m == 0 || g->n == 0 || (g->k == 0 && g->add)) {
             continue;
         }
-        assert(g->fixed == NULL || is_wide(self, g));
+        assert((g->fixed == NULL && g->packed == NULL) || is_wide(self, g));
         if (is_wide(self, g)) {
             wide[wides++] = g;
         } else if (self->onednn == NULL || !onednn_gemm(self->onednn, g, device->threads)) {

@@ -20,13 +20,29 @@ struct gemm {
     int64_t a_row, a_col, b_row, b_col, c_row;
     enum dtype a_dtype, b_dtype, c_dtype;
     bool add;
-    bool varies; /* m or k is how many tokens chose an expert: another one at every call */
+    bool varies;         /* m or k is how many tokens chose an expert: another one at every call */
+    bool vast;           /* with gemm_is_vast weights */
+    const float *packed; /* not NULL: B as gemm_wide_pack made it; the wide kernel must take this */
     struct fixed_point *fixed; /* not NULL: C is of int64 and each sum over k is added to it as
                                   fixed_ops.add does; gemm_adds_fixed must say so */
 };
 
+/* Whether weights [O,I] are many times as long as they are wide, as a head's: products with them
+ * in bf16 go by the wide kernel, which lets cross_entropy pack them once for all its rows. Nothing
+ * but the weights decides it: rows keep their bits whatever their number. */
+static inline bool gemm_is_vast(int64_t out, int64_t in, enum dtype dtype)
+{
+    return dtype == DTYPE_BF16 && out >= 16 * in;
+}
+
+/* y[M,O] = x[M,I] w[O,I]^T. */
+struct gemm gemm_forward(struct tensor y, struct tensor x, struct tensor w);
+
 /* dw[O,I] += dy[M,O]^T x[M,I], f32. */
 struct gemm gemm_weight(float *dw, struct tensor dy, struct tensor x);
+
+/* Whether gemm_run takes `packed` with this product on this device. */
+bool gemm_takes_packed(struct device *device, const struct gemm *gemm);
 
 /* Whether gemm_run takes this product with `fixed` on this device. */
 bool gemm_adds_fixed(struct device *device, const struct gemm *gemm);

@@ -3,14 +3,14 @@
 #include <assert.h>
 #include <float.h>
 #include <string.h>
-#ifdef __x86_64__
-#include <immintrin.h>
-#endif
+
+#include "kernels/cpu/wide_pack.h"
 
 /* A word is 32 bits of k: one f32 or a pair of bf16. Register tile: at most ROWS x COLS. A task is
- * TILE_M x TILE_N of C, KW words of k at a time: its part of A and B stays in the second cache. */
-enum { ROWS = 14, COLS = 32, LANES = 16, TILE_M = 4 * ROWS, TILE_N = 4 * COLS, KW = 512 };
-enum { WORD = 4, SLAB_BYTES = 1 << 20, PHASE_BYTES = 2 << 20 };
+ * TILE_M x TILE_N of C, or HIGH_M x TILE_N where A is read as it stands, KW words of k at a time:
+ * its part of A and B stays in the second cache. */
+enum { ROWS = 14, TILE_N = 4 * COLS, KW = 512, TILE_M = 4 * ROWS, HIGH_M = 8 * ROWS };
+enum { SLAB_BYTES = 1 << 20, PHASE_BYTES = 2 << 20 };
 
 /* Words of k do not straddle its end where a line is read as it stands. */
 static bool even(const struct gemm *g)
@@ -20,14 +20,12 @@ static bool even(const struct gemm *g)
 
 bool gemm_wide_takes(const struct gemm *g)
 {
+    assert(g->packed == NULL || (g->a_col == 1 && even(g)));
     return g->a_dtype == g->b_dtype && g->k > 0 && (g->a_row == 1 || (g->a_col == 1 && even(g))) &&
            (g->b_col == 1 || (g->b_row == 1 && even(g)));
 }
 
 #ifdef __x86_64__
-#define WIDE __attribute__((target("arch=x86-64-v4,avx512bf16")))
-#define WIDE_INLINE __attribute__((target("arch=x86-64-v4,avx512bf16"), always_inline)) inline
-
 static int64_t up(int64_t value, int64_t unit)
 {
     return (value + unit - 1) / unit;
@@ -54,21 +52,10 @@ static bool packs_a(const struct gemm *g)
     return g->a_col != 1 || !even(g);
 }
 
-/* The first `count` of 16 lanes. */
-WIDE_INLINE static __mmask16 first_lanes(int64_t count)
+static int64_t tile_rows(const struct gemm *g)
 {
-    return (__mmask16)(count >= LANES ? 0xffff : count <= 0 ? 0 : (1 << count) - 1);
+    return packs_a(g) ? TILE_M : HIGH_M;
 }
-
-/* --- packing --- */
-
-/* One operand: `lines` of it lie side by side in a panel. Bytes from one line to the next, and from
- * one k to the next; one of the two is an element. */
-struct operand {
-    const char *data;
-    int64_t line, step, lines, k;
-    bool pairs;
-};
 
 static struct operand operand_of(const struct gemm *g, bool is_a)
 {
@@ -85,106 +72,6 @@ static struct operand operand_of(const struct gemm *g, bool is_a)
                                    .lines = g->n,
                                    .k = g->k,
                                    .pairs = is_pairs(g)};
-}
-
-/* At most 32 adjacent lines from `at` on: rows k and k + 1 become words, out_row words apart;
- * `room` words may be written. */
-WIDE static void pack_rows_pairs(float *out, int64_t out_row, int64_t room,
-                                 const struct operand *from, const char *at, int64_t lines)
-{
-    const __mmask32 in = lines >= 32 ? 0xffffffffU : (1U << lines) - 1;
-    const __mmask16 low = first_lanes(room), high = first_lanes(room - LANES);
-    const __m512i low_order =
-        _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
-                         37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-    const __m512i high_order = _mm512_add_epi16(low_order, _mm512_set1_epi16(16));
-    for (int64_t k = 0; k < from->k; k += 2, out += out_row) {
-        const char *row = at + k * from->step;
-        const __m512i a = _mm512_maskz_loadu_epi16(in, row);
-        const __m512i b = k + 1 < from->k ? _mm512_maskz_loadu_epi16(in, row + from->step)
-                                          : _mm512_setzero_si512();
-        _mm512_mask_storeu_epi32(out, low, _mm512_permutex2var_epi16(a, low_order, b));
-        _mm512_mask_storeu_epi32(out + LANES, high, _mm512_permutex2var_epi16(a, high_order, b));
-    }
-}
-
-WIDE static void pack_rows_f32(float *out, int64_t out_row, int64_t room,
-                               const struct operand *from, const char *at, int64_t lines)
-{
-    const __mmask16 in[2] = {first_lanes(lines), first_lanes(lines - LANES)};
-    const __mmask16 to[2] = {first_lanes(room), first_lanes(room - LANES)};
-    for (int64_t k = 0; k < from->k; k++, out += out_row) {
-        const float *row = (const float *)(const void *)(at + k * from->step);
-        _mm512_mask_storeu_ps(out, to[0], _mm512_maskz_loadu_ps(in[0], row));
-        _mm512_mask_storeu_ps(out + LANES, to[1], _mm512_maskz_loadu_ps(in[1], row + LANES));
-    }
-}
-
-/* 16 lines of 16 words become 16 words of 16 lines. */
-WIDE_INLINE static void transpose(__m512i r[LANES])
-{
-    __m512i t[LANES];
-    for (int i = 0; i < LANES; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < LANES; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-    }
-}
-
-/* 16 lines, contiguous along k, from `at` on; what lies beyond `lines` is zero. */
-WIDE static void pack_lines(float *out, int64_t out_row, const struct operand *from, const char *at,
-                            int64_t lines)
-{
-    const int64_t words = from->pairs ? from->k / 2 : from->k;
-    for (int64_t w = 0; w < words; w += LANES) {
-        const __mmask16 some = first_lanes(words - w);
-        __m512i r[LANES];
-        for (int i = 0; i < LANES; i++) {
-            r[i] = i < lines ? _mm512_maskz_loadu_epi32(some, at + i * from->line + w * WORD)
-                             : _mm512_setzero_si512();
-        }
-        transpose(r);
-        for (int i = 0; i < LANES && w + i < words; i++) {
-            _mm512_storeu_si512(out + (w + i) * out_row, r[i]);
-        }
-    }
-}
-
-/* Lines [first, first + width) side by side: out[words][width]. width: COLS or TILE_M. */
-static void pack_panel(float *out, const struct operand *from, int64_t first, int64_t width)
-{
-    const int64_t element = from->pairs ? 2 : 4;
-    const bool adjacent = from->line == element;
-    const char *at = from->data + first * from->line;
-    assert(adjacent || width % LANES == 0);
-    for (int64_t j = 0; j < width; j += adjacent ? COLS : LANES) {
-        const int64_t lines = from->lines - first - j;
-        if (!adjacent) {
-            pack_lines(out + j, width, from, at + j * from->line, lines);
-        } else if (from->pairs) {
-            pack_rows_pairs(out + j, width, width - j, from, at + j * from->line,
-                            lines < 0 ? 0 : lines);
-        } else {
-            pack_rows_f32(out + j, width, width - j, from, at + j * from->line, lines);
-        }
-    }
 }
 
 /* --- products --- */
@@ -359,29 +246,12 @@ static void pack_task(const struct slab *slab, int64_t task)
     const int64_t width = a ? TILE_M : COLS, panel = task < slab->parts ? task : task - slab->parts,
                   first = (task < slab->parts ? slab->first : 0) + panel * width;
     const struct operand from = operand_of(g, a);
-    pack_panel((task < slab->parts ? slab->part : slab->whole) + panel * words * width, &from,
-               first, width);
+    wide_pack_panel((task < slab->parts ? slab->part : slab->whole) + panel * words * width, &from,
+                    first, width);
 }
 
-static void multiply(const struct gemm *g, float *acc, struct left left, const float *b, int64_t m,
-                     int64_t n)
-{
-    const int64_t words = words_of(g), blocks = up(m, ROWS);
-    for (int64_t w = 0; w < words; w += KW) {
-        const int64_t some = least(KW, words - w);
-        for (int64_t j = 0; j < n; j += COLS) {
-            for (int64_t i = 0; i < blocks; i++) {
-                const int64_t r0 = m * i / blocks, rows = m * (i + 1) / blocks - r0;
-                (is_pairs(g) ? kernel_pairs : kernel_f32)(
-                    rows, acc + r0 * TILE_N + j, left.data + r0 * left.row + w * left.step,
-                    left.row, b + j * words + w * COLS, some, w > 0, packs_a(g));
-            }
-        }
-    }
-}
-
-/* Rows too short for the hardware to see a stream: those of A, and those of C that sums will be
- * added to, come before they are asked for. */
+/* Rows too short for the hardware to see a stream: those of A, and those of C that sums go to, come
+ * before they are asked for. */
 static void prefetch_rows(const char *at, int64_t row, int64_t rows, int64_t bytes)
 {
     const int64_t line = 64;
@@ -392,14 +262,36 @@ static void prefetch_rows(const char *at, int64_t row, int64_t rows, int64_t byt
     }
 }
 
+static void multiply(const struct gemm *g, const char *c, float *acc, struct left left,
+                     const float *b, int64_t m, int64_t n)
+{
+    const int64_t words = words_of(g), blocks = up(m, ROWS),
+                  element = (int64_t)dtype_bytes(g->c_dtype), row = g->c_row * element;
+    for (int64_t w = 0; w < words; w += KW) {
+        const int64_t some = least(KW, words - w);
+        for (int64_t j = 0; j < n; j += COLS) {
+            for (int64_t i = 0; i < blocks; i++) {
+                const int64_t r0 = m * i / blocks, rows = m * (i + 1) / blocks - r0;
+                if (w + some == words) {
+                    prefetch_rows(c + r0 * row + j * element, row, rows,
+                                  least(COLS, n - j) * element);
+                }
+                (is_pairs(g) ? kernel_pairs : kernel_f32)(
+                    rows, acc + r0 * TILE_N + j, left.data + r0 * left.row + w * left.step,
+                    left.row, b + j * words + w * COLS, some, w > 0, packs_a(g));
+            }
+        }
+    }
+}
+
 static void tile_task(const struct slab *slab, int64_t task)
 {
     const struct gemm *g = slab->gemm;
     const bool packed = packs_a(g);
     const int64_t words = words_of(g), rows = packed ? slab->count : g->m,
-                  cols = packed ? g->n : slab->count, down = up(rows, TILE_M);
-    const int64_t i = task % down * TILE_M, j = task / down * TILE_N;
-    const int64_t m = least(rows - i, TILE_M), n = least(cols - j, TILE_N);
+                  cols = packed ? g->n : slab->count, high = tile_rows(g), down = up(rows, high);
+    const int64_t i = task % down * high, j = task / down * TILE_N;
+    const int64_t m = least(rows - i, high), n = least(cols - j, TILE_N);
     const int64_t row = i + (packed ? slab->first : 0), col = j + (packed ? 0 : slab->first);
     const int64_t element = (int64_t)dtype_bytes(g->a_dtype),
                   out = (int64_t)dtype_bytes(g->c_dtype);
@@ -407,15 +299,13 @@ static void tile_task(const struct slab *slab, int64_t task)
         packed ? (struct left){(const char *)(slab->part + i * words), WORD, TILE_M * WORD}
                : (struct left){(const char *)g->a + row * g->a_row * element, g->a_row * element,
                                WORD};
-    float acc[TILE_M * TILE_N] __attribute__((aligned(64)));
+    float acc[HIGH_M * TILE_N] __attribute__((aligned(64)));
     char *const c = (char *)g->c + (row * g->c_row + col) * out;
     if (!packed) {
         prefetch_rows(left.data, left.row, m, least(words, KW) * WORD);
     }
-    if (g->add) {
-        prefetch_rows(c, g->c_row * out, m, n * out);
-    }
-    multiply(g, acc, left, (packed ? slab->whole : slab->part) + j * words, m, n);
+    const float *const right = packed ? slab->whole : g->packed != NULL ? g->packed : slab->part;
+    multiply(g, c, acc, left, right + j * words, m, n);
     finish_rows(g, c, acc, m, n);
 }
 
@@ -423,7 +313,7 @@ static void tile_task(const struct slab *slab, int64_t task)
 static int64_t slab_lines(const struct gemm *g)
 {
     const int64_t unit = packs_a(g) ? TILE_M : TILE_N, fit = SLAB_BYTES / WORD / words_of(g);
-    return fit < unit ? unit : fit / unit * unit;
+    return g->packed != NULL ? g->n : fit < unit ? unit : fit / unit * unit;
 }
 
 static int64_t slab_side(const struct gemm *g)
@@ -434,6 +324,9 @@ static int64_t slab_side(const struct gemm *g)
 /* Floats of a packed slab, and of B packed whole. */
 static size_t part_floats(const struct gemm *g)
 {
+    if (g->packed != NULL) {
+        return 0;
+    }
     const int64_t unit = packs_a(g) ? TILE_M : COLS;
     return (size_t)(up(least(slab_lines(g), slab_side(g)), unit) * unit * words_of(g));
 }
@@ -448,9 +341,9 @@ static struct slab slab_at(const struct gemm *g, int64_t first)
     const int64_t count = least(slab_lines(g), slab_side(g) - first);
     const bool a = packs_a(g);
     struct slab slab = {.gemm = g, .first = first, .count = count};
-    slab.parts = up(count, a ? TILE_M : COLS);
+    slab.parts = g->packed != NULL ? 0 : up(count, a ? TILE_M : COLS);
     slab.packs = slab.parts + (a && first == 0 ? up(g->n, COLS) : 0);
-    slab.tiles = a ? up(count, TILE_M) * up(g->n, TILE_N) : up(g->m, TILE_M) * up(count, TILE_N);
+    slab.tiles = a ? up(count, TILE_M) * up(g->n, TILE_N) : up(g->m, HIGH_M) * up(count, TILE_N);
     return slab;
 }
 
@@ -534,6 +427,21 @@ static void phase_task(const struct slab *slab, const struct phase *now, const s
     }
 }
 
+size_t gemm_wide_packed_floats(const struct gemm *gemm)
+{
+    return (size_t)(up(gemm->n, COLS) * COLS * words_of(gemm));
+}
+
+void gemm_wide_pack(struct device *device, float *out, const struct gemm *gemm)
+{
+    const struct operand from = operand_of(gemm, false);
+    const int64_t panels = up(gemm->n, COLS), words = words_of(gemm);
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t panel = 0; panel < panels; panel++) {
+        wide_pack_panel(out + panel * words * COLS, &from, panel * COLS, COLS);
+    }
+}
+
 void gemm_wide_run(struct device *device, const struct gemm *const *batch, int64_t count)
 {
     struct slab *slab;
@@ -541,7 +449,7 @@ void gemm_wide_run(struct device *device, const struct gemm *const *batch, int64
 #pragma omp parallel num_threads(device->threads)
     {
         struct phase now = {0}, next = phase_at(slab, slabs, 0);
-        while (now.packs + next.packs > 0) {
+        while (now.tiles + next.tiles > 0) {
 #pragma omp for schedule(dynamic, 1)
             for (int64_t task = 0; task < next.packs + now.tiles; task++) {
                 phase_task(slab, &now, &next, task);
@@ -552,6 +460,18 @@ void gemm_wide_run(struct device *device, const struct gemm *const *batch, int64
     }
 }
 #else
+size_t gemm_wide_packed_floats(const struct gemm *gemm)
+{
+    (void)gemm;
+    return 0;
+}
+
+void gemm_wide_pack(struct device *device, float *out, const struct gemm *gemm)
+{
+    (void)device, (void)out, (void)gemm;
+    assert(false);
+}
+
 void gemm_wide_run(struct device *device, const struct gemm *const *batch, int64_t count)
 {
     (void)device, (void)batch, (void)count;

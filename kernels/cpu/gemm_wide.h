@@ -13,6 +13,11 @@
 /* Whether this product's dtypes and strides are ones it has kernels for. */
 bool gemm_wide_takes(const struct gemm *gemm);
 
+/* B in panels as the kernel reads it, for as many products with it as there are: gemm.packed. Only
+ * where A is read as it stands. out[gemm_wide_packed_floats(gemm)]. */
+size_t gemm_wide_packed_floats(const struct gemm *gemm);
+void gemm_wide_pack(struct device *device, float *out, const struct gemm *gemm);
+
 /* Runs `count` products, none of them empty, which gemm_wide_takes. Only where tile_has_pairs. */
 void gemm_wide_run(struct device *device, const struct gemm *const *batch, int64_t count);
 

@@ -22,7 +22,8 @@ static struct gemm forward(struct tensor y, struct tensor x, const void *w, enum
                          .a_dtype = x.dtype,
                          .b_dtype = w_dtype,
                          .c_dtype = y.dtype,
-                         .add = add};
+                         .add = add,
+                         .vast = gemm_is_vast(out, in, w_dtype)};
 }
 
 /* dx[M,I] = dy[M,O] w[O,I] */
@@ -45,7 +46,14 @@ static struct gemm backward_input(struct tensor dx, struct tensor dy, const void
                          .a_dtype = dy.dtype,
                          .b_dtype = w_dtype,
                          .c_dtype = dx.dtype,
-                         .add = add};
+                         .add = add,
+                         .vast = gemm_is_vast(out, in, w_dtype)};
+}
+
+struct gemm gemm_forward(struct tensor y, struct tensor x, struct tensor w)
+{
+    assert(tensor_is(&w, w.dtype, y.dim[1], x.dim[1]));
+    return forward(y, x, w.data, w.dtype, false);
 }
 
 struct gemm gemm_weight(float *dw, struct tensor dy, struct tensor x)
@@ -66,7 +74,8 @@ struct gemm gemm_weight(float *dw, struct tensor dy, struct tensor x)
                          .a_dtype = dy.dtype,
                          .b_dtype = x.dtype,
                          .c_dtype = DTYPE_F32,
-                         .add = true};
+                         .add = true,
+                         .vast = gemm_is_vast(out, in, dy.dtype)};
 }
 
 void cpu_linear_forward(struct device *device, struct tensor y, struct tensor x, struct tensor w,

@@ -137,10 +137,11 @@ enum status memory_of_rank(struct stage_memory *memory, const struct config *con
 static const size_t MIB = (size_t)1 << 20, GPU_CONTEXT_MIB = 600, GPU_PRODUCTS_MIB = 32,
                     GPU_GROUP_MIB = 350, GPU_ATTENTION_MIB = 1024;
 /* CPU: the program with its libraries, what a thread adds, what Open MPI has of its own where there
- * are several ranks, and the rows whose logits are in memory at a time
- * (kernels/cpu/cross_entropy.c). Measured: docs/plan.md. */
+ * are several ranks, and the rows whose logits are in memory at a time; where weights are packed,
+ * those, and the rows whose gradients are (kernels/cpu/cross_entropy.c). Measured: docs/plan.md. */
 static const size_t CPU_PROGRAM_MIB = 34, CPU_THREAD_MIB = 1, CPU_RANKS_MIB = 13,
-                    CPU_LOSS_ROWS = 1024;
+                    CPU_LOSS_ROWS = 1024, CPU_PACKED_ROWS = 224, CPU_PACKED_GRADIENTS = 2048,
+                    CPU_SLAB_COLUMNS = 128, CPU_PACKED_RATIO = 16;
 /* Of a save, for each tensor of the checkpoint: what HDF5 and the manifest have of it. Measured. */
 static const size_t SAVED_TENSOR_BYTES = 24 << 10;
 
@@ -200,21 +201,39 @@ static size_t attention_of_cpu(const struct config *config, const struct archite
     return sizeof(float) * t * (threads * (11 * (qk + v) / 2 + 1) + samples * sums);
 }
 
-/* Logits and their gradients (with tp they are the model's: vocab.h), oneDNN's copies of the head's
- * operands, what comes to be added up of an embedding that two stages share. */
+static size_t least(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Logits and their gradients (with tp they are the model's: vocab.h) and copies of the head's
+ * operands, by oneDNN or as the wide kernel has them, its slabs for the gradient of inputs too:
+ * whichever is more. */
+static size_t head_of_cpu(const struct config *config, size_t rows, size_t vocab, size_t width)
+{
+    const bool narrow = config->train.precision != CONFIG_FP32, alone = config->parallel.tp == 1;
+    const size_t act = narrow ? 2 : 4, chunk = least(rows, CPU_LOSS_ROWS),
+                 logits = chunk * vocab * (sizeof(float) + (narrow ? act : 0)),
+                 copies = 2 * vocab * width * act * chunk / CPU_LOSS_ROWS,
+                 packed = rows > CPU_PACKED_ROWS ? vocab * width * act : 0,
+                 slabs = 2 * CPU_SLAB_COLUMNS * vocab * act,
+                 parts = vocab * (least(rows, CPU_PACKED_ROWS) * sizeof(float) +
+                                  least(rows, CPU_PACKED_GRADIENTS) * act),
+                 by_onednn = (alone ? logits : 0) + copies, wide = packed + slabs + parts;
+    const bool packs = narrow && alone && vocab >= CPU_PACKED_RATIO * width;
+    return packs && wide > by_onednn ? wide : by_onednn;
+}
+
+/* The head's, and what comes to be added up of an embedding that two stages share. */
 static size_t scratch_of_cpu(const struct config *config, const struct architecture *arch,
                              const struct stage_memory *memory)
 {
-    const bool alone = config->parallel.tp == 1;
     const size_t rows = (size_t)(config->train.micro_batch * config->train.sequence_length /
                                  config->parallel.cp),
-                 chunk = rows < CPU_LOSS_ROWS ? rows : CPU_LOSS_ROWS,
                  vocab = (size_t)(arch->vocab / config->parallel.tp),
-                 act = config->train.precision == CONFIG_FP32 ? 4 : 2,
                  sum = config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT ? sizeof(int64_t)
                                                                                 : sizeof(float);
-    return (alone ? chunk * vocab * (sizeof(float) + (act == 2 ? 2 : 0)) : 0) +
-           2 * vocab * (size_t)arch->width * act * chunk / CPU_LOSS_ROWS +
+    return head_of_cpu(config, rows, vocab, (size_t)arch->width) +
            (size_t)memory->elements[PARAM_EMBED] * sum;
 }
 

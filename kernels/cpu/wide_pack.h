@@ -1,0 +1,37 @@
+/* wide_pack: operands of the wide kernel (gemm_wide.h) as panels, and what both files are made of.
+ * x86-64 only. */
+#ifndef KERNELS_CPU_WIDE_PACK_H
+#define KERNELS_CPU_WIDE_PACK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Bytes of a word; words of a vector; columns of a panel of B. */
+enum { WORD = 4, LANES = 16, COLS = 32 };
+
+#ifdef __x86_64__
+#include <immintrin.h>
+
+#define WIDE __attribute__((target("arch=x86-64-v4,avx512bf16")))
+#define WIDE_INLINE __attribute__((target("arch=x86-64-v4,avx512bf16"), always_inline)) inline
+
+/* The first `count` of 16 lanes. */
+WIDE_INLINE static __mmask16 first_lanes(int64_t count)
+{
+    return (__mmask16)(count >= LANES ? 0xffff : count <= 0 ? 0 : (1 << count) - 1);
+}
+
+/* One operand: `lines` of it lie side by side in a panel. Bytes from one line to the next, and from
+ * one k to the next; one of the two is an element. */
+struct operand {
+    const char *data;
+    int64_t line, step, lines, k;
+    bool pairs;
+};
+
+/* Lines [first, first + width) side by side, zeros beyond the last: out[words][width]. width a
+ * multiple of 16, or any where lines are adjacent in memory. Only where tile_has_pairs. */
+void wide_pack_panel(float *out, const struct operand *from, int64_t first, int64_t width);
+#endif
+
+#endif
