@@ -26,6 +26,9 @@ struct comm_rows;     /* an all-to-all under way: transports.h */
 struct comm_wire;     /* how device memory travels: transports.h */
 struct device;
 
+/* Larger groups than all-to-alls and parts of sums serve. */
+enum { COMM_MOST_RANKS = 2048 };
+
 /* A message under way, in pieces of at most COMM_PIECE bytes. */
 #define COMM_PIECE ((size_t)1 << 30)
 enum { COMM_PIECES = 8 };

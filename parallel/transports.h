@@ -8,9 +8,6 @@
 void comm_self_open(struct comm *world);
 enum status comm_mpi_open(struct comm *world) __attribute__((warn_unused_result));
 
-/* Larger groups than the host's all-to-all serves anyway. */
-enum { COMM_MOST_RANKS = 2048 };
-
 /* An all-to-all of rows under way. */
 struct comm_rows {
     struct comm_rows *next;    /* in one of its group's lists */

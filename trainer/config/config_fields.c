@@ -272,8 +272,8 @@ const struct field config_fields[] = {
         "parallel.overlap", parallel.overlap, "auto", overlap_names, NULL,
         "a forward and the backward of another micro-batch side by side: messages with the experts "
         "of one beside the other's computing, for the memory of a second pass; ep or etp > 1, "
-        "zero < 3; auto: in dualpipe_v's pairs, on "
-        "GPUs where NCCL carries the messages; on: without stages too, for the memory of a second "
+        "zero < 3; auto: in dualpipe_v's pairs, not "
+        "on GPUs without NCCL; on: without stages too, for the memory of a second "
         "micro-batch; the same bits either way"),
     ENUM(
         "parallel.node_dispatch", parallel.node_dispatch, "auto", node_names, NULL,

@@ -94,7 +94,7 @@ bool reduction_wanted(const struct model *model, enum param_group g)
         return false;
     }
     if (comm_device_on_host(comm)) {
-        return true;
+        return comm->size <= COMM_MOST_RANKS;
     }
     int64_t parts = 0;
     for (int64_t p = 0; p < reduction->parts; p++) {
@@ -247,7 +247,7 @@ static void move_on(const struct model *model, struct model_group *group)
 {
     struct reduction *reduction = &group->reduction;
     struct comm *comm = group->zero.comm;
-    if (reduction->coming != NULL && comm_rows_test(comm, reduction->coming)) {
+    while (reduction->coming != NULL && comm_rows_test(comm, reduction->coming)) {
         land(model, group);
         take(model, group);
     }

@@ -34,7 +34,8 @@ struct plan_memory {
     size_t all;                  /* arenas + outside, on a CPU + staging: what there must be */
     size_t peak; /* what a process is expected to reach: on a CPU, pages that balanced routing never
                     touches do not count, nor a copy that no save comes to use */
-    int64_t stage; /* of the fullest rank */
+    int64_t stage;  /* of the fullest rank */
+    int64_t shared; /* elements of an embedding that it shares with another stage */
 };
 
 /* Of the first rank, which has most: Muon gives it the largest matrix. dp: ranks with

@@ -127,6 +127,7 @@ static enum status measure_fullest(struct planner *p)
                            plan->dp * plan->cp * plan->tp, plan->ep, has_saves(p)));
         memory.staging = own.staging;
         memory.host = own.host;
+        memory.shared = own.elements[PARAM_EMBED];
         for (int k = 0; k < MODEL_MEMORIES; k++) {
             memory.kind[k] = own.kind[k];
             memory.arenas += own.kind[k];
@@ -144,13 +145,14 @@ enum status planner_memory(struct planner *p)
         TRY(measure_fullest(p));
     }
     struct plan_memory *most = &plan->memory;
-    const struct stage_memory *fullest = &p->memory[most->stage];
+    struct stage_memory fullest = p->memory[most->stage];
     size_t untouched = 0;
-    most->outside = memory_outside(plan->config, &plan->hardware, &plan->arch, fullest, plan->dp);
+    fullest.elements[PARAM_EMBED] = most->shared;
+    most->outside = memory_outside(plan->config, &plan->hardware, &plan->arch, &fullest, plan->dp);
     most->all =
         most->arenas + most->outside + (plan->hardware.cpu ? most->staging + most->host : 0);
     if (plan->hardware.cpu && plan->pp * plan->tp * plan->cp == 1) {
-        TRY(memory_untouched(&untouched, plan->config, &plan->stage[0], fullest,
+        TRY(memory_untouched(&untouched, plan->config, &plan->stage[0], &fullest,
                              plan->hardware.device, plan->dp, plan->ep));
     }
     most->peak = most->all - untouched;

@@ -26,13 +26,17 @@ enum {
 static const char *const overlap_names[] = {
     [CONFIG_OVERLAP_AUTO] = "auto", [CONFIG_OVERLAP_ON] = "on", [CONFIG_OVERLAP_OFF] = "off"};
 
-/* What is wished, where the layout has something to overlap. */
-static int search_overlap(const struct search_result *result)
+/* What is wished, where the layout on so many ranks has something to overlap. */
+static int search_overlap(const struct search_result *result, const struct config *config,
+                          int64_t ranks)
 {
     const int wish = result->overlap;
+    const int64_t ways = ranks / (result->pp * result->tp * result->cp);
     const bool there =
         (result->pp == 1 || result->schedule.pipeline == CONFIG_PIPELINE_DUALPIPE_V) &&
-        result->ep * result->etp > 1 && (wish != CONFIG_OVERLAP_ON || result->zero < 3);
+        result->ep * result->etp > 1 &&
+        (wish != CONFIG_OVERLAP_ON ||
+         (result->zero < 3 && config->train.global_batch > result->micro_batch * ways));
     return there ? wish : CONFIG_OVERLAP_AUTO;
 }
 
@@ -52,7 +56,7 @@ static void plan_one(struct search_result *result, const struct config *config,
     own.router.dispatch = result->dispatch;
     own.parallel.schedule = result->schedule.pipeline;
     own.parallel.virtual_stages = result->schedule.virtual_stages;
-    own.parallel.overlap = search_overlap(result);
+    own.parallel.overlap = result->overlap = search_overlap(result, config, hardware->ranks);
     result->legal = config_plans(&own, result->why, sizeof result->why);
     result->fits = result->trains = false;
     if (!result->legal) {
@@ -148,6 +152,10 @@ static enum status seek_variants(struct seeker *s, struct search_result one)
                 s->search->left++;
                 continue;
             }
+            if (one.overlap != s->config->parallel.overlap &&
+                search_overlap(&own, s->config, s->hardware->ranks) != one.overlap) {
+                continue; /* is there already */
+            }
             plan_one(&own, s->config, s->hardware, s->plan);
             TRY(add(s->search, &own));
             if (!own.legal && own.micro_batch == 1) {
@@ -188,8 +196,9 @@ static enum status seek_others(struct seeker *s, struct search_result one)
     one.schedule = schedule[0];
     one.dispatch = CONFIG_EXACT;
     one.overlap = CONFIG_OVERLAP_ON;
+    one.micro_batch = 1;
     const bool beside = s->config->parallel.overlap == CONFIG_OVERLAP_AUTO && one.pp == 1 &&
-                        search_overlap(&one) == CONFIG_OVERLAP_ON;
+                        search_overlap(&one, s->config, s->hardware->ranks) == CONFIG_OVERLAP_ON;
     return beside ? seek_variants(s, one) : STATUS_OK;
 }
 
@@ -315,9 +324,9 @@ void search_overrides(const struct search *search, const struct search_result *r
                            (long long)axes[i].value);
         }
     }
-    if (search_overlap(r) != own->parallel.overlap) {
+    if (r->overlap != own->parallel.overlap) {
         at += snprintf(out + at, bytes - (size_t)at, " parallel.overlap=%s",
-                       overlap_names[search_overlap(r)]);
+                       overlap_names[r->overlap]);
     }
     if (search->ranks_per_node > 0) {
         at += snprintf(out + at, bytes - (size_t)at, " cluster.gpus_per_node=%lld",

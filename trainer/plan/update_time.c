@@ -13,14 +13,19 @@ struct dense_time {
 /* Parts of a group of parameters on a rank of the pipeline (reduction.h). */
 static int64_t count_parts(const struct plan *plan, int64_t rank, enum param_group group)
 {
+    const int64_t last = pipeline_stages(&plan->shape) - 1;
+    const bool apart =
+        plan->arch.mtp_depth > 0 && /* a group of its own, which two stages share */
+        pipeline_place(&plan->shape, 0, 0).rank != pipeline_place(&plan->shape, last, 0).rank;
     int64_t parts = 0;
     for (int64_t i = 0; i < plan->shape.parts; i++) {
         const struct stage *stage = &plan->stage[pipeline_stage(&plan->shape, rank, i)];
         const int64_t end = stage->first + stage->blocks, dense = plan->arch.dense_layers,
                       first = stage->first > dense ? stage->first : dense;
-        parts += group != PARAM_EXPERT ? stage->blocks + stage->embedding + 2 * stage->head
-                 : first < end         ? end - first
-                                       : 0;
+        parts += group != PARAM_EXPERT
+                     ? stage->blocks + (stage->embedding && !apart) + 2 * stage->head
+                 : first < end ? end - first
+                               : 0;
     }
     return parts;
 }
@@ -49,7 +54,7 @@ static void time_whole(const struct planner *p, int64_t rank, const struct repli
     if (of->count == 0) {
         return;
     }
-    if (hw->cpu ||
+    if (hw->cpu || plan->config->run.comm == CONFIG_COMM_MPI || /* staged */
         !reduction_of_gpu(plan->config, of->group, of->ranks, plan->ep * plan->etp, parts)) {
         time->once += time_between(p, of, of->sum + of->act);
         return;
