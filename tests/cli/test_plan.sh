@@ -188,8 +188,9 @@ for p in (off, by_host, plan(*staged, "parallel.zero=3")):
     assert abs(one["pair"] / (one["forward"] + one["backward"] + one["weight"]) - 1) < 1e-9, one
 # Without stages: kept and on its way twice; inside a node it does not pay.
 on, auto = (plan("parallel.overlap=" + way) for way in ("on", "auto"))
-for kind in ("activations", "exchange", "shared"):
+for kind in ("activations", "shared"):
     assert on["memory"][kind + "_bytes"] == 2 * auto["memory"][kind + "_bytes"], kind
+assert 1 < on["memory"]["exchange_bytes"] / auto["memory"]["exchange_bytes"] < 1.7 # rows alone
 assert on["step"]["seconds"] > auto["step"]["seconds"], (on["step"], auto["step"])
 EOF
 expect_rc 0 python3 pairs.py "$binary" plan "$mixtral" parallel.ep=8

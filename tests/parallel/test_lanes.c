@@ -94,7 +94,7 @@ static void compare(struct comm *world, const char *const *base, const char *tex
     CHECK_EQUAL(world, beside.rounds > 0, rounds);
     CHECK_EQUAL(world, behind.most, 1);
     CHECK_EQUAL(world, beside.most, 2);
-    CHECK_EQUAL(world, beside.bytes, 2 * behind.bytes);
+    CHECK(world, beside.bytes > behind.bytes && beside.bytes < 2 * behind.bytes);
 }
 
 #define V3                                                                                         \
@@ -106,9 +106,14 @@ static void compare(struct comm *world, const char *const *base, const char *tex
     "train.precision=fp8", "model.hidden_size=32", "model.intermediate_size=48", "model.head_dim=16"
 
 struct lanes_case {
-    const char *text, *more[8];
+    const char *text, *more[14];
     bool rounds; /* more than one, somewhere */
 };
+
+#define CODED_V3                                                                                   \
+    "train.precision=fp8", "model.intermediate_size=32", "model.moe_intermediate_size=16",         \
+        "model.q_lora_rank=16", "model.kv_lora_rank=32", "model.qk_nope_head_dim=16",              \
+        "model.qk_rope_head_dim=16", "model.v_head_dim=16"
 
 static void test_stages(struct comm *world)
 {
@@ -150,6 +155,7 @@ static void test_whole(struct comm *world)
                   .more = {MIXTRAL, "parallel.ep=2", "router.buffer_factor=1",
                            "optimizer.name=muon"},
                   .rounds = true},
+                 {.text = TINY_V3, .more = {V3, "parallel.ep=2", CODED_V3}},
                  {.text = TINY_MIXTRAL,
                   .more = {CODED, "parallel.ep=2", "train.recompute=experts"}}},
         four[] = {{.text = TINY_V3, .more = {V3, "parallel.ep=4", "parallel.zero=2"}},

@@ -4,11 +4,11 @@
  *
  * Each pass is a fiber that stops (fiber_yield) where it has begun an exchange with the experts, as
  * often in every block, whatever is exchanged: ranks of other groups than the experts' see the same
- * order of operations too. What a pass has on its way from one stop to the next (streams, buffers
- * of MLPs and exchanges, what blocks lend, the batch) is there twice, once in each lane; the fields
- * of struct model are those of the lane that runs. Everything else is there once: what backward
- * alone uses, for one backward runs at a time, and what no pass holds across a stop, as the insides
- * of attention.
+ * order of operations too. What a pass has on its way from one stop to the next (streams, hidden
+ * rows of shared experts, rows of exchanges, what blocks lend, the batch) is there twice, once in
+ * each lane; the fields of struct model are those of the lane that runs. Everything else is there
+ * once: what backward alone uses, for one backward runs at a time, and what no pass holds across a
+ * stop, as the insides of attention.
  *
  * A part of a pipeline's rank has a lane of its own: a pair's passes are of two parts. Without
  * stages each of two slots has one.

@@ -27,19 +27,22 @@ static struct fp8_buffer codes(struct arena *arena, int64_t rows, int64_t cols)
 }
 
 void mlp_scratch_layout(struct mlp_scratch *scratch, const struct linears *linears, int64_t rows,
-                        int64_t inner, struct arena *arena)
+                        int64_t inner, const struct mlp_scratch *lender, struct arena *arena)
 {
     const size_t bytes = (size_t)(rows * inner) * dtype_bytes(linears->act);
     const int64_t fp8 = linears->end - linears->first;
+    if (lender != NULL) {
+        *scratch = *lender;
+    } else {
+        scratch->gate_up = arena_alloc(arena, fp8 > 0 ? 2 * bytes : 0);
+        scratch->d_codes =
+            fp8 > 0 && linears->training ? codes(arena, rows, 2 * inner) : (struct fp8_buffer){0};
+        scratch->dhidden = arena_alloc(arena, linears->training ? bytes : 0);
+    }
     if (fp8 > 0) {
-        scratch->gate_up = arena_alloc(arena, 2 * bytes);
         scratch->hidden_codes = codes(arena, rows, inner);
     }
-    if (fp8 > 0 && linears->training) {
-        scratch->d_codes = codes(arena, rows, 2 * inner);
-    }
     scratch->hidden = arena_alloc(arena, fp8 < linears->blocks ? bytes : 0);
-    scratch->dhidden = arena_alloc(arena, linears->training ? bytes : 0);
 }
 
 static bool in_fp8(const struct mlp *mlp)

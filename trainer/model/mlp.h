@@ -41,9 +41,9 @@ int64_t mlp_widest(const struct architecture *arch);
 
 void mlp_layout(struct mlp_state *state, const struct mlp_state *lender, int64_t rows,
                 int64_t inner, enum dtype act, const struct layout *layout);
-/* For calls of up to `rows` rows and inner width `inner`. */
+/* For calls of up to `rows` rows and inner width `inner`. lender: another lane's, as moe.h's. */
 void mlp_scratch_layout(struct mlp_scratch *scratch, const struct linears *linears, int64_t rows,
-                        int64_t inner, struct arena *arena);
+                        int64_t inner, const struct mlp_scratch *lender, struct arena *arena);
 
 /* Both passes come in parts, between which rows may travel (moe.h).
  *

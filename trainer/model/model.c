@@ -94,8 +94,14 @@ static void group_layout(struct model *model)
     count(model, MODEL_SCRATCH, &model->arena_activations, &activations);
 }
 
-/* What a lane has for itself (lane.h). */
-static void lane_layout(struct model *model)
+/* What lanes share, of the one that is laid out. */
+struct lane_lent {
+    struct moe moe;
+    struct mlp_scratch mlp;
+};
+
+/* What a lane has for itself (lane.h); lent: NULL: the first. */
+static void lane_layout(struct model *model, const struct lane_lent *lent)
 {
     struct arena *arena = &model->arena_activations;
     const struct architecture *arch = &model->arch;
@@ -104,9 +110,10 @@ static void lane_layout(struct model *model)
     size_t used = arena->used;
     block_lent_layout(model, arena);
     count(model, MODEL_LENT, arena, &used);
-    moe_scratch_layout(&model->moe, arena);
+    moe_scratch_layout(&model->moe, lent != NULL ? &lent->moe : NULL, arena);
     count(model, MODEL_EXCHANGE, arena, &used);
-    mlp_scratch_layout(&model->mlp, &model->linears, n, mlp_widest(arch), arena);
+    mlp_scratch_layout(&model->mlp, &model->linears, n, mlp_widest(arch),
+                       lent != NULL ? &lent->mlp : NULL, arena);
     model->delta = arena_alloc(arena, (size_t)(own * arch->width) * act);
     model->input = (struct batch){.ids = arena_alloc(arena, ids),
                                   .labels = arena_alloc(arena, ids),
@@ -127,9 +134,11 @@ static void activation_layout(struct model *model)
     const int64_t own = model->batch * model->tp.share,
                   loads = architecture_moe_blocks(arch) * arch->experts;
     const size_t stream = (size_t)(own * arch->width) * dtype_bytes(model->act);
+    struct lane_lent lent;
     for (int64_t lane = model->lanes.count - 1; lane >= 0; lane--) { /* the first stays */
         lane_use(model, lane);
-        lane_layout(model);
+        lane_layout(model, lane < model->lanes.count - 1 ? &lent : NULL);
+        lent = (struct lane_lent){model->moe, model->mlp};
     }
     size_t used = arena->used, params = model->arena_params.used;
     attention_scratch_layout(model, &model->attention, arena);

@@ -77,11 +77,12 @@ void moe_state_layout(struct moe_state *state, const struct moe *moe,
     mlp_layout(&state->mlp, &lender->mlp, moe->bound, arch->expert_width, moe->act, layout);
 }
 
-void moe_scratch_layout(struct moe *moe, struct arena *arena)
+/* What no pass holds across a stop, or backward alone uses. */
+static void layout_once(struct moe *moe, struct arena *arena)
 {
     const struct architecture *arch = moe->arch;
     const size_t act = dtype_bytes(moe->act), row = (size_t)arch->width * act,
-                 slots = (size_t)(moe->tokens * moe->choices), received = (size_t)moe->bound;
+                 slots = (size_t)(moe->tokens * moe->choices);
     const int64_t codes = moe->tokens * moe->choices * arch->width;
     struct moe_scratch *scratch = &moe->scratch;
     capacity_layout(&moe->capacity, arena);
@@ -91,12 +92,10 @@ void moe_scratch_layout(struct moe *moe, struct arena *arena)
         scratch->dspread = arena_alloc(arena, slots * sizeof(float));
     }
     if (moe->apart) {
-        scratch->carried = arena_alloc(arena, (slots + 2 * received) * sizeof(float));
+        scratch->carried = arena_alloc(arena, (slots + 2 * (size_t)moe->bound) * sizeof(float));
     }
     scratch->send = arena_alloc(arena, slots * row);
-    scratch->rows = arena_alloc(arena, received * row);
-    scratch->buffer = arena_alloc(arena, (received + (size_t)moe->sending) * row);
-    mlp_scratch_layout(&scratch->mlp, moe->linears, moe->bound, arch->expert_width, arena);
+    mlp_scratch_layout(&scratch->mlp, moe->linears, moe->bound, arch->expert_width, NULL, arena);
     if (moe->linears->training && moe->linears->first < moe->linears->end) {
         const bool travels = moe->local_experts < arch->experts * moe->slices;
         scratch->packed =
@@ -105,6 +104,20 @@ void moe_scratch_layout(struct moe *moe, struct arena *arena)
         scratch->send_codes.scale = arena_alloc(
             arena, travels ? 0 : fp8_scale_bytes(moe->tokens * moe->choices, arch->width));
     }
+}
+
+void moe_scratch_layout(struct moe *moe, const struct moe *lender, struct arena *arena)
+{
+    const size_t row = (size_t)moe->arch->width * dtype_bytes(moe->act),
+                 received = (size_t)moe->bound;
+    if (lender != NULL) {
+        moe->scratch = lender->scratch;
+        moe->capacity = lender->capacity;
+    } else {
+        layout_once(moe, arena);
+    }
+    moe->scratch.rows = arena_alloc(arena, received * row);
+    moe->scratch.buffer = arena_alloc(arena, (received + (size_t)moe->sending) * row);
 }
 
 /* With one rank in ep, rows in send order are rows in expert order: nothing travels. */

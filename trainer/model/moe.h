@@ -79,7 +79,9 @@ struct moe_weights {
 /* Measures, then hands out (arena twice). */
 void moe_state_layout(struct moe_state *state, const struct moe *moe,
                       const struct moe_state *lender, const struct layout *layout);
-void moe_scratch_layout(struct moe *moe, struct arena *arena);
+/* lender: of another lane (lane.h), laid out already: only what a pass holds across a stop is its
+ * own then; NULL: the first. */
+void moe_scratch_layout(struct moe *moe, const struct moe *lender, struct arena *arena);
 
 /* Sequences of `sequence` tokens: statistics are of each. */
 struct router_shape moe_router_shape(const struct moe *moe, int64_t tokens, int64_t sequence);
