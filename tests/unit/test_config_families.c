@@ -99,7 +99,7 @@ static void test_relations(void **state)
         {"model.kv_lora_rank=null", "key 'model.kv_lora_rank': missing"},
         {"model.rope_scaling.type=linear", "'linear' is not one of none, yarn"},
         {"model.rope_scaling.factr=2", "did you mean 'model.rope_scaling.factor'?"},
-        {"model.rope_scaling=yarn", "key 'model.rope_scaling': unknown key"},
+        {"model.rope_scaling=yarn", "key 'model.rope_scaling': a section of keys"},
         {"parallel.ep=3", "parallel.ep 3 does not divide model.n_routed_experts 16"},
         {"model.rope_scaling.type=yarn", "model.rope_scaling.factor 1: yarn stretches"},
         {"train.mtp_loss_weight_late=0.1", "go together: give both or none"},
