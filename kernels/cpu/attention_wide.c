@@ -75,6 +75,15 @@ WIDE_INLINE static __m512 power(__m512 above)
     return _mm512_scalef_ps(p, whole);
 }
 
+/* A product with a rounding of its own, whatever follows: the largest score less itself is 0, and
+ * not what rounding took of it, which of huge scores would leave no weight at all. */
+WIDE_INLINE static __m512 scaled(__m512 score, __m512 scale)
+{
+    __m512 product = _mm512_mul_ps(score, scale);
+    __asm__("" : "+v"(product));
+    return product;
+}
+
 /* Which of the 16 keys from `first` on a query sees. */
 WIDE_INLINE static __mmask16 lanes_seen(const struct seen *seen, int first)
 {
@@ -166,7 +175,7 @@ WIDE_INLINE static void weigh(bool pairs, float *weight, float most[ROWS], float
         const __m512 by = lane(all, r);
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++) {
-            s[r][v] = power(_mm512_fmsub_ps(s[r][v], scale, by));
+            s[r][v] = power(_mm512_sub_ps(scaled(s[r][v], scale), by));
             if (seen != NULL) {
                 s[r][v] = _mm512_maskz_mov_ps(in[r][v], s[r][v]);
             }

@@ -113,10 +113,61 @@ static void test_threads(void **state)
     }
 }
 
+static void run_once(struct check *c, const struct attention *a)
+{
+    c->ops->attention_forward(c->device, a->o.data, a->lse.data, a->q.data, a->k.data,
+                              a->k_rope.data, a->v.data, &a->shape);
+    c->ops->attention_backward(c->device, a->dq.data, a->dk.data, a->dk_rope.data, a->dv.data,
+                               a->d_o.data, a->o.data, a->lse.data, a->q.data, a->k.data,
+                               a->k_rope.data, a->v.data, &a->shape);
+}
+
+/* What is no number: columns between heads are none, and nobody writes them. */
+static int64_t count_bad(struct check *c, struct tensor t)
+{
+    const double *value = check_values(c, t);
+    int64_t count = 0;
+    for (int64_t i = 0; i < tensor_count(&t); i++) {
+        count += !isfinite(value[i]);
+    }
+    return count;
+}
+
+/* Scores so large that their last bit is more than exp has room for: the largest still has all the
+ * weight, and everything is a number. */
+static void run_huge(struct check *c, const void *args)
+{
+    struct attention a = make_case(c, args);
+    const struct tensor made[] = {a.o, a.dq, a.dk, a.dv};
+    enum { MADE = sizeof made / sizeof made[0] };
+    int64_t bad[MADE];
+    run_once(c, &a);
+    for (int i = 0; i < MADE; i++) {
+        bad[i] = count_bad(c, made[i]);
+    }
+    a.shape.scale *= 1e12F;
+    run_once(c, &a);
+    for (int i = 0; i < MADE; i++) {
+        assert_int_equal(count_bad(c, made[i]), bad[i]);
+    }
+    const double *lse = check_values(c, a.lse);
+    for (int64_t j = 0; j < tensor_count(&a.lse); j++) {
+        assert_true(isfinite(lse[j]) && lse[j] > -1e29); /* every query sees itself */
+    }
+}
+
+static void test_huge(void **state)
+{
+    for (int i = 0; i < LAYOUTS; i++) {
+        check_run(*state, run_huge, &layouts[i], CHECK_BF16);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_huge),
         cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, check_open, check_close_devices);
