@@ -222,8 +222,9 @@ uint64_t input_files_hash(const struct input_files *files)
     uint64_t hash = (uint64_t)files->count;
     for (int64_t i = 0; i < files->count; i++) {
         const struct input_file *file = &files->file[i];
-        const uint64_t parts[4] = {hash, hash_bytes(file->path, strlen(file->path)),
-                                   (uint64_t)file->bytes, (uint64_t)file->mtime_ns};
+        const uint64_t parts[5] = {hash, hash_bytes(file->path, strlen(file->path)),
+                                   (uint64_t)file->bytes, (uint64_t)file->mtime_ns,
+                                   (uint64_t)file->named}; /* binary ones stay then */
         hash = hash_bytes(parts, sizeof parts);
     }
     return hash;

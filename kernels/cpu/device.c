@@ -206,7 +206,7 @@ static void open_onednn(struct cpu_device *device, bool layout)
     device_fact(info, "onednn", "%s", version);
     device_fact(info, "isa", "%s", onednn_isa());
     device_fact(info, "gemm", "%s%s", device->onednn != NULL ? "oneDNN brgemm" : "own",
-                device->wide ? ", experts and head: own, AVX-512 with bf16" : "");
+                device->wide ? ", experts and long matrices (head): own, AVX-512 with bf16" : "");
     device_fact(info, "bf16_gemm", "%s", device->onednn != NULL && bf16 ? "native" : "float32");
     device_fact(info, "loops", "%s", loops());
 }

@@ -27,8 +27,9 @@ struct gemm {
                                   fixed_ops.add does; gemm_adds_fixed must say so */
 };
 
-/* Whether weights [O,I] are many times as long as they are wide, as a head's: products with them
- * in bf16 go by the wide kernel, which lets cross_entropy pack them once for all its rows. Nothing
+/* Whether weights [O,I] are many times as long as they are wide, as a head's or kv_b of
+ * DeepSeek-V3: products with them in bf16 go by the wide kernel, which lets cross_entropy pack them
+ * once for all its rows; others pack at every call. Nothing
  * but the weights decides it: rows keep their bits whatever their number. */
 static inline bool gemm_is_vast(int64_t out, int64_t in, enum dtype dtype)
 {

@@ -208,7 +208,7 @@ static size_t least(size_t a, size_t b)
 
 /* Logits and their gradients (with tp they are the model's: vocab.h) and copies of the head's
  * operands, by oneDNN or as the wide kernel has them, its slabs for the gradient of inputs too:
- * whichever is more. */
+ * whichever is more; both where pairs of its rows are not whole. */
 static size_t head_of_cpu(const struct config *config, size_t rows, size_t vocab, size_t width)
 {
     const bool narrow = config->train.precision != CONFIG_FP32, alone = config->parallel.tp == 1;
@@ -221,6 +221,9 @@ static size_t head_of_cpu(const struct config *config, size_t rows, size_t vocab
                                   least(rows, CPU_PACKED_GRADIENTS) * act),
                  by_onednn = (alone ? logits : 0) + copies, wide = packed + slabs + parts;
     const bool packs = narrow && alone && vocab >= CPU_PACKED_RATIO * width;
+    if (packs && vocab % 2 != 0) { /* oneDNN's is the gradient of inputs, of more rows at a time */
+        return wide + copies * CPU_PACKED_GRADIENTS / CPU_LOSS_ROWS;
+    }
     return packs && wide > by_onednn ? wide : by_onednn;
 }
 
