@@ -313,6 +313,23 @@ static struct comm_rows *start_rows(struct comm *comm, int root, void *recv,
     return rows;
 }
 
+enum status comm_rows_reserve(struct comm *comm, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        struct comm_rows *rows = calloc(1, sizeof *rows);
+        const bool good = rows != NULL && (comm->table->rows_reserve == NULL ||
+                                           comm->table->rows_reserve(comm, rows));
+        if (rows != NULL) {
+            give_rows(comm, rows);
+        }
+        if (!good) {
+            return status_fail(STATUS_RESOURCE, "out of memory for %lld exchanges at once",
+                               (long long)count);
+        }
+    }
+    return STATUS_OK;
+}
+
 struct comm_rows *comm_rows_start(struct comm *comm, void *recv, const int64_t *recv_rows,
                                   const void *send, const int64_t *send_rows, size_t row_bytes)
 {

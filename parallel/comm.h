@@ -47,6 +47,7 @@ struct comm_table {
     void (*all_reduce)(struct comm *, void *data, int64_t count, enum dtype, enum reduce);
     void (*reduce_scatter)(struct comm *, void *out, const void *in, int64_t count, enum dtype);
     void (*all_gather)(struct comm *, void *out, const void *in, size_t bytes);
+    bool (*rows_reserve)(const struct comm *, struct comm_rows *rows); /* NULL: nothing to */
     void (*rows_start)(struct comm *, void *recv, const int64_t *recv_rows, const void *send,
                        const int64_t *send_rows, size_t row_bytes, struct comm_rows *rows);
     bool (*rows_test)(const struct comm *, struct comm_rows *rows);
@@ -133,6 +134,9 @@ struct comm_rows *comm_rows_start(struct comm *comm, void *recv, const int64_t *
  * collective otherwise. */
 struct comm_rows *comm_parts_start(struct comm *comm, void *recv, const void *send, size_t bytes,
                                    int root);
+/* Local. So many of these may be under way without any memory being asked for. Errors:
+ * STATUS_RESOURCE. */
+enum status comm_rows_reserve(struct comm *comm, int64_t count) __attribute__((warn_unused_result));
 bool comm_rows_test(const struct comm *comm, struct comm_rows *rows);
 void comm_rows_finish(struct comm *comm, struct comm_rows *rows);
 void comm_broadcast(struct comm *comm, void *data, size_t bytes, int root);

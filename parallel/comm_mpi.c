@@ -130,17 +130,23 @@ static void all_reduce(struct comm *comm, void *data, int64_t count, enum dtype 
                   op == REDUCE_SUM ? MPI_SUM : MPI_MAX, handle(comm));
 }
 
+/* Room for more requests than there are. */
+static bool rows_reserve(const struct comm *comm, struct comm_rows *rows)
+{
+    const int64_t room = rows->room > 0 ? 2 * rows->room : 2 * comm->size;
+    void *more = realloc(rows->requests, (size_t)room * sizeof(MPI_Request));
+    if (more != NULL) {
+        rows->requests = more;
+        rows->room = room;
+    }
+    return more != NULL;
+}
+
 /* Room for one more request. */
 static MPI_Request *another(struct comm *comm, struct comm_rows *rows)
 {
-    if (rows->count == rows->room) {
-        const int64_t room = rows->room > 0 ? 2 * rows->room : 2 * comm->size;
-        void *more = realloc(rows->requests, (size_t)room * sizeof(MPI_Request));
-        if (more == NULL) {
-            no_memory(comm, (size_t)room * sizeof(MPI_Request), "an exchange");
-        }
-        rows->requests = more;
-        rows->room = room;
+    if (rows->count == rows->room && !rows_reserve(comm, rows)) {
+        no_memory(comm, (size_t)(2 * rows->count) * sizeof(MPI_Request), "an exchange");
     }
     return (MPI_Request *)rows->requests + rows->count++;
 }
@@ -398,6 +404,7 @@ static const struct comm_table mpi_table = {.name = "mpi",
                                             .all_reduce = all_reduce,
                                             .reduce_scatter = reduce_scatter,
                                             .all_gather = all_gather,
+                                            .rows_reserve = rows_reserve,
                                             .rows_start = rows_start,
                                             .rows_test = rows_test,
                                             .rows_finish = rows_finish,

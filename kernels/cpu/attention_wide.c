@@ -79,9 +79,7 @@ WIDE_INLINE static __m512 power(__m512 above)
  * not what rounding took of it, which of huge scores would leave no weight at all. */
 WIDE_INLINE static __m512 scaled(__m512 score, __m512 scale)
 {
-    __m512 product = _mm512_mul_ps(score, scale);
-    __asm__("" : "+v"(product));
-    return product;
+    return _mm512_mul_round_ps(score, scale, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 
 /* Which of the 16 keys from `first` on a query sees. */

@@ -407,6 +407,7 @@ enum status model_init(struct model *model, const struct config *config, const s
     TRY(prepare(model, config, mesh, device, batch, sequence, training));
     TRY(reserve(model));
     TRY(reserve_experts(model));
+    TRY(reduction_reserve(model));
     TRY(lanes_open(model));
     return upload_rope(model);
 }

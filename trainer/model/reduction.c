@@ -62,6 +62,20 @@ enum status reduction_init(struct model *model)
     return STATUS_OK;
 }
 
+enum status reduction_reserve(struct model *model)
+{
+    enum { MOST_REQUESTS = 1 << 15 }; /* a quarter of a MiB */
+    for (int g = 0; model->training && g < model->params.groups; g++) {
+        struct model_group *group = &model->group[g];
+        struct comm *comm = group->zero.comm;
+        if (group->reduction.part != NULL && comm_device_on_host(comm)) {
+            TRY(comm_rows_reserve(
+                comm, least(group->reduction.room + 1, MOST_REQUESTS / (2 * comm->size))));
+        }
+    }
+    return STATUS_OK;
+}
+
 void reduction_free(struct model *model)
 {
     for (int g = 0; g < PARAM_GROUPS; g++) {

@@ -68,6 +68,9 @@ struct reduction {
 
 /* Local. Of a training model, after its groups. Errors: STATUS_RESOURCE. */
 enum status reduction_init(struct model *model) __attribute__((warn_unused_result));
+/* Local. Of a model that will run: room for what may be under way, in groups of few ranks all of
+ * it. Errors: STATUS_RESOURCE. */
+enum status reduction_reserve(struct model *model) __attribute__((warn_unused_result));
 void reduction_free(struct model *model); /* accepts what was never made */
 
 /* Local. Whether the gradients of a group are reduced so, and not behind backward all at once; the
