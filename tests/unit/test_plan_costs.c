@@ -12,15 +12,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "plan_check.h"
 #include "trainer/model/stages.h"
 #include "trainer/plan/search.h"
-
-static void expect_near(double value, double expected, double tolerance, const char *what)
-{
-    if (!(fabs(value - expected) <= tolerance * fabs(expected))) {
-        fail_msg("%s: %.9g, expected %.9g within %g", what, value, expected, tolerance);
-    }
-}
 
 /* --- messages --- */
 
@@ -286,30 +280,6 @@ static void test_deepseek_v3_as_published(void **state)
 
 /* --- layouts on CPUs --- */
 
-enum { MOST_OVERRIDES = 24 };
-
-/* A small Mixtral of one MoE block, planned here without measuring the machine. */
-static void open_small(struct config *config, struct hardware *hardware, const char *const *more)
-{
-    static const char *const usual[] = {"model.num_hidden_layers=2", "cluster.peak_tflops=1",
-                                        "run.device=cpu", "train.global_batch=64",
-                                        "train.micro_batch=1"};
-    char *list[MOST_OVERRIDES];
-    int count = 0;
-    for (size_t i = 0; i < sizeof usual / sizeof usual[0]; i++) {
-        list[count++] = (char *)(uintptr_t)usual[i];
-    }
-    for (; *more != NULL; more++) {
-        list[count++] = (char *)(uintptr_t)*more;
-    }
-    config_init(config);
-    config->planning = true;
-    if (config_load(config, SOURCE_DIR "/configs/quickstart.yaml", list, count) != STATUS_OK) {
-        fail_msg("%s", status_message());
-    }
-    assert_int_equal(hardware_init(hardware, config), STATUS_OK);
-}
-
 /* A cluster of the config's own layout: every layout's memory and messages are of its nodes. */
 static void test_search_has_one_cluster(void **state)
 {
@@ -342,63 +312,6 @@ static void test_search_has_one_cluster(void **state)
         search_free(&search[i]);
         hardware_free(&hardware[i]);
         config_free(&config[i]);
-    }
-}
-
-/* --- gradients --- */
-
-/* Of four GPUs that all hold the same: gradients go a block at a time beside the last micro-batch's
- * backward, but where ranks exchange rows inside attention or a GPU records exchanges with experts.
- */
-static void test_reductions_are_planned(void **state)
-{
-    (void)state;
-    static const struct {
-        const char *divide, *more;
-        bool beside;
-        int64_t replicas; /* of experts */
-    } cases[] = {{"parallel.ep=1", "router.dispatch=padded", true, 4},
-                 {"parallel.ep=2", "parallel.zero=1", true, 2},
-                 {"parallel.ep=2", "router.dispatch=padded", false, 2},
-                 {"parallel.ep=1", "parallel.cp=2", false, 4}};
-    static struct plan plan;
-    const struct stage whole = {.blocks = 4, .embedding = true, .head = true};
-    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
-        const char *const list[] = {"run.device=cuda",
-                                    "cluster.gpu=h100",
-                                    "cluster.nodes=1",
-                                    "train.micro_batch=16",
-                                    "cluster.gpus_per_node=4",
-                                    "model.num_hidden_layers=4",
-                                    "train.precision=bf16",
-                                    cases[i].divide,
-                                    cases[i].more,
-                                    NULL};
-        struct config config;
-        struct hardware hw;
-        struct stage_memory memory;
-        open_small(&config, &hw, list);
-        assert_int_equal(
-            memory_of_stage(&memory, &config, &whole, hw.device, 4, config.parallel.ep, false),
-            STATUS_OK);
-        assert_int_equal(plan_make(&plan, &config, &hw), STATUS_OK);
-        const int64_t ranks[] = {4, cases[i].replicas}, parts[] = {4 + 3, 4};
-        double expected = 0;
-        for (int g = PARAM_DENSE; g <= PARAM_EXPERT; g++) {
-            const double count = (double)memory.elements[g], n = (double)ranks[g];
-            const int64_t stride = 4 / ranks[g];
-            const double last =
-                n / (n - 1) *
-                    (exchange_reduce_seconds(&hw, 4 * count, ranks[g], stride) - 2 * hw.message) +
-                (double)(parts[g] + ranks[g]) * hw.message;
-            expected += cases[i].beside
-                            ? exchange_reduce_seconds(&hw, 2 * count, ranks[g], stride) +
-                                  hw.imperfect * last
-                            : exchange_reduce_seconds(&hw, 6 * count, ranks[g], stride);
-        }
-        expect_near(plan.time.reduce, expected, 1e-9, cases[i].more);
-        hardware_free(&hw);
-        config_free(&config);
     }
 }
 
@@ -598,7 +511,6 @@ static void test_muon_is_planned(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reductions_are_planned),
         cmocka_unit_test(test_spread),
         cmocka_unit_test(test_bytes_of_messages),
         cmocka_unit_test(test_relays_are_not_nodes),
