@@ -258,9 +258,9 @@ static inline struct tensor fp8_check_random(struct check *c, const char *name, 
 static inline void fp8_run(struct check *c, void (*run)(struct check *, const void *),
                            const void *args, bool kernels)
 {
-    for (int own = 0; own <= (kernels ? 1 : 0); own++) {
+    for (enum check_way way = CHECK_CHOSEN; way <= (kernels ? CHECK_OWN : CHECK_CHOSEN); way++) {
         for (uint64_t seed = 1; seed <= check_seeds(); seed++) {
-            c->own = own != 0;
+            c->way = way;
             c->dtype = DTYPE_BF16;
             c->seed = seed;
             check_passes(c, run, args);

@@ -28,10 +28,14 @@
 #include "counts.h"
 #include "kernels/base/rng.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/tile.h"
 
 enum { CHECK_GUARD = 64, CHECK_MOST = 160, CHECK_SEEDS = 3, CHECK_PARTS = 4 };
-enum { CHECK_BF16 = 1, CHECK_KERNELS = 2 }; /* also in bf16; also by our own GEMM kernel */
-static const double CHECK_U = 0x1p-24;      /* half a unit in the last place of an f32 */
+/* Also in bf16; also by our own GEMM kernel; in bf16 also by the vectors that this processor has
+ * but would not be given: pairs of bf16, or these widened. */
+enum { CHECK_BF16 = 1, CHECK_KERNELS = 2, CHECK_VECTORS = 4 };
+enum check_way { CHECK_CHOSEN, CHECK_OWN, CHECK_OTHER };
+static const double CHECK_U = 0x1p-24; /* half a unit in the last place of an f32 */
 static const unsigned char CHECK_GUARD_BYTE = 0xA5, CHECK_POISON_BYTE = 0xFF; /* poison is a NaN */
 
 /* One tensor of the running case. */
@@ -45,14 +49,15 @@ struct check_piece {
 struct check {
     struct device *devices[2]; /* owned; with 1 and 2 threads */
     struct onednn *onednn[2];  /* owned by them */
-    bool wide[2];              /* what they were opened with */
+    enum cpu_wide wide[2];     /* what they were opened with */
+    enum cpu_attention attention[2];
     /* Of the running pass: */
     struct device *device; /* borrowed */
     const struct ops *ops; /* borrowed */
     enum dtype dtype;      /* the activation dtype */
     uint64_t seed;         /* from 1 */
     int threads;
-    bool own;       /* our own GEMM kernel is forced */
+    enum check_way way;
     char what[200]; /* op and shapes, for messages */
     double floor;   /* least scale of expected values, where they cancel */
     const double
@@ -71,8 +76,10 @@ static inline void check_fail(const struct check *c, const char *name, const str
     const int64_t cols = t->ndim == 2 && t->dim[1] > 0 ? t->dim[1] : 1;
     fail_msg("%s, %s, seed %llu, %d thread(s)%s: %s[%lld,%lld] = %.9g, expected %.9g: %s", c->what,
              dtype_name(c->dtype), (unsigned long long)c->seed, c->threads,
-             c->own ? ", own GEMM" : "", name, (long long)(at / cols), (long long)(at % cols),
-             actual, expected, why);
+             c->way == CHECK_OWN     ? ", own GEMM"
+             : c->way == CHECK_OTHER ? ", other vectors"
+                                     : "",
+             name, (long long)(at / cols), (long long)(at % cols), actual, expected, why);
 }
 
 __attribute__((format(printf, 2, 3))) static inline void check_name(struct check *c,
@@ -339,6 +346,20 @@ static inline void check_end(struct check *c)
     c->pieces = c->arrays = 0;
 }
 
+static inline void check_set_way(const struct check *c, int pass)
+{
+    struct cpu_device *self = cpu_device_of(c->device);
+    const bool other = c->way == CHECK_OTHER;
+    self->onednn = c->way == CHECK_OWN ? NULL : c->onednn[pass];
+    self->wide = c->way == CHECK_OWN                 ? CPU_WIDE_OFF
+                 : !other                            ? c->wide[pass]
+                 : c->wide[pass] == CPU_WIDE_WIDENED ? CPU_WIDE_PAIRS
+                                                     : CPU_WIDE_WIDENED;
+    self->attention = !other                                  ? c->attention[pass]
+                      : c->attention[pass] == ATTENTION_PAIRS ? ATTENTION_WIDE
+                                                              : ATTENTION_PAIRS;
+}
+
 /* One case with one thread, then with two. */
 static inline void check_passes(struct check *c, void (*run)(struct check *, const void *),
                                 const void *args)
@@ -354,8 +375,7 @@ static inline void check_passes(struct check *c, void (*run)(struct check *, con
         c->threads = pass + 1;
         c->floor = 0;
         c->mass = NULL;
-        cpu_device_of(c->device)->onednn = c->own ? NULL : c->onednn[pass];
-        cpu_device_of(c->device)->wide = !c->own && c->wide[pass];
+        check_set_way(c, pass);
         run(c, args);
         made[pass] = c->pieces;
         check_end(c);
@@ -373,14 +393,25 @@ static inline uint64_t check_seeds(void)
     return counts_thin() ? 1 : CHECK_SEEDS;
 }
 
-/* Runs a case in f32 and, as `flags` say, bf16 and with our own GEMM kernel, for every seed. */
+static inline bool check_has(const struct check *c, enum check_way way, int flags)
+{
+    return way == CHECK_OWN ? (flags & CHECK_KERNELS) != 0
+           : way == CHECK_OTHER
+               ? (flags & CHECK_VECTORS) != 0 && tile_has_pairs() && c->wide[0] != CPU_WIDE_OFF
+               : true;
+}
+
+/* Runs a case in f32 and, as `flags` say, bf16 and by other kernels, for every seed. */
 static inline void check_run(struct check *c, void (*run)(struct check *, const void *),
                              const void *args, int flags)
 {
-    for (int own = 0; own <= ((flags & CHECK_KERNELS) != 0 ? 1 : 0); own++) {
-        for (int bf16 = 0; bf16 <= ((flags & CHECK_BF16) != 0 ? 1 : 0); bf16++) {
-            for (uint64_t seed = 1; seed <= check_seeds(); seed++) {
-                c->own = own != 0;
+    for (enum check_way way = CHECK_CHOSEN; way <= CHECK_OTHER; way++) {
+        const int last = (flags & CHECK_BF16) != 0 ? 1 : 0;
+        for (int bf16 = way == CHECK_OTHER ? 1 : 0; check_has(c, way, flags) && bf16 <= last;
+             bf16++) {
+            const uint64_t seeds = way == CHECK_OTHER ? 1 : check_seeds();
+            for (uint64_t seed = 1; seed <= seeds; seed++) {
+                c->way = way;
                 c->dtype = bf16 != 0 ? DTYPE_BF16 : DTYPE_F32;
                 c->seed = seed;
                 check_passes(c, run, args);
@@ -399,6 +430,7 @@ static inline int check_open(void **state)
         assert_int_equal(device_open(&c->devices[i], &options), STATUS_OK);
         c->onednn[i] = cpu_device_of(c->devices[i])->onednn;
         c->wide[i] = cpu_device_of(c->devices[i])->wide;
+        c->attention[i] = cpu_device_of(c->devices[i])->attention;
     }
     *state = c;
     return 0;

@@ -107,6 +107,8 @@ static double copy_bytes(const struct device *device)
 
 void cpu_ceilings(struct device *device, enum dtype dtype, struct device_ceilings *out)
 {
-    out->fma_flops = fma_flops(device, dtype == DTYPE_BF16 && tile_has_pairs());
+    const double pairs = dtype == DTYPE_BF16 && tile_has_pairs() ? fma_flops(device, true) : 0,
+                 f32 = fma_flops(device, false);
+    out->fma_flops = pairs > f32 ? pairs : f32;
     out->copy_bytes = copy_bytes(device);
 }

@@ -30,10 +30,14 @@ enum cpu_slot {
  */
 enum cpu_attention { ATTENTION_NARROW, ATTENTION_WIDE, ATTENTION_PAIRS };
 
+/* Which products go by gemm_wide.h, where it takes them: those whose sizes vary and those with vast
+ * weights (gemm.h), bf16 by pairs; or these and all of bf16, which is widened to f32. */
+enum cpu_wide { CPU_WIDE_OFF, CPU_WIDE_PAIRS, CPU_WIDE_WIDENED };
+
 struct cpu_device {
     struct device head;
     struct onednn *onednn; /* owned; NULL: products by our own kernels */
-    bool wide;             /* products by gemm_wide, where it takes them */
+    enum cpu_wide wide;
     enum cpu_attention attention;
     struct {
         void *data; /* owned */

@@ -5,7 +5,6 @@
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/gemm.h"
-#include "kernels/cpu/gemm_wide.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/vector_math.h"
 
@@ -131,12 +130,12 @@ static struct head make_head(struct device *device, struct tensor x, struct tens
     const int64_t rows = x.dim[0], vocab = w.dim[0];
     const bool narrowed = backward && x.dtype == DTYPE_BF16;
     const struct gemm whole = gemm_forward(tensor_2d(NULL, DTYPE_F32, rows, vocab), x, w);
-    const bool packs = rows > PART && gemm_takes_packed(device, &whole);
+    const size_t weights = rows > PART ? gemm_packed_floats(device, &whole) : 0;
+    const bool packs = weights > 0;
     struct head h = {.vocab = vocab, .chunk = packs ? WIDE_CHUNK : CHUNK};
     h.chunk = rows < h.chunk ? rows : h.chunk;
     h.part = packs && h.chunk > PART ? PART : h.chunk;
-    const size_t cells = (size_t)(h.part * vocab), own = (size_t)(device->threads * vocab),
-                 weights = packs ? gemm_wide_packed_floats(&whole) : 0;
+    const size_t cells = (size_t)(h.part * vocab), own = (size_t)(device->threads * vocab);
     h.packed =
         cpu_scratch(device, CPU_SLOT_LOSS,
                     (size_t)h.chunk * sizeof *h.loss + (cells + own + weights) * sizeof *h.logits +
@@ -146,7 +145,7 @@ static struct head make_head(struct device *device, struct tensor x, struct tens
     h.rows = h.logits + cells;
     h.narrow = narrowed ? (uint16_t *)(void *)(h.rows + own) : NULL;
     if (packs) {
-        gemm_wide_pack(device, h.packed, &whole);
+        gemm_pack(device, h.packed, &whole);
     } else {
         h.packed = NULL;
     }

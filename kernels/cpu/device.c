@@ -183,6 +183,15 @@ static const char *loops(void)
 #endif
 }
 
+/* Products by our own kernel for AVX-512, where it is faster than oneDNN's. */
+static enum cpu_wide choose_wide(void)
+{
+    return onednn_has_amx()                          ? CPU_WIDE_OFF
+           : tile_pairs_pay() && onednn_allows(true) ? CPU_WIDE_PAIRS
+           : tile_has_wide() && onednn_allows(false) ? CPU_WIDE_WIDENED
+                                                     : CPU_WIDE_OFF;
+}
+
 /* oneDNN where it keeps what gemm.h promises. */
 static void open_onednn(struct cpu_device *device, bool layout)
 {
@@ -199,15 +208,22 @@ static void open_onednn(struct cpu_device *device, bool layout)
         onednn_close(device->onednn);
         device->onednn = NULL;
     }
-    device->attention = tile_has_pairs() && onednn_allows(true)   ? ATTENTION_PAIRS
+    device->attention = tile_pairs_pay() && onednn_allows(true)   ? ATTENTION_PAIRS
                         : tile_has_wide() && onednn_allows(false) ? ATTENTION_WIDE
                                                                   : ATTENTION_NARROW;
-    device->wide = device->onednn != NULL && tile_has_pairs() && onednn_has_pairs();
+    device->wide = device->onednn != NULL ? choose_wide() : CPU_WIDE_OFF;
     device_fact(info, "onednn", "%s", version);
     device_fact(info, "isa", "%s", onednn_isa());
+    static const char *const own[] = {
+        [CPU_WIDE_OFF] = "",
+        [CPU_WIDE_PAIRS] = ", experts and long matrices (head): own, AVX-512 with bf16",
+        [CPU_WIDE_WIDENED] = ", experts and all with 16 bits: own, AVX-512",
+    };
     device_fact(info, "gemm", "%s%s", device->onednn != NULL ? "oneDNN brgemm" : "own",
-                device->wide ? ", experts and long matrices (head): own, AVX-512 with bf16" : "");
-    device_fact(info, "bf16_gemm", "%s", device->onednn != NULL && bf16 ? "native" : "float32");
+                own[device->wide]);
+    device_fact(info, "bf16_gemm", "%s",
+                device->onednn != NULL && bf16 && device->wide != CPU_WIDE_WIDENED ? "native"
+                                                                                   : "float32");
     device_fact(info, "loops", "%s", loops());
 }
 

@@ -222,36 +222,55 @@ static void run_own(struct device *device, struct plan *plans, int64_t count)
     }
 }
 
-static bool is_wide(const struct cpu_device *self, const struct gemm *g)
+/* Whether the wide kernel takes a product; `to` is it with the way chosen. Every product of bf16
+ * that is widened, others where oneDNN is slower. */
+static bool choose_wide(struct gemm *to, const struct cpu_device *self, const struct gemm *g)
 {
-    return self->wide && (g->varies || g->vast) && gemm_wide_takes(g);
+    *to = *g;
+    to->way = g->a_dtype == DTYPE_F32        ? GEMM_F32
+              : self->wide == CPU_WIDE_PAIRS ? GEMM_PAIRS
+                                             : GEMM_WIDENED;
+    return self->wide != CPU_WIDE_OFF && (g->varies || g->vast || to->way == GEMM_WIDENED) &&
+           gemm_wide_takes(to);
 }
 
-bool gemm_takes_packed(struct device *device, const struct gemm *gemm)
+size_t gemm_packed_floats(struct device *device, const struct gemm *gemm)
 {
-    return is_wide(cpu_device_of(device), gemm) && gemm->a_col == 1 && gemm->k % 2 == 0;
+    struct gemm wide;
+    return choose_wide(&wide, cpu_device_of(device), gemm) ? gemm_wide_packed_floats(&wide) : 0;
+}
+
+void gemm_pack(struct device *device, float *out, const struct gemm *gemm)
+{
+    struct gemm wide;
+    const bool takes = choose_wide(&wide, cpu_device_of(device), gemm);
+    assert(takes);
+    gemm_wide_pack(device, out, &wide);
 }
 
 bool gemm_adds_fixed(struct device *device, const struct gemm *gemm)
 {
-    return is_wide(cpu_device_of(device), gemm);
+    struct gemm wide;
+    return choose_wide(&wide, cpu_device_of(device), gemm);
 }
 
 void gemm_run(struct device *device, const struct gemm *batch, int64_t count)
 {
     const struct cpu_device *self = cpu_device_of(device);
     struct plan *plans = cpu_scratch(device, CPU_SLOT_PLAN, (size_t)count * sizeof *plans);
-    const struct gemm **wide = cpu_scratch(device, CPU_SLOT_WIDE, (size_t)count * sizeof *wide);
+    struct gemm *wide = cpu_scratch(device, CPU_SLOT_WIDE, (size_t)count * sizeof *wide);
     int64_t own = 0, wides = 0;
     for (int64_t i = 0; i < count; i++) {
         const struct gemm *g = &batch[i];
         if (g->m == 0 || g->n == 0 || (g->k == 0 && g->add)) {
             continue;
         }
-        assert((g->fixed == NULL && g->packed == NULL) || is_wide(self, g));
-        if (is_wide(self, g)) {
-            wide[wides++] = g;
-        } else if (self->onednn == NULL || !onednn_gemm(self->onednn, g, device->threads)) {
+        if (choose_wide(&wide[wides], self, g)) {
+            wides++;
+            continue;
+        }
+        assert(g->fixed == NULL && g->packed == NULL);
+        if (self->onednn == NULL || !onednn_gemm(self->onednn, g, device->threads)) {
             plans[own++].gemm = g; /* none is empty: first tasks ascend strictly */
         }
     }

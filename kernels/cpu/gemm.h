@@ -12,6 +12,10 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/ops_fixed.h"
 
+/* How the wide kernel multiplies: f32; bf16 by pairs (AVX512_BF16); bf16 whose elements become f32
+ * on the way, where multiply-adds of f32 are as fast as those of pairs or these are not there. */
+enum gemm_way { GEMM_F32, GEMM_PAIRS, GEMM_WIDENED };
+
 /* C[m,n] = (add ? C : 0) + sum_k A[m,k] B[k,n]. Strides in elements. */
 struct gemm {
     int64_t m, n, k;
@@ -22,7 +26,8 @@ struct gemm {
     bool add;
     bool varies;         /* m or k is how many tokens chose an expert: another one at every call */
     bool vast;           /* with gemm_is_vast weights */
-    const float *packed; /* not NULL: B as gemm_wide_pack made it; the wide kernel must take this */
+    enum gemm_way way;   /* gemm_run chooses */
+    const float *packed; /* not NULL: B as gemm_pack made it */
     struct fixed_point *fixed; /* not NULL: C is of int64 and each sum over k is added to it as
                                   fixed_ops.add does; gemm_adds_fixed must say so */
 };
@@ -42,8 +47,10 @@ struct gemm gemm_forward(struct tensor y, struct tensor x, struct tensor w);
 /* dw[O,I] += dy[M,O]^T x[M,I], f32. */
 struct gemm gemm_weight(float *dw, struct tensor dy, struct tensor x);
 
-/* Whether gemm_run takes `packed` with this product on this device. */
-bool gemm_takes_packed(struct device *device, const struct gemm *gemm);
+/* B as gemm_run reads it on this device, for as many products with it as there are: gemm.packed, of
+ * so many floats; 0: it takes none with this product. */
+size_t gemm_packed_floats(struct device *device, const struct gemm *gemm);
+void gemm_pack(struct device *device, float *out, const struct gemm *gemm);
 
 /* Whether gemm_run takes this product with `fixed` on this device. */
 bool gemm_adds_fixed(struct device *device, const struct gemm *gemm);

@@ -322,16 +322,20 @@ void onednn_version(char *out, size_t bytes)
     snprintf(out, bytes, "%d.%d.%d", version->major, version->minor, version->patch);
 }
 
-bool onednn_has_pairs(void)
+/* A set has the bits of all that it includes. */
+static bool includes(dnnl_cpu_isa_t isa)
 {
-    return dnnl_get_effective_cpu_isa() == dnnl_cpu_isa_avx512_core_bf16;
+    return ((unsigned)dnnl_get_effective_cpu_isa() & (unsigned)isa) == (unsigned)isa;
+}
+
+bool onednn_has_amx(void)
+{
+    return includes(dnnl_cpu_isa_avx512_core_amx);
 }
 
 bool onednn_allows(bool pairs)
 {
-    const unsigned bits = /* of all that it includes */
-        (unsigned)(pairs ? dnnl_cpu_isa_avx512_core_bf16 : dnnl_cpu_isa_avx512_core);
-    return ((unsigned)dnnl_get_effective_cpu_isa() & bits) == bits;
+    return includes(pairs ? dnnl_cpu_isa_avx512_core_bf16 : dnnl_cpu_isa_avx512_core);
 }
 
 const char *onednn_isa(void)

@@ -19,10 +19,9 @@ bool onednn_gemm(struct onednn *onednn, const struct gemm *gemm, int threads);
 
 void onednn_version(char *out, size_t bytes);
 const char *onednn_isa(void); /* the widest instruction set it uses here */
-/* Its best bf16 products are by AVX512_BF16, as ours would be: not capped (ONEDNN_MAX_CPU_ISA), and
- * no AMX, which is faster. */
-bool onednn_has_pairs(void);
-/* AVX-512 is not capped; with pairs: nor AVX512_BF16. */
+/* It has AMX, faster than any vectors. */
+bool onednn_has_amx(void);
+/* AVX-512 is not capped (ONEDNN_MAX_CPU_ISA); with pairs: nor AVX512_BF16. */
 bool onednn_allows(bool pairs);
 
 #endif

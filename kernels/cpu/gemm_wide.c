@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <float.h>
+#include <omp.h>
 #include <string.h>
 
 #include "kernels/cpu/wide_pack.h"
@@ -10,12 +11,14 @@
  * TILE_M x TILE_N of C, or HIGH_M x TILE_N where A is read as it stands, KW words of k at a time:
  * its part of A and B stays in the second cache. */
 enum { ROWS = 14, TILE_N = 4 * COLS, KW = 512, TILE_M = 4 * ROWS, HIGH_M = 8 * ROWS };
+/* Words from one widened row of A to the next: rows are not a power of two apart. */
+enum { WIDENED_ROW = KW + LANES };
 enum { SLAB_BYTES = 1 << 20, PHASE_BYTES = 2 << 20 };
 
 /* Words of k do not straddle its end where a line is read as it stands. */
 static bool even(const struct gemm *g)
 {
-    return g->a_dtype == DTYPE_F32 || g->k % 2 == 0;
+    return g->k % word_elements(g->way) == 0;
 }
 
 bool gemm_wide_takes(const struct gemm *g)
@@ -36,14 +39,9 @@ static int64_t least(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-static bool is_pairs(const struct gemm *g)
-{
-    return g->a_dtype == DTYPE_BF16;
-}
-
 static int64_t words_of(const struct gemm *g)
 {
-    return is_pairs(g) ? up(g->k, 2) : g->k;
+    return up(g->k, word_elements(g->way));
 }
 
 /* A's rows are not read as they stand. */
@@ -59,19 +57,19 @@ static int64_t tile_rows(const struct gemm *g)
 
 static struct operand operand_of(const struct gemm *g, bool is_a)
 {
-    const int64_t element = (int64_t)dtype_bytes(g->a_dtype);
+    const int64_t element = operand_bytes(g->way);
     return is_a ? (struct operand){.data = g->a,
                                    .line = g->a_row * element,
                                    .step = g->a_col * element,
                                    .lines = g->m,
                                    .k = g->k,
-                                   .pairs = is_pairs(g)}
+                                   .way = g->way}
                 : (struct operand){.data = g->b,
                                    .line = g->b_col * element,
                                    .step = g->b_row * element,
                                    .lines = g->n,
                                    .k = g->k,
-                                   .pairs = is_pairs(g)};
+                                   .way = g->way};
 }
 
 /* --- products --- */
@@ -150,24 +148,36 @@ KERNEL(kernel_f32, false)
 #undef KERNEL
 #undef CASE
 
+/* 16 bf16 nearest to these f32, ties to even; by AVX512_BF16 those too small for a normal number
+ * are 0. */
+WIDE_INLINE static __m256i narrow(bool pairs, __m512 x)
+{
+    if (pairs) {
+        return (__m256i)_mm512_cvtneps_pbh(x);
+    }
+    const __m512i bits = _mm512_castps_si512(x), one = _mm512_set1_epi32(1);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+    const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
+    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_blend_epi32(nan, up, quiet), 16));
+}
+
 /* A row of sums to where it belongs. */
-WIDE static void finish_row(void *c, enum dtype dtype, const float *acc, int64_t count, bool add)
+WIDE static void finish_row(void *c, const struct gemm *g, const float *acc, int64_t count)
 {
     for (int64_t j = 0; j < count; j += LANES) {
         const __mmask16 some = first_lanes(count - j);
         __m512 sum = _mm512_loadu_ps(acc + j);
-        if (dtype == DTYPE_F32) {
+        if (g->c_dtype == DTYPE_F32) {
             float *out = (float *)c + j;
-            sum = add ? _mm512_add_ps(_mm512_maskz_loadu_ps(some, out), sum) : sum;
+            sum = g->add ? _mm512_add_ps(_mm512_maskz_loadu_ps(some, out), sum) : sum;
             _mm512_mask_storeu_ps(out, some, sum);
             continue;
         }
         uint16_t *out = (uint16_t *)c + j;
-        if (add) {
-            const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, out));
-            sum = _mm512_add_ps(_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)), sum);
-        }
-        _mm256_mask_storeu_epi16(out, some, (__m256i)_mm512_cvtneps_pbh(sum));
+        sum = g->add ? _mm512_add_ps(widen(some, out), sum) : sum;
+        _mm256_mask_storeu_epi16(out, some, narrow(g->way == GEMM_PAIRS, sum));
     }
 }
 
@@ -213,7 +223,7 @@ static void finish_rows(const struct gemm *g, char *c, const float *acc, int64_t
             finish_fixed((int64_t *)(void *)(c + r * row), acc + r * TILE_N, n, g->fixed,
                          &left_out);
         } else {
-            finish_row(c + r * row, g->c_dtype, acc + r * TILE_N, n, g->add);
+            finish_row(c + r * row, g, acc + r * TILE_N, n);
         }
     }
     if (left_out.saturated + left_out.bad > 0) {
@@ -233,6 +243,7 @@ struct slab {
     int64_t first, count;
     float *part;          /* packed: B's columns, or A's rows */
     float *whole;         /* where A is packed, all of B */
+    float *widened;       /* [threads][HIGH_M][WIDENED_ROW] a task's rows of A */
     int64_t parts;        /* panels of `part` */
     int64_t packs, tiles; /* panels to pack, those of `whole` too with its first slab; tasks */
     int64_t phase;
@@ -262,13 +273,32 @@ static void prefetch_rows(const char *at, int64_t row, int64_t rows, int64_t byt
     }
 }
 
+/* Words [w, w + some) of the rows of A, as the kernel reads them. */
+WIDE static struct left words_at(const struct gemm *g, struct left left, float *widened, int64_t m,
+                                 int64_t w, int64_t some)
+{
+    left.data += w * left.step;
+    if (g->way != GEMM_WIDENED || packs_a(g)) {
+        return left;
+    }
+    for (int64_t r = 0; r < m; r++) {
+        for (int64_t i = 0; i < some; i += LANES) {
+            const __m512 row =
+                widen(first_lanes(some - i), left.data + r * left.row + i * left.step);
+            _mm512_storeu_ps(widened + r * WIDENED_ROW + i, row);
+        }
+    }
+    return (struct left){(const char *)widened, WIDENED_ROW * WORD, WORD};
+}
+
 static void multiply(const struct gemm *g, const char *c, float *acc, struct left left,
-                     const float *b, int64_t m, int64_t n)
+                     float *widened, const float *b, int64_t m, int64_t n)
 {
     const int64_t words = words_of(g), blocks = up(m, ROWS),
                   element = (int64_t)dtype_bytes(g->c_dtype), row = g->c_row * element;
     for (int64_t w = 0; w < words; w += KW) {
         const int64_t some = least(KW, words - w);
+        const struct left here = words_at(g, left, widened, m, w, some);
         for (int64_t j = 0; j < n; j += COLS) {
             for (int64_t i = 0; i < blocks; i++) {
                 const int64_t r0 = m * i / blocks, rows = m * (i + 1) / blocks - r0;
@@ -276,9 +306,9 @@ static void multiply(const struct gemm *g, const char *c, float *acc, struct lef
                     prefetch_rows(c + r0 * row + j * element, row, rows,
                                   least(COLS, n - j) * element);
                 }
-                (is_pairs(g) ? kernel_pairs : kernel_f32)(
-                    rows, acc + r0 * TILE_N + j, left.data + r0 * left.row + w * left.step,
-                    left.row, b + j * words + w * COLS, some, w > 0, packs_a(g));
+                (g->way == GEMM_PAIRS ? kernel_pairs : kernel_f32)(
+                    rows, acc + r0 * TILE_N + j, here.data + r0 * here.row, here.row,
+                    b + j * words + w * COLS, some, w > 0, packs_a(g));
             }
         }
     }
@@ -293,19 +323,20 @@ static void tile_task(const struct slab *slab, int64_t task)
     const int64_t i = task % down * high, j = task / down * TILE_N;
     const int64_t m = least(rows - i, high), n = least(cols - j, TILE_N);
     const int64_t row = i + (packed ? slab->first : 0), col = j + (packed ? 0 : slab->first);
-    const int64_t element = (int64_t)dtype_bytes(g->a_dtype),
+    const int64_t element = operand_bytes(g->way), word = element * word_elements(g->way),
                   out = (int64_t)dtype_bytes(g->c_dtype);
     const struct left left =
         packed ? (struct left){(const char *)(slab->part + i * words), WORD, TILE_M * WORD}
                : (struct left){(const char *)g->a + row * g->a_row * element, g->a_row * element,
-                               WORD};
+                               word};
     float acc[HIGH_M * TILE_N] __attribute__((aligned(64)));
     char *const c = (char *)g->c + (row * g->c_row + col) * out;
     if (!packed) {
-        prefetch_rows(left.data, left.row, m, least(words, KW) * WORD);
+        prefetch_rows(left.data, left.row, m, least(words, KW) * word);
     }
     const float *const right = packed ? slab->whole : g->packed != NULL ? g->packed : slab->part;
-    multiply(g, c, acc, left, right + j * words, m, n);
+    float *const widened = slab->widened + omp_get_thread_num() * HIGH_M * WIDENED_ROW;
+    multiply(g, c, acc, left, widened, right + j * words, m, n);
     finish_rows(g, c, acc, m, n);
 }
 
@@ -355,26 +386,28 @@ static size_t round_floats(size_t floats)
 
 /* All slabs of all products, in order, with their phases; returns how many. Neighbouring phases
  * have different buffers of 2 * PHASE_BYTES or of the largest part, behind them stand B's packed
- * whole. */
-static int64_t make_slabs(struct device *device, struct slab **out, const struct gemm *const *batch,
+ * whole and the threads' widened rows. */
+static int64_t make_slabs(struct device *device, struct slab **out, const struct gemm *batch,
                           int64_t count)
 {
     size_t part = 0, whole = 0;
     int64_t slabs = 0, phase = 0;
     for (int64_t i = 0; i < count; i++) {
-        const size_t floats = round_floats(part_floats(batch[i]));
-        slabs += up(slab_side(batch[i]), slab_lines(batch[i]));
+        const size_t floats = round_floats(part_floats(&batch[i]));
+        slabs += up(slab_side(&batch[i]), slab_lines(&batch[i]));
         part = floats > part ? floats : part;
-        whole += round_floats(whole_floats(batch[i]));
+        whole += round_floats(whole_floats(&batch[i]));
     }
     const size_t room = part > PHASE_BYTES / WORD ? part : PHASE_BYTES / WORD;
-    float *memory = cpu_scratch(device, CPU_SLOT_GEMM, (2 * room + whole) * sizeof *memory),
+    const size_t widened = (size_t)device->threads * HIGH_M * WIDENED_ROW;
+    float *memory =
+              cpu_scratch(device, CPU_SLOT_GEMM, (2 * room + whole + widened) * sizeof *memory),
           *next_whole = memory + 2 * room;
     struct slab *slab = cpu_scratch(device, CPU_SLOT_SLAB, (size_t)slabs * sizeof *slab);
     size_t used = 0;
     *out = slab;
     for (int64_t i = 0; i < count; i++) {
-        const struct gemm *g = batch[i];
+        const struct gemm *g = &batch[i];
         const size_t floats = round_floats(part_floats(g));
         for (int64_t first = 0; first < slab_side(g); first += slab_lines(g)) {
             if (used + floats > room) {
@@ -385,6 +418,7 @@ static int64_t make_slabs(struct device *device, struct slab **out, const struct
             slab->phase = phase;
             slab->part = memory + (phase % 2 != 0 ? room : 0) + used;
             slab->whole = next_whole;
+            slab->widened = memory + 2 * room + whole;
             used += floats;
             slab++;
         }
@@ -429,7 +463,7 @@ static void phase_task(const struct slab *slab, const struct phase *now, const s
 
 size_t gemm_wide_packed_floats(const struct gemm *gemm)
 {
-    return (size_t)(up(gemm->n, COLS) * COLS * words_of(gemm));
+    return packs_a(gemm) ? 0 : (size_t)(up(gemm->n, COLS) * COLS * words_of(gemm));
 }
 
 void gemm_wide_pack(struct device *device, float *out, const struct gemm *gemm)
@@ -442,7 +476,7 @@ void gemm_wide_pack(struct device *device, float *out, const struct gemm *gemm)
     }
 }
 
-void gemm_wide_run(struct device *device, const struct gemm *const *batch, int64_t count)
+void gemm_wide_run(struct device *device, const struct gemm *batch, int64_t count)
 {
     struct slab *slab;
     const int64_t slabs = make_slabs(device, &slab, batch, count);
@@ -472,7 +506,7 @@ void gemm_wide_pack(struct device *device, float *out, const struct gemm *gemm)
     assert(false);
 }
 
-void gemm_wide_run(struct device *device, const struct gemm *const *batch, int64_t count)
+void gemm_wide_run(struct device *device, const struct gemm *batch, int64_t count)
 {
     (void)device, (void)batch, (void)count;
     assert(false);

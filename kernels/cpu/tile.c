@@ -58,3 +58,12 @@ bool tile_has_pairs(void)
     return false;
 #endif
 }
+
+bool tile_pairs_pay(void)
+{
+#ifdef __x86_64__
+    return tile_has_pairs() && (!__builtin_cpu_is("intel") || __builtin_cpu_is("cooperlake"));
+#else
+    return false;
+#endif
+}

@@ -24,15 +24,22 @@ WIDE static void pack_rows_pairs(float *out, int64_t out_row, int64_t room,
     }
 }
 
+/* Words that are f32 are loaded as they are, or widened. */
+WIDE_INLINE static __m512 load_word(enum gemm_way way, __mmask16 some, const void *from)
+{
+    return way == GEMM_WIDENED ? widen(some, from) : _mm512_maskz_loadu_ps(some, from);
+}
+
 WIDE static void pack_rows_f32(float *out, int64_t out_row, int64_t room,
                                const struct operand *from, const char *at, int64_t lines)
 {
     const __mmask16 in[2] = {first_lanes(lines), first_lanes(lines - LANES)};
     const __mmask16 to[2] = {first_lanes(room), first_lanes(room - LANES)};
     for (int64_t k = 0; k < from->k; k++, out += out_row) {
-        const float *row = (const float *)(const void *)(at + k * from->step);
-        _mm512_mask_storeu_ps(out, to[0], _mm512_maskz_loadu_ps(in[0], row));
-        _mm512_mask_storeu_ps(out + LANES, to[1], _mm512_maskz_loadu_ps(in[1], row + LANES));
+        const char *row = at + k * from->step;
+        const char *next = row + LANES * operand_bytes(from->way);
+        _mm512_mask_storeu_ps(out, to[0], load_word(from->way, in[0], row));
+        _mm512_mask_storeu_ps(out + LANES, to[1], load_word(from->way, in[1], next));
     }
 }
 
@@ -68,15 +75,18 @@ WIDE_INLINE static void transpose(__m512i r[LANES])
 WIDE static void pack_lines(float *out, int64_t out_row, const struct operand *from, const char *at,
                             int64_t lines)
 {
-    const int64_t words = from->pairs ? from->k / 2 : from->k;
+    const int64_t words = from->k / word_elements(from->way),
+                  bytes = operand_bytes(from->way) * word_elements(from->way);
     for (int64_t w = 0; w < words; w += LANES) {
         const __mmask16 some = first_lanes(words - w);
         __m512i r[LANES];
         for (int i = 0; i < LANES; i++) {
-            r[i] = i < lines ? _mm512_maskz_loadu_epi32(some, at + i * from->line + w * WORD)
-                             : _mm512_setzero_si512();
+            const char *line = at + i * from->line + w * bytes;
+            r[i] = i >= lines                  ? _mm512_setzero_si512()
+                   : from->way == GEMM_WIDENED ? _mm512_castps_si512(widen(some, line))
+                                               : _mm512_maskz_loadu_epi32(some, line);
             /* The next panel's: a line is too short for the hardware to see a stream. */
-            _mm_prefetch(at + (i + LANES) * from->line + w * WORD, _MM_HINT_T0);
+            _mm_prefetch(line + LANES * from->line, _MM_HINT_T0);
         }
         transpose(r);
         for (int i = 0; i < LANES && w + i < words; i++) {
@@ -87,15 +97,14 @@ WIDE static void pack_lines(float *out, int64_t out_row, const struct operand *f
 
 void wide_pack_panel(float *out, const struct operand *from, int64_t first, int64_t width)
 {
-    const int64_t element = from->pairs ? 2 : 4;
-    const bool adjacent = from->line == element;
+    const bool adjacent = from->line == operand_bytes(from->way);
     const char *at = from->data + first * from->line;
     assert(adjacent || width % LANES == 0);
     for (int64_t j = 0; j < width; j += adjacent ? COLS : LANES) {
         const int64_t lines = from->lines - first - j;
         if (!adjacent) {
             pack_lines(out + j, width, from, at + j * from->line, lines);
-        } else if (from->pairs) {
+        } else if (from->way == GEMM_PAIRS) {
             pack_rows_pairs(out + j, width, width - j, from, at + j * from->line,
                             lines < 0 ? 0 : lines);
         } else {

@@ -3,8 +3,9 @@
 #ifndef KERNELS_CPU_WIDE_PACK_H
 #define KERNELS_CPU_WIDE_PACK_H
 
-#include <stdbool.h>
 #include <stdint.h>
+
+#include "kernels/cpu/gemm.h"
 
 /* Bytes of a word; words of a vector; columns of a panel of B. */
 enum { WORD = 4, LANES = 16, COLS = 32 };
@@ -12,6 +13,7 @@ enum { WORD = 4, LANES = 16, COLS = 32 };
 #ifdef __x86_64__
 #include <immintrin.h>
 
+/* Any AVX-512: instructions of AVX512_BF16 come by their intrinsics alone, on the way of pairs. */
 #define WIDE __attribute__((target("arch=x86-64-v4,avx512bf16")))
 #define WIDE_INLINE __attribute__((target("arch=x86-64-v4,avx512bf16"), always_inline)) inline
 
@@ -26,11 +28,29 @@ WIDE_INLINE static __mmask16 first_lanes(int64_t count)
 struct operand {
     const char *data;
     int64_t line, step, lines, k;
-    bool pairs;
+    enum gemm_way way;
 };
 
+/* Bytes of an element of an operand; elements of k in a word of a panel. */
+static inline int64_t operand_bytes(enum gemm_way way)
+{
+    return way == GEMM_F32 ? 4 : 2;
+}
+
+static inline int64_t word_elements(enum gemm_way way)
+{
+    return way == GEMM_PAIRS ? 2 : 1;
+}
+
+/* The chosen ones of 16 bf16, as f32; of the others 0. */
+WIDE_INLINE static __m512 widen(__mmask16 some, const void *from)
+{
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
 /* Lines [first, first + width) side by side, zeros beyond the last: out[words][width]. width a
- * multiple of 16, or any where lines are adjacent in memory. Only where tile_has_pairs. */
+ * multiple of 16, or any where lines are adjacent in memory. */
 void wide_pack_panel(float *out, const struct operand *from, int64_t first, int64_t width);
 #endif
 

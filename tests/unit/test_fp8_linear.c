@@ -367,7 +367,7 @@ static void run_modes(void **state, void (*run)(struct check *, const void *), b
                     fp8_run(*state, run, &mode, true);
                 } else { /* its own loops: one seed */
                     struct check *c = *state;
-                    c->own = false;
+                    c->way = CHECK_CHOSEN;
                     c->dtype = DTYPE_BF16;
                     c->seed = (uint64_t)kind + 1;
                     check_passes(c, run, &mode);
@@ -390,7 +390,7 @@ static void test_linear_weight(void **state)
 static void test_promotion(void **state)
 {
     struct check *c = *state;
-    c->own = false;
+    c->way = CHECK_CHOSEN;
     c->dtype = DTYPE_BF16;
     c->seed = 1;
     check_passes(c, run_promotion, NULL);

@@ -18,7 +18,7 @@ static struct device *devices[THREADS];
 static bool holds(bool own, int64_t pool, int64_t width, int64_t inner)
 {
     struct onednn *kept[THREADS];
-    const bool wide = cpu_device_of(devices[0])->wide;
+    const enum cpu_wide wide = cpu_device_of(devices[0])->wide;
     const struct invariance_devices which = {.device = devices,
                                              .count = THREADS,
                                              .pool = pool,
@@ -28,7 +28,7 @@ static bool holds(bool own, int64_t pool, int64_t width, int64_t inner)
     for (int t = 0; t < THREADS; t++) {
         kept[t] = cpu_device_of(devices[t])->onednn;
         cpu_device_of(devices[t])->onednn = own ? NULL : kept[t];
-        cpu_device_of(devices[t])->wide = wide && !own;
+        cpu_device_of(devices[t])->wide = own ? CPU_WIDE_OFF : wide;
     }
     const bool right = invariance_check_all(&which);
     for (int t = 0; t < THREADS; t++) {

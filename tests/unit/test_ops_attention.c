@@ -75,7 +75,7 @@ static void run_attention(struct check *c, const void *args)
 static void test_attention(void **state)
 {
     for (int i = 0; i < LAYOUTS; i++) {
-        check_run(*state, run_attention, &layouts[i], CHECK_BF16);
+        check_run(*state, run_attention, &layouts[i], CHECK_BF16 | CHECK_VECTORS);
     }
 }
 
@@ -159,7 +159,7 @@ static void run_huge(struct check *c, const void *args)
 static void test_huge(void **state)
 {
     for (int i = 0; i < LAYOUTS; i++) {
-        check_run(*state, run_huge, &layouts[i], CHECK_BF16);
+        check_run(*state, run_huge, &layouts[i], CHECK_BF16 | CHECK_VECTORS);
     }
 }
 

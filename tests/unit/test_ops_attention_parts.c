@@ -167,7 +167,7 @@ static void run_parts(struct check *c, const void *args)
 static void test_parts(void **state)
 {
     for (int i = 0; i < LAYOUTS; i++) {
-        check_run(*state, run_parts, &layouts[i], CHECK_BF16);
+        check_run(*state, run_parts, &layouts[i], CHECK_BF16 | CHECK_VECTORS);
     }
 }
 
@@ -248,7 +248,7 @@ static void test_exact_parts(void **state)
 {
     static const struct cut cuts[] = {{33, 33, false}, {32, 64, true}, {130, 130, false}};
     for (size_t i = 0; i < sizeof cuts / sizeof cuts[0]; i++) {
-        check_run(*state, run_exact, &cuts[i], CHECK_BF16);
+        check_run(*state, run_exact, &cuts[i], CHECK_BF16 | CHECK_VECTORS);
     }
 }
 

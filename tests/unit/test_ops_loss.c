@@ -289,20 +289,21 @@ static void run_known(struct check *c, const void *args)
 static void test_cross_entropy(void **state)
 {
     for (int i = 0; i < SHAPES; i++) {
-        check_run(*state, run_cross_entropy, &shapes[i], CHECK_BF16 | CHECK_KERNELS);
+        check_run(*state, run_cross_entropy, &shapes[i],
+                  CHECK_BF16 | CHECK_KERNELS | CHECK_VECTORS);
     }
 }
 
 static void test_parts(void **state)
 {
     for (int i = 0; i < SHAPES; i++) {
-        check_run(*state, run_parts, &shapes[i], CHECK_BF16 | CHECK_KERNELS);
+        check_run(*state, run_parts, &shapes[i], CHECK_BF16 | CHECK_KERNELS | CHECK_VECTORS);
     }
 }
 
 static void test_known(void **state)
 {
-    check_run(*state, run_known, NULL, CHECK_BF16 | CHECK_KERNELS);
+    check_run(*state, run_known, NULL, CHECK_BF16 | CHECK_KERNELS | CHECK_VECTORS);
 }
 
 int main(void)
