@@ -2,7 +2,6 @@
 
 #include <assert.h>
 #include <float.h>
-#include <omp.h>
 #include <string.h>
 
 #include "kernels/cpu/wide_pack.h"
@@ -243,7 +242,6 @@ struct slab {
     int64_t first, count;
     float *part;          /* packed: B's columns, or A's rows */
     float *whole;         /* where A is packed, all of B */
-    float *widened;       /* [threads][HIGH_M][WIDENED_ROW] a task's rows of A */
     int64_t parts;        /* panels of `part` */
     int64_t packs, tiles; /* panels to pack, those of `whole` too with its first slab; tasks */
     int64_t phase;
@@ -273,43 +271,45 @@ static void prefetch_rows(const char *at, int64_t row, int64_t rows, int64_t byt
     }
 }
 
-/* Words [w, w + some) of the rows of A, as the kernel reads them. */
-WIDE static struct left words_at(const struct gemm *g, struct left left, float *widened, int64_t m,
-                                 int64_t w, int64_t some)
+/* `rows` of A, `words` of each, as f32: the kernel's next. */
+WIDE static struct left widen_rows(float *to, struct left from, int64_t rows, int64_t words)
 {
-    left.data += w * left.step;
-    if (g->way != GEMM_WIDENED || packs_a(g)) {
-        return left;
-    }
-    for (int64_t r = 0; r < m; r++) {
-        for (int64_t i = 0; i < some; i += LANES) {
-            const __m512 row =
-                widen(first_lanes(some - i), left.data + r * left.row + i * left.step);
-            _mm512_storeu_ps(widened + r * WIDENED_ROW + i, row);
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t w = 0; w < words; w += LANES) {
+            const char *at = from.data + r * from.row + w * from.step;
+            _mm512_storeu_ps(to + r * WIDENED_ROW + w, widen(first_lanes(words - w), at));
         }
     }
-    return (struct left){(const char *)widened, WIDENED_ROW * WORD, WORD};
+    return (struct left){(const char *)to, WIDENED_ROW * WORD, WORD};
 }
 
+/* Rows that are widened go along all columns first: they stay in the first cache. Others are read
+ * again for every panel of B. */
 static void multiply(const struct gemm *g, const char *c, float *acc, struct left left,
-                     float *widened, const float *b, int64_t m, int64_t n)
+                     const float *b, int64_t m, int64_t n)
 {
-    const int64_t words = words_of(g), blocks = up(m, ROWS),
+    const bool widens = g->way == GEMM_WIDENED && !packs_a(g);
+    const int64_t words = words_of(g), blocks = up(m, ROWS), panels = up(n, COLS),
                   element = (int64_t)dtype_bytes(g->c_dtype), row = g->c_row * element;
+    float widened[ROWS * WIDENED_ROW] __attribute__((aligned(64)));
     for (int64_t w = 0; w < words; w += KW) {
         const int64_t some = least(KW, words - w);
-        const struct left here = words_at(g, left, widened, m, w, some);
-        for (int64_t j = 0; j < n; j += COLS) {
-            for (int64_t i = 0; i < blocks; i++) {
-                const int64_t r0 = m * i / blocks, rows = m * (i + 1) / blocks - r0;
-                if (w + some == words) {
-                    prefetch_rows(c + r0 * row + j * element, row, rows,
-                                  least(COLS, n - j) * element);
-                }
-                (g->way == GEMM_PAIRS ? kernel_pairs : kernel_f32)(
-                    rows, acc + r0 * TILE_N + j, here.data + r0 * here.row, here.row,
-                    b + j * words + w * COLS, some, w > 0, packs_a(g));
+        struct left here = left;
+        for (int64_t step = 0; step < blocks * panels; step++) {
+            const int64_t i = widens ? step / panels : step % blocks,
+                          j = (widens ? step % panels : step / blocks) * COLS;
+            const int64_t r0 = m * i / blocks, rows = m * (i + 1) / blocks - r0;
+            if (!widens || j == 0) {
+                here =
+                    (struct left){left.data + r0 * left.row + w * left.step, left.row, left.step};
+                here = widens ? widen_rows(widened, here, rows, some) : here;
             }
+            if (w + some == words) {
+                prefetch_rows(c + r0 * row + j * element, row, rows, least(COLS, n - j) * element);
+            }
+            (g->way == GEMM_PAIRS ? kernel_pairs
+                                  : kernel_f32)(rows, acc + r0 * TILE_N + j, here.data, here.row,
+                                                b + j * words + w * COLS, some, w > 0, packs_a(g));
         }
     }
 }
@@ -335,8 +335,7 @@ static void tile_task(const struct slab *slab, int64_t task)
         prefetch_rows(left.data, left.row, m, least(words, KW) * word);
     }
     const float *const right = packed ? slab->whole : g->packed != NULL ? g->packed : slab->part;
-    float *const widened = slab->widened + omp_get_thread_num() * HIGH_M * WIDENED_ROW;
-    multiply(g, c, acc, left, widened, right + j * words, m, n);
+    multiply(g, c, acc, left, right + j * words, m, n);
     finish_rows(g, c, acc, m, n);
 }
 
@@ -386,7 +385,7 @@ static size_t round_floats(size_t floats)
 
 /* All slabs of all products, in order, with their phases; returns how many. Neighbouring phases
  * have different buffers of 2 * PHASE_BYTES or of the largest part, behind them stand B's packed
- * whole and the threads' widened rows. */
+ * whole. */
 static int64_t make_slabs(struct device *device, struct slab **out, const struct gemm *batch,
                           int64_t count)
 {
@@ -399,9 +398,7 @@ static int64_t make_slabs(struct device *device, struct slab **out, const struct
         whole += round_floats(whole_floats(&batch[i]));
     }
     const size_t room = part > PHASE_BYTES / WORD ? part : PHASE_BYTES / WORD;
-    const size_t widened = (size_t)device->threads * HIGH_M * WIDENED_ROW;
-    float *memory =
-              cpu_scratch(device, CPU_SLOT_GEMM, (2 * room + whole + widened) * sizeof *memory),
+    float *memory = cpu_scratch(device, CPU_SLOT_GEMM, (2 * room + whole) * sizeof *memory),
           *next_whole = memory + 2 * room;
     struct slab *slab = cpu_scratch(device, CPU_SLOT_SLAB, (size_t)slabs * sizeof *slab);
     size_t used = 0;
@@ -418,7 +415,6 @@ static int64_t make_slabs(struct device *device, struct slab **out, const struct
             slab->phase = phase;
             slab->part = memory + (phase % 2 != 0 ? room : 0) + used;
             slab->whole = next_whole;
-            slab->widened = memory + 2 * room + whole;
             used += floats;
             slab++;
         }
