@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <float.h>
+#include <omp.h>
 #include <string.h>
 
 #include "kernels/cpu/wide_pack.h"
@@ -47,6 +48,12 @@ static int64_t words_of(const struct gemm *g)
 static bool packs_a(const struct gemm *g)
 {
     return g->a_col != 1 || !even(g);
+}
+
+/* So few rows that every panel of B is one task's: it packs for itself, as it goes. */
+static bool packs_alone(const struct gemm *g)
+{
+    return !packs_a(g) && g->packed == NULL && g->m <= HIGH_M;
 }
 
 static int64_t tile_rows(const struct gemm *g)
@@ -242,6 +249,7 @@ struct slab {
     int64_t first, count;
     float *part;          /* packed: B's columns, or A's rows */
     float *whole;         /* where A is packed, all of B */
+    float *own;           /* [threads][TILE_N][KW] B's of a task, where no other needs it */
     int64_t parts;        /* panels of `part` */
     int64_t packs, tiles; /* panels to pack, those of `whole` too with its first slab; tasks */
     int64_t phase;
@@ -283,10 +291,30 @@ WIDE static struct left widen_rows(float *to, struct left from, int64_t rows, in
     return (struct left){(const char *)to, WIDENED_ROW * WORD, WORD};
 }
 
+/* Words [w, w + words) of B's columns [first, first + n): [n/COLS][words][COLS]. */
+static void pack_words(float *out, const struct gemm *g, int64_t first, int64_t n, int64_t w,
+                       int64_t words)
+{
+    const int64_t unit = word_elements(g->way);
+    struct operand from = operand_of(g, false);
+    from.data += w * unit * from.step;
+    from.k = least(words * unit, g->k - w * unit);
+    for (int64_t j = 0; j < n; j += COLS) {
+        wide_pack_panel(out + j * words, &from, first + j, COLS);
+    }
+}
+
+/* A task's columns of B: [n/COLS][words][COLS], or where it packs them itself. */
+struct right {
+    const float *panels; /* NULL: */
+    float *own;
+    int64_t first;
+};
+
 /* Rows that are widened go along all columns first: they stay in the first cache. Others are read
  * again for every panel of B. */
 static void multiply(const struct gemm *g, const char *c, float *acc, struct left left,
-                     const float *b, int64_t m, int64_t n)
+                     struct right right, int64_t m, int64_t n)
 {
     const bool widens = g->way == GEMM_WIDENED && !packs_a(g);
     const int64_t words = words_of(g), blocks = up(m, ROWS), panels = up(n, COLS),
@@ -294,7 +322,13 @@ static void multiply(const struct gemm *g, const char *c, float *acc, struct lef
     float widened[ROWS * WIDENED_ROW] __attribute__((aligned(64)));
     for (int64_t w = 0; w < words; w += KW) {
         const int64_t some = least(KW, words - w);
+        const bool alone = right.panels == NULL;
+        const float *b = alone ? right.own : right.panels + w * COLS;
+        const int64_t pitch = alone ? some : words;
         struct left here = left;
+        if (alone) {
+            pack_words(right.own, g, right.first, n, w, some);
+        }
         for (int64_t step = 0; step < blocks * panels; step++) {
             const int64_t i = widens ? step / panels : step % blocks,
                           j = (widens ? step % panels : step / blocks) * COLS;
@@ -307,9 +341,9 @@ static void multiply(const struct gemm *g, const char *c, float *acc, struct lef
             if (w + some == words) {
                 prefetch_rows(c + r0 * row + j * element, row, rows, least(COLS, n - j) * element);
             }
-            (g->way == GEMM_PAIRS ? kernel_pairs
-                                  : kernel_f32)(rows, acc + r0 * TILE_N + j, here.data, here.row,
-                                                b + j * words + w * COLS, some, w > 0, packs_a(g));
+            (g->way == GEMM_PAIRS ? kernel_pairs : kernel_f32)(rows, acc + r0 * TILE_N + j,
+                                                               here.data, here.row, b + j * pitch,
+                                                               some, w > 0, packs_a(g));
         }
     }
 }
@@ -334,8 +368,11 @@ static void tile_task(const struct slab *slab, int64_t task)
     if (!packed) {
         prefetch_rows(left.data, left.row, m, least(words, KW) * word);
     }
-    const float *const right = packed ? slab->whole : g->packed != NULL ? g->packed : slab->part;
-    multiply(g, c, acc, left, right + j * words, m, n);
+    const float *const panels = packed ? slab->whole : g->packed != NULL ? g->packed : slab->part;
+    const struct right right = {.panels = packs_alone(g) ? NULL : panels + j * words,
+                                .own = slab->own + omp_get_thread_num() * TILE_N * KW,
+                                .first = col};
+    multiply(g, c, acc, left, right, m, n);
     finish_rows(g, c, acc, m, n);
 }
 
@@ -343,7 +380,7 @@ static void tile_task(const struct slab *slab, int64_t task)
 static int64_t slab_lines(const struct gemm *g)
 {
     const int64_t unit = packs_a(g) ? TILE_M : TILE_N, fit = SLAB_BYTES / WORD / words_of(g);
-    return g->packed != NULL ? g->n : fit < unit ? unit : fit / unit * unit;
+    return g->packed != NULL || packs_alone(g) ? g->n : fit < unit ? unit : fit / unit * unit;
 }
 
 static int64_t slab_side(const struct gemm *g)
@@ -354,7 +391,7 @@ static int64_t slab_side(const struct gemm *g)
 /* Floats of a packed slab, and of B packed whole. */
 static size_t part_floats(const struct gemm *g)
 {
-    if (g->packed != NULL) {
+    if (g->packed != NULL || packs_alone(g)) {
         return 0;
     }
     const int64_t unit = packs_a(g) ? TILE_M : COLS;
@@ -371,7 +408,7 @@ static struct slab slab_at(const struct gemm *g, int64_t first)
     const int64_t count = least(slab_lines(g), slab_side(g) - first);
     const bool a = packs_a(g);
     struct slab slab = {.gemm = g, .first = first, .count = count};
-    slab.parts = g->packed != NULL ? 0 : up(count, a ? TILE_M : COLS);
+    slab.parts = g->packed != NULL || packs_alone(g) ? 0 : up(count, a ? TILE_M : COLS);
     slab.packs = slab.parts + (a && first == 0 ? up(g->n, COLS) : 0);
     slab.tiles = a ? up(count, TILE_M) * up(g->n, TILE_N) : up(g->m, HIGH_M) * up(count, TILE_N);
     return slab;
@@ -385,7 +422,7 @@ static size_t round_floats(size_t floats)
 
 /* All slabs of all products, in order, with their phases; returns how many. Neighbouring phases
  * have different buffers of 2 * PHASE_BYTES or of the largest part, behind them stand B's packed
- * whole. */
+ * whole and what tasks pack for themselves. */
 static int64_t make_slabs(struct device *device, struct slab **out, const struct gemm *batch,
                           int64_t count)
 {
@@ -398,7 +435,8 @@ static int64_t make_slabs(struct device *device, struct slab **out, const struct
         whole += round_floats(whole_floats(&batch[i]));
     }
     const size_t room = part > PHASE_BYTES / WORD ? part : PHASE_BYTES / WORD;
-    float *memory = cpu_scratch(device, CPU_SLOT_GEMM, (2 * room + whole) * sizeof *memory),
+    const size_t own = (size_t)device->threads * TILE_N * KW;
+    float *memory = cpu_scratch(device, CPU_SLOT_GEMM, (2 * room + whole + own) * sizeof *memory),
           *next_whole = memory + 2 * room;
     struct slab *slab = cpu_scratch(device, CPU_SLOT_SLAB, (size_t)slabs * sizeof *slab);
     size_t used = 0;
@@ -415,6 +453,7 @@ static int64_t make_slabs(struct device *device, struct slab **out, const struct
             slab->phase = phase;
             slab->part = memory + (phase % 2 != 0 ? room : 0) + used;
             slab->whole = next_whole;
+            slab->own = memory + 2 * room + whole;
             used += floats;
             slab++;
         }
