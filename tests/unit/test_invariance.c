@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "invariance_check.h"
+#include "kernels/base/rng.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/invariance.h"
 
@@ -90,6 +91,67 @@ static void test_finds(void **state)
     }
 }
 
+/* More rows than the wide kernel's tiles have (gemm_wide.c goes another way where they have fewer),
+ * and more k than its panels: y of few rows, and dx, are those of all. */
+enum { FEW_ROWS = 300, FEW_IN = 1100, FEW_OUT = 160 };
+
+struct few {
+    float in[FEW_ROWS * FEW_IN], w[FEW_OUT * FEW_IN], all[FEW_ROWS * FEW_IN],
+        some[FEW_ROWS * FEW_IN];
+};
+
+static struct tensor few_rows(float *data, enum dtype act, int64_t first, int64_t rows,
+                              int64_t cols)
+{
+    return tensor_2d((char *)data + (size_t)(first * cols) * dtype_bytes(act), act, rows, cols);
+}
+
+/* Rows [first, first + rows) by a grouped product, to the same rows of out. */
+static void few_product(struct device *device, bool backward, float *out, struct few *few,
+                        enum dtype act, int64_t first, int64_t rows)
+{
+    const int64_t offset[] = {0, rows}, stride = FEW_OUT * FEW_IN;
+    const int64_t in = backward ? FEW_OUT : FEW_IN, to = backward ? FEW_IN : FEW_OUT;
+    (backward ? device_ops(device)->grouped_backward_input : device_ops(device)->grouped_forward)(
+        device, few_rows(out, act, first, rows, to), few_rows(few->in, act, first, rows, in),
+        few->w, stride, offset, 1);
+}
+
+static void few_fill(float *data, enum dtype act, int64_t count, uint64_t seed)
+{
+    for (int64_t i = 0; i < count; i++) {
+        const float value = (float)rng_normal(seed, (uint64_t)i);
+        if (act == DTYPE_F32) {
+            data[i] = value;
+        } else {
+            ((uint16_t *)(void *)data)[i] = bf16_from_float(value);
+        }
+    }
+}
+
+static void test_few_rows(void **state)
+{
+    (void)state;
+    struct few *few = calloc(1, sizeof *few);
+    assert_non_null(few);
+    static const int64_t counts[] = {1, 14, 15, 111, 112, 113, 225};
+    for (int mode = 0; mode < 4; mode++) {
+        const enum dtype act = mode % 2 != 0 ? DTYPE_BF16 : DTYPE_F32;
+        const bool backward = mode / 2 != 0;
+        const size_t row = (size_t)(backward ? FEW_IN : FEW_OUT) * dtype_bytes(act);
+        few_fill(few->in, act, FEW_ROWS * FEW_IN, 1);
+        few_fill(few->w, act, FEW_OUT * FEW_IN, 2);
+        few_product(devices[1], backward, few->all, few, act, 0, FEW_ROWS);
+        for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
+            const int64_t first = FEW_ROWS - counts[i];
+            few_product(devices[i % THREADS], backward, few->some, few, act, first, counts[i]);
+            assert_memory_equal((char *)few->some + (size_t)first * row,
+                                (char *)few->all + (size_t)first * row, (size_t)counts[i] * row);
+        }
+    }
+    free(few);
+}
+
 static int open_devices(void **state)
 {
     (void)state;
@@ -114,10 +176,9 @@ static int close_devices(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_onednn),
-        cmocka_unit_test(test_own),
-        cmocka_unit_test(test_quick_check),
-        cmocka_unit_test(test_finds),
+        cmocka_unit_test(test_onednn),      cmocka_unit_test(test_own),
+        cmocka_unit_test(test_quick_check), cmocka_unit_test(test_finds),
+        cmocka_unit_test(test_few_rows),
     };
     return cmocka_run_group_tests(tests, open_devices, close_devices);
 }
