@@ -395,10 +395,10 @@ static inline uint64_t check_seeds(void)
 
 static inline bool check_has(const struct check *c, enum check_way way, int flags)
 {
-    return way == CHECK_OWN ? (flags & CHECK_KERNELS) != 0
-           : way == CHECK_OTHER
-               ? (flags & CHECK_VECTORS) != 0 && tile_has_pairs() && c->wide[0] != CPU_WIDE_OFF
-               : true;
+    return way == CHECK_OWN     ? (flags & CHECK_KERNELS) != 0
+           : way == CHECK_OTHER ? (flags & CHECK_VECTORS) != 0 && tile_has_pairs() &&
+                                      c->attention[0] != ATTENTION_NARROW && c->onednn[0] != NULL
+                                : true;
 }
 
 /* Runs a case in f32 and, as `flags` say, bf16 and by other kernels, for every seed. */

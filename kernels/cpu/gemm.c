@@ -222,8 +222,8 @@ static void run_own(struct device *device, struct plan *plans, int64_t count)
     }
 }
 
-/* Whether the wide kernel takes a product; `to` is it with the way chosen. Every product of bf16
- * that is widened, others where oneDNN is slower. */
+/* Whether the wide kernel takes a product; `to` is it with the way chosen. Those that gemm.h
+ * says, and every product of bf16 that is widened. */
 static bool choose_wide(struct gemm *to, const struct cpu_device *self, const struct gemm *g)
 {
     *to = *g;
@@ -237,7 +237,9 @@ static bool choose_wide(struct gemm *to, const struct cpu_device *self, const st
 size_t gemm_packed_floats(struct device *device, const struct gemm *gemm)
 {
     struct gemm wide;
-    return choose_wide(&wide, cpu_device_of(device), gemm) ? gemm_wide_packed_floats(&wide) : 0;
+    return gemm->vast && choose_wide(&wide, cpu_device_of(device), gemm)
+               ? gemm_wide_packed_floats(&wide)
+               : 0;
 }
 
 void gemm_pack(struct device *device, float *out, const struct gemm *gemm)

@@ -1,10 +1,11 @@
 /* gemm: batches of matrix products whose rows do not depend on the other rows or on the threads.
  *
- * oneDNN's brgemm kernels where this machine has them (gemm_onednn.h), but for products whose sizes
- * vary with the routing where there is AVX512_BF16 (gemm_wide.h); else the kernel of gemm.c,
- * where every element of C is a chain of fused multiply-adds over k in ascending order, whatever M,
- * N, the other rows, or the number of threads. It packs operands to f32 panels on the way, so any
- * strides and f32 or bf16 storage cost the same.
+ * oneDNN's brgemm kernels where this machine has them (gemm_onednn.h), but with AVX-512 and no AMX
+ * for products whose sizes vary with the routing or whose weights are vast, and, where pairs of
+ * bf16 are slow, for all of bf16 (gemm_wide.h); else the kernel of gemm.c, where every element of C
+ * is a chain of fused multiply-adds over k in ascending order, whatever M, N, the other rows, or
+ * the number of threads. It packs operands to f32 panels on the way, so any strides and f32 or bf16
+ * storage cost the same.
  */
 #ifndef KERNELS_CPU_GEMM_H
 #define KERNELS_CPU_GEMM_H
@@ -48,7 +49,7 @@ struct gemm gemm_forward(struct tensor y, struct tensor x, struct tensor w);
 struct gemm gemm_weight(float *dw, struct tensor dy, struct tensor x);
 
 /* B as gemm_run reads it on this device, for as many products with it as there are: gemm.packed, of
- * so many floats; 0: it takes none with this product. */
+ * so many floats; 0: it takes none with this product, or B is not vast. */
 size_t gemm_packed_floats(struct device *device, const struct gemm *gemm);
 void gemm_pack(struct device *device, float *out, const struct gemm *gemm);
 

@@ -56,6 +56,12 @@ static bool packs_alone(const struct gemm *g)
     return !packs_a(g) && g->packed == NULL && g->m <= HIGH_M;
 }
 
+/* Columns of a task. So that a row of tokens has tasks for many threads: a panel. */
+static int64_t tile_columns(const struct gemm *g)
+{
+    return packs_alone(g) && g->m <= ROWS ? COLS : TILE_N;
+}
+
 static int64_t tile_rows(const struct gemm *g)
 {
     return packs_a(g) ? TILE_M : HIGH_M;
@@ -354,8 +360,8 @@ static void tile_task(const struct slab *slab, int64_t task)
     const bool packed = packs_a(g);
     const int64_t words = words_of(g), rows = packed ? slab->count : g->m,
                   cols = packed ? g->n : slab->count, high = tile_rows(g), down = up(rows, high);
-    const int64_t i = task % down * high, j = task / down * TILE_N;
-    const int64_t m = least(rows - i, high), n = least(cols - j, TILE_N);
+    const int64_t wide = tile_columns(g), i = task % down * high, j = task / down * wide;
+    const int64_t m = least(rows - i, high), n = least(cols - j, wide);
     const int64_t row = i + (packed ? slab->first : 0), col = j + (packed ? 0 : slab->first);
     const int64_t element = operand_bytes(g->way), word = element * word_elements(g->way),
                   out = (int64_t)dtype_bytes(g->c_dtype);
@@ -410,7 +416,8 @@ static struct slab slab_at(const struct gemm *g, int64_t first)
     struct slab slab = {.gemm = g, .first = first, .count = count};
     slab.parts = g->packed != NULL || packs_alone(g) ? 0 : up(count, a ? TILE_M : COLS);
     slab.packs = slab.parts + (a && first == 0 ? up(g->n, COLS) : 0);
-    slab.tiles = a ? up(count, TILE_M) * up(g->n, TILE_N) : up(g->m, HIGH_M) * up(count, TILE_N);
+    slab.tiles =
+        a ? up(count, TILE_M) * up(g->n, TILE_N) : up(g->m, HIGH_M) * up(count, tile_columns(g));
     return slab;
 }
 
@@ -426,16 +433,16 @@ static size_t round_floats(size_t floats)
 static int64_t make_slabs(struct device *device, struct slab **out, const struct gemm *batch,
                           int64_t count)
 {
-    size_t part = 0, whole = 0;
+    size_t part = 0, whole = 0, own = 0;
     int64_t slabs = 0, phase = 0;
     for (int64_t i = 0; i < count; i++) {
         const size_t floats = round_floats(part_floats(&batch[i]));
         slabs += up(slab_side(&batch[i]), slab_lines(&batch[i]));
         part = floats > part ? floats : part;
+        own = packs_alone(&batch[i]) ? (size_t)device->threads * TILE_N * KW : own;
         whole += round_floats(whole_floats(&batch[i]));
     }
     const size_t room = part > PHASE_BYTES / WORD ? part : PHASE_BYTES / WORD;
-    const size_t own = (size_t)device->threads * TILE_N * KW;
     float *memory = cpu_scratch(device, CPU_SLOT_GEMM, (2 * room + whole + own) * sizeof *memory),
           *next_whole = memory + 2 * room;
     struct slab *slab = cpu_scratch(device, CPU_SLOT_SLAB, (size_t)slabs * sizeof *slab);

@@ -4,12 +4,14 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include <cmocka.h>
 
 #include "invariance_check.h"
 #include "kernels/base/rng.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/tile.h"
 #include "kernels/invariance.h"
 
 enum { THREADS = 4 };
@@ -92,8 +94,9 @@ static void test_finds(void **state)
 }
 
 /* More rows than the wide kernel's tiles have (gemm_wide.c goes another way where they have fewer),
- * and more k than its panels: y of few rows, and dx, are those of all. */
-enum { FEW_ROWS = 300, FEW_IN = 1100, FEW_OUT = 160 };
+ * and more k than its panels: y of few rows, and dx, are those of all, by
+ * whichever vectors. */
+enum { FEW_ROWS = 300, FEW_IN = 1100, FEW_OUT = 1060 };
 
 struct few {
     float in[FEW_ROWS * FEW_IN], w[FEW_OUT * FEW_IN], all[FEW_ROWS * FEW_IN],
@@ -129,25 +132,41 @@ static void few_fill(float *data, enum dtype act, int64_t count, uint64_t seed)
     }
 }
 
+static void few_check(struct few *few, enum dtype act, bool backward)
+{
+    static const int64_t counts[] = {1, 14, 15, 111, 112, 113, 225};
+    const size_t row = (size_t)(backward ? FEW_IN : FEW_OUT) * dtype_bytes(act);
+    few_fill(few->in, act, FEW_ROWS * FEW_IN, 1);
+    few_fill(few->w, act, FEW_OUT * FEW_IN, 2);
+    few_product(devices[1], backward, few->all, few, act, 0, FEW_ROWS);
+    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
+        const int64_t first = FEW_ROWS - counts[i];
+        memset(few->some, 0xff, sizeof few->some);
+        few_product(devices[i % THREADS], backward, few->some, few, act, first, counts[i]);
+        assert_memory_equal((char *)few->some + (size_t)first * row,
+                            (char *)few->all + (size_t)first * row, (size_t)counts[i] * row);
+    }
+}
+
 static void test_few_rows(void **state)
 {
     (void)state;
+    const enum cpu_wide chosen = cpu_device_of(devices[0])->wide;
     struct few *few = calloc(1, sizeof *few);
     assert_non_null(few);
-    static const int64_t counts[] = {1, 14, 15, 111, 112, 113, 225};
-    for (int mode = 0; mode < 4; mode++) {
-        const enum dtype act = mode % 2 != 0 ? DTYPE_BF16 : DTYPE_F32;
-        const bool backward = mode / 2 != 0;
-        const size_t row = (size_t)(backward ? FEW_IN : FEW_OUT) * dtype_bytes(act);
-        few_fill(few->in, act, FEW_ROWS * FEW_IN, 1);
-        few_fill(few->w, act, FEW_OUT * FEW_IN, 2);
-        few_product(devices[1], backward, few->all, few, act, 0, FEW_ROWS);
-        for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
-            const int64_t first = FEW_ROWS - counts[i];
-            few_product(devices[i % THREADS], backward, few->some, few, act, first, counts[i]);
-            assert_memory_equal((char *)few->some + (size_t)first * row,
-                                (char *)few->all + (size_t)first * row, (size_t)counts[i] * row);
+    for (enum cpu_wide wide = CPU_WIDE_OFF; wide <= CPU_WIDE_WIDENED; wide++) {
+        if (wide != chosen && (wide == CPU_WIDE_OFF || !tile_has_pairs())) {
+            continue;
         }
+        for (int t = 0; t < THREADS; t++) {
+            cpu_device_of(devices[t])->wide = wide;
+        }
+        for (int mode = 0; mode < 4; mode++) {
+            few_check(few, mode % 2 != 0 ? DTYPE_BF16 : DTYPE_F32, mode / 2 != 0);
+        }
+    }
+    for (int t = 0; t < THREADS; t++) {
+        cpu_device_of(devices[t])->wide = chosen;
     }
     free(few);
 }

@@ -206,37 +206,52 @@ static size_t least(size_t a, size_t b)
     return a < b ? a : b;
 }
 
+/* Whether this CPU's products of bf16 go by f32: panels of them take twice the room. */
+static bool widens(const struct hardware *hardware)
+{
+    const struct device_info *info = device_info(hardware->device);
+    for (int i = 0; i < info->fact_count; i++) {
+        if (strcmp(info->fact[i].key, "bf16_gemm") == 0) {
+            return strcmp(info->fact[i].value, "native") != 0;
+        }
+    }
+    return false;
+}
+
 /* Logits and their gradients (with tp they are the model's: vocab.h) and copies of the head's
  * operands, by oneDNN or as the wide kernel has them, its slabs for the gradient of inputs too:
  * whichever is more; both where pairs of its rows are not whole. */
-static size_t head_of_cpu(const struct config *config, size_t rows, size_t vocab, size_t width)
+static size_t head_of_cpu(const struct config *config, bool widened, size_t rows, size_t vocab,
+                          size_t width)
 {
     const bool narrow = config->train.precision != CONFIG_FP32, alone = config->parallel.tp == 1;
-    const size_t act = narrow ? 2 : 4, chunk = least(rows, CPU_LOSS_ROWS),
+    const size_t act = narrow ? 2 : 4, panel = widened ? sizeof(float) : act,
+                 chunk = least(rows, CPU_LOSS_ROWS),
                  logits = chunk * vocab * (sizeof(float) + (narrow ? act : 0)),
                  copies = 2 * vocab * width * act * chunk / CPU_LOSS_ROWS,
-                 packed = rows > CPU_PACKED_ROWS ? vocab * width * act : 0,
-                 slabs = 2 * CPU_SLAB_COLUMNS * vocab * act,
+                 packed = rows > CPU_PACKED_ROWS ? vocab * width * panel : 0,
+                 slabs = 2 * CPU_SLAB_COLUMNS * vocab * panel,
                  parts = vocab * (least(rows, CPU_PACKED_ROWS) * sizeof(float) +
                                   least(rows, CPU_PACKED_GRADIENTS) * act),
                  by_onednn = (alone ? logits : 0) + copies, wide = packed + slabs + parts;
     const bool packs = narrow && alone && vocab >= CPU_PACKED_RATIO * width;
-    if (packs && vocab % 2 != 0) { /* oneDNN's is the gradient of inputs, of more rows at a time */
+    if (packs && !widened &&
+        vocab % 2 != 0) { /* oneDNN's is the gradient of inputs, of more rows at a time */
         return wide + copies * CPU_PACKED_GRADIENTS / CPU_LOSS_ROWS;
     }
     return packs && wide > by_onednn ? wide : by_onednn;
 }
 
 /* The head's, and what comes to be added up of an embedding that two stages share. */
-static size_t scratch_of_cpu(const struct config *config, const struct architecture *arch,
-                             const struct stage_memory *memory)
+static size_t scratch_of_cpu(const struct config *config, const struct hardware *hardware,
+                             const struct architecture *arch, const struct stage_memory *memory)
 {
     const size_t rows = (size_t)(config->train.micro_batch * config->train.sequence_length /
                                  config->parallel.cp),
                  vocab = (size_t)(arch->vocab / config->parallel.tp),
                  sum = config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT ? sizeof(int64_t)
                                                                                 : sizeof(float);
-    return head_of_cpu(config, rows, vocab, (size_t)arch->width) +
+    return head_of_cpu(config, widens(hardware), rows, vocab, (size_t)arch->width) +
            (size_t)memory->elements[PARAM_EMBED] * sum;
 }
 
@@ -253,7 +268,7 @@ size_t memory_outside(const struct config *config, const struct hardware *hardwa
     const size_t ranks = all > 1 ? CPU_RANKS_MIB : 0,
                  tensors = (size_t)(memory->tensors * all) * SAVED_TENSOR_BYTES;
     return (CPU_PROGRAM_MIB + ranks + CPU_THREAD_MIB * (size_t)hardware->threads) * MIB + batch +
-           scratch_of_cpu(config, arch, memory) +
+           scratch_of_cpu(config, hardware, arch, memory) +
            attention_of_cpu(config, arch, (size_t)hardware->threads) +
            (memory->stages ? save_block_bytes(memory->staging) + tensors : 0);
 }
