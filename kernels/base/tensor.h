@@ -54,9 +54,10 @@ static inline uint16_t bf16_from_float(float number)
         float f;
         uint32_t u;
     } value = {.f = number};
-    const uint32_t rounded = value.u + 0x7fffu + ((value.u >> 16) & 1u);
-    const bool nan = (value.u & 0x7fffffffu) > 0x7f800000u;
-    return (uint16_t)((nan ? value.u | 0x400000u : rounded) >> 16);
+    /* NaN: up to a quiet one. Added to all alike: for vectors that is half as long as two results
+     */
+    const uint32_t up = number != number ? ~value.u & 0x400000u : 0x7fffu + ((value.u >> 16) & 1u);
+    return (uint16_t)((value.u + up) >> 16);
 }
 
 /* Stochastic rounding: up (away from zero) for as many of the 65536 values of `noise` as the part

@@ -115,13 +115,36 @@ static void load_key_pairs(struct work *w, const struct attention_shape *shape,
         if (rope.dim > 0) {
             pairs_load(w->k_tile, by_row, w->qk, own, &rope);
         }
-        pairs_transpose(w->k_t + k0 * w->qk / 2, w->k_tile, w->qk / 2);
+        wide_transpose(w->k_t + k0 * w->qk / 2, w->k_tile, w->qk / 2);
         if (w->backward) {
             pairs_load(w->v_tile, NULL, w->v, 0, &v);
-            pairs_transpose(w->v_t + k0 * w->v / 2, w->v_tile, w->v / 2);
+            wide_transpose(w->v_t + k0 * w->v / 2, w->v_tile, w->v / 2);
         } else {
             pairs_load(NULL, w->vals + k0 / 2 * w->v, w->v, 0, &v);
         }
+    }
+}
+
+/* As f32. */
+static void load_rows(const struct work *w, float *out, int64_t cols, const struct head_rows *from,
+                      float scale)
+{
+    if (w->wide) {
+        wide_load(out, cols, from);
+    } else {
+        head_load(out, cols, from, scale);
+    }
+}
+
+/* Of all tiles. */
+static void transpose_rows(const struct work *w, float *out, const float *in, int64_t cols)
+{
+    if (!w->wide) {
+        head_transpose(out, in, w->padded, cols);
+        return;
+    }
+    for (int64_t row = 0; row < w->padded; row += TILE) {
+        wide_transpose(out + row * cols, in + row * cols, cols);
     }
 }
 
@@ -142,14 +165,14 @@ static void load_keys(struct work *w, const struct attention_shape *shape, const
         load_key_pairs(w, shape, h, in);
         return;
     }
-    head_load(w->vals, w->v, &v, 1);
-    head_load(w->k, w->qk, &k, 1);
+    load_rows(w, w->vals, w->v, &v, 1);
+    load_rows(w, w->k, w->qk, &k, 1);
     if (rope.dim > 0) {
-        head_load(w->k + own, w->qk, &rope, 1);
+        load_rows(w, w->k + own, w->qk, &rope, 1);
     }
-    head_transpose(w->k_t, w->k, w->padded, w->qk);
+    transpose_rows(w, w->k_t, w->k, w->qk);
     if (w->backward) {
-        head_transpose(w->v_t, w->vals, w->padded, w->v);
+        transpose_rows(w, w->v_t, w->vals, w->v);
     }
 }
 
@@ -160,7 +183,19 @@ static void load_queries(struct work *w, const struct attention_shape *shape,
     if (w->pairs) {
         pairs_load(w->q_pairs, w->backward ? w->q : NULL, w->qk, 0, q);
     } else {
-        head_load(w->q, w->qk, q, w->wide ? 1 : shape->scale);
+        load_rows(w, w->q, w->qk, q, shape->scale);
+    }
+}
+
+static void store_rows(const struct work *w, const struct head_rows *to, float *in, int64_t cols,
+                       float scale)
+{
+    if (w->pairs) {
+        pairs_store(to, in, cols, scale);
+    } else if (w->wide) {
+        wide_store(to, in, cols, scale);
+    } else {
+        head_store(to, in, cols, scale);
     }
 }
 
@@ -179,7 +214,7 @@ static void forward_head(struct work *w, const struct attention_shape *shape, co
         if (shape->keys > 0) {
             head_merge(&part, lse + q0, w->out, w->v, own, shape->merges);
         } else {
-            (w->pairs ? pairs_store : head_store)(&to, w->out, w->v, 1);
+            store_rows(w, &to, w->out, w->v, 1);
             memcpy(lse + q0, own, (size_t)rows * sizeof *own);
         }
     }
@@ -231,6 +266,23 @@ static void load_output_pairs(struct work *w, const struct attention_shape *shap
     }
 }
 
+/* The same in f32: of O a tile at a time is enough. */
+static void load_output_rows(struct work *w, const struct attention_shape *shape,
+                             const struct head *h, const struct inputs *in)
+{
+    for (int64_t q0 = 0; q0 < shape->sequence; q0 += TILE) {
+        const int64_t rows = rows_left(q0, shape->sequence);
+        const struct head_rows o = o_rows(in->o, shape, h, q0, rows),
+                               d_o = o_rows(in->d_o, shape, h, q0, rows);
+        if (rows < TILE) {
+            memset(w->out, 0, (size_t)(TILE * w->v) * sizeof *w->out);
+        }
+        wide_load(w->d_out + q0 * w->v, w->v, &d_o);
+        wide_load(w->out, w->v, &o);
+        wide_row_dots(w->delta + q0, w->d_out + q0 * w->v, w->out, w->v);
+    }
+}
+
 static void load_outputs(struct work *w, const struct attention_shape *shape, const struct head *h,
                          const struct inputs *in)
 {
@@ -238,6 +290,10 @@ static void load_outputs(struct work *w, const struct attention_shape *shape, co
                            d_o = o_rows(in->d_o, shape, h, 0, shape->sequence);
     if (w->pairs) {
         load_output_pairs(w, shape, h, in);
+        return;
+    }
+    if (w->wide) {
+        load_output_rows(w, shape, h, in);
         return;
     }
     head_load(w->d_out, w->v, &d_o, 1);
@@ -319,7 +375,7 @@ static void store(const struct work *w, const struct attention_shape *shape,
     if (shape->keys > 0) {
         head_add(to, in, cols, scale);
     } else {
-        (w->pairs ? pairs_store : head_store)(to, in, cols, scale);
+        store_rows(w, to, in, cols, scale);
     }
 }
 

@@ -1,11 +1,12 @@
 #include "kernels/cpu/attention_load.h"
 
 #include <assert.h>
+
+#include "kernels/cpu/wide_math.h"
 #ifdef __x86_64__
-#include <immintrin.h>
 
 /* AHEAD: rows are far apart in their tensor, where no processor expects the next one. */
-enum { LANES = 16, AHEAD = 12 };
+enum { LANES = WIDE_LANES, AHEAD = 12 };
 #define WIDE __attribute__((target("arch=x86-64-v4,avx512bf16")))
 #define WIDE_INLINE __attribute__((target("arch=x86-64-v4,avx512bf16"), always_inline)) inline
 
@@ -83,7 +84,7 @@ WIDE void pairs_load(float *by_column, float *by_row, int64_t cols, int64_t colu
 }
 
 /* 16 rows of 16 words, `row` words apart, become 16 words of 16 rows. */
-WIDE_INLINE static void transpose(__m512i r[LANES], const float *in, int64_t row)
+WIDE_MATH void transpose(__m512i r[LANES], const float *in, int64_t row)
 {
     __m512i t[LANES];
 #pragma GCC unroll 16
@@ -118,15 +119,97 @@ WIDE_INLINE static void transpose(__m512i r[LANES], const float *in, int64_t row
     }
 }
 
-WIDE void pairs_transpose(float *out, const float *in, int64_t words)
+/* 16 elements of a row of either dtype as f32. */
+WIDE_MATH __m512 load_16(const void *data, enum dtype dtype, int64_t at, __mmask16 some)
+{
+    return dtype == DTYPE_BF16 ? wide_load_bf16((const uint16_t *)data + at, some)
+                               : _mm512_maskz_loadu_ps(some, (const float *)data + at);
+}
+
+/* Of a row that is `AHEAD` before its turn. */
+WIDE_MATH void expect_row(const struct head_rows *from, int64_t t)
+{
+    const size_t width = dtype_bytes(from->dtype), line = 64;
+    const char *row =
+        (const char *)from->data + (size_t)(from->first + (t + AHEAD) * from->stride) * width;
+    for (size_t i = 0; t + AHEAD < from->rows && i < (size_t)from->dim * width; i += line) {
+        _mm_prefetch(row + i, _MM_HINT_T0);
+    }
+}
+
+WIDE_FUNCTION void wide_load(float *out, int64_t cols, const struct head_rows *from)
+{
+    for (int64_t t = 0; t < from->rows; t++, out += cols) {
+        const int64_t at = from->first + t * from->stride;
+        expect_row(from, t);
+        for (int64_t i = 0; i < from->dim; i += LANES) {
+            const __mmask16 some = wide_first(from->dim - i);
+            _mm512_mask_storeu_ps(out + i, some, load_16(from->data, from->dtype, at + i, some));
+        }
+    }
+}
+
+WIDE_FUNCTION void wide_row_dots(float *sum, const float *a, const float *b, int64_t cols)
+{
+    __m512i left[LANES], right[LANES];
+    for (int64_t t = 0; t < TILE; t += LANES) {
+        __m512 dots = _mm512_setzero_ps();
+        for (int64_t c = 0; c < cols; c += LANES) {
+            transpose(left, a + t * cols + c, cols);
+            transpose(right, b + t * cols + c, cols);
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++) {
+                dots = _mm512_fmadd_ps(_mm512_castsi512_ps(left[i]), _mm512_castsi512_ps(right[i]),
+                                       dots);
+            }
+        }
+        _mm512_storeu_ps(sum + t, dots);
+    }
+}
+
+/* Rows of bf16: 32 elements at a time, and what is left. */
+WIDE_MATH void store_bf16(uint16_t *out, const float *in, __m512 scale, int64_t dim)
+{
+    int64_t i = 0;
+    for (; i + 2 * LANES <= dim; i += 2 * LANES) {
+        _mm512_storeu_si512(out + i,
+                            wide_narrow(_mm512_mul_ps(_mm512_loadu_ps(in + i), scale),
+                                        _mm512_mul_ps(_mm512_loadu_ps(in + i + LANES), scale)));
+    }
+    for (; i < dim; i += LANES) {
+        const __mmask16 some = wide_first(dim - i);
+        wide_store_some(out + i, _mm512_mul_ps(_mm512_maskz_loadu_ps(some, in + i), scale), some);
+    }
+}
+
+WIDE_FUNCTION void wide_store(const struct head_rows *to, const float *in, int64_t cols,
+                              float scale)
+{
+    const __m512 factor = _mm512_set1_ps(scale);
+    for (int64_t t = 0; t < to->rows; t++, in += cols) {
+        const int64_t at = to->first + t * to->stride;
+        float *out = (float *)to->data + at;
+        if (to->dtype == DTYPE_BF16) {
+            store_bf16((uint16_t *)to->data + at, in, factor, to->dim);
+            continue;
+        }
+        for (int64_t i = 0; i < to->dim; i += LANES) {
+            const __mmask16 some = wide_first(to->dim - i);
+            _mm512_mask_storeu_ps(out + i, some,
+                                  _mm512_mul_ps(_mm512_maskz_loadu_ps(some, in + i), factor));
+        }
+    }
+}
+
+WIDE_FUNCTION void wide_transpose(float *out, const float *in, int64_t cols)
 {
     __m512i r[LANES];
     for (int64_t t = 0; t < TILE; t += LANES) {
-        for (int64_t w = 0; w < words; w += LANES) {
-            transpose(r, in + t * words + w, words);
+        for (int64_t c = 0; c < cols; c += LANES) {
+            transpose(r, in + t * cols + c, cols);
 #pragma GCC unroll 16
             for (int i = 0; i < LANES; i++) {
-                _mm512_storeu_si512(out + (w + i) * TILE + t, r[i]);
+                _mm512_storeu_si512(out + (c + i) * TILE + t, r[i]);
             }
         }
     }
@@ -173,9 +256,27 @@ void pairs_load(float *by_column, float *by_row, int64_t cols, int64_t column,
     assert(false);
 }
 
-void pairs_transpose(float *out, const float *in, int64_t words)
+void wide_transpose(float *out, const float *in, int64_t cols)
 {
-    (void)out, (void)in, (void)words;
+    (void)out, (void)in, (void)cols;
+    assert(false);
+}
+
+void wide_load(float *out, int64_t cols, const struct head_rows *from)
+{
+    (void)out, (void)cols, (void)from;
+    assert(false);
+}
+
+void wide_row_dots(float *sum, const float *a, const float *b, int64_t cols)
+{
+    (void)sum, (void)a, (void)b, (void)cols;
+    assert(false);
+}
+
+void wide_store(const struct head_rows *to, const float *in, int64_t cols, float scale)
+{
+    (void)to, (void)in, (void)cols, (void)scale;
     assert(false);
 }
 

@@ -26,8 +26,9 @@ CPU_CLONES static float dot(const float *a, const float *b, int64_t count)
     return total;
 }
 
-CPU_CLONES static void normalize_row(float *y, const float *x, const float *w, float rstd,
-                                     enum dtype dtype, int64_t width)
+CPU_CLONES static void normalize_row(float *restrict y, const float *restrict x,
+                                     const float *restrict w, float rstd, enum dtype dtype,
+                                     int64_t width)
 {
     for (int64_t i = 0; i < width; i++) {
         y[i] = x[i] * rstd;
@@ -38,15 +39,20 @@ CPU_CLONES static void normalize_row(float *y, const float *x, const float *w, f
     }
 }
 
+CPU_CLONES static void add_row(float *out, const float *in, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        out[i] += in[i];
+    }
+}
+
 float cpu_norm_row(float *y, float *row, const struct norm_row *from, const float *w, int64_t n)
 {
     const int64_t width = from->x.dim[1];
     row_load(row, from->x.data, from->x.dtype, n * width, width);
     if (from->delta.data != NULL) {
         row_load(y, from->delta.data, from->delta.dtype, n * width, width);
-        for (int64_t i = 0; i < width; i++) {
-            row[i] += y[i];
-        }
+        add_row(row, y, width);
         row_round(row, from->x.dtype, width);
         row_store(from->sum.data, from->sum.dtype, n * width, row, width);
     }
@@ -74,8 +80,10 @@ void cpu_norm_forward(struct device *device, struct tensor y, struct tensor sum,
 }
 
 /* One row: dx += r (g - x r^2 mean(g x)), g = dy w; dw += dy x r. */
-CPU_CLONES static void backward_row(float *dx, float *dw, const float *dy, const float *x,
-                                    const float *w, float r, float *g, int64_t width)
+CPU_CLONES static void backward_row(float *restrict dx, float *restrict dw,
+                                    const float *restrict dy, const float *restrict x,
+                                    const float *restrict w, float r, float *restrict g,
+                                    int64_t width)
 {
     for (int64_t i = 0; i < width; i++) {
         g[i] = dy[i] * w[i];
@@ -84,13 +92,6 @@ CPU_CLONES static void backward_row(float *dx, float *dw, const float *dy, const
     const float mean = dot(g, x, width) / (float)width * r * r;
     for (int64_t i = 0; i < width; i++) {
         dx[i] += r * (g[i] - x[i] * mean);
-    }
-}
-
-CPU_CLONES static void add_row(float *out, const float *in, int64_t count)
-{
-    for (int64_t i = 0; i < count; i++) {
-        out[i] += in[i];
     }
 }
 

@@ -1,4 +1,4 @@
-/* Add, cast, sums, copies of columns, jitter, initial values. */
+/* Add, cast, sums, copies of columns, jitter, initial values, zeroing. */
 #include "ops_check.h"
 
 /* Around the blocks of add and cast (4096) and of sum_squares (65536). */
@@ -198,6 +198,25 @@ static void run_init_normal(struct check *c, const void *args)
     }
 }
 
+/* A part of a tensor that begins between two vectors; what stands before and after it stays. The
+ * CPU clears 32 MiB and more another way. */
+static void run_zero(struct check *c, const void *args)
+{
+    const int64_t count = *(const int64_t *)args;
+    check_name(c, "zero count=%lld", (long long)count);
+    const struct tensor x = check_tensor(c, "x", DTYPE_F32, count + 2, 1);
+    const unsigned char *bytes = x.data;
+    const size_t width = sizeof(float), end = (size_t)(count + 1) * width;
+    c->ops->zero(c->device, (float *)x.data + 1, (size_t)count * width);
+    c->ops->synchronize(c->device);
+    for (size_t i = 0; i < end + width; i++) {
+        const bool inside = i >= width && i < end;
+        if (bytes[i] != (inside ? 0 : CHECK_POISON_BYTE)) {
+            check_fail(c, "x", &x, (int64_t)(i / width), bytes[i], 0, "not cleared, or too much");
+        }
+    }
+}
+
 static void test_add(void **state)
 {
     run_all(state, run_add, CHECK_BF16);
@@ -213,6 +232,15 @@ static void test_sum_squares(void **state)
 {
     run_all(state, run_sum_squares, 0);
     check_run(*state, run_sum_squares_wide, NULL, 0);
+}
+
+static void test_zero(void **state)
+{
+    static const int64_t large[] = {(8 << 20) - 1, 8 << 20, (9 << 20) + 5};
+    run_all(state, run_zero, 0);
+    for (size_t i = 0; i < sizeof large / sizeof large[0]; i++) {
+        check_run(*state, run_zero, &large[i], 0);
+    }
 }
 
 static void test_copy_columns(void **state)
@@ -238,6 +266,7 @@ int main(void)
         cmocka_unit_test(test_add),         cmocka_unit_test(test_cast),
         cmocka_unit_test(test_sum_squares), cmocka_unit_test(test_copy_columns),
         cmocka_unit_test(test_jitter),      cmocka_unit_test(test_init_normal),
+        cmocka_unit_test(test_zero),
     };
     return cmocka_run_group_tests(tests, check_open, check_close_devices);
 }

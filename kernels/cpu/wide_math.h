@@ -1,0 +1,80 @@
+/* wide_math: sixteen f32 at a time on processors with AVX-512 (tile_has_wide), for loops that the
+ * compiler's own vectors leave far from their bound: bf16 in and out, and sigmoid. Every lane is
+ * computed alike: where an element stands decides nothing. */
+#ifndef KERNELS_CPU_WIDE_MATH_H
+#define KERNELS_CPU_WIDE_MATH_H
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#include <stdint.h>
+
+enum { WIDE_LANES = 16 };
+#define WIDE_FUNCTION __attribute__((target("arch=x86-64-v4")))
+#define WIDE_MATH __attribute__((target("arch=x86-64-v4"), always_inline)) static inline
+
+/* The first `count` of 16 lanes. */
+WIDE_MATH __mmask16 wide_first(int64_t count)
+{
+    return (__mmask16)(count >= WIDE_LANES ? 0xffffU : (1U << count) - 1);
+}
+
+WIDE_MATH __m512 wide_widen(__m256i bf16)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bf16), 16));
+}
+
+/* `some` of 16 elements; the others are 0. */
+WIDE_MATH __m512 wide_load_bf16(const uint16_t *in, __mmask16 some)
+{
+    return wide_widen(some == 0xffffU ? _mm256_loadu_si256((const __m256i *)(const void *)in)
+                                      : _mm256_maskz_loadu_epi16(some, in));
+}
+
+/* bf16_from_float in the upper half of each lane; what is below is of no use. */
+WIDE_MATH __m512i wide_round_bf16(__m512 x)
+{
+    const __m512i bits = _mm512_castps_si512(x),
+                  odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1)),
+                  up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    return _mm512_mask_or_epi32(_mm512_add_epi32(bits, up), _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q),
+                                bits, _mm512_set1_epi32(0x400000));
+}
+
+/* Rounded to bf16: 32 elements of two vectors, */
+WIDE_MATH __m512i wide_narrow(__m512 low, __m512 high)
+{
+    const __m512i upper =
+        _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27,
+                         25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    return _mm512_permutex2var_epi16(wide_round_bf16(low), upper, wide_round_bf16(high));
+}
+
+/* and `some` of one. */
+WIDE_MATH void wide_store_some(uint16_t *out, __m512 x, __mmask16 some)
+{
+    _mm256_mask_storeu_epi16(out, some,
+                             _mm512_cvtepi32_epi16(_mm512_srli_epi32(wide_round_bf16(x), 16)));
+}
+
+/* 1 / (1 + e^-x), e^-x as fast_exp makes it. */
+WIDE_MATH __m512 wide_sigmoid(__m512 x)
+{
+    const __m512 one = _mm512_set1_ps(1.0F); /* bounds come first: of them and NaN, NaN stays */
+    const __m512 in =
+        _mm512_min_ps(_mm512_set1_ps(87.0F), _mm512_max_ps(_mm512_set1_ps(-88.0F), x));
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(in, _mm512_set1_ps(-1.44269504F)),
+                                          _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 r = _mm512_fnmsub_ps(n, _mm512_set1_ps(0.693359375F), in),
+           p = _mm512_set1_ps(1.38888889e-3F);
+    r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4F), r);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.33333333e-3F));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.16666667e-2F));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.66666667e-1F));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0e-1F));
+    p = _mm512_fmadd_ps(p, r, one);
+    p = _mm512_fmadd_ps(p, r, one);
+    return _mm512_div_ps(one, _mm512_add_ps(one, _mm512_scalef_ps(p, n)));
+}
+#endif
+
+#endif
