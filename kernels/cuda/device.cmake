@@ -24,15 +24,18 @@ macro(twin list file have)
   endif()
 endmacro()
 
-# sm_80 for Ampere and Ada, sm_90a for Hopper's own instructions; newer GPUs compile the PTX of the first. Quick:
-# Ampere and Ada do so too, when they first see it.
-option(SWITCHYARD_CUDA_QUICK "CUDA code that takes two thirds of the time to make and several times the room" OFF)
-if(SWITCHYARD_CUDA_QUICK)
+# sm_80 for Ampere and Ada, sm_90a for Hopper's own instructions; newer GPUs compile the PTX of the first. Quick: other
+# GPUs than Hopper compile it too, when they first see it, and where no GPU is it is left out: two fifths of the time.
+option(SWITCHYARD_CUDA_QUICK "CUDA code that takes half of the time to make; of another GPU than Hopper only where one is" OFF)
+set(cuda_architectures)
+if(NOT SWITCHYARD_CUDA_QUICK)
+  set(CUDA_CODE "sm_80, sm_90a")
+  set(cuda_architectures -gencode arch=compute_80,code=[sm_80,compute_80])
+elseif(EXISTS /dev/nvidiactl)
   set(CUDA_CODE "compute_80, sm_90a")
   set(cuda_architectures -gencode arch=compute_80,code=compute_80)
 else()
-  set(CUDA_CODE "sm_80, sm_90a")
-  set(cuda_architectures -gencode arch=compute_80,code=[sm_80,compute_80])
+  set(CUDA_CODE "sm_90a")
 endif()
 list(APPEND cuda_architectures -gencode arch=compute_90a,code=sm_90a)
 # No exceptions and no guards: nothing of the C++ runtime is needed.

@@ -92,7 +92,7 @@ capacity() {
 padded() {
     local layout precision
     echo "$family: padded dispatch: the same bits as exact in one round"
-    for precision in fp32 bf16; do
+    for precision in $precisions; do
         every_layout "exact-$precision" run.steps=4 train.precision=$precision router.buffer_factor=4
         every_layout "padded-$precision" run.steps=4 train.precision=$precision router.dispatch=padded
         for layout in $layouts; do
@@ -118,7 +118,7 @@ parts() {
         expect_same "$(first dropped_fraction "$one")" "$(first dropped_fraction "$dir")" "$family: dropped, etp ${parts##*,}"
         close_to 1e-5 "$(first grad_norm "$one")" "$(first grad_norm "$dir")" "$family: gradient norm, etp ${parts##*,}"
     done
-    for precision in fp32 bf16; do
+    for precision in $precisions; do
         expect_rc 0 train_on 4 2 "$work/$family-parts-exact-$precision" run.steps=3 parallel.etp=2 train.precision=$precision router.buffer_factor=4
         expect_rc 0 train_on 4 2 "$work/$family-parts-padded-$precision" run.steps=3 parallel.etp=2 train.precision=$precision router.dispatch=padded
         same_bits "etp 2, $precision, padded" "$work/$family-parts-exact-$precision" "$work/$family-parts-padded-$precision"
@@ -136,7 +136,7 @@ switches() {
 recompute() {
     local mode layout field
     echo "$family: the same bits whatever is recomputed, two layouts"
-    for mode in none norms experts block; do
+    for mode in none $modes; do
         every_layout "recompute-$mode" run.steps=5 "train.recompute=$mode"
         for layout in $layouts; do
             for field in loss_hex grad_norm aux_loss $predicted; do
@@ -157,7 +157,7 @@ same_bits() {
 twice() {
     local precision layout threads name
     echo "$family: two runs, one thread and more: the same bits"
-    for precision in fp32 bf16; do
+    for precision in $precisions; do
         for layout in $twice_layouts; do
             name=$(dir_of "twice-$precision" "$layout")
             for again in a b; do
@@ -176,14 +176,18 @@ twice() {
 }
 
 # check_layouts FAMILY SWITCHES...: all of it. Fewer layouts and steps unless SWITCHYARD_FULL is 1, of the
-# DeepSeeks fewest.
+# DeepSeeks fewest: what dispatch, threads and layers of every family share is compared in bf16, of V2 experts in parts
+# not at all and of what is recomputed whole blocks, where Mixtral and V3 have the rest.
 check_layouts() {
     family=$1
     shift
     layouts="1,1 2,1 2,2 4,1 4,2 4,4" steps=20 twice_layouts="1,1 2,2 4,2" twice_steps=10 predicted=
+    precisions="fp32 bf16" modes="norms experts block"
     if [ "$full" != 1 ]; then
         steps=8 twice_layouts="4,2" twice_steps=4
         layouts="1,1 2,2 4,2"
+        [ "$family" = mixtral ] || precisions=bf16
+        [ "$family" != deepseek_v2 ] || modes=block
         [ "$family" != mixtral ] || layouts="1,1 2,2 4,1 4,2 4,4"
     fi
     [ "$family" != deepseek_v3 ] || predicted=mtp_loss
@@ -191,7 +195,7 @@ check_layouts() {
     curves
     rounds
     capacity
-    [ "$family-$full" = mixtral-0 ] || parts
+    case $family-$full in *-1 | deepseek_v3-*) parts ;; esac
     case $family-$full in
     *-1) layouts="2,2 4,2 4,4" ;;
     mixtral-*) layouts="2,2 4,2" ;;

@@ -12,6 +12,7 @@ enum thread_state { THREAD_RUNS, THREAD_WAITS, THREAD_DONE };
 struct emu_thread {
     struct fiber fiber; /* first, kept from block to block */
     uint3 index;
+    int rank; /* of its block in the cluster */
     enum thread_state state;
     const char *waits_for; /* what, for the deadlock report */
     struct emu_at at;      /* where */

@@ -86,7 +86,7 @@ int block_ranks()
 
 int block_rank()
 {
-    return run.current / run.size;
+    return run.current < 0 ? 0 : emu_threads[run.current].rank;
 }
 
 bool block_runs(int rank)
@@ -170,10 +170,11 @@ static void thread_main()
 
 static void resume(int i)
 {
+    const int rank = emu_threads[i].rank;
     run.current = i;
     emu_thread_index = emu_threads[i].index;
-    emu_block_index = {run.first.x + (unsigned)block_rank(), run.first.y, run.first.z};
-    shared_select(block_rank());
+    emu_block_index = {run.first.x + (unsigned)rank, run.first.y, run.first.z};
+    shared_select(rank);
     fiber_resume(&emu_threads[i].fiber);
     run.current = -1;
 }
@@ -218,7 +219,7 @@ static void run_rounds()
         shuffle(run.order, run.threads);
         for (int k = 0; k < run.threads; k++)
             if (emu_threads[run.order[k]].state == THREAD_RUNS) {
-                if (run.late[run.order[k] / run.size] == 0)
+                if (run.late[emu_threads[run.order[k]].rank] == 0)
                     resume(run.order[k]);
                 progress = true;
             }
@@ -246,6 +247,7 @@ static void run_block()
     for (int i = 0; i < run.threads; i++) {
         unsigned n = (unsigned)(i % run.size);
         emu_threads[i].index = {n % block.x, n / block.x % block.y, n / (block.x * block.y)};
+        emu_threads[i].rank = i / run.size;
         emu_threads[i].state = THREAD_RUNS;
         emu_threads[i].at = run.grid.at;
         fiber_start(&emu_threads[i].fiber, thread_main);
