@@ -56,7 +56,8 @@ static inline uint16_t bf16_from_float(float number)
     } value = {.f = number};
     /* NaN: up to a quiet one. Added to all alike: for vectors that is half as long as two results
      */
-    const uint32_t up = number != number ? ~value.u & 0x400000u : 0x7fffu + ((value.u >> 16) & 1u);
+    const bool nan = (value.u << 1) > 0xff000000u;
+    const uint32_t up = nan ? ~value.u & 0x400000u : 0x7fffu + ((value.u >> 16) & 1u);
     return (uint16_t)((value.u + up) >> 16);
 }
 

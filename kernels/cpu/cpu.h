@@ -39,6 +39,7 @@ struct cpu_device {
     struct onednn *onednn; /* owned; NULL: products by our own kernels */
     enum cpu_wide wide;
     enum cpu_attention attention;
+    bool vectors; /* loops by AVX-512's intrinsics: it is there, and not capped */
     struct {
         void *data; /* owned */
         size_t bytes;
@@ -188,8 +189,10 @@ struct norm_row {
 };
 /* Row n: y[width] before it is rounded; row[width] scratch. Returns its rstd. */
 float cpu_norm_row(float *y, float *row, const struct norm_row *from, const float *w, int64_t n);
-void cpu_swiglu_forward_part(float *h, const float *gate, const float *up, int64_t count);
-void cpu_swiglu_backward_part(float *dgate, float *dup, float *h, const float *dh,
+/* vectors: as the device has it. */
+void cpu_swiglu_forward_part(bool vectors, float *h, const float *gate, const float *up,
+                             int64_t count);
+void cpu_swiglu_backward_part(bool vectors, float *dgate, float *dup, float *h, const float *dh,
                               const float *gate, const float *up, int64_t count);
 /* Of at most CPU_COMBINE_PART elements, a row's parts in ascending order. */
 float cpu_combine_backward_part(float *out, const float *dy, const float *x, float weight,

@@ -208,9 +208,10 @@ static void open_onednn(struct cpu_device *device, bool layout)
         onednn_close(device->onednn);
         device->onednn = NULL;
     }
-    device->attention = tile_pairs_pay() && onednn_allows(true)   ? ATTENTION_PAIRS
-                        : tile_has_wide() && onednn_allows(false) ? ATTENTION_WIDE
-                                                                  : ATTENTION_NARROW;
+    device->vectors = tile_has_wide() && onednn_allows(false);
+    device->attention = tile_pairs_pay() && onednn_allows(true) ? ATTENTION_PAIRS
+                        : device->vectors                       ? ATTENTION_WIDE
+                                                                : ATTENTION_NARROW;
     device->wide = device->onednn != NULL ? choose_wide() : CPU_WIDE_OFF;
     device_fact(info, "onednn", "%s", version);
     device_fact(info, "isa", "%s", onednn_isa());

@@ -39,6 +39,7 @@ struct swiglu {
     struct fp8_rows kept;
     struct tensor dh;
     int64_t width; /* F */
+    bool vectors;  /* of cpu.h */
 };
 
 static void load_gate_up(float *out, const struct swiglu *s, int64_t row, int64_t col,
@@ -58,7 +59,7 @@ CPU_CLONES static void fill_swiglu(float *tile, const void *from, struct fp8_win
     for (int64_t r = 0; r < w.rows; r++) {
         load_gate_up(gate, s, w.row + r, w.col, w.cols);
         load_gate_up(up, s, w.row + r, s->width + w.col, w.cols);
-        cpu_swiglu_forward_part(tile + r * FP8_TILE, gate, up, w.cols);
+        cpu_swiglu_forward_part(s->vectors, tile + r * FP8_TILE, gate, up, w.cols);
         row_round(tile + r * FP8_TILE, DTYPE_BF16, w.cols);
     }
 }
@@ -81,7 +82,8 @@ CPU_CLONES static void gradient_part(float *out, const struct swiglu *s, int64_t
     load_gate_up(gate, s, row, at, count);
     load_gate_up(up, s, row, s->width + at, count);
     row_load(dh, s->dh.data, s->dh.dtype, row * s->width + at, count);
-    cpu_swiglu_backward_part(is_up ? other : out, is_up ? out : other, h, dh, gate, up, count);
+    cpu_swiglu_backward_part(s->vectors, is_up ? other : out, is_up ? out : other, h, dh, gate, up,
+                             count);
     row_round(out, DTYPE_BF16, count);
 }
 
@@ -105,7 +107,8 @@ void cpu_fp8_swiglu_forward(struct device *device, struct fp8_rows h, struct fp8
                             struct tensor gate_up, const int64_t *offset, int64_t groups,
                             const struct fp8_how *how)
 {
-    const struct swiglu from = {.gate_up = gate_up, .width = h.cols};
+    const struct swiglu from = {
+        .gate_up = gate_up, .width = h.cols, .vectors = cpu_device_of(device)->vectors};
     struct fp8_work work = {.rows = h.rows,
                             .cols = h.cols,
                             .out = fp8_out_rows(h),
@@ -130,7 +133,7 @@ void cpu_fp8_swiglu_backward(struct device *device, struct fp8_rows d, struct fp
                              struct fp8_rows kept, const int64_t *offset, int64_t groups,
                              const struct fp8_how *how)
 {
-    const struct swiglu from = {gate_up, kept, dh, dh.dim[1]};
+    const struct swiglu from = {gate_up, kept, dh, dh.dim[1], cpu_device_of(device)->vectors};
     const struct fp8_how uncounted = {.power_of_two = how->power_of_two};
     struct fp8_work work = {.rows = dh.dim[0],
                             .cols = 2 * from.width,

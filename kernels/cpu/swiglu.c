@@ -3,7 +3,6 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/swiglu_wide.h"
-#include "kernels/cpu/tile.h"
 #include "kernels/cpu/vector_math.h"
 
 enum { PART = 512 };
@@ -31,18 +30,19 @@ CPU_CLONES static void backward_part(float *restrict dgate, float *restrict dup,
     }
 }
 
-void cpu_swiglu_forward_part(float *h, const float *gate, const float *up, int64_t count)
+void cpu_swiglu_forward_part(bool vectors, float *h, const float *gate, const float *up,
+                             int64_t count)
 {
-    (tile_has_wide() ? swiglu_wide_forward : forward_part)(h, gate, up, count);
+    (vectors ? swiglu_wide_forward : forward_part)(h, gate, up, count);
 }
 
-void cpu_swiglu_backward_part(float *dgate, float *dup, float *h, const float *dh,
+void cpu_swiglu_backward_part(bool vectors, float *dgate, float *dup, float *h, const float *dh,
                               const float *gate, const float *up, int64_t count)
 {
-    (tile_has_wide() ? swiglu_wide_backward : backward_part)(dgate, dup, h, dh, gate, up, count);
+    (vectors ? swiglu_wide_backward : backward_part)(dgate, dup, h, dh, gate, up, count);
 }
 
-static void forward_row(struct tensor h, struct tensor gate_up, int64_t r)
+static void forward_row(bool vectors, struct tensor h, struct tensor gate_up, int64_t r)
 {
     const int64_t width = h.dim[1], at = r * 2 * width;
     float gate[PART], up[PART], out[PART];
@@ -50,7 +50,7 @@ static void forward_row(struct tensor h, struct tensor gate_up, int64_t r)
         const int64_t count = width - i < PART ? width - i : PART;
         row_load(gate, gate_up.data, gate_up.dtype, at + i, count);
         row_load(up, gate_up.data, gate_up.dtype, at + width + i, count);
-        cpu_swiglu_forward_part(out, gate, up, count);
+        cpu_swiglu_forward_part(vectors, out, gate, up, count);
         row_store(h.data, h.dtype, r * width + i, out, count);
     }
 }
@@ -58,7 +58,8 @@ static void forward_row(struct tensor h, struct tensor gate_up, int64_t r)
 void cpu_swiglu_forward(struct device *device, struct tensor h, struct tensor gate_up)
 {
     const int64_t rows = h.dim[0], width = h.dim[1];
-    const bool wide = h.dtype == DTYPE_BF16 && gate_up.dtype == DTYPE_BF16 && tile_has_wide();
+    const bool vectors = cpu_device_of(device)->vectors,
+               wide = h.dtype == DTYPE_BF16 && gate_up.dtype == DTYPE_BF16 && vectors;
     assert(gate_up.dim[0] == rows && gate_up.dim[1] == 2 * width);
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
@@ -66,12 +67,12 @@ void cpu_swiglu_forward(struct device *device, struct tensor h, struct tensor ga
         if (wide) {
             swiglu_wide_forward_bf16((uint16_t *)h.data + r * width, gate, gate + width, width);
         } else {
-            forward_row(h, gate_up, r);
+            forward_row(vectors, h, gate_up, r);
         }
     }
 }
 
-static void backward_row(struct tensor dgate_up, struct tensor h, struct tensor dh,
+static void backward_row(bool vectors, struct tensor dgate_up, struct tensor h, struct tensor dh,
                          struct tensor gate_up, int64_t r)
 {
     const int64_t width = dh.dim[1];
@@ -81,7 +82,7 @@ static void backward_row(struct tensor dgate_up, struct tensor h, struct tensor 
         row_load(gate, gate_up.data, gate_up.dtype, at, count);
         row_load(up, gate_up.data, gate_up.dtype, at + width, count);
         row_load(grad, dh.data, dh.dtype, r * width + i, count);
-        cpu_swiglu_backward_part(dgate, dup, out, grad, gate, up, count);
+        cpu_swiglu_backward_part(vectors, dgate, dup, out, grad, gate, up, count);
         row_store(dgate_up.data, dgate_up.dtype, at, dgate, count);
         row_store(dgate_up.data, dgate_up.dtype, at + width, dup, count);
         if (h.data != NULL) {
@@ -94,9 +95,10 @@ void cpu_swiglu_backward(struct device *device, struct tensor dgate_up, struct t
                          struct tensor dh, struct tensor gate_up)
 {
     const int64_t rows = dh.dim[0], width = dh.dim[1];
+    const bool vectors = cpu_device_of(device)->vectors;
     const bool wide = dgate_up.dtype == DTYPE_BF16 && dh.dtype == DTYPE_BF16 &&
                       gate_up.dtype == DTYPE_BF16 && (h.data == NULL || h.dtype == DTYPE_BF16) &&
-                      tile_has_wide();
+                      vectors;
     assert(gate_up.dim[0] == rows && gate_up.dim[1] == 2 * width && dgate_up.dim[1] == 2 * width);
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
@@ -108,7 +110,7 @@ void cpu_swiglu_backward(struct device *device, struct tensor dgate_up, struct t
                 dgate, dgate + width, h.data != NULL ? (uint16_t *)h.data + r * width : NULL,
                 (const uint16_t *)dh.data + r * width, gate, gate + width, width);
         } else {
-            backward_row(dgate_up, h, dh, gate_up, r);
+            backward_row(vectors, dgate_up, h, dh, gate_up, r);
         }
     }
 }

@@ -1,6 +1,6 @@
 /* swiglu_wide: SwiGLU (swiglu.c) in vectors of AVX-512, only where tile_has_wide. Rows of bf16
- * never become rows of f32 on their way, and give the bits that f32 rounded to bf16 does. Arrays
- * don't overlap.
+ * never become rows of f32 on their way, and give the bits that f32 rounded to bf16 does. dgate
+ * may be gate and dup up; else no two arrays overlap.
  */
 #ifndef KERNELS_CPU_SWIGLU_WIDE_H
 #define KERNELS_CPU_SWIGLU_WIDE_H

@@ -62,8 +62,8 @@ WIDE_MATH __m512 wide_sigmoid(__m512 x)
     const __m512 one = _mm512_set1_ps(1.0F); /* bounds come first: of them and NaN, NaN stays */
     const __m512 in =
         _mm512_min_ps(_mm512_set1_ps(87.0F), _mm512_max_ps(_mm512_set1_ps(-88.0F), x));
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(in, _mm512_set1_ps(-1.44269504F)),
-                                          _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 shift = _mm512_set1_ps(12582912.0F); /* 1.5 * 2^23: rounds to an integer */
+    const __m512 n = _mm512_sub_ps(_mm512_fmadd_ps(in, _mm512_set1_ps(-1.44269504F), shift), shift);
     __m512 r = _mm512_fnmsub_ps(n, _mm512_set1_ps(0.693359375F), in),
            p = _mm512_set1_ps(1.38888889e-3F);
     r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4F), r);

@@ -26,12 +26,12 @@ endmacro()
 
 # sm_80 for Ampere and Ada, sm_90a for Hopper's own instructions; newer GPUs compile the PTX of the first. Quick: other
 # GPUs than Hopper compile it too, when they first see it, and where no GPU is it is left out: two fifths of the time.
-option(SWITCHYARD_CUDA_QUICK "CUDA code that takes half of the time to make; of another GPU than Hopper only where one is" OFF)
+option(SWITCHYARD_CUDA_QUICK "CUDA code that is made faster: Hopper's, and where a GPU is PTX for the others" OFF)
 set(cuda_architectures)
 if(NOT SWITCHYARD_CUDA_QUICK)
   set(CUDA_CODE "sm_80, sm_90a")
   set(cuda_architectures -gencode arch=compute_80,code=[sm_80,compute_80])
-elseif(EXISTS /dev/nvidiactl)
+elseif(EXISTS /dev/nvidiactl OR EXISTS /proc/driver/nvidia/version OR EXISTS /dev/dxg)
   set(CUDA_CODE "compute_80, sm_90a")
   set(cuda_architectures -gencode arch=compute_80,code=compute_80)
 else()

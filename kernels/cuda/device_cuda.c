@@ -132,7 +132,7 @@ static enum status try_kernel(struct cuda_device *self, const struct cudaDeviceP
         return status_fail(
             STATUS_RESOURCE,
             "run.device cuda: this binary has no code for the %s (compute capability "
-            "%d.%d; built: %s)",
+            "%d.%d; built: %s): build it with -DSWITCHYARD_CUDA_QUICK=OFF",
             gpu->name, gpu->major, gpu->minor, CUDA_CODE);
     }
     if (error != cudaSuccess || back[COUNT - 1] != 1) {
