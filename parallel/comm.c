@@ -285,7 +285,7 @@ void comm_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, co
                      const int64_t *send_rows, size_t row_bytes)
 {
     struct comm_rows *rows = take_rows(comm);
-    rows->root = ROWS_ALL;
+    rows->root = -1;
     enter(comm, "all_to_all", sending(comm, send_rows, row_bytes));
     comm->table->rows_start(comm, recv, recv_rows, send, send_rows, row_bytes, rows);
     comm->table->rows_finish(comm, rows);
@@ -293,7 +293,7 @@ void comm_all_to_all(struct comm *comm, void *recv, const int64_t *recv_rows, co
     give_rows(comm, rows);
 }
 
-/* root: ROWS_ALL, or of parts, which stand in root's trace. */
+/* root: -1, or of parts, which stand in root's trace. */
 static struct comm_rows *start_rows(struct comm *comm, int root, void *recv,
                                     const int64_t *recv_rows, const void *send,
                                     const int64_t *send_rows, size_t row_bytes)
@@ -333,7 +333,7 @@ enum status comm_rows_reserve(struct comm *comm, int64_t count)
 struct comm_rows *comm_rows_start(struct comm *comm, void *recv, const int64_t *recv_rows,
                                   const void *send, const int64_t *send_rows, size_t row_bytes)
 {
-    return start_rows(comm, ROWS_ALL, recv, recv_rows, send, send_rows, row_bytes);
+    return start_rows(comm, -1, recv, recv_rows, send, send_rows, row_bytes);
 }
 
 struct comm_rows *comm_parts_start(struct comm *comm, void *recv, const void *send, size_t bytes,
@@ -352,39 +352,6 @@ struct comm_rows *comm_parts_start(struct comm *comm, void *recv, const void *se
     return rows;
 }
 
-struct comm_rows *comm_spread_start(struct comm *comm, void *data, size_t bytes, int root)
-{
-    const size_t sent = root == comm->rank ? (size_t)(comm->size - 1) * bytes : 0;
-    struct comm_rows *rows = take_rows(comm);
-    rows->root = ROWS_SPREAD;
-    rows->began_ns = rows->done_ns = 0;
-    rows->bytes = (int64_t)sent;
-    rows->row = -1;
-    enter(comm, "exchange, start of a piece", sent);
-    enter_as(comm, SPAN_CALL, -1);
-    comm->table->spread_start(comm, data, bytes, root, rows);
-    leave(comm);
-    return rows;
-}
-
-void comm_message_begin(struct comm *comm, const char *name, size_t bytes,
-                        struct comm_request *request)
-{
-    *request = (struct comm_request){
-        .name = name, .began_ns = comm_span_begin(comm), .bytes = (int64_t)bytes};
-    request->row = take_row(comm, request->began_ns);
-}
-
-void comm_message_end(struct comm *comm, struct comm_request *request)
-{
-    end_row(comm, request->row,
-            (struct span){.name = request->name,
-                          .begin_ns = request->began_ns,
-                          .bytes = request->bytes,
-                          .layer = -1,
-                          .peer = -1});
-}
-
 bool comm_rows_test(const struct comm *comm, struct comm_rows *rows)
 {
     const int64_t began_ns = comm_span_begin(comm);
@@ -398,10 +365,7 @@ bool comm_rows_test(const struct comm *comm, struct comm_rows *rows)
 
 void comm_rows_finish(struct comm *comm, struct comm_rows *rows)
 {
-    enter(comm,
-          rows->root >= 0             ? "exchange, finish of a reduction"
-          : rows->root == ROWS_SPREAD ? "exchange, finish of a piece"
-                                      : "all_to_all, finish",
+    enter(comm, rows->root >= 0 ? "exchange, finish of a reduction" : "all_to_all, finish",
           (size_t)rows->bytes);
     enter_as(comm, SPAN_WAIT, -1);
     comm->table->rows_finish(comm, rows);
@@ -459,7 +423,9 @@ void comm_receive(struct comm *comm, void *data, size_t bytes, int peer)
 static void begin_exchange(struct comm *comm, const char *call, const char *name, size_t bytes,
                            struct comm_request *request)
 {
-    comm_message_begin(comm, name, bytes, request);
+    *request = (struct comm_request){
+        .name = name, .began_ns = comm_span_begin(comm), .bytes = (int64_t)bytes};
+    request->row = take_row(comm, request->began_ns);
     enter(comm, call, bytes);
     enter_as(comm, SPAN_CALL, -1);
 }

@@ -50,8 +50,6 @@ struct comm_table {
     bool (*rows_reserve)(const struct comm *, struct comm_rows *rows); /* NULL: nothing to */
     void (*rows_start)(struct comm *, void *recv, const int64_t *recv_rows, const void *send,
                        const int64_t *send_rows, size_t row_bytes, struct comm_rows *rows);
-    /* NULL: of one rank */
-    void (*spread_start)(struct comm *, void *data, size_t bytes, int root, struct comm_rows *rows);
     bool (*rows_test)(const struct comm *, struct comm_rows *rows);
     void (*rows_finish)(struct comm *, struct comm_rows *rows);
     void (*broadcast)(struct comm *, void *data, size_t bytes, int root);
@@ -136,21 +134,11 @@ struct comm_rows *comm_rows_start(struct comm *comm, void *recv, const int64_t *
  * collective otherwise. */
 struct comm_rows *comm_parts_start(struct comm *comm, void *recv, const void *send, size_t bytes,
                                    int root);
-/* The same of a piece of what all ranks shall have: `bytes` at `data` of root go to every other
- * rank's `data`. All that a rank is root of are started in the same order there and on each of the
- * others, among them and beside others' and other operations of the group in any. */
-struct comm_rows *comm_spread_start(struct comm *comm, void *data, size_t bytes, int root);
 /* Local. So many of these may be under way without any memory being asked for. Errors:
  * STATUS_RESOURCE. */
 enum status comm_rows_reserve(struct comm *comm, int64_t count) __attribute__((warn_unused_result));
 bool comm_rows_test(const struct comm *comm, struct comm_rows *rows);
 void comm_rows_finish(struct comm *comm, struct comm_rows *rows);
-/* Local, for a trace: pieces (comm_spread_start) are one message of the group, from begin, which
- * every rank calls in the same order as the group's other operations, until this rank has called
- * end. `bytes`: that it sends. name: a literal. */
-void comm_message_begin(struct comm *comm, const char *name, size_t bytes,
-                        struct comm_request *request);
-void comm_message_end(struct comm *comm, struct comm_request *request);
 void comm_broadcast(struct comm *comm, void *data, size_t bytes, int root);
 void comm_barrier(struct comm *comm);
 

@@ -9,7 +9,7 @@
 /* MPI counts are int: larger messages go in pieces of this many bytes. */
 static const size_t PIECE = COMM_PIECE;
 /* Tags: of the pieces of an all-to-all, and of messages that may be under way beside one. */
-enum { TAG_EXCHANGE, TAG_MESSAGE, TAG_PASS, TAG_SPREAD };
+enum { TAG_EXCHANGE, TAG_MESSAGE, TAG_PASS };
 
 /* What all groups of the process share: scratch of reductions, which grows on first use, then
  * stays, and COMM_EXCHANGE_UNIT bytes as a type. */
@@ -152,16 +152,18 @@ static MPI_Request *another(struct comm *comm, struct comm_rows *rows)
 }
 
 /* Posts a message in pieces. */
-static void post(struct comm *comm, bool send, void *data, size_t bytes, int peer, int tag,
+static void post(struct comm *comm, bool send, void *data, size_t bytes, int peer,
                  struct comm_rows *rows)
 {
     for (size_t at = 0; at < bytes; at += PIECE) {
         const int piece = piece_bytes(bytes, at);
         MPI_Request *request = another(comm, rows);
         if (send) {
-            MPI_Isend((char *)data + at, piece, MPI_BYTE, peer, tag, handle(comm), request);
+            MPI_Isend((char *)data + at, piece, MPI_BYTE, peer, TAG_EXCHANGE, handle(comm),
+                      request);
         } else {
-            MPI_Irecv((char *)data + at, piece, MPI_BYTE, peer, tag, handle(comm), request);
+            MPI_Irecv((char *)data + at, piece, MPI_BYTE, peer, TAG_EXCHANGE, handle(comm),
+                      request);
         }
     }
 }
@@ -175,7 +177,7 @@ static void rows_start(struct comm *comm, void *recv, const int64_t *recv_rows, 
         if (r == comm->rank) {
             own_in = in;
         } else {
-            post(comm, false, in, (size_t)recv_rows[r] * row_bytes, r, TAG_EXCHANGE, rows);
+            post(comm, false, in, (size_t)recv_rows[r] * row_bytes, r, rows);
         }
         in += (size_t)recv_rows[r] * row_bytes;
     }
@@ -183,28 +185,13 @@ static void rows_start(struct comm *comm, void *recv, const int64_t *recv_rows, 
         if (r == comm->rank) {
             own_out = out;
         } else {
-            post(comm, true, out, (size_t)send_rows[r] * row_bytes, r, TAG_EXCHANGE, rows);
+            post(comm, true, out, (size_t)send_rows[r] * row_bytes, r, rows);
         }
         out += (size_t)send_rows[r] * row_bytes;
     }
     assert(recv_rows[comm->rank] == send_rows[comm->rank]);
     if (send_rows[comm->rank] > 0) {
         memcpy(own_in, own_out, (size_t)send_rows[comm->rank] * row_bytes);
-    }
-}
-
-static void spread_start(struct comm *comm, void *data, size_t bytes, int root,
-                         struct comm_rows *rows)
-{
-    rows->count = 0;
-    if (root != comm->rank) {
-        post(comm, false, data, bytes, root, TAG_SPREAD, rows);
-        return;
-    }
-    for (int r = 0; r < comm->size; r++) {
-        if (r != root) {
-            post(comm, true, data, bytes, r, TAG_SPREAD, rows);
-        }
     }
 }
 
@@ -419,7 +406,6 @@ static const struct comm_table mpi_table = {.name = "mpi",
                                             .all_gather = all_gather,
                                             .rows_reserve = rows_reserve,
                                             .rows_start = rows_start,
-                                            .spread_start = spread_start,
                                             .rows_test = rows_test,
                                             .rows_finish = rows_finish,
                                             .broadcast = broadcast,

@@ -9,11 +9,10 @@ void comm_self_open(struct comm *world);
 enum status comm_mpi_open(struct comm *world) __attribute__((warn_unused_result));
 
 /* An all-to-all of rows under way. */
-enum { ROWS_ALL = -1, ROWS_SPREAD = -2 };
 struct comm_rows {
     struct comm_rows *next;    /* in one of its group's lists */
     bool marked;               /* comm_device_mark */
-    int root;                  /* of comm_parts_start; ROWS_ALL: of rows, ROWS_SPREAD: of a piece */
+    int root;                  /* of comm_parts_start; -1: of rows */
     int64_t began_ns, done_ns; /* for a trace; done: when it was seen to be; 0: not yet */
     int64_t bytes, layer;      /* that this rank sends; being computed at its start */
     int row;                   /* of the trace; -1: it does not stand there */

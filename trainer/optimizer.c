@@ -374,11 +374,7 @@ static void update(struct share *share, const struct muon *muon)
     if (average != 0 && !(adamw && beside != 0)) {
         offload_pass(model, share->group, OFFLOAD_MASTER | average, average, average_part, share);
     }
-    if (arrival_wanted(model, share->group)) {
-        arrival_start(model, share->group);
-    } else {
-        model_gather(model, share->group, true);
-    }
+    model_gather(model, share->group, true);
 }
 
 void optimizer_step(struct model *model, double norm, double lr, int64_t step)

@@ -44,8 +44,7 @@ double optimizer_reduce(struct model *model);
  * gradients in f32, where they are without (group->grads), for who reads them there. */
 void optimizer_decode(struct model *model, enum param_group group);
 /* Collective. One step at learning rate lr, gradients clipped to optimizer.clip_norm by min(1, c /
- * (norm + 1e-6)); weights are gathered, or start to be (arrival.h). step from 1. Gradients are gone
- * afterwards. */
+ * (norm + 1e-6)); weights are gathered. step from 1. Gradients are gone afterwards. */
 void optimizer_step(struct model *model, double norm, double lr, int64_t step);
 
 /* --- for trainer/muon.c --- */

@@ -353,12 +353,6 @@ static enum status write_trace(struct profile *profile)
     return comm_agree(profile->world, status, NULL);
 }
 
-bool profile_ends(const struct profile *profile, int64_t step)
-{
-    const struct config *config = profile->config;
-    return profile->recording && step >= config->debug.profile_from + config->debug.profile_steps;
-}
-
 enum status profile_step(struct profile *profile, int64_t step)
 {
     if (!asked(profile) || profile->written) {

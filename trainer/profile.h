@@ -45,8 +45,6 @@ struct profile {
  * anything. */
 enum status profile_open(struct profile *profile, struct mesh *mesh, const struct config *config)
     __attribute__((warn_unused_result));
-/* Local. Whether profile_step ends the recording: what is under way shall have ended by then. */
-bool profile_ends(const struct profile *profile, int64_t step);
 /* Collective where the recording begins or ends, else local: at the start of step `step`. Errors,
  * agreed: STATUS_IO, STATUS_RESOURCE. */
 enum status profile_step(struct profile *profile, int64_t step) __attribute__((warn_unused_result));

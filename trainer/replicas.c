@@ -207,7 +207,6 @@ enum status replicas_check(struct replicas *replicas, int64_t step)
 {
     struct model *model = replicas->model;
     const struct region bias = bias_region(model);
-    arrival_finish(model);
     enum status status = all_equal(model, &bias) ? STATUS_OK : tell(replicas, step, &bias);
     for (int g = 0; g < model->params.groups; g++) {
         const struct region group = group_region(model, (enum param_group)g);

@@ -251,7 +251,6 @@ static enum status load_kind(struct model *model, const char *path, enum kind ki
                              const char *name_prefix)
 {
     struct state_slices slices = {0};
-    arrival_finish(model);
     TRY(comm_agree(model->mesh->world, slices_init(&slices, model), NULL));
     add_kind(&slices, model, kind, name_prefix);
     if (kind == KIND_MASTER) {
@@ -294,7 +293,6 @@ enum status state_load_weights(struct model *model, const char *path)
 {
     struct comm *world = model->mesh->world;
     struct state_slices slices = {0};
-    arrival_finish(model);
     TRY(comm_agree(world, slices_init(&slices, model), NULL));
     add_kind(&slices, model, KIND_MASTER, "");
     add_biases(&slices, model);

@@ -376,7 +376,6 @@ static enum status trace_params(struct trace *trace, enum parameter_kind kind)
 {
     struct batch_of_params batch = {0};
     enum status status = STATUS_OK;
-    arrival_finish(trace->model);
     while (batch.end < trace->all.count && status == STATUS_OK && !trace->full) {
         next_batch(trace, &batch);
         batch.hash = calloc((size_t)(batch.end - batch.first) + 1, sizeof *batch.hash);

@@ -390,9 +390,6 @@ static enum status look_after(struct training *t, const struct step_result *resu
 {
     const int64_t step = t->at.step, every = t->config->guard.replicas_every_steps;
     const enum fault_flip flip = fault_flips(t->config->debug.fault, step, t->world->rank);
-    if (t->config->debug.fault != NULL) { /* on all ranks: one of them flips a bit */
-        arrival_finish(&t->model);
-    }
     if (flip != FAULT_NO_FLIP) {
         replicas_flip(&t->model, flip);
     }
@@ -408,9 +405,6 @@ static enum status one_step(struct training *t, double *seconds)
     double valid = NAN;
     int64_t labels = 0;
     watchdog_enter(t->watchdog, WATCHDOG_STEP, step);
-    if (profile_ends(&t->profile, step)) {
-        arrival_finish(&t->model);
-    }
     TRY(profile_step(&t->profile, step));
     describe_profile(t->session, &t->profile, &t->metrics);
     fault_step(config->debug.fault, step, t->world->rank);
@@ -538,7 +532,6 @@ static enum status end_profile(struct training *t, enum status status)
 {
     char message[4096];
     snprintf(message, sizeof message, "%s", status_message());
-    arrival_finish(&t->model);
     const enum status written = profile_end(&t->profile);
     describe_profile(t->session, &t->profile, &t->metrics);
     return status == STATUS_OK ? written : status_lines(status, message);

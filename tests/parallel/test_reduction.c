@@ -81,7 +81,6 @@ static void train(struct comm *world, struct tiny *tiny, const char *text, bool 
         curve->norm[s] = result.grad_norm;
     }
     CHECK(world, spans.count < spans.room);
-    arrival_finish(&tiny->model);
     note_order(order, &spans);
     spans_free(&spans);
 }

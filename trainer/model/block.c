@@ -1,6 +1,5 @@
 #include "trainer/model/block.h"
 
-#include <assert.h>
 #include <string.h>
 
 #include "trainer/model/balance.h"
@@ -14,7 +13,6 @@ struct tensor model_weight(const struct model *model, enum param_group group, in
                            int64_t rows, int64_t cols)
 {
     const struct model_group *own = &model->group[group];
-    assert(arrival_has(own, offset, rows * cols));
     void *data = own->gathered.on ? gathered_place(own, offset, model->act)
                                   : (char *)own->weights + (size_t)offset * dtype_bytes(model->act);
     return tensor_2d(data, model->act, rows, cols);
@@ -278,7 +276,6 @@ static void progress(struct model *model)
     shards_progress(model);
     reduction_progress(model);
     gathered_progress(model);
-    arrival_progress(model);
     mesh_progress(model->mesh);
 }
 

@@ -91,7 +91,6 @@ static bool holds(const struct gathered *gathered, int64_t part)
 
 void gathered_use(struct model *model, int64_t part, int64_t next)
 {
-    arrival_use(model, part);
     for (int g = 0; g < model->params.groups; g++) {
         struct model_group *group = &model->group[g];
         struct gathered *gathered = &group->gathered;
@@ -124,7 +123,6 @@ void gathered_ahead(struct model *model, int64_t part, int64_t next)
 
 void gathered_forget(struct model *model)
 {
-    arrival_finish(model);
     linears_forget(&model->linears);
     for (int g = 0; g < model->params.groups; g++) {
         struct model_group *group = &model->group[g];

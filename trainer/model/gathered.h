@@ -43,11 +43,9 @@ void gathered_layout(struct model_group *group, const struct architecture *arch,
  * memory. */
 void *gathered_place(const struct model_group *group, int64_t offset, enum dtype act);
 
-/* Collective over the replicas of each group; nothing where weights are whole and there, or where
- * the rank has nothing of a part. use, in front of whatever reads a part: `part` is in its window
- * on return, in FP8 with its codes, and `next` (-1: none) on its way where nothing else is; where
- * weights are whole, what is still to come of `part` has come (arrival.h). forget: the weights will
- * change, and nothing of them is under way. */
+/* Collective over the replicas of each group; nothing where weights are whole, or where the rank
+ * has nothing of a part. use: `part` is in its window on return, in FP8 with its codes, and `next`
+ * (-1: none) on its way where nothing else is. forget: the weights have changed. */
 void gathered_use(struct model *model, int64_t part, int64_t next);
 /* The second half alone: `next` is on its way where nothing else is, unless `part`, which is in its
  * window, stands in its place. */

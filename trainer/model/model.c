@@ -395,7 +395,6 @@ static enum status prepare(struct model *model, const struct config *config,
     if (training) {
         TRY(optimizer_init(model));
         TRY(reduction_init(model));
-        TRY(arrival_init(model));
     }
     init_experts(model, mesh);
     TRY(mtp_init(model));
@@ -409,7 +408,6 @@ enum status model_init(struct model *model, const struct config *config, const s
     TRY(reserve(model));
     TRY(reserve_experts(model));
     TRY(reduction_reserve(model));
-    TRY(arrival_reserve(model));
     TRY(lanes_open(model));
     return upload_rope(model);
 }
@@ -437,7 +435,6 @@ void model_free(struct model *model)
     mtp_free(model);
     optimizer_free(model);
     linears_free(&model->linears);
-    arrival_free(model);
     reduction_free(model);
     for (int g = 0; g < PARAM_GROUPS; g++) {
         zero_free(&model->group[g].zero);
@@ -555,7 +552,6 @@ static void initialize_part(void *context, const struct offload_part *part)
 
 void model_initialize(struct model *model)
 {
-    arrival_finish(model);
     offload_wait(model);
     zero_moments(model);
     for (int g = 0; g < model->params.groups; g++) {

@@ -17,7 +17,6 @@
 #include "parallel/tensor.h"
 #include "parallel/zero.h"
 #include "trainer/config/config.h"
-#include "trainer/model/arrival.h"
 #include "trainer/model/attention.h"
 #include "trainer/model/balance.h"
 #include "trainer/model/context.h"
@@ -48,7 +47,6 @@ struct model_group {
     int64_t *sums; /* [zero.count] gradients as integers (gradients.h), else NULL, as grads */
     struct shards shards; /* on: where these add up instead */
     struct reduction reduction;
-    struct arrival arrival;
     float *shard; /* [zero.share] this rank's share of the summed gradients, in f32: a view into
                      grads, or, where shards.on, memory of its own */
     int64_t *shard_sums; /* [zero.share] the same in integers, where shards.on; else NULL */

@@ -44,8 +44,7 @@ static double time_between(const struct planner *p, const struct replicated *of,
 }
 
 /* Whole gradients to their owners, weights back: both once a step; gradients a block at a time,
- * each to one rank, beside the last micro-batch's backward where training does so (reduction.h).
- * What a CPU hides of either is not counted. */
+ * each to one rank, beside the last micro-batch's backward where training does so (reduction.h). */
 static void time_whole(const struct planner *p, int64_t rank, const struct replicated *of,
                        struct dense_time *time)
 {
