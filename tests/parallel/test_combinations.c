@@ -2,8 +2,8 @@
  * list of pp x tp x cp x ep x etp x zero, schedules of pipelines taken in turn; tiny DeepSeek-V3
  * (dense first layer, selection bias, multi-token prediction) and Mixtral. What the list holds to
  * be legal must open. In FP8 too: a sample of those that leave parts of 128. Checkpoints pass from
- * some layouts to the next of them. A sample of the list, a larger one with SWITCHYARD_FULL=1, all
- * of it with SWITCHYARD_ALL=1. SWITCHYARD_SEED: another sample.
+ * some layouts to the next of them. A sample of the list, all of it with SWITCHYARD_FULL=1.
+ * SWITCHYARD_SEED: another sample.
  */
 #include <math.h>
 
@@ -14,6 +14,7 @@ enum { STEPS = 10, SAMPLE = 12, MOST = 2048, RANKS = 8 };
 struct division {
     int pp, tp, cp, ep, etp, zero;
     int schedule; /* of schedules; 0 with one stage */
+    int batch;    /* of batches */
     bool v3;
 };
 
@@ -74,11 +75,27 @@ static int depth_of(const struct division *l)
     return l->pp == 1 ? 0 : l->pp == 2 ? 1 : 2;
 }
 
+/* Micro-batches of a step: of one sequence, so many for a rank of dp as show what adding up and
+ * filling stages may break. */
+enum { BATCHES = 3 };
+static const int batches[BATCHES] = {2, 4, 8};
+static const char *const batch_keys[BATCHES] = {"train.global_batch=2", "train.global_batch=4",
+                                                "train.global_batch=8"};
+
+static int batch_of(const struct division *l, int ranks)
+{
+    const int dp = ranks / (l->pp * l->tp * l->cp), own = l->pp > 2 ? 8 : 2 * l->pp;
+    int batch = 0;
+    while (batch < BATCHES - 1 && batches[batch] < own * dp) {
+        batch++;
+    }
+    return batch;
+}
+
 /* The next that the layout has blocks and micro-batches for. */
 static void next_schedule(struct division *l, int ranks, int *turn)
 {
-    enum { BATCHES = 8 };
-    const int own = BATCHES * l->pp * l->tp * l->cp / ranks, /* of a rank of dp */
+    const int own = batches[l->batch] * l->pp * l->tp * l->cp / ranks, /* of a rank of dp */
         blocks = 2 << depth_of(l);
     bool fits = l->pp == 1;
     l->schedule = 0;
@@ -105,6 +122,7 @@ static int generate(struct division *list, int ranks)
         if (ranks % dense != 0 || ranks % expert != 0) {
             continue;
         }
+        l.batch = batch_of(&l, ranks);
         next_schedule(&l, ranks, &turn);
         if (legal(&l, ranks) && count < MOST) {
             list[count++] = l;
@@ -127,8 +145,9 @@ static int draw(struct division *list, int count, int keep)
     return keep < count ? keep : count;
 }
 
-static const char *const sizes[] = {"model.initializer_range=0.1", "train.sequence_length=32",
-                                    "train.micro_batch=1", "train.global_batch=8"};
+enum { SIZES = 3 };
+static const char *const sizes[SIZES] = {"model.initializer_range=0.1", "train.sequence_length=32",
+                                         "train.micro_batch=1"};
 
 static enum status open_model(struct comm *world, struct tiny *tiny, const struct division *l,
                               int depth, const struct way *way)
@@ -149,9 +168,10 @@ static enum status open_model(struct comm *world, struct tiny *tiny, const struc
     for (int i = 0; i < 4 && kind->more[i] != NULL; i++) {
         overrides[count++] = kind->more[i];
     }
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < SIZES; i++) {
         overrides[count++] = sizes[i];
     }
+    overrides[count++] = batch_keys[l->batch];
     for (int i = 0; way->coded && i < CODED && kind->coded[i] != NULL; i++) {
         overrides[count++] = kind->coded[i];
     }
@@ -185,39 +205,45 @@ static void step(struct comm *world, struct tiny *tiny, int steps, struct curve 
     }
 }
 
-/* Families and depths are models of their own. */
-enum { MODELS = 2 * DEPTHS };
+/* Families and depths are models of their own; with a batch, curves. */
+enum { MODELS = 2 * DEPTHS, CURVES = MODELS * BATCHES };
 
 static int model_of(const struct division *l)
 {
     return DEPTHS * l->v3 + depth_of(l);
 }
 
-/* want[MODELS] <- the curves of the models that the layouts have, each of one rank in a world of
- * its own: as many at a time as there are ranks. */
+static int curve_of(const struct division *l)
+{
+    return BATCHES * model_of(l) + l->batch;
+}
+
+/* want[CURVES] <- the curves that the layouts have, each of one rank in a world of its own: as many
+ * at a time as there are ranks. */
 static void train_alone(struct comm *world, const struct division *list, int count,
                         const struct way *way, struct curve *want)
 {
     static struct tiny tiny;
     struct comm alone = {0};
-    int trained = 0, by[MODELS];
+    int trained = 0, by[CURVES];
     comm_split(world, world->rank, 0, &alone);
     CHECK_EQUAL(world, alone.size, 1);
-    for (int m = 0; m < MODELS; m++) {
-        const struct division one = {1, 1, 1, 1, 1, 1, 0, m / DEPTHS == 1};
+    for (int m = 0; m < CURVES; m++) {
+        const int model = m / BATCHES;
+        const struct division one = {1, 1, 1, 1, 1, 1, 0, m % BATCHES, model / DEPTHS == 1};
         by[m] = -1;
         for (int i = 0; i < count && by[m] < 0; i++) {
-            by[m] = model_of(&list[i]) == m ? trained++ % world->size : -1;
+            by[m] = curve_of(&list[i]) == m ? trained++ % world->size : -1;
         }
         want[m] = (struct curve){0};
         if (by[m] == world->rank) {
-            CHECK(world, open_model(&alone, &tiny, &one, m % DEPTHS, way) == STATUS_OK);
+            CHECK(world, open_model(&alone, &tiny, &one, model % DEPTHS, way) == STATUS_OK);
             step(&alone, &tiny, way->steps, &want[m]);
             tiny_close(&tiny);
         }
     }
     comm_free(&alone);
-    for (int m = 0; m < MODELS; m++) {
+    for (int m = 0; m < CURVES; m++) {
         if (by[m] >= 0) {
             comm_broadcast(world, &want[m], sizeof want[m], by[m]);
         }
@@ -327,11 +353,10 @@ static void finish(struct comm *world, const struct way *way, const struct tally
     CHECK_EQUAL(world, tally->wrong, 0);
 }
 
-/* How many of the list: a few in ./check, more in ./check --full, where two ranks try all. */
+/* How many of the list: a few in ./check, in ./check --full more, or all. */
 static int wanted(int few, int many)
 {
-    const char *all = getenv("SWITCHYARD_ALL");
-    return all != NULL && strcmp(all, "1") == 0 ? MOST : axis_full() ? many : few;
+    return axis_full() ? many : few;
 }
 
 static void test_losses(struct comm *world)
@@ -339,18 +364,16 @@ static void test_losses(struct comm *world)
     static struct division list[MOST];
     struct tally tally = {0};
     struct relay relay[MODELS] = {0};
-    struct curve want[MODELS];
+    struct curve want[CURVES];
     const int few = world->size == RANKS ? SAMPLE : SAMPLE / 4,
-              count = draw(list, generate(list, world->size),
-                           wanted(few, world->size == 2 ? MOST : 2 * SAMPLE));
+              count = draw(list, generate(list, world->size), wanted(few, MOST));
     for (int m = 0; m < MODELS; m++) {
         axis_folder(world, relay[m].folder, sizeof relay[m].folder);
     }
     train_alone(world, list, count, &in_fp32, want);
     for (int i = 0; i < count; i++) {
-        const int model = model_of(&list[i]);
-        struct relay *passing = i % (axis_full() ? 29 : 4) == 0 ? &relay[model] : NULL;
-        try_layout(world, &list[i], &want[model], &in_fp32, passing, &tally);
+        struct relay *passing = i % (axis_full() ? 29 : 4) == 0 ? &relay[model_of(&list[i])] : NULL;
+        try_layout(world, &list[i], &want[curve_of(&list[i])], &in_fp32, passing, &tally);
     }
     for (int m = 0; m < MODELS; m++) {
         axis_folder_end(world, relay[m].folder);
@@ -363,11 +386,11 @@ static void try_some(struct comm *world, struct division *list, int count, int k
                      const struct way *way)
 {
     struct tally tally = {0};
-    struct curve want[MODELS];
+    struct curve want[CURVES];
     const int kept = draw(list, count, keep);
     train_alone(world, list, kept, way, want);
     for (int i = 0; i < kept; i++) {
-        try_layout(world, &list[i], &want[model_of(&list[i])], way, NULL, &tally);
+        try_layout(world, &list[i], &want[curve_of(&list[i])], way, NULL, &tally);
     }
     finish(world, way, &tally);
 }
@@ -390,7 +413,7 @@ static void test_same_bits(struct comm *world)
     static struct division list[MOST];
     const int count = keep_parts(list, generate(list, world->size), 1, 1, 1),
               few = world->size == RANKS ? SAMPLE / 4 : 1;
-    try_some(world, list, count, wanted(few, world->size == 2 ? MOST : SAMPLE / 2), &same_bits);
+    try_some(world, list, count, wanted(few, MOST), &same_bits);
     try_some(world, list, count, wanted(1, 2), &same_codes);
 }
 
@@ -410,10 +433,10 @@ static void test_verify(struct comm *world)
         struct division division;
         size_t group;
     } cases[] = {
-        {{1, 1, 1, 1, 1, 1, 0, true}, offsetof(struct mesh, stage)}, /* dense, of dp */
-        {{1, 1, 1, 1, 1, 1, 0, false}, offsetof(struct mesh, edp)},
-        {{1, 1, 1, 2, 1, 1, 0, false}, offsetof(struct mesh, edp)},
-        {{1, 1, 1, 1, 2, 1, 0, true}, offsetof(struct mesh, edp)},
+        {{1, 1, 1, 1, 1, 1, 0, 2, true}, offsetof(struct mesh, stage)}, /* dense, of dp */
+        {{1, 1, 1, 1, 1, 1, 0, 2, false}, offsetof(struct mesh, edp)},
+        {{1, 1, 1, 2, 1, 1, 0, 2, false}, offsetof(struct mesh, edp)},
+        {{1, 1, 1, 1, 2, 1, 0, 2, true}, offsetof(struct mesh, edp)},
     };
     static struct tiny tiny;
     char folder[64];
