@@ -184,12 +184,12 @@ static const char *loops(void)
 }
 
 /* Products by our own kernel for AVX-512, where it is faster than oneDNN's. */
-static enum cpu_wide choose_wide(void)
+static enum cpu_wide wide_products(const struct cpu_device *device)
 {
-    return onednn_has_amx()                          ? CPU_WIDE_OFF
-           : tile_pairs_pay() && onednn_allows(true) ? CPU_WIDE_PAIRS
-           : tile_has_wide() && onednn_allows(false) ? CPU_WIDE_WIDENED
-                                                     : CPU_WIDE_OFF;
+    return device->onednn == NULL || onednn_has_amx() ? CPU_WIDE_OFF
+           : device->attention == ATTENTION_PAIRS     ? CPU_WIDE_PAIRS
+           : device->vectors                          ? CPU_WIDE_WIDENED
+                                                      : CPU_WIDE_OFF;
 }
 
 /* oneDNN where it keeps what gemm.h promises. */
@@ -212,7 +212,7 @@ static void open_onednn(struct cpu_device *device, bool layout)
     device->attention = tile_pairs_pay() && onednn_allows(true) ? ATTENTION_PAIRS
                         : device->vectors                       ? ATTENTION_WIDE
                                                                 : ATTENTION_NARROW;
-    device->wide = device->onednn != NULL ? choose_wide() : CPU_WIDE_OFF;
+    device->wide = wide_products(device);
     device_fact(info, "onednn", "%s", version);
     device_fact(info, "isa", "%s", onednn_isa());
     static const char *const own[] = {

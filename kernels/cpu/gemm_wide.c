@@ -164,22 +164,15 @@ KERNEL(kernel_f32, false)
  * are 0. */
 WIDE_INLINE static __m256i narrow(bool pairs, __m512 x)
 {
-    if (pairs) {
-        return (__m256i)_mm512_cvtneps_pbh(x);
-    }
-    const __m512i bits = _mm512_castps_si512(x), one = _mm512_set1_epi32(1);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
-    const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
-    const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_blend_epi32(nan, up, quiet), 16));
+    return pairs ? (__m256i)_mm512_cvtneps_pbh(x)
+                 : _mm512_cvtepi32_epi16(_mm512_srli_epi32(wide_round_bf16(x), 16));
 }
 
 /* A row of sums to where it belongs. */
 WIDE static void finish_row(void *c, const struct gemm *g, const float *acc, int64_t count)
 {
     for (int64_t j = 0; j < count; j += LANES) {
-        const __mmask16 some = first_lanes(count - j);
+        const __mmask16 some = wide_first(count - j);
         __m512 sum = _mm512_loadu_ps(acc + j);
         if (g->c_dtype == DTYPE_F32) {
             float *out = (float *)c + j;
@@ -188,7 +181,7 @@ WIDE static void finish_row(void *c, const struct gemm *g, const float *acc, int
             continue;
         }
         uint16_t *out = (uint16_t *)c + j;
-        sum = g->add ? _mm512_add_ps(widen(some, out), sum) : sum;
+        sum = g->add ? _mm512_add_ps(wide_load_bf16(out, some), sum) : sum;
         _mm256_mask_storeu_epi16(out, some, narrow(g->way == GEMM_PAIRS, sum));
     }
 }
@@ -205,7 +198,7 @@ WIDE static void finish_fixed(int64_t *c, const float *acc, int64_t count,
     const __m512 scale = _mm512_set1_ps(fixed->scale), limit = _mm512_set1_ps(fixed->limit),
                  most = _mm512_set1_ps(FLT_MAX);
     for (int64_t j = 0; j < count; j += LANES) {
-        const __mmask16 some = first_lanes(count - j);
+        const __mmask16 some = wide_first(count - j);
         const __m512 sum = _mm512_loadu_ps(acc + j), value = _mm512_mul_ps(sum, scale);
         const __mmask16 kept =
             _mm512_mask_cmp_ps_mask(some, _mm512_abs_ps(value), limit, _CMP_LE_OQ);
@@ -290,8 +283,8 @@ WIDE static struct left widen_rows(float *to, struct left from, int64_t rows, in
 {
     for (int64_t r = 0; r < rows; r++) {
         for (int64_t w = 0; w < words; w += LANES) {
-            const char *at = from.data + r * from.row + w * from.step;
-            _mm512_storeu_ps(to + r * WIDENED_ROW + w, widen(first_lanes(words - w), at));
+            const void *at = from.data + r * from.row + w * from.step;
+            _mm512_storeu_ps(to + r * WIDENED_ROW + w, wide_load_bf16(at, wide_first(words - w)));
         }
     }
     return (struct left){(const char *)to, WIDENED_ROW * WORD, WORD};
@@ -427,46 +420,78 @@ static size_t round_floats(size_t floats)
     return (floats + LANES - 1) / LANES * LANES;
 }
 
-/* All slabs of all products, in order, with their phases; returns how many. Neighbouring phases
- * have different buffers of 2 * PHASE_BYTES or of the largest part, behind them stand B's packed
- * whole and what tasks pack for themselves. */
+/* B's packed whole is not with A in a phase's buffer, but in one that lasts for several phases. */
+static bool is_divided(const struct gemm *g)
+{
+    const size_t both = round_floats(part_floats(g)) + round_floats(whole_floats(g));
+    return packs_a(g) && (slab_side(g) > slab_lines(g) || both > PHASE_BYTES / WORD);
+}
+
+/* Of a phase's buffer that a slab takes. */
+static size_t slab_floats(const struct gemm *g)
+{
+    return round_floats(part_floats(g)) + (is_divided(g) ? 0 : round_floats(whole_floats(g)));
+}
+
+/* Where slabs are packed, floats: neighbouring phases have different buffers, and so have
+ * neighbouring products that are divided; behind them stands what tasks pack for themselves. The
+ * caches hold what was packed until it is multiplied. */
+struct room {
+    size_t phase, whole, own;
+    int64_t slabs, divided;
+};
+
+static struct room room_for(const struct device *device, const struct gemm *batch, int64_t count)
+{
+    struct room room = {.phase = PHASE_BYTES / WORD};
+    for (int64_t i = 0; i < count; i++) {
+        const size_t floats = slab_floats(&batch[i]),
+                     whole = is_divided(&batch[i]) ? round_floats(whole_floats(&batch[i])) : 0;
+        room.divided += is_divided(&batch[i]) ? 1 : 0;
+        room.slabs += up(slab_side(&batch[i]), slab_lines(&batch[i]));
+        room.phase = floats > room.phase ? floats : room.phase;
+        room.whole = whole > room.whole ? whole : room.whole;
+        room.own = packs_alone(&batch[i]) ? (size_t)device->threads * TILE_N * KW : room.own;
+    }
+    return room;
+}
+
+/* All slabs of all products, in order, with their phases; returns how many. */
 static int64_t make_slabs(struct device *device, struct slab **out, const struct gemm *batch,
                           int64_t count)
 {
-    size_t part = 0, whole = 0, own = 0;
-    int64_t slabs = 0, phase = 0;
-    for (int64_t i = 0; i < count; i++) {
-        const size_t floats = round_floats(part_floats(&batch[i]));
-        slabs += up(slab_side(&batch[i]), slab_lines(&batch[i]));
-        part = floats > part ? floats : part;
-        own = packs_alone(&batch[i]) ? (size_t)device->threads * TILE_N * KW : own;
-        whole += round_floats(whole_floats(&batch[i]));
-    }
-    const size_t room = part > PHASE_BYTES / WORD ? part : PHASE_BYTES / WORD;
-    float *memory = cpu_scratch(device, CPU_SLOT_GEMM, (2 * room + whole + own) * sizeof *memory),
-          *next_whole = memory + 2 * room;
-    struct slab *slab = cpu_scratch(device, CPU_SLOT_SLAB, (size_t)slabs * sizeof *slab);
+    const struct room room = room_for(device, batch, count);
+    const size_t wholes = (size_t)least(room.divided, 2) * room.whole;
+    float *const memory = cpu_scratch(device, CPU_SLOT_GEMM,
+                                      (2 * room.phase + wholes + room.own) * sizeof *memory),
+                 *const behind = memory + 2 * room.phase;
+    struct slab *slab = cpu_scratch(device, CPU_SLOT_SLAB, (size_t)room.slabs * sizeof *slab);
     size_t used = 0;
+    int64_t phase = 0, divided = 0;
     *out = slab;
     for (int64_t i = 0; i < count; i++) {
         const struct gemm *g = &batch[i];
-        const size_t floats = round_floats(part_floats(g));
+        const bool alone = is_divided(g);
+        const size_t floats = slab_floats(g);
+        divided += alone ? 1 : 0;
         for (int64_t first = 0; first < slab_side(g); first += slab_lines(g)) {
-            if (used + floats > room) {
+            /* One divided product in a phase: two buffers are enough for their B. */
+            if (used + floats > room.phase || (alone && first == 0)) {
                 used = 0;
                 phase++;
             }
             *slab = slab_at(g, first);
             slab->phase = phase;
-            slab->part = memory + (phase % 2 != 0 ? room : 0) + used;
-            slab->whole = next_whole;
-            slab->own = memory + 2 * room + whole;
+            slab->part = memory + (size_t)(phase % 2) * room.phase + used;
+            slab->whole =
+                alone ? behind + (size_t)((divided - 1) % least(room.divided, 2)) * room.whole
+                      : slab->part + round_floats(part_floats(g));
+            slab->own = behind + wholes;
             used += floats;
             slab++;
         }
-        next_whole += round_floats(whole_floats(g));
     }
-    return slabs;
+    return room.slabs;
 }
 
 /* Slabs [first, end) of a phase. */

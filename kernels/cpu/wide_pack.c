@@ -9,7 +9,7 @@ WIDE static void pack_rows_pairs(float *out, int64_t out_row, int64_t room,
                                  const struct operand *from, const char *at, int64_t lines)
 {
     const __mmask32 in = lines >= 32 ? 0xffffffffU : (1U << lines) - 1;
-    const __mmask16 low = first_lanes(room), high = first_lanes(room - LANES);
+    const __mmask16 low = wide_first(room), high = wide_first(room - LANES);
     const __m512i low_order =
         _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
                          37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
@@ -27,14 +27,14 @@ WIDE static void pack_rows_pairs(float *out, int64_t out_row, int64_t room,
 /* Words that are f32 are loaded as they are, or widened. */
 WIDE_INLINE static __m512 load_word(enum gemm_way way, __mmask16 some, const void *from)
 {
-    return way == GEMM_WIDENED ? widen(some, from) : _mm512_maskz_loadu_ps(some, from);
+    return way == GEMM_WIDENED ? wide_load_bf16(from, some) : _mm512_maskz_loadu_ps(some, from);
 }
 
 WIDE static void pack_rows_f32(float *out, int64_t out_row, int64_t room,
                                const struct operand *from, const char *at, int64_t lines)
 {
-    const __mmask16 in[2] = {first_lanes(lines), first_lanes(lines - LANES)};
-    const __mmask16 to[2] = {first_lanes(room), first_lanes(room - LANES)};
+    const __mmask16 in[2] = {wide_first(lines), wide_first(lines - LANES)};
+    const __mmask16 to[2] = {wide_first(room), wide_first(room - LANES)};
     for (int64_t k = 0; k < from->k; k++, out += out_row) {
         const char *row = at + k * from->step;
         const char *next = row + LANES * operand_bytes(from->way);
@@ -78,13 +78,14 @@ WIDE static void pack_lines(float *out, int64_t out_row, const struct operand *f
     const int64_t words = from->k / word_elements(from->way),
                   bytes = operand_bytes(from->way) * word_elements(from->way);
     for (int64_t w = 0; w < words; w += LANES) {
-        const __mmask16 some = first_lanes(words - w);
+        const __mmask16 some = wide_first(words - w);
         __m512i r[LANES];
         for (int i = 0; i < LANES; i++) {
             const char *line = at + i * from->line + w * bytes;
-            r[i] = i >= lines                  ? _mm512_setzero_si512()
-                   : from->way == GEMM_WIDENED ? _mm512_castps_si512(widen(some, line))
-                                               : _mm512_maskz_loadu_epi32(some, line);
+            r[i] = i >= lines ? _mm512_setzero_si512()
+                   : from->way == GEMM_WIDENED
+                       ? _mm512_castps_si512(wide_load_bf16((const void *)line, some))
+                       : _mm512_maskz_loadu_epi32(some, line);
             /* The next panel's: a line is too short for the hardware to see a stream. */
             _mm_prefetch(line + LANES * from->line, _MM_HINT_T0);
         }

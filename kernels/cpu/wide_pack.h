@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/wide_math.h"
 
 /* Bytes of a word; words of a vector; columns of a panel of B. */
 enum { WORD = 4, LANES = 16, COLS = 32 };
@@ -16,12 +17,6 @@ enum { WORD = 4, LANES = 16, COLS = 32 };
 /* Any AVX-512: instructions of AVX512_BF16 come by their intrinsics alone, on the way of pairs. */
 #define WIDE __attribute__((target("arch=x86-64-v4,avx512bf16")))
 #define WIDE_INLINE __attribute__((target("arch=x86-64-v4,avx512bf16"), always_inline)) inline
-
-/* The first `count` of 16 lanes. */
-WIDE_INLINE static __mmask16 first_lanes(int64_t count)
-{
-    return (__mmask16)(count >= LANES ? 0xffff : count <= 0 ? 0 : (1 << count) - 1);
-}
 
 /* One operand: `lines` of it lie side by side in a panel. Bytes from one line to the next, and from
  * one k to the next; one of the two is an element. */
@@ -40,13 +35,6 @@ static inline int64_t operand_bytes(enum gemm_way way)
 static inline int64_t word_elements(enum gemm_way way)
 {
     return way == GEMM_PAIRS ? 2 : 1;
-}
-
-/* The chosen ones of 16 bf16, as f32; of the others 0. */
-WIDE_INLINE static __m512 widen(__mmask16 some, const void *from)
-{
-    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, from));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
 
 /* Lines [first, first + width) side by side, zeros beyond the last: out[words][width]. width a
