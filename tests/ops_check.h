@@ -360,6 +360,16 @@ static inline void check_set_way(const struct check *c, int pass)
                                                               : ATTENTION_PAIRS;
 }
 
+/* Whether loops go by the vectors written for them, where the processor has them, or by the
+ * compiler's; returns how they went. */
+static inline bool check_set_vectors(const struct check *c, bool vectors)
+{
+    struct cpu_device *self = cpu_device_of(c->device);
+    const bool before = self->vectors;
+    self->vectors = vectors;
+    return before;
+}
+
 /* One case with one thread, then with two. */
 static inline void check_passes(struct check *c, void (*run)(struct check *, const void *),
                                 const void *args)

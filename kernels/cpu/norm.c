@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cpu/rows_wide.h"
 
 enum { BLOCK = 64, LANES = 16 };
 
@@ -61,11 +62,35 @@ float cpu_norm_row(float *y, float *row, const struct norm_row *from, const floa
     return rstd;
 }
 
+static uint16_t *row_bf16(struct tensor t, int64_t n)
+{
+    return t.data == NULL ? NULL : (uint16_t *)t.data + n * t.dim[1];
+}
+
+/* The same of bf16 in vectors. */
+static float wide_row(struct tensor y, float *row, const struct norm_row *from, const float *w,
+                      int64_t n)
+{
+    const int64_t width = from->x.dim[1];
+    const float squares = rows_wide_add(row, row_bf16(from->sum, n), row_bf16(from->x, n),
+                                        row_bf16(from->delta, n), width);
+    const float rstd = 1.0F / sqrtf(squares / (float)width + from->eps);
+    rows_wide_normalize(row_bf16(y, n), row, w, rstd, width);
+    return rstd;
+}
+
+static bool is_bf16(struct tensor t)
+{
+    return t.data == NULL || t.dtype == DTYPE_BF16;
+}
+
 void cpu_norm_forward(struct device *device, struct tensor y, struct tensor sum, float *rstd,
                       struct tensor x, struct tensor delta, struct tensor w, float eps)
 {
     const struct norm_row from = {x, delta, sum, eps, y.dtype};
     const int64_t rows = x.dim[0], width = x.dim[1];
+    const bool wide = cpu_device_of(device)->vectors && is_bf16(x) && is_bf16(y) &&
+                      is_bf16(delta) && (delta.data == NULL || is_bf16(sum));
     assert(width <= NORM_MAX_WIDTH && tensor_count(&w) == width && y.dim[0] == rows);
 #pragma omp parallel num_threads(device->threads)
     {
@@ -73,6 +98,10 @@ void cpu_norm_forward(struct device *device, struct tensor y, struct tensor sum,
         row_load(weight, w.data, w.dtype, 0, width);
 #pragma omp for schedule(static)
         for (int64_t n = 0; n < rows; n++) {
+            if (wide) {
+                rstd[n] = wide_row(y, row, &from, weight, n);
+                continue;
+            }
             rstd[n] = cpu_norm_row(out, row, &from, weight, n);
             row_store(y.data, y.dtype, n * width, out, width);
         }
@@ -99,6 +128,7 @@ void cpu_norm_backward(struct device *device, struct tensor dx, struct tensor dw
                        struct tensor x, const float *rstd, struct tensor w)
 {
     const int64_t rows = x.dim[0], width = x.dim[1], blocks = (rows + BLOCK - 1) / BLOCK;
+    const bool wide = cpu_device_of(device)->vectors && is_bf16(dx) && is_bf16(dy) && is_bf16(x);
     float *partial =
         cpu_scratch(device, CPU_SLOT_OTHER, (size_t)(blocks * width) * sizeof *partial);
     assert(width <= NORM_MAX_WIDTH && dw.dtype == DTYPE_F32);
@@ -115,6 +145,12 @@ void cpu_norm_backward(struct device *device, struct tensor dx, struct tensor dw
         for (int64_t block = 0; block < blocks;
              block++) { /* fixed blocks: the same sums for any thread count */
             for (int64_t n = block * BLOCK; n < rows && n < (block + 1) * BLOCK; n++) {
+                if (wide) {
+                    rows_wide_norm_backward(row_bf16(dx, n), partial + block * width,
+                                            row_bf16(dy, n), row_bf16(x, n), weight, rstd[n],
+                                            width);
+                    continue;
+                }
                 row_load(gx, dx.data, dx.dtype, n * width, width);
                 row_load(gy, dy.data, dy.dtype, n * width, width);
                 row_load(in, x.data, x.dtype, n * width, width);

@@ -3,6 +3,7 @@
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/rows.h"
+#include "kernels/cpu/rows_wide.h"
 
 enum { PART = CPU_COMBINE_PART };
 
@@ -46,9 +47,16 @@ void cpu_combine_rows(struct device *device, struct tensor y, struct tensor x,
                       const int32_t *slot_row, const float *weight, int64_t top_k)
 {
     const int64_t width = y.dim[1];
+    const bool wide =
+        cpu_device_of(device)->vectors && y.dtype == DTYPE_BF16 && x.dtype == DTYPE_BF16;
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t n = 0; n < y.dim[0]; n++) {
         float sum[PART], in[PART];
+        if (wide) {
+            rows_wide_combine((uint16_t *)y.data + n * width, x.data, slot_row + n * top_k,
+                              weight != NULL ? weight + n * top_k : NULL, top_k, width);
+            continue;
+        }
         for (int64_t i = 0; i < width; i += PART) {
             const int64_t count = width - i < PART ? width - i : PART;
             memset(sum, 0, sizeof sum);
@@ -92,16 +100,26 @@ void cpu_combine_rows_backward(struct device *device, struct tensor dx, float *d
                                const float *weight, int64_t top_k)
 {
     const int64_t width = dy.dim[1];
+    const bool wide = cpu_device_of(device)->vectors && dy.dtype == DTYPE_BF16 &&
+                      x.dtype == DTYPE_BF16 && (dx.data == NULL || dx.dtype == DTYPE_BF16);
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t slot = 0; slot < dy.dim[0] * top_k; slot++) {
         float grad[PART], in[PART], out[PART], sum = 0;
         for (int64_t i = 0; i < width && slot_row[slot] >= 0; i += PART) {
-            const int64_t count = width - i < PART ? width - i : PART;
-            row_load(grad, dy.data, dy.dtype, slot / top_k * width + i, count);
-            row_load(in, x.data, x.dtype, slot_row[slot] * width + i, count);
+            const int64_t count = width - i < PART ? width - i : PART,
+                          from = slot / top_k * width + i, at = slot_row[slot] * width + i;
+            if (wide) {
+                uint16_t *to = dx.data != NULL ? (uint16_t *)dx.data + at : NULL;
+                sum +=
+                    rows_wide_combine_backward(to, (const uint16_t *)dy.data + from,
+                                               (const uint16_t *)x.data + at, weight[slot], count);
+                continue;
+            }
+            row_load(grad, dy.data, dy.dtype, from, count);
+            row_load(in, x.data, x.dtype, at, count);
             sum += cpu_combine_backward_part(out, grad, in, weight[slot], count);
             if (dx.data != NULL) {
-                row_store(dx.data, dx.dtype, slot_row[slot] * width + i, out, count);
+                row_store(dx.data, dx.dtype, at, out, count);
             }
         }
         dweight[slot] = sum;

@@ -52,8 +52,12 @@ WIDE_MATH __m512i wide_narrow(__m512 low, __m512 high)
 /* and `some` of one. */
 WIDE_MATH void wide_store_some(uint16_t *out, __m512 x, __mmask16 some)
 {
-    _mm256_mask_storeu_epi16(out, some,
-                             _mm512_cvtepi32_epi16(_mm512_srli_epi32(wide_round_bf16(x), 16)));
+    const __m256i bf16 = _mm512_cvtepi32_epi16(_mm512_srli_epi32(wide_round_bf16(x), 16));
+    if (some == 0xffffU) { /* without a mask: quicker */
+        _mm256_storeu_si256((__m256i *)(void *)out, bf16);
+    } else {
+        _mm256_mask_storeu_epi16(out, some, bf16);
+    }
 }
 
 /* 1 / (1 + e^-x), e^-x as fast_exp makes it. */

@@ -80,6 +80,16 @@ static void run_norm_forward(struct check *c, const void *args)
         check_close(c, "sum", sum, fused ? in : untouched, 0); /* acc 0: one exact store */
         check_close(c, "rstd", rstd, rstd_expected, sum_error(s->width));
         check_norm_rows(c, y, in, &rstd, weight);
+        const struct tensor other = check_tensor(c, "y", c->dtype, s->rows, s->width),
+                            as_sum = check_tensor(c, "sum", c->dtype, s->rows, s->width),
+                            as_rstd = check_tensor(c, "rstd", DTYPE_F32, s->rows, 1);
+        const bool vectors = check_set_vectors(c, false);
+        c->ops->norm_forward(c->device, other, as_sum, as_rstd.data, x, fused ? delta : none, w,
+                             EPS);
+        check_set_vectors(c, vectors);
+        check_exact(c, "y", other, y, "depends on vectors");
+        check_exact(c, "sum", as_sum, sum, "depends on vectors");
+        check_exact(c, "rstd", as_rstd, rstd, "depends on vectors");
         for (int i = 0; i < CHECK_PARTS; i++) {
             const struct check_part p = check_part(s->rows, i);
             const struct tensor part = check_tensor(c, "y", c->dtype, p.count, s->width),
@@ -139,8 +149,9 @@ static void run_norm_backward(struct check *c, const void *args)
                         x = check_random(c, "x", c->dtype, s->rows, s->width, 1),
                         w = check_random(c, "w", c->dtype, 1, s->width, 1),
                         before = check_random(c, "dx", c->dtype, s->rows, s->width, 1),
-                        dx = check_copy(c, "dx", before),
-                        dw = check_random(c, "dw", DTYPE_F32, 1, s->width, 1);
+                        dx = check_copy(c, "dx", before), other_dx = check_copy(c, "dx", before),
+                        dw = check_random(c, "dw", DTYPE_F32, 1, s->width, 1),
+                        other_dw = check_copy(c, "dw", dw);
     struct tensor rstd = check_tensor(c, "rstd", DTYPE_F32, s->rows, 1);
     const struct norm r = {s, check_values(c, dy), check_values(c, x), check_values(c, w)};
     double *dx_expected = check_values(c, dx), *dw_expected = check_values(c, dw),
@@ -153,6 +164,11 @@ static void run_norm_backward(struct check *c, const void *args)
     c->ops->norm_backward(c->device, dx, dw, dy, x, rstd.data, w);
     check_close(c, "dx", dx, dx_expected, sum_error(s->width));
     check_close(c, "dw", dw, dw_expected, sum_error(s->rows));
+    const bool vectors = check_set_vectors(c, false);
+    c->ops->norm_backward(c->device, other_dx, other_dw, dy, x, rstd.data, w);
+    check_set_vectors(c, vectors);
+    check_exact(c, "dx", other_dx, dx, "depends on vectors");
+    check_exact(c, "dw", other_dw, dw, "depends on vectors");
     check_gradient(c, "dx", dx, dx_before, r.x, norm_loss, &r, sum_error(s->width));
     check_gradient(c, "dw", dw, dw_before, r.w, norm_loss, &r, sum_error(s->rows));
     for (int i = 0; i < CHECK_PARTS; i++) {

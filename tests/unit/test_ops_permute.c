@@ -114,6 +114,12 @@ static void run_combine(struct check *c, const void *args)
                          s->top_k);
     c->floor = 1; /* of the terms, which may cancel */
     check_close(c, "y", y, expected, CHECK_U * (1 + (double)s->top_k));
+    const struct tensor other = check_tensor(c, "y", c->dtype, s->tokens, s->width);
+    const bool vectors = check_set_vectors(c, false);
+    c->ops->combine_rows(c->device, other, x, p.slot_row.data, s->weighted ? weight.data : NULL,
+                         s->top_k);
+    check_set_vectors(c, vectors);
+    check_exact(c, "y", other, y, "depends on vectors");
     for (int i = 0; i < CHECK_PARTS; i++) {
         const struct check_part at = check_part(s->tokens, i);
         const struct tensor part = check_tensor(c, "y part", c->dtype, at.count, s->width);
@@ -162,6 +168,14 @@ static void run_combine_backward(struct check *c, const void *args)
             check_fail(c, "dweight", &dweight, slot, check_get(&dweight, slot), 0, "dropped slot");
         }
     }
+    const struct tensor as_dx = check_tensor(c, "dx", c->dtype, rows, width),
+                        as_dweight = check_tensor(c, "dweight", DTYPE_F32, s->tokens, s->top_k);
+    const bool vectors = check_set_vectors(c, false);
+    c->ops->combine_rows_backward(c->device, as_dx, as_dweight.data, dy, x, row, weight.data,
+                                  s->top_k);
+    check_set_vectors(c, vectors);
+    check_exact(c, "dx", as_dx, dx, "depends on vectors");
+    check_exact(c, "dweight", as_dweight, dweight, "depends on vectors");
     struct tensor none = dx;
     none.data = NULL;
     const struct tensor alone = check_tensor(c, "dweight alone", DTYPE_F32, s->tokens, s->top_k);
