@@ -223,15 +223,16 @@ static void run_own(struct device *device, struct plan *plans, int64_t count)
 }
 
 /* Whether the wide kernel takes a product; `to` is it with the way chosen. Those that gemm.h
- * says, and every product of bf16 that is widened. */
+ * says, those of two dtypes, which oneDNN does not take, and every product of bf16 that is widened.
+ */
 static bool choose_wide(struct gemm *to, const struct cpu_device *self, const struct gemm *g)
 {
     *to = *g;
     to->way = g->a_dtype == DTYPE_F32        ? GEMM_F32
               : self->wide == CPU_WIDE_PAIRS ? GEMM_PAIRS
                                              : GEMM_WIDENED;
-    return self->wide != CPU_WIDE_OFF && (g->varies || g->vast || to->way == GEMM_WIDENED) &&
-           gemm_wide_takes(to);
+    const bool wanted = g->varies || g->vast || to->way == GEMM_WIDENED || g->a_dtype != g->b_dtype;
+    return self->wide != CPU_WIDE_OFF && wanted && gemm_wide_takes(to);
 }
 
 size_t gemm_packed_floats(struct device *device, const struct gemm *gemm)

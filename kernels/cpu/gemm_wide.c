@@ -24,7 +24,9 @@ static bool even(const struct gemm *g)
 bool gemm_wide_takes(const struct gemm *g)
 {
     assert(g->packed == NULL || (g->a_col == 1 && even(g)));
-    return g->a_dtype == g->b_dtype && g->k > 0 && (g->a_row == 1 || (g->a_col == 1 && even(g))) &&
+    const bool mixed = g->a_dtype == DTYPE_F32 && g->b_dtype == DTYPE_BF16;
+    return (g->a_dtype == g->b_dtype || mixed) && g->k > 0 &&
+           (g->a_row == 1 || (g->a_col == 1 && even(g))) &&
            (g->b_col == 1 || (g->b_row == 1 && even(g)));
 }
 
@@ -67,21 +69,23 @@ static int64_t tile_rows(const struct gemm *g)
     return packs_a(g) ? TILE_M : HIGH_M;
 }
 
+/* Of two dtypes B is widened, whatever the way. */
 static struct operand operand_of(const struct gemm *g, bool is_a)
 {
-    const int64_t element = operand_bytes(g->way);
+    const enum gemm_way way = is_a || g->b_dtype == g->a_dtype ? g->way : GEMM_WIDENED;
+    const int64_t element = operand_bytes(way);
     return is_a ? (struct operand){.data = g->a,
                                    .line = g->a_row * element,
                                    .step = g->a_col * element,
                                    .lines = g->m,
                                    .k = g->k,
-                                   .way = g->way}
+                                   .way = way}
                 : (struct operand){.data = g->b,
                                    .line = g->b_col * element,
                                    .step = g->b_row * element,
                                    .lines = g->n,
                                    .k = g->k,
-                                   .way = g->way};
+                                   .way = way};
 }
 
 /* --- products --- */
