@@ -2,10 +2,10 @@
  *
  * oneDNN's brgemm kernels where this machine has them (gemm_onednn.h), but with AVX-512 and no AMX
  * for products whose sizes vary with the routing or whose weights are vast, of f32 by bf16, and,
- * where pairs of bf16 are slow, for all of bf16 (gemm_wide.h); else the kernel of gemm.c, where every element of C
- * is a chain of fused multiply-adds over k in ascending order, whatever M, N, the other rows, or
- * the number of threads. It packs operands to f32 panels on the way, so any strides and f32 or bf16
- * storage cost the same.
+ * where pairs of bf16 are slow, for all of bf16 (gemm_wide.h); else the kernel of gemm.c, where
+ * every element of C is a chain of fused multiply-adds over k in ascending order, whatever M, N,
+ * the other rows, or the number of threads. It packs operands to f32 panels on the way, so any
+ * strides and f32 or bf16 storage cost the same.
  */
 #ifndef KERNELS_CPU_GEMM_H
 #define KERNELS_CPU_GEMM_H
