@@ -424,78 +424,46 @@ static size_t round_floats(size_t floats)
     return (floats + LANES - 1) / LANES * LANES;
 }
 
-/* B's packed whole is not with A in a phase's buffer, but in one that lasts for several phases. */
-static bool is_divided(const struct gemm *g)
-{
-    const size_t both = round_floats(part_floats(g)) + round_floats(whole_floats(g));
-    return packs_a(g) && (slab_side(g) > slab_lines(g) || both > PHASE_BYTES / WORD);
-}
-
-/* Of a phase's buffer that a slab takes. */
-static size_t slab_floats(const struct gemm *g)
-{
-    return round_floats(part_floats(g)) + (is_divided(g) ? 0 : round_floats(whole_floats(g)));
-}
-
-/* Where slabs are packed, floats: neighbouring phases have different buffers, and so have
- * neighbouring products that are divided; behind them stands what tasks pack for themselves. The
- * caches hold what was packed until it is multiplied. */
-struct room {
-    size_t phase, whole, own;
-    int64_t slabs, divided;
-};
-
-static struct room room_for(const struct device *device, const struct gemm *batch, int64_t count)
-{
-    struct room room = {.phase = PHASE_BYTES / WORD};
-    for (int64_t i = 0; i < count; i++) {
-        const size_t floats = slab_floats(&batch[i]),
-                     whole = is_divided(&batch[i]) ? round_floats(whole_floats(&batch[i])) : 0;
-        room.divided += is_divided(&batch[i]) ? 1 : 0;
-        room.slabs += up(slab_side(&batch[i]), slab_lines(&batch[i]));
-        room.phase = floats > room.phase ? floats : room.phase;
-        room.whole = whole > room.whole ? whole : room.whole;
-        room.own = packs_alone(&batch[i]) ? (size_t)device->threads * TILE_N * KW : room.own;
-    }
-    return room;
-}
-
-/* All slabs of all products, in order, with their phases; returns how many. */
+/* All slabs of all products, in order, with their phases; returns how many. Neighbouring phases
+ * have different buffers of 2 * PHASE_BYTES or of the largest part, behind them stand B's packed
+ * whole and what tasks pack for themselves. */
 static int64_t make_slabs(struct device *device, struct slab **out, const struct gemm *batch,
                           int64_t count)
 {
-    const struct room room = room_for(device, batch, count);
-    const size_t wholes = (size_t)least(room.divided, 2) * room.whole;
-    float *const memory = cpu_scratch(device, CPU_SLOT_GEMM,
-                                      (2 * room.phase + wholes + room.own) * sizeof *memory),
-                 *const behind = memory + 2 * room.phase;
-    struct slab *slab = cpu_scratch(device, CPU_SLOT_SLAB, (size_t)room.slabs * sizeof *slab);
+    size_t part = 0, whole = 0, own = 0;
+    int64_t slabs = 0, phase = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const size_t floats = round_floats(part_floats(&batch[i]));
+        slabs += up(slab_side(&batch[i]), slab_lines(&batch[i]));
+        part = floats > part ? floats : part;
+        own = packs_alone(&batch[i]) ? (size_t)device->threads * TILE_N * KW : own;
+        whole += round_floats(whole_floats(&batch[i]));
+    }
+    const size_t room = part > PHASE_BYTES / WORD ? part : PHASE_BYTES / WORD;
+    float *memory = cpu_scratch(device, CPU_SLOT_GEMM, (2 * room + whole + own) * sizeof *memory),
+          *next_whole = memory + 2 * room;
+    struct slab *slab = cpu_scratch(device, CPU_SLOT_SLAB, (size_t)slabs * sizeof *slab);
     size_t used = 0;
-    int64_t phase = 0, divided = 0;
     *out = slab;
     for (int64_t i = 0; i < count; i++) {
         const struct gemm *g = &batch[i];
-        const bool alone = is_divided(g);
-        const size_t floats = slab_floats(g);
-        divided += alone ? 1 : 0;
+        const size_t floats = round_floats(part_floats(g));
         for (int64_t first = 0; first < slab_side(g); first += slab_lines(g)) {
-            /* One divided product in a phase: two buffers are enough for their B. */
-            if (used + floats > room.phase || (alone && first == 0)) {
+            if (used + floats > room) {
                 used = 0;
                 phase++;
             }
             *slab = slab_at(g, first);
             slab->phase = phase;
-            slab->part = memory + (size_t)(phase % 2) * room.phase + used;
-            slab->whole =
-                alone ? behind + (size_t)((divided - 1) % least(room.divided, 2)) * room.whole
-                      : slab->part + round_floats(part_floats(g));
-            slab->own = behind + wholes;
+            slab->part = memory + (phase % 2 != 0 ? room : 0) + used;
+            slab->whole = next_whole;
+            slab->own = memory + 2 * room + whole;
             used += floats;
             slab++;
         }
+        next_whole += round_floats(whole_floats(g));
     }
-    return room.slabs;
+    return slabs;
 }
 
 /* Slabs [first, end) of a phase. */

@@ -30,8 +30,6 @@ static const struct group groups[] = {
     {2, 10, 6, 0, {0, 1, 1060}},
     {1, 4, 240, 0, {0, 1001}},
 };
-/* All of them but one in several slabs: each has another product's buffers beside its own. */
-static const struct group slabs[] = {{4, 1, 226, 0, {0, 2000, 2003, 4000, 6000}}};
 enum { LINEARS = sizeof linears / sizeof linears[0], GROUPS = sizeof groups / sizeof groups[0] };
 
 static int64_t rows_of(const struct group *g)
@@ -391,7 +389,6 @@ static void test_grouped_backward_input(void **state)
 static void test_grouped_backward_weight(void **state)
 {
     run_all(state, run_grouped_backward_weight, groups, GROUPS);
-    run_all(state, run_grouped_backward_weight, slabs, 1);
 }
 
 int main(void)
