@@ -370,6 +370,15 @@ static inline bool check_set_vectors(const struct check *c, bool vectors)
     return before;
 }
 
+/* What the compiler's loops gave; without clones they lack multiply-adds, and round otherwise. */
+static inline void check_as_vectors(struct check *c, const char *name, struct tensor got,
+                                    struct tensor want)
+{
+    if (CPU_CLONED != 0) {
+        check_exact(c, name, got, want, "depends on vectors");
+    }
+}
+
 /* One case with one thread, then with two. */
 static inline void check_passes(struct check *c, void (*run)(struct check *, const void *),
                                 const void *args)

@@ -9,7 +9,9 @@
  * resolver. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__x86_64__)
 #define CPU_CLONES
+enum { CPU_CLONED = 0 };
 #else
+enum { CPU_CLONED = 1 };
 #define CPU_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #endif
 
@@ -30,8 +32,9 @@ enum cpu_slot {
  */
 enum cpu_attention { ATTENTION_NARROW, ATTENTION_WIDE, ATTENTION_PAIRS };
 
-/* Which products go by gemm_wide.h, where it takes them: those whose sizes vary and those with vast
- * weights (gemm.h), bf16 by pairs; or these and all of bf16, which is widened to f32. */
+/* Which products go by gemm_wide.h, where it takes them: those whose sizes vary, those with vast
+ * weights and those of f32 by bf16 (gemm.h), bf16 by pairs; or these and all of bf16, which is
+ * widened to f32. */
 enum cpu_wide { CPU_WIDE_OFF, CPU_WIDE_PAIRS, CPU_WIDE_WIDENED };
 
 struct cpu_device {
@@ -180,7 +183,8 @@ void cpu_muon_update(struct device *, float *param, void *out_bf16, const float 
                      int64_t count, struct muon args);
 void cpu_ema(struct device *, float *ema, const float *x, int64_t count, double decay);
 
-/* Pieces of ops that the FP8 ops share: the same compiled code gives the same bits. */
+/* Pieces of ops that the FP8 ops share: the same compiled code gives the same bits, and so does
+ * rows_wide.h, by which the ops themselves go where they can. */
 enum { NORM_MAX_WIDTH = 32768, CPU_COMBINE_PART = 512 };
 struct norm_row {
     struct tensor x, delta, sum; /* of norm_forward */

@@ -1,5 +1,6 @@
 /* gemm_wide: products by vectors of 512 bits (AVX-512): of pairs of bf16 (AVX512_BF16), of bf16
- * widened to f32, and of f32 (by bf16, too): gemm.way says which. Only where tile_has_wide; pairs: tile_has_pairs.
+ * widened to f32, and of f32 (by bf16, too): gemm.way says which. Only where tile_has_wide; pairs:
+ * tile_has_pairs.
  *
  * Every element of C is one chain over k in ascending order, f32, in steps of one or of a pair,
  * whatever M, N, the other rows, or the number of threads; what is added to joins at the end.

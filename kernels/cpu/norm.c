@@ -92,6 +92,7 @@ void cpu_norm_forward(struct device *device, struct tensor y, struct tensor sum,
     const bool wide = cpu_device_of(device)->vectors && is_bf16(x) && is_bf16(y) &&
                       is_bf16(delta) && (delta.data == NULL || is_bf16(sum));
     assert(width <= NORM_MAX_WIDTH && tensor_count(&w) == width && y.dim[0] == rows);
+    assert(y.dim[1] == width && (delta.data == NULL || delta.dim[1] == width));
 #pragma omp parallel num_threads(device->threads)
     {
         float row[NORM_MAX_WIDTH], out[NORM_MAX_WIDTH], weight[NORM_MAX_WIDTH];
@@ -132,6 +133,7 @@ void cpu_norm_backward(struct device *device, struct tensor dx, struct tensor dw
     float *partial =
         cpu_scratch(device, CPU_SLOT_OTHER, (size_t)(blocks * width) * sizeof *partial);
     assert(width <= NORM_MAX_WIDTH && dw.dtype == DTYPE_F32);
+    assert(dx.dim[1] == width && dy.dim[1] == width);
     if (rows == 0) {
         return; /* there may be no scratch to clear yet */
     }

@@ -1,6 +1,7 @@
 /* rows_wide: what norms and combining experts do with rows of bf16, in registers of AVX-512, only
  * where tile_has_wide: no rows of f32 on the way, and the bits that norm.c and permute.c give where
- * there are multiply-adds. w: f32. But for combine's, an output may be one of the inputs.
+ * there are multiply-adds. w: f32. An output may be one of the inputs, but not of
+ * rows_wide_combine.
  */
 #ifndef KERNELS_CPU_ROWS_WIDE_H
 #define KERNELS_CPU_ROWS_WIDE_H

@@ -12,7 +12,7 @@ enum { WIDE_LANES = 16 };
 #define WIDE_FUNCTION __attribute__((target("arch=x86-64-v4")))
 #define WIDE_MATH __attribute__((target("arch=x86-64-v4"), always_inline)) static inline
 
-/* The first `count` of 16 lanes; none where it is negative. */
+/* The first `count` of 16 lanes; none where it is not above 0. */
 WIDE_MATH __mmask16 wide_first(int64_t count)
 {
     return (__mmask16)(count >= WIDE_LANES ? 0xffffU : count <= 0 ? 0 : (1U << count) - 1);

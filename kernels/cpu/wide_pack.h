@@ -12,7 +12,6 @@
 enum { WORD = 4, LANES = 16, COLS = 32 };
 
 #ifdef __x86_64__
-#include <immintrin.h>
 
 /* Any AVX-512: instructions of AVX512_BF16 come by their intrinsics alone, on the way of pairs. */
 #define WIDE __attribute__((target("arch=x86-64-v4,avx512bf16")))

@@ -75,16 +75,16 @@ static int depth_of(const struct division *l)
     return l->pp == 1 ? 0 : l->pp == 2 ? 1 : 2;
 }
 
-/* Micro-batches of a step: of one sequence, so many for a rank of dp as show what adding up and
- * filling stages may break. */
+/* Micro-batches of a step, of one sequence. A rank of dp has three, so that one is neither first
+ * nor last, or for each stage as many; up to 8 of all ranks. */
 enum { BATCHES = 3 };
-static const int batches[BATCHES] = {2, 4, 8};
-static const char *const batch_keys[BATCHES] = {"train.global_batch=2", "train.global_batch=4",
+static const int batches[BATCHES] = {3, 6, 8};
+static const char *const batch_keys[BATCHES] = {"train.global_batch=3", "train.global_batch=6",
                                                 "train.global_batch=8"};
 
 static int batch_of(const struct division *l, int ranks)
 {
-    const int dp = ranks / (l->pp * l->tp * l->cp), own = l->pp > 2 ? 8 : 2 * l->pp;
+    const int dp = ranks / (l->pp * l->tp * l->cp), own = 3 * l->pp;
     int batch = 0;
     while (batch < BATCHES - 1 && batches[batch] < own * dp) {
         batch++;
@@ -414,7 +414,7 @@ static void test_same_bits(struct comm *world)
     const int count = keep_parts(list, generate(list, world->size), 1, 1, 1),
               few = world->size == RANKS ? SAMPLE / 4 : 1;
     try_some(world, list, count, wanted(few, MOST), &same_bits);
-    try_some(world, list, count, wanted(1, 2), &same_codes);
+    try_some(world, list, count, wanted(1, SAMPLE / 2), &same_codes);
 }
 
 /* In FP8 all axes but cp want parts of 128. */
@@ -422,7 +422,7 @@ static void test_coded(struct comm *world)
 {
     static struct division list[MOST];
     const int count = keep_parts(list, generate(list, world->size), 2, RANKS, 2);
-    try_some(world, list, count, wanted(2, SAMPLE / 4), &in_fp8);
+    try_some(world, list, count, wanted(2, SAMPLE), &in_fp8);
 }
 
 /* Sums of gradients over a group that are left out are found; pp, tp and cp have tests of their own

@@ -30,6 +30,8 @@ static const struct group groups[] = {
     {2, 10, 6, 0, {0, 1, 1060}},
     {1, 4, 240, 0, {0, 1001}},
 };
+/* f32 by bf16: more than a tile's rows, k beyond a block's. */
+static const struct group routers[] = {{1, 40, 600, 0, {0, 300}}, {1, 33, 20, 0, {0, 1060}}};
 enum { LINEARS = sizeof linears / sizeof linears[0], GROUPS = sizeof groups / sizeof groups[0] };
 
 static int64_t rows_of(const struct group *g)
@@ -374,6 +376,7 @@ static void test_linear_backward_weight(void **state)
 static void test_router_logits(void **state)
 {
     run_all(state, run_router_logits, linears, LINEARS);
+    run_all(state, run_router_logits, routers, sizeof routers / sizeof routers[0]);
 }
 
 static void test_grouped_forward(void **state)
