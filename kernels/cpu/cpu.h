@@ -6,7 +6,7 @@
 #include "kernels/device_kind.h"
 
 /* Hot loops are compiled for several x86 levels; the loader picks one. Sanitizers don't survive its
- * resolver. */
+ * resolver: there loops are of the oldest level (CPU_CLONED 0), without multiply-adds. */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__x86_64__)
 #define CPU_CLONES
 enum { CPU_CLONED = 0 };

@@ -217,8 +217,9 @@ static void open_onednn(struct cpu_device *device, bool layout)
     device_fact(info, "isa", "%s", onednn_isa());
     static const char *const own[] = {
         [CPU_WIDE_OFF] = "",
-        [CPU_WIDE_PAIRS] = ", experts and long matrices (head): own, AVX-512 with bf16",
-        [CPU_WIDE_WIDENED] = ", experts and all with 16 bits: own, AVX-512",
+        [CPU_WIDE_PAIRS] =
+            ", experts, routers' gradients and long matrices (head): own, AVX-512 with bf16",
+        [CPU_WIDE_WIDENED] = ", experts, routers' gradients and all with 16 bits: own, AVX-512",
     };
     device_fact(info, "gemm", "%s%s", device->onednn != NULL ? "oneDNN brgemm" : "own",
                 own[device->wide]);

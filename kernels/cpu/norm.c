@@ -79,6 +79,7 @@ static float wide_row(struct tensor y, float *row, const struct norm_row *from, 
     return rstd;
 }
 
+/* Or not there. */
 static bool is_bf16(struct tensor t)
 {
     return t.data == NULL || t.dtype == DTYPE_BF16;
