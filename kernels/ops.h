@@ -436,8 +436,7 @@ struct ops {
     void (*loss_stats)(struct device *, double *stats, struct tensor logits, const int32_t *labels,
                        int64_t first);
     /* *loss adds as in cross_entropy (NULL: not wanted); grad [N,V'] f32, which may be the logits,
-     * or bf16, elsewhere, is d loss/d logit; data NULL: not wanted. With one part the bits are
-     * cross_entropy's. */
+     * or bf16, elsewhere, is d loss/d logit; data NULL: not wanted. */
     void (*loss_gradient)(struct device *, double *loss, struct tensor grad, struct tensor logits,
                           const struct loss_parts *parts, const int32_t *labels, float loss_scale);
 

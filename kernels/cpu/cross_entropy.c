@@ -5,10 +5,11 @@
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/cpu/head_wide.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/vector_math.h"
 
-enum { CHUNK = 1024, WIDE_CHUNK = 2048, PART = 224, LANES = 16 };
+enum { CHUNK = 1024, LANES = 16 };
 
 /* By lanes: one after another, every comparison would wait for the last. */
 CPU_CLONES static float row_max(const float *x, int64_t count)
@@ -99,29 +100,28 @@ static double row_loss(float *logits, uint16_t *narrow, float *row, int32_t labe
     return log(sum) + (double)most - (double)own;
 }
 
-/* How rows go through: `chunk` at a time where products make gradients, and of these `part` at a
- * time where logits are made and used: where the weights are packed once for all, so few that the
- * logits never leave the last cache. */
+/* Rows go through by chunks. */
 struct head {
-    int64_t chunk, part, vocab;
+    int64_t chunk, vocab;
     double *loss;     /* [chunk] */
-    float *logits;    /* [part, vocab] */
+    float *logits;    /* [chunk, vocab] */
     float *rows;      /* [threads, vocab]; with narrow */
-    float *packed;    /* the weights as logits' product reads them, or NULL */
     uint16_t *narrow; /* [chunk, vocab] bf16 gradients of logits, or NULL: they are logits' place */
 };
 
-/* Softmax and loss of a part: logits become their gradients, in narrow rows from `first` on as
- * bf16: such products are twice as fast, and published implementations round here too. */
-static void part_loss(struct device *device, const struct head *h, int64_t first, int64_t count,
-                      const int32_t *labels, float scale)
+/* Logits become their gradients, in narrow rows as bf16: such products are twice as fast, and
+ * published implementations round here too. */
+static void chunk_loss(struct device *device, const struct head *h, struct tensor x,
+                       struct tensor w, const int32_t *labels, float scale)
 {
-    const int64_t vocab = h->vocab;
+    const int64_t rows = x.dim[0], vocab = h->vocab;
+    const struct gemm gemm = gemm_forward(tensor_2d(h->logits, DTYPE_F32, rows, vocab), x, w);
+    gemm_run(device, &gemm, 1);
 #pragma omp parallel for num_threads(device->threads) schedule(static)
-    for (int64_t n = 0; n < count; n++) {
-        h->loss[first + n] = row_loss(
-            h->logits + n * vocab, h->narrow != NULL ? h->narrow + (first + n) * vocab : NULL,
-            h->rows + omp_get_thread_num() * vocab, labels[n], vocab, scale);
+    for (int64_t n = 0; n < rows; n++) {
+        h->loss[n] =
+            row_loss(h->logits + n * vocab, h->narrow != NULL ? h->narrow + n * vocab : NULL,
+                     h->rows + omp_get_thread_num() * vocab, labels[n], vocab, scale);
     }
 }
 
@@ -129,41 +129,15 @@ static struct head make_head(struct device *device, struct tensor x, struct tens
 {
     const int64_t rows = x.dim[0], vocab = w.dim[0];
     const bool narrowed = backward && x.dtype == DTYPE_BF16;
-    const struct gemm whole = gemm_forward(tensor_2d(NULL, DTYPE_F32, rows, vocab), x, w);
-    const size_t weights = rows > PART ? gemm_packed_floats(device, &whole) : 0;
-    const bool packs = weights > 0;
-    struct head h = {.vocab = vocab, .chunk = packs ? WIDE_CHUNK : CHUNK};
-    h.chunk = rows < h.chunk ? rows : h.chunk;
-    h.part = packs && h.chunk > PART ? PART : h.chunk;
-    const size_t cells = (size_t)(h.part * vocab), own = (size_t)(device->threads * vocab);
-    h.packed =
-        cpu_scratch(device, CPU_SLOT_LOSS,
-                    (size_t)h.chunk * sizeof *h.loss + (cells + own + weights) * sizeof *h.logits +
-                        (narrowed ? (size_t)(h.chunk * vocab) * sizeof *h.narrow : 0));
-    h.loss = (double *)(void *)(h.packed + weights);
+    struct head h = {.vocab = vocab, .chunk = rows < CHUNK ? rows : CHUNK};
+    const size_t cells = (size_t)(h.chunk * vocab), own = (size_t)(device->threads * vocab);
+    h.loss = cpu_scratch(device, CPU_SLOT_LOSS,
+                         (size_t)h.chunk * sizeof *h.loss + (cells + own) * sizeof *h.logits +
+                             (narrowed ? cells * sizeof *h.narrow : 0));
     h.logits = (float *)(void *)(h.loss + h.chunk);
     h.rows = h.logits + cells;
     h.narrow = narrowed ? (uint16_t *)(void *)(h.rows + own) : NULL;
-    if (packs) {
-        gemm_pack(device, h.packed, &whole);
-    } else {
-        h.packed = NULL;
-    }
     return h;
-}
-
-/* Logits and losses of a chunk's rows and what their gradients are made of. */
-static void chunk_loss(struct device *device, const struct head *h, struct tensor x,
-                       struct tensor w, const int32_t *labels, float scale)
-{
-    for (int64_t first = 0; first < x.dim[0]; first += h->part) {
-        const int64_t left = x.dim[0] - first, count = left < h->part ? left : h->part;
-        struct gemm gemm = gemm_forward(tensor_2d(h->logits, DTYPE_F32, count, h->vocab),
-                                        tensor_rows(&x, first, count), w);
-        gemm.packed = h->packed;
-        gemm_run(device, &gemm, 1);
-        part_loss(device, h, first, count, labels + first, scale);
-    }
 }
 
 void cpu_cross_entropy(struct device *device, double *total, struct tensor dx, struct tensor dw,
@@ -173,6 +147,10 @@ void cpu_cross_entropy(struct device *device, double *total, struct tensor dx, s
     double sum = 0;
     assert(w.dim[1] == x.dim[1]);
     if (rows == 0) {
+        return;
+    }
+    if (head_wide_takes(device, x, w)) {
+        head_wide(device, total, dx, dw, x, w, labels, loss_scale);
         return;
     }
     const struct head h = make_head(device, x, w, dx.data != NULL);

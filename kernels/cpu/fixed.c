@@ -107,7 +107,7 @@ static void grouped_backward_weight(struct device *device, int64_t *sum, int64_t
             if (rows == 0 || is_empty(&some)) {
                 continue;
             }
-            if (!gemm_adds_fixed(device, &gemm)) {
+            if (!gemm_is_wide(device, &gemm)) {
                 cpu_linear_backward_weight(device, tensor_2d(unit, DTYPE_F32, out, in), own, other);
                 add_live(device, sum + e * w_stride, unit, out, in, &some, fixed);
                 continue;

@@ -251,7 +251,7 @@ void gemm_pack(struct device *device, float *out, const struct gemm *gemm)
     gemm_wide_pack(device, out, &wide);
 }
 
-bool gemm_adds_fixed(struct device *device, const struct gemm *gemm)
+bool gemm_is_wide(struct device *device, const struct gemm *gemm)
 {
     struct gemm wide;
     return choose_wide(&wide, cpu_device_of(device), gemm);
@@ -272,7 +272,7 @@ void gemm_run(struct device *device, const struct gemm *batch, int64_t count)
             wides++;
             continue;
         }
-        assert(g->fixed == NULL && g->packed == NULL);
+        assert(g->fixed == NULL && g->exp == NULL && g->packed == NULL);
         if (self->onednn == NULL || !onednn_gemm(self->onednn, g, device->threads)) {
             plans[own++].gemm = g; /* none is empty: first tasks ascend strictly */
         }

@@ -17,6 +17,23 @@
  * on the way, where multiply-adds of f32 are as fast as those of pairs or these are not there. */
 enum gemm_way { GEMM_F32, GEMM_PAIRS, GEMM_WIDENED };
 
+/* A head's product x = A B makes powers instead: C[m,n] = e^(x[m,n] - shift[m]), 0 at the row's
+ * label. What softmax and its loss need besides is of pieces of so many columns, each in the same
+ * order whatever the rows and threads. */
+enum { GEMM_EXP_COLUMNS = 128 };
+struct gemm_exp {
+    const float *shift;   /* [m] */
+    const int32_t *label; /* [m] a column; < 0: the row is zeros, and so are its sums */
+    float *own;           /* [m] x at the label */
+    float *sum, *most;    /* [m, gemm_exp_pieces(n)] of e^(x - shift), the label's too; largest
+                             x - shift */
+};
+
+static inline int64_t gemm_exp_pieces(int64_t n)
+{
+    return (n + GEMM_EXP_COLUMNS - 1) / GEMM_EXP_COLUMNS;
+}
+
 /* C[m,n] = (add ? C : 0) + sum_k A[m,k] B[k,n]. Strides in elements. */
 struct gemm {
     int64_t m, n, k;
@@ -30,12 +47,14 @@ struct gemm {
     enum gemm_way way;   /* gemm_run chooses */
     const float *packed; /* not NULL: B as gemm_pack made it */
     struct fixed_point *fixed; /* not NULL: C is of int64 and each sum over k is added to it as
-                                  fixed_ops.add does; gemm_adds_fixed must say so */
+                                  fixed_ops.add does; gemm_is_wide must say so */
+    const struct gemm_exp
+        *exp; /* not NULL: powers, in bf16; C may be NULL. gemm_is_wide must say so */
 };
 
 /* Whether weights [O,I] are many times as long as they are wide, as a head's or kv_b of
- * DeepSeek-V3: products with them in bf16 go by the wide kernel, which lets cross_entropy pack them
- * once for all its rows; others pack at every call. Nothing
+ * DeepSeek-V3: products with them in bf16 go by the wide kernel, which lets head_wide pack them
+ * once for all its rows, and make powers of logits as it goes; others pack at every call. Nothing
  * but the weights decides it: rows keep their bits whatever their number. */
 static inline bool gemm_is_vast(int64_t out, int64_t in, enum dtype dtype)
 {
@@ -53,8 +72,8 @@ struct gemm gemm_weight(float *dw, struct tensor dy, struct tensor x);
 size_t gemm_packed_floats(struct device *device, const struct gemm *gemm);
 void gemm_pack(struct device *device, float *out, const struct gemm *gemm);
 
-/* Whether gemm_run takes this product with `fixed` on this device. */
-bool gemm_adds_fixed(struct device *device, const struct gemm *gemm);
+/* Whether gemm_run takes this product with `fixed` or `exp` on this device. */
+bool gemm_is_wide(struct device *device, const struct gemm *gemm);
 
 /* Runs `count` independent products (no C overlaps another). */
 void gemm_run(struct device *device, const struct gemm *batch, int64_t count);

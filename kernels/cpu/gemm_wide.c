@@ -1,16 +1,16 @@
 #include "kernels/cpu/gemm_wide.h"
 
 #include <assert.h>
-#include <float.h>
 #include <omp.h>
 #include <string.h>
 
+#include "kernels/cpu/wide_finish.h"
 #include "kernels/cpu/wide_pack.h"
 
 /* A word is 32 bits of k: one f32 or a pair of bf16. Register tile: at most ROWS x COLS. A task is
  * TILE_M x TILE_N of C, or HIGH_M x TILE_N where A is read as it stands, KW words of k at a time:
  * its part of A and B stays in the second cache. */
-enum { ROWS = 14, TILE_N = 4 * COLS, KW = 512, TILE_M = 4 * ROWS, HIGH_M = 8 * ROWS };
+enum { ROWS = 14, KW = 512, TILE_M = 4 * ROWS, HIGH_M = 8 * ROWS };
 /* Words from one widened row of A to the next: rows are not a power of two apart. */
 enum { WIDENED_ROW = KW + LANES };
 enum { SLAB_BYTES = 1 << 20, PHASE_BYTES = 2 << 20 };
@@ -61,7 +61,7 @@ static bool packs_alone(const struct gemm *g)
 /* Columns of a task. So that a row of tokens has tasks for many threads: a panel. */
 static int64_t tile_columns(const struct gemm *g)
 {
-    return packs_alone(g) && g->m <= ROWS ? COLS : TILE_N;
+    return packs_alone(g) && g->m <= ROWS && g->exp == NULL ? COLS : TILE_N;
 }
 
 static int64_t tile_rows(const struct gemm *g)
@@ -164,85 +164,6 @@ KERNEL(kernel_f32, false)
 #undef KERNEL
 #undef CASE
 
-/* 16 bf16 nearest to these f32, ties to even; by AVX512_BF16 those too small for a normal number
- * are 0. */
-WIDE_INLINE static __m256i narrow(bool pairs, __m512 x)
-{
-    return pairs ? (__m256i)_mm512_cvtneps_pbh(x)
-                 : _mm512_cvtepi32_epi16(_mm512_srli_epi32(wide_round_bf16(x), 16));
-}
-
-/* A row of sums to where it belongs. */
-WIDE static void finish_row(void *c, const struct gemm *g, const float *acc, int64_t count)
-{
-    for (int64_t j = 0; j < count; j += LANES) {
-        const __mmask16 some = wide_first(count - j);
-        __m512 sum = _mm512_loadu_ps(acc + j);
-        if (g->c_dtype == DTYPE_F32) {
-            float *out = (float *)c + j;
-            sum = g->add ? _mm512_add_ps(_mm512_maskz_loadu_ps(some, out), sum) : sum;
-            _mm512_mask_storeu_ps(out, some, sum);
-            continue;
-        }
-        uint16_t *out = (uint16_t *)c + j;
-        sum = g->add ? _mm512_add_ps(wide_load_bf16(out, some), sum) : sum;
-        _mm256_mask_storeu_epi16(out, some, narrow(g->way == GEMM_PAIRS, sum));
-    }
-}
-
-/* What fixed_ops.add leaves out. */
-struct left_out {
-    int64_t saturated, bad;
-};
-
-/* A row of sums to integers, as fixed_ops.add takes them (kernels/cpu/fixed.c). */
-WIDE static void finish_fixed(int64_t *c, const float *acc, int64_t count,
-                              const struct fixed_point *fixed, struct left_out *left_out)
-{
-    const __m512 scale = _mm512_set1_ps(fixed->scale), limit = _mm512_set1_ps(fixed->limit),
-                 most = _mm512_set1_ps(FLT_MAX);
-    for (int64_t j = 0; j < count; j += LANES) {
-        const __mmask16 some = wide_first(count - j);
-        const __m512 sum = _mm512_loadu_ps(acc + j), value = _mm512_mul_ps(sum, scale);
-        const __mmask16 kept =
-            _mm512_mask_cmp_ps_mask(some, _mm512_abs_ps(value), limit, _CMP_LE_OQ);
-        const __mmask8 half[2] = {(__mmask8)(kept & 0xff), (__mmask8)(kept >> 8)};
-        const __m256 part[2] = {_mm512_castps512_ps256(value), _mm512_extractf32x8_ps(value, 1)};
-        for (int h = 0; h < 2; h++) {
-            int64_t *const to = c + j + h * LANES / 2;
-            const __m512i more = _mm512_maskz_cvtps_epi64(half[h], part[h]);
-            _mm512_mask_storeu_epi64(to, half[h],
-                                     _mm512_add_epi64(_mm512_maskz_loadu_epi64(half[h], to), more));
-        }
-        if (kept != some) {
-            const __mmask16 finite =
-                _mm512_mask_cmp_ps_mask(some, _mm512_abs_ps(sum), most, _CMP_LE_OQ);
-            left_out->saturated += __builtin_popcount((unsigned)(finite & ~kept));
-            left_out->bad += __builtin_popcount((unsigned)(some & ~finite));
-        }
-    }
-}
-
-static void finish_rows(const struct gemm *g, char *c, const float *acc, int64_t m, int64_t n)
-{
-    const int64_t row = g->c_row * (int64_t)dtype_bytes(g->c_dtype);
-    struct left_out left_out = {0};
-    for (int64_t r = 0; r < m; r++) {
-        if (g->fixed != NULL) {
-            finish_fixed((int64_t *)(void *)(c + r * row), acc + r * TILE_N, n, g->fixed,
-                         &left_out);
-        } else {
-            finish_row(c + r * row, g, acc + r * TILE_N, n);
-        }
-    }
-    if (left_out.saturated + left_out.bad > 0) {
-#pragma omp atomic
-        g->fixed->saturated += left_out.saturated;
-#pragma omp atomic
-        g->fixed->bad += left_out.bad;
-    }
-}
-
 /* --- slabs --- */
 
 /* A piece of one product: columns [first, first + count), or, where A is packed, rows. Neighbours
@@ -341,7 +262,7 @@ static void multiply(const struct gemm *g, const char *c, float *acc, struct lef
                     (struct left){left.data + r0 * left.row + w * left.step, left.row, left.step};
                 here = widens ? widen_rows(widened, here, rows, some) : here;
             }
-            if (w + some == words) {
+            if (w + some == words && g->exp == NULL) {
                 prefetch_rows(c + r0 * row + j * element, row, rows, least(COLS, n - j) * element);
             }
             (g->way == GEMM_PAIRS ? kernel_pairs : kernel_f32)(rows, acc + r0 * TILE_N + j,
@@ -367,7 +288,7 @@ static void tile_task(const struct slab *slab, int64_t task)
                : (struct left){(const char *)g->a + row * g->a_row * element, g->a_row * element,
                                word};
     float acc[HIGH_M * TILE_N] __attribute__((aligned(64)));
-    char *const c = (char *)g->c + (row * g->c_row + col) * out;
+    const char *const c = (const char *)g->c + (row * g->c_row + col) * out;
     if (!packed) {
         prefetch_rows(left.data, left.row, m, least(words, KW) * word);
     }
@@ -376,7 +297,7 @@ static void tile_task(const struct slab *slab, int64_t task)
                                 .own = slab->own + omp_get_thread_num() * TILE_N * KW,
                                 .first = col};
     multiply(g, c, acc, left, right, m, n);
-    finish_rows(g, c, acc, m, n);
+    wide_finish_rows(g, row, col, acc, m, n);
 }
 
 /* How many lines of the slabbed side make a slab. */

@@ -60,24 +60,31 @@ WIDE_MATH void wide_store_some(uint16_t *out, __m512 x, __mmask16 some)
     }
 }
 
-/* 1 / (1 + e^-x), e^-x as fast_exp makes it. */
-WIDE_MATH __m512 wide_sigmoid(__m512 x)
+/* e^x as fast_exp makes it, but for x below -87, where it is e^-87. */
+WIDE_MATH __m512 wide_exp(__m512 x)
 {
-    const __m512 one = _mm512_set1_ps(1.0F); /* bounds come first: of them and NaN, NaN stays */
+    /* Bounds come first: of them and NaN, NaN stays. */
     const __m512 in =
-        _mm512_min_ps(_mm512_set1_ps(87.0F), _mm512_max_ps(_mm512_set1_ps(-88.0F), x));
+        _mm512_max_ps(_mm512_set1_ps(-87.0F), _mm512_min_ps(_mm512_set1_ps(88.0F), x));
     const __m512 shift = _mm512_set1_ps(12582912.0F); /* 1.5 * 2^23: rounds to an integer */
-    const __m512 n = _mm512_sub_ps(_mm512_fmadd_ps(in, _mm512_set1_ps(-1.44269504F), shift), shift);
-    __m512 r = _mm512_fnmsub_ps(n, _mm512_set1_ps(0.693359375F), in),
+    const __m512 n = _mm512_sub_ps(_mm512_fmadd_ps(in, _mm512_set1_ps(1.44269504F), shift), shift);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375F), in),
            p = _mm512_set1_ps(1.38888889e-3F);
     r = _mm512_fmadd_ps(n, _mm512_set1_ps(2.12194440e-4F), r);
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.33333333e-3F));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.16666667e-2F));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.66666667e-1F));
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0e-1F));
-    p = _mm512_fmadd_ps(p, r, one);
-    p = _mm512_fmadd_ps(p, r, one);
-    return _mm512_div_ps(one, _mm512_add_ps(one, _mm512_scalef_ps(p, n)));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0F));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0F));
+    return _mm512_scalef_ps(p, n);
+}
+
+/* 1 / (1 + e^-x) */
+WIDE_MATH __m512 wide_sigmoid(__m512 x)
+{
+    const __m512 one = _mm512_set1_ps(1.0F), minus = _mm512_sub_ps(_mm512_setzero_ps(), x);
+    return _mm512_div_ps(one, _mm512_add_ps(one, wide_exp(minus)));
 }
 #endif
 

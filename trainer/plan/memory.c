@@ -137,10 +137,11 @@ enum status memory_of_rank(struct stage_memory *memory, const struct config *con
 static const size_t MIB = (size_t)1 << 20, GPU_CONTEXT_MIB = 600, GPU_PRODUCTS_MIB = 32,
                     GPU_GROUP_MIB = 350, GPU_ATTENTION_MIB = 1024;
 /* CPU: the program with its libraries, what a thread adds, what Open MPI has of its own where there
- * are several ranks, and the rows whose logits are in memory at a time; where weights are packed,
- * those, and the rows whose gradients are (kernels/cpu/cross_entropy.c). Measured: docs/plan.md. */
+ * are several ranks, and the rows whose logits are in memory at a time
+ * (kernels/cpu/cross_entropy.c); of the wide head, how many pack its weights, and the rows whose
+ * powers are (kernels/cpu/head_wide.c). Measured: docs/plan.md. */
 static const size_t CPU_PROGRAM_MIB = 34, CPU_THREAD_MIB = 1, CPU_RANKS_MIB = 13,
-                    CPU_LOSS_ROWS = 1024, CPU_PACKED_ROWS = 224, CPU_PACKED_GRADIENTS = 2048,
+                    CPU_LOSS_ROWS = 1024, CPU_PACKED_ROWS = 224, CPU_WIDE_ROWS = 2048,
                     CPU_SLAB_COLUMNS = 128, CPU_PACKED_RATIO = 16;
 /* Of a save, for each tensor of the checkpoint: what HDF5 and the manifest have of it. Measured. */
 static const size_t SAVED_TENSOR_BYTES = 24 << 10;
@@ -219,8 +220,8 @@ static bool widens(const struct hardware *hardware)
 }
 
 /* Logits and their gradients (with tp they are the model's: vocab.h) and copies of the head's
- * operands, by oneDNN or as the wide kernel has them, its slabs for the gradient of inputs too:
- * whichever is more; both where pairs of its rows are not whole. */
+ * operands, by oneDNN, or powers of logits as the wide head has them, its slabs for the gradient of
+ * inputs too: whichever is more; both where pairs of its rows are not whole. */
 static size_t head_of_cpu(const struct config *config, bool widened, size_t rows, size_t vocab,
                           size_t width)
 {
@@ -231,13 +232,14 @@ static size_t head_of_cpu(const struct config *config, bool widened, size_t rows
                  copies = 2 * vocab * width * act * chunk / CPU_LOSS_ROWS,
                  packed = rows > CPU_PACKED_ROWS ? vocab * width * panel : 0,
                  slabs = 2 * CPU_SLAB_COLUMNS * vocab * panel,
-                 parts = vocab * (least(rows, CPU_PACKED_ROWS) * sizeof(float) +
-                                  least(rows, CPU_PACKED_GRADIENTS) * act),
-                 by_onednn = (alone ? logits : 0) + copies, wide = packed + slabs + parts;
+                 row = vocab * act + width * (sizeof(float) + act) +
+                       2 * sizeof(float) * vocab / CPU_SLAB_COLUMNS,
+                 by_onednn = (alone ? logits : 0) + copies,
+                 wide = packed + slabs + least(rows, CPU_WIDE_ROWS) * row;
     const bool packs = narrow && alone && vocab >= CPU_PACKED_RATIO * width;
     if (packs && !widened &&
         vocab % 2 != 0) { /* oneDNN's is the gradient of inputs, of more rows at a time */
-        return wide + copies * CPU_PACKED_GRADIENTS / CPU_LOSS_ROWS;
+        return wide + copies * CPU_WIDE_ROWS / CPU_LOSS_ROWS;
     }
     return packs && wide > by_onednn ? wide : by_onednn;
 }

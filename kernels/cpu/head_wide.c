@@ -1,0 +1,266 @@
+#include "kernels/cpu/head_wide.h"
+
+#include <assert.h>
+#include <math.h>
+#include <omp.h>
+
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/rows.h"
+
+/* Rows that go through together; so many that weights are packed once for all chunks; how far above
+ * the shift a logit may be; columns of dW that a thread adds labels to. */
+enum { CHUNK = 2048, PACK_ROWS = 224, MOST = 60, COLUMNS = 64, LANES = 16 };
+
+/* Scratch of a chunk. */
+struct chunk {
+    double *loss;                      /* [rows] */
+    float *packed;                     /* weights as logits' product reads them, or NULL */
+    float *shift, *own, *factor, *off; /* [rows]; scale / sum; scale (p - 1) of the label */
+    float *sum, *most;                 /* [rows, pieces] */
+    float *row;                        /* [threads][2][C] */
+    float *product;                    /* [rows, C] e^(x - shift) W */
+    uint16_t *power;                   /* [rows, V] */
+    uint16_t *scaled;                  /* [rows, C] factor x */
+};
+
+static struct gemm logits_of(struct tensor x, struct tensor w, uint16_t *power)
+{
+    return gemm_forward(tensor_2d(power, DTYPE_BF16, x.dim[0], w.dim[0]), x, w);
+}
+
+bool head_wide_takes(struct device *device, struct tensor x, struct tensor w)
+{
+    const struct gemm gemm = logits_of(x, w, NULL);
+    return gemm.vast && gemm_is_wide(device, &gemm);
+}
+
+/* What is laid out from `base` on; NULL: only how much it is. */
+struct room {
+    char *base;
+    size_t used;
+};
+
+/* `count` elements of `bytes`, to the next cache line. */
+static void *take(struct room *room, int64_t count, size_t bytes)
+{
+    void *const here = room->base == NULL ? NULL : room->base + room->used;
+    room->used += ((size_t)count * bytes + 63) / 64 * 64;
+    return here;
+}
+
+static struct chunk lay_out(struct room *room, const struct device *device, int64_t rows,
+                            int64_t width, int64_t vocab, size_t packed, bool backward)
+{
+    const int64_t pieces = gemm_exp_pieces(vocab);
+    struct chunk c = {0};
+    c.packed = packed > 0 ? take(room, (int64_t)packed, sizeof(float)) : NULL;
+    c.loss = take(room, rows, sizeof(double));
+    c.shift = take(room, rows, sizeof(float));
+    c.own = take(room, rows, sizeof(float));
+    c.factor = take(room, rows, sizeof(float));
+    c.off = take(room, rows, sizeof(float));
+    c.sum = take(room, rows * pieces, sizeof(float));
+    c.most = take(room, rows * pieces, sizeof(float));
+    c.row = take(room, 2 * device->threads * width, sizeof(float));
+    if (backward) {
+        c.product = take(room, rows * width, sizeof(float));
+        c.scaled = take(room, rows * width, sizeof(uint16_t));
+        c.power = take(room, rows * vocab, sizeof(uint16_t));
+    }
+    return c;
+}
+
+static struct chunk make_chunk(struct device *device, struct tensor x, struct tensor w,
+                               bool backward)
+{
+    const int64_t rows = x.dim[0] < CHUNK ? x.dim[0] : CHUNK, width = x.dim[1], vocab = w.dim[0];
+    const struct gemm gemm = logits_of(x, w, NULL);
+    const size_t packed = x.dim[0] > PACK_ROWS ? gemm_packed_floats(device, &gemm) : 0;
+    struct room room = {0};
+    (void)lay_out(&room, device, rows, width, vocab, packed, backward);
+    room = (struct room){cpu_scratch(device, CPU_SLOT_LOSS, room.used), 0};
+    const struct chunk c = lay_out(&room, device, rows, width, vocab, packed, backward);
+    if (packed > 0) {
+        gemm_pack(device, c.packed, &gemm);
+    }
+    return c;
+}
+
+/* --- logits and losses --- */
+
+/* Of 16 lanes one after another: rounding is nothing here, a row's own rounding everything. */
+CPU_CLONES static float dot(const float *a, const float *b, int64_t count)
+{
+    float lane[LANES] = {0}, sum = 0;
+    for (int64_t i = 0; i < count; i += LANES) {
+        const int64_t some = count - i < LANES ? count - i : LANES;
+        for (int64_t j = 0; j < some; j++) {
+            lane[j] += a[i + j] * b[i + j];
+        }
+    }
+    for (int j = 0; j < LANES; j++) {
+        sum += lane[j];
+    }
+    return sum;
+}
+
+static float label_logit(float *row, struct tensor x, struct tensor w, int64_t n, int32_t label)
+{
+    const int64_t width = x.dim[1];
+    row_load(row, x.data, x.dtype, n * width, width);
+    row_load(row + width, w.data, w.dtype, label * width, width);
+    return dot(row, row + width, width);
+}
+
+/* Powers of rows [first, first + count) and their sums. */
+static void make_powers(struct device *device, const struct chunk *c, struct tensor x,
+                        struct tensor w, const int32_t *labels, int64_t first, int64_t count)
+{
+    const int64_t pieces = gemm_exp_pieces(w.dim[0]);
+    const struct gemm_exp exp = {.shift = c->shift + first,
+                                 .label = labels + first,
+                                 .own = c->own + first,
+                                 .sum = c->sum + first * pieces,
+                                 .most = c->most + first * pieces};
+    uint16_t *const power = c->power == NULL ? NULL : c->power + first * w.dim[0];
+    struct gemm gemm = logits_of(tensor_rows(&x, first, count), w, power);
+    gemm.packed = c->packed;
+    gemm.exp = &exp;
+    gemm_run(device, &gemm, 1);
+}
+
+/* The largest logit of a row above its shift. */
+static float row_most(const struct chunk *c, int64_t n, int64_t pieces)
+{
+    float most = c->most[n * pieces];
+    for (int64_t i = 1; i < pieces; i++) {
+        most = c->most[n * pieces + i] > most ? c->most[n * pieces + i] : most;
+    }
+    return most;
+}
+
+/* From a row's sums: its loss, and what its gradients are multiplied by. */
+static void row_loss(const struct chunk *c, int64_t n, int64_t pieces, int32_t label, double scale)
+{
+    double sum = 0;
+    c->loss[n] = 0;
+    c->factor[n] = c->off[n] = 0;
+    for (int64_t i = 0; label >= 0 && i < pieces; i++) {
+        sum += (double)c->sum[n * pieces + i];
+    }
+    if (label >= 0) {
+        const double below = (double)c->own[n] - (double)c->shift[n];
+        c->loss[n] = log(sum) - below;
+        c->factor[n] = (float)(scale / sum);
+        c->off[n] = (float)(scale * (exp(below) / sum - 1));
+    }
+}
+
+static void chunk_loss(struct device *device, const struct chunk *c, struct tensor x,
+                       struct tensor w, const int32_t *labels, float scale)
+{
+    const int64_t rows = x.dim[0], width = x.dim[1], pieces = gemm_exp_pieces(w.dim[0]);
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t n = 0; n < rows; n++) {
+        float *row = c->row + 2 * omp_get_thread_num() * width;
+        c->shift[n] = labels[n] < 0 ? 0 : label_logit(row, x, w, n, labels[n]);
+    }
+    make_powers(device, c, x, w, labels, 0, rows);
+    for (int64_t n = 0; n < rows; n++) {
+        const float most = row_most(c, n, pieces);
+        if (most > MOST) { /* once more: a loss of as much, seldom */
+            c->shift[n] += most;
+            make_powers(device, c, x, w, labels, n, 1);
+        }
+        row_loss(c, n, pieces, labels[n], (double)scale);
+    }
+}
+
+/* --- gradients --- */
+
+CPU_CLONES static void row_scale(float *out, const float *in, float factor, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        out[i] = factor * in[i];
+    }
+}
+
+CPU_CLONES static void row_add(float *out, const float *in, float factor, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        out[i] += factor * in[i];
+    }
+}
+
+static void scale_rows(struct device *device, const struct chunk *c, struct tensor x)
+{
+    const int64_t width = x.dim[1];
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t n = 0; n < x.dim[0]; n++) {
+        float *row = c->row + 2 * omp_get_thread_num() * width;
+        row_load(row, x.data, x.dtype, n * width, width);
+        row_scale(row, row, c->factor[n], width);
+        row_store(c->scaled, DTYPE_BF16, n * width, row, width);
+    }
+}
+
+static void input_gradient(struct device *device, const struct chunk *c, struct tensor dx,
+                           struct tensor power, struct tensor w, const int32_t *labels)
+{
+    const int64_t rows = dx.dim[0], width = dx.dim[1];
+    cpu_linear_backward_input(device, tensor_2d(c->product, DTYPE_F32, rows, width), power, w,
+                              false);
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t n = 0; n < rows; n++) {
+        float *row = c->row + 2 * omp_get_thread_num() * width, *own = row + width;
+        row_scale(row, c->product + n * width, c->factor[n], width);
+        if (labels[n] >= 0) {
+            row_load(own, w.data, w.dtype, labels[n] * width, width);
+            row_add(row, own, c->off[n], width);
+        }
+        row_store(dx.data, dx.dtype, n * width, row, width);
+    }
+}
+
+/* Rows in their order, whatever the threads: each has columns of its own. */
+static void add_labels(struct device *device, const struct chunk *c, struct tensor dw,
+                       struct tensor x, const int32_t *labels)
+{
+    const int64_t width = x.dim[1];
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t first = 0; first < width; first += COLUMNS) {
+        const int64_t count = width - first < COLUMNS ? width - first : COLUMNS;
+        for (int64_t n = 0; n < x.dim[0]; n++) {
+            float in[COLUMNS];
+            if (labels[n] >= 0) {
+                row_load(in, x.data, x.dtype, n * width + first, count);
+                row_add((float *)dw.data + labels[n] * width + first, in, c->off[n], count);
+            }
+        }
+    }
+}
+
+void head_wide(struct device *device, double *total, struct tensor dx, struct tensor dw,
+               struct tensor x, struct tensor w, const int32_t *labels, float loss_scale)
+{
+    const bool backward = dx.data != NULL;
+    const struct chunk c = make_chunk(device, x, w, backward);
+    double sum = 0;
+    for (int64_t first = 0; first < x.dim[0]; first += CHUNK) {
+        const int64_t rows = x.dim[0] - first < CHUNK ? x.dim[0] - first : CHUNK;
+        const struct tensor part = tensor_rows(&x, first, rows);
+        chunk_loss(device, &c, part, w, labels + first, loss_scale);
+        for (int64_t n = 0; n < rows; n++) {
+            sum += c.loss[n];
+        }
+        if (backward) {
+            const struct tensor power = tensor_2d(c.power, DTYPE_BF16, rows, w.dim[0]);
+            input_gradient(device, &c, tensor_rows(&dx, first, rows), power, w, labels + first);
+            scale_rows(device, &c, part);
+            cpu_linear_backward_weight(device, dw, power,
+                                       tensor_2d(c.scaled, DTYPE_BF16, rows, x.dim[1]));
+            add_labels(device, &c, dw, part, labels + first);
+        }
+    }
+    *total += sum;
+}
