@@ -19,8 +19,7 @@ static inline bool counts_full(void)
     return counts_set("SWITCHYARD_FULL");
 }
 
-/* The sanitizers' stage of plain ./check: what the build without them has run in the same call is
- * sampled where it is the same code again. */
+/* Plain ./check: a sample of what is the same code again. */
 static inline bool counts_thin(void)
 {
     return counts_set("SWITCHYARD_THIN");

@@ -57,7 +57,8 @@ if(emulator_builds)
     $<TARGET_FILE:switchyard_emulated>)
   add_test(NAME emulated_families COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/families.sh ${CMAKE_SOURCE_DIR}
     $<TARGET_FILE:switchyard_emulated>)
-  set_tests_properties(emulated_program emulated_families PROPERTIES LABELS emulator TIMEOUT 600)
+  set_tests_properties(emulated_program PROPERTIES LABELS emulator TIMEOUT 600)
+  set_tests_properties(emulated_families PROPERTIES LABELS "emulator;full" TIMEOUT 600)
   if(SWITCHYARD_FULL_TESTS)
     foreach(name saving layouts axes offload zero)
       add_test(NAME emulated_${name} COMMAND bash ${CMAKE_CURRENT_SOURCE_DIR}/${name}.sh ${CMAKE_SOURCE_DIR}
