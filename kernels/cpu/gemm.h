@@ -17,9 +17,9 @@
  * on the way, where multiply-adds of f32 are as fast as those of pairs or these are not there. */
 enum gemm_way { GEMM_F32, GEMM_PAIRS, GEMM_WIDENED };
 
-/* A head's product x = A B makes powers instead: C[m,n] = e^(x[m,n] - shift[m]), 0 at the row's
- * label. What softmax and its loss need besides is of pieces of so many columns, each in the same
- * order whatever the rows and threads. */
+/* A head's product x = A B makes powers instead: C[m,n] = e^(x[m,n] - shift[m]), of differences
+ * from -87 to 88 (wide_math.h), 0 at the row's label. What softmax and its loss need besides is of
+ * pieces of so many columns, each in the same order whatever the rows and threads. */
 enum { GEMM_EXP_COLUMNS = 128 };
 struct gemm_exp {
     const float *shift;   /* [m] */
@@ -48,8 +48,8 @@ struct gemm {
     const float *packed; /* not NULL: B as gemm_pack made it */
     struct fixed_point *fixed; /* not NULL: C is of int64 and each sum over k is added to it as
                                   fixed_ops.add does; gemm_is_wide must say so */
-    const struct gemm_exp
-        *exp; /* not NULL: powers, in bf16; C may be NULL. gemm_is_wide must say so */
+    /* Not NULL: powers, in bf16; C may be NULL. gemm_is_wide must say so. */
+    const struct gemm_exp *exp;
 };
 
 /* Whether weights [O,I] are many times as long as they are wide, as a head's or kv_b of

@@ -8,8 +8,8 @@
 #include "kernels/cpu/wide_pack.h"
 
 /* A word is 32 bits of k: one f32 or a pair of bf16. Register tile: at most ROWS x COLS. A task is
- * TILE_M x TILE_N of C, or HIGH_M x TILE_N where A is read as it stands, KW words of k at a time:
- * its part of A and B stays in the second cache. */
+ * TILE_M x WIDE_TILE_N of C, or HIGH_M x WIDE_TILE_N where A is read as it stands, KW words of k at
+ * a time: its part of A and B stays in the second cache. */
 enum { ROWS = 14, KW = 512, TILE_M = 4 * ROWS, HIGH_M = 8 * ROWS };
 /* Words from one widened row of A to the next: rows are not a power of two apart. */
 enum { WIDENED_ROW = KW + LANES };
@@ -24,6 +24,7 @@ static bool even(const struct gemm *g)
 bool gemm_wide_takes(const struct gemm *g)
 {
     assert(g->packed == NULL || (g->a_col == 1 && even(g)));
+    assert(g->exp == NULL || (g->c_dtype == DTYPE_BF16 && !g->add && g->fixed == NULL));
     const bool mixed = g->a_dtype == DTYPE_F32 && g->b_dtype == DTYPE_BF16;
     return (g->a_dtype == g->b_dtype || mixed) && g->k > 0 &&
            (g->a_row == 1 || (g->a_col == 1 && even(g))) &&
@@ -61,7 +62,7 @@ static bool packs_alone(const struct gemm *g)
 /* Columns of a task. So that a row of tokens has tasks for many threads: a panel. */
 static int64_t tile_columns(const struct gemm *g)
 {
-    return packs_alone(g) && g->m <= ROWS && g->exp == NULL ? COLS : TILE_N;
+    return packs_alone(g) && g->m <= ROWS && g->exp == NULL ? COLS : WIDE_TILE_N;
 }
 
 static int64_t tile_rows(const struct gemm *g)
@@ -90,16 +91,16 @@ static struct operand operand_of(const struct gemm *g, bool is_a)
 
 /* --- products --- */
 
-/* acc[rows][TILE_N] of 32 columns, continued if `more`, over `words` of a and of b's panel. Bytes
- * from one row of a to the next, and from one word to the next. */
+/* acc[rows][WIDE_TILE_N] of 32 columns, continued if `more`, over `words` of a and of b's panel.
+ * Bytes from one row of a to the next, and from one word to the next. */
 WIDE_INLINE static void micro(bool pairs, int rows, float *acc, const char *a, int64_t a_row,
                               int64_t a_step, const float *b, int64_t words, bool more)
 {
     __m512 sum[ROWS][2];
 #pragma GCC unroll 14
     for (int r = 0; r < rows; r++) {
-        sum[r][0] = more ? _mm512_loadu_ps(acc + r * TILE_N) : _mm512_setzero_ps();
-        sum[r][1] = more ? _mm512_loadu_ps(acc + r * TILE_N + LANES) : _mm512_setzero_ps();
+        sum[r][0] = more ? _mm512_loadu_ps(acc + r * WIDE_TILE_N) : _mm512_setzero_ps();
+        sum[r][1] = more ? _mm512_loadu_ps(acc + r * WIDE_TILE_N + LANES) : _mm512_setzero_ps();
     }
     for (int64_t w = 0; w < words; w++, a += a_step, b += COLS) {
         const __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + LANES);
@@ -119,8 +120,8 @@ WIDE_INLINE static void micro(bool pairs, int rows, float *acc, const char *a, i
     }
 #pragma GCC unroll 14
     for (int r = 0; r < rows; r++) {
-        _mm512_storeu_ps(acc + r * TILE_N, sum[r][0]);
-        _mm512_storeu_ps(acc + r * TILE_N + LANES, sum[r][1]);
+        _mm512_storeu_ps(acc + r * WIDE_TILE_N, sum[r][0]);
+        _mm512_storeu_ps(acc + r * WIDE_TILE_N + LANES, sum[r][1]);
     }
 }
 
@@ -173,7 +174,7 @@ struct slab {
     int64_t first, count;
     float *part;          /* packed: B's columns, or A's rows */
     float *whole;         /* where A is packed, all of B */
-    float *own;           /* [threads][TILE_N][KW] B's of a task, where no other needs it */
+    float *own;           /* [threads][WIDE_TILE_N][KW] B's of a task, where no other needs it */
     int64_t parts;        /* panels of `part` */
     int64_t packs, tiles; /* panels to pack, those of `whole` too with its first slab; tasks */
     int64_t phase;
@@ -262,10 +263,10 @@ static void multiply(const struct gemm *g, const char *c, float *acc, struct lef
                     (struct left){left.data + r0 * left.row + w * left.step, left.row, left.step};
                 here = widens ? widen_rows(widened, here, rows, some) : here;
             }
-            if (w + some == words && g->exp == NULL) {
+            if (w + some == words && c != NULL) {
                 prefetch_rows(c + r0 * row + j * element, row, rows, least(COLS, n - j) * element);
             }
-            (g->way == GEMM_PAIRS ? kernel_pairs : kernel_f32)(rows, acc + r0 * TILE_N + j,
+            (g->way == GEMM_PAIRS ? kernel_pairs : kernel_f32)(rows, acc + r0 * WIDE_TILE_N + j,
                                                                here.data, here.row, b + j * pitch,
                                                                some, w > 0, packs_a(g));
         }
@@ -287,14 +288,14 @@ static void tile_task(const struct slab *slab, int64_t task)
         packed ? (struct left){(const char *)(slab->part + i * words), WORD, TILE_M * WORD}
                : (struct left){(const char *)g->a + row * g->a_row * element, g->a_row * element,
                                word};
-    float acc[HIGH_M * TILE_N] __attribute__((aligned(64)));
-    const char *const c = (const char *)g->c + (row * g->c_row + col) * out;
+    float acc[HIGH_M * WIDE_TILE_N] __attribute__((aligned(64)));
+    const char *const c = g->exp != NULL ? NULL : (const char *)g->c + (row * g->c_row + col) * out;
     if (!packed) {
         prefetch_rows(left.data, left.row, m, least(words, KW) * word);
     }
     const float *const panels = packed ? slab->whole : g->packed != NULL ? g->packed : slab->part;
     const struct right right = {.panels = packs_alone(g) ? NULL : panels + j * words,
-                                .own = slab->own + omp_get_thread_num() * TILE_N * KW,
+                                .own = slab->own + omp_get_thread_num() * WIDE_TILE_N * KW,
                                 .first = col};
     multiply(g, c, acc, left, right, m, n);
     wide_finish_rows(g, row, col, acc, m, n);
@@ -303,7 +304,7 @@ static void tile_task(const struct slab *slab, int64_t task)
 /* How many lines of the slabbed side make a slab. */
 static int64_t slab_lines(const struct gemm *g)
 {
-    const int64_t unit = packs_a(g) ? TILE_M : TILE_N, fit = SLAB_BYTES / WORD / words_of(g);
+    const int64_t unit = packs_a(g) ? TILE_M : WIDE_TILE_N, fit = SLAB_BYTES / WORD / words_of(g);
     return g->packed != NULL || packs_alone(g) ? g->n : fit < unit ? unit : fit / unit * unit;
 }
 
@@ -334,8 +335,8 @@ static struct slab slab_at(const struct gemm *g, int64_t first)
     struct slab slab = {.gemm = g, .first = first, .count = count};
     slab.parts = g->packed != NULL || packs_alone(g) ? 0 : up(count, a ? TILE_M : COLS);
     slab.packs = slab.parts + (a && first == 0 ? up(g->n, COLS) : 0);
-    slab.tiles =
-        a ? up(count, TILE_M) * up(g->n, TILE_N) : up(g->m, HIGH_M) * up(count, tile_columns(g));
+    slab.tiles = a ? up(count, TILE_M) * up(g->n, WIDE_TILE_N)
+                   : up(g->m, HIGH_M) * up(count, tile_columns(g));
     return slab;
 }
 
@@ -357,7 +358,7 @@ static int64_t make_slabs(struct device *device, struct slab **out, const struct
         const size_t floats = round_floats(part_floats(&batch[i]));
         slabs += up(slab_side(&batch[i]), slab_lines(&batch[i]));
         part = floats > part ? floats : part;
-        own = packs_alone(&batch[i]) ? (size_t)device->threads * TILE_N * KW : own;
+        own = packs_alone(&batch[i]) ? (size_t)device->threads * WIDE_TILE_N * KW : own;
         whole += round_floats(whole_floats(&batch[i]));
     }
     const size_t room = part > PHASE_BYTES / WORD ? part : PHASE_BYTES / WORD;

@@ -8,8 +8,9 @@
 #include "kernels/cpu/rows.h"
 
 /* Rows that go through together; so many that weights are packed once for all chunks; how far above
- * the shift a logit may be; columns of dW that a thread adds labels to. */
-enum { CHUNK = 2048, PACK_ROWS = 224, MOST = 60, COLUMNS = 64, LANES = 16 };
+ * the shift a logit may be: no sum of powers nears the largest number, no row over it the smallest;
+ * columns of dW that a thread adds labels to. */
+enum { CHUNK = 2048, PACK_ROWS = 224, MOST = 30, COLUMNS = 64, LANES = 16 };
 
 /* Scratch of a chunk. */
 struct chunk {
@@ -31,7 +32,7 @@ static struct gemm logits_of(struct tensor x, struct tensor w, uint16_t *power)
 bool head_wide_takes(struct device *device, struct tensor x, struct tensor w)
 {
     const struct gemm gemm = logits_of(x, w, NULL);
-    return gemm.vast && gemm_is_wide(device, &gemm);
+    return x.dtype == DTYPE_BF16 && gemm.vast && gemm_is_wide(device, &gemm);
 }
 
 /* What is laid out from `base` on; NULL: only how much it is. */
@@ -88,7 +89,7 @@ static struct chunk make_chunk(struct device *device, struct tensor x, struct te
 
 /* --- logits and losses --- */
 
-/* Of 16 lanes one after another: rounding is nothing here, a row's own rounding everything. */
+/* In an order of its own: what a shift is off by, the kernel's own sum makes up for. */
 CPU_CLONES static float dot(const float *a, const float *b, int64_t count)
 {
     float lane[LANES] = {0}, sum = 0;
@@ -117,15 +118,15 @@ static void make_powers(struct device *device, const struct chunk *c, struct ten
                         struct tensor w, const int32_t *labels, int64_t first, int64_t count)
 {
     const int64_t pieces = gemm_exp_pieces(w.dim[0]);
-    const struct gemm_exp exp = {.shift = c->shift + first,
-                                 .label = labels + first,
-                                 .own = c->own + first,
-                                 .sum = c->sum + first * pieces,
-                                 .most = c->most + first * pieces};
+    const struct gemm_exp powers = {.shift = c->shift + first,
+                                    .label = labels + first,
+                                    .own = c->own + first,
+                                    .sum = c->sum + first * pieces,
+                                    .most = c->most + first * pieces};
     uint16_t *const power = c->power == NULL ? NULL : c->power + first * w.dim[0];
     struct gemm gemm = logits_of(tensor_rows(&x, first, count), w, power);
     gemm.packed = c->packed;
-    gemm.exp = &exp;
+    gemm.exp = &powers;
     gemm_run(device, &gemm, 1);
 }
 
@@ -150,9 +151,34 @@ static void row_loss(const struct chunk *c, int64_t n, int64_t pieces, int32_t l
     }
     if (label >= 0) {
         const double below = (double)c->own[n] - (double)c->shift[n];
-        c->loss[n] = log(sum) - below;
+        const double loss = log(sum) - below;
+        c->loss[n] = loss < 0 ? 0 : loss; /* p = 1 but for rounding */
         c->factor[n] = (float)(scale / sum);
         c->off[n] = (float)(scale * (exp(below) / sum - 1));
+    }
+}
+
+/* Rows whose logits are too far above their shifts get others, and go once more, with what is
+ * between them: a loss of as much is seldom. */
+static void raise_shifts(struct device *device, const struct chunk *c, struct tensor x,
+                         struct tensor w, const int32_t *labels)
+{
+    const int64_t rows = x.dim[0], pieces = gemm_exp_pieces(w.dim[0]);
+    int64_t first = rows, last = -1;
+#pragma omp parallel for num_threads(device->threads) schedule(static) reduction(min               \
+                                                                                 : first)          \
+    reduction(max                                                                                  \
+              : last)
+    for (int64_t n = 0; n < rows; n++) {
+        const float most = row_most(c, n, pieces);
+        if (most > MOST) {
+            c->shift[n] += most;
+            first = n < first ? n : first;
+            last = n > last ? n : last;
+        }
+    }
+    if (first <= last) {
+        make_powers(device, c, x, w, labels, first, last + 1 - first);
     }
 }
 
@@ -166,12 +192,9 @@ static void chunk_loss(struct device *device, const struct chunk *c, struct tens
         c->shift[n] = labels[n] < 0 ? 0 : label_logit(row, x, w, n, labels[n]);
     }
     make_powers(device, c, x, w, labels, 0, rows);
+    raise_shifts(device, c, x, w, labels);
+#pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t n = 0; n < rows; n++) {
-        const float most = row_most(c, n, pieces);
-        if (most > MOST) { /* once more: a loss of as much, seldom */
-            c->shift[n] += most;
-            make_powers(device, c, x, w, labels, n, 1);
-        }
         row_loss(c, n, pieces, labels[n], (double)scale);
     }
 }

@@ -1,7 +1,6 @@
 /* head_wide: head and cross-entropy where the wide kernel (gemm_wide.h) makes the logits: they
- * never are in memory. Sums of the kernel become e^(x - shift), rounded to bf16 where that is the
- * dtype, and what they are divided by follows from their sums only then, so that it multiplies what
- * is made of them:
+ * never are in memory. Sums of the kernel become e^(x - shift), rounded to bf16; what these are to
+ * be divided by is known when the row is done, so it multiplies what is made of them:
  *
  *   p = e^(x - shift) / sum    dx = scale (p W - W[label])    dW = p^T (scale x) - onehot^T scale x
  *
@@ -13,7 +12,7 @@
 
 #include "kernels/cpu/cpu.h"
 
-/* Whether it takes a head with weights w for rows of x: nothing but these decides it. */
+/* Whether it takes a head with weights w for rows of x on this device, however many they are. */
 bool head_wide_takes(struct device *device, struct tensor x, struct tensor w);
 
 /* As ops.cross_entropy, of at least one row. */

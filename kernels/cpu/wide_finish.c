@@ -107,7 +107,7 @@ void wide_finish_rows(const struct gemm *g, int64_t row, int64_t col, const floa
 {
     const int64_t element = (int64_t)dtype_bytes(g->c_dtype);
     struct left_out left_out = {0};
-    for (int64_t r = 0; r < m; r++, acc += TILE_N) {
+    for (int64_t r = 0; r < m; r++, acc += WIDE_TILE_N) {
         char *c = g->c == NULL ? NULL : (char *)g->c + ((row + r) * g->c_row + col) * element;
         if (g->fixed != NULL) {
             finish_fixed((int64_t *)(void *)c, acc, n, g->fixed, &left_out);
@@ -117,7 +117,9 @@ void wide_finish_rows(const struct gemm *g, int64_t row, int64_t col, const floa
             finish_row(c, g, acc, n);
         }
     }
-    _mm_sfence(); /* what went past the caches, before another thread reads it */
+    if (g->exp != NULL) {
+        _mm_sfence(); /* what went past the caches, before another thread reads it */
+    }
     if (left_out.saturated + left_out.bad > 0) {
 #pragma omp atomic
         g->fixed->saturated += left_out.saturated;

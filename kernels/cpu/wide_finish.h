@@ -6,10 +6,11 @@
 #include "kernels/cpu/wide_pack.h"
 
 /* Columns of a task's sums: from one row of them to the next. A piece of gemm_exp. */
-enum { TILE_N = GEMM_EXP_COLUMNS };
+enum { WIDE_TILE_N = GEMM_EXP_COLUMNS };
+_Static_assert(WIDE_TILE_N % COLS == 0, "whole panels");
 
 #ifdef __x86_64__
-/* Sums acc[m][TILE_N], of them n columns, of C's rows from `row` and columns from `col` on. */
+/* Sums acc[m][WIDE_TILE_N], of them n columns, of C's rows from `row` and columns from `col` on. */
 void wide_finish_rows(const struct gemm *gemm, int64_t row, int64_t col, const float *acc,
                       int64_t m, int64_t n);
 #endif

@@ -1,6 +1,6 @@
 /* wide_math: sixteen f32 at a time on processors with AVX-512 (tile_has_wide), for loops that the
- * compiler's own vectors leave far from their bound: bf16 in and out, and sigmoid. Every lane is
- * computed alike: where an element stands decides nothing. */
+ * compiler's own vectors leave far from their bound: bf16 in and out, exp and sigmoid. Every lane
+ * is computed alike: where an element stands decides nothing. */
 #ifndef KERNELS_CPU_WIDE_MATH_H
 #define KERNELS_CPU_WIDE_MATH_H
 
@@ -60,7 +60,7 @@ WIDE_MATH void wide_store_some(uint16_t *out, __m512 x, __mmask16 some)
     }
 }
 
-/* e^x as fast_exp makes it, but for x below -87, where it is e^-87. */
+/* e^x as fast_exp makes it, above 88 e^88, but below -87 e^-87. */
 WIDE_MATH __m512 wide_exp(__m512 x)
 {
     /* Bounds come first: of them and NaN, NaN stays. */

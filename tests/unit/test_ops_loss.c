@@ -1,4 +1,5 @@
 /* The head and its cross-entropy. */
+#include "kernels/cpu/head_wide.h"
 #include "ops_check.h"
 
 struct shape {
@@ -8,7 +9,8 @@ struct shape {
 
 /* More rows than the op's chunk of 1024, whole and broken; blocks of 256 of the vocabulary. Where
  * it is 16 times the width (even, as the wide kernel wants it): head_wide, whose weights are packed
- * once for more than 224 rows, which go by chunks of 2048, and sums by 128 of the vocabulary. */
+ * once for more than 224 rows, which go by chunks of 2048, and sums by 128 of the vocabulary; of
+ * the last rows parts that are no multiples of these, one row, no labels. */
 static const struct shape shapes[] = {
     {0, 8, 5, 100},    {1, 1, 1, 100},    {1, 7, 33, 100},    {7, 19, 257, 0},    {7, 19, 257, 70},
     {65, 33, 515, 80}, {1024, 3, 16, 90}, {1030, 9, 37, 80},  {2049, 5, 17, 100}, {7, 6, 515, 70},
@@ -21,24 +23,19 @@ struct head {
     const struct shape *shape;
     const int32_t *label;
     double *x, *w;
+    bool wide; /* head_wide takes it */
 };
-
-/* Heads that head_wide may take. */
-static bool is_vast(const struct shape *s, enum dtype dtype)
-{
-    return dtype == DTYPE_BF16 && s->vocab >= 16 * s->width;
-}
 
 /* Gradients are products of p - onehot, whose p is off by 3e-7 (vector_math.h) and a few roundings.
  * In bf16 p - onehot is stored in bf16: where p's error moves it to the other neighbour, with a
  * chance of about 16 * 2^8 * 5e-7 = 2e-3 (see ops_check.h), it is off by 2^-8, so the L2 error is
- * 2^-8 * sqrt(2e-3). Of vast heads nothing is said of where they round: head_wide rounds p times
- * something, and the rows that become weights' gradients, each by 2^-9 at most. */
-static double gradient_error(const struct shape *s, enum dtype dtype)
+ * 2^-8 * sqrt(2e-3). head_wide rounds p times something, and the rows that become weights'
+ * gradients, each by 2^-9 at most. */
+static double gradient_error(const struct shape *s, enum dtype dtype, bool wide)
 {
     const double sums = sqrt((double)s->width) + sqrt((double)s->vocab) + sqrt((double)s->rows);
     const double f32 = 2 * 3e-7 + CHECK_U * (6 + sums);
-    return is_vast(s, dtype) ? f32 + 0x1p-8 : dtype == DTYPE_BF16 ? f32 + 0x1p-8 * sqrt(2e-3) : f32;
+    return wide ? f32 + 0x1p-8 : dtype == DTYPE_BF16 ? f32 + 0x1p-8 * sqrt(2e-3) : f32;
 }
 
 /* A row's loss is off by the relative error of a sum of exp and by the rounding of two logits. */
@@ -97,7 +94,7 @@ static double reference(const struct head *h, double *dx, double *dw, enum dtype
         p[h->label[n]] -= 1;
         for (int64_t v = 0; v < vocab; v++) {
             const double exact = (double)SCALE * p[v],
-                         grad = is_vast(h->shape, dtype) ? exact : check_round(exact, dtype);
+                         grad = h->wide ? exact : check_round(exact, dtype);
             for (int64_t i = 0; i < width; i++) {
                 dx[n * width + i] += grad * h->w[v * width + i];
                 dw[v * width + i] += grad * h->x[n * width + i];
@@ -165,10 +162,11 @@ static void run_cross_entropy(struct check *c, const void *args)
                         dw = check_copy(c, "dw", before),
                         dx = check_tensor(c, "dx", c->dtype, s->rows, s->width),
                         loss = check_tensor(c, "loss", DTYPE_F64, 2, 1);
-    const struct head h = {s, labels.data, check_values(c, x), check_values(c, w)};
+    const struct head h = {s, labels.data, check_values(c, x), check_values(c, w),
+                           head_wide_takes(c->device, x, w)};
     double *out = loss.data, *dx_expected = check_doubles(c, s->rows * s->width),
            *dw_before = check_values(c, before), *dw_expected = check_values(c, before);
-    const double error = gradient_error(s, c->dtype);
+    const double error = gradient_error(s, c->dtype, h.wide);
     const double expected = reference(&h, dx_expected, dw_expected, c->dtype);
     out[0] = cross_entropy(c, dx, dw, x, w, labels.data);
     out[1] = cross_entropy(c, none, none, x, w, labels.data);
@@ -244,7 +242,8 @@ static void run_parts(struct check *c, const void *args)
                         fused = check_tensor(c, "fused", c->dtype, s->rows, s->width),
                         dx = check_tensor(c, "dx", c->dtype, s->rows, s->width),
                         sink = check_random(c, "dw", DTYPE_F32, s->vocab, s->width, 1);
-    const struct head h = {s, labels.data, check_values(c, x), check_values(c, w)};
+    const struct head h = {s, labels.data, check_values(c, x), check_values(c, w),
+                           head_wide_takes(c->device, x, w)};
     double *expected = check_doubles(c, s->rows * s->vocab), loss = 0;
     for (int64_t n = 0; n < s->rows; n++) {
         double *row = expected + n * s->vocab;
@@ -261,8 +260,8 @@ static void run_parts(struct check *c, const void *args)
         if (!(fabs(got - loss) <= loss_error(s))) {
             check_fail(c, "loss", &grad, parts, got, loss, "out of tolerance");
         }
-        check_close(c, "grad", grad, expected, gradient_error(s, DTYPE_F32));
-        if (parts == 1 && s->rows <= 1024 && !is_vast(s, c->dtype)) { /* of one chunk */
+        check_close(c, "grad", grad, expected, gradient_error(s, DTYPE_F32, false));
+        if (parts == 1 && s->rows <= 1024 && !h.wide) { /* of one chunk */
             assert_true(got == one);
             c->ops->linear_backward_input(c->device, dx, grad, w, false);
             check_exact(c, "dx", dx, fused, "of one part is not the fused op's");
@@ -295,41 +294,50 @@ static void run_known(struct check *c, const void *args)
 }
 
 /* Rows of logits 1024, -1024, 1020 and others far below: from the label's, the largest is further
- * than a power reaches. */
+ * than a power reaches. Rows: fewer than pack weights, more, and more than a chunk. */
 static void run_far(struct check *c, const void *args)
 {
-    (void)args;
-    enum { ROWS = 300, WIDTH = 2, VOCAB = 150 };
+    const struct shape *s = args;
     static const double logit[3] = {1024, -1024, 1020}, p[3] = {0.98201379, 0, 0.01798621};
-    check_name(c, "cross_entropy of logits far apart");
-    struct tensor x = check_tensor(c, "x", c->dtype, ROWS, WIDTH),
-                  w = check_tensor(c, "w", c->dtype, VOCAB, WIDTH);
-    const struct tensor labels = check_tensor(c, "labels", DTYPE_I32, ROWS, 1),
-                        dx = check_tensor(c, "dx", c->dtype, ROWS, WIDTH),
-                        dw = check_tensor(c, "dw", DTYPE_F32, VOCAB, WIDTH);
-    double *expected = check_doubles(c, ROWS * WIDTH), losses = 0;
+    check_name(c, "cross_entropy of logits far apart, rows=%lld", (long long)s->rows);
+    struct tensor x = check_tensor(c, "x", c->dtype, s->rows, s->width),
+                  w = check_tensor(c, "w", c->dtype, s->vocab, s->width);
+    const struct tensor labels = check_tensor(c, "labels", DTYPE_I32, s->rows, 1),
+                        dx = check_tensor(c, "dx", c->dtype, s->rows, s->width),
+                        dw = check_tensor(c, "dw", DTYPE_F32, s->vocab, s->width),
+                        none = {.data = NULL};
+    double *expected = check_doubles(c, s->rows * s->width), losses = 0, each = 0;
     memset(dw.data, 0, tensor_bytes(&dw));
-    for (int64_t i = 0; i < ROWS * WIDTH; i++) {
-        check_set(&x, i, i % WIDTH == 0 ? 1 : 0);
+    for (int64_t i = 0; i < s->rows * s->width; i++) {
+        check_set(&x, i, i % s->width == 0 ? 1 : 0);
     }
-    for (int64_t i = 0; i < VOCAB * WIDTH; i++) {
-        check_set(&w, i, i % WIDTH != 0 ? 0 : i / WIDTH < 3 ? logit[i / WIDTH] : -2048);
+    for (int64_t i = 0; i < s->vocab * s->width; i++) {
+        const int64_t row = i / s->width;
+        check_set(&w, i, i % s->width != 0 ? 0 : row < 3 ? logit[row] : -2048);
     }
-    for (int64_t n = 0; n < ROWS; n++) {
+    for (int64_t n = 0; n < s->rows; n++) {
         const int32_t label = (int32_t)(n % 4) - 1;
+        const double all = p[0] * logit[0] + p[2] * logit[2];
         ((int32_t *)labels.data)[n] = label;
         losses += label < 0 ? 0 : log1p(exp(-4)) + logit[0] - logit[label];
-        expected[n * WIDTH] =
-            label < 0 ? 0 : (double)SCALE * (p[0] * logit[0] + p[2] * logit[2] - logit[label]);
+        expected[n * s->width] = label < 0 ? 0 : (double)SCALE * (all - logit[label]);
+        each += label == 0 ? (double)SCALE : 0; /* as many rows have each label */
     }
     const double got = cross_entropy(c, dx, dw, x, w, labels.data);
     assert_true(fabs(got - losses) < 1e-6 * losses);
-    /* Products of thousands, of which for the first label 0.07 is left. */
+    assert_true(got == cross_entropy(c, none, none, x, w, labels.data));
+    /* Products of thousands, of which 0.07 is left for the first label. */
     check_close(c, "dx", dx, expected, c->dtype == DTYPE_BF16 ? 0x1p-8 : 1e-6);
-    const double each = ROWS / 4.0 * (double)SCALE; /* rows of a label */
+    const double first = check_get(&dx, s->width) - expected[s->width],
+                 rounded = c->dtype == DTYPE_BF16 ? 0x1p-8 : CHECK_U;
+    assert_true(fabs(first) < (double)SCALE * (rounded * 2 * p[2] * logit[2] + 2e-3));
     assert_true(fabs(check_get(&dw, 0) - each * (3 * p[0] - 1)) < 0x1p-7 * each);
-    assert_true(fabs(check_get(&dw, WIDTH) + each) < 0x1p-7 * each);
-    assert_true(check_get(&dw, 3 * WIDTH) == 0 || fabs(check_get(&dw, 3 * WIDTH)) < 1e-30);
+    assert_true(fabs(check_get(&dw, s->width) + each) < 0x1p-7 * each);
+    assert_true(fabs(check_get(&dw, 3 * s->width)) < 1e-30);
+    for (int64_t v = 0; v < s->vocab; v++) {
+        assert_true(check_get(&dw, v * s->width + 1) == 0);
+    }
+    check_rows(c, s, x, w, labels, dx);
 }
 
 static void test_cross_entropy(void **state)
@@ -350,7 +358,10 @@ static void test_parts(void **state)
 static void test_known(void **state)
 {
     check_run(*state, run_known, NULL, CHECK_BF16 | CHECK_KERNELS | CHECK_VECTORS);
-    check_run(*state, run_far, NULL, CHECK_BF16 | CHECK_KERNELS | CHECK_VECTORS);
+    static const struct shape far[] = {{100, 2, 150, 75}, {300, 2, 150, 75}, {2100, 2, 150, 75}};
+    for (size_t i = 0; i < sizeof far / sizeof far[0]; i++) {
+        check_run(*state, run_far, &far[i], CHECK_BF16 | CHECK_KERNELS | CHECK_VECTORS);
+    }
 }
 
 int main(void)
