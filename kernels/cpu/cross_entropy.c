@@ -58,14 +58,7 @@ CPU_CLONES static double row_exp(float *out, const float *x, float most, int64_t
     return total;
 }
 
-CPU_CLONES static void row_scale(float *x, float scale, int64_t count)
-{
-    for (int64_t i = 0; i < count; i++) {
-        x[i] *= scale;
-    }
-}
-
-/* The same, to bf16; x stays. */
+/* row_scale to bf16; x stays. */
 CPU_CLONES static void row_scale_narrow(uint16_t *out, const float *x, float scale, int64_t count)
 {
     for (int64_t i = 0; i < count; i++) {

@@ -10,13 +10,14 @@
 /* Rows that go through together; so many that weights are packed once for all chunks; how far above
  * the shift a logit may be: no sum of powers nears the largest number, no row over it the smallest;
  * columns of dW that a thread adds labels to. */
-enum { CHUNK = 2048, PACK_ROWS = 224, MOST = 30, COLUMNS = 64, LANES = 16 };
+enum { CHUNK = 2048, PACK_ROWS = 224, MOST = 30, COLUMNS = 64 };
 
 /* Scratch of a chunk. */
 struct chunk {
     double *loss;                      /* [rows] */
     float *packed;                     /* weights as logits' product reads them, or NULL */
-    float *shift, *own, *factor, *off; /* [rows]; scale / sum; scale (p - 1) of the label */
+    float *shift, *own, *factor, *off; /* [rows]; scale / sum; scale (p - 1) of the label,
+                                          before that the largest logit above the shift */
     float *sum, *most;                 /* [rows, pieces] */
     float *row;                        /* [threads][2][C] */
     float *product;                    /* [rows, C] e^(x - shift) W */
@@ -89,28 +90,13 @@ static struct chunk make_chunk(struct device *device, struct tensor x, struct te
 
 /* --- logits and losses --- */
 
-/* In an order of its own: what a shift is off by, the kernel's own sum makes up for. */
-CPU_CLONES static float dot(const float *a, const float *b, int64_t count)
-{
-    float lane[LANES] = {0}, sum = 0;
-    for (int64_t i = 0; i < count; i += LANES) {
-        const int64_t some = count - i < LANES ? count - i : LANES;
-        for (int64_t j = 0; j < some; j++) {
-            lane[j] += a[i + j] * b[i + j];
-        }
-    }
-    for (int j = 0; j < LANES; j++) {
-        sum += lane[j];
-    }
-    return sum;
-}
-
+/* Not the kernel's order of sums: what a shift is off by, its own sum makes up for. */
 static float label_logit(float *row, struct tensor x, struct tensor w, int64_t n, int32_t label)
 {
     const int64_t width = x.dim[1];
     row_load(row, x.data, x.dtype, n * width, width);
     row_load(row + width, w.data, w.dtype, label * width, width);
-    return dot(row, row + width, width);
+    return row_dot(row, row + width, width);
 }
 
 /* Powers of rows [first, first + count) and their sums. */
@@ -165,16 +151,15 @@ static void raise_shifts(struct device *device, const struct chunk *c, struct te
 {
     const int64_t rows = x.dim[0], pieces = gemm_exp_pieces(w.dim[0]);
     int64_t first = rows, last = -1;
-#pragma omp parallel for num_threads(device->threads) schedule(static) reduction(min               \
-                                                                                 : first)          \
-    reduction(max                                                                                  \
-              : last)
+#pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t n = 0; n < rows; n++) {
-        const float most = row_most(c, n, pieces);
-        if (most > MOST) {
-            c->shift[n] += most;
+        c->off[n] = row_most(c, n, pieces);
+    }
+    for (int64_t n = 0; n < rows; n++) {
+        if (c->off[n] > MOST) {
+            c->shift[n] += c->off[n];
             first = n < first ? n : first;
-            last = n > last ? n : last;
+            last = n;
         }
     }
     if (first <= last) {
@@ -201,20 +186,6 @@ static void chunk_loss(struct device *device, const struct chunk *c, struct tens
 
 /* --- gradients --- */
 
-CPU_CLONES static void row_scale(float *out, const float *in, float factor, int64_t count)
-{
-    for (int64_t i = 0; i < count; i++) {
-        out[i] = factor * in[i];
-    }
-}
-
-CPU_CLONES static void row_add(float *out, const float *in, float factor, int64_t count)
-{
-    for (int64_t i = 0; i < count; i++) {
-        out[i] += factor * in[i];
-    }
-}
-
 static void scale_rows(struct device *device, const struct chunk *c, struct tensor x)
 {
     const int64_t width = x.dim[1];
@@ -222,7 +193,7 @@ static void scale_rows(struct device *device, const struct chunk *c, struct tens
     for (int64_t n = 0; n < x.dim[0]; n++) {
         float *row = c->row + 2 * omp_get_thread_num() * width;
         row_load(row, x.data, x.dtype, n * width, width);
-        row_scale(row, row, c->factor[n], width);
+        row_scale(row, c->factor[n], width);
         row_store(c->scaled, DTYPE_BF16, n * width, row, width);
     }
 }
@@ -235,11 +206,11 @@ static void input_gradient(struct device *device, const struct chunk *c, struct 
                               false);
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t n = 0; n < rows; n++) {
-        float *row = c->row + 2 * omp_get_thread_num() * width, *own = row + width;
-        row_scale(row, c->product + n * width, c->factor[n], width);
+        float *own = c->row + 2 * omp_get_thread_num() * width, *row = c->product + n * width;
+        row_scale(row, c->factor[n], width);
         if (labels[n] >= 0) {
             row_load(own, w.data, w.dtype, labels[n] * width, width);
-            row_add(row, own, c->off[n], width);
+            row_add_scaled(row, own, c->off[n], width);
         }
         row_store(dx.data, dx.dtype, n * width, row, width);
     }
@@ -257,7 +228,7 @@ static void add_labels(struct device *device, const struct chunk *c, struct tens
             float in[COLUMNS];
             if (labels[n] >= 0) {
                 row_load(in, x.data, x.dtype, n * width + first, count);
-                row_add((float *)dw.data + labels[n] * width + first, in, c->off[n], count);
+                row_add_scaled((float *)dw.data + labels[n] * width + first, in, c->off[n], count);
             }
         }
     }

@@ -6,26 +6,7 @@
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/rows_wide.h"
 
-enum { BLOCK = 64, LANES = 16 };
-
-/* Sum in a fixed tree: 16 running sums, then one after another. */
-CPU_CLONES static float dot(const float *a, const float *b, int64_t count)
-{
-    float sum[LANES] = {0}, total = 0;
-    int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) {
-        for (int j = 0; j < LANES; j++) {
-            sum[j] += a[i + j] * b[i + j];
-        }
-    }
-    for (int j = 0; i + j < count; j++) {
-        sum[j] += a[i + j] * b[i + j];
-    }
-    for (int j = 0; j < LANES; j++) {
-        total += sum[j];
-    }
-    return total;
-}
+enum { BLOCK = 64 };
 
 CPU_CLONES static void normalize_row(float *restrict y, const float *restrict x,
                                      const float *restrict w, float rstd, enum dtype dtype,
@@ -57,7 +38,7 @@ float cpu_norm_row(float *y, float *row, const struct norm_row *from, const floa
         row_round(row, from->x.dtype, width);
         row_store(from->sum.data, from->sum.dtype, n * width, row, width);
     }
-    const float rstd = 1.0F / sqrtf(dot(row, row, width) / (float)width + from->eps);
+    const float rstd = 1.0F / sqrtf(row_dot(row, row, width) / (float)width + from->eps);
     normalize_row(y, row, w, rstd, from->dtype, width);
     return rstd;
 }
@@ -120,7 +101,7 @@ CPU_CLONES static void backward_row(float *restrict dx, float *restrict dw,
         g[i] = dy[i] * w[i];
         dw[i] += dy[i] * x[i] * r;
     }
-    const float mean = dot(g, x, width) / (float)width * r * r;
+    const float mean = row_dot(g, x, width) / (float)width * r * r;
     for (int64_t i = 0; i < width; i++) {
         dx[i] += r * (g[i] - x[i] * mean);
     }

@@ -36,13 +36,6 @@ void cpu_scatter_rows(struct device *device, struct tensor y, const void *x, int
     }
 }
 
-CPU_CLONES static void add_scaled(float *out, const float *in, float weight, int64_t count)
-{
-    for (int64_t i = 0; i < count; i++) {
-        out[i] += weight * in[i];
-    }
-}
-
 void cpu_combine_rows(struct device *device, struct tensor y, struct tensor x,
                       const int32_t *slot_row, const float *weight, int64_t top_k)
 {
@@ -63,7 +56,7 @@ void cpu_combine_rows(struct device *device, struct tensor y, struct tensor x,
             for (int64_t slot = n * top_k; slot < (n + 1) * top_k; slot++) {
                 if (slot_row[slot] >= 0) {
                     row_load(in, x.data, x.dtype, slot_row[slot] * width + i, count);
-                    add_scaled(sum, in, weight != NULL ? weight[slot] : 1.0F, count);
+                    row_add_scaled(sum, in, weight != NULL ? weight[slot] : 1.0F, count);
                 }
             }
             row_store(y.data, y.dtype, n * width + i, sum, count);

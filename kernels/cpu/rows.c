@@ -52,3 +52,36 @@ void row_round(float *row, enum dtype dtype, int64_t count)
         round_bf16(row, count);
     }
 }
+
+CPU_CLONES float row_dot(const float *a, const float *b, int64_t count)
+{
+    enum { LANES = 16 };
+    float sum[LANES] = {0}, total = 0;
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        for (int j = 0; j < LANES; j++) {
+            sum[j] += a[i + j] * b[i + j];
+        }
+    }
+    for (int j = 0; i + j < count; j++) {
+        sum[j] += a[i + j] * b[i + j];
+    }
+    for (int j = 0; j < LANES; j++) {
+        total += sum[j];
+    }
+    return total;
+}
+
+CPU_CLONES void row_scale(float *x, float scale, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        x[i] *= scale;
+    }
+}
+
+CPU_CLONES void row_add_scaled(float *out, const float *in, float scale, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        out[i] += scale * in[i];
+    }
+}

@@ -10,4 +10,10 @@ void row_store(void *data, enum dtype dtype, int64_t first, const float *in, int
 /* What a store rounds to. */
 void row_round(float *row, enum dtype dtype, int64_t count);
 
+/* Sum of products in a fixed tree: 16 running sums, then one after another. */
+float row_dot(const float *a, const float *b, int64_t count);
+void row_scale(float *x, float scale, int64_t count);
+/* out += scale * in */
+void row_add_scaled(float *out, const float *in, float scale, int64_t count);
+
 #endif
