@@ -13,7 +13,9 @@
 enum { ROWS = 14, KW = 512, TILE_M = 4 * ROWS, HIGH_M = 8 * ROWS };
 /* Words from one widened row of A to the next: rows are not a power of two apart. */
 enum { WIDENED_ROW = KW + LANES };
-enum { SLAB_BYTES = 1 << 20, PHASE_BYTES = 2 << 20 };
+/* A phase is as long as buffers allow: threads wait for one another between phases, and write
+ * slowly to lines that another core has read not long ago. */
+enum { SLAB_BYTES = 1 << 20, PHASE_BYTES = 16 << 20 };
 
 /* Words of k do not straddle its end where a line is read as it stands. */
 static bool even(const struct gemm *g)
@@ -91,10 +93,25 @@ static struct operand operand_of(const struct gemm *g, bool is_a)
 
 /* --- products --- */
 
+/* What comes into the second cache while a kernel multiplies: every LANES words, so that fills are
+ * spread, a line for each of its rows, so many bytes from where it reads A, and B_LINES lines so
+ * many from where it reads B. The hardware sees no streams in rows this short. */
+struct ahead {
+    int64_t a, b;
+};
+enum { LINE = 64, B_LINES = 4 };
+
+/* Where it points may lie behind the array: nothing is read there. */
+static inline void prefetch(const void *from, int64_t bytes)
+{
+    _mm_prefetch((const char *)((uintptr_t)from + (uintptr_t)bytes), _MM_HINT_T1);
+}
+
 /* acc[rows][WIDE_TILE_N] of 32 columns, continued if `more`, over `words` of a and of b's panel.
- * Bytes from one row of a to the next, and from one word to the next. */
+ * Bytes from one row of a to the next, from one word to the next, and between lines ahead. */
 WIDE_INLINE static void micro(bool pairs, int rows, float *acc, const char *a, int64_t a_row,
-                              int64_t a_step, const float *b, int64_t words, bool more)
+                              int64_t a_step, int64_t a_line, const float *b, int64_t words,
+                              bool more, struct ahead ahead)
 {
     __m512 sum[ROWS][2];
 #pragma GCC unroll 14
@@ -103,6 +120,16 @@ WIDE_INLINE static void micro(bool pairs, int rows, float *acc, const char *a, i
         sum[r][1] = more ? _mm512_loadu_ps(acc + r * WIDE_TILE_N + LANES) : _mm512_setzero_ps();
     }
     for (int64_t w = 0; w < words; w++, a += a_step, b += COLS) {
+        if (w % LANES == 0) {
+#pragma GCC unroll 14
+            for (int r = 0; r < rows; r++) {
+                prefetch(a, r * a_line + ahead.a);
+            }
+#pragma GCC unroll 4
+            for (int l = 0; l < B_LINES; l++) {
+                prefetch(b, l * LINE + ahead.b);
+            }
+        }
         const __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + LANES);
 #pragma GCC unroll 14
         for (int r = 0; r < rows; r++) {
@@ -125,22 +152,23 @@ WIDE_INLINE static void micro(bool pairs, int rows, float *acc, const char *a, i
     }
 }
 
-/* Where a task's rows of A stand. */
+/* Where a task's rows of A stand. Bytes from row to row, from word to word, and to the rows of the
+ * task that this thread is likely to take next, 0: there is none. */
 struct left {
     const char *data;
-    int64_t row, step; /* bytes */
+    int64_t row, step, next;
 };
 
 /* One kernel for every number of rows. */
 #define CASE(ROWS_HERE)                                                                            \
     case ROWS_HERE:                                                                                \
-        packed ? micro(pairs, ROWS_HERE, acc, a, WORD, TILE_M *WORD, b, words, more)               \
-               : micro(pairs, ROWS_HERE, acc, a, a_row, WORD, b, words, more);                     \
+        packed ? micro(pairs, ROWS_HERE, acc, a, WORD, TILE_M *WORD, LINE, b, words, more, ahead)  \
+               : micro(pairs, ROWS_HERE, acc, a, a_row, WORD, a_row, b, words, more, ahead);       \
         break
 
 #define KERNEL(NAME, PAIRS)                                                                        \
     WIDE static void NAME(int64_t rows, float *acc, const char *a, int64_t a_row, const float *b,  \
-                          int64_t words, bool more, bool packed)                                   \
+                          int64_t words, bool more, bool packed, struct ahead ahead)               \
     {                                                                                              \
         const bool pairs = PAIRS;                                                                  \
         switch (rows) {                                                                            \
@@ -196,10 +224,9 @@ static void pack_task(const struct slab *slab, int64_t task)
  * before they are asked for. */
 static void prefetch_rows(const char *at, int64_t row, int64_t rows, int64_t bytes)
 {
-    const int64_t line = 64;
     for (int64_t r = 0; r < rows; r++) {
-        for (int64_t byte = 0; byte < bytes; byte += line) {
-            _mm_prefetch(at + r * row + byte, _MM_HINT_T1);
+        for (int64_t byte = 0; byte < bytes; byte += LINE) {
+            prefetch(at, r * row + byte);
         }
     }
 }
@@ -213,7 +240,7 @@ WIDE static struct left widen_rows(float *to, struct left from, int64_t rows, in
             _mm512_storeu_ps(to + r * WIDENED_ROW + w, wide_load_bf16(at, wide_first(words - w)));
         }
     }
-    return (struct left){(const char *)to, WIDENED_ROW * WORD, WORD};
+    return (struct left){(const char *)to, WIDENED_ROW * WORD, WORD, 0};
 }
 
 /* Words [w, w + words) of B's columns [first, first + n): [n/COLS][words][COLS]. */
@@ -236,18 +263,53 @@ struct right {
     int64_t first;
 };
 
+/* Where a kernel stands in a task of m x n: a block of rows [r0, r0 + rows), the first column of a
+ * panel, the first word. */
+struct place {
+    int64_t m, n, block, r0, rows, j, w;
+};
+
+/* Rows of A that are widened, which a task reads once. */
+static bool widens_a(const struct gemm *g)
+{
+    return g->way == GEMM_WIDENED && !packs_a(g);
+}
+
+/* Beside A's first panel come A's next rows; beside the last panel the first rows of the next words
+ * or task; packed, the next task's rows, a part beside every block. B's next panel or words come in
+ * parts, too. */
+static struct ahead ahead_of(const struct gemm *g, struct left left, const struct place *at)
+{
+    const int64_t words = words_of(g), next = at->w + KW;
+    const bool last_panel = at->j + COLS >= at->n, last_words = next >= words;
+    struct ahead ahead = {0};
+    if (packs_a(g)) {
+        ahead.a = at->j == 0 && left.next != 0 ? left.next + at->r0 * (LINE - WORD) : 0;
+    } else if (widens_a(g)) {
+        ahead.a = 0;
+    } else if (at->j == 0 && at->r0 + at->rows < at->m) {
+        ahead.a = at->rows * left.row;
+    } else if (last_panel && at->r0 == 0) {
+        ahead.a = !last_words ? KW * left.step : left.next != 0 ? left.next - at->w * left.step : 0;
+    }
+    if (!packs_alone(g) && !(last_panel && last_words)) {
+        ahead.b = (last_panel ? KW - at->j / COLS * words : words) * COLS * WORD +
+                  at->block * B_LINES * LINE;
+    }
+    return ahead;
+}
+
 /* Rows that are widened go along all columns first: they stay in the first cache. Others are read
  * again for every panel of B. */
 static void multiply(const struct gemm *g, const char *c, float *acc, struct left left,
                      struct right right, int64_t m, int64_t n)
 {
-    const bool widens = g->way == GEMM_WIDENED && !packs_a(g);
+    const bool widens = widens_a(g), alone = right.panels == NULL;
     const int64_t words = words_of(g), blocks = up(m, ROWS), panels = up(n, COLS),
                   element = (int64_t)dtype_bytes(g->c_dtype), row = g->c_row * element;
     float widened[ROWS * WIDENED_ROW] __attribute__((aligned(64)));
     for (int64_t w = 0; w < words; w += KW) {
         const int64_t some = least(KW, words - w);
-        const bool alone = right.panels == NULL;
         const float *b = alone ? right.own : right.panels + w * COLS;
         const int64_t pitch = alone ? some : words;
         struct left here = left;
@@ -258,17 +320,19 @@ static void multiply(const struct gemm *g, const char *c, float *acc, struct lef
             const int64_t i = widens ? step / panels : step % blocks,
                           j = (widens ? step % panels : step / blocks) * COLS;
             const int64_t r0 = m * i / blocks, rows = m * (i + 1) / blocks - r0;
+            const struct place at = {
+                .m = m, .n = n, .block = i, .r0 = r0, .rows = rows, .j = j, .w = w};
             if (!widens || j == 0) {
-                here =
-                    (struct left){left.data + r0 * left.row + w * left.step, left.row, left.step};
+                here = (struct left){left.data + r0 * left.row + w * left.step, left.row, left.step,
+                                     0};
                 here = widens ? widen_rows(widened, here, rows, some) : here;
             }
             if (w + some == words && c != NULL) {
                 prefetch_rows(c + r0 * row + j * element, row, rows, least(COLS, n - j) * element);
             }
-            (g->way == GEMM_PAIRS ? kernel_pairs : kernel_f32)(rows, acc + r0 * WIDE_TILE_N + j,
-                                                               here.data, here.row, b + j * pitch,
-                                                               some, w > 0, packs_a(g));
+            (g->way == GEMM_PAIRS ? kernel_pairs : kernel_f32)(
+                rows, acc + r0 * WIDE_TILE_N + j, here.data, here.row, b + j * pitch, some, w > 0,
+                packs_a(g), ahead_of(g, left, &at));
         }
     }
 }
@@ -284,14 +348,17 @@ static void tile_task(const struct slab *slab, int64_t task)
     const int64_t row = i + (packed ? slab->first : 0), col = j + (packed ? 0 : slab->first);
     const int64_t element = operand_bytes(g->way), word = element * word_elements(g->way),
                   out = (int64_t)dtype_bytes(g->c_dtype);
-    const struct left left =
-        packed ? (struct left){(const char *)(slab->part + i * words), WORD, TILE_M * WORD}
+    struct left left =
+        packed ? (struct left){(const char *)(slab->part + i * words), WORD, TILE_M * WORD, 0}
                : (struct left){(const char *)g->a + row * g->a_row * element, g->a_row * element,
-                               word};
+                               word, 0};
+    const int64_t ahead = omp_get_num_threads() * high;
+    left.next = i + ahead < rows ? ahead * (packed ? words * WORD : left.row) : 0;
     float acc[HIGH_M * WIDE_TILE_N] __attribute__((aligned(64)));
     const char *const c = g->exp != NULL ? NULL : (const char *)g->c + (row * g->c_row + col) * out;
     if (!packed) {
-        prefetch_rows(left.data, left.row, m, least(words, KW) * word);
+        prefetch_rows(left.data, left.row, widens_a(g) ? m : least(m, ROWS),
+                      least(words, KW) * word);
     }
     const float *const panels = packed ? slab->whole : g->packed != NULL ? g->packed : slab->part;
     const struct right right = {.panels = packs_alone(g) ? NULL : panels + j * words,
@@ -347,8 +414,8 @@ static size_t round_floats(size_t floats)
 }
 
 /* All slabs of all products, in order, with their phases; returns how many. Neighbouring phases
- * have different buffers of 2 * PHASE_BYTES or of the largest part, behind them stand B's packed
- * whole and what tasks pack for themselves. */
+ * have different buffers, of PHASE_BYTES or of the largest part; behind them stand B's packed whole
+ * and what tasks pack for themselves. */
 static int64_t make_slabs(struct device *device, struct slab **out, const struct gemm *batch,
                           int64_t count)
 {

@@ -8,8 +8,8 @@ struct group {
 };
 
 /* Tiles of our own kernels are 6 x 16 in 96 x 256, 256 of k at a time, and by AVX-512 14 x 32 in 56
- * x 128 or 112 x 128, 512 words of k at a time (one, or pairs of bf16), of slabs of 2^18; oneDNN's
- * rows go by 32. */
+ * x 128 or 112 x 128, 512 words of k at a time (one, or pairs of bf16), of slabs of 2^18 words,
+ * phases of 2^22; oneDNN's rows go by 32. */
 static const struct group linears[] = {
     {1, 5, 3, 0, {0, 0}},    {1, 1, 1, 0, {0, 1}},     {1, 33, 17, 0, {0, 1}},
     {1, 5, 3, 0, {0, 7}},    {1, 64, 48, 0, {0, 33}},  {1, 130, 71, 0, {0, 65}},
@@ -30,6 +30,9 @@ static const struct group groups[] = {
     {2, 10, 6, 0, {0, 1, 1060}},
     {1, 4, 240, 0, {0, 1001}},
 };
+/* In f32 several phases: of weights, where rows are more than a tile's, and of rows. */
+static const struct group phases = {6, 860, 860, 0, {0, 113, 226, 339, 452, 565, 678}},
+                          phases_of_rows = {5, 3, 1050, 0, {0, 1000, 2000, 3000, 4000, 5000}};
 /* f32 by bf16: more than a tile's rows, k beyond a block's. */
 static const struct group routers[] = {{1, 40, 600, 0, {0, 300}}, {1, 33, 20, 0, {0, 1060}}};
 enum { LINEARS = sizeof linears / sizeof linears[0], GROUPS = sizeof groups / sizeof groups[0] };
@@ -348,6 +351,33 @@ static void run_grouped_backward_weight(struct check *c, const void *args)
     }
 }
 
+/* Products that take several phases give the bits of those that take one. */
+static void run_phases(struct check *c, const void *args)
+{
+    const struct group *g = args;
+    enum { ROWS = 3 };
+    name_case(c, "grouped products of several phases", g);
+    const struct tensor x = check_random(c, "x", c->dtype, rows_of(g), g->in, 1),
+                        dy = check_random(c, "dy", c->dtype, rows_of(g), g->out, 1),
+                        w = random_matrices(c, "w", c->dtype, g),
+                        y = check_tensor(c, "y", c->dtype, rows_of(g), g->out),
+                        dx = check_tensor(c, "dx", c->dtype, rows_of(g), g->in);
+    const int64_t few[] = {0, ROWS};
+    c->ops->grouped_forward(c->device, y, x, w.data, stride_of(g), g->offset, g->experts);
+    c->ops->grouped_backward_input(c->device, dx, dy, w.data, stride_of(g), g->offset, g->experts);
+    for (int64_t e = 0; e < g->experts; e++) {
+        const int64_t first = g->offset[e + 1] - ROWS;
+        const struct tensor some_y = check_tensor(c, "some y", c->dtype, ROWS, g->out),
+                            some_dx = check_tensor(c, "some dx", c->dtype, ROWS, g->in);
+        c->ops->grouped_forward(c->device, some_y, tensor_rows(&x, first, ROWS), matrix(&w, e),
+                                stride_of(g), few, 1);
+        c->ops->grouped_backward_input(c->device, some_dx, tensor_rows(&dy, first, ROWS),
+                                       matrix(&w, e), stride_of(g), few, 1);
+        check_exact(c, "y", some_y, tensor_rows(&y, first, ROWS), "depends on phases");
+        check_exact(c, "dx", some_dx, tensor_rows(&dx, first, ROWS), "depends on phases");
+    }
+}
+
 /* --- tests --- */
 
 static void run_all(void **state, void (*run)(struct check *, const void *),
@@ -394,6 +424,12 @@ static void test_grouped_backward_weight(void **state)
     run_all(state, run_grouped_backward_weight, groups, GROUPS);
 }
 
+static void test_phases(void **state)
+{
+    check_run(*state, run_phases, &phases, 0);
+    check_run(*state, run_grouped_backward_weight, &phases_of_rows, 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -404,6 +440,7 @@ int main(void)
         cmocka_unit_test(test_grouped_forward),
         cmocka_unit_test(test_grouped_backward_input),
         cmocka_unit_test(test_grouped_backward_weight),
+        cmocka_unit_test(test_phases),
     };
     return cmocka_run_group_tests(tests, check_open, check_close_devices);
 }
