@@ -12,6 +12,7 @@
 #include "kernels/cpu/attention_load.h"
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/share.h"
 
 /* One query head of one sample, and where its rows begin. */
 struct head {
@@ -234,13 +235,17 @@ void cpu_attention_forward(struct device *device, void *o, float *lse, const voi
     const size_t floats = work_floats(shape, false, way);
     float *scratch =
         cpu_scratch(device, CPU_SLOT_ATTENTION, floats * (size_t)device->threads * sizeof *scratch);
+    struct share *shares =
+        cpu_scratch(device, CPU_SLOT_SHARE, (size_t)device->threads * sizeof *shares);
     assert(shape->heads % shape->kv_heads == 0 && shape->ahead >= 0);
 #pragma omp parallel num_threads(device->threads)
     {
-        struct work *w =
-            work_init(scratch + floats * (size_t)omp_get_thread_num(), shape, false, way);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < shape->batch * shape->heads; task++) {
+        const int threads = omp_get_num_threads(), self = omp_get_thread_num();
+        struct work *w = work_init(scratch + floats * (size_t)self, shape, false, way);
+        shares[self] = share_even(shape->batch * shape->heads, threads, self);
+#pragma omp barrier
+        for (int64_t task = share_take(shares, threads, self); task >= 0;
+             task = share_take(shares, threads, self)) {
             const struct head h = find_head(shape, task);
             load_keys(w, shape, &h, &in);
             forward_head(w, shape, &h, o, lse + h.lse, q);

@@ -4,6 +4,7 @@
 #include <omp.h>
 #include <string.h>
 
+#include "kernels/cpu/share.h"
 #include "kernels/cpu/wide_finish.h"
 #include "kernels/cpu/wide_pack.h"
 
@@ -153,7 +154,7 @@ WIDE_INLINE static void micro(bool pairs, int rows, float *acc, const char *a, i
 }
 
 /* Where a task's rows of A stand. Bytes from row to row, from word to word, and to the rows of the
- * task that this thread is likely to take next, 0: there is none. */
+ * task that this thread takes next, 0: others. */
 struct left {
     const char *data;
     int64_t row, step, next;
@@ -352,8 +353,7 @@ static void tile_task(const struct slab *slab, int64_t task)
         packed ? (struct left){(const char *)(slab->part + i * words), WORD, TILE_M * WORD, 0}
                : (struct left){(const char *)g->a + row * g->a_row * element, g->a_row * element,
                                word, 0};
-    const int64_t ahead = omp_get_num_threads() * high;
-    left.next = i + ahead < rows ? ahead * (packed ? words * WORD : left.row) : 0;
+    left.next = i + high < rows ? high * (packed ? words * WORD : left.row) : 0;
     float acc[HIGH_M * WIDE_TILE_N] __attribute__((aligned(64)));
     const char *const c = g->exp != NULL ? NULL : (const char *)g->c + (row * g->c_row + col) * out;
     if (!packed) {
@@ -470,22 +470,60 @@ static struct phase phase_at(const struct slab *slab, int64_t slabs, int64_t fir
     return phase;
 }
 
-/* The tasks of a phase that is multiplied, behind those of the next, which is packed. */
-static void phase_task(const struct slab *slab, const struct phase *now, const struct phase *next,
-                       int64_t task)
+/* Of the phase's packs the first that the tasks from the one numbered `tile` on need. */
+static int64_t first_pack(const struct slab *slab, const struct phase *phase, int64_t tile)
 {
-    if (task < next->packs) {
-        const struct slab *at = slab + next->first;
-        for (; task >= at->packs; at++) {
-            task -= at->packs;
+    int64_t packs = 0;
+    for (int64_t i = phase->first; i < phase->end; i++) {
+        if (tile < slab[i].tiles) {
+            return packs + up(tile * slab[i].packs, slab[i].tiles);
         }
-        pack_task(at, task);
-    } else {
-        const struct slab *at = slab + now->first;
-        for (task -= next->packs; task >= at->tiles; at++) {
-            task -= at->tiles;
+        tile -= slab[i].tiles;
+        packs += slab[i].packs;
+    }
+    return packs;
+}
+
+/* Of the slabs from `at` on the one whose task it is, and which of its tasks. */
+static const struct slab *find_pack(const struct slab *at, int64_t *task)
+{
+    for (; *task >= at->packs; at++) {
+        *task -= at->packs;
+    }
+    return at;
+}
+
+static const struct slab *find_tile(const struct slab *at, int64_t *task)
+{
+    for (; *task >= at->tiles; at++) {
+        *task -= at->tiles;
+    }
+    return at;
+}
+
+/* A phase is multiplied when the next was packed. A thread packs what its own tasks will need. */
+static void run_phases(const struct slab *slab, int64_t slabs, struct share *shares)
+{
+    const int threads = omp_get_num_threads(), self = omp_get_thread_num();
+    struct phase now = {0}, next = phase_at(slab, slabs, 0);
+    for (int turn = 0; now.tiles + next.tiles > 0; turn++) {
+        struct share *packs = shares + (turn % 2) * 2 * threads, *tiles = packs + threads;
+        packs[self].next = first_pack(slab, &next, next.tiles * self / threads);
+        packs[self].end = first_pack(slab, &next, next.tiles * (self + 1) / threads);
+        tiles[self] = share_even(now.tiles, threads, self);
+#pragma omp barrier
+        for (int64_t task = share_take(packs, threads, self); task >= 0;
+             task = share_take(packs, threads, self)) {
+            const struct slab *at = find_pack(slab + next.first, &task);
+            pack_task(at, task);
         }
-        tile_task(at, task);
+        for (int64_t task = share_take(tiles, threads, self); task >= 0;
+             task = share_take(tiles, threads, self)) {
+            const struct slab *at = find_tile(slab + now.first, &task);
+            tile_task(at, task);
+        }
+        now = next;
+        next = phase_at(slab, slabs, now.end);
     }
 }
 
@@ -508,18 +546,10 @@ void gemm_wide_run(struct device *device, const struct gemm *batch, int64_t coun
 {
     struct slab *slab;
     const int64_t slabs = make_slabs(device, &slab, batch, count);
+    struct share *shares =
+        cpu_scratch(device, CPU_SLOT_SHARE, 4 * (size_t)device->threads * sizeof *shares);
 #pragma omp parallel num_threads(device->threads)
-    {
-        struct phase now = {0}, next = phase_at(slab, slabs, 0);
-        while (now.tiles + next.tiles > 0) {
-#pragma omp for schedule(dynamic, 1)
-            for (int64_t task = 0; task < next.packs + now.tiles; task++) {
-                phase_task(slab, &now, &next, task);
-            }
-            now = next;
-            next = phase_at(slab, slabs, now.end);
-        }
-    }
+    run_phases(slab, slabs, shares);
 }
 #else
 size_t gemm_wide_packed_floats(const struct gemm *gemm)
