@@ -21,7 +21,7 @@ enum cpu_slot {
     CPU_SLOT_WIDE,  /* which of them the wide kernel takes, */
     CPU_SLOT_SLAB,  /* its slabs, */
     CPU_SLOT_GEMM,  /* and packed operands */
-    CPU_SLOT_SHARE, /* of a loop (share.h) */
+    CPU_SLOT_SHARE, /* shares of a loop's tasks (share.h) */
     CPU_SLOT_ATTENTION,
     CPU_SLOT_LOSS,
     CPU_SLOT_FP8, /* operands of FP8 products as numbers */

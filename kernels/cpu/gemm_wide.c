@@ -14,8 +14,8 @@
 enum { ROWS = 14, KW = 512, TILE_M = 4 * ROWS, HIGH_M = 8 * ROWS };
 /* Words from one widened row of A to the next: rows are not a power of two apart. */
 enum { WIDENED_ROW = KW + LANES };
-/* A phase is as long as buffers allow: threads wait for one another between phases, and write
- * slowly to lines that another core has read not long ago. */
+/* Long phases: between them threads wait for one another, and lines that another core has read not
+ * long ago are slow to write. */
 enum { SLAB_BYTES = 1 << 20, PHASE_BYTES = 16 << 20 };
 
 /* Words of k do not straddle its end where a line is read as it stands. */
@@ -108,11 +108,17 @@ static inline void prefetch(const void *from, int64_t bytes)
     _mm_prefetch((const char *)((uintptr_t)from + (uintptr_t)bytes), _MM_HINT_T1);
 }
 
-/* acc[rows][WIDE_TILE_N] of 32 columns, continued if `more`, over `words` of a and of b's panel.
- * Bytes from one row of a to the next, from one word to the next, and between lines ahead. */
-WIDE_INLINE static void micro(bool pairs, int rows, float *acc, const char *a, int64_t a_row,
-                              int64_t a_step, int64_t a_line, const float *b, int64_t words,
-                              bool more, struct ahead ahead)
+/* Where rows of A stand. Bytes from row to row, from word to word, between lines that are
+ * prefetched, and to the rows of the task behind this one, which a thread mostly takes next; 0
+ * behind the last. */
+struct left {
+    const char *data;
+    int64_t row, step, line, next;
+};
+
+/* acc[rows][WIDE_TILE_N] of 32 columns, continued if `more`, over `words` of a and of b's panel. */
+WIDE_INLINE static void micro(bool pairs, int rows, float *acc, struct left left, const float *b,
+                              int64_t words, bool more, struct ahead ahead)
 {
     __m512 sum[ROWS][2];
 #pragma GCC unroll 14
@@ -120,11 +126,12 @@ WIDE_INLINE static void micro(bool pairs, int rows, float *acc, const char *a, i
         sum[r][0] = more ? _mm512_loadu_ps(acc + r * WIDE_TILE_N) : _mm512_setzero_ps();
         sum[r][1] = more ? _mm512_loadu_ps(acc + r * WIDE_TILE_N + LANES) : _mm512_setzero_ps();
     }
-    for (int64_t w = 0; w < words; w++, a += a_step, b += COLS) {
+    const char *a = left.data;
+    for (int64_t w = 0; w < words; w++, a += left.step, b += COLS) {
         if (w % LANES == 0) {
 #pragma GCC unroll 14
             for (int r = 0; r < rows; r++) {
-                prefetch(a, r * a_line + ahead.a);
+                prefetch(a, r * left.line + ahead.a);
             }
 #pragma GCC unroll 4
             for (int l = 0; l < B_LINES; l++) {
@@ -135,7 +142,7 @@ WIDE_INLINE static void micro(bool pairs, int rows, float *acc, const char *a, i
 #pragma GCC unroll 14
         for (int r = 0; r < rows; r++) {
             float word;
-            memcpy(&word, a + r * a_row, sizeof word);
+            memcpy(&word, a + r * left.row, sizeof word);
             const __m512 both = _mm512_set1_ps(word);
             if (pairs) {
                 sum[r][0] = _mm512_dpbf16_ps(sum[r][0], (__m512bh)both, (__m512bh)b0);
@@ -153,22 +160,26 @@ WIDE_INLINE static void micro(bool pairs, int rows, float *acc, const char *a, i
     }
 }
 
-/* Where a task's rows of A stand. Bytes from row to row, from word to word, and to the rows of the
- * task that this thread takes next, 0: others. */
-struct left {
-    const char *data;
-    int64_t row, step, next;
-};
+/* Constant distances, for the compiler. */
+static inline struct left packed_rows(struct left left)
+{
+    return (struct left){.data = left.data, .row = WORD, .step = TILE_M * WORD, .line = LINE};
+}
+
+static inline struct left plain_rows(struct left left)
+{
+    return (struct left){.data = left.data, .row = left.row, .step = WORD, .line = left.row};
+}
 
 /* One kernel for every number of rows. */
 #define CASE(ROWS_HERE)                                                                            \
     case ROWS_HERE:                                                                                \
-        packed ? micro(pairs, ROWS_HERE, acc, a, WORD, TILE_M *WORD, LINE, b, words, more, ahead)  \
-               : micro(pairs, ROWS_HERE, acc, a, a_row, WORD, a_row, b, words, more, ahead);       \
+        micro(pairs, ROWS_HERE, acc, packed ? packed_rows(left) : plain_rows(left), b, words,      \
+              more, ahead);                                                                        \
         break
 
 #define KERNEL(NAME, PAIRS)                                                                        \
-    WIDE static void NAME(int64_t rows, float *acc, const char *a, int64_t a_row, const float *b,  \
+    WIDE static void NAME(int64_t rows, float *acc, struct left left, const float *b,              \
                           int64_t words, bool more, bool packed, struct ahead ahead)               \
     {                                                                                              \
         const bool pairs = PAIRS;                                                                  \
@@ -241,7 +252,7 @@ WIDE static struct left widen_rows(float *to, struct left from, int64_t rows, in
             _mm512_storeu_ps(to + r * WIDENED_ROW + w, wide_load_bf16(at, wide_first(words - w)));
         }
     }
-    return (struct left){(const char *)to, WIDENED_ROW * WORD, WORD, 0};
+    return (struct left){.data = (const char *)to, .row = WIDENED_ROW * WORD, .step = WORD};
 }
 
 /* Words [w, w + words) of B's columns [first, first + n): [n/COLS][words][COLS]. */
@@ -278,7 +289,7 @@ static bool widens_a(const struct gemm *g)
 
 /* Beside A's first panel come A's next rows; beside the last panel the first rows of the next words
  * or task; packed, the next task's rows, a part beside every block. B's next panel or words come in
- * parts, too. */
+ * parts, too, of which blocks of packed rows are enough for half. */
 static struct ahead ahead_of(const struct gemm *g, struct left left, const struct place *at)
 {
     const int64_t words = words_of(g), next = at->w + KW;
@@ -324,16 +335,16 @@ static void multiply(const struct gemm *g, const char *c, float *acc, struct lef
             const struct place at = {
                 .m = m, .n = n, .block = i, .r0 = r0, .rows = rows, .j = j, .w = w};
             if (!widens || j == 0) {
-                here = (struct left){left.data + r0 * left.row + w * left.step, left.row, left.step,
-                                     0};
+                here = left;
+                here.data += r0 * left.row + w * left.step;
                 here = widens ? widen_rows(widened, here, rows, some) : here;
             }
             if (w + some == words && c != NULL) {
                 prefetch_rows(c + r0 * row + j * element, row, rows, least(COLS, n - j) * element);
             }
-            (g->way == GEMM_PAIRS ? kernel_pairs : kernel_f32)(
-                rows, acc + r0 * WIDE_TILE_N + j, here.data, here.row, b + j * pitch, some, w > 0,
-                packs_a(g), ahead_of(g, left, &at));
+            (g->way == GEMM_PAIRS ? kernel_pairs : kernel_f32)(rows, acc + r0 * WIDE_TILE_N + j,
+                                                               here, b + j * pitch, some, w > 0,
+                                                               packs_a(g), ahead_of(g, left, &at));
         }
     }
 }
@@ -350,9 +361,10 @@ static void tile_task(const struct slab *slab, int64_t task)
     const int64_t element = operand_bytes(g->way), word = element * word_elements(g->way),
                   out = (int64_t)dtype_bytes(g->c_dtype);
     struct left left =
-        packed ? (struct left){(const char *)(slab->part + i * words), WORD, TILE_M * WORD, 0}
-               : (struct left){(const char *)g->a + row * g->a_row * element, g->a_row * element,
-                               word, 0};
+        packed ? packed_rows((struct left){.data = (const char *)(slab->part + i * words)})
+               : (struct left){.data = (const char *)g->a + row * g->a_row * element,
+                               .row = g->a_row * element,
+                               .step = word};
     left.next = i + high < rows ? high * (packed ? words * WORD : left.row) : 0;
     float acc[HIGH_M * WIDE_TILE_N] __attribute__((aligned(64)));
     const char *const c = g->exp != NULL ? NULL : (const char *)g->c + (row * g->c_row + col) * out;
@@ -501,7 +513,9 @@ static const struct slab *find_tile(const struct slab *at, int64_t *task)
     return at;
 }
 
-/* A phase is multiplied when the next was packed. A thread packs what its own tasks will need. */
+/* In a turn a phase is multiplied, and before it the next packed, mostly by the thread whose tasks
+ * will read it. Past the barrier all have set their shares of this turn, and left those of the turn
+ * before, which the next turn sets: so there are two sets. */
 static void run_phases(const struct slab *slab, int64_t slabs, struct share *shares)
 {
     const int threads = omp_get_num_threads(), self = omp_get_thread_num();

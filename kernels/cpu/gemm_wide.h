@@ -4,8 +4,8 @@
  *
  * Every element of C is one chain over k in ascending order, f32, in steps of one or of a pair,
  * whatever M, N, the other rows, or the number of threads; what is added to joins at the end.
- * B is packed to panels on the way, slab by slab, beside the products of the slab before, or, where
- * A has few rows, by each task for itself. A is read where it stands (widened a few rows at a
+ * B is packed to panels on the way, phase by phase, beside the products of the phase before, or,
+ * where A has few rows, by each task for itself. A is read where it stands (widened a few rows at a
  * time), or packed where its rows are not contiguous (gradients of weights).
  */
 #ifndef KERNELS_CPU_GEMM_WIDE_H

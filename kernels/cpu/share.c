@@ -10,6 +10,11 @@ int64_t share_take(struct share *shares, int threads, int self)
     for (int i = 0; i < threads; i++) {
         struct share *at = &shares[(self + i) % threads];
         int64_t task;
+#pragma omp atomic read
+        task = at->next;
+        if (task >= at->end) { /* without a write to the line of one that is done */
+            continue;
+        }
 #pragma omp atomic capture
         task = at->next++;
         if (task < at->end) {

@@ -30,9 +30,11 @@ static const struct group groups[] = {
     {2, 10, 6, 0, {0, 1, 1060}},
     {1, 4, 240, 0, {0, 1001}},
 };
-/* In f32 several phases: of weights, where rows are more than a tile's, and of rows. */
-static const struct group phases = {6, 860, 860, 0, {0, 113, 226, 339, 452, 565, 678}},
-                          phases_of_rows = {5, 3, 1050, 0, {0, 1000, 2000, 3000, 4000, 5000}};
+/* In f32 three phases, so that buffers are used again: of weights, where rows are more than a
+ * tile's, and of rows. */
+static const struct group phases = {8, 860, 1720, 0, {0, 113, 226, 339, 452, 565, 678, 791, 904}},
+                          phases_of_rows = {
+                              8, 3, 1050, 0, {0, 999, 1999, 2999, 3999, 4999, 5999, 6999, 7999}};
 /* f32 by bf16: more than a tile's rows, k beyond a block's. */
 static const struct group routers[] = {{1, 40, 600, 0, {0, 300}}, {1, 33, 20, 0, {0, 1060}}};
 enum { LINEARS = sizeof linears / sizeof linears[0], GROUPS = sizeof groups / sizeof groups[0] };

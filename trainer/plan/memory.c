@@ -143,6 +143,8 @@ static const size_t MIB = (size_t)1 << 20, GPU_CONTEXT_MIB = 600, GPU_PRODUCTS_M
 static const size_t CPU_PROGRAM_MIB = 34, CPU_THREAD_MIB = 1, CPU_RANKS_MIB = 13,
                     CPU_LOSS_ROWS = 1024, CPU_PACKED_ROWS = 224, CPU_WIDE_ROWS = 2048,
                     CPU_SLAB_COLUMNS = 128, CPU_PACKED_RATIO = 16;
+/* Panels that the wide kernel packs are in two buffers of so much (kernels/cpu/gemm_wide.c). */
+static const size_t CPU_PHASE_BYTES = (size_t)16 << 20;
 /* Of a save, for each tensor of the checkpoint: what HDF5 and the manifest have of it. Measured. */
 static const size_t SAVED_TENSOR_BYTES = 24 << 10;
 
@@ -219,23 +221,49 @@ static bool widens(const struct hardware *hardware)
     return false;
 }
 
+/* Bytes of an element in a panel that the wide kernel has packed. */
+static size_t panel_of(const struct config *config, bool widened)
+{
+    return widened || config->train.precision == CONFIG_FP32 ? sizeof(float) : sizeof(uint16_t);
+}
+
+/* Panels of experts' products: of weights or, for their gradients, of one operand's rows in both
+ * buffers, all rows of the other. */
+static size_t experts_of_cpu(const struct config *config, const struct architecture *arch,
+                             bool widened, size_t rows)
+{
+    const size_t local = (size_t)arch->experts / (size_t)config->parallel.ep,
+                 inner = 2 * (size_t)arch->expert_width / (size_t)config->parallel.etp,
+                 width = (size_t)arch->width, slots = rows * (size_t)arch->top_k,
+                 weights = local * inner * width, left = slots * inner,
+                 panel = panel_of(config, widened);
+    return arch->experts == 0
+               ? 0
+               : least((weights > left ? weights : left) * panel, 2 * CPU_PHASE_BYTES) +
+                     slots * width * panel;
+}
+
 /* Logits and their gradients (with tp they are the model's: vocab.h) and copies of the head's
  * operands, by oneDNN, or powers of logits as the wide head has them, its slabs for the gradient of
- * inputs too: whichever is more; both where pairs of its rows are not whole. */
+ * inputs too: whichever is more; both where pairs of its rows are not whole. Experts' panels are
+ * where those slabs are. */
 static size_t head_of_cpu(const struct config *config, bool widened, size_t rows, size_t vocab,
-                          size_t width)
+                          size_t width, size_t experts)
 {
     const bool narrow = config->train.precision != CONFIG_FP32, alone = config->parallel.tp == 1;
-    const size_t act = narrow ? 2 : 4, panel = widened ? sizeof(float) : act,
+    const size_t act = narrow ? 2 : 4, panel = panel_of(config, widened),
                  chunk = least(rows, CPU_LOSS_ROWS),
                  logits = chunk * vocab * (sizeof(float) + (narrow ? act : 0)),
                  copies = 2 * vocab * width * act * chunk / CPU_LOSS_ROWS,
                  packed = rows > CPU_PACKED_ROWS ? vocab * width * panel : 0,
-                 slabs = 2 * CPU_SLAB_COLUMNS * vocab * panel,
+                 slab = CPU_SLAB_COLUMNS * vocab * panel,
+                 buffer = slab > CPU_PHASE_BYTES ? slab : CPU_PHASE_BYTES,
+                 slabs = least(2 * buffer, vocab * width * panel),
                  row = vocab * act + width * (sizeof(float) + act) +
                        2 * sizeof(float) * vocab / CPU_SLAB_COLUMNS,
-                 by_onednn = (alone ? logits : 0) + copies,
-                 wide = packed + slabs + least(rows, CPU_WIDE_ROWS) * row;
+                 by_onednn = (alone ? logits : 0) + copies + experts,
+                 wide = packed + (slabs > experts ? slabs : experts) +
+                        least(rows, CPU_WIDE_ROWS) * row;
     const bool packs = narrow && alone && vocab >= CPU_PACKED_RATIO * width;
     if (packs && !widened &&
         vocab % 2 != 0) { /* oneDNN's is the gradient of inputs, of more rows at a time */
@@ -253,7 +281,9 @@ static size_t scratch_of_cpu(const struct config *config, const struct hardware 
                  vocab = (size_t)(arch->vocab / config->parallel.tp),
                  sum = config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT ? sizeof(int64_t)
                                                                                 : sizeof(float);
-    return head_of_cpu(config, widens(hardware), rows, vocab, (size_t)arch->width) +
+    const bool widened = widens(hardware);
+    return head_of_cpu(config, widened, rows, vocab, (size_t)arch->width,
+                       experts_of_cpu(config, arch, widened, rows)) +
            (size_t)memory->elements[PARAM_EMBED] * sum;
 }
 
