@@ -244,8 +244,8 @@ void cpu_attention_forward(struct device *device, void *o, float *lse, const voi
         struct work *w = work_init(scratch + floats * (size_t)self, shape, false, way);
         shares[self] = share_even(shape->batch * shape->heads, threads, self);
 #pragma omp barrier
-        for (int64_t task = share_take(shares, threads, self); task >= 0;
-             task = share_take(shares, threads, self)) {
+        int64_t task;
+        while ((task = share_take(shares, threads, self)) >= 0) {
             const struct head h = find_head(shape, task);
             load_keys(w, shape, &h, &in);
             forward_head(w, shape, &h, o, lse + h.lse, q);

@@ -496,23 +496,6 @@ static int64_t first_pack(const struct slab *slab, const struct phase *phase, in
     return packs;
 }
 
-/* Of the slabs from `at` on the one whose task it is, and which of its tasks. */
-static const struct slab *find_pack(const struct slab *at, int64_t *task)
-{
-    for (; *task >= at->packs; at++) {
-        *task -= at->packs;
-    }
-    return at;
-}
-
-static const struct slab *find_tile(const struct slab *at, int64_t *task)
-{
-    for (; *task >= at->tiles; at++) {
-        *task -= at->tiles;
-    }
-    return at;
-}
-
 /* In a turn a phase is multiplied, and before it the next packed, mostly by the thread whose tasks
  * will read it. Past the barrier all have set their shares of this turn, and left those of the turn
  * before, which the next turn sets: so there are two sets. */
@@ -526,14 +509,19 @@ static void run_phases(const struct slab *slab, int64_t slabs, struct share *sha
         packs[self].end = first_pack(slab, &next, next.tiles * (self + 1) / threads);
         tiles[self] = share_even(now.tiles, threads, self);
 #pragma omp barrier
-        for (int64_t task = share_take(packs, threads, self); task >= 0;
-             task = share_take(packs, threads, self)) {
-            const struct slab *at = find_pack(slab + next.first, &task);
+        int64_t task;
+        while ((task = share_take(packs, threads, self)) >= 0) {
+            const struct slab *at = slab + next.first;
+            for (; task >= at->packs; at++) {
+                task -= at->packs;
+            }
             pack_task(at, task);
         }
-        for (int64_t task = share_take(tiles, threads, self); task >= 0;
-             task = share_take(tiles, threads, self)) {
-            const struct slab *at = find_tile(slab + now.first, &task);
+        while ((task = share_take(tiles, threads, self)) >= 0) {
+            const struct slab *at = slab + now.first;
+            for (; task >= at->tiles; at++) {
+                task -= at->tiles;
+            }
             tile_task(at, task);
         }
         now = next;

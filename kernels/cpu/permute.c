@@ -68,24 +68,10 @@ void cpu_combine_rows(struct device *device, struct tensor y, struct tensor x,
 CPU_CLONES float cpu_combine_backward_part(float *out, const float *dy, const float *x,
                                            float weight, int64_t count)
 {
-    enum { LANES = 16 };
-    float sum[LANES] = {0}, total = 0;
     for (int64_t i = 0; i < count; i++) {
         out[i] = weight * dy[i];
     }
-    int64_t i = 0;
-    for (; i + LANES <= count; i += LANES) {
-        for (int j = 0; j < LANES; j++) {
-            sum[j] += dy[i + j] * x[i + j];
-        }
-    }
-    for (int j = 0; i + j < count; j++) {
-        sum[j] += dy[i + j] * x[i + j];
-    }
-    for (int j = 0; j < LANES; j++) {
-        total += sum[j];
-    }
-    return total;
+    return row_dot(dy, x, count);
 }
 
 void cpu_combine_rows_backward(struct device *device, struct tensor dx, float *dweight,

@@ -23,8 +23,8 @@ static void count_takes(int *taken, int64_t tasks)
             struct share *now = shares[loop % 2];
             now[self] = share_even(tasks, threads, self);
 #pragma omp barrier
-            for (int64_t task = share_take(now, threads, self); task >= 0;
-                 task = share_take(now, threads, self)) {
+            int64_t task;
+            while ((task = share_take(now, threads, self)) >= 0) {
 #pragma omp atomic
                 taken[task]++;
             }
