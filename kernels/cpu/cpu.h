@@ -16,12 +16,12 @@ enum { CPU_CLONED = 1 };
 #endif
 
 enum cpu_slot {
-    CPU_SLOT_BATCH, /* the products of one gemm_run, */
-    CPU_SLOT_PLAN,  /* how our own kernel goes about them, */
-    CPU_SLOT_WIDE,  /* which of them the wide kernel takes, */
-    CPU_SLOT_SLAB,  /* its slabs, */
-    CPU_SLOT_GEMM,  /* and packed operands */
-    CPU_SLOT_SHARE, /* shares of a loop's tasks (share.h) */
+    CPU_SLOT_BATCH,    /* the products of one gemm_run, */
+    CPU_SLOT_PLAN,     /* how our own kernel goes about them, */
+    CPU_SLOT_WIDE,     /* which of them the wide kernel takes, */
+    CPU_SLOT_PRODUCTS, /* its tasks, */
+    CPU_SLOT_GEMM,     /* and packed operands */
+    CPU_SLOT_SHARE,    /* shares of a loop's tasks (share.h) */
     CPU_SLOT_ATTENTION,
     CPU_SLOT_LOSS,
     CPU_SLOT_FP8, /* operands of FP8 products as numbers */

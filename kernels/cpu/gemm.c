@@ -235,22 +235,6 @@ static bool choose_wide(struct gemm *to, const struct cpu_device *self, const st
     return self->wide != CPU_WIDE_OFF && wanted && gemm_wide_takes(to);
 }
 
-size_t gemm_packed_floats(struct device *device, const struct gemm *gemm)
-{
-    struct gemm wide;
-    return gemm->vast && choose_wide(&wide, cpu_device_of(device), gemm)
-               ? gemm_wide_packed_floats(&wide)
-               : 0;
-}
-
-void gemm_pack(struct device *device, float *out, const struct gemm *gemm)
-{
-    struct gemm wide;
-    const bool takes = choose_wide(&wide, cpu_device_of(device), gemm);
-    assert(takes);
-    gemm_wide_pack(device, out, &wide);
-}
-
 bool gemm_is_wide(struct device *device, const struct gemm *gemm)
 {
     struct gemm wide;
@@ -272,7 +256,7 @@ void gemm_run(struct device *device, const struct gemm *batch, int64_t count)
             wides++;
             continue;
         }
-        assert(g->fixed == NULL && g->exp == NULL && g->packed == NULL);
+        assert(g->fixed == NULL && g->exp == NULL);
         if (self->onednn == NULL || !onednn_gemm(self->onednn, g, device->threads)) {
             plans[own++].gemm = g; /* none is empty: first tasks ascend strictly */
         }

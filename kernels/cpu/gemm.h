@@ -42,10 +42,9 @@ struct gemm {
     int64_t a_row, a_col, b_row, b_col, c_row;
     enum dtype a_dtype, b_dtype, c_dtype;
     bool add;
-    bool varies;         /* m or k is how many tokens chose an expert: another one at every call */
-    bool vast;           /* with gemm_is_vast weights */
-    enum gemm_way way;   /* gemm_run chooses */
-    const float *packed; /* not NULL: B as gemm_pack made it */
+    bool varies;       /* m or k is how many tokens chose an expert: another one at every call */
+    bool vast;         /* with gemm_is_vast weights */
+    enum gemm_way way; /* gemm_run chooses */
     struct fixed_point *fixed; /* not NULL: C is of int64 and each sum over k is added to it as
                                   fixed_ops.add does; gemm_is_wide must say so */
     /* Not NULL: powers, in bf16; C may be NULL. gemm_is_wide must say so. */
@@ -53,9 +52,10 @@ struct gemm {
 };
 
 /* Whether weights [O,I] are many times as long as they are wide, as a head's or kv_b of
- * DeepSeek-V3: products with them in bf16 go by the wide kernel, which lets head_wide pack them
- * once for all its rows, and make powers of logits as it goes; others pack at every call. Nothing
- * but the weights decides it: rows keep their bits whatever their number. */
+ * DeepSeek-V3: products with them in bf16 go by the wide kernel, which lets head_wide make powers
+ * of logits as it goes. Nothing but the weights decides it: rows keep their bits whatever their
+ * number.
+ */
 static inline bool gemm_is_vast(int64_t out, int64_t in, enum dtype dtype)
 {
     return dtype == DTYPE_BF16 && out >= 16 * in;
@@ -66,11 +66,6 @@ struct gemm gemm_forward(struct tensor y, struct tensor x, struct tensor w);
 
 /* dw[O,I] += dy[M,O]^T x[M,I], f32. */
 struct gemm gemm_weight(float *dw, struct tensor dy, struct tensor x);
-
-/* B as gemm_run reads it on this device, for as many products with it as there are: gemm.packed, of
- * so many floats; 0: it takes none with this product, or B is not vast. */
-size_t gemm_packed_floats(struct device *device, const struct gemm *gemm);
-void gemm_pack(struct device *device, float *out, const struct gemm *gemm);
 
 /* Whether gemm_run takes this product with `fixed` or `exp` on this device. */
 bool gemm_is_wide(struct device *device, const struct gemm *gemm);

@@ -8,15 +8,15 @@
 #include "kernels/cpu/wide_finish.h"
 #include "kernels/cpu/wide_pack.h"
 
-/* A word is 32 bits of k: one f32 or a pair of bf16. Register tile: at most ROWS x COLS. A task is
- * TILE_M x WIDE_TILE_N of C, or HIGH_M x WIDE_TILE_N where A is read as it stands, KW words of k at
- * a time: its part of A and B stays in the second cache. */
+/* A word is 32 bits of k: one f32 or a pair of bf16. Register tile: at most ROWS x COLS. Sums of
+ * TILE_M x WIDE_TILE_N of C are made at a time, or of HIGH_M x WIDE_TILE_N where A is read as it
+ * stands, KW words of k at a time: its part of A and B stays in the second cache. */
 enum { ROWS = 14, KW = 512, TILE_M = 4 * ROWS, HIGH_M = 8 * ROWS };
 /* Words from one widened row of A to the next: rows are not a power of two apart. */
 enum { WIDENED_ROW = KW + LANES };
-/* Long phases: between them threads wait for one another, and lines that another core has read not
- * long ago are slow to write. */
-enum { SLAB_BYTES = 1 << 20, PHASE_BYTES = 16 << 20 };
+/* Tasks of a thread, in all; bytes of B that one packs, in the second cache, but WIDE_TILE_N
+ * columns at least; where A is packed, again for each part of B, more, in the last cache. */
+enum { TASKS = 16, NEAR_BYTES = 256 << 10, FAR_BYTES = 2 << 20, FAR_COLUMNS = 2 * WIDE_TILE_N };
 
 /* Words of k do not straddle its end where a line is read as it stands. */
 static bool even(const struct gemm *g)
@@ -26,7 +26,6 @@ static bool even(const struct gemm *g)
 
 bool gemm_wide_takes(const struct gemm *g)
 {
-    assert(g->packed == NULL || (g->a_col == 1 && even(g)));
     assert(g->exp == NULL || (g->c_dtype == DTYPE_BF16 && !g->add && g->fixed == NULL));
     const bool mixed = g->a_dtype == DTYPE_F32 && g->b_dtype == DTYPE_BF16;
     return (g->a_dtype == g->b_dtype || mixed) && g->k > 0 &&
@@ -56,18 +55,6 @@ static bool packs_a(const struct gemm *g)
     return g->a_col != 1 || !even(g);
 }
 
-/* So few rows that every panel of B is one task's: it packs for itself, as it goes. */
-static bool packs_alone(const struct gemm *g)
-{
-    return !packs_a(g) && g->packed == NULL && g->m <= HIGH_M;
-}
-
-/* Columns of a task. So that a row of tokens has tasks for many threads: a panel. */
-static int64_t tile_columns(const struct gemm *g)
-{
-    return packs_alone(g) && g->m <= ROWS && g->exp == NULL ? COLS : WIDE_TILE_N;
-}
-
 static int64_t tile_rows(const struct gemm *g)
 {
     return packs_a(g) ? TILE_M : HIGH_M;
@@ -94,26 +81,28 @@ static struct operand operand_of(const struct gemm *g, bool is_a)
 
 /* --- products --- */
 
-/* What comes into the second cache while a kernel multiplies: every LANES words, so that fills are
- * spread, a line for each of its rows, so many bytes from where it reads A, and B_LINES lines so
- * many from where it reads B. The hardware sees no streams in rows this short. */
+/* What comes into the caches while a kernel multiplies: every LANES words, so that fills are
+ * spread, a line for each of its rows, so many bytes from where it reads A, SOME_LINES lines so
+ * many from where it reads B, and as many from `next` on, which then moves by `step`. The hardware
+ * sees no streams in rows this short. */
 struct ahead {
     int64_t a, b;
+    const char *next;
+    int64_t step;
 };
-enum { LINE = 64, B_LINES = 4 };
+enum { LINE = 64, SOME_LINES = 4 };
 
-/* Where it points may lie behind the array: nothing is read there. */
-static inline void prefetch(const void *from, int64_t bytes)
+/* Where it points may lie behind the array: nothing is read there. Not a function of its own: one
+ * that does nothing else has no effect to GCC, which leaves it out. */
+__attribute__((always_inline)) static inline void prefetch(const void *from, int64_t bytes)
 {
-    _mm_prefetch((const char *)((uintptr_t)from + (uintptr_t)bytes), _MM_HINT_T1);
+    _mm_prefetch((const char *)((uintptr_t)from + (uintptr_t)bytes), _MM_HINT_T0);
 }
 
-/* Where rows of A stand. Bytes from row to row, from word to word, between lines that are
- * prefetched, and to the rows of the task behind this one, which a thread mostly takes next; 0
- * behind the last. */
+/* Where rows of A stand. Bytes from row to row, from word to word. */
 struct left {
     const char *data;
-    int64_t row, step, line, next;
+    int64_t row, step;
 };
 
 /* acc[rows][WIDE_TILE_N] of 32 columns, continued if `more`, over `words` of a and of b's panel. */
@@ -131,12 +120,14 @@ WIDE_INLINE static void micro(bool pairs, int rows, float *acc, struct left left
         if (w % LANES == 0) {
 #pragma GCC unroll 14
             for (int r = 0; r < rows; r++) {
-                prefetch(a, r * left.line + ahead.a);
+                prefetch(a, r * left.row + ahead.a);
             }
 #pragma GCC unroll 4
-            for (int l = 0; l < B_LINES; l++) {
+            for (int l = 0; l < SOME_LINES; l++) {
                 prefetch(b, l * LINE + ahead.b);
+                prefetch(ahead.next, l * LINE);
             }
+            ahead.next += ahead.step;
         }
         const __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + LANES);
 #pragma GCC unroll 14
@@ -161,20 +152,20 @@ WIDE_INLINE static void micro(bool pairs, int rows, float *acc, struct left left
 }
 
 /* Constant distances, for the compiler. */
-static inline struct left packed_rows(struct left left)
+static inline struct left packed_rows(const void *data)
 {
-    return (struct left){.data = left.data, .row = WORD, .step = TILE_M * WORD, .line = LINE};
+    return (struct left){.data = data, .row = WORD, .step = TILE_M * WORD};
 }
 
 static inline struct left plain_rows(struct left left)
 {
-    return (struct left){.data = left.data, .row = left.row, .step = WORD, .line = left.row};
+    return (struct left){.data = left.data, .row = left.row, .step = WORD};
 }
 
 /* One kernel for every number of rows. */
 #define CASE(ROWS_HERE)                                                                            \
     case ROWS_HERE:                                                                                \
-        micro(pairs, ROWS_HERE, acc, packed ? packed_rows(left) : plain_rows(left), b, words,      \
+        micro(pairs, ROWS_HERE, acc, packed ? packed_rows(left.data) : plain_rows(left), b, words, \
               more, ahead);                                                                        \
         break
 
@@ -205,36 +196,12 @@ KERNEL(kernel_f32, false)
 #undef KERNEL
 #undef CASE
 
-/* --- slabs --- */
-
-/* A piece of one product: columns [first, first + count), or, where A is packed, rows. Neighbours
- * that are small share a phase: they are packed, and then multiplied, at the same time. */
-struct slab {
-    const struct gemm *gemm;
-    int64_t first, count;
-    float *part;          /* packed: B's columns, or A's rows */
-    float *whole;         /* where A is packed, all of B */
-    float *own;           /* [threads][WIDE_TILE_N][KW] B's of a task, where no other needs it */
-    int64_t parts;        /* panels of `part` */
-    int64_t packs, tiles; /* panels to pack, those of `whole` too with its first slab; tasks */
-    int64_t phase;
-};
-
-static void pack_task(const struct slab *slab, int64_t task)
-{
-    const struct gemm *g = slab->gemm;
-    const int64_t words = words_of(g);
-    const bool a = packs_a(g) && task < slab->parts;
-    const int64_t width = a ? TILE_M : COLS, panel = task < slab->parts ? task : task - slab->parts,
-                  first = (task < slab->parts ? slab->first : 0) + panel * width;
-    const struct operand from = operand_of(g, a);
-    wide_pack_panel((task < slab->parts ? slab->part : slab->whole) + panel * words * width, &from,
-                    first, width);
-}
+/* --- what is needed next --- */
 
 /* Rows too short for the hardware to see a stream: those of A, and those of C that sums go to, come
  * before they are asked for. */
-static void prefetch_rows(const char *at, int64_t row, int64_t rows, int64_t bytes)
+__attribute__((always_inline)) static inline void prefetch_rows(const char *at, int64_t row,
+                                                                int64_t rows, int64_t bytes)
 {
     for (int64_t r = 0; r < rows; r++) {
         for (int64_t byte = 0; byte < bytes; byte += LINE) {
@@ -242,6 +209,65 @@ static void prefetch_rows(const char *at, int64_t row, int64_t rows, int64_t byt
         }
     }
 }
+
+/* What a thread packs next: `rows` of so many bytes, `row` from one to the next. Kernels prefetch
+ * it as they go, those before `done` so far, and of the others what is before the byte `from`. */
+struct source {
+    const char *data;
+    int64_t row, rows, bytes, done, from;
+};
+
+/* Lines [first, first + width) of A or B. */
+static struct source source_of(const struct gemm *g, bool is_a, int64_t first, int64_t width)
+{
+    const struct operand all = operand_of(g, is_a);
+    const int64_t element = operand_bytes(all.way), lines = least(width, all.lines - first);
+    struct source source = {.data = all.data + first * all.line};
+    if (all.line == element) {
+        source.row = all.step;
+        source.rows = all.k;
+        source.bytes = lines * element;
+    } else {
+        source.row = all.line;
+        source.rows = lines;
+        source.bytes = all.k * element;
+    }
+    return source;
+}
+
+/* The part of it that a kernel takes which multiplies so many words. */
+static void take_source(struct source *source, int64_t words, struct ahead *ahead)
+{
+    if (source->done >= source->rows) {
+        return;
+    }
+    ahead->next = source->data + source->done * source->row + source->from;
+    ahead->step = source->row;
+    source->from += SOME_LINES * LINE;
+    if (source->from >= source->bytes) {
+        source->from = 0;
+        source->done += up(words, LANES);
+    }
+}
+
+/* --- a tile of C --- */
+
+/* m rows by n columns, at most tile_rows by WIDE_TILE_N. */
+struct tile {
+    const struct gemm *gemm;
+    struct left left;
+    const float *panels; /* B: [n / COLS][words][COLS] */
+    const char *c;       /* NULL: what it overwrites need not be at hand */
+    int64_t m, n;
+    int64_t next; /* bytes from its rows of A to those multiplied next, or 0 */
+    bool far;     /* B's panels are beyond the second cache */
+};
+
+/* Where a kernel stands in it: rows [r0, r0 + rows), the first column of a panel, the first word.
+ */
+struct place {
+    int64_t r0, rows, j, w;
+};
 
 /* `rows` of A, `words` of each, as f32: the kernel's next. */
 WIDE static struct left widen_rows(float *to, struct left from, int64_t rows, int64_t words)
@@ -255,317 +281,233 @@ WIDE static struct left widen_rows(float *to, struct left from, int64_t rows, in
     return (struct left){.data = (const char *)to, .row = WIDENED_ROW * WORD, .step = WORD};
 }
 
-/* Words [w, w + words) of B's columns [first, first + n): [n/COLS][words][COLS]. */
-static void pack_words(float *out, const struct gemm *g, int64_t first, int64_t n, int64_t w,
-                       int64_t words)
-{
-    const int64_t unit = word_elements(g->way);
-    struct operand from = operand_of(g, false);
-    from.data += w * unit * from.step;
-    from.k = least(words * unit, g->k - w * unit);
-    for (int64_t j = 0; j < n; j += COLS) {
-        wide_pack_panel(out + j * words, &from, first + j, COLS);
-    }
-}
-
-/* A task's columns of B: [n/COLS][words][COLS], or where it packs them itself. */
-struct right {
-    const float *panels; /* NULL: */
-    float *own;
-    int64_t first;
-};
-
-/* Where a kernel stands in a task of m x n: a block of rows [r0, r0 + rows), the first column of a
- * panel, the first word. */
-struct place {
-    int64_t m, n, block, r0, rows, j, w;
-};
-
-/* Rows of A that are widened, which a task reads once. */
+/* Rows of A that are widened, which a tile reads once. */
 static bool widens_a(const struct gemm *g)
 {
     return g->way == GEMM_WIDENED && !packs_a(g);
 }
 
-/* Beside A's first panel come A's next rows; beside the last panel the first rows of the next words
- * or task; packed, the next task's rows, a part beside every block. B's next panel or words come in
- * parts, too, of which blocks of packed rows are enough for half. */
-static struct ahead ahead_of(const struct gemm *g, struct left left, const struct place *at)
+/* Beside A's first panel come A's next rows; beside the last the first rows of the next words, or
+ * of the next tile. */
+static struct ahead ahead_of(const struct tile *tile, const struct place *at, const float *b)
 {
-    const int64_t words = words_of(g), next = at->w + KW;
-    const bool last_panel = at->j + COLS >= at->n, last_words = next >= words;
-    struct ahead ahead = {0};
-    if (packs_a(g)) {
-        ahead.a = at->j == 0 && left.next != 0 ? left.next + at->r0 * (LINE - WORD) : 0;
-    } else if (widens_a(g)) {
-        ahead.a = 0;
-    } else if (at->j == 0 && at->r0 + at->rows < at->m) {
-        ahead.a = at->rows * left.row;
-    } else if (last_panel && at->r0 == 0) {
-        ahead.a = !last_words ? KW * left.step : left.next != 0 ? left.next - at->w * left.step : 0;
+    const struct gemm *g = tile->gemm;
+    const int64_t words = words_of(g), next = at->w + KW, row = tile->left.row;
+    const bool last_panel = at->j + COLS >= tile->n, last_words = next >= words,
+               in_place = !packs_a(g) && !widens_a(g);
+    struct ahead ahead = {.next = (const char *)b};
+    if (in_place && at->j == 0 && at->r0 + at->rows < tile->m) {
+        ahead.a = at->rows * row;
+    } else if (in_place && last_panel && at->r0 == 0 && !last_words) {
+        ahead.a = KW * tile->left.step;
+    } else if (in_place && last_panel && at->r0 == 0 && tile->next != 0) {
+        ahead.a = tile->next - at->w * tile->left.step;
     }
-    if (!packs_alone(g) && !(last_panel && last_words)) {
+    if (tile->far && !(last_panel && last_words)) {
         ahead.b = (last_panel ? KW - at->j / COLS * words : words) * COLS * WORD +
-                  at->block * B_LINES * LINE;
+                  at->r0 / ROWS * SOME_LINES * LINE;
     }
     return ahead;
 }
 
 /* Rows that are widened go along all columns first: they stay in the first cache. Others are read
  * again for every panel of B. */
-static void multiply(const struct gemm *g, const char *c, float *acc, struct left left,
-                     struct right right, int64_t m, int64_t n)
+static void multiply(const struct tile *tile, float *acc, struct source *source)
 {
-    const bool widens = widens_a(g), alone = right.panels == NULL;
-    const int64_t words = words_of(g), blocks = up(m, ROWS), panels = up(n, COLS),
+    const struct gemm *g = tile->gemm;
+    const bool widens = widens_a(g);
+    const int64_t words = words_of(g), blocks = up(tile->m, ROWS), panels = up(tile->n, COLS),
                   element = (int64_t)dtype_bytes(g->c_dtype), row = g->c_row * element;
     float widened[ROWS * WIDENED_ROW] __attribute__((aligned(64)));
     for (int64_t w = 0; w < words; w += KW) {
         const int64_t some = least(KW, words - w);
-        const float *b = alone ? right.own : right.panels + w * COLS;
-        const int64_t pitch = alone ? some : words;
-        struct left here = left;
-        if (alone) {
-            pack_words(right.own, g, right.first, n, w, some);
-        }
+        struct left here = tile->left;
         for (int64_t step = 0; step < blocks * panels; step++) {
             const int64_t i = widens ? step / panels : step % blocks,
                           j = (widens ? step % panels : step / blocks) * COLS;
-            const int64_t r0 = m * i / blocks, rows = m * (i + 1) / blocks - r0;
-            const struct place at = {
-                .m = m, .n = n, .block = i, .r0 = r0, .rows = rows, .j = j, .w = w};
+            const int64_t r0 = tile->m * i / blocks, rows = tile->m * (i + 1) / blocks - r0;
+            const struct place at = {.r0 = r0, .rows = rows, .j = j, .w = w};
+            const float *b = tile->panels + j * words + w * COLS;
+            struct ahead ahead = ahead_of(tile, &at, b);
+            take_source(source, some, &ahead);
             if (!widens || j == 0) {
-                here = left;
-                here.data += r0 * left.row + w * left.step;
+                here = tile->left;
+                here.data += r0 * here.row + w * here.step;
                 here = widens ? widen_rows(widened, here, rows, some) : here;
             }
-            if (w + some == words && c != NULL) {
-                prefetch_rows(c + r0 * row + j * element, row, rows, least(COLS, n - j) * element);
+            if (w + some == words && tile->c != NULL) {
+                prefetch_rows(tile->c + r0 * row + j * element, row, rows,
+                              least(COLS, tile->n - j) * element);
             }
-            (g->way == GEMM_PAIRS ? kernel_pairs : kernel_f32)(rows, acc + r0 * WIDE_TILE_N + j,
-                                                               here, b + j * pitch, some, w > 0,
-                                                               packs_a(g), ahead_of(g, left, &at));
+            (g->way == GEMM_PAIRS ? kernel_pairs : kernel_f32)(
+                rows, acc + r0 * WIDE_TILE_N + j, here, b, some, w > 0, packs_a(g), ahead);
         }
     }
 }
 
-static void tile_task(const struct slab *slab, int64_t task)
-{
-    const struct gemm *g = slab->gemm;
-    const bool packed = packs_a(g);
-    const int64_t words = words_of(g), rows = packed ? slab->count : g->m,
-                  cols = packed ? g->n : slab->count, high = tile_rows(g), down = up(rows, high);
-    const int64_t wide = tile_columns(g), i = task % down * high, j = task / down * wide;
-    const int64_t m = least(rows - i, high), n = least(cols - j, wide);
-    const int64_t row = i + (packed ? slab->first : 0), col = j + (packed ? 0 : slab->first);
-    const int64_t element = operand_bytes(g->way), word = element * word_elements(g->way),
-                  out = (int64_t)dtype_bytes(g->c_dtype);
-    struct left left =
-        packed ? packed_rows((struct left){.data = (const char *)(slab->part + i * words)})
-               : (struct left){.data = (const char *)g->a + row * g->a_row * element,
-                               .row = g->a_row * element,
-                               .step = word};
-    left.next = i + high < rows ? high * (packed ? words * WORD : left.row) : 0;
-    float acc[HIGH_M * WIDE_TILE_N] __attribute__((aligned(64)));
-    const char *const c = g->exp != NULL ? NULL : (const char *)g->c + (row * g->c_row + col) * out;
-    if (!packed) {
-        prefetch_rows(left.data, left.row, widens_a(g) ? m : least(m, ROWS),
-                      least(words, KW) * word);
-    }
-    const float *const panels = packed ? slab->whole : g->packed != NULL ? g->packed : slab->part;
-    const struct right right = {.panels = packs_alone(g) ? NULL : panels + j * words,
-                                .own = slab->own + omp_get_thread_num() * WIDE_TILE_N * KW,
-                                .first = col};
-    multiply(g, c, acc, left, right, m, n);
-    wide_finish_rows(g, row, col, acc, m, n);
-}
+/* --- tasks --- */
 
-/* How many lines of the slabbed side make a slab. */
-static int64_t slab_lines(const struct gemm *g)
-{
-    const int64_t unit = packs_a(g) ? TILE_M : WIDE_TILE_N, fit = SLAB_BYTES / WORD / words_of(g);
-    return g->packed != NULL || packs_alone(g) ? g->n : fit < unit ? unit : fit / unit * unit;
-}
-
-static int64_t slab_side(const struct gemm *g)
-{
-    return packs_a(g) ? g->m : g->n;
-}
-
-/* Floats of a packed slab, and of B packed whole. */
-static size_t part_floats(const struct gemm *g)
-{
-    if (g->packed != NULL || packs_alone(g)) {
-        return 0;
-    }
-    const int64_t unit = packs_a(g) ? TILE_M : COLS;
-    return (size_t)(up(least(slab_lines(g), slab_side(g)), unit) * unit * words_of(g));
-}
-
-static size_t whole_floats(const struct gemm *g)
-{
-    return packs_a(g) ? (size_t)(up(g->n, COLS) * COLS * words_of(g)) : 0;
-}
-
-static struct slab slab_at(const struct gemm *g, int64_t first)
-{
-    const int64_t count = least(slab_lines(g), slab_side(g) - first);
-    const bool a = packs_a(g);
-    struct slab slab = {.gemm = g, .first = first, .count = count};
-    slab.parts = g->packed != NULL || packs_alone(g) ? 0 : up(count, a ? TILE_M : COLS);
-    slab.packs = slab.parts + (a && first == 0 ? up(g->n, COLS) : 0);
-    slab.tiles = a ? up(count, TILE_M) * up(g->n, WIDE_TILE_N)
-                   : up(g->m, HIGH_M) * up(count, tile_columns(g));
-    return slab;
-}
-
-/* A multiple of a cache line. */
-static size_t round_floats(size_t floats)
-{
-    return (floats + LANES - 1) / LANES * LANES;
-}
-
-/* All slabs of all products, in order, with their phases; returns how many. Neighbouring phases
- * have different buffers, of PHASE_BYTES or of the largest part; behind them stand B's packed whole
- * and what tasks pack for themselves. */
-static int64_t make_slabs(struct device *device, struct slab **out, const struct gemm *batch,
-                          int64_t count)
-{
-    size_t part = 0, whole = 0, own = 0;
-    int64_t slabs = 0, phase = 0;
-    for (int64_t i = 0; i < count; i++) {
-        const size_t floats = round_floats(part_floats(&batch[i]));
-        slabs += up(slab_side(&batch[i]), slab_lines(&batch[i]));
-        part = floats > part ? floats : part;
-        own = packs_alone(&batch[i]) ? (size_t)device->threads * WIDE_TILE_N * KW : own;
-        whole += round_floats(whole_floats(&batch[i]));
-    }
-    const size_t room = part > PHASE_BYTES / WORD ? part : PHASE_BYTES / WORD;
-    float *memory = cpu_scratch(device, CPU_SLOT_GEMM, (2 * room + whole + own) * sizeof *memory),
-          *next_whole = memory + 2 * room;
-    struct slab *slab = cpu_scratch(device, CPU_SLOT_SLAB, (size_t)slabs * sizeof *slab);
-    size_t used = 0;
-    *out = slab;
-    for (int64_t i = 0; i < count; i++) {
-        const struct gemm *g = &batch[i];
-        const size_t floats = round_floats(part_floats(g));
-        for (int64_t first = 0; first < slab_side(g); first += slab_lines(g)) {
-            if (used + floats > room) {
-                used = 0;
-                phase++;
-            }
-            *slab = slab_at(g, first);
-            slab->phase = phase;
-            slab->part = memory + (phase % 2 != 0 ? room : 0) + used;
-            slab->whole = next_whole;
-            slab->own = memory + 2 * room + whole;
-            used += floats;
-            slab++;
-        }
-        next_whole += round_floats(whole_floats(g));
-    }
-    return slabs;
-}
-
-/* Slabs [first, end) of a phase. */
-struct phase {
-    int64_t first, end, packs, tiles;
+/* A product of a batch, of which so many rows by so many columns are a task. Tasks of the same
+ * columns are neighbours: a thread mostly takes them one after another, and packs B's columns once
+ * for all. */
+struct product {
+    const struct gemm *gemm;
+    int64_t rows, columns, down; /* down: tasks of the same columns */
+    int64_t first, end;          /* tasks, in the order of the batch */
 };
 
-static struct phase phase_at(const struct slab *slab, int64_t slabs, int64_t first)
-{
-    struct phase phase = {.first = first, .end = first};
-    for (; phase.end < slabs && slab[phase.end].phase == slab[first].phase; phase.end++) {
-        phase.packs += slab[phase.end].packs;
-        phase.tiles += slab[phase.end].tiles;
-    }
-    return phase;
-}
+/* A thread's own panels, which nobody else reads. */
+struct worker {
+    float *a, *b;                  /* [words][TILE_M], [columns / COLS][words][COLS] */
+    const struct product *product; /* b: of this one's columns from `col` on */
+    int64_t col;
+    struct source source;
+};
 
-/* Of the phase's packs the first that the tasks from the one numbered `tile` on need. */
-static int64_t first_pack(const struct slab *slab, const struct phase *phase, int64_t tile)
+/* Columns [col, col + n) of B. What follows are the next ones, or the next product's, unless A's
+ * rows are packed, which kernels then prefetch. */
+static void pack_columns(struct worker *self, const struct product *product, int64_t col, int64_t n,
+                         const struct product *next)
 {
-    int64_t packs = 0;
-    for (int64_t i = phase->first; i < phase->end; i++) {
-        if (tile < slab[i].tiles) {
-            return packs + up(tile * slab[i].packs, slab[i].tiles);
-        }
-        tile -= slab[i].tiles;
-        packs += slab[i].packs;
+    const struct gemm *g = product->gemm;
+    const struct operand from = operand_of(g, false);
+    for (int64_t j = 0; j < n; j += COLS) {
+        wide_pack_panel(self->b + j * words_of(g), &from, col + j, COLS);
     }
-    return packs;
-}
-
-/* In a turn a phase is multiplied, and before it the next packed, mostly by the thread whose tasks
- * will read it. Past the barrier all have set their shares of this turn, and left those of the turn
- * before, which the next turn sets: so there are two sets. */
-static void run_phases(const struct slab *slab, int64_t slabs, struct share *shares)
-{
-    const int threads = omp_get_num_threads(), self = omp_get_thread_num();
-    struct phase now = {0}, next = phase_at(slab, slabs, 0);
-    for (int turn = 0; now.tiles + next.tiles > 0; turn++) {
-        struct share *packs = shares + (turn % 2) * 2 * threads, *tiles = packs + threads;
-        packs[self].next = first_pack(slab, &next, next.tiles * self / threads);
-        packs[self].end = first_pack(slab, &next, next.tiles * (self + 1) / threads);
-        tiles[self] = share_even(now.tiles, threads, self);
-#pragma omp barrier
-        int64_t task;
-        while ((task = share_take(packs, threads, self)) >= 0) {
-            const struct slab *at = slab + next.first;
-            for (; task >= at->packs; at++) {
-                task -= at->packs;
-            }
-            pack_task(at, task);
-        }
-        while ((task = share_take(tiles, threads, self)) >= 0) {
-            const struct slab *at = slab + now.first;
-            for (; task >= at->tiles; at++) {
-                task -= at->tiles;
-            }
-            tile_task(at, task);
-        }
-        now = next;
-        next = phase_at(slab, slabs, now.end);
+    self->product = product;
+    self->col = col;
+    self->source = (struct source){0};
+    if (col + n < g->n) {
+        self->source = source_of(g, false, col + n, product->columns);
+    } else if (next != NULL) {
+        self->source = source_of(next->gemm, false, 0, next->columns);
     }
 }
 
-size_t gemm_wide_packed_floats(const struct gemm *gemm)
+/* Rows from `row` on of A, where the kernel reads them. */
+static struct left left_of(const struct gemm *g, struct worker *self, int64_t row)
 {
-    return packs_a(gemm) ? 0 : (size_t)(up(gemm->n, COLS) * COLS * words_of(gemm));
+    const int64_t element = operand_bytes(g->way);
+    if (!packs_a(g)) {
+        return (struct left){.data = (const char *)g->a + row * g->a_row * element,
+                             .row = g->a_row * element,
+                             .step = element * word_elements(g->way)};
+    }
+    const struct operand from = operand_of(g, true);
+    wide_pack_panel(self->a, &from, row, TILE_M);
+    self->source =
+        row + TILE_M < g->m ? source_of(g, true, row + TILE_M, TILE_M) : (struct source){0};
+    return packed_rows(self->a);
 }
 
-void gemm_wide_pack(struct device *device, float *out, const struct gemm *gemm)
+/* C's rows [row, row + m), in the n columns that the thread has packed. */
+static void run_rows(struct worker *self, int64_t row, int64_t m, int64_t n, bool last)
 {
-    const struct operand from = operand_of(gemm, false);
-    const int64_t panels = up(gemm->n, COLS), words = words_of(gemm);
-#pragma omp parallel for num_threads(device->threads) schedule(static)
-    for (int64_t panel = 0; panel < panels; panel++) {
-        wide_pack_panel(out + panel * words * COLS, &from, panel * COLS, COLS);
+    const struct gemm *g = self->product->gemm;
+    const int64_t words = words_of(g), out = (int64_t)dtype_bytes(g->c_dtype);
+    float acc[HIGH_M * WIDE_TILE_N] __attribute__((aligned(64)));
+    struct tile tile = {.gemm = g, .left = left_of(g, self, row), .m = m};
+    tile.far = !packs_a(g) && n * words * WORD > 2 * NEAR_BYTES;
+    for (int64_t j = 0; j < n; j += WIDE_TILE_N) {
+        const int64_t col = self->col + j;
+        tile.panels = self->b + j * words;
+        tile.c = g->exp != NULL ? NULL : (const char *)g->c + (row * g->c_row + col) * out;
+        tile.n = least(WIDE_TILE_N, n - j);
+        tile.next = last || j + tile.n < n ? 0 : m * tile.left.row;
+        multiply(&tile, acc, &self->source);
+        wide_finish_rows(g, row, col, acc, m, tile.n);
     }
+}
+
+static void run_task(struct worker *self, const struct product *product, int64_t task,
+                     const struct product *next)
+{
+    const struct gemm *g = product->gemm;
+    const int64_t high = tile_rows(g), row = task % product->down * product->rows,
+                  col = task / product->down * product->columns,
+                  end = least(g->m, row + product->rows), n = least(g->n - col, product->columns);
+    if (self->product != product || self->col != col) {
+        pack_columns(self, product, col, n, next);
+    }
+    for (int64_t i = row; i < end; i += high) {
+        run_rows(self, i, least(high, end - i), n, i + high >= end);
+    }
+}
+
+/* Tasks of at most `work` multiply-adds, but a tile of a panel at least. */
+static struct product product_of(const struct gemm *g, int64_t first, int64_t work)
+{
+    const int64_t high = tile_rows(g), unit = g->exp != NULL ? WIDE_TILE_N : COLS,
+                  least_fit = packs_a(g) ? FAR_COLUMNS : WIDE_TILE_N,
+                  fit = (packs_a(g) ? FAR_BYTES : NEAR_BYTES) / WORD / words_of(g),
+                  few = work / (least(high, g->m) * g->k),
+                  most = least(fit > least_fit ? fit : least_fit, few),
+                  parts = up(g->n, most > unit ? most : unit),
+                  columns = up(up(g->n, parts), unit) * unit, fit_rows = work / (columns * g->k),
+                  rows = fit_rows > high ? fit_rows / high * high : high, down = up(g->m, rows);
+    return (struct product){.gemm = g,
+                            .rows = rows,
+                            .columns = columns,
+                            .down = down,
+                            .first = first,
+                            .end = first + down * up(g->n, columns)};
+}
+
+/* Floats of a thread's panels of A and of B, whole cache lines. */
+struct room {
+    size_t a, b;
+};
+
+static size_t more(size_t floats, int64_t wanted)
+{
+    const size_t lines = (size_t)(up(wanted, LANES) * LANES);
+    return lines > floats ? lines : floats;
+}
+
+static struct room make_products(struct product *products, const struct gemm *batch, int64_t count,
+                                 int threads)
+{
+    struct room room = {0};
+    double work = 0;
+    for (int64_t i = 0; i < count; i++) {
+        work += (double)batch[i].m * (double)batch[i].n * (double)batch[i].k;
+    }
+    for (int64_t i = 0, tasks = 0; i < count; tasks = products[i++].end) {
+        const struct gemm *g = &batch[i];
+        const struct product *p = &products[i];
+        products[i] = product_of(g, tasks, (int64_t)(work / (TASKS * threads)));
+        room.a = more(room.a, packs_a(g) ? TILE_M * words_of(g) : 0);
+        room.b = more(room.b, up(least(p->columns, g->n), COLS) * COLS * words_of(g));
+    }
+    return room;
 }
 
 void gemm_wide_run(struct device *device, const struct gemm *batch, int64_t count)
 {
-    struct slab *slab;
-    const int64_t slabs = make_slabs(device, &slab, batch, count);
-    struct share *shares =
-        cpu_scratch(device, CPU_SLOT_SHARE, 4 * (size_t)device->threads * sizeof *shares);
-#pragma omp parallel num_threads(device->threads)
-    run_phases(slab, slabs, shares);
+    const int threads = device->threads;
+    struct product *products =
+        cpu_scratch(device, CPU_SLOT_PRODUCTS, (size_t)count * sizeof *products);
+    struct share *shares = cpu_scratch(device, CPU_SLOT_SHARE, (size_t)threads * sizeof *shares);
+    const struct room room = make_products(products, batch, count, threads);
+    const size_t floats = room.a + room.b;
+    float *panels = cpu_scratch(device, CPU_SLOT_GEMM, (size_t)threads * floats * sizeof *panels);
+#pragma omp parallel num_threads(threads)
+    {
+        const int id = omp_get_thread_num(), team = omp_get_num_threads();
+        struct worker self = {.a = panels + (size_t)id * floats};
+        self.b = self.a + room.a;
+        shares[id] = share_even(products[count - 1].end, team, id);
+#pragma omp barrier
+        int64_t task, i = 0;
+        while ((task = share_take(shares, team, id)) >= 0) {
+            for (i = task < products[i].first ? 0 : i; task >= products[i].end; i++) {
+            }
+            run_task(&self, &products[i], task - products[i].first,
+                     i + 1 < count ? &products[i + 1] : NULL);
+        }
+    }
 }
 #else
-size_t gemm_wide_packed_floats(const struct gemm *gemm)
-{
-    (void)gemm;
-    return 0;
-}
-
-void gemm_wide_pack(struct device *device, float *out, const struct gemm *gemm)
-{
-    (void)device, (void)out, (void)gemm;
-    assert(false);
-}
-
 void gemm_wide_run(struct device *device, const struct gemm *batch, int64_t count)
 {
     (void)device, (void)batch, (void)count;

@@ -4,9 +4,10 @@
  *
  * Every element of C is one chain over k in ascending order, f32, in steps of one or of a pair,
  * whatever M, N, the other rows, or the number of threads; what is added to joins at the end.
- * B is packed to panels on the way, phase by phase, beside the products of the phase before, or,
- * where A has few rows, by each task for itself. A is read where it stands (widened a few rows at a
- * time), or packed where its rows are not contiguous (gradients of weights).
+ * A thread packs B's columns for itself, as many as its second cache holds, then multiplies rows
+ * with them: no thread waits for another, nor reads what it wrote. A is read where it stands
+ * (widened a few rows at a time), or packed, a tile at a time, where its rows are not contiguous
+ * (gradients of weights).
  */
 #ifndef KERNELS_CPU_GEMM_WIDE_H
 #define KERNELS_CPU_GEMM_WIDE_H
@@ -15,11 +16,6 @@
 
 /* Whether this product's dtypes and strides are ones it has kernels for, by its way. */
 bool gemm_wide_takes(const struct gemm *gemm);
-
-/* B in panels as the kernel reads it: gemm.packed. Only where A is read as it stands, else 0
- * floats. out[gemm_wide_packed_floats(gemm)]. */
-size_t gemm_wide_packed_floats(const struct gemm *gemm);
-void gemm_wide_pack(struct device *device, float *out, const struct gemm *gemm);
 
 /* Runs `count` products, none of them empty, which gemm_wide_takes. */
 void gemm_wide_run(struct device *device, const struct gemm *batch, int64_t count);

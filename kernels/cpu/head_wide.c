@@ -7,15 +7,13 @@
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/rows.h"
 
-/* Rows that go through together; so many that weights are packed once for all chunks; how far above
- * the shift a logit may be: no sum of powers nears the largest number, no row over it the smallest;
- * columns of dW that a thread adds labels to. */
-enum { CHUNK = 2048, PACK_ROWS = 224, MOST = 30, COLUMNS = 64 };
+/* Rows that go through together; how far above the shift a logit may be: no sum of powers nears the
+ * largest number, no row over it the smallest; columns of dW that a thread adds labels to. */
+enum { CHUNK = 2048, MOST = 30, COLUMNS = 64 };
 
 /* Scratch of a chunk. */
 struct chunk {
     double *loss;                      /* [rows] */
-    float *packed;                     /* weights as logits' product reads them, or NULL */
     float *shift, *own, *factor, *off; /* [rows]; scale / sum; scale (p - 1) of the label,
                                           before that the largest logit above the shift */
     float *sum, *most;                 /* [rows, pieces] */
@@ -51,11 +49,10 @@ static void *take(struct room *room, int64_t count, size_t bytes)
 }
 
 static struct chunk lay_out(struct room *room, const struct device *device, int64_t rows,
-                            int64_t width, int64_t vocab, size_t packed, bool backward)
+                            int64_t width, int64_t vocab, bool backward)
 {
     const int64_t pieces = gemm_exp_pieces(vocab);
     struct chunk c = {0};
-    c.packed = packed > 0 ? take(room, (int64_t)packed, sizeof(float)) : NULL;
     c.loss = take(room, rows, sizeof(double));
     c.shift = take(room, rows, sizeof(float));
     c.own = take(room, rows, sizeof(float));
@@ -76,16 +73,10 @@ static struct chunk make_chunk(struct device *device, struct tensor x, struct te
                                bool backward)
 {
     const int64_t rows = x.dim[0] < CHUNK ? x.dim[0] : CHUNK, width = x.dim[1], vocab = w.dim[0];
-    const struct gemm gemm = logits_of(x, w, NULL);
-    const size_t packed = x.dim[0] > PACK_ROWS ? gemm_packed_floats(device, &gemm) : 0;
     struct room room = {0};
-    (void)lay_out(&room, device, rows, width, vocab, packed, backward);
+    (void)lay_out(&room, device, rows, width, vocab, backward);
     room = (struct room){cpu_scratch(device, CPU_SLOT_LOSS, room.used), 0};
-    const struct chunk c = lay_out(&room, device, rows, width, vocab, packed, backward);
-    if (packed > 0) {
-        gemm_pack(device, c.packed, &gemm);
-    }
-    return c;
+    return lay_out(&room, device, rows, width, vocab, backward);
 }
 
 /* --- logits and losses --- */
@@ -111,7 +102,6 @@ static void make_powers(struct device *device, const struct chunk *c, struct ten
                                     .most = c->most + first * pieces};
     uint16_t *const power = c->power == NULL ? NULL : c->power + first * w.dim[0];
     struct gemm gemm = logits_of(tensor_rows(&x, first, count), w, power);
-    gemm.packed = c->packed;
     gemm.exp = &powers;
     gemm_run(device, &gemm, 1);
 }

@@ -8,8 +8,9 @@ struct group {
 };
 
 /* Tiles of our own kernels are 6 x 16 in 96 x 256, 256 of k at a time, and by AVX-512 14 x 32 in 56
- * x 128 or 112 x 128, 512 words of k at a time (one, or pairs of bf16), of slabs of 2^18 words,
- * phases of 2^22; oneDNN's rows go by 32. */
+ * x 128 or 112 x 128, 512 words of k at a time (one, or pairs of bf16), a thread's tasks of at most
+ * 2^16 words of B, or 2^19 of columns that are packed on both sides, and a 16th of its work;
+ * oneDNN's rows go by 32. */
 static const struct group linears[] = {
     {1, 5, 3, 0, {0, 0}},    {1, 1, 1, 0, {0, 1}},     {1, 33, 17, 0, {0, 1}},
     {1, 5, 3, 0, {0, 7}},    {1, 64, 48, 0, {0, 33}},  {1, 130, 71, 0, {0, 65}},
@@ -30,10 +31,10 @@ static const struct group groups[] = {
     {2, 10, 6, 0, {0, 1, 1060}},
     {1, 4, 240, 0, {0, 1001}},
 };
-/* In f32 three phases, so that buffers are used again: of weights, where rows are more than a
- * tile's, and of rows. */
-static const struct group phases = {8, 860, 1720, 0, {0, 113, 226, 339, 452, 565, 678, 791, 904}},
-                          phases_of_rows = {
+/* Of several tasks: of columns and of rows, which threads take from each other; and for
+ * gradients of weights of long rows. */
+static const struct group tasks = {8, 860, 1720, 0, {0, 113, 226, 339, 452, 565, 678, 791, 904}},
+                          tasks_of_rows = {
                               8, 3, 1050, 0, {0, 999, 1999, 2999, 3999, 4999, 5999, 6999, 7999}};
 /* f32 by bf16: more than a tile's rows, k beyond a block's. */
 static const struct group routers[] = {{1, 40, 600, 0, {0, 300}}, {1, 33, 20, 0, {0, 1060}}};
@@ -353,12 +354,25 @@ static void run_grouped_backward_weight(struct check *c, const void *args)
     }
 }
 
-/* Products that take several phases give the bits of those that take one. */
-static void run_phases(struct check *c, const void *args)
+/* More threads than processors: some take what others have begun. */
+static void check_threads(struct check *c, const struct group *g, struct tensor x, struct tensor w,
+                          struct tensor y)
+{
+    const struct device_options options = {.name = "cpu", .threads = 5};
+    struct device *many;
+    const struct tensor same = check_tensor(c, "y of many", c->dtype, rows_of(g), g->out);
+    assert_int_equal(device_open(&many, &options), STATUS_OK);
+    c->ops->grouped_forward(many, same, x, w.data, stride_of(g), g->offset, g->experts);
+    check_exact(c, "y", same, y, "depends on threads");
+    device_close(many);
+}
+
+/* Products of several tasks give the bits of those that are one. */
+static void run_tasks(struct check *c, const void *args)
 {
     const struct group *g = args;
     enum { ROWS = 3 };
-    name_case(c, "grouped products of several phases", g);
+    name_case(c, "grouped products of several tasks", g);
     const struct tensor x = check_random(c, "x", c->dtype, rows_of(g), g->in, 1),
                         dy = check_random(c, "dy", c->dtype, rows_of(g), g->out, 1),
                         w = random_matrices(c, "w", c->dtype, g),
@@ -367,6 +381,7 @@ static void run_phases(struct check *c, const void *args)
     const int64_t few[] = {0, ROWS};
     c->ops->grouped_forward(c->device, y, x, w.data, stride_of(g), g->offset, g->experts);
     c->ops->grouped_backward_input(c->device, dx, dy, w.data, stride_of(g), g->offset, g->experts);
+    check_threads(c, g, x, w, y);
     for (int64_t e = 0; e < g->experts; e++) {
         const int64_t first = g->offset[e + 1] - ROWS;
         const struct tensor some_y = check_tensor(c, "some y", c->dtype, ROWS, g->out),
@@ -375,8 +390,8 @@ static void run_phases(struct check *c, const void *args)
                                 stride_of(g), few, 1);
         c->ops->grouped_backward_input(c->device, some_dx, tensor_rows(&dy, first, ROWS),
                                        matrix(&w, e), stride_of(g), few, 1);
-        check_exact(c, "y", some_y, tensor_rows(&y, first, ROWS), "depends on phases");
-        check_exact(c, "dx", some_dx, tensor_rows(&dx, first, ROWS), "depends on phases");
+        check_exact(c, "y", some_y, tensor_rows(&y, first, ROWS), "depends on tasks");
+        check_exact(c, "dx", some_dx, tensor_rows(&dx, first, ROWS), "depends on tasks");
     }
 }
 
@@ -426,10 +441,10 @@ static void test_grouped_backward_weight(void **state)
     run_all(state, run_grouped_backward_weight, groups, GROUPS);
 }
 
-static void test_phases(void **state)
+static void test_tasks(void **state)
 {
-    check_run(*state, run_phases, &phases, 0);
-    check_run(*state, run_grouped_backward_weight, &phases_of_rows, 0);
+    check_run(*state, run_tasks, &tasks, 0);
+    check_run(*state, run_grouped_backward_weight, &tasks_of_rows, 0);
 }
 
 int main(void)
@@ -442,7 +457,7 @@ int main(void)
         cmocka_unit_test(test_grouped_forward),
         cmocka_unit_test(test_grouped_backward_input),
         cmocka_unit_test(test_grouped_backward_weight),
-        cmocka_unit_test(test_phases),
+        cmocka_unit_test(test_tasks),
     };
     return cmocka_run_group_tests(tests, check_open, check_close_devices);
 }

@@ -53,9 +53,14 @@ static void test_own_first(void **state)
     for (int t = 0; t < THREADS; t++) {
         shares[t] = share_even((int64_t)EACH * THREADS, THREADS, t);
     }
-    for (int64_t i = 0; i < (int64_t)EACH * THREADS; i++) { /* its own, those behind, the first */
-        assert_int_equal(share_take(shares, THREADS, THREAD),
-                         (THREAD * EACH + i) % (EACH * THREADS));
+    for (int64_t i = 0; i < EACH; i++) {
+        assert_int_equal(share_take(shares, THREADS, THREAD), THREAD * EACH + i);
+    }
+    for (int other = 1; other < THREADS; other++) { /* from the last on */
+        const int64_t end = ((THREAD + other) % THREADS + 1) * EACH;
+        for (int64_t i = 1; i <= EACH; i++) {
+            assert_int_equal(share_take(shares, THREADS, THREAD), end - i);
+        }
     }
     for (int t = 0; t < THREADS; t++) {
         assert_true(share_take(shares, THREADS, t) < 0);

@@ -138,13 +138,19 @@ static const size_t MIB = (size_t)1 << 20, GPU_CONTEXT_MIB = 600, GPU_PRODUCTS_M
                     GPU_GROUP_MIB = 350, GPU_ATTENTION_MIB = 1024;
 /* CPU: the program with its libraries, what a thread adds, what Open MPI has of its own where there
  * are several ranks, and the rows whose logits are in memory at a time
- * (kernels/cpu/cross_entropy.c); of the wide head, how many pack its weights, and the rows whose
- * powers are (kernels/cpu/head_wide.c). Measured: docs/plan.md. */
+ * (kernels/cpu/cross_entropy.c); of the wide head, the rows whose powers are, and the columns of a
+ * piece of them (kernels/cpu/head_wide.c). Measured: docs/plan.md. */
 static const size_t CPU_PROGRAM_MIB = 34, CPU_THREAD_MIB = 1, CPU_RANKS_MIB = 13,
-                    CPU_LOSS_ROWS = 1024, CPU_PACKED_ROWS = 224, CPU_WIDE_ROWS = 2048,
-                    CPU_SLAB_COLUMNS = 128, CPU_PACKED_RATIO = 16;
-/* Panels that the wide kernel packs are in two buffers of so much (kernels/cpu/gemm_wide.c). */
-static const size_t CPU_PHASE_BYTES = (size_t)16 << 20;
+                    CPU_LOSS_ROWS = 1024, CPU_WIDE_ROWS = 2048, CPU_PIECE_COLUMNS = 128,
+                    CPU_VAST_RATIO = 16;
+/* Of the wide kernel (kernels/cpu/gemm_wide.c): tasks of a thread; rows of a tile; what a thread
+ * packs of B, columns at least and bytes, where A is read as it stands, and where its rows are
+ * packed, too, so many at a time. */
+static const size_t CPU_TASKS = 16, CPU_TILE_ROWS = 112, CPU_NEAR_COLUMNS = 128,
+                    CPU_NEAR_BYTES = (size_t)256 << 10, CPU_FAR_COLUMNS = 256,
+                    CPU_FAR_BYTES = (size_t)2 << 20, CPU_PACKED_ROWS = 56;
+/* Tokens of the busiest expert, of an even share. */
+static const size_t CPU_BUSIEST = 4;
 /* Of a save, for each tensor of the checkpoint: what HDF5 and the manifest have of it. Measured. */
 static const size_t SAVED_TENSOR_BYTES = 24 << 10;
 
@@ -227,49 +233,65 @@ static size_t panel_of(const struct config *config, bool widened)
     return widened || config->train.precision == CONFIG_FP32 ? sizeof(float) : sizeof(uint16_t);
 }
 
-/* Panels of experts' products: of weights or, for their gradients, of one operand's rows in both
- * buffers, all rows of the other. */
+static size_t most(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+/* A thread's panels of both operands of a gradient of weights over so many tokens, of B `columns`.
+ */
+static size_t far_panels(size_t tokens, size_t columns, size_t panel)
+{
+    return least(columns * tokens * panel, most(CPU_FAR_BYTES, CPU_FAR_COLUMNS * tokens * panel)) +
+           CPU_PACKED_ROWS * tokens * panel;
+}
+
+/* A thread's panels of experts' products. */
 static size_t experts_of_cpu(const struct config *config, const struct architecture *arch,
-                             bool widened, size_t rows)
+                             size_t panel, size_t rows)
 {
     const size_t local = (size_t)arch->experts / (size_t)config->parallel.ep,
                  inner = 2 * (size_t)arch->expert_width / (size_t)config->parallel.etp,
                  width = (size_t)arch->width, slots = rows * (size_t)arch->top_k,
-                 weights = local * inner * width, left = slots * inner,
-                 panel = panel_of(config, widened);
+                 longest = most(width, inner);
     return arch->experts == 0
                ? 0
-               : least((weights > left ? weights : left) * panel, 2 * CPU_PHASE_BYTES) +
-                     slots * width * panel;
+               : most(most(CPU_NEAR_BYTES, CPU_NEAR_COLUMNS * longest * panel),
+                      far_panels(least(slots, CPU_BUSIEST * slots / local), width, panel));
+}
+
+/* A thread's panels of the wide head's products: of its gradient of inputs so many columns that all
+ * threads have tasks. */
+static size_t vast_panels(size_t rows, size_t vocab, size_t width, size_t threads, size_t panel)
+{
+    const size_t few = rows * width / (CPU_TASKS * CPU_TILE_ROWS * threads),
+                 columns = least(CPU_NEAR_COLUMNS, most(few, 32));
+    return most(columns * vocab * panel, far_panels(rows, width, panel));
 }
 
 /* Logits and their gradients (with tp they are the model's: vocab.h) and copies of the head's
- * operands, by oneDNN, or powers of logits as the wide head has them, its slabs for the gradient of
- * inputs too: whichever is more; both where pairs of its rows are not whole. Experts' panels are
- * where those slabs are. */
+ * operands, by oneDNN, or powers of logits as the wide head has them: whichever is more; both where
+ * pairs of its rows are not whole. Panels of experts and of the wide head are in the same place. */
 static size_t head_of_cpu(const struct config *config, bool widened, size_t rows, size_t vocab,
-                          size_t width, size_t experts)
+                          size_t width, size_t threads, size_t experts)
 {
     const bool narrow = config->train.precision != CONFIG_FP32, alone = config->parallel.tp == 1;
     const size_t act = narrow ? 2 : 4, panel = panel_of(config, widened),
-                 chunk = least(rows, CPU_LOSS_ROWS),
+                 chunk = least(rows, CPU_LOSS_ROWS), wide_rows = least(rows, CPU_WIDE_ROWS),
                  logits = chunk * vocab * (sizeof(float) + (narrow ? act : 0)),
                  copies = 2 * vocab * width * act * chunk / CPU_LOSS_ROWS,
-                 packed = rows > CPU_PACKED_ROWS ? vocab * width * panel : 0,
-                 slab = CPU_SLAB_COLUMNS * vocab * panel,
-                 buffer = slab > CPU_PHASE_BYTES ? slab : CPU_PHASE_BYTES,
-                 slabs = least(2 * buffer, vocab * width * panel),
                  row = vocab * act + width * (sizeof(float) + act) +
-                       2 * sizeof(float) * vocab / CPU_SLAB_COLUMNS,
-                 by_onednn = (alone ? logits : 0) + copies + experts,
-                 wide = packed + (slabs > experts ? slabs : experts) +
-                        least(rows, CPU_WIDE_ROWS) * row;
-    const bool packs = narrow && alone && vocab >= CPU_PACKED_RATIO * width;
-    if (packs && !widened &&
+                       2 * sizeof(float) * vocab / CPU_PIECE_COLUMNS,
+                 by_onednn = (alone ? logits : 0) + copies + threads * experts,
+                 wide =
+                     wide_rows * row +
+                     threads * most(vast_panels(wide_rows, vocab, width, threads, panel), experts);
+    const bool vast = narrow && alone && vocab >= CPU_VAST_RATIO * width;
+    if (vast && !widened &&
         vocab % 2 != 0) { /* oneDNN's is the gradient of inputs, of more rows at a time */
         return wide + copies * CPU_WIDE_ROWS / CPU_LOSS_ROWS;
     }
-    return packs && wide > by_onednn ? wide : by_onednn;
+    return vast && wide > by_onednn ? wide : by_onednn;
 }
 
 /* The head's, and what comes to be added up of an embedding that two stages share. */
@@ -282,8 +304,8 @@ static size_t scratch_of_cpu(const struct config *config, const struct hardware 
                  sum = config->run.deterministic == CONFIG_DETERMINISTIC_LAYOUT ? sizeof(int64_t)
                                                                                 : sizeof(float);
     const bool widened = widens(hardware);
-    return head_of_cpu(config, widened, rows, vocab, (size_t)arch->width,
-                       experts_of_cpu(config, arch, widened, rows)) +
+    return head_of_cpu(config, widened, rows, vocab, (size_t)arch->width, (size_t)hardware->threads,
+                       experts_of_cpu(config, arch, panel_of(config, widened), rows)) +
            (size_t)memory->elements[PARAM_EMBED] * sum;
 }
 

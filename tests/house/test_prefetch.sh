@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# The wide kernel's prefetches (kernels/cpu/gemm_wide.c) are in the built file: they change no result, and GCC takes a
+# function that does nothing else for one without effect, and leaves it out.
+set -euo pipefail
+switchyard=$2
+if [ "$(uname -m)" != x86_64 ] || ! command -v objdump >/dev/null; then
+    echo "needs x86-64 and objdump"
+    exit 77
+fi
+
+# prefetches FUNCTION: how many instructions of its code are, with what GCC has split from it.
+prefetches() {
+    objdump --disassemble --no-show-raw-insn "$switchyard" |
+        awk -v name="$1" '/^[0-9a-f]+ </ { here = $2 ~ "^<" name "[.>]" } here && /prefetch/ { n++ } END { print n + 0 }'
+}
+
+# Four lines each of B and of what is packed next, for 1 to 14 rows; those of A besides.
+for kernel in kernel_pairs kernel_f32; do
+    found=$(prefetches $kernel)
+    [ "$found" -ge $((14 * 8)) ] || { echo "$kernel: $found prefetches" >&2; exit 1; }
+done
