@@ -15,8 +15,10 @@ enum { ROWS = 14, KW = 512, TILE_M = 4 * ROWS, HIGH_M = 8 * ROWS };
 /* Words from one widened row of A to the next: rows are not a power of two apart. */
 enum { WIDENED_ROW = KW + LANES };
 /* Tasks of a thread, in all; bytes of B that one packs, in the second cache, but WIDE_TILE_N
- * columns at least; where A is packed, again for each part of B, more, in the last cache. */
+ * columns at least. Where A is packed, again for each part of B, parts are larger, in the last
+ * cache, and tasks may be, too. */
 enum { TASKS = 16, NEAR_BYTES = 256 << 10, FAR_BYTES = 2 << 20, FAR_COLUMNS = 2 * WIDE_TILE_N };
+enum { PACKED_WORK = 8 };
 
 /* Words of k do not straddle its end where a line is read as it stands. */
 static bool even(const struct gemm *g)
@@ -55,9 +57,10 @@ static bool packs_a(const struct gemm *g)
     return g->a_col != 1 || !even(g);
 }
 
+/* Tiles are of even height: the last is not left with a few. */
 static int64_t tile_rows(const struct gemm *g)
 {
-    return packs_a(g) ? TILE_M : HIGH_M;
+    return up(g->m, up(g->m, packs_a(g) ? TILE_M : HIGH_M));
 }
 
 /* Of two dtypes B is widened, whatever the way. */
@@ -384,8 +387,8 @@ static void pack_columns(struct worker *self, const struct product *product, int
     }
 }
 
-/* Rows from `row` on of A, where the kernel reads them. */
-static struct left left_of(const struct gemm *g, struct worker *self, int64_t row)
+/* Rows [row, row + m) of A where the kernel reads them. */
+static struct left left_of(const struct gemm *g, struct worker *self, int64_t row, int64_t m)
 {
     const int64_t element = operand_bytes(g->way);
     if (!packs_a(g)) {
@@ -393,10 +396,10 @@ static struct left left_of(const struct gemm *g, struct worker *self, int64_t ro
                              .row = g->a_row * element,
                              .step = element * word_elements(g->way)};
     }
-    const struct operand from = operand_of(g, true);
+    struct operand from = operand_of(g, true);
+    from.lines = row + m;
     wide_pack_panel(self->a, &from, row, TILE_M);
-    self->source =
-        row + TILE_M < g->m ? source_of(g, true, row + TILE_M, TILE_M) : (struct source){0};
+    self->source = row + m < g->m ? source_of(g, true, row + m, m) : (struct source){0};
     return packed_rows(self->a);
 }
 
@@ -406,7 +409,7 @@ static void run_rows(struct worker *self, int64_t row, int64_t m, int64_t n, boo
     const struct gemm *g = self->product->gemm;
     const int64_t words = words_of(g), out = (int64_t)dtype_bytes(g->c_dtype);
     float acc[HIGH_M * WIDE_TILE_N] __attribute__((aligned(64)));
-    struct tile tile = {.gemm = g, .left = left_of(g, self, row), .m = m};
+    struct tile tile = {.gemm = g, .left = left_of(g, self, row, m), .m = m};
     tile.far = !packs_a(g) && n * words * WORD > 2 * NEAR_BYTES;
     for (int64_t j = 0; j < n; j += WIDE_TILE_N) {
         const int64_t col = self->col + j;
@@ -440,7 +443,7 @@ static struct product product_of(const struct gemm *g, int64_t first, int64_t wo
     const int64_t high = tile_rows(g), unit = g->exp != NULL ? WIDE_TILE_N : COLS,
                   least_fit = packs_a(g) ? FAR_COLUMNS : WIDE_TILE_N,
                   fit = (packs_a(g) ? FAR_BYTES : NEAR_BYTES) / WORD / words_of(g),
-                  few = work / (least(high, g->m) * g->k),
+                  few = work * (packs_a(g) ? PACKED_WORK : 1) / (high * g->k),
                   most = least(fit > least_fit ? fit : least_fit, few),
                   parts = up(g->n, most > unit ? most : unit),
                   columns = up(up(g->n, parts), unit) * unit, fit_rows = work / (columns * g->k),
