@@ -71,13 +71,11 @@ static struct operand operand_of(const struct gemm *g, bool is_a)
     return is_a ? (struct operand){.data = g->a,
                                    .line = g->a_row * element,
                                    .step = g->a_col * element,
-                                   .lines = g->m,
                                    .k = g->k,
                                    .way = way}
                 : (struct operand){.data = g->b,
                                    .line = g->b_col * element,
                                    .step = g->b_row * element,
-                                   .lines = g->n,
                                    .k = g->k,
                                    .way = way};
 }
@@ -85,15 +83,14 @@ static struct operand operand_of(const struct gemm *g, bool is_a)
 /* --- products --- */
 
 /* What comes into the caches while a kernel multiplies: every LANES words, so that fills are
- * spread, a line for each of its rows, so many bytes from where it reads A, SOME_LINES lines so
- * many from where it reads B, and as many from `next` on, which then moves by `step`. The hardware
- * sees no streams in rows this short. */
+ * spread, a line for each of its rows, so many bytes from where it reads A, and NEXT_LINES lines
+ * from `next` on, which then moves by `step`. The hardware sees no streams in rows this short. */
 struct ahead {
-    int64_t a, b;
+    int64_t a;
     const char *next;
     int64_t step;
 };
-enum { LINE = 64, SOME_LINES = 4 };
+enum { LINE = 64, NEXT_LINES = 4 };
 
 /* Where it points may lie behind the array: nothing is read there. Not a function of its own: one
  * that does nothing else has no effect to GCC, which leaves it out. */
@@ -126,8 +123,7 @@ WIDE_INLINE static void micro(bool pairs, int rows, float *acc, struct left left
                 prefetch(a, r * left.row + ahead.a);
             }
 #pragma GCC unroll 4
-            for (int l = 0; l < SOME_LINES; l++) {
-                prefetch(b, l * LINE + ahead.b);
+            for (int l = 0; l < NEXT_LINES; l++) {
                 prefetch(ahead.next, l * LINE);
             }
             ahead.next += ahead.step;
@@ -219,12 +215,14 @@ struct source {
     const char *data;
     int64_t row, rows, bytes, done, from;
 };
+enum { SOURCE_BYTES = 512 << 10 }; /* more would be gone before it is packed */
 
-/* Lines [first, first + width) of A or B. */
+/* Lines [first, first + width) of A or B, as far as there are. */
 static struct source source_of(const struct gemm *g, bool is_a, int64_t first, int64_t width)
 {
     const struct operand all = operand_of(g, is_a);
-    const int64_t element = operand_bytes(all.way), lines = least(width, all.lines - first);
+    const int64_t element = operand_bytes(all.way),
+                  lines = least(width, (is_a ? g->m : g->n) - first);
     struct source source = {.data = all.data + first * all.line};
     if (all.line == element) {
         source.row = all.step;
@@ -241,12 +239,12 @@ static struct source source_of(const struct gemm *g, bool is_a, int64_t first, i
 /* The part of it that a kernel takes which multiplies so many words. */
 static void take_source(struct source *source, int64_t words, struct ahead *ahead)
 {
-    if (source->done >= source->rows) {
+    if (source->done >= source->rows || source->rows * source->bytes > SOURCE_BYTES) {
         return;
     }
     ahead->next = source->data + source->done * source->row + source->from;
     ahead->step = source->row;
-    source->from += SOME_LINES * LINE;
+    source->from += NEXT_LINES * LINE;
     if (source->from >= source->bytes) {
         source->from = 0;
         source->done += up(words, LANES);
@@ -263,7 +261,6 @@ struct tile {
     const char *c;       /* NULL: what it overwrites need not be at hand */
     int64_t m, n;
     int64_t next; /* bytes from its rows of A to those multiplied next, or 0 */
-    bool far;     /* B's panels are beyond the second cache */
 };
 
 /* Where a kernel stands in it: rows [r0, r0 + rows), the first column of a panel, the first word.
@@ -305,10 +302,6 @@ static struct ahead ahead_of(const struct tile *tile, const struct place *at, co
         ahead.a = KW * tile->left.step;
     } else if (in_place && last_panel && at->r0 == 0 && tile->next != 0) {
         ahead.a = tile->next - at->w * tile->left.step;
-    }
-    if (tile->far && !(last_panel && last_words)) {
-        ahead.b = (last_panel ? KW - at->j / COLS * words : words) * COLS * WORD +
-                  at->r0 / ROWS * SOME_LINES * LINE;
     }
     return ahead;
 }
@@ -374,9 +367,7 @@ static void pack_columns(struct worker *self, const struct product *product, int
 {
     const struct gemm *g = product->gemm;
     const struct operand from = operand_of(g, false);
-    for (int64_t j = 0; j < n; j += COLS) {
-        wide_pack_panel(self->b + j * words_of(g), &from, col + j, COLS);
-    }
+    wide_pack_columns(self->b, &from, col, n);
     self->product = product;
     self->col = col;
     self->source = (struct source){0};
@@ -396,9 +387,8 @@ static struct left left_of(const struct gemm *g, struct worker *self, int64_t ro
                              .row = g->a_row * element,
                              .step = element * word_elements(g->way)};
     }
-    struct operand from = operand_of(g, true);
-    from.lines = row + m;
-    wide_pack_panel(self->a, &from, row, TILE_M);
+    const struct operand from = operand_of(g, true);
+    wide_pack_rows(self->a, &from, row, m, TILE_M);
     self->source = row + m < g->m ? source_of(g, true, row + m, m) : (struct source){0};
     return packed_rows(self->a);
 }
@@ -410,7 +400,6 @@ static void run_rows(struct worker *self, int64_t row, int64_t m, int64_t n, boo
     const int64_t words = words_of(g), out = (int64_t)dtype_bytes(g->c_dtype);
     float acc[HIGH_M * WIDE_TILE_N] __attribute__((aligned(64)));
     struct tile tile = {.gemm = g, .left = left_of(g, self, row, m), .m = m};
-    tile.far = !packs_a(g) && n * words * WORD > 2 * NEAR_BYTES;
     for (int64_t j = 0; j < n; j += WIDE_TILE_N) {
         const int64_t col = self->col + j;
         tile.panels = self->b + j * words;

@@ -3,44 +3,92 @@
 #include <assert.h>
 
 #ifdef __x86_64__
-/* At most 32 adjacent lines from `at` on: rows k and k + 1 become words, out_row words apart;
- * `room` words may be written. */
-WIDE static void pack_rows_pairs(float *out, int64_t out_row, int64_t room,
-                                 const struct operand *from, const char *at, int64_t lines)
+/* Where lines go that are adjacent in memory: words of a k lie side by side in pieces of COLS,
+ * `row` words from one k to the next, `apart` from one piece to the next. `lines` of them are
+ * there; what lies beyond, of `room`, is zero. */
+struct pieces {
+    float *out;
+    int64_t row, apart, lines, room;
+};
+
+/* Words of COLS lines, some of which may not be there, or have no room. */
+WIDE_INLINE static void pack_pairs(float *out, const char *row, const char *next, int64_t lines,
+                                   int64_t room)
 {
-    const __mmask32 in = lines >= 32 ? 0xffffffffU : (1U << lines) - 1;
-    const __mmask16 low = wide_first(room), high = wide_first(room - LANES);
     const __m512i low_order =
         _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
                          37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
     const __m512i high_order = _mm512_add_epi16(low_order, _mm512_set1_epi16(16));
-    for (int64_t k = 0; k < from->k; k += 2, out += out_row) {
-        const char *row = at + k * from->step;
-        const __m512i a = _mm512_maskz_loadu_epi16(in, row);
-        const __m512i b = k + 1 < from->k ? _mm512_maskz_loadu_epi16(in, row + from->step)
-                                          : _mm512_setzero_si512();
-        _mm512_mask_storeu_epi32(out, low, _mm512_permutex2var_epi16(a, low_order, b));
-        _mm512_mask_storeu_epi32(out + LANES, high, _mm512_permutex2var_epi16(a, high_order, b));
+    const __mmask32 in = lines >= COLS ? 0xffffffffU : lines <= 0 ? 0 : (1U << lines) - 1;
+    const __m512i a = _mm512_maskz_loadu_epi16(in, row),
+                  b = next != NULL ? _mm512_maskz_loadu_epi16(in, next) : _mm512_setzero_si512();
+    _mm512_mask_storeu_epi32(out, wide_first(room), _mm512_permutex2var_epi16(a, low_order, b));
+    _mm512_mask_storeu_epi32(out + LANES, wide_first(room - LANES),
+                             _mm512_permutex2var_epi16(a, high_order, b));
+}
+
+/* Row by row, as they lie in memory. */
+WIDE static void pack_rows_pairs(const struct pieces *to, const struct operand *from,
+                                 const char *at)
+{
+    float *out = to->out;
+    for (int64_t k = 0; k < from->k; k += 2, out += to->row) {
+        const char *row = at + k * from->step, *next = k + 1 < from->k ? row + from->step : NULL;
+        int64_t j = 0;
+        float *piece = out;
+        for (; j + COLS <= to->lines && next != NULL; j += COLS, piece += to->apart) {
+            pack_pairs(piece, row + j * 2, next + j * 2, COLS, COLS);
+        }
+        for (; j < to->room; j += COLS, piece += to->apart) {
+            pack_pairs(piece, row + j * 2, next == NULL ? NULL : next + j * 2, to->lines - j,
+                       to->room - j);
+        }
     }
 }
 
 /* Words that are f32 are loaded as they are, or widened. */
-WIDE_INLINE static __m512 load_word(enum gemm_way way, __mmask16 some, const void *from)
+WIDE_INLINE static __m512 load_word(bool widened, __mmask16 some, const char *from)
 {
-    return way == GEMM_WIDENED ? wide_load_bf16(from, some) : _mm512_maskz_loadu_ps(some, from);
+    return widened ? wide_load_bf16((const void *)from, some) : _mm512_maskz_loadu_ps(some, from);
 }
 
-WIDE static void pack_rows_f32(float *out, int64_t out_row, int64_t room,
-                               const struct operand *from, const char *at, int64_t lines)
+/* The same of words of one k. */
+WIDE_INLINE static void pack_words(float *out, bool widened, const char *row, int64_t lines,
+                                   int64_t room)
 {
-    const __mmask16 in[2] = {wide_first(lines), wide_first(lines - LANES)};
-    const __mmask16 to[2] = {wide_first(room), wide_first(room - LANES)};
-    for (int64_t k = 0; k < from->k; k++, out += out_row) {
-        const char *row = at + k * from->step;
-        const char *next = row + LANES * operand_bytes(from->way);
-        _mm512_mask_storeu_ps(out, to[0], load_word(from->way, in[0], row));
-        _mm512_mask_storeu_ps(out + LANES, to[1], load_word(from->way, in[1], next));
+    for (int64_t j = 0; j < COLS; j += LANES, row += LANES * (widened ? 2 : 4)) {
+        _mm512_mask_storeu_ps(out + j, wide_first(room - j),
+                              load_word(widened, wide_first(lines - j), row));
     }
+}
+
+WIDE_INLINE static void pack_rows_words(bool widened, const struct pieces *to,
+                                        const struct operand *from, const char *at)
+{
+    const int64_t element = widened ? 2 : 4;
+    float *out = to->out;
+    for (int64_t k = 0; k < from->k; k++, out += to->row) {
+        const char *row = at + k * from->step;
+        float *piece = out;
+        int64_t j = 0;
+        for (; j + COLS <= to->lines; j += COLS, piece += to->apart) {
+            pack_words(piece, widened, row + j * element, COLS, COLS);
+        }
+        for (; j < to->room; j += COLS, piece += to->apart) {
+            pack_words(piece, widened, row + j * element, to->lines - j, to->room - j);
+        }
+    }
+}
+
+WIDE static void pack_rows_f32(const struct pieces *to, const struct operand *from, const char *at)
+{
+    pack_rows_words(false, to, from, at);
+}
+
+WIDE static void pack_rows_widened(const struct pieces *to, const struct operand *from,
+                                   const char *at)
+{
+    pack_rows_words(true, to, from, at);
 }
 
 /* 16 lines of 16 words become 16 words of 16 lines. */
@@ -96,21 +144,42 @@ WIDE static void pack_lines(float *out, int64_t out_row, const struct operand *f
     }
 }
 
-void wide_pack_panel(float *out, const struct operand *from, int64_t first, int64_t width)
+static void pack_rows(const struct pieces *to, const struct operand *from, int64_t first)
 {
-    const bool adjacent = from->line == operand_bytes(from->way);
-    const char *at = from->data + first * from->line;
-    assert(adjacent || width % LANES == 0);
-    for (int64_t j = 0; j < width; j += adjacent ? COLS : LANES) {
-        const int64_t lines = from->lines - first - j;
-        if (!adjacent) {
-            pack_lines(out + j, width, from, at + j * from->line, lines);
-        } else if (from->way == GEMM_PAIRS) {
-            pack_rows_pairs(out + j, width, width - j, from, at + j * from->line,
-                            lines < 0 ? 0 : lines);
-        } else {
-            pack_rows_f32(out + j, width, width - j, from, at + j * from->line, lines);
-        }
+    static void (*const pack[])(const struct pieces *, const struct operand *,
+                                const char *) = {[GEMM_F32] = pack_rows_f32,
+                                                 [GEMM_PAIRS] = pack_rows_pairs,
+                                                 [GEMM_WIDENED] = pack_rows_widened};
+    pack[from->way](to, from, from->data + first * from->line);
+}
+
+static bool adjacent(const struct operand *from)
+{
+    return from->line == operand_bytes(from->way);
+}
+
+void wide_pack_rows(float *out, const struct operand *from, int64_t first, int64_t lines,
+                    int64_t width)
+{
+    assert(adjacent(from));
+    const struct pieces to = {
+        .out = out, .row = width, .apart = COLS, .lines = lines, .room = width};
+    pack_rows(&to, from, first);
+}
+
+void wide_pack_columns(float *out, const struct operand *from, int64_t first, int64_t count)
+{
+    const int64_t panels = (count + COLS - 1) / COLS,
+                  words = (from->k + word_elements(from->way) - 1) / word_elements(from->way);
+    if (adjacent(from)) {
+        const struct pieces to = {
+            .out = out, .row = COLS, .apart = words * COLS, .lines = count, .room = panels * COLS};
+        pack_rows(&to, from, first);
+        return;
+    }
+    for (int64_t j = 0; j < panels * COLS; j += LANES) {
+        pack_lines(out + j / COLS * COLS * words + j % COLS, COLS, from,
+                   from->data + (first + j) * from->line, count - j);
     }
 }
 #endif

@@ -17,11 +17,11 @@ enum { WORD = 4, LANES = 16, COLS = 32 };
 #define WIDE __attribute__((target("arch=x86-64-v4,avx512bf16")))
 #define WIDE_INLINE __attribute__((target("arch=x86-64-v4,avx512bf16"), always_inline)) inline
 
-/* One operand: `lines` of it lie side by side in a panel. Bytes from one line to the next, and from
+/* One operand, whose lines lie side by side in a panel. Bytes from one line to the next, and from
  * one k to the next; one of the two is an element. */
 struct operand {
     const char *data;
-    int64_t line, step, lines, k;
+    int64_t line, step, k;
     enum gemm_way way;
 };
 
@@ -36,9 +36,13 @@ static inline int64_t word_elements(enum gemm_way way)
     return way == GEMM_PAIRS ? 2 : 1;
 }
 
-/* Lines [first, first + width) side by side, zeros beyond the last: out[words][width]. width a
- * multiple of 16, or any where lines are adjacent in memory. */
-void wide_pack_panel(float *out, const struct operand *from, int64_t first, int64_t width);
+/* Adjacent lines [first, first + lines) side by side, zeros up to `width`: out[words][width]. */
+void wide_pack_rows(float *out, const struct operand *from, int64_t first, int64_t lines,
+                    int64_t width);
+
+/* Lines [first, first + count) in panels, zeros beyond the last:
+ * out[ceil(count / COLS)][words][COLS]. */
+void wide_pack_columns(float *out, const struct operand *from, int64_t first, int64_t count);
 #endif
 
 #endif
