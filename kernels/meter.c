@@ -130,6 +130,16 @@ static void grouped_backward_weight(struct device *device, float *dw, int64_t w_
                   experts);
 }
 
+static void grouped_first_weight(struct device *device, float *dw, int64_t w_stride,
+                                 struct tensor dy, struct tensor x, const int64_t *offset,
+                                 int64_t experts)
+{
+    const double start = now();
+    own(device)->grouped_first_weight(device, dw, w_stride, dy, x, offset, experts);
+    count_grouped(device, METER_EXPERTS_WEIGHT, start, &dy, &x, (double)sizeof *dw, offset,
+                  experts);
+}
+
 static void cross_entropy(struct device *device, double *loss, struct tensor dx, struct tensor dw,
                           struct tensor x, struct tensor w, const int32_t *labels, float loss_scale)
 {
@@ -398,6 +408,9 @@ void meter_wrap(struct ops *ops)
     ops->grouped_forward = grouped_forward;
     ops->grouped_backward_input = grouped_backward_input;
     ops->grouped_backward_weight = grouped_backward_weight;
+    if (ops->grouped_first_weight != NULL) {
+        ops->grouped_first_weight = grouped_first_weight;
+    }
     ops->cross_entropy = cross_entropy;
     ops->attention_forward = attention_forward;
     ops->attention_backward = attention_backward;

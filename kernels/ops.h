@@ -412,6 +412,10 @@ struct ops {
     /* dw f32 of expert e, at dw + e * w_stride, adds dy_e^T x_e. */
     void (*grouped_backward_weight)(struct device *, float *dw, int64_t w_stride, struct tensor dy,
                                     struct tensor x, const int64_t *offset, int64_t experts);
+    /* dw overwrites: what it would be had it been zero, but for the sign of a zero; of an expert
+     * without rows it is. NULL: the device has no faster way than to clear, and then add. */
+    void (*grouped_first_weight)(struct device *, float *dw, int64_t w_stride, struct tensor dy,
+                                 struct tensor x, const int64_t *offset, int64_t experts);
 
     /* h[R,F] = silu(gate) * up, gate_up [R,2F]: gate in columns [0,F), up in [F,2F). Shazeer 2020.
      */

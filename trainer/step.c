@@ -527,7 +527,7 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
     TRY(load_batches(stepper, position, batch, &labels, &waited));
     mark[MARK_LOADED] = mark_now(model);
     model->unit = result->unit = gradient_unit(model, labels);
-    model_zero_grads(model);
+    model_clear_grads(model, true);
     TRY(forward_backward(stepper, step, labels, result));
     mark[MARK_COMPUTED] = mark_now(model);
     result->grad_norm = optimizer_reduce(model);

@@ -160,6 +160,8 @@ void cpu_grouped_backward_input(struct device *, struct tensor dx, struct tensor
                                 int64_t w_stride, const int64_t *offset, int64_t experts);
 void cpu_grouped_backward_weight(struct device *, float *dw, int64_t w_stride, struct tensor dy,
                                  struct tensor x, const int64_t *offset, int64_t experts);
+void cpu_grouped_first_weight(struct device *, float *dw, int64_t w_stride, struct tensor dy,
+                              struct tensor x, const int64_t *offset, int64_t experts);
 void cpu_swiglu_forward(struct device *, struct tensor h, struct tensor gate_up);
 void cpu_swiglu_backward(struct device *, struct tensor dgate_up, struct tensor h, struct tensor dh,
                          struct tensor gate_up);

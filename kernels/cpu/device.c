@@ -70,6 +70,7 @@ static const struct ops cpu_ops = {
     .grouped_forward = cpu_grouped_forward,
     .grouped_backward_input = cpu_grouped_backward_input,
     .grouped_backward_weight = cpu_grouped_backward_weight,
+    .grouped_first_weight = cpu_grouped_first_weight,
     .swiglu_forward = cpu_swiglu_forward,
     .swiglu_backward = cpu_swiglu_backward,
     .cross_entropy = cpu_cross_entropy,

@@ -116,9 +116,9 @@ void cpu_router_logits_backward(struct device *device, struct tensor dx, struct 
     cpu_linear_backward_weight(device, dw, dlogits, x);
 }
 
-enum pass { PASS_FORWARD, PASS_INPUT, PASS_WEIGHT };
+enum pass { PASS_FORWARD, PASS_INPUT, PASS_WEIGHT, PASS_FIRST_WEIGHT };
 
-/* One product per expert with rows; `out`, `left` are y and x, dx and dy, or (weight pass) dy and
+/* One product per expert with rows; `out`, `left` are y and x, dx and dy, or (weight passes) dy and
  * x. */
 static void grouped(struct device *device, enum pass pass, struct tensor out, struct tensor left,
                     void *w, int64_t w_stride, const int64_t *offset, int64_t experts)
@@ -129,14 +129,19 @@ static void grouped(struct device *device, enum pass pass, struct tensor out, st
         const int64_t rows = offset[e + 1] - offset[e];
         struct tensor mine = tensor_rows(&out, offset[e], rows),
                       other = tensor_rows(&left, offset[e], rows);
-        const enum dtype dtype = pass == PASS_WEIGHT ? DTYPE_F32 : left.dtype;
+        const bool weight = pass == PASS_WEIGHT || pass == PASS_FIRST_WEIGHT;
+        const enum dtype dtype = weight ? DTYPE_F32 : left.dtype;
         char *matrix = (char *)w + (size_t)(e * w_stride) * dtype_bytes(dtype);
+        if (rows == 0 && pass == PASS_FIRST_WEIGHT) {
+            cpu_zero(device, matrix, (size_t)(out.dim[1] * left.dim[1]) * sizeof(float));
+        }
         if (rows == 0) {
             continue;
         }
         batch[count] = pass == PASS_FORWARD ? forward(mine, other, matrix, dtype, false)
                        : pass == PASS_INPUT ? backward_input(mine, other, matrix, dtype, false)
                                             : gemm_weight((float *)(void *)matrix, mine, other);
+        batch[count].add = pass == PASS_WEIGHT;
         batch[count++].varies = true;
     }
     gemm_run(device, batch, count);
@@ -160,4 +165,10 @@ void cpu_grouped_backward_weight(struct device *device, float *dw, int64_t w_str
                                  int64_t experts)
 {
     grouped(device, PASS_WEIGHT, dy, x, dw, w_stride, offset, experts);
+}
+
+void cpu_grouped_first_weight(struct device *device, float *dw, int64_t w_stride, struct tensor dy,
+                              struct tensor x, const int64_t *offset, int64_t experts)
+{
+    grouped(device, PASS_FIRST_WEIGHT, dy, x, dw, w_stride, offset, experts);
 }

@@ -266,15 +266,43 @@ static double curve_error(const char *what, const double *ours, const double *th
 }
 
 /* Forward and backward of the first batch: gradients of loss + weighted balance loss. */
-static void run_first(struct golden *g)
+static void run_after(struct golden *g, bool renew)
 {
     const struct model_scale scale = {.loss = 1.0 / (double)g->labels,
                                       .unit = 1.0,
                                       .mtp_weight = g->config.train.mtp_loss_weight};
-    model_zero_grads(&g->model);
+    model_clear_grads(&g->model, renew);
     model_run(&g->model, &g->first, g->config.train.micro_batch, g->config.train.sequence_length,
               &scale);
     assert_int_equal(model_read_losses(&g->model).kept, g->model.result.slots);
+}
+
+static void run_first(struct golden *g)
+{
+    run_after(g, false);
+}
+
+/* Gradients that overwrite what was there are, bit for bit, those that add to zeros. */
+static void test_renewed_gradients(void **state)
+{
+    struct golden g;
+    golden_open(&g, *state, usual);
+    struct model_group *experts = &g.model.group[PARAM_EXPERT];
+    const size_t bytes = (size_t)experts->zero.count * sizeof *experts->grads;
+    float *first = malloc(bytes + 1);
+    assert_non_null(first);
+    run_first(&g);
+    memcpy(first, experts->grads, bytes);
+    for (int64_t i = 0; i < g.model.params.count; i++) {
+        const struct param *param = &g.model.params.table[i];
+        for (int64_t j = 0; param->group == PARAM_EXPERT && j < param->count; j++) {
+            experts->grads[param->offset + j] = NAN;
+        }
+    }
+    run_after(&g, true);
+    assert_memory_equal(experts->grads, first, bytes);
+    golden_close(&g);
+    free(first);
 }
 
 /* Logits of every token of the first batch [B*T, V]; the caller frees them. */
@@ -509,6 +537,7 @@ int main(void)
         CMUnitTestFunction run;
     } checks[] = {{"logits", test_logits},
                   {"gradients", test_gradients},
+                  {"renewed gradients", test_renewed_gradients},
                   {"recompute", test_recompute},
                   {"training", test_training},
                   {"plain training", test_plain_training},

@@ -354,6 +354,24 @@ static void run_grouped_backward_weight(struct check *c, const void *args)
     }
 }
 
+/* What overwrites is what adds to zeros, and leaves what lies between matrices as it was. */
+static void run_grouped_first_weight(struct check *c, const void *args)
+{
+    const struct group *g = args;
+    name_case(c, "grouped_first_weight", g);
+    const struct tensor dy = check_random(c, "dy", c->dtype, rows_of(g), g->out, 1),
+                        x = check_random(c, "x", c->dtype, rows_of(g), g->in, 1),
+                        dw = check_random(c, "dw", DTYPE_F32, g->experts, stride_of(g), 3),
+                        sum = check_copy(c, "sum", dw);
+    for (int64_t e = 0; e < g->experts; e++) {
+        memset(tensor_rows(&sum, e, 1).data, 0, (size_t)(g->in * g->out) * sizeof(float));
+    }
+    c->ops->grouped_backward_weight(c->device, sum.data, stride_of(g), dy, x, g->offset,
+                                    g->experts);
+    c->ops->grouped_first_weight(c->device, dw.data, stride_of(g), dy, x, g->offset, g->experts);
+    check_exact(c, "dw", dw, sum, "not what adds to zeros");
+}
+
 /* More threads than processors: some take what others have begun. */
 static void check_threads(struct check *c, const struct group *g, struct tensor x, struct tensor w,
                           struct tensor y)
@@ -441,6 +459,11 @@ static void test_grouped_backward_weight(void **state)
     run_all(state, run_grouped_backward_weight, groups, GROUPS);
 }
 
+static void test_grouped_first_weight(void **state)
+{
+    run_all(state, run_grouped_first_weight, groups, GROUPS);
+}
+
 static void test_tasks(void **state)
 {
     check_run(*state, run_tasks, &tasks, 0);
@@ -457,6 +480,7 @@ int main(void)
         cmocka_unit_test(test_grouped_forward),
         cmocka_unit_test(test_grouped_backward_input),
         cmocka_unit_test(test_grouped_backward_weight),
+        cmocka_unit_test(test_grouped_first_weight),
         cmocka_unit_test(test_tasks),
     };
     return cmocka_run_group_tests(tests, check_open, check_close_devices);

@@ -426,6 +426,28 @@ void linear_backward_input(const struct linears *linears, const struct linear *l
     mesh_progress(linears->mesh);
 }
 
+bool linears_may_overwrite(const struct model *model)
+{
+    const struct linears *linears = &model->linears;
+    const bool muon = model->config->optimizer.name == CONFIG_MUON; /* writes there */
+    return model->training && linears->clean && linears->ops->grouped_first_weight != NULL &&
+           linears->first >= linears->end && !model->gradients.fixed && !muon &&
+           !model->group[PARAM_EXPERT].shards.on;
+}
+
+void linears_cleared(struct linears *linears, bool overwrite)
+{
+    static const enum linear_name experts[] = {LINEAR_EXPERTS_UP, LINEAR_EXPERTS_DOWN};
+    for (int64_t block = 0; block < linears->blocks; block++) {
+        for (size_t i = 0; i < sizeof experts / sizeof *experts; i++) {
+            struct linear *linear = at(linears, block, experts[i]);
+            assert(!linear->fresh); /* the step before went through all blocks */
+            linear->fresh = overwrite && linear->grad != NULL;
+        }
+    }
+    linears->clean = true;
+}
+
 /* One matrix. */
 static void dense_backward_weight(const struct linears *linears, const struct linear *linear,
                                   const struct operand *dy, const struct operand *x, int64_t tokens)
@@ -480,8 +502,10 @@ void linear_backward_weight(const struct linears *linears, const struct linear *
         ops->fp8->linear_weight(linears->device, linear->grad, linear->stride, dy->t, x->t, offset,
                                 linear->matrices, tokens, &how);
     } else {
-        ops->grouped_backward_weight(linears->device, linear->grad, linear->stride, dy->act, x->act,
-                                     offset, linear->matrices);
+        (linear->fresh ? ops->grouped_first_weight : ops->grouped_backward_weight)(
+            linears->device, linear->grad, linear->stride, dy->act, x->act, offset,
+            linear->matrices);
+        linears->table[linear - linears->table].fresh = false;
     }
     mesh_progress(linears->mesh);
 }

@@ -53,6 +53,7 @@ struct linear {
                                 all; part of linears.live */
     struct fp8_weights w, t; /* w transposed: t, when training. code NULL: this layer is in act */
     bool gathered;           /* its weights and codes are there while its block is used alone */
+    bool fresh;              /* of experts: the next gradient overwrites what `grad` has */
 };
 
 /* What a product reads. What is not there has data or code NULL. */
@@ -91,6 +92,8 @@ struct linears {
                                       linears_count_anew, of weights at the last publish */
     bool again;                    /* what runs is a repetition (recompute): not counted */
     int64_t coded[LINEAR_WINDOWS]; /* blocks whose gathered weights have codes; -1: none */
+    bool clean;                    /* experts' gradients have been cleared, once; with them what
+                                      lies between them, which nothing overwrites */
     bool publishing;               /* codes of gathered weights are made for the first time */
     struct linear_scratch scratch;
     const struct mesh *mesh; /* borrowed: whose messages may move on behind each product */
@@ -115,6 +118,12 @@ void linears_use(struct linears *linears, int64_t block);
 /* Local. Gathered weights have changed. */
 void linears_forget(struct linears *linears);
 void linears_count_anew(struct linears *linears);
+/* Local. Whether the first gradients of experts' weights in a step may overwrite what was there:
+ * the device gains by it, and nothing but gradients was ever there. */
+bool linears_may_overwrite(const struct model *model);
+/* Local. Gradients have been cleared; overwrite: but those of experts, which their first overwrite.
+ */
+void linears_cleared(struct linears *linears, bool overwrite);
 
 /* Whether the codes of a layer of this block stand where it says. */
 static inline bool linears_has(const struct linears *linears, const struct linear *linear,

@@ -561,13 +561,15 @@ void model_initialize(struct model *model)
     model_publish(model);
 }
 
-void model_zero_grads(struct model *model)
+void model_clear_grads(struct model *model, bool renew)
 {
+    const bool overwrite = renew && linears_may_overwrite(model);
     const int64_t loads = architecture_moe_blocks(&model->arch) * model->arch.experts;
+    linears_cleared(&model->linears, overwrite);
     for (int g = 0; g < model->params.groups && model->training; g++) {
         const struct model_group *group = &model->group[g];
         const size_t count = (size_t)group->zero.count;
-        if (group->shards.on) {
+        if (group->shards.on || (overwrite && g == PARAM_EXPERT)) {
             continue;
         }
         if (model->gradients.fixed) {

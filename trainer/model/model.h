@@ -221,8 +221,14 @@ void model_publish_part(struct model *model, enum param_group group,
  * of this rank's are there. */
 void model_gather(struct model *model, enum param_group group, bool rounded);
 
-/* Those to come are counted in model->unit. */
-void model_zero_grads(struct model *model);
+/* Those to come are counted in model->unit. renew: micro-batches that go through all blocks follow;
+ * experts' gradients, which the first overwrites, are those of the step before until then, where
+ * the device gains by it. */
+void model_clear_grads(struct model *model, bool renew);
+static inline void model_zero_grads(struct model *model)
+{
+    model_clear_grads(model, false);
+}
 
 /* With both times a power of two, gradients are so too (model.unit). */
 struct model_scale {
