@@ -44,6 +44,7 @@ struct gemm {
     bool add;
     bool varies;       /* m or k is how many tokens chose an expert: another one at every call */
     bool vast;         /* with gemm_is_vast weights */
+    bool past;         /* C is not read soon: it may go past the caches */
     enum gemm_way way; /* gemm_run chooses */
     struct fixed_point *fixed; /* not NULL: C is of int64 and each sum over k is added to it as
                                   fixed_ops.add does; gemm_is_wide must say so */

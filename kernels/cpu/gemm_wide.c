@@ -403,7 +403,8 @@ static void run_rows(struct worker *self, int64_t row, int64_t m, int64_t n, boo
     for (int64_t j = 0; j < n; j += WIDE_TILE_N) {
         const int64_t col = self->col + j;
         tile.panels = self->b + j * words;
-        tile.c = g->exp != NULL ? NULL : (const char *)g->c + (row * g->c_row + col) * out;
+        tile.c =
+            g->exp != NULL || g->past ? NULL : (const char *)g->c + (row * g->c_row + col) * out;
         tile.n = least(WIDE_TILE_N, n - j);
         tile.next = last || j + tile.n < n ? 0 : m * tile.left.row;
         multiply(&tile, acc, &self->source);

@@ -142,6 +142,7 @@ static void grouped(struct device *device, enum pass pass, struct tensor out, st
                        : pass == PASS_INPUT ? backward_input(mine, other, matrix, dtype, false)
                                             : gemm_weight((float *)(void *)matrix, mine, other);
         batch[count].add = pass == PASS_WEIGHT;
+        batch[count].past = pass == PASS_FIRST_WEIGHT; /* the optimizer reads it */
         batch[count++].varies = true;
     }
     gemm_run(device, batch, count);

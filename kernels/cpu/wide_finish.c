@@ -21,7 +21,11 @@ WIDE static void finish_row(void *c, const struct gemm *g, const float *acc, int
         if (g->c_dtype == DTYPE_F32) {
             float *out = (float *)c + j;
             sum = g->add ? _mm512_add_ps(_mm512_maskz_loadu_ps(some, out), sum) : sum;
-            _mm512_mask_storeu_ps(out, some, sum);
+            if (g->past && count - j >= LANES && (uintptr_t)out % sizeof sum == 0) {
+                _mm512_stream_ps(out, sum);
+            } else {
+                _mm512_mask_storeu_ps(out, some, sum);
+            }
             continue;
         }
         uint16_t *out = (uint16_t *)c + j;
@@ -117,7 +121,7 @@ void wide_finish_rows(const struct gemm *g, int64_t row, int64_t col, const floa
             finish_row(c, g, acc, n);
         }
     }
-    if (g->exp != NULL) {
+    if (g->exp != NULL || g->past) {
         _mm_sfence(); /* what went past the caches, before another thread reads it */
     }
     if (left_out.saturated + left_out.bad > 0) {
