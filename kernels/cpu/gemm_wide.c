@@ -12,8 +12,9 @@
  * TILE_M x WIDE_TILE_N of C are made at a time, or of HIGH_M x WIDE_TILE_N where A is read as it
  * stands, KW words of k at a time: its part of A and B stays in the second cache. */
 enum { ROWS = 14, KW = 512, TILE_M = 4 * ROWS, HIGH_M = 8 * ROWS };
-/* Words from one widened row of A to the next: rows are not a power of two apart. */
-enum { WIDENED_ROW = KW + LANES };
+/* Words from one copied row of A to the next; rows of A that lie so many bytes apart, or a multiple
+ * of that, are in the way of one another: the first cache has no room for all in the same place. */
+enum { COPIED_ROW = KW + LANES, BAD_ROW = 4096 };
 /* Tasks of a thread, in all; bytes of B that one packs, in the second cache, but WIDE_TILE_N
  * columns at least. Where A is packed, again for each part of B, parts are larger, in the last
  * cache, and tasks may be, too. */
@@ -269,67 +270,86 @@ struct place {
     int64_t r0, rows, j, w;
 };
 
-/* `rows` of A, `words` of each, as f32: the kernel's next. */
-WIDE static struct left widen_rows(float *to, struct left from, int64_t rows, int64_t words)
+/* Rows of A are copied, a few at a time, before they are multiplied: where they are widened, and
+ * where they stand badly. */
+static bool copies_a(const struct gemm *g)
+{
+    return !packs_a(g) &&
+           (g->way == GEMM_WIDENED || g->a_row * operand_bytes(g->way) % BAD_ROW == 0);
+}
+
+/* `rows` of A, `words` of each, as the kernel reads them; those so many bytes behind come to be at
+ * hand. */
+WIDE static struct left copy_rows(float *to, struct left from, bool widened, int64_t rows,
+                                  int64_t words, int64_t behind)
 {
     for (int64_t r = 0; r < rows; r++) {
         for (int64_t w = 0; w < words; w += LANES) {
-            const void *at = from.data + r * from.row + w * from.step;
-            _mm512_storeu_ps(to + r * WIDENED_ROW + w, wide_load_bf16(at, wide_first(words - w)));
+            const char *at = from.data + r * from.row + w * from.step;
+            const __mmask16 some = wide_first(words - w);
+            _mm512_storeu_ps(to + r * COPIED_ROW + w, widened
+                                                          ? wide_load_bf16((const void *)at, some)
+                                                          : _mm512_maskz_loadu_ps(some, at));
+            prefetch(at, behind);
         }
     }
-    return (struct left){.data = (const char *)to, .row = WIDENED_ROW * WORD, .step = WORD};
+    return (struct left){.data = (const char *)to, .row = COPIED_ROW * WORD, .step = WORD};
 }
 
-/* Rows of A that are widened, which a tile reads once. */
-static bool widens_a(const struct gemm *g)
+/* Bytes from A's rows of the last panel's first kernel, or of the last that are copied, to those
+ * behind them: of the next words, or of the next tile. 0: none. */
+static int64_t rows_behind(const struct tile *tile, const struct place *at)
 {
-    return g->way == GEMM_WIDENED && !packs_a(g);
+    const int64_t w = at->w, step = tile->left.step;
+    return w + KW < words_of(tile->gemm) ? KW * step - at->r0 * tile->left.row
+           : tile->next != 0             ? tile->next - w * step - at->r0 * tile->left.row
+                                         : 0;
 }
 
-/* Beside A's first panel come A's next rows; beside the last the first rows of the next words, or
- * of the next tile. */
+/* Beside A's first panel come A's next rows; beside the last those behind. */
 static struct ahead ahead_of(const struct tile *tile, const struct place *at, const float *b)
 {
     const struct gemm *g = tile->gemm;
-    const int64_t words = words_of(g), next = at->w + KW, row = tile->left.row;
-    const bool last_panel = at->j + COLS >= tile->n, last_words = next >= words,
-               in_place = !packs_a(g) && !widens_a(g);
     struct ahead ahead = {.next = (const char *)b};
-    if (in_place && at->j == 0 && at->r0 + at->rows < tile->m) {
-        ahead.a = at->rows * row;
-    } else if (in_place && last_panel && at->r0 == 0 && !last_words) {
-        ahead.a = KW * tile->left.step;
-    } else if (in_place && last_panel && at->r0 == 0 && tile->next != 0) {
-        ahead.a = tile->next - at->w * tile->left.step;
+    if (packs_a(g) || copies_a(g)) {
+        return ahead;
+    }
+    if (at->j == 0 && at->r0 + at->rows < tile->m) {
+        ahead.a = at->rows * tile->left.row;
+    } else if (at->j + COLS >= tile->n && at->r0 == 0) {
+        ahead.a = rows_behind(tile, at);
     }
     return ahead;
 }
 
-/* Rows that are widened go along all columns first: they stay in the first cache. Others are read
+/* Rows that are copied go along all columns first: they stay in the first cache. Others are read
  * again for every panel of B. */
 static void multiply(const struct tile *tile, float *acc, struct source *source)
 {
     const struct gemm *g = tile->gemm;
-    const bool widens = widens_a(g);
+    const bool copies = copies_a(g), widened = g->way == GEMM_WIDENED;
     const int64_t words = words_of(g), blocks = up(tile->m, ROWS), panels = up(tile->n, COLS),
                   element = (int64_t)dtype_bytes(g->c_dtype), row = g->c_row * element;
-    float widened[ROWS * WIDENED_ROW] __attribute__((aligned(64)));
+    float copied[ROWS * COPIED_ROW] __attribute__((aligned(64)));
     for (int64_t w = 0; w < words; w += KW) {
         const int64_t some = least(KW, words - w);
         struct left here = tile->left;
         for (int64_t step = 0; step < blocks * panels; step++) {
-            const int64_t i = widens ? step / panels : step % blocks,
-                          j = (widens ? step % panels : step / blocks) * COLS;
+            const int64_t i = copies ? step / panels : step % blocks,
+                          j = (copies ? step % panels : step / blocks) * COLS;
             const int64_t r0 = tile->m * i / blocks, rows = tile->m * (i + 1) / blocks - r0;
             const struct place at = {.r0 = r0, .rows = rows, .j = j, .w = w};
             const float *b = tile->panels + j * words + w * COLS;
             struct ahead ahead = ahead_of(tile, &at, b);
             take_source(source, some, &ahead);
-            if (!widens || j == 0) {
+            if (!copies || j == 0) {
                 here = tile->left;
                 here.data += r0 * here.row + w * here.step;
-                here = widens ? widen_rows(widened, here, rows, some) : here;
+            }
+            if (copies && j == 0) {
+                here =
+                    copy_rows(copied, here, widened, rows, some,
+                              r0 + rows < tile->m ? rows * tile->left.row : rows_behind(tile, &at));
             }
             if (w + some == words && tile->c != NULL) {
                 prefetch_rows(tile->c + r0 * row + j * element, row, rows,
