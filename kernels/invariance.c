@@ -83,6 +83,19 @@ static void grouped_weight(const struct trial *t, int64_t first, int64_t count)
                                     count);
 }
 
+/* As the first micro-batch of a step makes it, where the device has a way of its own for that. */
+static void first_weight(const struct trial *t, int64_t first, int64_t count)
+{
+    if (t->ops->grouped_first_weight == NULL) {
+        grouped_weight(t, first, count);
+        return;
+    }
+    const int64_t rows = set_groups(t, first, count);
+    t->ops->grouped_first_weight(t->device, (float *)(void *)t->buffer[RESULT], t->out * t->cols,
+                                 view(t, DY, group_offset[first], rows, t->out),
+                                 view(t, X, group_offset[first], rows, t->cols), t->offset, count);
+}
+
 /* As it is added up with run.deterministic layout: as integers, of groups of one source. */
 static void fixed_weight(const struct trial *t, int64_t first, int64_t count)
 {
@@ -127,6 +140,7 @@ static const struct product products[] = {
     {"grouped_forward", grouped_forward, APART_GROUPS, 0, true},
     {"grouped_backward_input", grouped_input, APART_GROUPS, 0, false},
     {"grouped_backward_weight", grouped_weight, APART_GROUPS, sizeof(float), false},
+    {"grouped_first_weight", first_weight, APART_GROUPS, sizeof(float), false},
     {"grouped_backward_weight in integers", fixed_weight, APART_GROUPS, sizeof(int64_t), false}};
 
 /* What a call is tried on: [first, count], the whole first. */

@@ -431,6 +431,7 @@ static enum status load_moments(struct model *model, const char *path)
     TRY(comm_agree(world, moments_dtype(model, path, &dtype), NULL));
     dtype = dtype == DTYPE_BF16 ? DTYPE_BF16 : DTYPE_F32;
     if (dtype != model->moments) {
+        linears_dirtied(&model->linears); /* they pass through the gradients */
         TRY(load_moment(model, path, KIND_MOMENT1, dtype));
         return load_moment(model, path, KIND_MOMENT2, dtype);
     }

@@ -17,7 +17,7 @@ enum { ROWS = 14, KW = 512, TILE_M = 4 * ROWS, HIGH_M = 8 * ROWS };
 enum { COPIED_ROW = KW + LANES, BAD_ROW = 4096 };
 /* Tasks of a thread, in all; bytes of B that one packs, in the second cache, but WIDE_TILE_N
  * columns at least. Where A is packed, again for each part of B, parts are larger, in the last
- * cache, and tasks may be, too. */
+ * cache, and so are tasks that would have fewer columns: at most so many times. */
 enum { TASKS = 16, NEAR_BYTES = 256 << 10, FAR_BYTES = 2 << 20, FAR_COLUMNS = 2 * WIDE_TILE_N };
 enum { PACKED_WORK = 8 };
 
@@ -91,14 +91,7 @@ struct ahead {
     const char *next;
     int64_t step;
 };
-enum { LINE = 64, NEXT_LINES = 4 };
-
-/* Where it points may lie behind the array: nothing is read there. Not a function of its own: one
- * that does nothing else has no effect to GCC, which leaves it out. */
-__attribute__((always_inline)) static inline void prefetch(const void *from, int64_t bytes)
-{
-    _mm_prefetch((const char *)((uintptr_t)from + (uintptr_t)bytes), _MM_HINT_T0);
-}
+enum { NEXT_LINES = 4 };
 
 /* Where rows of A stand. Bytes from row to row, from word to word. */
 struct left {
@@ -121,11 +114,11 @@ WIDE_INLINE static void micro(bool pairs, int rows, float *acc, struct left left
         if (w % LANES == 0) {
 #pragma GCC unroll 14
             for (int r = 0; r < rows; r++) {
-                prefetch(a, r * left.row + ahead.a);
+                wide_prefetch(a, r * left.row + ahead.a);
             }
 #pragma GCC unroll 4
             for (int l = 0; l < NEXT_LINES; l++) {
-                prefetch(ahead.next, l * LINE);
+                wide_prefetch(ahead.next, l * LINE);
             }
             ahead.next += ahead.step;
         }
@@ -205,7 +198,7 @@ __attribute__((always_inline)) static inline void prefetch_rows(const char *at, 
 {
     for (int64_t r = 0; r < rows; r++) {
         for (int64_t byte = 0; byte < bytes; byte += LINE) {
-            prefetch(at, r * row + byte);
+            wide_prefetch(at, r * row + byte);
         }
     }
 }
@@ -290,7 +283,7 @@ WIDE static struct left copy_rows(float *to, struct left from, bool widened, int
             _mm512_storeu_ps(to + r * COPIED_ROW + w, widened
                                                           ? wide_load_bf16((const void *)at, some)
                                                           : _mm512_maskz_loadu_ps(some, at));
-            prefetch(at, behind);
+            wide_prefetch(at, behind);
         }
     }
     return (struct left){.data = (const char *)to, .row = COPIED_ROW * WORD, .step = WORD};
@@ -471,7 +464,7 @@ struct room {
     size_t a, b;
 };
 
-static size_t more(size_t floats, int64_t wanted)
+static size_t larger(size_t floats, int64_t wanted)
 {
     const size_t lines = (size_t)(up(wanted, LANES) * LANES);
     return lines > floats ? lines : floats;
@@ -489,8 +482,8 @@ static struct room make_products(struct product *products, const struct gemm *ba
         const struct gemm *g = &batch[i];
         const struct product *p = &products[i];
         products[i] = product_of(g, tasks, (int64_t)(work / (TASKS * threads)));
-        room.a = more(room.a, packs_a(g) ? TILE_M * words_of(g) : 0);
-        room.b = more(room.b, up(least(p->columns, g->n), COLS) * COLS * words_of(g));
+        room.a = larger(room.a, packs_a(g) ? TILE_M * words_of(g) : 0);
+        room.b = larger(room.b, up(least(p->columns, g->n), COLS) * COLS * words_of(g));
     }
     return room;
 }

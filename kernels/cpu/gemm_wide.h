@@ -5,9 +5,9 @@
  * Every element of C is one chain over k in ascending order, f32, in steps of one or of a pair,
  * whatever M, N, the other rows, or the number of threads; what is added to joins at the end.
  * A thread packs B's columns for itself, as many as its second cache holds, then multiplies rows
- * with them: no thread waits for another, nor reads what it wrote. A is read where it stands
- * (widened a few rows at a time), or packed, a tile at a time, where its rows are not contiguous
- * (gradients of weights).
+ * with them: no thread waits for another, nor reads what it wrote. A is read where it stands (a few
+ * rows at a time are copied where they are widened or 4 KiB apart), or packed, a tile at a time,
+ * where its rows are not contiguous (gradients of weights).
  */
 #ifndef KERNELS_CPU_GEMM_WIDE_H
 #define KERNELS_CPU_GEMM_WIDE_H

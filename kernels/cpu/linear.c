@@ -118,6 +118,11 @@ void cpu_router_logits_backward(struct device *device, struct tensor dx, struct 
 
 enum pass { PASS_FORWARD, PASS_INPUT, PASS_WEIGHT, PASS_FIRST_WEIGHT };
 
+static void clear_matrix(struct device *device, void *dw, struct tensor dy, struct tensor x)
+{
+    cpu_zero(device, dw, (size_t)(dy.dim[1] * x.dim[1]) * sizeof(float));
+}
+
 /* One product per expert with rows; `out`, `left` are y and x, dx and dy, or (weight passes) dy and
  * x. */
 static void grouped(struct device *device, enum pass pass, struct tensor out, struct tensor left,
@@ -132,18 +137,23 @@ static void grouped(struct device *device, enum pass pass, struct tensor out, st
         const bool weight = pass == PASS_WEIGHT || pass == PASS_FIRST_WEIGHT;
         const enum dtype dtype = weight ? DTYPE_F32 : left.dtype;
         char *matrix = (char *)w + (size_t)(e * w_stride) * dtype_bytes(dtype);
-        if (rows == 0 && pass == PASS_FIRST_WEIGHT) {
-            cpu_zero(device, matrix, (size_t)(out.dim[1] * left.dim[1]) * sizeof(float));
-        }
         if (rows == 0) {
+            if (pass == PASS_FIRST_WEIGHT) {
+                clear_matrix(device, matrix, out, left);
+            }
             continue;
         }
         batch[count] = pass == PASS_FORWARD ? forward(mine, other, matrix, dtype, false)
                        : pass == PASS_INPUT ? backward_input(mine, other, matrix, dtype, false)
                                             : gemm_weight((float *)(void *)matrix, mine, other);
-        batch[count].add = pass == PASS_WEIGHT;
-        batch[count].past = pass == PASS_FIRST_WEIGHT; /* the optimizer reads it */
-        batch[count++].varies = true;
+        batch[count].varies = true;
+        if (pass == PASS_FIRST_WEIGHT && gemm_is_wide(device, &batch[count])) {
+            batch[count].add = false;
+            batch[count].past = true;           /* the optimizer reads it */
+        } else if (pass == PASS_FIRST_WEIGHT) { /* oneDNN's sums may be others when they add */
+            clear_matrix(device, matrix, out, left);
+        }
+        count++;
     }
     gemm_run(device, batch, count);
 }

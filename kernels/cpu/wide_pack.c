@@ -135,7 +135,7 @@ WIDE static void pack_lines(float *out, int64_t out_row, const struct operand *f
                        ? _mm512_castps_si512(wide_load_bf16((const void *)line, some))
                        : _mm512_maskz_loadu_epi32(some, line);
             /* The next panel's: a line is too short for the hardware to see a stream. */
-            _mm_prefetch(line + LANES * from->line, _MM_HINT_T0);
+            wide_prefetch(line, LANES * from->line);
         }
         transpose(r);
         for (int i = 0; i < LANES && w + i < words; i++) {

@@ -17,6 +17,14 @@ enum { WORD = 4, LANES = 16, COLS = 32 };
 #define WIDE __attribute__((target("arch=x86-64-v4,avx512bf16")))
 #define WIDE_INLINE __attribute__((target("arch=x86-64-v4,avx512bf16"), always_inline)) inline
 
+/* The cache line that is so many bytes from there. It may lie behind the array: nothing is read.
+ * Inlined by force: a function that does nothing else has no effect to GCC, which leaves it out. */
+enum { LINE = 64 };
+__attribute__((always_inline)) static inline void wide_prefetch(const void *from, int64_t bytes)
+{
+    _mm_prefetch((const char *)((uintptr_t)from + (uintptr_t)bytes), _MM_HINT_T0);
+}
+
 /* One operand, whose lines lie side by side in a panel. Bytes from one line to the next, and from
  * one k to the next; one of the two is an element. */
 struct operand {

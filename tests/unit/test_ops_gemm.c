@@ -30,6 +30,8 @@ static const struct group groups[] = {
     {1, 1040, 420, 0, {0, 2}},
     {2, 10, 6, 0, {0, 1, 1060}},
     {1, 4, 240, 0, {0, 1001}},
+    {2, 2048, 40, 0, {0, 15, 72}}, /* rows so many bytes apart are copied */
+    {2, 40, 2048, 0, {0, 15, 72}},
 };
 /* Of several tasks: of columns and of rows, which threads take from each other; and for
  * gradients of weights of long rows. */

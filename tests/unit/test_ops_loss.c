@@ -8,13 +8,13 @@ struct shape {
 };
 
 /* More rows than the op's chunk of 1024, whole and broken; blocks of 256 of the vocabulary. Where
- * it is 16 times the width (even, as the wide kernel wants it): head_wide, whose weights are packed
- * once for more than 224 rows, which go by chunks of 2048, and sums by 128 of the vocabulary; of
- * the last rows parts that are no multiples of these, one row, no labels. */
+ * it is 16 times the width (even, as the wide kernel wants it): head_wide, whose rows
+ * go by chunks of 2048, and sums by 128 of the vocabulary; of the last rows parts that are no
+ * multiples of these, one row, no labels. */
 static const struct shape shapes[] = {
     {0, 8, 5, 100},    {1, 1, 1, 100},    {1, 7, 33, 100},    {7, 19, 257, 0},    {7, 19, 257, 70},
     {65, 33, 515, 80}, {1024, 3, 16, 90}, {1030, 9, 37, 80},  {2049, 5, 17, 100}, {7, 6, 515, 70},
-    {225, 2, 70, 80},  {2300, 4, 90, 90}, {230, 32, 700, 80}, {1, 10, 256, 100},  {33, 8, 128, 0},
+    {113, 2, 70, 80},  {2300, 4, 90, 90}, {230, 32, 700, 80}, {1, 10, 256, 100},  {33, 8, 128, 0},
 };
 enum { SHAPES = sizeof shapes / sizeof shapes[0] };
 static const float SCALE = 0.37F;

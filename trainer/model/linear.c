@@ -445,7 +445,7 @@ void linears_cleared(struct linears *linears, bool overwrite)
             linear->fresh = overwrite && linear->grad != NULL;
         }
     }
-    linears->clean = true;
+    linears->clean = linears->clean || !overwrite;
 }
 
 /* One matrix. */

@@ -84,6 +84,7 @@ struct linears {
     struct linear *table;    /* [blocks, LINEARS] owned */
     struct fixed_rows *live; /* [blocks, 2, local experts] owned; NULL: nothing is frozen */
     int64_t blocks;
+    bool clean; /* what lies between experts' gradients, which they don't overwrite, is zero */
     /* of FP8 */
     int64_t first, end; /* blocks [first, end) are FP8; none: 0, 0 */
     bool power_of_two;  /* fp8.scales */
@@ -92,8 +93,6 @@ struct linears {
                                       linears_count_anew, of weights at the last publish */
     bool again;                    /* what runs is a repetition (recompute): not counted */
     int64_t coded[LINEAR_WINDOWS]; /* blocks whose gathered weights have codes; -1: none */
-    bool clean;                    /* experts' gradients have been cleared, once; with them what
-                                      lies between them, which nothing overwrites */
     bool publishing;               /* codes of gathered weights are made for the first time */
     struct linear_scratch scratch;
     const struct mesh *mesh; /* borrowed: whose messages may move on behind each product */
@@ -119,11 +118,16 @@ void linears_use(struct linears *linears, int64_t block);
 void linears_forget(struct linears *linears);
 void linears_count_anew(struct linears *linears);
 /* Local. Whether the first gradients of experts' weights in a step may overwrite what was there:
- * the device gains by it, and nothing but gradients was ever there. */
+ * the device gains by it, and nothing but gradients was there since all were cleared. */
 bool linears_may_overwrite(const struct model *model);
 /* Local. Gradients have been cleared; overwrite: but those of experts, which their first overwrite.
  */
 void linears_cleared(struct linears *linears, bool overwrite);
+/* Local. Something else was written where gradients are. */
+static inline void linears_dirtied(struct linears *linears)
+{
+    linears->clean = false;
+}
 
 /* Whether the codes of a layer of this block stand where it says. */
 static inline bool linears_has(const struct linears *linears, const struct linear *linear,

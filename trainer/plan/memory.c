@@ -246,26 +246,33 @@ static size_t far_panels(size_t tokens, size_t columns, size_t panel)
            CPU_PACKED_ROWS * tokens * panel;
 }
 
-/* A thread's panels of experts' products. */
+/* A thread's panels of experts' products, and of their router's, in f32; and, where all of bf16 is
+ * widened, of every product of a layer. */
 static size_t experts_of_cpu(const struct config *config, const struct architecture *arch,
-                             size_t panel, size_t rows)
+                             bool widened, size_t rows)
 {
     const size_t local = (size_t)arch->experts / (size_t)config->parallel.ep,
-                 inner = 2 * (size_t)arch->expert_width / (size_t)config->parallel.etp,
+                 inner = (size_t)arch->expert_width / (size_t)config->parallel.etp,
                  width = (size_t)arch->width, slots = rows * (size_t)arch->top_k,
-                 longest = most(width, inner);
-    return arch->experts == 0
-               ? 0
-               : most(most(CPU_NEAR_BYTES, CPU_NEAR_COLUMNS * longest * panel),
-                      far_panels(least(slots, CPU_BUSIEST * slots / local), width, panel));
+                 dense = widened ? 2 * (size_t)arch->dense_width : 0,
+                 longest = most(most(width, 2 * inner), dense), panel = panel_of(config, widened);
+    const bool narrow = config->train.precision != CONFIG_FP32;
+    if (arch->experts == 0) {
+        return 0;
+    }
+    return most(
+        most(CPU_NEAR_BYTES, CPU_NEAR_COLUMNS * longest * panel),
+        most(far_panels(least(slots, CPU_BUSIEST * slots / local), most(width, inner), panel),
+             narrow ? far_panels(rows, width, sizeof(float)) : 0));
 }
 
 /* A thread's panels of the wide head's products: of its gradient of inputs so many columns that all
  * threads have tasks. */
 static size_t vast_panels(size_t rows, size_t vocab, size_t width, size_t threads, size_t panel)
 {
-    const size_t few = rows * width / (CPU_TASKS * CPU_TILE_ROWS * threads),
-                 columns = least(CPU_NEAR_COLUMNS, most(few, 32));
+    const size_t tiles = (rows + CPU_TILE_ROWS - 1) / CPU_TILE_ROWS,
+                 few = tiles * width / (CPU_TASKS * threads),
+                 columns = least(CPU_NEAR_COLUMNS, (few / 32 + 1) * 32);
     return most(columns * vocab * panel, far_panels(rows, width, panel));
 }
 
@@ -305,7 +312,7 @@ static size_t scratch_of_cpu(const struct config *config, const struct hardware 
                                                                                 : sizeof(float);
     const bool widened = widens(hardware);
     return head_of_cpu(config, widened, rows, vocab, (size_t)arch->width, (size_t)hardware->threads,
-                       experts_of_cpu(config, arch, panel_of(config, widened), rows)) +
+                       experts_of_cpu(config, arch, widened, rows)) +
            (size_t)memory->elements[PARAM_EMBED] * sum;
 }
 
