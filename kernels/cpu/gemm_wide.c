@@ -459,7 +459,9 @@ static struct product product_of(const struct gemm *g, int64_t first, int64_t wo
                             .end = first + down * up(g->n, columns)};
 }
 
-/* Floats of a thread's panels of A and of B, whole cache lines. */
+/* Floats of a thread's panels of A and of B, whole cache lines. As many at least as mostly are
+ * enough: what follows the routing would grow in one step or another; what is not used is not
+ * touched. */
 struct room {
     size_t a, b;
 };
@@ -473,7 +475,7 @@ static size_t larger(size_t floats, int64_t wanted)
 static struct room make_products(struct product *products, const struct gemm *batch, int64_t count,
                                  int threads)
 {
-    struct room room = {0};
+    struct room room = {.a = NEAR_BYTES / WORD, .b = FAR_BYTES / WORD};
     double work = 0;
     for (int64_t i = 0; i < count; i++) {
         work += (double)batch[i].m * (double)batch[i].n * (double)batch[i].k;
