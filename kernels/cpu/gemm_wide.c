@@ -144,27 +144,15 @@ WIDE_INLINE static void micro(bool pairs, int rows, float *acc, struct left left
     }
 }
 
-/* Constant distances, for the compiler. */
-static inline struct left packed_rows(const void *data)
-{
-    return (struct left){.data = data, .row = WORD, .step = TILE_M * WORD};
-}
-
-static inline struct left plain_rows(struct left left)
-{
-    return (struct left){.data = left.data, .row = left.row, .step = WORD};
-}
-
 /* One kernel for every number of rows. */
 #define CASE(ROWS_HERE)                                                                            \
     case ROWS_HERE:                                                                                \
-        micro(pairs, ROWS_HERE, acc, packed ? packed_rows(left.data) : plain_rows(left), b, words, \
-              more, ahead);                                                                        \
+        micro(pairs, ROWS_HERE, acc, left, b, words, more, ahead);                                 \
         break
 
 #define KERNEL(NAME, PAIRS)                                                                        \
     WIDE static void NAME(int64_t rows, float *acc, struct left left, const float *b,              \
-                          int64_t words, bool more, bool packed, struct ahead ahead)               \
+                          int64_t words, bool more, struct ahead ahead)                            \
     {                                                                                              \
         const bool pairs = PAIRS;                                                                  \
         switch (rows) {                                                                            \
@@ -348,8 +336,8 @@ static void multiply(const struct tile *tile, float *acc, struct source *source)
                 prefetch_rows(tile->c + r0 * row + j * element, row, rows,
                               least(COLS, tile->n - j) * element);
             }
-            (g->way == GEMM_PAIRS ? kernel_pairs : kernel_f32)(
-                rows, acc + r0 * WIDE_TILE_N + j, here, b, some, w > 0, packs_a(g), ahead);
+            (g->way == GEMM_PAIRS ? kernel_pairs : kernel_f32)(rows, acc + r0 * WIDE_TILE_N + j,
+                                                               here, b, some, w > 0, ahead);
         }
     }
 }
@@ -403,7 +391,7 @@ static struct left left_of(const struct gemm *g, struct worker *self, int64_t ro
     const struct operand from = operand_of(g, true);
     wide_pack_rows(self->a, &from, row, m, TILE_M);
     self->source = row + m < g->m ? source_of(g, true, row + m, m) : (struct source){0};
-    return packed_rows(self->a);
+    return (struct left){.data = (const char *)self->a, .row = WORD, .step = TILE_M * WORD};
 }
 
 /* C's rows [row, row + m), in the n columns that the thread has packed. */

@@ -13,10 +13,10 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-/* What is left of a thread's. Two lines, as some processors fetch them. */
+/* What is left of a thread's: the number of the first task in the lower half, behind the last in
+ * the upper. Two lines, as some processors fetch them. */
 struct share {
-    _Atomic uint64_t
-        left; /* a task's number in the lower half, in the upper that behind the last */
+    _Atomic uint64_t left;
     char apart[128 - sizeof(uint64_t)];
 };
 
