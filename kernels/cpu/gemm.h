@@ -48,18 +48,16 @@ struct gemm {
     enum gemm_way way; /* gemm_run chooses */
     struct fixed_point *fixed; /* not NULL: C is of int64 and each sum over k is added to it as
                                   fixed_ops.add does; gemm_is_wide must say so */
-    /* Not NULL: powers, in bf16; C may be NULL. gemm_is_wide must say so. */
+    /* Not NULL: powers; C may be NULL. gemm_is_wide must say so. */
     const struct gemm_exp *exp;
 };
 
 /* Whether weights [O,I] are many times as long as they are wide, as a head's or kv_b of
- * DeepSeek-V3: products with them in bf16 go by the wide kernel, which lets head_wide make powers
- * of logits as it goes. Nothing but the weights decides it: rows keep their bits whatever their
- * number.
- */
-static inline bool gemm_is_vast(int64_t out, int64_t in, enum dtype dtype)
+ * DeepSeek-V3: products with them go by the wide kernel, which lets head_wide make powers of logits
+ * as it goes. Nothing but the weights decides it: rows keep their bits whatever their number. */
+static inline bool gemm_is_vast(int64_t out, int64_t in)
 {
-    return dtype == DTYPE_BF16 && out >= 16 * in;
+    return out >= 16 * in;
 }
 
 /* y[M,O] = x[M,I] w[O,I]^T. */

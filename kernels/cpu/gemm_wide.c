@@ -29,7 +29,7 @@ static bool even(const struct gemm *g)
 
 bool gemm_wide_takes(const struct gemm *g)
 {
-    assert(g->exp == NULL || (g->c_dtype == DTYPE_BF16 && !g->add && g->fixed == NULL));
+    assert(g->exp == NULL || (!g->add && g->fixed == NULL));
     const bool mixed = g->a_dtype == DTYPE_F32 && g->b_dtype == DTYPE_BF16;
     return (g->a_dtype == g->b_dtype || mixed) && g->k > 0 &&
            (g->a_row == 1 || (g->a_col == 1 && even(g))) &&
@@ -99,15 +99,14 @@ struct left {
     int64_t row, step;
 };
 
-/* acc[rows][WIDE_TILE_N] of 32 columns, continued if `more`, over `words` of a and of b's panel. */
+/* acc[rows][WIDE_TILE_N] of 32 columns, added to if `more`, over `words` of a and of b's panel. */
 WIDE_INLINE static void micro(bool pairs, int rows, float *acc, struct left left, const float *b,
                               int64_t words, bool more, struct ahead ahead)
 {
     __m512 sum[ROWS][2];
 #pragma GCC unroll 14
     for (int r = 0; r < rows; r++) {
-        sum[r][0] = more ? _mm512_loadu_ps(acc + r * WIDE_TILE_N) : _mm512_setzero_ps();
-        sum[r][1] = more ? _mm512_loadu_ps(acc + r * WIDE_TILE_N + LANES) : _mm512_setzero_ps();
+        sum[r][0] = sum[r][1] = _mm512_setzero_ps();
     }
     const char *a = left.data;
     for (int64_t w = 0; w < words; w++, a += left.step, b += COLS) {
@@ -139,8 +138,13 @@ WIDE_INLINE static void micro(bool pairs, int rows, float *acc, struct left left
     }
 #pragma GCC unroll 14
     for (int r = 0; r < rows; r++) {
-        _mm512_storeu_ps(acc + r * WIDE_TILE_N, sum[r][0]);
-        _mm512_storeu_ps(acc + r * WIDE_TILE_N + LANES, sum[r][1]);
+        float *const to = acc + r * WIDE_TILE_N;
+        if (more) {
+            sum[r][0] = _mm512_add_ps(_mm512_loadu_ps(to), sum[r][0]);
+            sum[r][1] = _mm512_add_ps(_mm512_loadu_ps(to + LANES), sum[r][1]);
+        }
+        _mm512_storeu_ps(to, sum[r][0]);
+        _mm512_storeu_ps(to + LANES, sum[r][1]);
     }
 }
 

@@ -2,8 +2,10 @@
  * widened to f32, and of f32 (by bf16, too): gemm.way says which. Only where tile_has_wide; pairs:
  * tile_has_pairs.
  *
- * Every element of C is one chain over k in ascending order, f32, in steps of one or of a pair,
- * whatever M, N, the other rows, or the number of threads; what is added to joins at the end.
+ * Every element of C is a sum, in ascending order, of chains over 512 of k, or 512 pairs, each f32
+ * in steps of one or of a pair, whatever M, N, the other rows, or the number of threads; what is
+ * added to joins at the end. So roundings grow as 512 + k / 512, not as k (Higham, Accuracy and
+ * Stability of Numerical Algorithms, 2002, section 4.2).
  * A thread packs B's columns for itself, as many as its second cache holds, then multiplies rows
  * with them: no thread waits for another, nor reads what it wrote. A is read where it stands (a few
  * rows at a time are copied where they are widened or 4 KiB apart), or packed, a tile at a time,

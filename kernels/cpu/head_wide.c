@@ -7,9 +7,10 @@
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/rows.h"
 
-/* Rows that go through together; how far above the shift a logit may be: no sum of powers nears the
- * largest number, no row over it the smallest; columns of dW that a thread adds labels to. */
-enum { CHUNK = 2048, MOST = 30, COLUMNS = 64 };
+/* Bytes of a word's powers that go through together: of 2048 rows in bf16, 1024 in f32; how far
+ * above the shift a logit may be: no sum of powers nears the largest number, no row over it the
+ * smallest; columns of dW that a thread adds labels to. */
+enum { CHUNK_BYTES = 4096, MOST = 30, COLUMNS = 64 };
 
 /* Scratch of a chunk. */
 struct chunk {
@@ -19,19 +20,25 @@ struct chunk {
     float *sum, *most;                 /* [rows, pieces] */
     float *row;                        /* [threads][2][C] */
     float *product;                    /* [rows, C] e^(x - shift) W */
-    uint16_t *power;                   /* [rows, V] */
-    uint16_t *scaled;                  /* [rows, C] factor x */
+    char *power;                       /* [rows, V] of x's dtype */
+    char *scaled;                      /* [rows, C] of x's dtype: factor x */
 };
 
-static struct gemm logits_of(struct tensor x, struct tensor w, uint16_t *power)
+static int64_t chunk_rows(struct tensor x)
 {
-    return gemm_forward(tensor_2d(power, DTYPE_BF16, x.dim[0], w.dim[0]), x, w);
+    const int64_t most = CHUNK_BYTES / (int64_t)dtype_bytes(x.dtype);
+    return x.dim[0] < most ? x.dim[0] : most;
+}
+
+static struct gemm logits_of(struct tensor x, struct tensor w, char *power)
+{
+    return gemm_forward(tensor_2d(power, x.dtype, x.dim[0], w.dim[0]), x, w);
 }
 
 bool head_wide_takes(struct device *device, struct tensor x, struct tensor w)
 {
     const struct gemm gemm = logits_of(x, w, NULL);
-    return x.dtype == DTYPE_BF16 && gemm.vast && gemm_is_wide(device, &gemm);
+    return gemm.vast && gemm_is_wide(device, &gemm);
 }
 
 /* What is laid out from `base` on; NULL: only how much it is. */
@@ -48,10 +55,11 @@ static void *take(struct room *room, int64_t count, size_t bytes)
     return here;
 }
 
-static struct chunk lay_out(struct room *room, const struct device *device, int64_t rows,
-                            int64_t width, int64_t vocab, bool backward)
+static struct chunk lay_out(struct room *room, const struct device *device, struct tensor x,
+                            int64_t vocab, bool backward)
 {
-    const int64_t pieces = gemm_exp_pieces(vocab);
+    const int64_t rows = chunk_rows(x), width = x.dim[1], pieces = gemm_exp_pieces(vocab);
+    const size_t element = dtype_bytes(x.dtype);
     struct chunk c = {0};
     c.loss = take(room, rows, sizeof(double));
     c.shift = take(room, rows, sizeof(float));
@@ -63,8 +71,8 @@ static struct chunk lay_out(struct room *room, const struct device *device, int6
     c.row = take(room, 2 * device->threads * width, sizeof(float));
     if (backward) {
         c.product = take(room, rows * width, sizeof(float));
-        c.scaled = take(room, rows * width, sizeof(uint16_t));
-        c.power = take(room, rows * vocab, sizeof(uint16_t));
+        c.scaled = take(room, rows * width, element);
+        c.power = take(room, rows * vocab, element);
     }
     return c;
 }
@@ -72,11 +80,10 @@ static struct chunk lay_out(struct room *room, const struct device *device, int6
 static struct chunk make_chunk(struct device *device, struct tensor x, struct tensor w,
                                bool backward)
 {
-    const int64_t rows = x.dim[0] < CHUNK ? x.dim[0] : CHUNK, width = x.dim[1], vocab = w.dim[0];
     struct room room = {0};
-    (void)lay_out(&room, device, rows, width, vocab, backward);
+    (void)lay_out(&room, device, x, w.dim[0], backward);
     room = (struct room){cpu_scratch(device, CPU_SLOT_LOSS, room.used), 0};
-    return lay_out(&room, device, rows, width, vocab, backward);
+    return lay_out(&room, device, x, w.dim[0], backward);
 }
 
 /* --- logits and losses --- */
@@ -100,7 +107,8 @@ static void make_powers(struct device *device, const struct chunk *c, struct ten
                                     .own = c->own + first,
                                     .sum = c->sum + first * pieces,
                                     .most = c->most + first * pieces};
-    uint16_t *const power = c->power == NULL ? NULL : c->power + first * w.dim[0];
+    const int64_t skipped = first * w.dim[0] * (int64_t)dtype_bytes(x.dtype);
+    char *const power = c->power == NULL ? NULL : c->power + skipped;
     struct gemm gemm = logits_of(tensor_rows(&x, first, count), w, power);
     gemm.exp = &powers;
     gemm_run(device, &gemm, 1);
@@ -184,7 +192,7 @@ static void scale_rows(struct device *device, const struct chunk *c, struct tens
         float *row = c->row + 2 * omp_get_thread_num() * width;
         row_load(row, x.data, x.dtype, n * width, width);
         row_scale(row, c->factor[n], width);
-        row_store(c->scaled, DTYPE_BF16, n * width, row, width);
+        row_store(c->scaled, x.dtype, n * width, row, width);
     }
 }
 
@@ -230,19 +238,20 @@ void head_wide(struct device *device, double *total, struct tensor dx, struct te
     const bool backward = dx.data != NULL;
     const struct chunk c = make_chunk(device, x, w, backward);
     double sum = 0;
-    for (int64_t first = 0; first < x.dim[0]; first += CHUNK) {
-        const int64_t rows = x.dim[0] - first < CHUNK ? x.dim[0] - first : CHUNK;
+    const int64_t chunk = chunk_rows(x);
+    for (int64_t first = 0; first < x.dim[0]; first += chunk) {
+        const int64_t rows = x.dim[0] - first < chunk ? x.dim[0] - first : chunk;
         const struct tensor part = tensor_rows(&x, first, rows);
         chunk_loss(device, &c, part, w, labels + first, loss_scale);
         for (int64_t n = 0; n < rows; n++) {
             sum += c.loss[n];
         }
         if (backward) {
-            const struct tensor power = tensor_2d(c.power, DTYPE_BF16, rows, w.dim[0]);
+            const struct tensor power = tensor_2d(c.power, x.dtype, rows, w.dim[0]);
             input_gradient(device, &c, tensor_rows(&dx, first, rows), power, w, labels + first);
             scale_rows(device, &c, part);
             cpu_linear_backward_weight(device, dw, power,
-                                       tensor_2d(c.scaled, DTYPE_BF16, rows, x.dim[1]));
+                                       tensor_2d(c.scaled, x.dtype, rows, x.dim[1]));
             add_labels(device, &c, dw, part, labels + first);
         }
     }

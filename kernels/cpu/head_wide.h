@@ -1,6 +1,6 @@
 /* head_wide: head and cross-entropy where the wide kernel (gemm_wide.h) makes the logits: they
- * never are in memory. Sums of the kernel become e^(x - shift), rounded to bf16; what these are to
- * be divided by is known when the row is done, so it multiplies what is made of them:
+ * never are in memory. Sums of the kernel become e^(x - shift), rounded to x's dtype; what these
+ * are to be divided by is known when the row is done, so it multiplies what is made of them:
  *
  *   p = e^(x - shift) / sum    dx = scale (p W - W[label])    dW = p^T (scale x) - onehot^T scale x
  *

@@ -23,7 +23,7 @@ static struct gemm forward(struct tensor y, struct tensor x, const void *w, enum
                          .b_dtype = w_dtype,
                          .c_dtype = y.dtype,
                          .add = add,
-                         .vast = gemm_is_vast(out, in, w_dtype)};
+                         .vast = gemm_is_vast(out, in)};
 }
 
 /* dx[M,I] = dy[M,O] w[O,I] */
@@ -47,7 +47,7 @@ static struct gemm backward_input(struct tensor dx, struct tensor dy, const void
                          .b_dtype = w_dtype,
                          .c_dtype = dx.dtype,
                          .add = add,
-                         .vast = gemm_is_vast(out, in, w_dtype)};
+                         .vast = gemm_is_vast(out, in)};
 }
 
 struct gemm gemm_forward(struct tensor y, struct tensor x, struct tensor w)
@@ -75,7 +75,7 @@ struct gemm gemm_weight(float *dw, struct tensor dy, struct tensor x)
                          .b_dtype = x.dtype,
                          .c_dtype = DTYPE_F32,
                          .add = true,
-                         .vast = gemm_is_vast(out, in, dy.dtype)};
+                         .vast = gemm_is_vast(out, in)};
 }
 
 void cpu_linear_forward(struct device *device, struct tensor y, struct tensor x, struct tensor w,

@@ -12,6 +12,16 @@ WIDE_INLINE static __m256i narrow(bool pairs, __m512 x)
                  : _mm512_cvtepi32_epi16(_mm512_srli_epi32(wide_round_bf16(x), 16));
 }
 
+/* 16 f32, or `count`, past the caches if they can. */
+WIDE_INLINE static void put_past_f32(float *at, __m512 x, int64_t count)
+{
+    if (count >= LANES && (uintptr_t)at % sizeof x == 0) {
+        _mm512_stream_ps(at, x);
+    } else {
+        _mm512_mask_storeu_ps(at, wide_first(count), x);
+    }
+}
+
 /* A row of sums to where it belongs. */
 WIDE static void finish_row(void *c, const struct gemm *g, const float *acc, int64_t count)
 {
@@ -21,8 +31,8 @@ WIDE static void finish_row(void *c, const struct gemm *g, const float *acc, int
         if (g->c_dtype == DTYPE_F32) {
             float *out = (float *)c + j;
             sum = g->add ? _mm512_add_ps(_mm512_maskz_loadu_ps(some, out), sum) : sum;
-            if (g->past && count - j >= LANES && (uintptr_t)out % sizeof sum == 0) {
-                _mm512_stream_ps(out, sum);
+            if (g->past) {
+                put_past_f32(out, sum, count - j);
             } else {
                 _mm512_mask_storeu_ps(out, some, sum);
             }
@@ -67,13 +77,24 @@ WIDE static void finish_fixed(int64_t *c, const float *acc, int64_t count,
     }
 }
 
-/* 16 elements, or `count`, past the caches if they can: so many follow that none would stay. */
-WIDE_INLINE static void put_past(uint16_t *at, __m256i bf16, int64_t count)
+/* The same of bf16. */
+WIDE_INLINE static void put_past_bf16(uint16_t *at, __m256i bf16, int64_t count)
 {
     if (count >= LANES && (uintptr_t)at % sizeof bf16 == 0) {
         _mm256_stream_si256((__m256i *)(void *)at, bf16);
     } else {
         _mm256_mask_storeu_epi16(at, wide_first(count), bf16);
+    }
+}
+
+/* Powers, of which so many follow that none would stay in the caches. */
+WIDE_INLINE static void put_powers(const struct gemm *g, void *c, int64_t col, __m512 power,
+                                   int64_t count)
+{
+    if (g->c_dtype == DTYPE_F32) {
+        put_past_f32((float *)c + col, power, count);
+    } else {
+        put_past_bf16((uint16_t *)c + col, narrow(g->way == GEMM_PAIRS, power), count);
     }
 }
 
@@ -96,7 +117,7 @@ WIDE static void finish_exp(void *c, const struct gemm *g, const float *acc, int
         sum = _mm512_add_ps(sum, power);
         most = _mm512_mask_max_ps(most, some, most, x);
         if (c != NULL) {
-            put_past((uint16_t *)c + j, narrow(g->way == GEMM_PAIRS, kept), count - j);
+            put_powers(g, c, j, kept, count - j);
         }
     }
     e->sum[piece] = _mm512_reduce_add_ps(sum);

@@ -8,9 +8,9 @@ struct shape {
 };
 
 /* More rows than the op's chunk of 1024, whole and broken; blocks of 256 of the vocabulary. Where
- * it is 16 times the width (even, as the wide kernel wants it): head_wide, whose rows
- * go by chunks of 2048, and sums by 128 of the vocabulary; of the last rows parts that are no
- * multiples of these, one row, no labels. */
+ * it is 16 times the width (even, as the wide kernel wants it in bf16): head_wide, whose rows
+ * go by chunks of 2048, in f32 of 1024, and sums by 128 of the vocabulary; of the last rows parts
+ * that are no multiples of these, one row, no labels. */
 static const struct shape shapes[] = {
     {0, 8, 5, 100},    {1, 1, 1, 100},    {1, 7, 33, 100},    {7, 19, 257, 0},    {7, 19, 257, 70},
     {65, 33, 515, 80}, {1024, 3, 16, 90}, {1030, 9, 37, 80},  {2049, 5, 17, 100}, {7, 6, 515, 70},
@@ -29,13 +29,13 @@ struct head {
 /* Gradients are products of p - onehot, whose p is off by 3e-7 (vector_math.h) and a few roundings.
  * In bf16 p - onehot is stored in bf16: where p's error moves it to the other neighbour, with a
  * chance of about 16 * 2^8 * 5e-7 = 2e-3 (see ops_check.h), it is off by 2^-8, so the L2 error is
- * 2^-8 * sqrt(2e-3). head_wide rounds p times something, and the rows that become weights'
+ * 2^-8 * sqrt(2e-3). There head_wide rounds p times something, and the rows that become weights'
  * gradients, each by 2^-9 at most. */
 static double gradient_error(const struct shape *s, enum dtype dtype, bool wide)
 {
     const double sums = sqrt((double)s->width) + sqrt((double)s->vocab) + sqrt((double)s->rows);
     const double f32 = 2 * 3e-7 + CHECK_U * (6 + sums);
-    return wide ? f32 + 0x1p-8 : dtype == DTYPE_BF16 ? f32 + 0x1p-8 * sqrt(2e-3) : f32;
+    return dtype != DTYPE_BF16 ? f32 : f32 + 0x1p-8 * (wide ? 1 : sqrt(2e-3));
 }
 
 /* A row's loss is off by the relative error of a sum of exp and by the rounding of two logits. */

@@ -138,10 +138,10 @@ static const size_t MIB = (size_t)1 << 20, GPU_CONTEXT_MIB = 600, GPU_PRODUCTS_M
                     GPU_GROUP_MIB = 350, GPU_ATTENTION_MIB = 1024;
 /* CPU: the program with its libraries, what a thread adds, what Open MPI has of its own where there
  * are several ranks, and the rows whose logits are in memory at a time
- * (kernels/cpu/cross_entropy.c); of the wide head, the rows whose powers are, and the columns of a
- * piece of them (kernels/cpu/head_wide.c). Measured: docs/plan.md. */
+ * (kernels/cpu/cross_entropy.c); of the wide head, the bytes of powers of a word, and the columns
+ * of a piece of them (kernels/cpu/head_wide.c). Measured: docs/plan.md. */
 static const size_t CPU_PROGRAM_MIB = 34, CPU_THREAD_MIB = 1, CPU_RANKS_MIB = 13,
-                    CPU_LOSS_ROWS = 1024, CPU_WIDE_ROWS = 2048, CPU_PIECE_COLUMNS = 128,
+                    CPU_LOSS_ROWS = 1024, CPU_WIDE_BYTES = 4096, CPU_PIECE_COLUMNS = 128,
                     CPU_VAST_RATIO = 16;
 /* Of the wide kernel (kernels/cpu/gemm_wide.c): tasks of a thread; rows of a tile; what a thread
  * packs of B, columns at least and bytes, where A is read as it stands, and where its rows are
@@ -284,7 +284,7 @@ static size_t head_of_cpu(const struct config *config, bool widened, size_t rows
 {
     const bool narrow = config->train.precision != CONFIG_FP32, alone = config->parallel.tp == 1;
     const size_t act = narrow ? 2 : 4, panel = panel_of(config, widened),
-                 chunk = least(rows, CPU_LOSS_ROWS), wide_rows = least(rows, CPU_WIDE_ROWS),
+                 chunk = least(rows, CPU_LOSS_ROWS), wide_rows = least(rows, CPU_WIDE_BYTES / act),
                  logits = chunk * vocab * (sizeof(float) + (narrow ? act : 0)),
                  copies = 2 * vocab * width * act * chunk / CPU_LOSS_ROWS,
                  row = vocab * act + width * (sizeof(float) + act) +
@@ -293,10 +293,10 @@ static size_t head_of_cpu(const struct config *config, bool widened, size_t rows
                  wide =
                      wide_rows * row +
                      threads * most(vast_panels(wide_rows, vocab, width, threads, panel), experts);
-    const bool vast = narrow && alone && vocab >= CPU_VAST_RATIO * width;
-    if (vast && !widened &&
+    const bool vast = alone && vocab >= CPU_VAST_RATIO * width;
+    if (vast && narrow && !widened &&
         vocab % 2 != 0) { /* oneDNN's is the gradient of inputs, of more rows at a time */
-        return wide + copies * CPU_WIDE_ROWS / CPU_LOSS_ROWS;
+        return wide + copies * CPU_WIDE_BYTES / act / CPU_LOSS_ROWS;
     }
     return vast && wide > by_onednn ? wide : by_onednn;
 }
