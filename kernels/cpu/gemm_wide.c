@@ -20,6 +20,9 @@ enum { COPIED_ROW = KW + LANES, BAD_ROW = 4096 };
  * cache, and so are tasks that would have fewer columns: at most so many times. */
 enum { TASKS = 16, NEAR_BYTES = 256 << 10, FAR_BYTES = 2 << 20, FAR_COLUMNS = 2 * WIDE_TILE_N };
 enum { PACKED_WORK = 8 };
+/* Rows of a band at least: threads share long products by rows, as what made A's and what reads C's
+ * do. */
+enum { BAND_ROWS = 2048 };
 
 /* Words of k do not straddle its end where a line is read as it stands. */
 static bool even(const struct gemm *g)
@@ -99,9 +102,46 @@ struct left {
     int64_t row, step;
 };
 
-/* acc[rows][WIDE_TILE_N] of 32 columns, added to if `more`, over `words` of a and of b's panel. */
-WIDE_INLINE static void micro(bool pairs, int rows, float *acc, struct left left, const float *b,
-                              int64_t words, bool more, struct ahead ahead)
+/* Where sums of 32 columns go, added to those that are in acc if `more`: to C, of which so many
+ * columns are theirs, or, where that is NULL, to acc. */
+struct sums {
+    float *acc; /* [rows][WIDE_TILE_N] */
+    bool more;
+    char *c;
+    int64_t row, columns; /* bytes from row to row */
+    const struct gemm *gemm;
+};
+
+WIDE_INLINE static void put_sums(bool pairs, int rows, __m512 (*sum)[2], const struct sums *to)
+{
+    const struct gemm *g = to->gemm;
+    const int64_t left = to->columns - LANES;
+    if (to->c == NULL) {
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; r++) {
+            _mm512_storeu_ps(to->acc + r * WIDE_TILE_N, sum[r][0]);
+            _mm512_storeu_ps(to->acc + r * WIDE_TILE_N + LANES, sum[r][1]);
+        }
+    } else if (g->c_dtype == DTYPE_F32) {
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; r++) {
+            float *c = (float *)(void *)(to->c + r * to->row);
+            wide_put_f32(c, sum[r][0], to->columns, g->add, g->past);
+            wide_put_f32(c + LANES, sum[r][1], left, g->add, g->past);
+        }
+    } else {
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; r++) {
+            uint16_t *c = (uint16_t *)(void *)(to->c + r * to->row);
+            wide_put_bf16(pairs, c, sum[r][0], to->columns, g->add);
+            wide_put_bf16(pairs, c + LANES, sum[r][1], left, g->add);
+        }
+    }
+}
+
+/* Sums over `words` of a and of b's panel. */
+WIDE_INLINE static void micro(bool pairs, int rows, const struct sums *to, struct left left,
+                              const float *b, int64_t words, struct ahead ahead)
 {
     __m512 sum[ROWS][2];
 #pragma GCC unroll 14
@@ -136,27 +176,26 @@ WIDE_INLINE static void micro(bool pairs, int rows, float *acc, struct left left
             }
         }
     }
+    if (to->more) {
 #pragma GCC unroll 14
-    for (int r = 0; r < rows; r++) {
-        float *const to = acc + r * WIDE_TILE_N;
-        if (more) {
-            sum[r][0] = _mm512_add_ps(_mm512_loadu_ps(to), sum[r][0]);
-            sum[r][1] = _mm512_add_ps(_mm512_loadu_ps(to + LANES), sum[r][1]);
+        for (int r = 0; r < rows; r++) {
+            const float *so_far = to->acc + r * WIDE_TILE_N;
+            sum[r][0] = _mm512_add_ps(_mm512_loadu_ps(so_far), sum[r][0]);
+            sum[r][1] = _mm512_add_ps(_mm512_loadu_ps(so_far + LANES), sum[r][1]);
         }
-        _mm512_storeu_ps(to, sum[r][0]);
-        _mm512_storeu_ps(to + LANES, sum[r][1]);
     }
+    put_sums(pairs, rows, sum, to);
 }
 
 /* One kernel for every number of rows. */
 #define CASE(ROWS_HERE)                                                                            \
     case ROWS_HERE:                                                                                \
-        micro(pairs, ROWS_HERE, acc, left, b, words, more, ahead);                                 \
+        micro(pairs, ROWS_HERE, to, left, b, words, ahead);                                        \
         break
 
 #define KERNEL(NAME, PAIRS)                                                                        \
-    WIDE static void NAME(int64_t rows, float *acc, struct left left, const float *b,              \
-                          int64_t words, bool more, struct ahead ahead)                            \
+    WIDE static void NAME(int64_t rows, const struct sums *to, struct left left, const float *b,   \
+                          int64_t words, struct ahead ahead)                                       \
     {                                                                                              \
         const bool pairs = PAIRS;                                                                  \
         switch (rows) {                                                                            \
@@ -183,14 +222,12 @@ KERNEL(kernel_f32, false)
 
 /* --- what is needed next --- */
 
-/* Rows too short for the hardware to see a stream: those of A, and those of C that sums go to, come
- * before they are asked for. */
-__attribute__((always_inline)) static inline void prefetch_rows(const char *at, int64_t row,
-                                                                int64_t rows, int64_t bytes)
+/* Rows of C that sums go to come before they are asked for. */
+WIDE_INLINE static void prefetch_rows(const char *at, int64_t row, int64_t rows, int64_t bytes)
 {
     for (int64_t r = 0; r < rows; r++) {
         for (int64_t byte = 0; byte < bytes; byte += LINE) {
-            wide_prefetch(at, r * row + byte);
+            wide_prefetch_write(at, r * row + byte);
         }
     }
 }
@@ -244,7 +281,7 @@ struct tile {
     const struct gemm *gemm;
     struct left left;
     const float *panels; /* B: [n / COLS][words][COLS] */
-    const char *c;       /* NULL: what it overwrites need not be at hand */
+    char *c;             /* NULL: sums stay in acc */
     int64_t m, n;
     int64_t next; /* bytes from its rows of A to those multiplied next, or 0 */
 };
@@ -309,7 +346,7 @@ static struct ahead ahead_of(const struct tile *tile, const struct place *at, co
 
 /* Rows that are copied go along all columns first: they stay in the first cache. Others are read
  * again for every panel of B. */
-static void multiply(const struct tile *tile, float *acc, struct source *source)
+WIDE static void multiply(const struct tile *tile, float *acc, struct source *source)
 {
     const struct gemm *g = tile->gemm;
     const bool copies = copies_a(g), widened = g->way == GEMM_WIDENED;
@@ -336,12 +373,16 @@ static void multiply(const struct tile *tile, float *acc, struct source *source)
                     copy_rows(copied, here, widened, rows, some,
                               r0 + rows < tile->m ? rows * tile->left.row : rows_behind(tile, &at));
             }
+            struct sums to = {.acc = acc + r0 * WIDE_TILE_N + j,
+                              .more = w > 0,
+                              .row = row,
+                              .columns = least(COLS, tile->n - j),
+                              .gemm = g};
             if (w + some == words && tile->c != NULL) {
-                prefetch_rows(tile->c + r0 * row + j * element, row, rows,
-                              least(COLS, tile->n - j) * element);
+                to.c = tile->c + r0 * row + j * element;
+                prefetch_rows(to.c, row, g->past ? 0 : rows, to.columns * element);
             }
-            (g->way == GEMM_PAIRS ? kernel_pairs : kernel_f32)(rows, acc + r0 * WIDE_TILE_N + j,
-                                                               here, b, some, w > 0, ahead);
+            (g->way == GEMM_PAIRS ? kernel_pairs : kernel_f32)(rows, &to, here, b, some, ahead);
         }
     }
 }
@@ -353,7 +394,8 @@ static void multiply(const struct tile *tile, float *acc, struct source *source)
  * for all. */
 struct product {
     const struct gemm *gemm;
-    int64_t rows, columns, down; /* down: tasks of the same columns */
+    int64_t rows, columns, band; /* band: rows that go through together, all columns of them */
+    int64_t down, across;        /* tasks of a band: of the same columns, of the same rows */
     int64_t first, end;          /* tasks, in the order of the batch */
 };
 
@@ -408,12 +450,16 @@ static void run_rows(struct worker *self, int64_t row, int64_t m, int64_t n, boo
     for (int64_t j = 0; j < n; j += WIDE_TILE_N) {
         const int64_t col = self->col + j;
         tile.panels = self->b + j * words;
-        tile.c =
-            g->exp != NULL || g->past ? NULL : (const char *)g->c + (row * g->c_row + col) * out;
+        tile.c = wide_puts(g) ? (char *)g->c + (row * g->c_row + col) * out : NULL;
         tile.n = least(WIDE_TILE_N, n - j);
         tile.next = last || j + tile.n < n ? 0 : m * tile.left.row;
         multiply(&tile, acc, &self->source);
-        wide_finish_rows(g, row, col, acc, m, tile.n);
+        if (tile.c == NULL) {
+            wide_finish_rows(g, row, col, acc, m, tile.n);
+        }
+    }
+    if (g->exp != NULL || g->past) {
+        _mm_sfence(); /* what went past the caches, before another thread reads it */
     }
 }
 
@@ -421,9 +467,14 @@ static void run_task(struct worker *self, const struct product *product, int64_t
                      const struct product *next)
 {
     const struct gemm *g = product->gemm;
-    const int64_t high = tile_rows(g), row = task % product->down * product->rows,
-                  col = task / product->down * product->columns,
-                  end = least(g->m, row + product->rows), n = least(g->n - col, product->columns);
+    const int64_t high = tile_rows(g), down = product->down, band = task / (down * product->across),
+                  col = task / down % product->across * product->columns,
+                  row = band * product->band + task % down * product->rows,
+                  end = least(least(g->m, (band + 1) * product->band), row + product->rows),
+                  n = least(g->n - col, product->columns);
+    if (row >= end) {
+        return; /* the last band has fewer rows */
+    }
     if (self->product != product || self->col != col) {
         pack_columns(self, product, col, n, next);
     }
@@ -432,8 +483,16 @@ static void run_task(struct worker *self, const struct product *product, int64_t
     }
 }
 
+/* Bands of rows that a product has for so many threads. Experts, of which every thread has its own,
+ * have one; so has what packs A, whose columns all tasks read. */
+static int64_t bands_of(const struct gemm *g, int threads)
+{
+    const int64_t bands = g->varies || packs_a(g) ? 1 : least(threads, g->m / BAND_ROWS);
+    return bands > 1 ? bands : 1;
+}
+
 /* Tasks of at most `work` multiply-adds, but a tile of a panel at least. */
-static struct product product_of(const struct gemm *g, int64_t first, int64_t work)
+static struct product product_of(const struct gemm *g, int64_t first, int64_t work, int threads)
 {
     const int64_t high = tile_rows(g), unit = g->exp != NULL ? WIDE_TILE_N : COLS,
                   least_fit = packs_a(g) ? FAR_COLUMNS : WIDE_TILE_N,
@@ -442,13 +501,17 @@ static struct product product_of(const struct gemm *g, int64_t first, int64_t wo
                   most = least(fit > least_fit ? fit : least_fit, few),
                   parts = up(g->n, most > unit ? most : unit),
                   columns = up(up(g->n, parts), unit) * unit, fit_rows = work / (columns * g->k),
-                  rows = fit_rows > high ? fit_rows / high * high : high, down = up(g->m, rows);
-    return (struct product){.gemm = g,
-                            .rows = rows,
-                            .columns = columns,
-                            .down = down,
-                            .first = first,
-                            .end = first + down * up(g->n, columns)};
+                  rows = fit_rows > high ? fit_rows / high * high : high,
+                  bands = bands_of(g, threads), band = up(up(g->m, high), bands) * high;
+    struct product product = {.gemm = g,
+                              .rows = rows,
+                              .columns = columns,
+                              .band = band,
+                              .down = up(band, rows),
+                              .across = up(g->n, columns),
+                              .first = first};
+    product.end = first + bands * product.down * product.across;
+    return product;
 }
 
 /* Floats of a thread's panels of A and of B, whole cache lines. As many at least as mostly are
@@ -475,7 +538,7 @@ static struct room make_products(struct product *products, const struct gemm *ba
     for (int64_t i = 0, tasks = 0; i < count; tasks = products[i++].end) {
         const struct gemm *g = &batch[i];
         const struct product *p = &products[i];
-        products[i] = product_of(g, tasks, (int64_t)(work / (TASKS * threads)));
+        products[i] = product_of(g, tasks, (int64_t)(work / (TASKS * threads)), threads);
         room.a = larger(room.a, packs_a(g) ? TILE_M * words_of(g) : 0);
         room.b = larger(room.b, up(least(p->columns, g->n), COLS) * COLS * words_of(g));
     }

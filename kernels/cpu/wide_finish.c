@@ -4,46 +4,6 @@
 #include <math.h>
 
 #ifdef __x86_64__
-/* 16 bf16 nearest to these f32, ties to even; by AVX512_BF16 those too small for a normal number
- * are 0. */
-WIDE_INLINE static __m256i narrow(bool pairs, __m512 x)
-{
-    return pairs ? (__m256i)_mm512_cvtneps_pbh(x)
-                 : _mm512_cvtepi32_epi16(_mm512_srli_epi32(wide_round_bf16(x), 16));
-}
-
-/* 16 f32, or `count`, past the caches if they can. */
-WIDE_INLINE static void put_past_f32(float *at, __m512 x, int64_t count)
-{
-    if (count >= LANES && (uintptr_t)at % sizeof x == 0) {
-        _mm512_stream_ps(at, x);
-    } else {
-        _mm512_mask_storeu_ps(at, wide_first(count), x);
-    }
-}
-
-/* A row of sums to where it belongs. */
-WIDE static void finish_row(void *c, const struct gemm *g, const float *acc, int64_t count)
-{
-    for (int64_t j = 0; j < count; j += LANES) {
-        const __mmask16 some = wide_first(count - j);
-        __m512 sum = _mm512_loadu_ps(acc + j);
-        if (g->c_dtype == DTYPE_F32) {
-            float *out = (float *)c + j;
-            sum = g->add ? _mm512_add_ps(_mm512_maskz_loadu_ps(some, out), sum) : sum;
-            if (g->past) {
-                put_past_f32(out, sum, count - j);
-            } else {
-                _mm512_mask_storeu_ps(out, some, sum);
-            }
-            continue;
-        }
-        uint16_t *out = (uint16_t *)c + j;
-        sum = g->add ? _mm512_add_ps(wide_load_bf16(out, some), sum) : sum;
-        _mm256_mask_storeu_epi16(out, some, narrow(g->way == GEMM_PAIRS, sum));
-    }
-}
-
 /* What fixed_ops.add leaves out. */
 struct left_out {
     int64_t saturated, bad;
@@ -77,7 +37,7 @@ WIDE static void finish_fixed(int64_t *c, const float *acc, int64_t count,
     }
 }
 
-/* The same of bf16. */
+/* 16 bf16, or `count`, past the caches if they can. */
 WIDE_INLINE static void put_past_bf16(uint16_t *at, __m256i bf16, int64_t count)
 {
     if (count >= LANES && (uintptr_t)at % sizeof bf16 == 0) {
@@ -92,9 +52,9 @@ WIDE_INLINE static void put_powers(const struct gemm *g, void *c, int64_t col, _
                                    int64_t count)
 {
     if (g->c_dtype == DTYPE_F32) {
-        put_past_f32((float *)c + col, power, count);
+        wide_put_past((float *)c + col, power, count);
     } else {
-        put_past_bf16((uint16_t *)c + col, narrow(g->way == GEMM_PAIRS, power), count);
+        put_past_bf16((uint16_t *)c + col, wide_narrow_16(g->way == GEMM_PAIRS, power), count);
     }
 }
 
@@ -136,14 +96,9 @@ void wide_finish_rows(const struct gemm *g, int64_t row, int64_t col, const floa
         char *c = g->c == NULL ? NULL : (char *)g->c + ((row + r) * g->c_row + col) * element;
         if (g->fixed != NULL) {
             finish_fixed((int64_t *)(void *)c, acc, n, g->fixed, &left_out);
-        } else if (g->exp != NULL) {
-            finish_exp(c, g, acc, row + r, col, n);
         } else {
-            finish_row(c, g, acc, n);
+            finish_exp(c, g, acc, row + r, col, n);
         }
-    }
-    if (g->exp != NULL || g->past) {
-        _mm_sfence(); /* what went past the caches, before another thread reads it */
     }
     if (left_out.saturated + left_out.bad > 0) {
 #pragma omp atomic

@@ -14,8 +14,9 @@ enum { WORD = 4, LANES = 16, COLS = 32 };
 #ifdef __x86_64__
 
 /* Any AVX-512: instructions of AVX512_BF16 come by their intrinsics alone, on the way of pairs. */
-#define WIDE __attribute__((target("arch=x86-64-v4,avx512bf16")))
-#define WIDE_INLINE __attribute__((target("arch=x86-64-v4,avx512bf16"), always_inline)) inline
+#define WIDE __attribute__((target("arch=x86-64-v4,avx512bf16,prfchw")))
+#define WIDE_INLINE                                                                                \
+    __attribute__((target("arch=x86-64-v4,avx512bf16,prfchw"), always_inline)) inline
 
 /* The cache line that is so many bytes from there. It may lie behind the array: nothing is read.
  * Inlined by force: a function that does nothing else has no effect to GCC, which leaves it out. */
@@ -23,6 +24,13 @@ enum { LINE = 64 };
 __attribute__((always_inline)) static inline void wide_prefetch(const void *from, int64_t bytes)
 {
     _mm_prefetch((const char *)((uintptr_t)from + (uintptr_t)bytes), _MM_HINT_T0);
+}
+
+/* The same of a line that is to be written: no other core has it then. One that is only read may
+ * be shared with the core that wrote it last, and a store waits until that has given it up. */
+WIDE_INLINE static void wide_prefetch_write(const void *from, int64_t bytes)
+{
+    __builtin_prefetch((const char *)((uintptr_t)from + (uintptr_t)bytes), 1, 3);
 }
 
 /* One operand, whose lines lie side by side in a panel. Bytes from one line to the next, and from

@@ -8,10 +8,10 @@ if [ "$(uname -m)" != x86_64 ] || ! command -v objdump >/dev/null; then
     exit 77
 fi
 
-# prefetches FUNCTION: how many instructions of its code are, with what GCC has split from it.
+# prefetches FUNCTION [KIND]: how many instructions of its code are, with what GCC has split from it.
 prefetches() {
     objdump --disassemble --no-show-raw-insn "$switchyard" |
-        awk -v name="$1" '/^[0-9a-f]+ </ { here = $2 ~ "^<" name "[.>]" } here && /prefetch/ { n++ } END { print n + 0 }'
+        awk -v name="$1" -v kind="${2:-prefetch}" '/^[0-9a-f]+ </ { here = $2 ~ "^<" name "[.>]" } here && $0 ~ kind { n++ } END { print n + 0 }'
 }
 
 # Four lines of what is packed next, and one of A for each row, of 1 to 14 rows.
@@ -19,3 +19,5 @@ for kernel in kernel_pairs kernel_f32; do
     found=$(prefetches $kernel)
     [ "$found" -ge $((14 * 4 + 105)) ] || { echo "$kernel: $found prefetches" >&2; exit 1; }
 done
+# Lines of C, to be written.
+[ "$(prefetches multiply prefetchw)" -ge 1 ] || { echo "multiply: no prefetchw" >&2; exit 1; }

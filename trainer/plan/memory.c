@@ -246,24 +246,27 @@ static size_t far_panels(size_t tokens, size_t columns, size_t panel)
            CPU_PACKED_ROWS * tokens * panel;
 }
 
-/* A thread's panels of experts' products, and of their router's, in f32; and, where all of bf16 is
- * widened, of every product of a layer. */
-static size_t experts_of_cpu(const struct config *config, const struct architecture *arch,
-                             bool widened, size_t rows)
+/* A thread's panels of experts' products, and of their router's, in f32; in bf16 of every product
+ * of a layer. */
+static size_t layers_of_cpu(const struct config *config, const struct architecture *arch,
+                            bool widened, size_t rows)
 {
-    const size_t local = (size_t)arch->experts / (size_t)config->parallel.ep,
-                 inner = (size_t)arch->expert_width / (size_t)config->parallel.etp,
+    const size_t local = (size_t)(arch->experts / config->parallel.ep),
+                 inner = (size_t)(arch->expert_width / config->parallel.etp),
                  width = (size_t)arch->width, slots = rows * (size_t)arch->top_k,
-                 dense = widened ? 2 * (size_t)arch->dense_width : 0,
-                 longest = most(most(width, 2 * inner), dense), panel = panel_of(config, widened);
+                 heads = (size_t)(arch->heads *
+                                  (arch->qk_dim > arch->v_dim ? arch->qk_dim : arch->v_dim)),
+                 dense = most(2 * (size_t)arch->dense_width, heads),
+                 panel = panel_of(config, widened),
+                 busiest = local > 0 ? least(slots, CPU_BUSIEST * slots / local) : 0,
+                 experts = local > 0 ? far_panels(busiest, most(width, inner), panel) : 0;
     const bool narrow = config->train.precision != CONFIG_FP32;
-    if (arch->experts == 0) {
+    const size_t longest = most(most(width, 2 * inner), narrow ? dense : 0);
+    if (local == 0 && !narrow) {
         return 0;
     }
-    return most(
-        most(CPU_NEAR_BYTES, CPU_NEAR_COLUMNS * longest * panel),
-        most(far_panels(least(slots, CPU_BUSIEST * slots / local), most(width, inner), panel),
-             narrow ? far_panels(rows, width, sizeof(float)) : 0));
+    return most(most(CPU_NEAR_BYTES, CPU_NEAR_COLUMNS * longest * panel),
+                most(experts, narrow ? far_panels(rows, width, sizeof(float)) : 0));
 }
 
 /* A thread's panels of the wide head's products: of its gradient of inputs so many columns that all
@@ -312,7 +315,7 @@ static size_t scratch_of_cpu(const struct config *config, const struct hardware 
                                                                                 : sizeof(float);
     const bool widened = widens(hardware);
     return head_of_cpu(config, widened, rows, vocab, (size_t)arch->width, (size_t)hardware->threads,
-                       experts_of_cpu(config, arch, widened, rows)) +
+                       layers_of_cpu(config, arch, widened, rows)) +
            (size_t)memory->elements[PARAM_EMBED] * sum;
 }
 
