@@ -33,9 +33,9 @@ enum cpu_slot {
  */
 enum cpu_attention { ATTENTION_NARROW, ATTENTION_WIDE, ATTENTION_PAIRS };
 
-/* Which products go by gemm_wide.h, where it takes them: those whose sizes vary, those with vast
- * weights and those of f32 by bf16 (gemm.h), bf16 by pairs; or these and all of bf16, which is
- * widened to f32. */
+/* Which products go by gemm_wide.h, where it takes them: gradients of weights, those whose sizes
+ * vary, those with vast weights, those of f32 by bf16 (gemm.h), and those of bf16, by pairs unless
+ * they have few columns, or all of them, widened to f32. */
 enum cpu_wide { CPU_WIDE_OFF, CPU_WIDE_PAIRS, CPU_WIDE_WIDENED };
 
 struct cpu_device {

@@ -131,44 +131,52 @@ static bool rows_invariant(struct cpu_device *device, enum dtype dtype, bool *na
     return same;
 }
 
-/* Whether a gradient of weights [M, N] over so many tokens is the same bits with any number of
- * threads: nothing but the tokens may decide how it is summed. */
+/* Sums over so many of k, of all that is in `a` and `b`: as a gradient of weights, or forward. */
+enum { SUMS_M = 96, SUMS_N = 64, SUMS_K = 4096 };
+static struct gemm sums_of(const char *a, const char *b, float *c, enum dtype dtype, int64_t k,
+                           bool gradient)
+{
+    return (struct gemm){.m = SUMS_M,
+                         .n = SUMS_N,
+                         .k = k,
+                         .a = a,
+                         .b = b,
+                         .c = c,
+                         .a_row = gradient ? 1 : SUMS_K,
+                         .a_col = gradient ? SUMS_M : 1,
+                         .b_row = gradient ? SUMS_N : 1,
+                         .b_col = gradient ? 1 : SUMS_K,
+                         .c_row = SUMS_N,
+                         .a_dtype = dtype,
+                         .b_dtype = dtype,
+                         .c_dtype = DTYPE_F32,
+                         .add = gradient};
+}
+
+/* Whether sums are the same bits with any number of threads: nothing but k may decide how they are
+ * made, few columns and long sums neither. */
 static bool threads_invariant(struct cpu_device *device, enum dtype dtype)
 {
-    enum { M = 96, N = 256, MOST = 1024 };
-    static const int64_t tokens[] = {1, 37, 333, MOST};
+    enum { A = SUMS_M * SUMS_K, B = SUMS_N * SUMS_K, C = SUMS_M * SUMS_N };
+    static const int64_t length[] = {1, 37, 333, SUMS_K};
+    enum { LENGTHS = sizeof length / sizeof length[0] };
     const int threads[] = {1, 2, device->head.threads};
     const size_t width = dtype_bytes(dtype);
-    char *dy = calloc((size_t)MOST * M, width), *x = calloc((size_t)MOST * N, width);
-    float *dw = calloc((size_t)M * N, sizeof *dw), *first = calloc((size_t)M * N, sizeof *first);
-    bool same = dy != NULL && x != NULL && dw != NULL && first != NULL;
-    for (int64_t i = 0; same && i < MOST * (M + N); i++) {
+    char *a = calloc(A + B, width), *b = a + A * width;
+    float *first = calloc((size_t)2 * C, sizeof *first), *again = first + C;
+    bool same = a != NULL && first != NULL;
+    for (int64_t i = 0; same && i < A + B; i++) {
         const float value = (float)rng_normal(2, (uint64_t)i);
-        row_store(i < MOST * M ? dy : x, dtype, i < MOST * M ? i : i - MOST * M, &value, 1);
+        row_store(a, dtype, i, &value, 1);
     }
-    for (size_t i = 0; i < 3 * sizeof tokens / sizeof tokens[0] && same; i++) {
-        const struct gemm gemm = {.m = M,
-                                  .n = N,
-                                  .k = tokens[i / 3],
-                                  .a = dy,
-                                  .b = x,
-                                  .c = i % 3 == 0 ? first : dw,
-                                  .a_row = 1,
-                                  .a_col = M,
-                                  .b_row = N,
-                                  .b_col = 1,
-                                  .c_row = N,
-                                  .a_dtype = dtype,
-                                  .b_dtype = dtype,
-                                  .c_dtype = DTYPE_F32,
-                                  .add = true};
-        memset(gemm.c, 0, (size_t)M * N * sizeof *dw);
+    for (int i = 0; i < 2 * 3 * LENGTHS && same; i++) {
+        const struct gemm gemm = sums_of(a, b, i % 3 == 0 ? first : again, dtype,
+                                         length[i / 3 % LENGTHS], i / 3 < LENGTHS);
+        memset(gemm.c, 0, C * sizeof *first);
         const bool native = onednn_gemm(device->onednn, &gemm, threads[i % 3]);
-        same = !native || i % 3 == 0 || memcmp(first, dw, (size_t)M * N * sizeof *dw) == 0;
+        same = !native || i % 3 == 0 || memcmp(first, again, C * sizeof *first) == 0;
     }
-    free(dy);
-    free(x);
-    free(dw);
+    free(a);
     free(first);
     return same;
 }
@@ -216,14 +224,14 @@ static void open_onednn(struct cpu_device *device, bool layout)
     device->wide = wide_products(device);
     device_fact(info, "onednn", "%s", version);
     device_fact(info, "isa", "%s", onednn_isa());
-    static const char *const own[] = {
-        [CPU_WIDE_OFF] = "",
-        [CPU_WIDE_PAIRS] =
-            ", experts, routers' gradients and long matrices (head): own, AVX-512 with bf16",
-        [CPU_WIDE_WIDENED] = ", experts, routers' gradients and all with 16 bits: own, AVX-512",
+    static const char *const kernels[] = {
+        [CPU_WIDE_OFF] = "oneDNN brgemm",
+        [CPU_WIDE_PAIRS] = "own, AVX-512 with bf16; dense layers in f32 but for gradients of "
+                           "weights: oneDNN brgemm",
+        [CPU_WIDE_WIDENED] = "own, AVX-512; dense layers in f32 but for gradients of weights: "
+                             "oneDNN brgemm",
     };
-    device_fact(info, "gemm", "%s%s", device->onednn != NULL ? "oneDNN brgemm" : "own",
-                own[device->wide]);
+    device_fact(info, "gemm", "%s", device->onednn != NULL ? kernels[device->wide] : "own");
     device_fact(info, "bf16_gemm", "%s",
                 device->onednn != NULL && bf16 && device->wide != CPU_WIDE_WIDENED ? "native"
                                                                                    : "float32");

@@ -8,6 +8,8 @@
 /* Register tile MR x NR; a task is a TILE_M x TILE_N piece of C; KC of k at a time, so that a B
  * panel stays in L1. */
 enum { MR = 6, NR = 16, TILE_M = 96, TILE_N = 256, KC = 256, LANES = 8 };
+/* Columns of bf16 for which oneDNN is faster than the wide kernel, which has panels of 32. */
+enum { FEW = 16 };
 
 typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(4), may_alias));
 
@@ -222,16 +224,16 @@ static void run_own(struct device *device, struct plan *plans, int64_t count)
     }
 }
 
-/* Whether the wide kernel takes a product; `to` is it with the way chosen. Those that gemm.h
- * says, those of two dtypes, which oneDNN does not take, and every product of bf16 that is widened.
- */
+/* Whether the wide kernel takes a product; `to` is it with the way chosen. */
 static bool choose_wide(struct gemm *to, const struct cpu_device *self, const struct gemm *g)
 {
     *to = *g;
     to->way = g->a_dtype == DTYPE_F32        ? GEMM_F32
               : self->wide == CPU_WIDE_PAIRS ? GEMM_PAIRS
                                              : GEMM_WIDENED;
-    const bool wanted = g->varies || g->vast || to->way == GEMM_WIDENED || g->a_dtype != g->b_dtype;
+    const bool sums_tokens = g->a_col != 1, /* gradients of weights */
+        wanted = g->varies || g->vast || sums_tokens || g->a_dtype != g->b_dtype ||
+                 to->way == GEMM_WIDENED || (to->way == GEMM_PAIRS && g->n > FEW);
     return self->wide != CPU_WIDE_OFF && wanted && gemm_wide_takes(to);
 }
 

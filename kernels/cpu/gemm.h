@@ -1,8 +1,9 @@
 /* gemm: batches of matrix products whose rows do not depend on the other rows or on the threads.
  *
  * oneDNN's brgemm kernels where this machine has them (gemm_onednn.h), but with AVX-512 and no AMX
- * for products whose sizes vary with the routing or whose weights are vast, of f32 by bf16, and,
- * where pairs of bf16 are slow, for all of bf16 (gemm_wide.h); else the kernel of gemm.c, where
+ * for products of bf16, of f32 by bf16, and those of f32 that are gradients of weights, whose sizes
+ * vary with the routing, or whose weights are vast, the wide kernel (gemm_wide.h); else the kernel
+ * of gemm.c, where
  * every element of C is a chain of fused multiply-adds over k in ascending order, whatever M, N,
  * the other rows, or the number of threads. It packs operands to f32 panels on the way, so any
  * strides and f32 or bf16 storage cost the same.
@@ -53,8 +54,9 @@ struct gemm {
 };
 
 /* Whether weights [O,I] are many times as long as they are wide, as a head's or kv_b of
- * DeepSeek-V3: products with them go by the wide kernel, which lets head_wide make powers of logits
- * as it goes. Nothing but the weights decides it: rows keep their bits whatever their number. */
+ * DeepSeek-V3: in f32, too, products with them go by the wide kernel, which lets head_wide make
+ * powers of logits as it goes. Nothing but the weights decides it: rows keep their bits whatever
+ * their number. */
 static inline bool gemm_is_vast(int64_t out, int64_t in)
 {
     return out >= 16 * in;

@@ -12,6 +12,10 @@
  * from step to step, memory must not grow with them. */
 enum { SLOTS = 4096, MOST_ENTRIES = SLOTS / 4 * 3 };
 enum { ARGS = 4 }; /* a, b, c, scratchpad */
+/* Of so many tokens gradients of weights are summed at a time: of 2048 and more, if there are few
+ * columns for its threads, or with AMX of more than 1024, oneDNN would have each thread sum some
+ * (brgemm_matmul_utils.cpp, nthr_k), and the bits would be those of so many threads. */
+enum { TOKENS = 1024 };
 
 struct key {
     int64_t m, n, k, a_row, a_col, b_row, b_col, c_row;
@@ -277,7 +281,8 @@ static struct entry *find(struct onednn *self, const struct key *key)
     }
 }
 
-bool onednn_gemm(struct onednn *self, const struct gemm *g, int threads)
+/* NULL: oneDNN has no brgemm kernel for it. */
+static const struct entry *entry_of(struct onednn *self, const struct gemm *g, int threads)
 {
     const struct key key = {.m = g->m,
                             .n = g->n,
@@ -293,12 +298,15 @@ bool onednn_gemm(struct onednn *self, const struct gemm *g, int threads)
                             .add = g->add,
                             .threads = threads,
                             .used = 1};
-    if (g->a_dtype != g->b_dtype || g->k == 0) {
-        return false;
-    }
     omp_set_num_threads(threads); /* oneDNN takes its threads from here */
-    struct entry *entry = find(self, &key);
-    if (entry->primitive == NULL) {
+    const struct entry *entry = find(self, &key);
+    return entry->primitive == NULL ? NULL : entry;
+}
+
+static bool run_product(struct onednn *self, const struct gemm *g, int threads)
+{
+    const struct entry *entry = entry_of(self, g, threads);
+    if (entry == NULL) {
         return false;
     }
     union {
@@ -314,6 +322,31 @@ bool onednn_gemm(struct onednn *self, const struct gemm *g, int threads)
     }
     return dnnl_primitive_execute(entry->primitive, self->stream, ARGS, args) == dnnl_success &&
            dnnl_stream_wait(self->stream) == dnnl_success;
+}
+
+bool onednn_gemm(struct onednn *self, const struct gemm *g, int threads)
+{
+    const bool in_parts = g->a_col != 1 && g->c_dtype == DTYPE_F32;
+    const int64_t most = in_parts && g->k > TOKENS ? TOKENS : g->k;
+    struct gemm part = *g;
+    if (g->a_dtype != g->b_dtype || g->k == 0) {
+        return false;
+    }
+    part.k = g->k % most;
+    if (part.k > 0 && entry_of(self, &part, threads) == NULL) {
+        return false; /* before any of them has run */
+    }
+    for (int64_t done = 0; done < g->k; done += part.k) {
+        const int64_t bytes = done * (int64_t)dtype_bytes(g->a_dtype);
+        part.k = g->k - done < most ? g->k - done : most;
+        part.a = (const char *)g->a + bytes * g->a_col;
+        part.b = (const char *)g->b + bytes * g->b_row;
+        part.add = g->add || done > 0;
+        if (!run_product(self, &part, threads)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 void onednn_version(char *out, size_t bytes)

@@ -1,5 +1,6 @@
 /* Batch invariance of the CPU's ops: with oneDNN and with our own GEMM, by 1 to 4 threads; that a
  * product that depends on its rows is found. */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -132,6 +133,12 @@ static void few_fill(float *data, enum dtype act, int64_t count, uint64_t seed)
     }
 }
 
+static double few_get(const float *data, enum dtype act, int64_t i)
+{
+    return (double)(act == DTYPE_F32 ? data[i]
+                                     : bf16_to_float(((const uint16_t *)(const void *)data)[i]));
+}
+
 static void few_check(struct few *few, enum dtype act, bool backward)
 {
     static const int64_t counts[] = {1, 14, 15, 111, 112, 113, 225};
@@ -171,6 +178,61 @@ static void test_few_rows(void **state)
     free(few);
 }
 
+/* Of so many tokens, and so few columns, oneDNN has each thread sum some of them if it is asked for
+ * all at once (gemm_onednn.c): a power of two for bf16, any number above 2048 for f32. */
+enum { LONG_SUM = 4096, SUM_OUT = 40, SUM_IN = 60 };
+
+struct sums {
+    float dy[LONG_SUM * SUM_OUT], x[LONG_SUM * SUM_IN], dw[THREADS][SUM_OUT * SUM_IN];
+};
+
+/* By oneDNN where it can, else by our own kernel: a gradient of weights that is added to ones. */
+static void sums_check(struct sums *sums, enum dtype act, int64_t tokens)
+{
+    const struct tensor dy = tensor_2d(sums->dy, act, tokens, SUM_OUT),
+                        x = tensor_2d(sums->x, act, tokens, SUM_IN);
+    few_fill(sums->dy, act, tokens * SUM_OUT, 3);
+    few_fill(sums->x, act, tokens * SUM_IN, 4);
+    for (int t = 0; t < THREADS; t++) {
+        for (int i = 0; i < SUM_OUT * SUM_IN; i++) {
+            sums->dw[t][i] = 1;
+        }
+        device_ops(devices[t])
+            ->linear_backward_weight(devices[t], tensor_2d(sums->dw[t], DTYPE_F32, SUM_OUT, SUM_IN),
+                                     dy, x);
+        assert_memory_equal(sums->dw[t], sums->dw[0], sizeof sums->dw[0]);
+    }
+    for (int i = 0; i < SUM_OUT * SUM_IN; i++) {
+        double sum = 1, terms = 1; /* a rounding for each of them at most */
+        for (int64_t n = 0; n < tokens; n++) {
+            const double term = few_get(sums->dy, act, n * SUM_OUT + i / SUM_IN) *
+                                few_get(sums->x, act, n * SUM_IN + i % SUM_IN);
+            sum += term;
+            terms += fabs(term);
+        }
+        assert_true(fabs((double)sums->dw[0][i] - sum) <= (double)(tokens + 1) * 0x1p-24 * terms);
+    }
+}
+
+static void test_long_sums(void **state)
+{
+    (void)state;
+    const enum cpu_wide chosen = cpu_device_of(devices[0])->wide;
+    struct sums *sums = calloc(1, sizeof *sums);
+    assert_non_null(sums);
+    for (int t = 0; t < THREADS; t++) {
+        cpu_device_of(devices[t])->wide = CPU_WIDE_OFF;
+    }
+    for (int64_t tokens = LONG_SUM - 1; tokens <= LONG_SUM; tokens++) {
+        sums_check(sums, DTYPE_F32, tokens);
+        sums_check(sums, DTYPE_BF16, tokens);
+    }
+    for (int t = 0; t < THREADS; t++) {
+        cpu_device_of(devices[t])->wide = chosen;
+    }
+    free(sums);
+}
+
 static int open_devices(void **state)
 {
     (void)state;
@@ -197,7 +259,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_onednn),      cmocka_unit_test(test_own),
         cmocka_unit_test(test_quick_check), cmocka_unit_test(test_finds),
-        cmocka_unit_test(test_few_rows),
+        cmocka_unit_test(test_few_rows),    cmocka_unit_test(test_long_sums),
     };
     return cmocka_run_group_tests(tests, open_devices, close_devices);
 }
