@@ -6,12 +6,13 @@
 
 #include "kernels/cpu/share.h"
 #include "kernels/cpu/wide_finish.h"
+#include "kernels/cpu/wide_kernel.h"
 #include "kernels/cpu/wide_pack.h"
 
-/* A word is 32 bits of k: one f32 or a pair of bf16. Register tile: at most ROWS x COLS. Sums of
- * TILE_M x WIDE_TILE_N of C are made at a time, or of HIGH_M x WIDE_TILE_N where A is read as it
- * stands, KW words of k at a time: its part of A and B stays in the second cache. */
-enum { ROWS = 14, KW = 512, TILE_M = 4 * ROWS, HIGH_M = 8 * ROWS };
+/* A word is 32 bits of k: one f32 or a pair of bf16. Sums of TILE_M x WIDE_TILE_N of C are made at
+ * a time, or of HIGH_M x WIDE_TILE_N where A is read as it stands, of KW words of k, a slice: its
+ * part of A and B stays in the second cache. */
+enum { KW = 512, TILE_M = 4 * WIDE_ROWS, HIGH_M = 8 * WIDE_ROWS };
 /* Words from one copied row of A to the next; rows of A that lie so many bytes apart, or a multiple
  * of that, are in the way of one another: the first cache has no room for all in the same place. */
 enum { COPIED_ROW = KW + LANES, BAD_ROW = 4096 };
@@ -23,6 +24,12 @@ enum { PACKED_WORK = 8 };
 /* Rows of a band at least: threads share long products by rows, as what made A's and what reads C's
  * do. */
 enum { BAND_ROWS = 2048 };
+/* Of a deep product a task's rows, its sums, and floats of A that it packs, at most; words from
+ * which on a product is deep, rows up to which a gradient of weights is; what packing a word costs,
+ * in multiply-adds of a word. */
+enum { DEEP_ROWS = 512, DEEP_SUMS = 256 << 10 };
+enum { DEEP_A = (DEEP_ROWS + TILE_M - 1) / TILE_M * TILE_M * KW };
+enum { DEEP_WORDS = 4096, DEEP_LONGEST = 4096, DEEP_PACKED = 20 };
 
 /* Words of k do not straddle its end where a line is read as it stands. */
 static bool even(const struct gemm *g)
@@ -84,142 +91,6 @@ static struct operand operand_of(const struct gemm *g, bool is_a)
                                    .way = way};
 }
 
-/* --- products --- */
-
-/* What comes into the caches while a kernel multiplies: every LANES words, so that fills are
- * spread, a line for each of its rows, so many bytes from where it reads A, and NEXT_LINES lines
- * from `next` on, which then moves by `step`. The hardware sees no streams in rows this short. */
-struct ahead {
-    int64_t a;
-    const char *next;
-    int64_t step;
-};
-enum { NEXT_LINES = 4 };
-
-/* Where rows of A stand. Bytes from row to row, from word to word. */
-struct left {
-    const char *data;
-    int64_t row, step;
-};
-
-/* Where sums of 32 columns go, added to those that are in acc if `more`: to C, of which so many
- * columns are theirs, or, where that is NULL, to acc. */
-struct sums {
-    float *acc; /* [rows][WIDE_TILE_N] */
-    bool more;
-    char *c;
-    int64_t row, columns; /* bytes from row to row */
-    const struct gemm *gemm;
-};
-
-WIDE_INLINE static void put_sums(bool pairs, int rows, __m512 (*sum)[2], const struct sums *to)
-{
-    const struct gemm *g = to->gemm;
-    const int64_t left = to->columns - LANES;
-    if (to->c == NULL) {
-#pragma GCC unroll 14
-        for (int r = 0; r < rows; r++) {
-            _mm512_storeu_ps(to->acc + r * WIDE_TILE_N, sum[r][0]);
-            _mm512_storeu_ps(to->acc + r * WIDE_TILE_N + LANES, sum[r][1]);
-        }
-    } else if (g->c_dtype == DTYPE_F32) {
-#pragma GCC unroll 14
-        for (int r = 0; r < rows; r++) {
-            float *c = (float *)(void *)(to->c + r * to->row);
-            wide_put_f32(c, sum[r][0], to->columns, g->add, g->past);
-            wide_put_f32(c + LANES, sum[r][1], left, g->add, g->past);
-        }
-    } else {
-#pragma GCC unroll 14
-        for (int r = 0; r < rows; r++) {
-            uint16_t *c = (uint16_t *)(void *)(to->c + r * to->row);
-            wide_put_bf16(pairs, c, sum[r][0], to->columns, g->add);
-            wide_put_bf16(pairs, c + LANES, sum[r][1], left, g->add);
-        }
-    }
-}
-
-/* Sums over `words` of a and of b's panel. */
-WIDE_INLINE static void micro(bool pairs, int rows, const struct sums *to, struct left left,
-                              const float *b, int64_t words, struct ahead ahead)
-{
-    __m512 sum[ROWS][2];
-#pragma GCC unroll 14
-    for (int r = 0; r < rows; r++) {
-        sum[r][0] = sum[r][1] = _mm512_setzero_ps();
-    }
-    const char *a = left.data;
-    for (int64_t w = 0; w < words; w++, a += left.step, b += COLS) {
-        if (w % LANES == 0) {
-#pragma GCC unroll 14
-            for (int r = 0; r < rows; r++) {
-                wide_prefetch(a, r * left.row + ahead.a);
-            }
-#pragma GCC unroll 4
-            for (int l = 0; l < NEXT_LINES; l++) {
-                wide_prefetch(ahead.next, l * LINE);
-            }
-            ahead.next += ahead.step;
-        }
-        const __m512 b0 = _mm512_loadu_ps(b), b1 = _mm512_loadu_ps(b + LANES);
-#pragma GCC unroll 14
-        for (int r = 0; r < rows; r++) {
-            float word;
-            memcpy(&word, a + r * left.row, sizeof word);
-            const __m512 both = _mm512_set1_ps(word);
-            if (pairs) {
-                sum[r][0] = _mm512_dpbf16_ps(sum[r][0], (__m512bh)both, (__m512bh)b0);
-                sum[r][1] = _mm512_dpbf16_ps(sum[r][1], (__m512bh)both, (__m512bh)b1);
-            } else {
-                sum[r][0] = _mm512_fmadd_ps(both, b0, sum[r][0]);
-                sum[r][1] = _mm512_fmadd_ps(both, b1, sum[r][1]);
-            }
-        }
-    }
-    if (to->more) {
-#pragma GCC unroll 14
-        for (int r = 0; r < rows; r++) {
-            const float *so_far = to->acc + r * WIDE_TILE_N;
-            sum[r][0] = _mm512_add_ps(_mm512_loadu_ps(so_far), sum[r][0]);
-            sum[r][1] = _mm512_add_ps(_mm512_loadu_ps(so_far + LANES), sum[r][1]);
-        }
-    }
-    put_sums(pairs, rows, sum, to);
-}
-
-/* One kernel for every number of rows. */
-#define CASE(ROWS_HERE)                                                                            \
-    case ROWS_HERE:                                                                                \
-        micro(pairs, ROWS_HERE, to, left, b, words, ahead);                                        \
-        break
-
-#define KERNEL(NAME, PAIRS)                                                                        \
-    WIDE static void NAME(int64_t rows, const struct sums *to, struct left left, const float *b,   \
-                          int64_t words, struct ahead ahead)                                       \
-    {                                                                                              \
-        const bool pairs = PAIRS;                                                                  \
-        switch (rows) {                                                                            \
-            CASE(1);                                                                               \
-            CASE(2);                                                                               \
-            CASE(3);                                                                               \
-            CASE(4);                                                                               \
-            CASE(5);                                                                               \
-            CASE(6);                                                                               \
-            CASE(7);                                                                               \
-            CASE(8);                                                                               \
-            CASE(9);                                                                               \
-            CASE(10);                                                                              \
-            CASE(11);                                                                              \
-            CASE(12);                                                                              \
-            CASE(13);                                                                              \
-            CASE(14);                                                                              \
-        }                                                                                          \
-    }
-KERNEL(kernel_pairs, true)
-KERNEL(kernel_f32, false)
-#undef KERNEL
-#undef CASE
-
 /* --- what is needed next --- */
 
 /* Rows of C that sums go to come before they are asked for. */
@@ -260,14 +131,14 @@ static struct source source_of(const struct gemm *g, bool is_a, int64_t first, i
 }
 
 /* The part of it that a kernel takes which multiplies so many words. */
-static void take_source(struct source *source, int64_t words, struct ahead *ahead)
+static void take_source(struct source *source, int64_t words, struct wide_ahead *ahead)
 {
     if (source->done >= source->rows || source->rows * source->bytes > SOURCE_BYTES) {
         return;
     }
     ahead->next = source->data + source->done * source->row + source->from;
     ahead->step = source->row;
-    source->from += NEXT_LINES * LINE;
+    source->from += WIDE_NEXT_LINES * LINE;
     if (source->from >= source->bytes) {
         source->from = 0;
         source->done += up(words, LANES);
@@ -279,7 +150,7 @@ static void take_source(struct source *source, int64_t words, struct ahead *ahea
 /* m rows by n columns, at most tile_rows by WIDE_TILE_N. */
 struct tile {
     const struct gemm *gemm;
-    struct left left;
+    struct wide_left left;
     const float *panels; /* B: [n / COLS][words][COLS] */
     char *c;             /* NULL: sums stay in acc */
     int64_t m, n;
@@ -302,8 +173,8 @@ static bool copies_a(const struct gemm *g)
 
 /* `rows` of A, `words` of each, as the kernel reads them; those so many bytes behind come to be at
  * hand. */
-WIDE static struct left copy_rows(float *to, struct left from, bool widened, int64_t rows,
-                                  int64_t words, int64_t behind)
+WIDE static struct wide_left copy_rows(float *to, struct wide_left from, bool widened, int64_t rows,
+                                       int64_t words, int64_t behind)
 {
     for (int64_t r = 0; r < rows; r++) {
         for (int64_t w = 0; w < words; w += LANES) {
@@ -315,7 +186,7 @@ WIDE static struct left copy_rows(float *to, struct left from, bool widened, int
             wide_prefetch(at, behind);
         }
     }
-    return (struct left){.data = (const char *)to, .row = COPIED_ROW * WORD, .step = WORD};
+    return (struct wide_left){.data = (const char *)to, .row = COPIED_ROW * WORD, .step = WORD};
 }
 
 /* Bytes from A's rows of the last panel's first kernel, or of the last that are copied, to those
@@ -329,10 +200,10 @@ static int64_t rows_behind(const struct tile *tile, const struct place *at)
 }
 
 /* Beside A's first panel come A's next rows; beside the last those behind. */
-static struct ahead ahead_of(const struct tile *tile, const struct place *at, const float *b)
+static struct wide_ahead ahead_of(const struct tile *tile, const struct place *at, const float *b)
 {
     const struct gemm *g = tile->gemm;
-    struct ahead ahead = {.next = (const char *)b};
+    struct wide_ahead ahead = {.next = (const char *)b};
     if (packs_a(g) || copies_a(g)) {
         return ahead;
     }
@@ -350,19 +221,19 @@ WIDE static void multiply(const struct tile *tile, float *acc, struct source *so
 {
     const struct gemm *g = tile->gemm;
     const bool copies = copies_a(g), widened = g->way == GEMM_WIDENED;
-    const int64_t words = words_of(g), blocks = up(tile->m, ROWS), panels = up(tile->n, COLS),
+    const int64_t words = words_of(g), blocks = up(tile->m, WIDE_ROWS), panels = up(tile->n, COLS),
                   element = (int64_t)dtype_bytes(g->c_dtype), row = g->c_row * element;
-    float copied[ROWS * COPIED_ROW] __attribute__((aligned(64)));
+    float copied[WIDE_ROWS * COPIED_ROW] __attribute__((aligned(64)));
     for (int64_t w = 0; w < words; w += KW) {
         const int64_t some = least(KW, words - w);
-        struct left here = tile->left;
+        struct wide_left here = tile->left;
         for (int64_t step = 0; step < blocks * panels; step++) {
             const int64_t i = copies ? step / panels : step % blocks,
                           j = (copies ? step % panels : step / blocks) * COLS;
             const int64_t r0 = tile->m * i / blocks, rows = tile->m * (i + 1) / blocks - r0;
             const struct place at = {.r0 = r0, .rows = rows, .j = j, .w = w};
             const float *b = tile->panels + j * words + w * COLS;
-            struct ahead ahead = ahead_of(tile, &at, b);
+            struct wide_ahead ahead = ahead_of(tile, &at, b);
             take_source(source, some, &ahead);
             if (!copies || j == 0) {
                 here = tile->left;
@@ -373,16 +244,16 @@ WIDE static void multiply(const struct tile *tile, float *acc, struct source *so
                     copy_rows(copied, here, widened, rows, some,
                               r0 + rows < tile->m ? rows * tile->left.row : rows_behind(tile, &at));
             }
-            struct sums to = {.acc = acc + r0 * WIDE_TILE_N + j,
-                              .more = w > 0,
-                              .row = row,
-                              .columns = least(COLS, tile->n - j),
-                              .gemm = g};
+            struct wide_sums to = {.acc = acc + r0 * WIDE_TILE_N + j,
+                                   .more = w > 0,
+                                   .row = row,
+                                   .columns = least(COLS, tile->n - j),
+                                   .gemm = g};
             if (w + some == words && tile->c != NULL) {
                 to.c = tile->c + r0 * row + j * element;
                 prefetch_rows(to.c, row, g->past ? 0 : rows, to.columns * element);
             }
-            (g->way == GEMM_PAIRS ? kernel_pairs : kernel_f32)(rows, &to, here, b, some, ahead);
+            wide_kernel(rows, &to, here, b, some, ahead);
         }
     }
 }
@@ -394,6 +265,7 @@ WIDE static void multiply(const struct tile *tile, float *acc, struct source *so
  * for all. */
 struct product {
     const struct gemm *gemm;
+    bool deep;
     int64_t rows, columns, band; /* band: rows that go through together, all columns of them */
     int64_t down, across;        /* tasks of a band: of the same columns, of the same rows */
     int64_t first, end;          /* tasks, in the order of the batch */
@@ -402,6 +274,7 @@ struct product {
 /* A thread's own panels, which nobody else reads. */
 struct worker {
     float *a, *b;                  /* [words][TILE_M], [columns / COLS][words][COLS] */
+    float *sums;                   /* deep: [columns / WIDE_TILE_N][rows][WIDE_TILE_N] */
     const struct product *product; /* b: of this one's columns from `col` on */
     int64_t col;
     struct source source;
@@ -426,18 +299,18 @@ static void pack_columns(struct worker *self, const struct product *product, int
 }
 
 /* Rows [row, row + m) of A where the kernel reads them. */
-static struct left left_of(const struct gemm *g, struct worker *self, int64_t row, int64_t m)
+static struct wide_left left_of(const struct gemm *g, struct worker *self, int64_t row, int64_t m)
 {
     const int64_t element = operand_bytes(g->way);
     if (!packs_a(g)) {
-        return (struct left){.data = (const char *)g->a + row * g->a_row * element,
-                             .row = g->a_row * element,
-                             .step = element * word_elements(g->way)};
+        return (struct wide_left){.data = (const char *)g->a + row * g->a_row * element,
+                                  .row = g->a_row * element,
+                                  .step = element * word_elements(g->way)};
     }
     const struct operand from = operand_of(g, true);
     wide_pack_rows(self->a, &from, row, m, TILE_M);
     self->source = row + m < g->m ? source_of(g, true, row + m, m) : (struct source){0};
-    return (struct left){.data = (const char *)self->a, .row = WORD, .step = TILE_M * WORD};
+    return (struct wide_left){.data = (const char *)self->a, .row = WORD, .step = TILE_M * WORD};
 }
 
 /* C's rows [row, row + m), in the n columns that the thread has packed. */
@@ -450,7 +323,8 @@ static void run_rows(struct worker *self, int64_t row, int64_t m, int64_t n, boo
     for (int64_t j = 0; j < n; j += WIDE_TILE_N) {
         const int64_t col = self->col + j;
         tile.panels = self->b + j * words;
-        tile.c = wide_puts(g) ? (char *)g->c + (row * g->c_row + col) * out : NULL;
+        tile.c =
+            g->fixed == NULL && g->exp == NULL ? (char *)g->c + (row * g->c_row + col) * out : NULL;
         tile.n = least(WIDE_TILE_N, n - j);
         tile.next = last || j + tile.n < n ? 0 : m * tile.left.row;
         multiply(&tile, acc, &self->source);
@@ -458,9 +332,87 @@ static void run_rows(struct worker *self, int64_t row, int64_t m, int64_t n, boo
             wide_finish_rows(g, row, col, acc, m, tile.n);
         }
     }
-    if (g->exp != NULL || g->past) {
-        _mm_sfence(); /* what went past the caches, before another thread reads it */
+}
+
+/* --- deep products: every column and row of a task's slice, then the next slice --- */
+
+/* Words [w, w + KW) of a product, whose sums are added to those of the words before. */
+static struct gemm slice_of(const struct gemm *g, int64_t w, float *sums)
+{
+    const int64_t first = w * word_elements(g->way);
+    struct gemm slice = *g;
+    slice.a = (const char *)g->a + first * g->a_col * (int64_t)dtype_bytes(g->a_dtype);
+    slice.b = (const char *)g->b + first * g->b_row * (int64_t)dtype_bytes(g->b_dtype);
+    slice.k = least(KW * word_elements(g->way), g->k - first);
+    slice.c = sums;
+    slice.c_row = WIDE_TILE_N;
+    slice.c_dtype = DTYPE_F32;
+    slice.add = w > 0;
+    slice.past = false;
+    slice.fixed = NULL;
+    slice.exp = NULL;
+    return slice;
+}
+
+/* A part of a deep product: rows by columns of C. */
+struct part {
+    const struct gemm *gemm;
+    int64_t row, rows, col, columns;
+};
+
+/* Columns that are packed after those from `j` on, of the slice from w on. */
+static struct source columns_after(const struct part *part, int64_t w, int64_t j)
+{
+    const bool same = j + WIDE_TILE_N < part->columns;
+    struct source none = {0};
+    if (!same && w + KW >= words_of(part->gemm)) {
+        return none;
     }
+    const struct gemm slice = slice_of(part->gemm, same ? w : w + KW, NULL);
+    return source_of(&slice, false, part->col + (same ? j + WIDE_TILE_N : 0), WIDE_TILE_N);
+}
+
+/* A slice of the part's rows by WIDE_TILE_N of its columns. A's packed rows stay for the others. */
+static void run_slice(struct worker *self, const struct part *part, int64_t w, int64_t j)
+{
+    const struct gemm slice = slice_of(part->gemm, w, self->sums + j * part->rows);
+    const struct operand a = operand_of(&slice, true), b = operand_of(&slice, false);
+    const bool packs = packs_a(&slice), fills = packs && j == 0;
+    const int64_t tiles = up(part->rows, packs ? TILE_M : HIGH_M);
+    struct tile tile = {
+        .gemm = &slice, .panels = self->b, .n = least(WIDE_TILE_N, part->columns - j)};
+    wide_pack_columns(self->b, &b, part->col + j, tile.n);
+    self->source = columns_after(part, w, j);
+    for (int64_t i = 0; i < tiles; i++) {
+        const int64_t r0 = part->rows * i / tiles, row = part->row + r0;
+        float *const packed = self->a + i * KW * TILE_M;
+        tile.m = part->rows * (i + 1) / tiles - r0;
+        if (fills) {
+            wide_pack_rows(packed, &a, row, tile.m, TILE_M);
+            self->source = i + 1 < tiles ? source_of(&slice, true, row + tile.m, TILE_M)
+                                         : columns_after(part, w, j);
+        }
+        tile.left = packs ? (struct wide_left){(const char *)packed, WORD, TILE_M * WORD}
+                          : (struct wide_left){a.data + row * a.line, a.line,
+                                               a.step * word_elements(slice.way)};
+        tile.next = i + 1 < tiles ? tile.m * tile.left.row : 0;
+        tile.c = (char *)slice.c + r0 * WIDE_TILE_N * (int64_t)sizeof(float);
+        multiply(&tile, NULL, &self->source);
+    }
+}
+
+static void run_deep(struct worker *self, const struct part *part)
+{
+    for (int64_t w = 0; w < words_of(part->gemm); w += KW) {
+        for (int64_t j = 0; j < part->columns; j += WIDE_TILE_N) {
+            run_slice(self, part, w, j);
+        }
+    }
+    for (int64_t j = 0; j < part->columns; j += WIDE_TILE_N) {
+        wide_finish_rows(part->gemm, part->row, part->col + j, self->sums + j * part->rows,
+                         part->rows, least(WIDE_TILE_N, part->columns - j));
+    }
+    self->product = NULL; /* it has packed others' columns */
 }
 
 static void run_task(struct worker *self, const struct product *product, int64_t task,
@@ -475,11 +427,16 @@ static void run_task(struct worker *self, const struct product *product, int64_t
     if (row >= end) {
         return; /* the last band has fewer rows */
     }
-    if (self->product != product || self->col != col) {
+    if (product->deep) {
+        run_deep(self, &(struct part){g, row, end - row, col, n});
+    } else if (self->product != product || self->col != col) {
         pack_columns(self, product, col, n, next);
     }
-    for (int64_t i = row; i < end; i += high) {
+    for (int64_t i = row; i < end && !product->deep; i += high) {
         run_rows(self, i, least(high, end - i), n, i + high >= end);
+    }
+    if (g->exp != NULL || g->past) {
+        _mm_sfence(); /* what went past the caches, before another thread reads it */
     }
 }
 
@@ -491,9 +448,46 @@ static int64_t bands_of(const struct gemm *g, int threads)
     return bands > 1 ? bands : 1;
 }
 
+/* Of sums over more than a slice: gradients of weights that are not far longer than wide, whose
+ * columns of B would be read from the last cache; others of which not even a tile's columns have
+ * room for the whole k. Not experts, of which each has its own k: threads have more than one. */
+static bool is_deep(const struct gemm *g)
+{
+    const int64_t words = words_of(g);
+    return !g->varies &&
+           (g->a_col != 1 ? words > KW && g->m <= DEEP_LONGEST : words > DEEP_WORDS && even(g));
+}
+
+/* Tasks that take so many threads the least time. */
+static struct product deep_product(const struct gemm *g, int64_t first, int threads)
+{
+    struct product best = {.gemm = g, .deep = true, .first = first, .band = g->m};
+    int64_t shortest = INT64_MAX;
+    for (int64_t across = 1; across <= up(g->n, WIDE_TILE_N); across++) {
+        const int64_t columns = up(up(g->n, across), WIDE_TILE_N) * WIDE_TILE_N,
+                      most = least(DEEP_ROWS, DEEP_SUMS / columns), few = up(g->m, most),
+                      wanted = up(threads, across), down = wanted > few ? wanted : few,
+                      rows = up(g->m, down),
+                      turns = up(up(g->m, rows) * up(g->n, columns), threads),
+                      time = turns * (rows * columns + DEEP_PACKED * (rows + columns));
+        if (most > 0 && time < shortest) {
+            shortest = time;
+            best.columns = columns;
+            best.across = up(g->n, columns);
+            best.rows = rows;
+            best.down = up(g->m, rows);
+        }
+    }
+    best.end = first + best.down * best.across;
+    return best;
+}
+
 /* Tasks of at most `work` multiply-adds, but a tile of a panel at least. */
 static struct product product_of(const struct gemm *g, int64_t first, int64_t work, int threads)
 {
+    if (is_deep(g)) {
+        return deep_product(g, first, threads);
+    }
     const int64_t high = tile_rows(g), unit = g->exp != NULL ? WIDE_TILE_N : COLS,
                   least_fit = packs_a(g) ? FAR_COLUMNS : WIDE_TILE_N,
                   fit = (packs_a(g) ? FAR_BYTES : NEAR_BYTES) / WORD / words_of(g),
@@ -530,7 +524,7 @@ static size_t larger(size_t floats, int64_t wanted)
 static struct room make_products(struct product *products, const struct gemm *batch, int64_t count,
                                  int threads)
 {
-    struct room room = {.a = NEAR_BYTES / WORD, .b = FAR_BYTES / WORD};
+    struct room room = {.a = DEEP_A, .b = FAR_BYTES / WORD};
     double work = 0;
     for (int64_t i = 0; i < count; i++) {
         work += (double)batch[i].m * (double)batch[i].n * (double)batch[i].k;
@@ -539,6 +533,9 @@ static struct room make_products(struct product *products, const struct gemm *ba
         const struct gemm *g = &batch[i];
         const struct product *p = &products[i];
         products[i] = product_of(g, tasks, (int64_t)(work / (TASKS * threads)), threads);
+        if (p->deep) {
+            continue;
+        }
         room.a = larger(room.a, packs_a(g) ? TILE_M * words_of(g) : 0);
         room.b = larger(room.b, up(least(p->columns, g->n), COLS) * COLS * words_of(g));
     }
@@ -552,13 +549,14 @@ void gemm_wide_run(struct device *device, const struct gemm *batch, int64_t coun
         cpu_scratch(device, CPU_SLOT_PRODUCTS, (size_t)count * sizeof *products);
     struct share *shares = cpu_scratch(device, CPU_SLOT_SHARE, (size_t)threads * sizeof *shares);
     const struct room room = make_products(products, batch, count, threads);
-    const size_t floats = room.a + room.b;
+    const size_t floats = room.a + room.b + DEEP_SUMS;
     float *panels = cpu_scratch(device, CPU_SLOT_GEMM, (size_t)threads * floats * sizeof *panels);
 #pragma omp parallel num_threads(threads)
     {
         const int id = omp_get_thread_num(), team = omp_get_num_threads();
         struct worker self = {.a = panels + (size_t)id * floats};
         self.b = self.a + room.a;
+        self.sums = self.b + room.b;
         shares[id] = share_even(products[count - 1].end, team, id);
 #pragma omp barrier
         int64_t task, i = 0;

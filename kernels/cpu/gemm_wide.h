@@ -9,7 +9,9 @@
  * A thread packs B's columns for itself, as many as its second cache holds, then multiplies rows
  * with them: no thread waits for another, nor reads what it wrote. A is read where it stands (a few
  * rows at a time are copied where they are widened or 4 KiB apart), or packed, a tile at a time,
- * where its rows are not contiguous (gradients of weights).
+ * where its rows are not contiguous (gradients of weights). Products with sums so long that the
+ * columns would leave that cache (gradients of weights over many tokens, of a head's inputs) are
+ * deep: 512 words of k of all columns and rows of a task are packed and multiplied, then the next.
  */
 #ifndef KERNELS_CPU_GEMM_WIDE_H
 #define KERNELS_CPU_GEMM_WIDE_H

@@ -4,6 +4,14 @@
 #include <math.h>
 
 #ifdef __x86_64__
+/* A row of sums to where it belongs. */
+WIDE static void finish_row(void *c, const struct gemm *g, const float *acc, int64_t count)
+{
+    for (int64_t j = 0; j < count; j += LANES) {
+        wide_put(g, g->way == GEMM_PAIRS, c, j, _mm512_loadu_ps(acc + j), count - j);
+    }
+}
+
 /* What fixed_ops.add leaves out. */
 struct left_out {
     int64_t saturated, bad;
@@ -96,8 +104,10 @@ void wide_finish_rows(const struct gemm *g, int64_t row, int64_t col, const floa
         char *c = g->c == NULL ? NULL : (char *)g->c + ((row + r) * g->c_row + col) * element;
         if (g->fixed != NULL) {
             finish_fixed((int64_t *)(void *)c, acc, n, g->fixed, &left_out);
-        } else {
+        } else if (g->exp != NULL) {
             finish_exp(c, g, acc, row + r, col, n);
+        } else {
+            finish_row(c, g, acc, n);
         }
     }
     if (left_out.saturated + left_out.bad > 0) {

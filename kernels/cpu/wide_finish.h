@@ -49,14 +49,18 @@ WIDE_INLINE static void wide_put_bf16(bool pairs, uint16_t *at, __m512 sum, int6
     _mm256_mask_storeu_epi16(at, some, wide_narrow_16(pairs, sum));
 }
 
-/* Whether sums go to C out of registers. */
-static inline bool wide_puts(const struct gemm *g)
+/* `count` of 16 sums to C's row, from column j on. */
+WIDE_INLINE static void wide_put(const struct gemm *g, bool pairs, char *row, int64_t j, __m512 sum,
+                                 int64_t count)
 {
-    return g->fixed == NULL && g->exp == NULL;
+    if (g->c_dtype == DTYPE_F32) {
+        wide_put_f32((float *)(void *)row + j, sum, count, g->add, g->past);
+    } else {
+        wide_put_bf16(pairs, (uint16_t *)(void *)row + j, sum, count, g->add);
+    }
 }
 
-/* Those that do not. Sums acc[m][WIDE_TILE_N], of them n columns, of C's rows from `row` and
- * columns from `col` on. */
+/* Sums acc[m][WIDE_TILE_N], of them n columns, of C's rows from `row` and columns from `col` on. */
 void wide_finish_rows(const struct gemm *gemm, int64_t row, int64_t col, const float *acc,
                       int64_t m, int64_t n);
 #endif

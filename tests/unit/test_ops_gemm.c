@@ -10,12 +10,14 @@ struct group {
 /* Tiles of our own kernels are 6 x 16 in 96 x 256, 256 of k at a time, and by AVX-512 14 x 32 in 56
  * x 128 or 112 x 128, 512 words of k at a time (one, or pairs of bf16), a thread's tasks of at most
  * 2^16 words of B, or 2^19 of columns that are packed on both sides, and a 16th of its work;
- * rows in bands of 2048 for each thread, if there are as many; oneDNN's rows go by 32. */
+ * rows in bands of 2048 for each thread, if there are as many; gradients over more than 512 words,
+ * others over more than 4096, slice by slice; oneDNN's rows go by 32. */
 static const struct group linears[] = {
-    {1, 5, 3, 0, {0, 0}},    {1, 1, 1, 0, {0, 1}},     {1, 33, 17, 0, {0, 1}},
-    {1, 5, 3, 0, {0, 7}},    {1, 64, 48, 0, {0, 33}},  {1, 130, 71, 0, {0, 65}},
-    {1, 1, 40, 0, {0, 31}},  {1, 40, 1, 0, {0, 32}},   {1, 257, 259, 0, {0, 97}},
-    {1, 16, 96, 0, {0, 64}}, {1, 600, 11, 0, {0, 34}}, {1, 40, 90, 0, {0, 4300}},
+    {1, 5, 3, 0, {0, 0}},       {1, 1, 1, 0, {0, 1}},      {1, 33, 17, 0, {0, 1}},
+    {1, 5, 3, 0, {0, 7}},       {1, 64, 48, 0, {0, 33}},   {1, 130, 71, 0, {0, 65}},
+    {1, 1, 40, 0, {0, 31}},     {1, 40, 1, 0, {0, 32}},    {1, 257, 259, 0, {0, 97}},
+    {1, 16, 96, 0, {0, 64}},    {1, 600, 11, 0, {0, 34}},  {1, 9, 40, 0, {0, 4300}},
+    {1, 150, 70, 0, {0, 1100}}, {1, 3, 8300, 0, {0, 115}}, {1, 8300, 17, 0, {0, 5}},
 };
 static const struct group groups[] = {
     {4, 5, 3, 0, {0, 0, 0, 0, 0}},

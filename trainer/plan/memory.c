@@ -149,6 +149,9 @@ static const size_t CPU_PROGRAM_MIB = 34, CPU_THREAD_MIB = 1, CPU_RANKS_MIB = 13
 static const size_t CPU_TASKS = 16, CPU_TILE_ROWS = 112, CPU_NEAR_COLUMNS = 128,
                     CPU_NEAR_BYTES = (size_t)256 << 10, CPU_FAR_COLUMNS = 256,
                     CPU_FAR_BYTES = (size_t)2 << 20, CPU_PACKED_ROWS = 56;
+/* Of its deep products: panels and sums of a thread; bytes of k from which on others than gradients
+ * of weights are deep. */
+static const size_t CPU_DEEP_BYTES = (size_t)2400 << 10, CPU_DEEP_WORD_BYTES = 16384;
 /* Tokens of the busiest expert, of an even share. */
 static const size_t CPU_BUSIEST = 4;
 /* Of a save, for each tensor of the checkpoint: what HDF5 and the manifest have of it. Measured. */
@@ -246,37 +249,35 @@ static size_t far_panels(size_t tokens, size_t columns, size_t panel)
            CPU_PACKED_ROWS * tokens * panel;
 }
 
-/* A thread's panels of experts' products, and of their router's, in f32; in bf16 of every product
- * of a layer. */
+/* A thread's panels of a layer's products; in f32 oneDNN makes those of dense layers, but for
+ * gradients of weights. */
 static size_t layers_of_cpu(const struct config *config, const struct architecture *arch,
                             bool widened, size_t rows)
 {
+    const bool narrow = config->train.precision != CONFIG_FP32;
     const size_t local = (size_t)(arch->experts / config->parallel.ep),
                  inner = (size_t)(arch->expert_width / config->parallel.etp),
                  width = (size_t)arch->width, slots = rows * (size_t)arch->top_k,
-                 heads = (size_t)(arch->heads *
-                                  (arch->qk_dim > arch->v_dim ? arch->qk_dim : arch->v_dim)),
-                 dense = most(2 * (size_t)arch->dense_width, heads),
+                 head = (size_t)(arch->qk_dim > arch->v_dim ? arch->qk_dim : arch->v_dim),
+                 dense = most(2 * (size_t)arch->dense_width, (size_t)arch->heads * head),
+                 longest = most(most(width, 2 * inner), narrow ? dense : 0),
                  panel = panel_of(config, widened),
                  busiest = local > 0 ? least(slots, CPU_BUSIEST * slots / local) : 0,
                  experts = local > 0 ? far_panels(busiest, most(width, inner), panel) : 0;
-    const bool narrow = config->train.precision != CONFIG_FP32;
-    const size_t longest = most(most(width, 2 * inner), narrow ? dense : 0);
-    if (local == 0 && !narrow) {
-        return 0;
-    }
     return most(most(CPU_NEAR_BYTES, CPU_NEAR_COLUMNS * longest * panel),
-                most(experts, narrow ? far_panels(rows, width, sizeof(float)) : 0));
+                most(experts, CPU_DEEP_BYTES));
 }
 
 /* A thread's panels of the wide head's products: of its gradient of inputs so many columns that all
- * threads have tasks. */
+ * threads have tasks, unless it is deep. */
 static size_t vast_panels(size_t rows, size_t vocab, size_t width, size_t threads, size_t panel)
 {
     const size_t tiles = (rows + CPU_TILE_ROWS - 1) / CPU_TILE_ROWS,
                  few = tiles * width / (CPU_TASKS * threads),
-                 columns = least(CPU_NEAR_COLUMNS, (few / 32 + 1) * 32);
-    return most(columns * vocab * panel, far_panels(rows, width, panel));
+                 columns = least(CPU_NEAR_COLUMNS, (few / 32 + 1) * 32),
+                 inputs =
+                     vocab * panel > CPU_DEEP_WORD_BYTES ? CPU_DEEP_BYTES : columns * vocab * panel;
+    return most(inputs, far_panels(rows, width, panel));
 }
 
 /* Logits and their gradients (with tp they are the model's: vocab.h) and copies of the head's
