@@ -33,8 +33,7 @@ float cpu_norm_row(float *y, float *row, const struct norm_row *from, const floa
     const int64_t width = from->x.dim[1];
     row_load(row, from->x.data, from->x.dtype, n * width, width);
     if (from->delta.data != NULL) {
-        row_load(y, from->delta.data, from->delta.dtype, n * width, width);
-        add_row(row, y, width);
+        add_row(row, row_view(y, from->delta.data, from->delta.dtype, n * width, width), width);
         row_round(row, from->x.dtype, width);
         row_store(from->sum.data, from->sum.dtype, n * width, row, width);
     }
@@ -85,8 +84,11 @@ void cpu_norm_forward(struct device *device, struct tensor y, struct tensor sum,
                 rstd[n] = wide_row(y, row, &from, weight, n);
                 continue;
             }
-            rstd[n] = cpu_norm_row(out, row, &from, weight, n);
-            row_store(y.data, y.dtype, n * width, out, width);
+            float *const to = y.dtype == DTYPE_F32 ? (float *)y.data + n * width : out;
+            rstd[n] = cpu_norm_row(to, row, &from, weight, n);
+            if (to == out) {
+                row_store(y.data, y.dtype, n * width, out, width);
+            }
         }
     }
 }
@@ -136,9 +138,9 @@ void cpu_norm_backward(struct device *device, struct tensor dx, struct tensor dw
                     continue;
                 }
                 row_load(gx, dx.data, dx.dtype, n * width, width);
-                row_load(gy, dy.data, dy.dtype, n * width, width);
-                row_load(in, x.data, x.dtype, n * width, width);
-                backward_row(gx, partial + block * width, gy, in, weight, rstd[n], g, width);
+                backward_row(
+                    gx, partial + block * width, row_view(gy, dy.data, dy.dtype, n * width, width),
+                    row_view(in, x.data, x.dtype, n * width, width), weight, rstd[n], g, width);
                 row_store(dx.data, dx.dtype, n * width, gx, width);
             }
         }

@@ -44,7 +44,7 @@ void cpu_combine_rows(struct device *device, struct tensor y, struct tensor x,
         cpu_device_of(device)->vectors && y.dtype == DTYPE_BF16 && x.dtype == DTYPE_BF16;
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t n = 0; n < y.dim[0]; n++) {
-        float sum[PART], in[PART];
+        float room[PART], in[PART];
         if (wide) {
             rows_wide_combine((uint16_t *)y.data + n * width, x.data, slot_row + n * top_k,
                               weight != NULL ? weight + n * top_k : NULL, top_k, width);
@@ -52,14 +52,18 @@ void cpu_combine_rows(struct device *device, struct tensor y, struct tensor x,
         }
         for (int64_t i = 0; i < width; i += PART) {
             const int64_t count = width - i < PART ? width - i : PART;
-            memset(sum, 0, sizeof sum);
+            float *sum = y.dtype == DTYPE_F32 ? (float *)y.data + n * width + i : room;
+            memset(sum, 0, (size_t)count * sizeof *sum);
             for (int64_t slot = n * top_k; slot < (n + 1) * top_k; slot++) {
                 if (slot_row[slot] >= 0) {
-                    row_load(in, x.data, x.dtype, slot_row[slot] * width + i, count);
-                    row_add_scaled(sum, in, weight != NULL ? weight[slot] : 1.0F, count);
+                    const int64_t from = slot_row[slot] * width + i;
+                    row_add_scaled(sum, row_view(in, x.data, x.dtype, from, count),
+                                   weight != NULL ? weight[slot] : 1.0F, count);
                 }
             }
-            row_store(y.data, y.dtype, n * width + i, sum, count);
+            if (sum == room) {
+                row_store(y.data, y.dtype, n * width + i, sum, count);
+            }
         }
     }
 }
@@ -83,7 +87,7 @@ void cpu_combine_rows_backward(struct device *device, struct tensor dx, float *d
                       x.dtype == DTYPE_BF16 && (dx.data == NULL || dx.dtype == DTYPE_BF16);
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t slot = 0; slot < dy.dim[0] * top_k; slot++) {
-        float grad[PART], in[PART], out[PART], sum = 0;
+        float grad[PART], in[PART], room[PART], sum = 0;
         for (int64_t i = 0; i < width && slot_row[slot] >= 0; i += PART) {
             const int64_t count = width - i < PART ? width - i : PART,
                           from = slot / top_k * width + i, at = slot_row[slot] * width + i;
@@ -94,10 +98,12 @@ void cpu_combine_rows_backward(struct device *device, struct tensor dx, float *d
                                                (const uint16_t *)x.data + at, weight[slot], count);
                 continue;
             }
-            row_load(grad, dy.data, dy.dtype, from, count);
-            row_load(in, x.data, x.dtype, at, count);
-            sum += cpu_combine_backward_part(out, grad, in, weight[slot], count);
-            if (dx.data != NULL) {
+            const bool there = dx.data != NULL && dx.dtype == DTYPE_F32;
+            float *const out = there ? (float *)dx.data + at : room;
+            sum += cpu_combine_backward_part(out, row_view(grad, dy.data, dy.dtype, from, count),
+                                             row_view(in, x.data, x.dtype, at, count), weight[slot],
+                                             count);
+            if (dx.data != NULL && !there) {
                 row_store(dx.data, dx.dtype, at, out, count);
             }
         }

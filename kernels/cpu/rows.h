@@ -7,6 +7,17 @@
 /* Elements [first, first + count) of `data`. */
 void row_load(float *out, const void *data, enum dtype dtype, int64_t first, int64_t count);
 void row_store(void *data, enum dtype dtype, int64_t first, const float *in, int64_t count);
+/* The same elements: where they stand if they are f32, else in `room`. */
+static inline const float *row_view(float *room, const void *data, enum dtype dtype, int64_t first,
+                                    int64_t count)
+{
+    if (dtype == DTYPE_F32) {
+        return (const float *)data + first;
+    }
+    row_load(room, data, dtype, first, count);
+    return room;
+}
+
 /* What a store rounds to. */
 void row_round(float *row, enum dtype dtype, int64_t count);
 

@@ -59,13 +59,17 @@ void cpu_swiglu_forward(struct device *device, struct tensor h, struct tensor ga
 {
     const int64_t rows = h.dim[0], width = h.dim[1];
     const bool vectors = cpu_device_of(device)->vectors,
-               wide = h.dtype == DTYPE_BF16 && gate_up.dtype == DTYPE_BF16 && vectors;
+               wide = h.dtype == DTYPE_BF16 && gate_up.dtype == DTYPE_BF16 && vectors,
+               plain = h.dtype == DTYPE_F32 && gate_up.dtype == DTYPE_F32 && vectors;
     assert(gate_up.dim[0] == rows && gate_up.dim[1] == 2 * width);
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
         const uint16_t *gate = (const uint16_t *)gate_up.data + r * 2 * width;
         if (wide) {
             swiglu_wide_forward_bf16((uint16_t *)h.data + r * width, gate, gate + width, width);
+        } else if (plain) {
+            const float *gate_f32 = (const float *)gate_up.data + r * 2 * width;
+            swiglu_wide_forward((float *)h.data + r * width, gate_f32, gate_f32 + width, width);
         } else {
             forward_row(vectors, h, gate_up, r);
         }
@@ -98,7 +102,10 @@ void cpu_swiglu_backward(struct device *device, struct tensor dgate_up, struct t
     const bool vectors = cpu_device_of(device)->vectors;
     const bool wide = dgate_up.dtype == DTYPE_BF16 && dh.dtype == DTYPE_BF16 &&
                       gate_up.dtype == DTYPE_BF16 && (h.data == NULL || h.dtype == DTYPE_BF16) &&
-                      vectors;
+                      vectors,
+               plain = dgate_up.dtype == DTYPE_F32 && dh.dtype == DTYPE_F32 &&
+                       gate_up.dtype == DTYPE_F32 && (h.data == NULL || h.dtype == DTYPE_F32) &&
+                       vectors;
     assert(gate_up.dim[0] == rows && gate_up.dim[1] == 2 * width && dgate_up.dim[1] == 2 * width);
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t r = 0; r < rows; r++) {
@@ -109,6 +116,12 @@ void cpu_swiglu_backward(struct device *device, struct tensor dgate_up, struct t
             swiglu_wide_backward_bf16(
                 dgate, dgate + width, h.data != NULL ? (uint16_t *)h.data + r * width : NULL,
                 (const uint16_t *)dh.data + r * width, gate, gate + width, width);
+        } else if (plain) {
+            const float *gate = (const float *)gate_up.data + at;
+            float *dgate = (float *)dgate_up.data + at;
+            swiglu_wide_backward(dgate, dgate + width,
+                                 h.data != NULL ? (float *)h.data + r * width : NULL,
+                                 (const float *)dh.data + r * width, gate, gate + width, width);
         } else {
             backward_row(vectors, dgate_up, h, dh, gate_up, r);
         }

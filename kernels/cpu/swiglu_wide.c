@@ -74,7 +74,9 @@ WIDE_FUNCTION void swiglu_wide_backward(float *dgate, float *dup, float *h, cons
                      _mm512_maskz_loadu_ps(some, up + i));
         _mm512_mask_storeu_ps(dgate + i, some, of.dgate);
         _mm512_mask_storeu_ps(dup + i, some, of.dup);
-        _mm512_mask_storeu_ps(h + i, some, of.h);
+        if (h != NULL) {
+            _mm512_mask_storeu_ps(h + i, some, of.h);
+        }
     }
 }
 

@@ -10,10 +10,9 @@
 /* h[count] = gate sigmoid(gate) up */
 void swiglu_wide_forward(float *h, const float *gate, const float *up, int64_t count);
 void swiglu_wide_forward_bf16(uint16_t *h, const uint16_t *gate, const uint16_t *up, int64_t count);
-/* dgate[count], dup[count], and h[count] again. */
+/* dgate[count], dup[count], and h[count] again, or NULL. */
 void swiglu_wide_backward(float *dgate, float *dup, float *h, const float *dh, const float *gate,
                           const float *up, int64_t count);
-/* The same; h NULL: not wanted. */
 void swiglu_wide_backward_bf16(uint16_t *dgate, uint16_t *dup, uint16_t *h, const uint16_t *dh,
                                const uint16_t *gate, const uint16_t *up, int64_t count);
 
