@@ -150,7 +150,8 @@ static struct gemm sums_of(const char *a, const char *b, float *c, enum dtype dt
                          .a_dtype = dtype,
                          .b_dtype = dtype,
                          .c_dtype = DTYPE_F32,
-                         .add = gradient};
+                         .add = gradient,
+                         .sums_tokens = gradient};
 }
 
 /* Whether sums are the same bits with any number of threads: nothing but k may decide how they are
@@ -162,15 +163,16 @@ static bool threads_invariant(struct cpu_device *device, enum dtype dtype)
     enum { LENGTHS = sizeof length / sizeof length[0] };
     const int threads[] = {1, 2, device->head.threads};
     const size_t width = dtype_bytes(dtype);
-    char *a = calloc(A + B, width), *b = a + A * width;
-    float *first = calloc((size_t)2 * C, sizeof *first), *again = first + C;
+    char *a = calloc(A + B, width);
+    float *first = calloc((size_t)2 * C, sizeof *first);
     bool same = a != NULL && first != NULL;
     for (int64_t i = 0; same && i < A + B; i++) {
         const float value = (float)rng_normal(2, (uint64_t)i);
         row_store(a, dtype, i, &value, 1);
     }
     for (int i = 0; i < 2 * 3 * LENGTHS && same; i++) {
-        const struct gemm gemm = sums_of(a, b, i % 3 == 0 ? first : again, dtype,
+        float *const again = first + C;
+        const struct gemm gemm = sums_of(a, a + A * width, i % 3 == 0 ? first : again, dtype,
                                          length[i / 3 % LENGTHS], i / 3 < LENGTHS);
         memset(gemm.c, 0, C * sizeof *first);
         const bool native = onednn_gemm(device->onednn, &gemm, threads[i % 3]);
@@ -195,7 +197,7 @@ static const char *loops(void)
 /* Products by our own kernel for AVX-512, where it is faster than oneDNN's. */
 static enum cpu_wide wide_products(const struct cpu_device *device)
 {
-    return device->onednn == NULL || onednn_has_amx() ? CPU_WIDE_OFF
+    return device->onednn != NULL && onednn_has_amx() ? CPU_WIDE_OFF
            : device->attention == ATTENTION_PAIRS     ? CPU_WIDE_PAIRS
            : device->vectors                          ? CPU_WIDE_WIDENED
                                                       : CPU_WIDE_OFF;

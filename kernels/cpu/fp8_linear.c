@@ -199,7 +199,8 @@ static void weight_numbers(struct device *device, float *dw, int64_t stride, str
                                            .b_dtype = dtype,
                                            .c_dtype = DTYPE_F32,
                                            .add = true,
-                                           .varies = by->vary};
+                                           .varies = by->vary,
+                                           .sums_tokens = true};
         }
         begin += fp8_tiles(rows) * FP8_TILE;
     }

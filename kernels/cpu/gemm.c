@@ -231,9 +231,8 @@ static bool choose_wide(struct gemm *to, const struct cpu_device *self, const st
     to->way = g->a_dtype == DTYPE_F32        ? GEMM_F32
               : self->wide == CPU_WIDE_PAIRS ? GEMM_PAIRS
                                              : GEMM_WIDENED;
-    const bool sums_tokens = g->a_col != 1, /* gradients of weights */
-        wanted = g->varies || g->vast || sums_tokens || g->a_dtype != g->b_dtype ||
-                 to->way == GEMM_WIDENED || (to->way == GEMM_PAIRS && g->n > FEW);
+    const bool wanted = g->varies || g->vast || gemm_is_long(g) || g->a_dtype != g->b_dtype ||
+                        to->way == GEMM_WIDENED || (to->way == GEMM_PAIRS && g->n > FEW);
     return self->wide != CPU_WIDE_OFF && wanted && gemm_wide_takes(to);
 }
 

@@ -1,9 +1,8 @@
 /* gemm: batches of matrix products whose rows do not depend on the other rows or on the threads.
  *
- * oneDNN's brgemm kernels where this machine has them (gemm_onednn.h), but with AVX-512 and no AMX
- * for products of bf16, of f32 by bf16, and those of f32 that are gradients of weights, whose sizes
- * vary with the routing, or whose weights are vast, the wide kernel (gemm_wide.h); else the kernel
- * of gemm.c, where
+ * oneDNN's brgemm kernels where this machine has them (gemm_onednn.h); with AVX-512 and no AMX the
+ * wide kernel (gemm_wide.h) for nearly all of bf16, for f32 by bf16, and of f32 for gradients of
+ * weights, sizes that vary with the routing, and vast weights; else the kernel of gemm.c, where
  * every element of C is a chain of fused multiply-adds over k in ascending order, whatever M, N,
  * the other rows, or the number of threads. It packs operands to f32 panels on the way, so any
  * strides and f32 or bf16 storage cost the same.
@@ -45,7 +44,8 @@ struct gemm {
     bool add;
     bool varies;       /* m or k is how many tokens chose an expert: another one at every call */
     bool vast;         /* with gemm_is_vast weights */
-    bool past;         /* C is not read soon: it may go past the caches */
+    bool sums_tokens;  /* k is tokens: a gradient of weights */
+    bool past;         /* C is not read soon: it may go past the caches; without add */
     enum gemm_way way; /* gemm_run chooses */
     struct fixed_point *fixed; /* not NULL: C is of int64 and each sum over k is added to it as
                                   fixed_ops.add does; gemm_is_wide must say so */
@@ -60,6 +60,12 @@ struct gemm {
 static inline bool gemm_is_vast(int64_t out, int64_t in)
 {
     return out >= 16 * in;
+}
+
+/* Sums over tokens, or over a matrix's rows, of which oneDNN would have each thread take some. */
+static inline bool gemm_is_long(const struct gemm *g)
+{
+    return g->sums_tokens || g->a_col != 1;
 }
 
 /* y[M,O] = x[M,I] w[O,I]^T. */

@@ -1,5 +1,6 @@
 #include "kernels/cpu/gemm_onednn.h"
 
+#include <assert.h>
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
 #include <stdio.h>
@@ -12,10 +13,10 @@
  * from step to step, memory must not grow with them. */
 enum { SLOTS = 4096, MOST_ENTRIES = SLOTS / 4 * 3 };
 enum { ARGS = 4 }; /* a, b, c, scratchpad */
-/* Of so many tokens gradients of weights are summed at a time: of 2048 and more, if there are few
- * columns for its threads, or with AMX of more than 1024, oneDNN would have each thread sum some
+/* Of so many terms long sums are made at a time: of 2048 and more, if there are few columns for its
+ * threads, or with AMX of more than 1024, oneDNN would have each thread sum some
  * (brgemm_matmul_utils.cpp, nthr_k), and the bits would be those of so many threads. */
-enum { TOKENS = 1024 };
+enum { TERMS = 1024 };
 
 struct key {
     int64_t m, n, k, a_row, a_col, b_row, b_col, c_row;
@@ -324,17 +325,28 @@ static bool run_product(struct onednn *self, const struct gemm *g, int threads)
            dnnl_stream_wait(self->stream) == dnnl_success;
 }
 
+/* Whether there are kernels for all parts of so many terms. */
+static bool has_parts(struct onednn *self, const struct gemm *g, int64_t most, int threads)
+{
+    struct gemm part = *g;
+    const int64_t rest = g->k % most;
+    for (int i = 0; i < 2 && most < g->k; i++) {
+        part.k = i == 0 ? most : rest;
+        part.add = true;
+        if (part.k > 0 && entry_of(self, &part, threads) == NULL) {
+            return false;
+        }
+    }
+    return true;
+}
+
 bool onednn_gemm(struct onednn *self, const struct gemm *g, int threads)
 {
-    const bool in_parts = g->a_col != 1 && g->c_dtype == DTYPE_F32;
-    const int64_t most = in_parts && g->k > TOKENS ? TOKENS : g->k;
+    const bool in_parts = gemm_is_long(g) && g->c_dtype == DTYPE_F32;
+    const int64_t most = in_parts && g->k > TERMS ? TERMS : g->k;
     struct gemm part = *g;
-    if (g->a_dtype != g->b_dtype || g->k == 0) {
+    if (g->a_dtype != g->b_dtype || g->k == 0 || !has_parts(self, g, most, threads)) {
         return false;
-    }
-    part.k = g->k % most;
-    if (part.k > 0 && entry_of(self, &part, threads) == NULL) {
-        return false; /* before any of them has run */
     }
     for (int64_t done = 0; done < g->k; done += part.k) {
         const int64_t bytes = done * (int64_t)dtype_bytes(g->a_dtype);
@@ -342,9 +354,11 @@ bool onednn_gemm(struct onednn *self, const struct gemm *g, int threads)
         part.a = (const char *)g->a + bytes * g->a_col;
         part.b = (const char *)g->b + bytes * g->b_row;
         part.add = g->add || done > 0;
-        if (!run_product(self, &part, threads)) {
+        const bool ran = run_product(self, &part, threads);
+        if (!ran && done == 0) {
             return false;
         }
+        assert(ran); /* has_parts found a kernel for it; what has run cannot be taken back */
     }
     return true;
 }

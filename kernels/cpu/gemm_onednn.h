@@ -1,7 +1,8 @@
 /* gemm_onednn: products by oneDNN's batch-reduce (brgemm) kernels, where this machine has them.
  *
  * Only implementations named "brg..." are used: their rows were found not to depend on the other
- * rows or on the number of threads, which device_open checks again on this machine.
+ * rows, nor, with long sums made part by part, on the number of threads; device_open checks that
+ * again on this machine.
  * Primitives are made once per shape and kept. Both the v2 and the v3 C API of oneDNN are spoken.
  */
 #ifndef KERNELS_CPU_GEMM_ONEDNN_H

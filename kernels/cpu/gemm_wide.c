@@ -24,12 +24,13 @@ enum { PACKED_WORK = 8 };
 /* Rows of a band at least: threads share long products by rows, as what made A's and what reads C's
  * do. */
 enum { BAND_ROWS = 2048 };
-/* Of a deep product a task's rows, its sums, and floats of A that it packs, at most; words from
- * which on a product is deep, rows up to which a gradient of weights is; what packing a word costs,
- * in multiply-adds of a word. */
-enum { DEEP_ROWS = 512, DEEP_SUMS = 256 << 10 };
+/* A task of a deep product has so many rows, columns, sums, and floats of A that it packs at most.
+ */
+enum { DEEP_ROWS = 512, DEEP_COLUMNS = 4096, DEEP_SUMS = 256 << 10 };
 enum { DEEP_A = (DEEP_ROWS + TILE_M - 1) / TILE_M * TILE_M * KW };
-enum { DEEP_WORDS = 4096, DEEP_LONGEST = 4096, DEEP_PACKED = 20 };
+/* Products of more words are deep, gradients of weights with at most so many rows; packing a word
+ * takes as long as multiplying it by so many others. */
+enum { DEEP_WORDS = 4096, DEEP_M = 4096, DEEP_PACKED = 20 };
 
 /* Words of k do not straddle its end where a line is read as it stands. */
 static bool even(const struct gemm *g)
@@ -40,6 +41,7 @@ static bool even(const struct gemm *g)
 bool gemm_wide_takes(const struct gemm *g)
 {
     assert(g->exp == NULL || (!g->add && g->fixed == NULL));
+    assert(!g->past || !g->add);
     const bool mixed = g->a_dtype == DTYPE_F32 && g->b_dtype == DTYPE_BF16;
     return (g->a_dtype == g->b_dtype || mixed) && g->k > 0 &&
            (g->a_row == 1 || (g->a_col == 1 && even(g))) &&
@@ -152,7 +154,8 @@ struct tile {
     const struct gemm *gemm;
     struct wide_left left;
     const float *panels; /* B: [n / COLS][words][COLS] */
-    char *c;             /* NULL: sums stay in acc */
+    char *c;             /* NULL: what is there need not be at hand */
+    bool puts;           /* sums go to c; else they stay in acc */
     int64_t m, n;
     int64_t next; /* bytes from its rows of A to those multiplied next, or 0 */
 };
@@ -249,10 +252,11 @@ WIDE static void multiply(const struct tile *tile, float *acc, struct source *so
                                    .row = row,
                                    .columns = least(COLS, tile->n - j),
                                    .gemm = g};
-            if (w + some == words && tile->c != NULL) {
-                to.c = tile->c + r0 * row + j * element;
-                prefetch_rows(to.c, row, g->past ? 0 : rows, to.columns * element);
+            char *const c = tile->c == NULL ? NULL : tile->c + r0 * row + j * element;
+            if (w + some == words && c != NULL && !g->past) {
+                prefetch_rows(c, row, rows, to.columns * element);
             }
+            to.c = w + some == words && tile->puts ? c : NULL;
             wide_kernel(rows, &to, here, b, some, ahead);
         }
     }
@@ -273,7 +277,8 @@ struct product {
 
 /* A thread's own panels, which nobody else reads. */
 struct worker {
-    float *a, *b;                  /* [words][TILE_M], [columns / COLS][words][COLS] */
+    float *a, *b;                  /* [words][TILE_M], deep: [tiles][KW][TILE_M];
+                                      [columns / COLS][words][COLS] */
     float *sums;                   /* deep: [columns / WIDE_TILE_N][rows][WIDE_TILE_N] */
     const struct product *product; /* b: of this one's columns from `col` on */
     int64_t col;
@@ -319,16 +324,18 @@ static void run_rows(struct worker *self, int64_t row, int64_t m, int64_t n, boo
     const struct gemm *g = self->product->gemm;
     const int64_t words = words_of(g), out = (int64_t)dtype_bytes(g->c_dtype);
     float acc[HIGH_M * WIDE_TILE_N] __attribute__((aligned(64)));
-    struct tile tile = {.gemm = g, .left = left_of(g, self, row, m), .m = m};
+    struct tile tile = {.gemm = g,
+                        .left = left_of(g, self, row, m),
+                        .puts = g->fixed == NULL && g->exp == NULL,
+                        .m = m};
     for (int64_t j = 0; j < n; j += WIDE_TILE_N) {
         const int64_t col = self->col + j;
         tile.panels = self->b + j * words;
-        tile.c =
-            g->fixed == NULL && g->exp == NULL ? (char *)g->c + (row * g->c_row + col) * out : NULL;
+        tile.c = g->exp == NULL ? (char *)g->c + (row * g->c_row + col) * out : NULL;
         tile.n = least(WIDE_TILE_N, n - j);
         tile.next = last || j + tile.n < n ? 0 : m * tile.left.row;
         multiply(&tile, acc, &self->source);
-        if (tile.c == NULL) {
+        if (!tile.puts) {
             wide_finish_rows(g, row, col, acc, m, tile.n);
         }
     }
@@ -379,8 +386,10 @@ static void run_slice(struct worker *self, const struct part *part, int64_t w, i
     const struct operand a = operand_of(&slice, true), b = operand_of(&slice, false);
     const bool packs = packs_a(&slice), fills = packs && j == 0;
     const int64_t tiles = up(part->rows, packs ? TILE_M : HIGH_M);
-    struct tile tile = {
-        .gemm = &slice, .panels = self->b, .n = least(WIDE_TILE_N, part->columns - j)};
+    struct tile tile = {.gemm = &slice,
+                        .panels = self->b,
+                        .puts = true,
+                        .n = least(WIDE_TILE_N, part->columns - j)};
     wide_pack_columns(self->b, &b, part->col + j, tile.n);
     self->source = columns_after(part, w, j);
     for (int64_t i = 0; i < tiles; i++) {
@@ -397,7 +406,7 @@ static void run_slice(struct worker *self, const struct part *part, int64_t w, i
                                                a.step * word_elements(slice.way)};
         tile.next = i + 1 < tiles ? tile.m * tile.left.row : 0;
         tile.c = (char *)slice.c + r0 * WIDE_TILE_N * (int64_t)sizeof(float);
-        multiply(&tile, NULL, &self->source);
+        multiply(&tile, self->sums, &self->source);
     }
 }
 
@@ -455,7 +464,7 @@ static bool is_deep(const struct gemm *g)
 {
     const int64_t words = words_of(g);
     return !g->varies &&
-           (g->a_col != 1 ? words > KW && g->m <= DEEP_LONGEST : words > DEEP_WORDS && even(g));
+           (g->a_col != 1 ? words > KW && g->m <= DEEP_M : words > DEEP_WORDS && even(g));
 }
 
 /* Tasks that take so many threads the least time. */
@@ -463,14 +472,14 @@ static struct product deep_product(const struct gemm *g, int64_t first, int thre
 {
     struct product best = {.gemm = g, .deep = true, .first = first, .band = g->m};
     int64_t shortest = INT64_MAX;
-    for (int64_t across = 1; across <= up(g->n, WIDE_TILE_N); across++) {
+    for (int64_t across = up(g->n, DEEP_COLUMNS); across <= up(g->n, WIDE_TILE_N); across++) {
         const int64_t columns = up(up(g->n, across), WIDE_TILE_N) * WIDE_TILE_N,
                       most = least(DEEP_ROWS, DEEP_SUMS / columns), few = up(g->m, most),
                       wanted = up(threads, across), down = wanted > few ? wanted : few,
                       rows = up(g->m, down),
                       turns = up(up(g->m, rows) * up(g->n, columns), threads),
                       time = turns * (rows * columns + DEEP_PACKED * (rows + columns));
-        if (most > 0 && time < shortest) {
+        if (time < shortest) {
             shortest = time;
             best.columns = columns;
             best.across = up(g->n, columns);

@@ -7,7 +7,7 @@
 #include "kernels/cpu/gemm.h"
 #include "kernels/cpu/rows.h"
 
-/* Bytes of a word's powers that go through together: of 2048 rows in bf16, 1024 in f32; how far
+/* Bytes of a column's powers that go through together: of 2048 rows in bf16, 1024 in f32; how far
  * above the shift a logit may be: no sum of powers nears the largest number, no row over it the
  * smallest; columns of dW that a thread adds labels to. */
 enum { CHUNK_BYTES = 4096, MOST = 30, COLUMNS = 64 };

@@ -75,7 +75,7 @@ struct gemm gemm_weight(float *dw, struct tensor dy, struct tensor x)
                          .b_dtype = x.dtype,
                          .c_dtype = DTYPE_F32,
                          .add = true,
-                         .vast = gemm_is_vast(out, in)};
+                         .sums_tokens = true};
 }
 
 void cpu_linear_forward(struct device *device, struct tensor y, struct tensor x, struct tensor w,

@@ -1,6 +1,6 @@
 /* wide_finish: where sums of the wide kernel (gemm_wide.h) go: to C as it is stored, or added to
- * it, out of its registers; a tile at a time to integers, or, as powers, to the softmax of a head.
- * x86-64 only. */
+ * it, out of its registers; a tile at a time to integers, as powers to the softmax of a head, or
+ * where they had been added up (deep products). x86-64 only. */
 #ifndef KERNELS_CPU_WIDE_FINISH_H
 #define KERNELS_CPU_WIDE_FINISH_H
 

@@ -32,7 +32,8 @@ struct wide_sums {
     float *acc; /* [rows][WIDE_TILE_N] */
     bool more;
     char *c;
-    int64_t row, columns; /* bytes from row to row */
+    int64_t row; /* bytes from row to row */
+    int64_t columns;
     const struct gemm *gemm;
 };
 

@@ -89,8 +89,7 @@ static void test_refused(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {SCRATCH_TEST(test_columns),
-                                       SCRATCH_TEST(test_growth),
+    const struct CMUnitTest tests[] = {SCRATCH_TEST(test_columns), SCRATCH_TEST(test_growth),
                                        SCRATCH_TEST(test_refused)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

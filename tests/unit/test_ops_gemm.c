@@ -16,7 +16,7 @@ static const struct group linears[] = {
     {1, 5, 3, 0, {0, 0}},       {1, 1, 1, 0, {0, 1}},      {1, 33, 17, 0, {0, 1}},
     {1, 5, 3, 0, {0, 7}},       {1, 64, 48, 0, {0, 33}},   {1, 130, 71, 0, {0, 65}},
     {1, 1, 40, 0, {0, 31}},     {1, 40, 1, 0, {0, 32}},    {1, 257, 259, 0, {0, 97}},
-    {1, 16, 96, 0, {0, 64}},    {1, 600, 11, 0, {0, 34}},  {1, 9, 40, 0, {0, 4300}},
+    {1, 16, 96, 0, {0, 64}},    {1, 600, 11, 0, {0, 34}},  {1, 10, 40, 0, {0, 4300}},
     {1, 150, 70, 0, {0, 1100}}, {1, 3, 8300, 0, {0, 115}}, {1, 8300, 17, 0, {0, 5}},
 };
 static const struct group groups[] = {
@@ -40,6 +40,8 @@ static const struct group groups[] = {
 static const struct group tasks = {8, 860, 1720, 0, {0, 113, 226, 339, 452, 565, 678, 791, 904}},
                           tasks_of_rows = {
                               8, 3, 1050, 0, {0, 999, 1999, 2999, 3999, 4999, 5999, 6999, 7999}};
+/* A gradient of weights in several parts of both, the last of each smaller, and k odd. */
+static const struct group deep = {1, 300, 600, 0, {0, 1101}};
 /* f32 by bf16: more than a tile's rows, k beyond a block's. */
 static const struct group routers[] = {{1, 40, 600, 0, {0, 300}}, {1, 33, 20, 0, {0, 1060}}};
 enum { LINEARS = sizeof linears / sizeof linears[0], GROUPS = sizeof groups / sizeof groups[0] };
@@ -417,6 +419,49 @@ static void run_tasks(struct check *c, const void *args)
     }
 }
 
+/* -2 to 2: sums of their products are exact in any order. */
+static struct tensor integers(struct check *c, const char *name, int64_t rows, int64_t cols)
+{
+    struct tensor t = check_tensor(c, name, c->dtype, rows, cols);
+    for (int64_t i = 0; i < rows * cols; i++) {
+        check_set(&t, i, floor(rng_uniform(c->seed + (uint64_t)cols, (uint64_t)i) * 5) - 2);
+    }
+    return t;
+}
+
+/* A gradient of weights is exact, by as many threads as there are, and by 5. */
+static void run_deep(struct check *c, const void *args)
+{
+    const struct group *g = args;
+    const struct device_options options = {.name = "cpu", .threads = 5};
+    const int64_t tokens = rows_of(g);
+    name_case(c, "linear_backward_weight of integers", g);
+    const struct tensor dy = integers(c, "dy", tokens, g->out), x = integers(c, "x", tokens, g->in),
+                        dw = check_tensor(c, "dw", DTYPE_F32, g->out, g->in),
+                        many = check_tensor(c, "dw of many", DTYPE_F32, g->out, g->in),
+                        expected = check_tensor(c, "expected", DTYPE_F32, g->out, g->in);
+    double *const left = check_values(c, dy), *const right = check_values(c, x);
+    struct device *device;
+    for (int64_t i = 0; i < g->out * g->in; i++) {
+        ((float *)dw.data)[i] = ((float *)many.data)[i] = ((float *)expected.data)[i] = 3;
+    }
+    for (int64_t n = 0; n < tokens; n++) {
+        for (int64_t o = 0; o < g->out; o++) {
+            float *const row = (float *)expected.data + o * g->in;
+            const float factor = (float)left[n * g->out + o];
+            for (int64_t i = 0; i < g->in; i++) {
+                row[i] += factor * (float)right[n * g->in + i];
+            }
+        }
+    }
+    c->ops->linear_backward_weight(c->device, dw, dy, x);
+    check_exact(c, "dw", dw, expected, "of integers");
+    assert_int_equal(device_open(&device, &options), STATUS_OK);
+    c->ops->linear_backward_weight(device, many, dy, x);
+    check_exact(c, "dw", many, expected, "of integers, by 5 threads");
+    device_close(device);
+}
+
 /* --- tests --- */
 
 static void run_all(void **state, void (*run)(struct check *, const void *),
@@ -474,6 +519,11 @@ static void test_tasks(void **state)
     check_run(*state, run_grouped_backward_weight, &tasks_of_rows, 0);
 }
 
+static void test_deep(void **state)
+{
+    check_run(*state, run_deep, &deep, CHECK_BF16 | CHECK_VECTORS);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -486,6 +536,7 @@ int main(void)
         cmocka_unit_test(test_grouped_backward_weight),
         cmocka_unit_test(test_grouped_first_weight),
         cmocka_unit_test(test_tasks),
+        cmocka_unit_test(test_deep),
     };
     return cmocka_run_group_tests(tests, check_open, check_close_devices);
 }

@@ -138,20 +138,20 @@ static const size_t MIB = (size_t)1 << 20, GPU_CONTEXT_MIB = 600, GPU_PRODUCTS_M
                     GPU_GROUP_MIB = 350, GPU_ATTENTION_MIB = 1024;
 /* CPU: the program with its libraries, what a thread adds, what Open MPI has of its own where there
  * are several ranks, and the rows whose logits are in memory at a time
- * (kernels/cpu/cross_entropy.c); of the wide head, the bytes of powers of a word, and the columns
+ * (kernels/cpu/cross_entropy.c); of the wide head, the bytes of powers of a column, and the columns
  * of a piece of them (kernels/cpu/head_wide.c). Measured: docs/plan.md. */
 static const size_t CPU_PROGRAM_MIB = 34, CPU_THREAD_MIB = 1, CPU_RANKS_MIB = 13,
                     CPU_LOSS_ROWS = 1024, CPU_WIDE_BYTES = 4096, CPU_PIECE_COLUMNS = 128,
                     CPU_VAST_RATIO = 16;
 /* Of the wide kernel (kernels/cpu/gemm_wide.c): tasks of a thread; rows of a tile; what a thread
- * packs of B, columns at least and bytes, where A is read as it stands, and where its rows are
- * packed, too, so many at a time. */
+ * packs of B, columns where A is read as it stands, columns and bytes where its rows are packed,
+ * too, so many at a time. */
 static const size_t CPU_TASKS = 16, CPU_TILE_ROWS = 112, CPU_NEAR_COLUMNS = 128,
-                    CPU_NEAR_BYTES = (size_t)256 << 10, CPU_FAR_COLUMNS = 256,
-                    CPU_FAR_BYTES = (size_t)2 << 20, CPU_PACKED_ROWS = 56;
+                    CPU_FAR_COLUMNS = 256, CPU_FAR_BYTES = (size_t)2 << 20, CPU_PACKED_ROWS = 56;
 /* Of its deep products: panels and sums of a thread; bytes of k from which on others than gradients
- * of weights are deep. */
-static const size_t CPU_DEEP_BYTES = (size_t)2400 << 10, CPU_DEEP_WORD_BYTES = 16384;
+ * of weights are deep; rows up to which these are. */
+static const size_t CPU_DEEP_BYTES = (size_t)2400 << 10, CPU_DEEP_K_BYTES = 16384,
+                    CPU_DEEP_M = 4096;
 /* Tokens of the busiest expert, of an even share. */
 static const size_t CPU_BUSIEST = 4;
 /* Of a save, for each tensor of the checkpoint: what HDF5 and the manifest have of it. Measured. */
@@ -249,23 +249,21 @@ static size_t far_panels(size_t tokens, size_t columns, size_t panel)
            CPU_PACKED_ROWS * tokens * panel;
 }
 
-/* A thread's panels of a layer's products; in f32 oneDNN makes those of dense layers, but for
- * gradients of weights. */
+/* A thread's panels and sums of a layer's products: of experts, and of gradients of weights with so
+ * many rows that they are not deep. Any but these have room in what a deep product has. */
 static size_t layers_of_cpu(const struct config *config, const struct architecture *arch,
                             bool widened, size_t rows)
 {
-    const bool narrow = config->train.precision != CONFIG_FP32;
     const size_t local = (size_t)(arch->experts / config->parallel.ep),
                  inner = (size_t)(arch->expert_width / config->parallel.etp),
                  width = (size_t)arch->width, slots = rows * (size_t)arch->top_k,
-                 head = (size_t)(arch->qk_dim > arch->v_dim ? arch->qk_dim : arch->v_dim),
-                 dense = most(2 * (size_t)arch->dense_width, (size_t)arch->heads * head),
-                 longest = most(most(width, 2 * inner), narrow ? dense : 0),
-                 panel = panel_of(config, widened),
+                 dense = 2 * (size_t)arch->dense_width, panel = panel_of(config, widened),
+                 longest = most(width, 2 * inner),
                  busiest = local > 0 ? least(slots, CPU_BUSIEST * slots / local) : 0,
-                 experts = local > 0 ? far_panels(busiest, most(width, inner), panel) : 0;
-    return most(most(CPU_NEAR_BYTES, CPU_NEAR_COLUMNS * longest * panel),
-                most(experts, CPU_DEEP_BYTES));
+                 experts = local > 0 ? most(CPU_NEAR_COLUMNS * longest * panel,
+                                            far_panels(busiest, most(width, inner), panel))
+                                     : 0;
+    return CPU_DEEP_BYTES + most(experts, dense > CPU_DEEP_M ? far_panels(rows, width, panel) : 0);
 }
 
 /* A thread's panels of the wide head's products: of its gradient of inputs so many columns that all
@@ -276,7 +274,7 @@ static size_t vast_panels(size_t rows, size_t vocab, size_t width, size_t thread
                  few = tiles * width / (CPU_TASKS * threads),
                  columns = least(CPU_NEAR_COLUMNS, (few / 32 + 1) * 32),
                  inputs =
-                     vocab * panel > CPU_DEEP_WORD_BYTES ? CPU_DEEP_BYTES : columns * vocab * panel;
+                     vocab * panel > CPU_DEEP_K_BYTES ? CPU_DEEP_BYTES : columns * vocab * panel;
     return most(inputs, far_panels(rows, width, panel));
 }
 
