@@ -131,27 +131,13 @@ static bool rows_invariant(struct cpu_device *device, enum dtype dtype, bool *na
     return same;
 }
 
-/* Sums over so many of k, of all that is in `a` and `b`: as a gradient of weights, or forward. */
+/* Sums over so many of k: as a gradient of weights, or forward. */
 enum { SUMS_M = 96, SUMS_N = 64, SUMS_K = 4096 };
-static struct gemm sums_of(const char *a, const char *b, float *c, enum dtype dtype, int64_t k,
-                           bool gradient)
+static struct gemm sums_of(char *a, char *b, float *c, enum dtype dtype, int64_t k, bool gradient)
 {
-    return (struct gemm){.m = SUMS_M,
-                         .n = SUMS_N,
-                         .k = k,
-                         .a = a,
-                         .b = b,
-                         .c = c,
-                         .a_row = gradient ? 1 : SUMS_K,
-                         .a_col = gradient ? SUMS_M : 1,
-                         .b_row = gradient ? SUMS_N : 1,
-                         .b_col = gradient ? 1 : SUMS_K,
-                         .c_row = SUMS_N,
-                         .a_dtype = dtype,
-                         .b_dtype = dtype,
-                         .c_dtype = DTYPE_F32,
-                         .add = gradient,
-                         .sums_tokens = gradient};
+    return gradient ? gemm_weight(c, tensor_2d(a, dtype, k, SUMS_M), tensor_2d(b, dtype, k, SUMS_N))
+                    : gemm_forward(tensor_2d(c, DTYPE_F32, SUMS_M, SUMS_N),
+                                   tensor_2d(a, dtype, SUMS_M, k), tensor_2d(b, dtype, SUMS_N, k));
 }
 
 /* Whether sums are the same bits with any number of threads: nothing but k may decide how they are
@@ -235,8 +221,10 @@ static void open_onednn(struct cpu_device *device, bool layout)
     };
     device_fact(info, "gemm", "%s", device->onednn != NULL ? kernels[device->wide] : "own");
     device_fact(info, "bf16_gemm", "%s",
-                device->onednn != NULL && bf16 && device->wide != CPU_WIDE_WIDENED ? "native"
-                                                                                   : "float32");
+                device->wide == CPU_WIDE_PAIRS ||
+                        (device->wide == CPU_WIDE_OFF && device->onednn != NULL && bf16)
+                    ? "native"
+                    : "float32");
     device_fact(info, "loops", "%s", loops());
 }
 
