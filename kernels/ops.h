@@ -104,6 +104,14 @@ struct router_counts {
     int64_t *group;  /* [rows, loss_groups] tokens that chose an expert of the group */
 };
 
+/* Which logits of a token have gradients: those of its choice, and of all others, what `rest` says.
+ */
+struct router_chosen {
+    const int32_t *expert; /* [N,top_k], K different ones; NULL: nothing is said, all may have */
+    int64_t top_k;
+    bool rest; /* the others have some too, which a device may round to act; else theirs are 0 */
+};
+
 /* How moments (AdamW's two, Muon's one) are kept. F32, or BF16 with stochastic rounding: the new
  * value, computed in f32, is rounded up or down with the odds that make it right on average.
  * Rounding to nearest would not do: near 1 - beta < 2^-9 the step towards a smaller square is less
@@ -282,9 +290,11 @@ struct ops {
 
     /* logits[N,E] f32 = x[N,C] act w[E,C]^T act, accumulated in f32. */
     void (*router_logits)(struct device *, struct tensor logits, struct tensor x, struct tensor w);
-    /* dx[N,C] act ADDS dlogits w; dw[E,C] f32 adds dlogits^T x. */
+    /* dx[N,C] act ADDS dlogits w; dw[E,C] f32 adds dlogits^T x. What chosen says may spare a
+     * device work; one that rounds the rest may round dx twice. */
     void (*router_logits_backward)(struct device *, struct tensor dx, struct tensor dw,
-                                   struct tensor dlogits, struct tensor x, struct tensor w);
+                                   struct tensor dlogits, struct tensor x, struct tensor w,
+                                   struct router_chosen chosen);
     /* Scores of the logits, the K experts with the largest score + bias in the allowed groups
      * (ties: lowest index; bias f32 [E] or NULL, used for nothing else), their weights from the
      * bare scores. expert int32 [N,K] by falling score + bias, weight f32 [N,K], score f32 [N,E],

@@ -255,9 +255,10 @@ static void iv_route(struct invariance *v, bool sigmoid)
     v->ops->router_forward(v->device, expert.data, weight.data, score.data, lse, counts,
                            logits.data, sigmoid ? bias.data : NULL, shape);
     v->ops->router_backward(v->device, dlogits.data, dweight.data, expert.data, weight.data,
-                            score.data, logits.data, lse, aux, 0.125F, shape);
+                            score.data, logits.data, lse, aux, sigmoid ? 0 : 0.125F, shape);
+    const struct router_chosen chosen = {.expert = expert.data, .top_k = IV_TOP, .rest = !sigmoid};
     v->ops->router_logits_backward(v->device, dx, invariance_sum(v, DTYPE_F32, experts, v->width),
-                                   dlogits, x, w);
+                                   dlogits, x, w, chosen);
     v->ops->router_sums(v->device, invariance_out(v, DTYPE_F64, experts).data, score.data, shape);
 }
 

@@ -24,6 +24,7 @@ enum cpu_slot {
     CPU_SLOT_SHARE,    /* shares of a loop's tasks (share.h) */
     CPU_SLOT_ATTENTION,
     CPU_SLOT_LOSS,
+    CPU_SLOT_ROUTER,
     CPU_SLOT_FP8, /* operands of FP8 products as numbers */
     CPU_SLOT_OTHER,
     CPU_SLOTS
@@ -107,7 +108,8 @@ void cpu_mla_decode(struct device *, void *o, const void *q, const void *w_kv_b,
                     const struct decode_shape *shape);
 void cpu_router_logits(struct device *, struct tensor logits, struct tensor x, struct tensor w);
 void cpu_router_logits_backward(struct device *, struct tensor dx, struct tensor dw,
-                                struct tensor dlogits, struct tensor x, struct tensor w);
+                                struct tensor dlogits, struct tensor x, struct tensor w,
+                                struct router_chosen chosen);
 void cpu_router_forward(struct device *, int32_t *expert, float *weight, float *score, float *lse,
                         struct router_counts counts, const float *logits, const float *bias,
                         struct router_shape shape);

@@ -102,20 +102,6 @@ void cpu_linear_backward_weight(struct device *device, struct tensor dw, struct 
     gemm_run(device, &gemm, 1);
 }
 
-void cpu_router_logits(struct device *device, struct tensor logits, struct tensor x,
-                       struct tensor w)
-{
-    assert(logits.dtype == DTYPE_F32);
-    cpu_linear_forward(device, logits, x, w, false);
-}
-
-void cpu_router_logits_backward(struct device *device, struct tensor dx, struct tensor dw,
-                                struct tensor dlogits, struct tensor x, struct tensor w)
-{
-    cpu_linear_backward_input(device, dx, dlogits, w, true);
-    cpu_linear_backward_weight(device, dw, dlogits, x);
-}
-
 enum pass { PASS_FORWARD, PASS_INPUT, PASS_WEIGHT, PASS_FIRST_WEIGHT };
 
 static void clear_matrix(struct device *device, void *dw, struct tensor dy, struct tensor x)

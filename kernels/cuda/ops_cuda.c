@@ -58,8 +58,10 @@ static void router_logits(struct device *device, struct tensor logits, struct te
 }
 
 static void router_logits_backward(struct device *device, struct tensor dx, struct tensor dw,
-                                   struct tensor dlogits, struct tensor x, struct tensor w)
+                                   struct tensor dlogits, struct tensor x, struct tensor w,
+                                   struct router_chosen chosen)
 {
+    (void)chosen; /* all of dlogits: one product */
     struct cuda_device *self = cuda_begin(device, "router_logits_backward");
     cuda_router_logits_backward(self->stream, dx, dw, dlogits, x, w);
     cuda_end(self);

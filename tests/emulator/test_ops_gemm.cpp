@@ -231,7 +231,8 @@ static bool router(struct device *device, enum dtype dtype, int shift)
         operand &dw = c.random("dw", DTYPE_F32, experts, width);
         c.upload();
         c.ops->router_logits(device, logits.cpu, x.cpu, w.cpu);
-        c.ops->router_logits_backward(device, dx.cpu, dw.cpu, dlogits.cpu, x.cpu, w.cpu);
+        c.ops->router_logits_backward(device, dx.cpu, dw.cpu, dlogits.cpu, x.cpu, w.cpu,
+                                      router_chosen{});
         cuda_router_logits(nullptr, logits.cuda, x.cuda, w.cuda);
         cuda_router_logits_backward(nullptr, dx.cuda, dw.cuda, dlogits.cuda, x.cuda, w.cuda);
         c.download();

@@ -244,7 +244,7 @@ static void run_router_logits(struct check *c, const void *args)
     c->ops->router_logits(c->device, logits, x, w);
     check_close(c, "logits", logits, expected, sum_error(g->in));
     name_case(c, "router_logits_backward", g);
-    c->ops->router_logits_backward(c->device, dx, dw, dlogits, x, w);
+    c->ops->router_logits_backward(c->device, dx, dw, dlogits, x, w, (struct router_chosen){0});
     check_close(c, "dx", dx, dx_expected, sum_error(g->out));
     check_close(c, "dw", dw, dw_expected, sum_error(rows));
     slopes(c, "dx", dx, dx_before, r.x, &r, sum_error(g->out));
@@ -257,7 +257,7 @@ static void run_router_logits(struct check *c, const void *args)
                             d = check_copy(c, "dx part", tensor_rows(&before, p.first, p.count)),
                             sink = check_random(c, "dw", DTYPE_F32, g->out, g->in, 3);
         c->ops->router_logits(c->device, y, in, w);
-        c->ops->router_logits_backward(c->device, d, sink, dy, in, w);
+        c->ops->router_logits_backward(c->device, d, sink, dy, in, w, (struct router_chosen){0});
         check_exact(c, "logits", y, tensor_rows(&logits, p.first, p.count), "depends on others");
         check_exact(c, "dx", d, tensor_rows(&dx, p.first, p.count), "depends on other rows");
     }

@@ -78,7 +78,7 @@ static void mixtral_init(struct architecture *arch, const struct config *config)
     arch->experts = config->model.num_local_experts;
     arch->expert_width = config->model.intermediate_size;
     arch->groups = arch->top_groups = arch->loss_groups = arch->loss_top_groups = 1;
-    arch->normalize = true;
+    arch->normalize = arch->router_rounds = true;
     arch->scale = 1;
     arch->jitter = (float)config->model.router_jitter_noise;
     arch->capacity_groups = arch->experts;

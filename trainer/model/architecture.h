@@ -48,8 +48,10 @@ struct architecture {
     bool sigmoid;               /* else softmax */
     int64_t groups, top_groups; /* of routing; 1: all experts compete */
     bool normalize;
-    float scale;   /* of the chosen weights */
-    bool has_bias; /* e_score_correction_bias, used for selection only */
+    bool router_rounds; /* its products are of act's numbers, as in the model's own code; else f32
+                           (models.md 2.7) */
+    float scale;        /* of the chosen weights */
+    bool has_bias;      /* e_score_correction_bias, used for selection only */
     float jitter;
     int64_t loss_groups, loss_top_groups; /* D and M of the device and communication losses */
     int64_t capacity_groups; /* what a capacity is of: experts, or V2's device groups */

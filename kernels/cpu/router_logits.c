@@ -1,0 +1,141 @@
+/* Products of the router: logits, and their way back, dense or of the chosen experts alone. */
+#include <assert.h>
+#include <string.h>
+
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/rows.h"
+
+/* A sum over the tokens of an expert is of chains of CHAIN tokens, added. Up to FEW experts for
+ * each chosen one, one product of them all costs as little. */
+enum { PART = CPU_COMBINE_PART, CHAIN = 512, FEW = 4 };
+
+/* Gradients of the logits of the chosen experts. */
+struct chosen {
+    const float *dlogits; /* [N,experts] */
+    int64_t experts, top_k;
+    const int32_t *expert; /* [N,top_k] */
+    int64_t *offset;       /* [experts + 1] and */
+    int32_t *token;        /* [N*top_k]: the tokens of each expert, rising */
+    uint16_t *rest;        /* [N,experts] bf16 of the other experts, 0 of the chosen; or NULL */
+};
+
+void cpu_router_logits(struct device *device, struct tensor logits, struct tensor x,
+                       struct tensor w)
+{
+    assert(logits.dtype == DTYPE_F32);
+    cpu_linear_forward(device, logits, x, w, false);
+}
+
+/* dx[N,C] += dlogits w, rows of w in the order of the choice. */
+static void chosen_input(struct device *device, struct tensor dx, struct tensor w,
+                         const struct chosen *chosen)
+{
+    const int64_t width = dx.dim[1], top_k = chosen->top_k;
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t n = 0; n < dx.dim[0]; n++) {
+        const float *slope = chosen->dlogits + n * chosen->experts;
+        float room[PART], in[PART];
+        for (int64_t i = 0; i < width; i += PART) {
+            const int64_t count = width - i < PART ? width - i : PART, at = n * width + i;
+            float *sum = dx.dtype == DTYPE_F32 ? (float *)dx.data + at : room;
+            if (sum == room) {
+                row_load(room, dx.data, dx.dtype, at, count);
+            }
+            for (int64_t k = 0; k < top_k; k++) {
+                const int32_t e = chosen->expert[n * top_k + k];
+                row_add_scaled(sum, row_view(in, w.data, w.dtype, e * width + i, count), slope[e],
+                               count);
+            }
+            if (sum == room) {
+                row_store(dx.data, dx.dtype, at, room, count);
+            }
+        }
+    }
+}
+
+/* dw[count], elements [first, first + count) of expert e's row, += dlogits^T x. */
+static void chosen_weight_part(float *dw, struct tensor x, const struct chosen *chosen, int64_t e,
+                               int64_t first, int64_t count)
+{
+    float sum[PART], in[PART];
+    const int64_t end = chosen->offset[e + 1];
+    for (int64_t chain = chosen->offset[e]; chain < end; chain += CHAIN) {
+        memset(sum, 0, sizeof sum);
+        for (int64_t r = chain; r < end && r < chain + CHAIN; r++) {
+            const int64_t n = chosen->token[r];
+            row_add_scaled(sum, row_view(in, x.data, x.dtype, n * x.dim[1] + first, count),
+                           chosen->dlogits[n * chosen->experts + e], count);
+        }
+        row_add_scaled(dw, sum, 1.0F, count);
+    }
+}
+
+/* dw[E,C] += dlogits^T x; experts differ in tokens, so threads take parts of rows as they come. */
+static void chosen_weight(struct device *device, struct tensor dw, struct tensor x,
+                          const struct chosen *chosen)
+{
+    const int64_t width = x.dim[1], parts = (width + PART - 1) / PART;
+#pragma omp parallel for num_threads(device->threads) schedule(dynamic)
+    for (int64_t task = 0; task < chosen->experts * parts; task++) {
+        const int64_t e = task / parts, first = task % parts * PART,
+                      count = width - first < PART ? width - first : PART;
+        chosen_weight_part((float *)dw.data + e * width + first, x, chosen, e, first, count);
+    }
+}
+
+/* Offsets, tokens, what sorting leaves besides, and rest. */
+static void chosen_rooms(struct device *device, struct chosen *chosen, int64_t tokens, bool rest)
+{
+    const size_t slots = (size_t)(tokens * chosen->top_k), experts = (size_t)chosen->experts,
+                 cells = rest ? (size_t)tokens * experts : 0;
+    char *room = cpu_scratch(device, CPU_SLOT_ROUTER,
+                             (experts + 1) * sizeof(int64_t) + 2 * slots * sizeof(int32_t) +
+                                 cells * sizeof(uint16_t));
+    chosen->offset = (int64_t *)(void *)room;
+    chosen->token = (int32_t *)(void *)(chosen->offset + experts + 1);
+    chosen->rest = rest ? (uint16_t *)(void *)(chosen->token + 2 * slots) : NULL;
+    cpu_expert_sort(device, chosen->offset, chosen->token, chosen->token + slots, chosen->expert,
+                    (int64_t)slots, chosen->top_k, chosen->experts);
+}
+
+static struct tensor round_rest(struct device *device, const struct chosen *chosen, int64_t tokens)
+{
+    const int64_t experts = chosen->experts, top_k = chosen->top_k;
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t n = 0; n < tokens; n++) {
+        row_store(chosen->rest, DTYPE_BF16, n * experts, chosen->dlogits + n * experts, experts);
+        for (int64_t k = 0; k < top_k; k++) {
+            chosen->rest[n * experts + chosen->expert[n * top_k + k]] = 0;
+        }
+    }
+    return tensor_2d(chosen->rest, DTYPE_BF16, tokens, experts);
+}
+
+static void backward(struct device *device, struct tensor dx, struct tensor dw, struct tensor dy,
+                     struct tensor x, struct tensor w)
+{
+    cpu_linear_backward_input(device, dx, dy, w, true);
+    cpu_linear_backward_weight(device, dw, dy, x);
+}
+
+void cpu_router_logits_backward(struct device *device, struct tensor dx, struct tensor dw,
+                                struct tensor dlogits, struct tensor x, struct tensor w,
+                                struct router_chosen said)
+{
+    const bool pairs = x.dtype == DTYPE_BF16 && cpu_device_of(device)->wide == CPU_WIDE_PAIRS;
+    struct chosen chosen = {.dlogits = dlogits.data,
+                            .experts = dlogits.dim[1],
+                            .top_k = said.top_k,
+                            .expert = said.expert};
+    assert(dlogits.dtype == DTYPE_F32 && dw.dtype == DTYPE_F32 && dlogits.dim[0] == x.dim[0]);
+    if (said.expert == NULL || chosen.experts <= FEW * said.top_k || (said.rest && !pairs)) {
+        backward(device, dx, dw, dlogits, x, w);
+        return;
+    }
+    chosen_rooms(device, &chosen, x.dim[0], said.rest);
+    if (said.rest) {
+        backward(device, dx, dw, round_rest(device, &chosen, x.dim[0]), x, w);
+    }
+    chosen_input(device, dx, w, &chosen);
+    chosen_weight(device, dw, x, &chosen);
+}
