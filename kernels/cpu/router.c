@@ -6,16 +6,37 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/vector_math.h"
 
-enum { MAX_EXPERTS = 4096 };
+enum { MAX_EXPERTS = 4096, LANES = 16 };
 static const float TINY = 1e-20F; /* in published denominators; changes no normal sum */
+
+/* GCC does not make vectors of loops that keep a largest value: these are written as such. */
+typedef float floats __attribute__((vector_size(LANES * sizeof(float))));
+typedef int32_t ints __attribute__((vector_size(LANES * sizeof(int32_t))));
+
+CPU_CLONES static float most_of(const float *x, int64_t count)
+{
+    float most = x[0];
+    int64_t i = 0;
+    floats lane = most - (floats){0};
+    for (; i + LANES <= count; i += LANES) {
+        floats here;
+        memcpy(&here, x + i, sizeof here);
+        const ints more = here > lane;
+        lane = (floats)(((ints)here & more) | ((ints)lane & ~more));
+    }
+    for (; i < count; i++) {
+        most = x[i] > most ? x[i] : most;
+    }
+    for (int j = 0; j < LANES; j++) {
+        most = lane[j] > most ? lane[j] : most;
+    }
+    return most;
+}
 
 /* The sum of exp(x - most) and most itself: log-sum-exp is most + log(sum). */
 static float exp_row(float *out, const float *logits, int64_t experts, float *sum)
 {
-    float most = logits[0];
-    for (int64_t e = 1; e < experts; e++) {
-        most = logits[e] > most ? logits[e] : most;
-    }
+    const float most = most_of(logits, experts);
     *sum = 0;
     for (int64_t e = 0; e < experts; e++) {
         out[e] = expf(logits[e] - most);
@@ -28,6 +49,13 @@ CPU_CLONES static void sigmoid_row(float *score, const float *logits, int64_t ex
 {
     for (int64_t e = 0; e < experts; e++) {
         score[e] = fast_sigmoid(logits[e]);
+    }
+}
+
+CPU_CLONES static void divide_row(float *score, float sum, int64_t experts)
+{
+    for (int64_t e = 0; e < experts; e++) {
+        score[e] /= sum;
     }
 }
 
@@ -49,14 +77,13 @@ static void score_row(float *score, float *lse, const float *logits,
         sigmoid_row(score, logits, experts);
         return;
     }
-    for (int64_t e = 0; e < experts; e++) {
-        score[e] /= sum;
-    }
+    divide_row(score, sum, experts);
 }
 
 /* What experts compete with: score + bias. NaN stands below every number, so that K different
  * experts always come out. */
-static void candidates(float *out, const float *score, const float *bias, int64_t experts)
+CPU_CLONES static void candidates(float *out, const float *score, const float *bias,
+                                  int64_t experts)
 {
     for (int64_t e = 0; e < experts; e++) {
         const float value = bias != NULL ? score[e] + bias[e] : score[e];
@@ -65,15 +92,26 @@ static void candidates(float *out, const float *score, const float *bias, int64_
 }
 
 /* Index of the largest, the lowest among equals; -1 when all are -inf: taken or left out. */
-static int32_t largest(const float *value, int64_t count)
+CPU_CLONES static int32_t largest(const float *value, int64_t count)
 {
     float best = -INFINITY;
-    int32_t at = -1;
-    for (int32_t i = 0; i < count; i++) {
-        if (value[i] > best) {
-            best = value[i];
-            at = i;
-        }
+    int32_t i = 0, at = -1;
+    floats lane = best - (floats){0};
+    ints first = at - (ints){0}, index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (; i + LANES <= count; i += LANES, index += LANES) {
+        floats here;
+        memcpy(&here, value + i, sizeof here);
+        const ints more = here > lane;
+        lane = (floats)(((ints)here & more) | ((ints)lane & ~more));
+        first = (index & more) | (first & ~more);
+    }
+    for (int j = 0; j < LANES; j++) {
+        at = lane[j] > best || (lane[j] == best && first[j] < at) ? first[j] : at;
+        best = lane[j] > best ? lane[j] : best;
+    }
+    for (; i < count; i++) {
+        at = value[i] > best ? i : at;
+        best = value[i] > best ? value[i] : best;
     }
     return at;
 }
@@ -289,19 +327,21 @@ void cpu_router_backward(struct device *device, float *dlogits, const float *dwe
     }
 }
 
-/* Small inputs (a few MiB at most): one thread keeps the order fixed and is fast enough. */
+/* One thread sums a row of statistics: the order is fixed. */
 void cpu_router_sums(struct device *device, double *sums, const float *score,
                      struct router_shape shape)
 {
     const int64_t experts = shape.experts, rows = shape.tokens / shape.row_tokens;
-    (void)device;
     memset(sums, 0, (size_t)(rows * experts) * sizeof *sums);
-    for (int64_t n = 0; n < shape.tokens; n++) {
-        const float *own = score + n * experts;
-        double *out = sums + n / shape.row_tokens * experts;
-        const double divisor = shape.sigmoid ? (double)row_sum(own, experts) : 1;
-        for (int64_t e = 0; e < experts; e++) {
-            out[e] += (double)own[e] / divisor;
+#pragma omp parallel for num_threads(device->threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        double *out = sums + row * experts;
+        for (int64_t n = row * shape.row_tokens; n < (row + 1) * shape.row_tokens; n++) {
+            const float *own = score + n * experts;
+            const double divisor = shape.sigmoid ? (double)row_sum(own, experts) : 1;
+            for (int64_t e = 0; e < experts; e++) {
+                out[e] += (double)own[e] / divisor;
+            }
         }
     }
 }
