@@ -225,15 +225,20 @@ WIDE static void multiply(const struct tile *tile, float *acc, struct source *so
     const struct gemm *g = tile->gemm;
     const bool copies = copies_a(g), widened = g->way == GEMM_WIDENED;
     const int64_t words = words_of(g), blocks = up(tile->m, WIDE_ROWS), panels = up(tile->n, COLS),
-                  element = (int64_t)dtype_bytes(g->c_dtype), row = g->c_row * element;
+                  turn = copies ? panels : blocks, element = (int64_t)dtype_bytes(g->c_dtype),
+                  row = g->c_row * element;
     float copied[WIDE_ROWS * COPIED_ROW] __attribute__((aligned(64)));
+    int64_t first[HIGH_M / WIDE_ROWS + 1]; /* rows of blocks: no division where sums are short */
+    for (int64_t i = 0; i <= blocks; i++) {
+        first[i] = tile->m * i / blocks;
+    }
     for (int64_t w = 0; w < words; w += KW) {
         const int64_t some = least(KW, words - w);
         struct wide_left here = tile->left;
+        int64_t i = 0, panel = 0;
+        int64_t *const inner = copies ? &panel : &i, *const outer = copies ? &i : &panel;
         for (int64_t step = 0; step < blocks * panels; step++) {
-            const int64_t i = copies ? step / panels : step % blocks,
-                          j = (copies ? step % panels : step / blocks) * COLS;
-            const int64_t r0 = tile->m * i / blocks, rows = tile->m * (i + 1) / blocks - r0;
+            const int64_t j = panel * COLS, r0 = first[i], rows = first[i + 1] - r0;
             const struct place at = {.r0 = r0, .rows = rows, .j = j, .w = w};
             const float *b = tile->panels + j * words + w * COLS;
             struct wide_ahead ahead = ahead_of(tile, &at, b);
@@ -258,6 +263,8 @@ WIDE static void multiply(const struct tile *tile, float *acc, struct source *so
             }
             to.c = w + some == words && tile->puts ? c : NULL;
             wide_kernel(rows, &to, here, b, some, ahead);
+            *inner = *inner + 1 < turn ? *inner + 1 : 0;
+            *outer += *inner == 0 ? 1 : 0;
         }
     }
 }

@@ -5,6 +5,13 @@
 #include "kernels/cpu/wide_finish.h"
 
 #ifdef __x86_64__
+/* Whole lines of f32, past the caches. */
+static inline bool goes_past(const struct wide_sums *to)
+{
+    return to->gemm->past && to->gemm->c_dtype == DTYPE_F32 && to->columns >= COLS &&
+           ((uintptr_t)to->c | (uintptr_t)to->row) % LINE == 0;
+}
+
 WIDE_INLINE static void put_sums(bool pairs, int rows, __m512 (*sum)[2], const struct wide_sums *to)
 {
     const struct gemm *g = to->gemm;
@@ -14,6 +21,13 @@ WIDE_INLINE static void put_sums(bool pairs, int rows, __m512 (*sum)[2], const s
         for (int r = 0; r < rows; r++) {
             _mm512_storeu_ps(to->acc + r * WIDE_TILE_N, sum[r][0]);
             _mm512_storeu_ps(to->acc + r * WIDE_TILE_N + LANES, sum[r][1]);
+        }
+    } else if (goes_past(to)) { /* no test between stores */
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; r++) {
+            float *c = (float *)(void *)(to->c + r * to->row);
+            _mm512_stream_ps(c, sum[r][0]);
+            _mm512_stream_ps(c + LANES, sum[r][1]);
         }
     } else if (g->c_dtype == DTYPE_F32) {
 #pragma GCC unroll 14
@@ -48,7 +62,7 @@ WIDE_INLINE static void micro(bool pairs, int rows, const struct wide_sums *to,
             for (int r = 0; r < rows; r++) {
                 wide_prefetch(a, r * left.row + ahead.a);
             }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int l = 0; l < WIDE_NEXT_LINES; l++) {
                 wide_prefetch(ahead.next, l * LINE);
             }

@@ -18,7 +18,7 @@ struct wide_ahead {
     const char *next;
     int64_t step;
 };
-enum { WIDE_NEXT_LINES = 4 };
+enum { WIDE_NEXT_LINES = 8 };
 
 /* Where rows of A stand. Bytes from row to row, from word to word. */
 struct wide_left {

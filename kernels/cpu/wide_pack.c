@@ -119,21 +119,20 @@ WIDE_INLINE static void transpose(__m512i r[LANES])
     }
 }
 
-/* 16 lines, contiguous along k, from `at` on; what lies beyond `lines` is zero. */
-WIDE static void pack_lines(float *out, int64_t out_row, const struct operand *from, const char *at,
-                            int64_t lines)
+WIDE_INLINE static void pack_16_lines(float *out, int64_t out_row, const struct operand *from,
+                                      const char *at, int64_t lines, bool widened)
 {
     const int64_t words = from->k / word_elements(from->way),
                   bytes = operand_bytes(from->way) * word_elements(from->way);
     for (int64_t w = 0; w < words; w += LANES) {
         const __mmask16 some = wide_first(words - w);
         __m512i r[LANES];
+#pragma GCC unroll 16
         for (int i = 0; i < LANES; i++) {
             const char *line = at + i * from->line + w * bytes;
             r[i] = i >= lines ? _mm512_setzero_si512()
-                   : from->way == GEMM_WIDENED
-                       ? _mm512_castps_si512(wide_load_bf16((const void *)line, some))
-                       : _mm512_maskz_loadu_epi32(some, line);
+                   : widened  ? _mm512_castps_si512(wide_load_bf16((const void *)line, some))
+                              : _mm512_maskz_loadu_epi32(some, line);
             /* The next panel's: a line is too short for the hardware to see a stream. */
             wide_prefetch(line, LANES * from->line);
         }
@@ -141,6 +140,18 @@ WIDE static void pack_lines(float *out, int64_t out_row, const struct operand *f
         for (int i = 0; i < LANES && w + i < words; i++) {
             _mm512_storeu_si512(out + (w + i) * out_row, r[i]);
         }
+    }
+}
+
+/* 16 lines, contiguous along k, from `at` on; what lies beyond `lines` is zero. All at once where
+ * all are there: else they would go through memory. */
+WIDE static void pack_lines(float *out, int64_t out_row, const struct operand *from, const char *at,
+                            int64_t lines)
+{
+    if (lines >= LANES && from->way != GEMM_WIDENED) {
+        pack_16_lines(out, out_row, from, at, LANES, false);
+    } else {
+        pack_16_lines(out, out_row, from, at, lines, from->way == GEMM_WIDENED);
     }
 }
 
