@@ -110,8 +110,10 @@ WIDE_INLINE static void prefetch_rows(const char *at, int64_t row, int64_t rows,
 struct source {
     const char *data;
     int64_t row, rows, bytes, done, from;
+    bool twice; /* many lines a step: there are few steps until then */
 };
 enum { SOURCE_BYTES = 512 << 10 }; /* more would be gone before it is packed */
+enum { FEW_ROWS = HIGH_M };
 
 /* Lines [first, first + width) of A or B, as far as there are. */
 static struct source source_of(const struct gemm *g, bool is_a, int64_t first, int64_t width)
@@ -140,7 +142,8 @@ static void take_source(struct source *source, int64_t words, struct wide_ahead 
     }
     ahead->next = source->data + source->done * source->row + source->from;
     ahead->step = source->row;
-    source->from += WIDE_NEXT_LINES * LINE;
+    ahead->twice = source->twice;
+    source->from += WIDE_NEXT_LINES * LINE * (source->twice ? 2 : 1);
     if (source->from >= source->bytes) {
         source->from = 0;
         source->done += up(words, LANES);
@@ -308,6 +311,7 @@ static void pack_columns(struct worker *self, const struct product *product, int
     } else if (next != NULL) {
         self->source = source_of(next->gemm, false, 0, next->columns);
     }
+    self->source.twice = g->m <= FEW_ROWS;
 }
 
 /* Rows [row, row + m) of A where the kernel reads them. */

@@ -204,11 +204,10 @@ static void input_gradient(struct device *device, const struct chunk *c, struct 
                               false);
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t n = 0; n < rows; n++) {
-        float *own = c->row + 2 * omp_get_thread_num() * width, *row = c->product + n * width;
+        float *row = c->product + n * width;
         row_scale(row, c->factor[n], width);
         if (labels[n] >= 0) {
-            row_load(own, w.data, w.dtype, labels[n] * width, width);
-            row_add_scaled(row, own, c->off[n], width);
+            row_add_scaled_of(row, w.data, w.dtype, labels[n] * width, c->off[n], width);
         }
         row_store(dx.data, dx.dtype, n * width, row, width);
     }
@@ -223,10 +222,9 @@ static void add_labels(struct device *device, const struct chunk *c, struct tens
     for (int64_t first = 0; first < width; first += COLUMNS) {
         const int64_t count = width - first < COLUMNS ? width - first : COLUMNS;
         for (int64_t n = 0; n < x.dim[0]; n++) {
-            float in[COLUMNS];
             if (labels[n] >= 0) {
-                row_load(in, x.data, x.dtype, n * width + first, count);
-                row_add_scaled((float *)dw.data + labels[n] * width + first, in, c->off[n], count);
+                row_add_scaled_of((float *)dw.data + labels[n] * width + first, x.data, x.dtype,
+                                  n * width + first, c->off[n], count);
             }
         }
     }

@@ -44,7 +44,7 @@ void cpu_combine_rows(struct device *device, struct tensor y, struct tensor x,
         cpu_device_of(device)->vectors && y.dtype == DTYPE_BF16 && x.dtype == DTYPE_BF16;
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t n = 0; n < y.dim[0]; n++) {
-        float room[PART], in[PART];
+        float room[PART];
         if (wide) {
             rows_wide_combine((uint16_t *)y.data + n * width, x.data, slot_row + n * top_k,
                               weight != NULL ? weight + n * top_k : NULL, top_k, width);
@@ -56,9 +56,8 @@ void cpu_combine_rows(struct device *device, struct tensor y, struct tensor x,
             memset(sum, 0, (size_t)count * sizeof *sum);
             for (int64_t slot = n * top_k; slot < (n + 1) * top_k; slot++) {
                 if (slot_row[slot] >= 0) {
-                    const int64_t from = slot_row[slot] * width + i;
-                    row_add_scaled(sum, row_view(in, x.data, x.dtype, from, count),
-                                   weight != NULL ? weight[slot] : 1.0F, count);
+                    row_add_scaled_of(sum, x.data, x.dtype, slot_row[slot] * width + i,
+                                      weight != NULL ? weight[slot] : 1.0F, count);
                 }
             }
             if (sum == room) {

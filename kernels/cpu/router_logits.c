@@ -34,7 +34,7 @@ static void chosen_input(struct device *device, struct tensor dx, struct tensor 
 #pragma omp parallel for num_threads(device->threads) schedule(static)
     for (int64_t n = 0; n < dx.dim[0]; n++) {
         const float *slope = chosen->dlogits + n * chosen->experts;
-        float room[PART], in[PART];
+        float room[PART];
         for (int64_t i = 0; i < width; i += PART) {
             const int64_t count = width - i < PART ? width - i : PART, at = n * width + i;
             float *sum = dx.dtype == DTYPE_F32 ? (float *)dx.data + at : room;
@@ -43,8 +43,7 @@ static void chosen_input(struct device *device, struct tensor dx, struct tensor 
             }
             for (int64_t k = 0; k < top_k; k++) {
                 const int32_t e = chosen->expert[n * top_k + k];
-                row_add_scaled(sum, row_view(in, w.data, w.dtype, e * width + i, count), slope[e],
-                               count);
+                row_add_scaled_of(sum, w.data, w.dtype, e * width + i, slope[e], count);
             }
             if (sum == room) {
                 row_store(dx.data, dx.dtype, at, room, count);
@@ -57,14 +56,14 @@ static void chosen_input(struct device *device, struct tensor dx, struct tensor 
 static void chosen_weight_part(float *dw, struct tensor x, const struct chosen *chosen, int64_t e,
                                int64_t first, int64_t count)
 {
-    float sum[PART], in[PART];
+    float sum[PART];
     const int64_t end = chosen->offset[e + 1];
     for (int64_t chain = chosen->offset[e]; chain < end; chain += CHAIN) {
         memset(sum, 0, sizeof sum);
         for (int64_t r = chain; r < end && r < chain + CHAIN; r++) {
             const int64_t n = chosen->token[r];
-            row_add_scaled(sum, row_view(in, x.data, x.dtype, n * x.dim[1] + first, count),
-                           chosen->dlogits[n * chosen->experts + e], count);
+            row_add_scaled_of(sum, x.data, x.dtype, n * x.dim[1] + first,
+                              chosen->dlogits[n * chosen->experts + e], count);
         }
         row_add_scaled(dw, sum, 1.0F, count);
     }

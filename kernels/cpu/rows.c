@@ -85,3 +85,20 @@ CPU_CLONES void row_add_scaled(float *out, const float *in, float scale, int64_t
         out[i] += scale * in[i];
     }
 }
+
+CPU_CLONES static void add_scaled_bf16(float *out, const uint16_t *in, float scale, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        out[i] += scale * bf16_to_float(in[i]);
+    }
+}
+
+void row_add_scaled_of(float *out, const void *data, enum dtype dtype, int64_t first, float scale,
+                       int64_t count)
+{
+    if (dtype == DTYPE_F32) {
+        row_add_scaled(out, (const float *)data + first, scale, count);
+    } else {
+        add_scaled_bf16(out, (const uint16_t *)data + first, scale, count);
+    }
+}

@@ -26,5 +26,8 @@ float row_dot(const float *a, const float *b, int64_t count);
 void row_scale(float *x, float scale, int64_t count);
 /* out += scale * in */
 void row_add_scaled(float *out, const float *in, float scale, int64_t count);
+/* The same of elements [first, first + count) of `data`. */
+void row_add_scaled_of(float *out, const void *data, enum dtype dtype, int64_t first, float scale,
+                       int64_t count);
 
 #endif

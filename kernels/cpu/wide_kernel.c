@@ -62,9 +62,15 @@ WIDE_INLINE static void micro(bool pairs, int rows, const struct wide_sums *to,
             for (int r = 0; r < rows; r++) {
                 wide_prefetch(a, r * left.row + ahead.a);
             }
-#pragma GCC unroll 8
+#pragma GCC unroll 4
             for (int l = 0; l < WIDE_NEXT_LINES; l++) {
                 wide_prefetch(ahead.next, l * LINE);
+            }
+            if (ahead.twice) {
+#pragma GCC unroll 4
+                for (int l = WIDE_NEXT_LINES; l < 2 * WIDE_NEXT_LINES; l++) {
+                    wide_prefetch(ahead.next, l * LINE);
+                }
             }
             ahead.next += ahead.step;
         }

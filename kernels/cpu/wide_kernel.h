@@ -11,14 +11,15 @@ enum { WIDE_ROWS = 14 };
 #ifdef __x86_64__
 /* What comes into the caches while a kernel multiplies: every LANES words, so that fills are
  * spread, a line for each of its rows, so many bytes from where it reads A, and WIDE_NEXT_LINES
- * lines from `next` on, which then moves by `step`. The hardware sees no streams in rows this
- * short. */
+ * lines from `next` on, twice as many if `twice`, which then moves by `step`. The hardware sees no
+ * streams in rows this short. */
 struct wide_ahead {
     int64_t a;
     const char *next;
     int64_t step;
+    bool twice;
 };
-enum { WIDE_NEXT_LINES = 8 };
+enum { WIDE_NEXT_LINES = 4 };
 
 /* Where rows of A stand. Bytes from row to row, from word to word. */
 struct wide_left {
