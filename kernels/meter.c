@@ -296,7 +296,8 @@ static void router_logits_backward(struct device *device, struct tensor dx, stru
                                    struct router_chosen chosen)
 {
     const double start = now();
-    const int64_t each = chosen.expert != NULL && !chosen.rest ? chosen.top_k : w.dim[0];
+    const int64_t each =
+        chosen.expert != NULL && !chosen.rest ? chosen.top_k : w.dim[0]; /* needed */
     own(device)->router_logits_backward(device, dx, dw, dlogits, x, w, chosen);
     count(device, METER_ROUTER, start, 2 * twice((double)x.dim[0], (double)each, (double)w.dim[1]),
           bytes_of(dlogits) + bytes_of(x) + 2 * bytes_of(dx) + bytes_of(w) + 2 * bytes_of(dw));

@@ -107,9 +107,9 @@ struct router_counts {
 /* Which logits of a token have gradients: those of its choice, and of all others, what `rest` says.
  */
 struct router_chosen {
-    const int32_t *expert; /* [N,top_k], K different ones; NULL: nothing is said, all may have */
+    const int32_t *expert; /* [N,top_k], none < 0, all of a token different; NULL: any may have */
     int64_t top_k;
-    bool rest; /* the others have some too, which a device may round to act; else theirs are 0 */
+    bool rest; /* the others have some, too, which a device may round to act; else theirs are 0 */
 };
 
 /* How moments (AdamW's two, Muon's one) are kept. F32, or BF16 with stochastic rounding: the new
@@ -291,7 +291,8 @@ struct ops {
     /* logits[N,E] f32 = x[N,C] act w[E,C]^T act, accumulated in f32. */
     void (*router_logits)(struct device *, struct tensor logits, struct tensor x, struct tensor w);
     /* dx[N,C] act ADDS dlogits w; dw[E,C] f32 adds dlogits^T x. What chosen says may spare a
-     * device work; one that rounds the rest may round dx twice. */
+     * device work; one that rounds the rest may round dx twice. It is the same whatever the layout:
+     * bits depend on it. */
     void (*router_logits_backward)(struct device *, struct tensor dx, struct tensor dw,
                                    struct tensor dlogits, struct tensor x, struct tensor w,
                                    struct router_chosen chosen);

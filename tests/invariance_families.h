@@ -224,7 +224,7 @@ static void iv_decode(struct invariance *v)
 
 /* --- routing --- */
 
-static void iv_route(struct invariance *v, bool sigmoid)
+static void iv_route(struct invariance *v, bool sigmoid, float z)
 {
     const struct router_shape shape = {.tokens = v->count,
                                        .experts = 2 * IV_EXPERTS,
@@ -255,8 +255,8 @@ static void iv_route(struct invariance *v, bool sigmoid)
     v->ops->router_forward(v->device, expert.data, weight.data, score.data, lse, counts,
                            logits.data, sigmoid ? bias.data : NULL, shape);
     v->ops->router_backward(v->device, dlogits.data, dweight.data, expert.data, weight.data,
-                            score.data, logits.data, lse, aux, sigmoid ? 0 : 0.125F, shape);
-    const struct router_chosen chosen = {.expert = expert.data, .top_k = IV_TOP, .rest = !sigmoid};
+                            score.data, logits.data, lse, aux, z, shape);
+    const struct router_chosen chosen = {.expert = expert.data, .top_k = IV_TOP, .rest = z != 0};
     v->ops->router_logits_backward(v->device, dx, invariance_sum(v, DTYPE_F32, experts, v->width),
                                    dlogits, x, w, chosen);
     v->ops->router_sums(v->device, invariance_out(v, DTYPE_F64, experts).data, score.data, shape);
@@ -264,12 +264,17 @@ static void iv_route(struct invariance *v, bool sigmoid)
 
 static void iv_router(struct invariance *v)
 {
-    iv_route(v, false);
+    iv_route(v, false, 0.125F);
 }
 
 static void iv_router_sigmoid(struct invariance *v)
 {
-    iv_route(v, true);
+    iv_route(v, true, 0.125F);
+}
+
+static void iv_router_chosen(struct invariance *v)
+{
+    iv_route(v, true, 0);
 }
 
 /* Balance losses of all rows together: a sum. */
@@ -433,6 +438,7 @@ static const struct invariance_family invariance_families[] = {
     {"decode", iv_decode, false},
     {"router, softmax", iv_router, false},
     {"router, sigmoid", iv_router_sigmoid, false},
+    {"router, chosen experts alone", iv_router_chosen, false},
     {"balance", iv_balance, false},
     {"grouped", iv_grouped, false},
     {"grouped_backward_weight of one expert", iv_expert_weight, false},

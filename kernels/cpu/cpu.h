@@ -24,8 +24,8 @@ enum cpu_slot {
     CPU_SLOT_SHARE,    /* shares of a loop's tasks (share.h) */
     CPU_SLOT_ATTENTION,
     CPU_SLOT_LOSS,
-    CPU_SLOT_ROUTER,
-    CPU_SLOT_FP8, /* operands of FP8 products as numbers */
+    CPU_SLOT_ROUTER, /* tokens by expert, and rounded gradients of logits */
+    CPU_SLOT_FP8,    /* operands of FP8 products as numbers */
     CPU_SLOT_OTHER,
     CPU_SLOTS
 };

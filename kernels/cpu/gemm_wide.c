@@ -113,7 +113,7 @@ struct source {
     bool twice; /* many lines a step: there are few steps until then */
 };
 enum { SOURCE_BYTES = 512 << 10 }; /* more would be gone before it is packed */
-enum { FEW_ROWS = HIGH_M };
+enum { FEW_ROWS = HIGH_M };        /* of A: a tile, which is multiplied soon */
 
 /* Lines [first, first + width) of A or B, as far as there are. */
 static struct source source_of(const struct gemm *g, bool is_a, int64_t first, int64_t width)

@@ -26,6 +26,20 @@ void cpu_router_logits(struct device *device, struct tensor logits, struct tenso
     cpu_linear_forward(device, logits, x, w, false);
 }
 
+/* Whether row n has a gradient of an expert that was not chosen, or of none at all. */
+CPU_CLONES static bool has_others(const struct chosen *chosen, int64_t n)
+{
+    const float *slope = chosen->dlogits + n * chosen->experts;
+    int32_t all = 0, mine = 0;
+    for (int64_t e = 0; e < chosen->experts; e++) {
+        all += slope[e] != 0 ? 1 : 0;
+    }
+    for (int64_t k = 0; k < chosen->top_k; k++) {
+        mine += slope[chosen->expert[n * chosen->top_k + k]] != 0 ? 1 : 0;
+    }
+    return all != mine;
+}
+
 /* dx[N,C] += dlogits w, rows of w in the order of the choice. */
 static void chosen_input(struct device *device, struct tensor dx, struct tensor w,
                          const struct chosen *chosen)
@@ -35,6 +49,7 @@ static void chosen_input(struct device *device, struct tensor dx, struct tensor 
     for (int64_t n = 0; n < dx.dim[0]; n++) {
         const float *slope = chosen->dlogits + n * chosen->experts;
         float room[PART];
+        assert(chosen->rest != NULL || !has_others(chosen, n));
         for (int64_t i = 0; i < width; i += PART) {
             const int64_t count = width - i < PART ? width - i : PART, at = n * width + i;
             float *sum = dx.dtype == DTYPE_F32 ? (float *)dx.data + at : room;
@@ -95,6 +110,7 @@ static void chosen_rooms(struct device *device, struct chosen *chosen, int64_t t
     chosen->rest = rest ? (uint16_t *)(void *)(chosen->token + 2 * slots) : NULL;
     cpu_expert_sort(device, chosen->offset, chosen->token, chosen->token + slots, chosen->expert,
                     (int64_t)slots, chosen->top_k, chosen->experts);
+    assert(chosen->offset[experts] == (int64_t)slots); /* every slot has an expert */
 }
 
 static struct tensor round_rest(struct device *device, const struct chosen *chosen, int64_t tokens)
@@ -110,31 +126,41 @@ static struct tensor round_rest(struct device *device, const struct chosen *chos
     return tensor_2d(chosen->rest, DTYPE_BF16, tokens, experts);
 }
 
-static void backward(struct device *device, struct tensor dx, struct tensor dw, struct tensor dy,
-                     struct tensor x, struct tensor w)
+static void product(struct device *device, struct tensor dx, struct tensor dw, struct tensor dy,
+                    struct tensor x, struct tensor w)
 {
     cpu_linear_backward_input(device, dx, dy, w, true);
     cpu_linear_backward_weight(device, dw, dy, x);
 }
 
+/* Rounding pays where pairs of bf16 are multiplied, and rows are whole pairs. */
+static bool rounds(struct device *device, struct tensor x, int64_t experts)
+{
+    return x.dtype == DTYPE_BF16 && cpu_device_of(device)->wide == CPU_WIDE_PAIRS &&
+           experts % 2 == 0;
+}
+
 void cpu_router_logits_backward(struct device *device, struct tensor dx, struct tensor dw,
                                 struct tensor dlogits, struct tensor x, struct tensor w,
-                                struct router_chosen said)
+                                struct router_chosen chosen)
 {
-    const bool pairs = x.dtype == DTYPE_BF16 && cpu_device_of(device)->wide == CPU_WIDE_PAIRS;
-    struct chosen chosen = {.dlogits = dlogits.data,
-                            .experts = dlogits.dim[1],
-                            .top_k = said.top_k,
-                            .expert = said.expert};
-    assert(dlogits.dtype == DTYPE_F32 && dw.dtype == DTYPE_F32 && dlogits.dim[0] == x.dim[0]);
-    if (said.expert == NULL || chosen.experts <= FEW * said.top_k || (said.rest && !pairs)) {
-        backward(device, dx, dw, dlogits, x, w);
+    const int64_t tokens = x.dim[0], width = x.dim[1], experts = w.dim[0];
+    struct chosen rows = {.dlogits = dlogits.data,
+                          .experts = experts,
+                          .top_k = chosen.top_k,
+                          .expert = chosen.expert};
+    assert(tensor_is(&dlogits, DTYPE_F32, tokens, experts) &&
+           tensor_is(&dw, DTYPE_F32, experts, width) && tensor_is(&w, x.dtype, experts, width) &&
+           tensor_is(&dx, x.dtype, tokens, width));
+    if (chosen.expert == NULL || experts <= FEW * chosen.top_k ||
+        (chosen.rest && !rounds(device, x, experts))) {
+        product(device, dx, dw, dlogits, x, w);
         return;
     }
-    chosen_rooms(device, &chosen, x.dim[0], said.rest);
-    if (said.rest) {
-        backward(device, dx, dw, round_rest(device, &chosen, x.dim[0]), x, w);
+    chosen_rooms(device, &rows, tokens, chosen.rest);
+    if (chosen.rest) {
+        product(device, dx, dw, round_rest(device, &rows, tokens), x, w);
     }
-    chosen_input(device, dx, w, &chosen);
-    chosen_weight(device, dw, x, &chosen);
+    chosen_input(device, dx, w, &rows);
+    chosen_weight(device, dw, x, &rows);
 }

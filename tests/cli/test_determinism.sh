@@ -71,6 +71,8 @@ done
 everywhere "rounds" "1,1 4,4 2,2" run.steps=5 router.buffer_factor=1 model.initializer_range=0.5
 everywhere "padded dispatch" "1,1 2,2 4,2" run.steps=5 train.precision=bf16 router.dispatch=padded
 everywhere "three experts' ranks" "1,1 3,3" run.steps=5 model.n_routed_experts=12
+everywhere "gradients of chosen experts alone" "1,1 2,2 3,3 4,2" run.steps=5 model.n_routed_experts=24 \
+    router.sequence_loss_coef=0 router.capacity_factor=1
 everywhere "muon" "1,1 2,2 4,2" run.steps=10 optimizer.name=muon
 everywhere "the rest" "1,1 2,2 3,1" run.steps=5 router.capacity_factor=1 router.z_loss_coef=1e-3 \
     train.recompute=experts optimizer.moments=bf16 optimizer.ema=0.9 'optimizer.freeze=model.layers.0.*,*experts.3.*,*experts.5.up_proj*'

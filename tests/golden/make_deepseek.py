@@ -63,6 +63,7 @@ FIXTURES = {  # model, router
                            n_routed_experts=8, num_hidden_layers=2, first_k_dense_replace=0, aux_loss_alpha=0.01,
                            seq_aux=False), {}),
     "v3": (V3, V3_ROUTER),
+    "v3_chosen": (V3 | dict(num_hidden_layers=2, num_experts_per_tok=3), dict(sequence_loss_coef=0, bias_update_speed=0.001)),
     "v3_yarn_half": (V3 | dict(q_lora_rank=None, rope_interleave=False, rope_scaling=yarn(1.0), norm_topk_prob=False,
                                max_position_embeddings=163840, routed_scaling_factor=1.0), V3_ROUTER),
     "v3_documents": (V3 | FEWER | dict(num_hidden_layers=2, mask_documents=True),

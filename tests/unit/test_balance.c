@@ -422,6 +422,48 @@ static void test_bias_stops(void **state)
     assert_memory_equal(bias[1], bias[2], sizeof bias[0]);
 }
 
+/* Which logits have gradients, as the op is told: where there are many experts it looks at them. */
+static void test_rest_of_logits(void **state)
+{
+    static const struct {
+        const char *text, *experts, *first, *second;
+    } cases[] = {
+        {TINY_V3, "model.n_routed_experts=16", "router.sequence_loss_coef=0", NULL},
+        {TINY_V3, "model.n_routed_experts=16", "router.sequence_loss_coef=0.01", NULL},
+        {TINY_V3, "model.n_routed_experts=16", "router.sequence_loss_coef=0",
+         "model.norm_topk_prob=false"},
+        {TINY_V3, "model.n_routed_experts=16", "router.sequence_loss_coef=0",
+         "router.batch_loss_coef=0.01"},
+        {TINY_V3, "model.n_routed_experts=16", "router.sequence_loss_coef=0",
+         "router.device_loss_coef=0.01"},
+        {TINY_V3, "model.n_routed_experts=16", "router.sequence_loss_coef=0",
+         "router.communication_loss_coef=0.01"},
+        {TINY_V3, "model.n_routed_experts=16", "router.sequence_loss_coef=0",
+         "router.z_loss_coef=0.01"},
+        {TINY_V3, "model.n_routed_experts=16", "router.sequence_loss_coef=0",
+         "router.capacity_factor=1"},
+        {TINY_V2, "model.n_routed_experts=16", "router.sequence_loss_coef=0", NULL},
+        {TINY_MIXTRAL, "model.num_local_experts=16", "router.batch_loss_coef=0", NULL},
+        {TINY_MIXTRAL, "model.num_local_experts=16", "router.batch_loss_coef=0.01", NULL},
+        {TINY_MIXTRAL, "model.num_local_experts=16", "router.batch_loss_coef=0",
+         "router.z_loss_coef=0.01"},
+        {TINY_MIXTRAL, "model.num_local_experts=16", "router.batch_loss_coef=0",
+         "router.capacity_factor=1"},
+    };
+    (void)state;
+    for (size_t i = 0; i < 2 * sizeof cases / sizeof cases[0]; i++) {
+        const char *const precision = i % 2 == 0 ? "train.precision=fp32" : "train.precision=bf16";
+        const char *const overrides[TINY_OVERRIDES] = {precision, cases[i / 2].experts,
+                                                       cases[i / 2].first, cases[i / 2].second};
+        struct fixture f;
+        struct step_result result;
+        fixture_open(&f, cases[i / 2].text, overrides);
+        check(stepper_step(&f.tiny.stepper, 1, 0, &result));
+        assert_true(isfinite(result.loss) && result.grad_norm > 0);
+        fixture_close(&f);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -430,6 +472,7 @@ int main(void)
         cmocka_unit_test(test_bias_follows_counts),
         cmocka_unit_test(test_evaluation_does_not_count),
         cmocka_unit_test(test_bias_stops),
+        cmocka_unit_test(test_rest_of_logits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

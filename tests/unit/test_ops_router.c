@@ -198,6 +198,34 @@ static void run_ties(struct check *c, const void *args)
     }
 }
 
+/* More experts than a vector has lanes: ties between lanes, within one, and with those behind the
+ * last whole vector. NaN, here of sigmoids, is below all, wherever it stands. */
+static void run_ties_of_many(struct check *c, const void *args)
+{
+    enum { TOKENS = 7, EXPERTS = 40, TOP_K = 3, MARKS = 4 };
+    static const struct {
+        float value;
+        int32_t at[MARKS];
+    } marks[TOKENS] = {{2, {20, 33, 7, 7}},          {2, {3, 19, 35, 35}},
+                       {2, {5, 37, 36, 36}},         {0, {0, 0, 0, 0}},
+                       {1, {1, 17, 33, 39}},         {(float)NAN, {0, 1, 2, 39}},
+                       {(float)NAN, {0, 16, 18, 38}}};
+    static const int32_t chosen[TOKENS * TOP_K] = {7, 20, 33, 3,  19, 35, 5, 36, 37, 0, 1,
+                                                   2, 1,  17, 33, 3,  4,  5, 1,  2,  3};
+    (void)args;
+    check_name(c, "router_forward of many ties");
+    for (int sigmoid = 0; sigmoid < 2; sigmoid++) {
+        const int64_t tokens = sigmoid != 0 ? TOKENS : TOKENS - 2;
+        const struct router_shape shape = {tokens, EXPERTS, TOP_K, tokens, sigmoid != 0,
+                                           1,      1,       true,  1,      1};
+        float in[TOKENS * EXPERTS] = {0};
+        for (int i = 0; i < TOKENS * MARKS; i++) {
+            in[i / MARKS * EXPERTS + marks[i / MARKS].at[i % MARKS]] = marks[i / MARKS].value;
+        }
+        expect_experts(c, in, NULL, chosen, shape);
+    }
+}
+
 /* Groups of two, of which two stay. */
 static void run_group_ties(struct check *c, const void *args)
 {
@@ -391,6 +419,7 @@ static void test_corners(void **state)
     check_run(*state, run_group_ties, NULL, 0);
     check_run(*state, run_bias, NULL, 0);
     check_run(*state, run_vanishing, NULL, 0);
+    check_run(*state, run_ties_of_many, NULL, 0);
     check_run(*state, run_nan, NULL, 0);
     check_run(*state, run_one_nan, NULL, 0);
 }

@@ -48,8 +48,8 @@ struct architecture {
     bool sigmoid;               /* else softmax */
     int64_t groups, top_groups; /* of routing; 1: all experts compete */
     bool normalize;
-    bool router_rounds; /* its products are of act's numbers, as in the model's own code; else f32
-                           (models.md 2.7) */
+    bool router_rounds; /* gradients of logits may be rounded to act, as the model's own code has
+                           them (models.md 2.7); else they are f32 */
     float scale;        /* of the chosen weights */
     bool has_bias;      /* e_score_correction_bias, used for selection only */
     float jitter;

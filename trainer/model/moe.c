@@ -500,13 +500,12 @@ static void restore_round(struct moe *moe, struct moe_state *state,
 
 /* Logits that a token did not choose have no gradient where weights are of the chosen ones alone,
  * but for balance losses and z-loss. Of the config, so that every layout computes alike. */
-static struct router_chosen chosen_of(const struct moe *moe, const struct moe_state *state,
-                                      float z_scale)
+static struct router_chosen chosen_of(const struct moe *moe, const struct moe_state *state)
 {
     const struct architecture *arch = moe->arch;
     const struct balance_coefs *coef = &arch->balance;
     const bool weights = arch->sigmoid || arch->normalize,
-               rest = z_scale != 0 || coef->batch != 0 || coef->sequence != 0 ||
+               rest = coef->z != 0 || coef->batch != 0 || coef->sequence != 0 ||
                       coef->device != 0 || coef->communication != 0,
                said = weights && (!rest || arch->router_rounds);
     return (struct router_chosen){
@@ -533,5 +532,5 @@ void moe_backward_finish(struct moe *moe, struct moe_state *state,
                          shape);
     struct tensor dlogits = tensor_2d(moe->scratch.dlogits, DTYPE_F32, shape.tokens, shape.experts);
     ops->router_logits_backward(moe->device, dx, weights->dgate, dlogits, x, weights->gate,
-                                chosen_of(moe, state, z_scale));
+                                chosen_of(moe, state));
 }

@@ -154,6 +154,9 @@ static const size_t CPU_DEEP_BYTES = (size_t)2400 << 10, CPU_DEEP_K_BYTES = 1638
                     CPU_DEEP_M = 4096;
 /* Tokens of the busiest expert, of an even share. */
 static const size_t CPU_BUSIEST = 4;
+/* Experts for each chosen one up to which a router's gradients are one product
+ * (kernels/cpu/router_logits.c). */
+static const int64_t CPU_FEW_EXPERTS = 4;
 /* Of a save, for each tensor of the checkpoint: what HDF5 and the manifest have of it. Measured. */
 static const size_t SAVED_TENSOR_BYTES = 24 << 10;
 
@@ -303,7 +306,20 @@ static size_t head_of_cpu(const struct config *config, bool widened, size_t rows
     return vast && wide > by_onednn ? wide : by_onednn;
 }
 
-/* The head's, and what comes to be added up of an embedding that two stages share. */
+/* What a router's gradients are sorted by, and what of them is rounded. */
+static size_t router_of_cpu(const struct config *config, const struct architecture *arch,
+                            bool widened, size_t rows)
+{
+    const size_t tokens = rows / (size_t)config->parallel.tp, slots = tokens * (size_t)arch->top_k,
+                 rounded = config->train.precision != CONFIG_FP32 && arch->router_rounds && !widened
+                               ? tokens * (size_t)arch->experts * sizeof(uint16_t)
+                               : 0;
+    return arch->experts > CPU_FEW_EXPERTS * arch->top_k ? slots * 2 * sizeof(int32_t) + rounded
+                                                         : 0;
+}
+
+/* The head's and the router's, and what comes to be added up of an embedding that two stages share.
+ */
 static size_t scratch_of_cpu(const struct config *config, const struct hardware *hardware,
                              const struct architecture *arch, const struct stage_memory *memory)
 {
@@ -315,7 +331,7 @@ static size_t scratch_of_cpu(const struct config *config, const struct hardware 
     const bool widened = widens(hardware);
     return head_of_cpu(config, widened, rows, vocab, (size_t)arch->width, (size_t)hardware->threads,
                        layers_of_cpu(config, arch, widened, rows)) +
-           (size_t)memory->elements[PARAM_EMBED] * sum;
+           router_of_cpu(config, arch, widened, rows) + (size_t)memory->elements[PARAM_EMBED] * sum;
 }
 
 size_t memory_outside(const struct config *config, const struct hardware *hardware,
