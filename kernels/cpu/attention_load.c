@@ -10,12 +10,7 @@ enum { LANES = WIDE_LANES, AHEAD = 12 };
 #define WIDE __attribute__((target("arch=x86-64-v4,avx512bf16")))
 #define WIDE_INLINE __attribute__((target("arch=x86-64-v4,avx512bf16"), always_inline)) inline
 
-/* The first `count` of 16 or 32 lanes. */
-WIDE_INLINE static __mmask16 first_16(int64_t count)
-{
-    return (__mmask16)(count >= 16 ? 0xffff : count <= 0 ? 0 : (1 << count) - 1);
-}
-
+/* The first `count` of 32 lanes. */
 WIDE_INLINE static __mmask32 first_32(int64_t count)
 {
     return count >= 32 ? 0xffffffffU : (1U << count) - 1;
@@ -36,7 +31,7 @@ WIDE_INLINE static void store_words(float *out, __m512i x, int64_t count)
     if (count >= LANES) {
         _mm512_storeu_si512(out, x);
     } else {
-        _mm512_mask_storeu_epi32(out, first_16(count), x);
+        _mm512_mask_storeu_epi32(out, wide_first(count), x);
     }
 }
 
@@ -86,37 +81,11 @@ WIDE void pairs_load(float *by_column, float *by_row, int64_t cols, int64_t colu
 /* 16 rows of 16 words, `row` words apart, become 16 words of 16 rows. */
 WIDE_MATH void transpose(__m512i r[LANES], const float *in, int64_t row)
 {
-    __m512i t[LANES];
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; i++) {
         r[i] = _mm512_loadu_si512(in + i * row);
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < LANES; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < LANES; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-    }
+    wide_transpose_words(r);
 }
 
 /* 16 elements of a row of either dtype as f32. */
@@ -239,8 +208,8 @@ WIDE void pairs_store(const struct head_rows *to, float *in, int64_t cols, float
         uint16_t *out = (uint16_t *)to->data + to->first + t * to->stride;
         for (int64_t i = 0; i < to->dim; i += 2 * LANES) {
             const int64_t left = to->dim - i;
-            const __m512 low = _mm512_maskz_loadu_ps(first_16(left), in + i),
-                         high = _mm512_maskz_loadu_ps(first_16(left - LANES), in + i + LANES);
+            const __m512 low = _mm512_maskz_loadu_ps(wide_first(left), in + i),
+                         high = _mm512_maskz_loadu_ps(wide_first(left - LANES), in + i + LANES);
             store_16_bits(out + i,
                           (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(high, factor),
                                                        _mm512_mul_ps(low, factor)),

@@ -1,6 +1,6 @@
 /* wide_math: sixteen f32 at a time on processors with AVX-512 (tile_has_wide), for loops that the
- * compiler's own vectors leave far from their bound: bf16 in and out, exp and sigmoid. Every lane
- * is computed alike: where an element stands decides nothing. */
+ * compiler's own vectors leave far from their bound: bf16 in and out, transposing, exp and sigmoid.
+ * Every lane is computed alike: where an element stands decides nothing. */
 #ifndef KERNELS_CPU_WIDE_MATH_H
 #define KERNELS_CPU_WIDE_MATH_H
 
@@ -57,6 +57,38 @@ WIDE_MATH void wide_store_some(uint16_t *out, __m512 x, __mmask16 some)
         _mm256_storeu_si256((__m256i *)(void *)out, bf16);
     } else {
         _mm256_mask_storeu_epi16(out, some, bf16);
+    }
+}
+
+/* 16 vectors of 16 words become 16 words of 16 vectors. */
+WIDE_MATH void wide_transpose_words(__m512i r[WIDE_LANES])
+{
+    __m512i t[WIDE_LANES];
+#pragma GCC unroll 8
+    for (int i = 0; i < WIDE_LANES; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < WIDE_LANES; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
     }
 }
 

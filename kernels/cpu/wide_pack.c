@@ -91,34 +91,6 @@ WIDE static void pack_rows_widened(const struct pieces *to, const struct operand
     pack_rows_words(true, to, from, at);
 }
 
-/* 16 lines of 16 words become 16 words of 16 lines. */
-WIDE_INLINE static void transpose(__m512i r[LANES])
-{
-    __m512i t[LANES];
-    for (int i = 0; i < LANES; i += 2) {
-        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-    }
-    for (int i = 0; i < LANES; i += 4) {
-        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-    }
-}
-
 WIDE_INLINE static void pack_16_lines(float *out, int64_t out_row, const struct operand *from,
                                       const char *at, int64_t lines, bool widened)
 {
@@ -136,7 +108,7 @@ WIDE_INLINE static void pack_16_lines(float *out, int64_t out_row, const struct 
             /* The next panel's: a line is too short for the hardware to see a stream. */
             wide_prefetch(line, LANES * from->line);
         }
-        transpose(r);
+        wide_transpose_words(r);
         for (int i = 0; i < LANES && w + i < words; i++) {
             _mm512_storeu_si512(out + (w + i) * out_row, r[i]);
         }
