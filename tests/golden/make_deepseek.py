@@ -5,7 +5,8 @@
     venv/bin/pip install torch==2.13.0 transformers==5.23.0 h5py numpy
     venv/bin/python tests/golden/make_deepseek.py [FOLDER [NAME...]]
 
-Only needed to change a fixture: deepseek_*.h5 are committed. FOLDER is this file's unless given.
+Only needed to change a fixture: deepseek_*.h5 are committed (v3_chosen: by torch
+2.15.0 and transformers 5.24.0). FOLDER is this file's unless given.
 transformers has no balance losses for these families: they are computed here from its router logits
 (DeepSeek-V2 2.2.3, DeepSeek-V3 eq. 17-20) and enter the objective; and no training of prediction
 modules: those fixtures come from oracle.py in float64, compared with transformers' forward first.

@@ -165,6 +165,7 @@ static void test_routers(void **state)
     assert_true(greedy.groups == 1 && greedy.top_groups == 1 && greedy.scale == 16);
     assert_true(one.groups == 1 && one.top_groups == 1);
     assert_true(v3.groups == 4 && v3.top_groups == 2 && v3.sigmoid && v3.normalize);
+    assert_true(mixtral.router_rounds && !v2.router_rounds && !v3.router_rounds);
     assert_true(v3.scale == 2.5F && v3.has_bias);
     assert_true(!MAKE(V3, "model.norm_topk_prob=false").normalize);
 }
