@@ -1,4 +1,5 @@
 /* The head and its cross-entropy. */
+#include "kernels/cpu/gemm.h"
 #include "kernels/cpu/head_wide.h"
 #include "ops_check.h"
 
@@ -19,6 +20,7 @@ static const struct shape shapes[] = {
 };
 enum { SHAPES = sizeof shapes / sizeof shapes[0] };
 static const float SCALE = 0.37F;
+static const double POWER_SHIFT = 1.5;
 
 struct head {
     const struct shape *shape;
@@ -343,6 +345,77 @@ static void run_far(struct check *c, const void *args)
     check_rows(c, s, x, w, labels, dx);
 }
 
+/* --- powers of sums so long that they are made slice by slice --- */
+
+/* A row without a label has no powers; what its `own` holds is left alone. */
+static void expect_powers(struct check *c, struct tensor x, struct tensor w, const int32_t *labels,
+                          double *power, double *own, double *sum, double *most)
+{
+    const int64_t rows = x.dim[0], width = x.dim[1], vocab = w.dim[0],
+                  pieces = gemm_exp_pieces(vocab);
+    const double *a = check_values(c, x), *b = check_values(c, w);
+    for (int64_t i = 0; i < rows * vocab; i++) {
+        const int64_t n = i / vocab, v = i % vocab, piece = n * pieces + v / GEMM_EXP_COLUMNS;
+        double logit = 0;
+        for (int64_t k = 0; k < width && labels[n] >= 0; k++) {
+            logit += a[n * width + k] * b[v * width + k];
+        }
+        const double x_less = logit - POWER_SHIFT;
+        const bool is_label = v == labels[n];
+        power[i] = labels[n] < 0 || is_label ? 0 : exp(x_less);
+        sum[piece] += labels[n] < 0 ? 0 : exp(x_less);
+        most[piece] = labels[n] < 0               ? 0
+                      : v % GEMM_EXP_COLUMNS == 0 ? x_less
+                                                  : fmax(most[piece], x_less);
+        own[n] = is_label ? logit : own[n];
+    }
+}
+
+static void run_powers(struct check *c, const void *args)
+{
+    const struct shape *s = args;
+    const int64_t pieces = gemm_exp_pieces(s->vocab);
+    check_name(c, "powers of a product rows=%lld C=%lld V=%lld", (long long)s->rows,
+               (long long)s->width, (long long)s->vocab);
+    const struct tensor x = check_random(c, "x", c->dtype, s->rows, s->width, 1),
+                        w = check_random(c, "w", c->dtype, s->vocab, s->width,
+                                         1 / sqrt((double)s->width)),
+                        labels = random_labels(c, s),
+                        shift = check_tensor(c, "shift", DTYPE_F32, s->rows, 1),
+                        power = check_tensor(c, "power", c->dtype, s->rows, s->vocab),
+                        own = check_tensor(c, "own", DTYPE_F32, s->rows, 1),
+                        sum = check_tensor(c, "sum", DTYPE_F32, s->rows, pieces),
+                        most = check_tensor(c, "most", DTYPE_F32, s->rows, pieces);
+    ((int32_t *)labels.data)[s->rows / 2] = -1;
+    for (int64_t n = 0; n < s->rows; n++) {
+        ((float *)shift.data)[n] = (float)POWER_SHIFT;
+    }
+    const struct gemm_exp exp = {shift.data, labels.data, own.data, sum.data, most.data};
+    struct gemm gemm = gemm_forward(power, x, w);
+    gemm.vast = true; /* as a head's */
+    if (!gemm_is_wide(c->device, &gemm)) {
+        return;
+    }
+    gemm.exp = &exp;
+    gemm_run(c->device, &gemm, 1);
+    for (int64_t i = s->rows / 2 * pieces; i < (s->rows / 2 + 1) * pieces; i++) {
+        assert_true(check_get(&most, i) == -INFINITY);
+        ((float *)most.data)[i] = 0;
+    }
+    if (c->threads > 1) {
+        return; /* the same bits: check_run looks */
+    }
+    double *expected[] = {check_doubles(c, s->rows * s->vocab), check_doubles(c, s->rows),
+                          check_doubles(c, s->rows * pieces), check_doubles(c, s->rows * pieces)};
+    expected[1][s->rows / 2] = NAN; /* left alone */
+    expect_powers(c, x, w, labels.data, expected[0], expected[1], expected[2], expected[3]);
+    const double error = 3e-7 + CHECK_U * sqrt((double)s->width);
+    check_close(c, "power", power, expected[0], error);
+    check_close(c, "own", own, expected[1], error);
+    check_close(c, "sum", sum, expected[2], error);
+    check_close(c, "most", most, expected[3], error);
+}
+
 static void test_cross_entropy(void **state)
 {
     for (int i = 0; i < SHAPES; i++) {
@@ -367,12 +440,23 @@ static void test_known(void **state)
     }
 }
 
+/* Of one slice; of more than 4096 words, in f32 or in bf16 too, with more rows than a task. */
+static void test_powers(void **state)
+{
+    static const struct shape long_sums[] = {
+        {20, 66, 300, 100}, {9, 8200, 300, 100}, {530, 8200, 20, 100}};
+    for (size_t i = 0; i < sizeof long_sums / sizeof long_sums[0]; i++) {
+        check_run(*state, run_powers, &long_sums[i], CHECK_BF16 | CHECK_VECTORS);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_cross_entropy),
         cmocka_unit_test(test_parts),
         cmocka_unit_test(test_known),
+        cmocka_unit_test(test_powers),
     };
     return cmocka_run_group_tests(tests, check_open, check_close_devices);
 }
