@@ -97,7 +97,7 @@ struct padded_shape {
     int64_t pair_tokens;           /* tokens of these, <= pair_slots */
 };
 
-/* Integer statistics of a router, all rows; NULL: not wanted. */
+/* Integer statistics of a router, all rows; scored, group: NULL: not wanted. */
 struct router_counts {
     int64_t *routed; /* [rows, E] tokens that chose an expert */
     int64_t *scored; /* [rows, E] tokens with an expert in the top-k of bare scores, no groups */
@@ -382,7 +382,8 @@ struct ops {
     void (*expert_unpad)(struct device *, int32_t *regroup, int32_t *ungroup, int32_t *fan,
                          int64_t *offset, const int32_t *message, const struct padded_shape *shape);
     /* kept[slots] = expert, -1 where a group of E / groups experts has more than `capacity` slots:
-     * of each group the slots of largest weight stay (ties: the earlier slot). groups = E:
+     * of each group the slots of largest weight stay (ties: the earlier slot; NaN is below every
+     * number). groups = E:
      * GShard/Switch capacity; else DeepSeek-V2's, of a device's experts (its section 2.2.4). */
     void (*expert_drop)(struct device *, int32_t *kept, const int32_t *expert, const float *weight,
                         int64_t slots, int64_t experts, int64_t groups, int64_t capacity);

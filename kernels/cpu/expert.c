@@ -1,4 +1,5 @@
 #include <assert.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -193,6 +194,7 @@ void cpu_expert_unpad(struct device *device, int32_t *regroup, int32_t *ungroup,
 }
 
 struct ranked {
+    bool number; /* not NaN, which is below all of them */
     float weight;
     int64_t slot;
 };
@@ -200,6 +202,9 @@ struct ranked {
 static int by_falling_weight(const void *a, const void *b)
 {
     const struct ranked *x = a, *y = b;
+    if (x->number != y->number) {
+        return x->number ? -1 : 1;
+    }
     if (x->weight != y->weight) {
         return x->weight < y->weight ? 1 : -1;
     }
@@ -217,7 +222,9 @@ void cpu_expert_drop(struct device *device, int32_t *kept, const int32_t *expert
         int64_t count = 0;
         for (int64_t slot = 0; slot < slots; slot++) {
             if (expert[slot] >= 0 && expert[slot] / size == group) {
-                list[count++] = (struct ranked){.weight = weight[slot], .slot = slot};
+                list[count++] = (struct ranked){.number = !isnan(weight[slot]),
+                                                .weight = isnan(weight[slot]) ? 0 : weight[slot],
+                                                .slot = slot};
             }
         }
         if (count > capacity) {

@@ -15,8 +15,10 @@ enum { SLOTS = 4096, MOST_ENTRIES = SLOTS / 4 * 3 };
 enum { ARGS = 4 }; /* a, b, c, scratchpad */
 /* Of so many terms long sums are made at a time: of 2048 and more, if there are few columns for its
  * threads, or with AMX of more than 1024, oneDNN would have each thread sum some
- * (brgemm_matmul_utils.cpp, nthr_k), and the bits would be those of so many threads. */
-enum { TERMS = 1024 };
+ * (brgemm_matmul_utils.cpp, nthr_k), and the bits would be those of so many threads. Rows that are
+ * not whole in memory it has no kernels for: with AMX sums of bf16 that are long in another way, a
+ * layer's over its inputs, are made by so few threads that it does not (nthr / 8 share a sum). */
+enum { TERMS = 1024, AMX_THREADS = 15 };
 
 struct key {
     int64_t m, n, k, a_row, a_col, b_row, b_col, c_row;
@@ -345,6 +347,9 @@ bool onednn_gemm(struct onednn *self, const struct gemm *g, int threads)
     const bool in_parts = gemm_is_long(g) && g->c_dtype == DTYPE_F32;
     const int64_t most = in_parts && g->k > TERMS ? TERMS : g->k;
     struct gemm part = *g;
+    if (most > TERMS && g->a_dtype == DTYPE_BF16 && threads > AMX_THREADS && onednn_has_amx()) {
+        threads = AMX_THREADS;
+    }
     if (g->a_dtype != g->b_dtype || g->k == 0 || !has_parts(self, g, most, threads)) {
         return false;
     }

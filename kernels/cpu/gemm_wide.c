@@ -12,7 +12,7 @@
 /* A word is 32 bits of k: one f32 or a pair of bf16. Sums of TILE_M x WIDE_TILE_N of C are made at
  * a time, or of HIGH_M x WIDE_TILE_N where A is read as it stands, of KW words of k, a slice: its
  * part of A and B stays in the second cache. */
-enum { KW = 512, TILE_M = 4 * WIDE_ROWS, HIGH_M = 8 * WIDE_ROWS };
+enum { KW = 512, TILE_M = BLOCKS * WIDE_ROWS, HIGH_M = 8 * WIDE_ROWS };
 /* Words from one copied row of A to the next; rows of A that lie so many bytes apart, or a multiple
  * of that, are in the way of one another: the first cache has no room for all in the same place. */
 enum { COPIED_ROW = KW + LANES, BAD_ROW = 4096 };
@@ -21,13 +21,15 @@ enum { COPIED_ROW = KW + LANES, BAD_ROW = 4096 };
  * cache, and so are tasks that would have fewer columns: at most so many times. */
 enum { TASKS = 16, NEAR_BYTES = 256 << 10, FAR_BYTES = 2 << 20, FAR_COLUMNS = 2 * WIDE_TILE_N };
 enum { PACKED_WORK = 8 };
+/* Floats of a word of a packed tile of A. */
+enum { PACKED_A = BLOCKS * LANES };
 /* Rows of a band at least: threads share long products by rows, as what made A's and what reads C's
  * do. */
 enum { BAND_ROWS = 2048 };
 /* A task of a deep product has so many rows, columns, sums, and floats of A that it packs at most.
  */
 enum { DEEP_ROWS = 512, DEEP_COLUMNS = 4096, DEEP_SUMS = 256 << 10 };
-enum { DEEP_A = (DEEP_ROWS + TILE_M - 1) / TILE_M * TILE_M * KW };
+enum { DEEP_A = (DEEP_ROWS + TILE_M - 1) / TILE_M * PACKED_A * KW };
 /* Products of more words are deep, gradients of weights with at most so many rows; packing a word
  * takes as long as multiplying it by so many others. */
 enum { DEEP_WORDS = 4096, DEEP_M = 4096, DEEP_PACKED = 20 };
@@ -231,9 +233,10 @@ WIDE static void multiply(const struct tile *tile, float *acc, struct source *so
                   turn = copies ? panels : blocks, element = (int64_t)dtype_bytes(g->c_dtype),
                   row = g->c_row * element;
     float copied[WIDE_ROWS * COPIED_ROW] __attribute__((aligned(64)));
+    const bool packed = packs_a(g);
     int64_t first[HIGH_M / WIDE_ROWS + 1]; /* rows of blocks: no division where sums are short */
     for (int64_t i = 0; i <= blocks; i++) {
-        first[i] = tile->m * i / blocks;
+        first[i] = block_begin(tile->m, blocks, i);
     }
     for (int64_t w = 0; w < words; w += KW) {
         const int64_t some = least(KW, words - w);
@@ -248,7 +251,7 @@ WIDE static void multiply(const struct tile *tile, float *acc, struct source *so
             take_source(source, some, &ahead);
             if (!copies || j == 0) {
                 here = tile->left;
-                here.data += r0 * here.row + w * here.step;
+                here.data += w * here.step + (packed ? i * words * here.step : r0 * here.row);
             }
             if (copies && j == 0) {
                 here =
@@ -287,7 +290,7 @@ struct product {
 
 /* A thread's own panels, which nobody else reads. */
 struct worker {
-    float *a, *b;                  /* [words][TILE_M], deep: [tiles][KW][TILE_M];
+    float *a, *b;                  /* [BLOCKS][words][LANES], deep: [tiles][BLOCKS][KW][LANES];
                                       [columns / COLS][words][COLS] */
     float *sums;                   /* deep: [columns / WIDE_TILE_N][rows][WIDE_TILE_N] */
     const struct product *product; /* b: of this one's columns from `col` on */
@@ -324,9 +327,9 @@ static struct wide_left left_of(const struct gemm *g, struct worker *self, int64
                                   .step = element * word_elements(g->way)};
     }
     const struct operand from = operand_of(g, true);
-    wide_pack_rows(self->a, &from, row, m, TILE_M);
+    wide_pack_blocks(self->a, &from, row, m, up(m, WIDE_ROWS));
     self->source = row + m < g->m ? source_of(g, true, row + m, m) : (struct source){0};
-    return (struct wide_left){.data = (const char *)self->a, .row = WORD, .step = TILE_M * WORD};
+    return (struct wide_left){.data = (const char *)self->a, .row = WORD, .step = LINE};
 }
 
 /* C's rows [row, row + m), in the n columns that the thread has packed. */
@@ -405,14 +408,14 @@ static void run_slice(struct worker *self, const struct part *part, int64_t w, i
     self->source = columns_after(part, w, j);
     for (int64_t i = 0; i < tiles; i++) {
         const int64_t r0 = part->rows * i / tiles, row = part->row + r0;
-        float *const packed = self->a + i * KW * TILE_M;
+        float *const packed = self->a + i * KW * PACKED_A;
         tile.m = part->rows * (i + 1) / tiles - r0;
         if (fills) {
-            wide_pack_rows(packed, &a, row, tile.m, TILE_M);
+            wide_pack_blocks(packed, &a, row, tile.m, up(tile.m, WIDE_ROWS));
             self->source = i + 1 < tiles ? source_of(&slice, true, row + tile.m, TILE_M)
                                          : columns_after(part, w, j);
         }
-        tile.left = packs ? (struct wide_left){(const char *)packed, WORD, TILE_M * WORD}
+        tile.left = packs ? (struct wide_left){(const char *)packed, WORD, LINE}
                           : (struct wide_left){a.data + row * a.line, a.line,
                                                a.step * word_elements(slice.way)};
         tile.next = i + 1 < tiles ? tile.m * tile.left.row : 0;
@@ -556,7 +559,7 @@ static struct room make_products(struct product *products, const struct gemm *ba
         if (p->deep) {
             continue;
         }
-        room.a = larger(room.a, packs_a(g) ? TILE_M * words_of(g) : 0);
+        room.a = larger(room.a, packs_a(g) ? PACKED_A * words_of(g) : 0);
         room.b = larger(room.b, up(least(p->columns, g->n), COLS) * COLS * words_of(g));
     }
     return room;

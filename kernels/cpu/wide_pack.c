@@ -3,17 +3,15 @@
 #include <assert.h>
 
 #ifdef __x86_64__
-/* Where lines go that are adjacent in memory: words of a k lie side by side in pieces of COLS,
- * `row` words from one k to the next, `apart` from one piece to the next. `lines` of them are
- * there; what lies beyond, of `room`, is zero. */
-struct pieces {
+/* Where lines go that are adjacent in memory: words of a k lie side by side in panels of COLS, so
+ * many words apart. What lies beyond `lines` is zero. */
+struct panels {
     float *out;
-    int64_t row, apart, lines, room;
+    int64_t apart, lines;
 };
 
-/* Words of COLS lines, some of which may not be there, or have no room. */
-WIDE_INLINE static void pack_pairs(float *out, const char *row, const char *next, int64_t lines,
-                                   int64_t room)
+/* Words of COLS lines, some of which may not be there. */
+WIDE_INLINE static void pack_pairs(float *out, const char *row, const char *next, int64_t lines)
 {
     const __m512i low_order =
         _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6,
@@ -22,26 +20,24 @@ WIDE_INLINE static void pack_pairs(float *out, const char *row, const char *next
     const __mmask32 in = lines >= COLS ? 0xffffffffU : lines <= 0 ? 0 : (1U << lines) - 1;
     const __m512i a = _mm512_maskz_loadu_epi16(in, row),
                   b = next != NULL ? _mm512_maskz_loadu_epi16(in, next) : _mm512_setzero_si512();
-    _mm512_mask_storeu_epi32(out, wide_first(room), _mm512_permutex2var_epi16(a, low_order, b));
-    _mm512_mask_storeu_epi32(out + LANES, wide_first(room - LANES),
-                             _mm512_permutex2var_epi16(a, high_order, b));
+    _mm512_storeu_si512(out, _mm512_permutex2var_epi16(a, low_order, b));
+    _mm512_storeu_si512(out + LANES, _mm512_permutex2var_epi16(a, high_order, b));
 }
 
 /* Row by row, as they lie in memory. */
-WIDE static void pack_rows_pairs(const struct pieces *to, const struct operand *from,
+WIDE static void pack_rows_pairs(const struct panels *to, const struct operand *from,
                                  const char *at)
 {
     float *out = to->out;
-    for (int64_t k = 0; k < from->k; k += 2, out += to->row) {
+    for (int64_t k = 0; k < from->k; k += 2, out += COLS) {
         const char *row = at + k * from->step, *next = k + 1 < from->k ? row + from->step : NULL;
         int64_t j = 0;
-        float *piece = out;
-        for (; j + COLS <= to->lines && next != NULL; j += COLS, piece += to->apart) {
-            pack_pairs(piece, row + j * 2, next + j * 2, COLS, COLS);
+        float *panel = out;
+        for (; j + COLS <= to->lines && next != NULL; j += COLS, panel += to->apart) {
+            pack_pairs(panel, row + j * 2, next + j * 2, COLS);
         }
-        for (; j < to->room; j += COLS, piece += to->apart) {
-            pack_pairs(piece, row + j * 2, next == NULL ? NULL : next + j * 2, to->lines - j,
-                       to->room - j);
+        for (; j < to->lines; j += COLS, panel += to->apart) {
+            pack_pairs(panel, row + j * 2, next == NULL ? NULL : next + j * 2, to->lines - j);
         }
     }
 }
@@ -53,43 +49,88 @@ WIDE_INLINE static __m512 load_word(bool widened, __mmask16 some, const char *fr
 }
 
 /* The same of words of one k. */
-WIDE_INLINE static void pack_words(float *out, bool widened, const char *row, int64_t lines,
-                                   int64_t room)
+WIDE_INLINE static void pack_words(float *out, bool widened, const char *row, int64_t lines)
 {
     for (int64_t j = 0; j < COLS; j += LANES, row += LANES * (widened ? 2 : 4)) {
-        _mm512_mask_storeu_ps(out + j, wide_first(room - j),
-                              load_word(widened, wide_first(lines - j), row));
+        _mm512_storeu_ps(out + j, load_word(widened, wide_first(lines - j), row));
     }
 }
 
-WIDE_INLINE static void pack_rows_words(bool widened, const struct pieces *to,
+WIDE_INLINE static void pack_rows_words(bool widened, const struct panels *to,
                                         const struct operand *from, const char *at)
 {
     const int64_t element = widened ? 2 : 4;
     float *out = to->out;
-    for (int64_t k = 0; k < from->k; k++, out += to->row) {
+    for (int64_t k = 0; k < from->k; k++, out += COLS) {
         const char *row = at + k * from->step;
-        float *piece = out;
+        float *panel = out;
         int64_t j = 0;
-        for (; j + COLS <= to->lines; j += COLS, piece += to->apart) {
-            pack_words(piece, widened, row + j * element, COLS, COLS);
+        for (; j + COLS <= to->lines; j += COLS, panel += to->apart) {
+            pack_words(panel, widened, row + j * element, COLS);
         }
-        for (; j < to->room; j += COLS, piece += to->apart) {
-            pack_words(piece, widened, row + j * element, to->lines - j, to->room - j);
+        for (; j < to->lines; j += COLS, panel += to->apart) {
+            pack_words(panel, widened, row + j * element, to->lines - j);
         }
     }
 }
 
-WIDE static void pack_rows_f32(const struct pieces *to, const struct operand *from, const char *at)
+WIDE static void pack_rows_f32(const struct panels *to, const struct operand *from, const char *at)
 {
     pack_rows_words(false, to, from, at);
 }
 
-WIDE static void pack_rows_widened(const struct pieces *to, const struct operand *from,
+WIDE static void pack_rows_widened(const struct panels *to, const struct operand *from,
                                    const char *at)
 {
     pack_rows_words(true, to, from, at);
 }
+
+/* --- blocks of lines --- */
+
+/* 16 lines' words of one k; a pair's second one is `step` bytes behind, where it is there. */
+WIDE_INLINE static __m512 block_word(enum gemm_way way, const char *row, int64_t step,
+                                     __mmask16 some, bool second)
+{
+    if (way != GEMM_PAIRS) {
+        return load_word(way == GEMM_WIDENED, some, row);
+    }
+    const __m256i low = _mm256_maskz_loadu_epi16(some, row),
+                  high = _mm256_maskz_loadu_epi16(second ? some : 0, row + step);
+    return _mm512_castsi512_ps(_mm512_or_si512(_mm512_cvtepu16_epi32(low),
+                                               _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16)));
+}
+
+WIDE_INLINE static void pack_blocks(enum gemm_way way, float *out, const struct operand *from,
+                                    const char *at, int64_t lines, int64_t blocks)
+{
+    const int64_t unit = word_elements(way), words = (from->k + unit - 1) / unit;
+    int64_t begin[BLOCKS] = {0}; /* bytes */
+    __mmask16 some[BLOCKS] = {0};
+    for (int64_t i = 0; i < blocks; i++) {
+        begin[i] = block_begin(lines, blocks, i) * operand_bytes(way);
+        some[i] = wide_first(lines - block_begin(lines, blocks, i));
+    }
+    for (int64_t w = 0; w < words; w++, at += unit * from->step) {
+        const bool second = w * unit + 1 < from->k;
+        for (int64_t i = 0; i < blocks; i++) {
+            _mm512_storeu_ps(out + (i * words + w) * LANES,
+                             block_word(way, at + begin[i], from->step, some[i], second));
+        }
+    }
+}
+
+#define PACK_BLOCKS(NAME, WAY)                                                                     \
+    WIDE static void NAME(float *out, const struct operand *from, const char *at, int64_t lines,   \
+                          int64_t blocks)                                                          \
+    {                                                                                              \
+        pack_blocks(WAY, out, from, at, lines, blocks);                                            \
+    }
+PACK_BLOCKS(pack_blocks_f32, GEMM_F32)
+PACK_BLOCKS(pack_blocks_pairs, GEMM_PAIRS)
+PACK_BLOCKS(pack_blocks_widened, GEMM_WIDENED)
+#undef PACK_BLOCKS
+
+/* --- lines that are contiguous along k --- */
 
 WIDE_INLINE static void pack_16_lines(float *out, int64_t out_row, const struct operand *from,
                                       const char *at, int64_t lines, bool widened)
@@ -127,27 +168,20 @@ WIDE static void pack_lines(float *out, int64_t out_row, const struct operand *f
     }
 }
 
-static void pack_rows(const struct pieces *to, const struct operand *from, int64_t first)
-{
-    static void (*const pack[])(const struct pieces *, const struct operand *,
-                                const char *) = {[GEMM_F32] = pack_rows_f32,
-                                                 [GEMM_PAIRS] = pack_rows_pairs,
-                                                 [GEMM_WIDENED] = pack_rows_widened};
-    pack[from->way](to, from, from->data + first * from->line);
-}
-
 static bool adjacent(const struct operand *from)
 {
     return from->line == operand_bytes(from->way);
 }
 
-void wide_pack_rows(float *out, const struct operand *from, int64_t first, int64_t lines,
-                    int64_t width)
+void wide_pack_blocks(float *out, const struct operand *from, int64_t first, int64_t lines,
+                      int64_t blocks)
 {
-    assert(adjacent(from));
-    const struct pieces to = {
-        .out = out, .row = width, .apart = COLS, .lines = lines, .room = width};
-    pack_rows(&to, from, first);
+    static void (*const pack[])(float *, const struct operand *, const char *, int64_t,
+                                int64_t) = {[GEMM_F32] = pack_blocks_f32,
+                                            [GEMM_PAIRS] = pack_blocks_pairs,
+                                            [GEMM_WIDENED] = pack_blocks_widened};
+    assert(adjacent(from) && blocks <= BLOCKS && lines <= blocks * LANES);
+    pack[from->way](out, from, from->data + first * from->line, lines, blocks);
 }
 
 void wide_pack_columns(float *out, const struct operand *from, int64_t first, int64_t count)
@@ -155,9 +189,12 @@ void wide_pack_columns(float *out, const struct operand *from, int64_t first, in
     const int64_t panels = (count + COLS - 1) / COLS,
                   words = (from->k + word_elements(from->way) - 1) / word_elements(from->way);
     if (adjacent(from)) {
-        const struct pieces to = {
-            .out = out, .row = COLS, .apart = words * COLS, .lines = count, .room = panels * COLS};
-        pack_rows(&to, from, first);
+        static void (*const pack[])(const struct panels *, const struct operand *,
+                                    const char *) = {[GEMM_F32] = pack_rows_f32,
+                                                     [GEMM_PAIRS] = pack_rows_pairs,
+                                                     [GEMM_WIDENED] = pack_rows_widened};
+        const struct panels to = {.out = out, .apart = words * COLS, .lines = count};
+        pack[from->way](&to, from, from->data + first * from->line);
         return;
     }
     for (int64_t j = 0; j < panels * COLS; j += LANES) {

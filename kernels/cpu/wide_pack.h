@@ -52,9 +52,18 @@ static inline int64_t word_elements(enum gemm_way way)
     return way == GEMM_PAIRS ? 2 : 1;
 }
 
-/* Adjacent lines [first, first + lines) side by side, zeros up to `width`: out[words][width]. */
-void wide_pack_rows(float *out, const struct operand *from, int64_t first, int64_t lines,
-                    int64_t width);
+/* Adjacent lines [first, first + lines) in at most BLOCKS blocks of even height, of at most LANES
+ * lines, so that a block's words of one k are a line of the cache: out[blocks][words][LANES]. What
+ * stands there behind a block's lines is of no use. */
+enum { BLOCKS = 4 };
+void wide_pack_blocks(float *out, const struct operand *from, int64_t first, int64_t lines,
+                      int64_t blocks);
+
+/* Where block i of so many begins. */
+static inline int64_t block_begin(int64_t lines, int64_t blocks, int64_t i)
+{
+    return lines * i / blocks;
+}
 
 /* Lines [first, first + count) in panels, zeros beyond the last:
  * out[ceil(count / COLS)][words][COLS]. */

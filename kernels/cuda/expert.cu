@@ -513,10 +513,13 @@ void cuda_expert_unpad(void *stream, int32_t *regroup, int32_t *ungroup, int32_t
 
 /* ---- drop: one block per group ---- */
 
-/* Larger weights have larger keys; -0 and 0 the same. */
+/* Larger weights have larger keys; -0 and 0 the same; NaN, whatever its sign, the smallest. */
 DEVICE uint32_t weight_key(float weight)
 {
     const uint32_t bits = __float_as_uint(weight + 0.0F);
+    if (weight != weight) {
+        return 0;
+    }
     return bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
 }
 

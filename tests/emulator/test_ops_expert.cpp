@@ -256,7 +256,8 @@ static bool pad(const struct sort_case &k, int64_t ranks, int64_t spare)
 
 /* ---- drop ---- */
 
-/* levels: how many different weights there are, a few: many ties; the largest: none. */
+/* levels: how many different weights there are, a few: many ties; the largest: none. The lowest is
+ * NaN of either sign. */
 static bool drop(int64_t slots, int64_t experts, int64_t groups, int64_t capacity, int levels)
 {
     ops_case c(cpu_device(), DTYPE_F32, SHIFT_NONE,
@@ -265,7 +266,8 @@ static bool drop(int64_t slots, int64_t experts, int64_t groups, int64_t capacit
     const uint64_t key = rng_key(13, "weight");
     operand &expert = c.integers("expert", slots, 1, -1, (int)experts + 1);
     operand &weight = c.fill("weight", DTYPE_F32, slots, 1, [=](int64_t i) {
-        return (floor(rng_uniform(key, (uint64_t)i) * levels) - levels / 4) / levels;
+        const double level = floor(rng_uniform(key, (uint64_t)i) * levels);
+        return level == 0 ? copysign(NAN, i % 2 - 0.5) : (level - levels / 4) / levels;
     });
     operand &kept = c.poison("kept", DTYPE_I32, slots, 1);
     c.upload();

@@ -121,22 +121,22 @@ static void few_product(struct device *device, bool backward, float *out, struct
         few->w, stride, offset, 1);
 }
 
-static void few_fill(float *data, enum dtype act, int64_t count, uint64_t seed)
+static void few_fill(void *data, enum dtype act, int64_t count, uint64_t seed)
 {
     for (int64_t i = 0; i < count; i++) {
         const float value = (float)rng_normal(seed, (uint64_t)i);
         if (act == DTYPE_F32) {
-            data[i] = value;
+            ((float *)data)[i] = value;
         } else {
-            ((uint16_t *)(void *)data)[i] = bf16_from_float(value);
+            ((uint16_t *)data)[i] = bf16_from_float(value);
         }
     }
 }
 
-static double few_get(const float *data, enum dtype act, int64_t i)
+static double few_get(const void *data, enum dtype act, int64_t i)
 {
-    return (double)(act == DTYPE_F32 ? data[i]
-                                     : bf16_to_float(((const uint16_t *)(const void *)data)[i]));
+    return (double)(act == DTYPE_F32 ? ((const float *)data)[i]
+                                     : bf16_to_float(((const uint16_t *)data)[i]));
 }
 
 static void few_check(struct few *few, enum dtype act, bool backward)
@@ -233,6 +233,72 @@ static void test_long_sums(void **state)
     free(sums);
 }
 
+/* A layer's sums over more inputs than oneDNN sums by one thread with AMX (gemm_onednn.c). */
+enum { LAYER_ROWS = 301, LAYER_OUT = 400, LAYER_IN = 2100 };
+
+struct layer {
+    uint16_t x[LAYER_ROWS * LAYER_IN], w[LAYER_OUT * LAYER_IN];
+    uint16_t y[THREADS][LAYER_ROWS * LAYER_OUT], before[LAYER_ROWS * LAYER_OUT], alone[LAYER_OUT];
+};
+
+/* Rows of y, which rounds once, and the same rows alone. */
+static void layer_rows(struct layer *p, bool add)
+{
+    static const int64_t some[] = {0, 1, 150, LAYER_ROWS - 1};
+    for (size_t i = 0; i < sizeof some / sizeof some[0]; i++) {
+        const int64_t row = some[i];
+        const uint16_t *y = p->y[0] + row * LAYER_OUT;
+        struct tensor alone = tensor_2d(p->alone, DTYPE_BF16, 1, LAYER_OUT);
+        memcpy(p->alone, p->before + row * LAYER_OUT, sizeof p->alone);
+        device_ops(devices[1])
+            ->linear_forward(devices[1], alone,
+                             tensor_2d(p->x + row * LAYER_IN, DTYPE_BF16, 1, LAYER_IN),
+                             tensor_2d(p->w, DTYPE_BF16, LAYER_OUT, LAYER_IN), add);
+        assert_memory_equal(p->alone, y, sizeof p->alone);
+        for (int64_t o = 0; o < LAYER_OUT; o += 37) {
+            double sum = add ? few_get(p->before, DTYPE_BF16, row * LAYER_OUT + o) : 0;
+            double terms = fabs(sum);
+            for (int64_t k = 0; k < LAYER_IN; k++) {
+                const double term = few_get(p->x, DTYPE_BF16, row * LAYER_IN + k) *
+                                    few_get(p->w, DTYPE_BF16, o * LAYER_IN + k);
+                sum += term;
+                terms += fabs(term);
+            }
+            assert_true(fabs(few_get(y, DTYPE_BF16, o) - sum) <=
+                        0x1p-8 * fabs(sum) + LAYER_IN * 0x1p-24 * terms);
+        }
+    }
+}
+
+static void test_wide_layer(void **state)
+{
+    (void)state;
+    const enum cpu_wide chosen = cpu_device_of(devices[0])->wide;
+    struct layer *p = calloc(1, sizeof *p);
+    assert_non_null(p);
+    few_fill(p->x, DTYPE_BF16, LAYER_ROWS * LAYER_IN, 5);
+    few_fill(p->w, DTYPE_BF16, LAYER_OUT * LAYER_IN, 6);
+    few_fill(p->before, DTYPE_BF16, LAYER_ROWS * LAYER_OUT, 7);
+    for (int t = 0; t < THREADS; t++) {
+        cpu_device_of(devices[t])->wide = CPU_WIDE_OFF;
+    }
+    for (int add = 0; add < 2; add++) {
+        for (int t = 0; t < THREADS; t++) {
+            memcpy(p->y[t], p->before, sizeof p->before);
+            device_ops(devices[t])
+                ->linear_forward(devices[t], tensor_2d(p->y[t], DTYPE_BF16, LAYER_ROWS, LAYER_OUT),
+                                 tensor_2d(p->x, DTYPE_BF16, LAYER_ROWS, LAYER_IN),
+                                 tensor_2d(p->w, DTYPE_BF16, LAYER_OUT, LAYER_IN), add != 0);
+            assert_memory_equal(p->y[t], p->y[0], sizeof p->y[0]);
+        }
+        layer_rows(p, add != 0);
+    }
+    for (int t = 0; t < THREADS; t++) {
+        cpu_device_of(devices[t])->wide = chosen;
+    }
+    free(p);
+}
+
 static int open_devices(void **state)
 {
     (void)state;
@@ -260,6 +326,7 @@ int main(void)
         cmocka_unit_test(test_onednn),      cmocka_unit_test(test_own),
         cmocka_unit_test(test_quick_check), cmocka_unit_test(test_finds),
         cmocka_unit_test(test_few_rows),    cmocka_unit_test(test_long_sums),
+        cmocka_unit_test(test_wide_layer),
     };
     return cmocka_run_group_tests(tests, open_devices, close_devices);
 }

@@ -437,13 +437,16 @@ static void run_drop(struct check *c, const void *args)
     for (int64_t i = 0; i < SLOTS; i++) {
         before[i] = draw(c->seed, i, EXPERTS + 1) - 1;    /* some dropped already */
         weight[i] = (float)draw(c->seed + 100, i, 8) / 8; /* many ties */
+        weight[i] = weight[i] == 0 ? NAN : weight[i];     /* below all others */
     }
     c->ops->expert_drop(c->device, after, before, weight, SLOTS, EXPERTS, groups, capacity);
     for (int64_t i = 0; i < SLOTS; i++) {
+        const double mine = isnan(weight[i]) ? -1 : (double)weight[i];
         int64_t ahead = 0;
         for (int64_t j = 0; j < SLOTS; j++) {
+            const double other = isnan(weight[j]) ? -1 : (double)weight[j];
             ahead += before[j] >= 0 && before[j] / size == before[i] / size &&
-                     (weight[j] > weight[i] || (weight[j] == weight[i] && j < i));
+                     (other > mine || (other == mine && j < i));
         }
         assert_int_equal(after[i], before[i] >= 0 && ahead < capacity ? before[i] : -1);
     }

@@ -145,12 +145,12 @@ static const size_t CPU_PROGRAM_MIB = 34, CPU_THREAD_MIB = 1, CPU_RANKS_MIB = 13
                     CPU_VAST_RATIO = 16;
 /* Of the wide kernel (kernels/cpu/gemm_wide.c): tasks of a thread; rows of a tile; what a thread
  * packs of B, columns where A is read as it stands, columns and bytes where its rows are packed,
- * too, so many at a time. */
+ * too, in room for so many at a time. */
 static const size_t CPU_TASKS = 16, CPU_TILE_ROWS = 112, CPU_NEAR_COLUMNS = 128,
-                    CPU_FAR_COLUMNS = 256, CPU_FAR_BYTES = (size_t)2 << 20, CPU_PACKED_ROWS = 56;
+                    CPU_FAR_COLUMNS = 256, CPU_FAR_BYTES = (size_t)2 << 20, CPU_PACKED_ROWS = 64;
 /* Of its deep products: panels and sums of a thread; bytes of k from which on others than gradients
  * of weights are deep; rows up to which these are. */
-static const size_t CPU_DEEP_BYTES = (size_t)2400 << 10, CPU_DEEP_K_BYTES = 16384,
+static const size_t CPU_DEEP_BYTES = (size_t)2560 << 10, CPU_DEEP_K_BYTES = 16384,
                     CPU_DEEP_M = 4096;
 /* Tokens of the busiest expert, of an even share. */
 static const size_t CPU_BUSIEST = 4;
