@@ -331,6 +331,14 @@ static enum status load_average(struct model *model, const char *path)
     return STATUS_OK;
 }
 
+/* Collective. That nothing of the checkpoint's model would be left behind. */
+static enum status check_model(const struct model *model, const char *path)
+{
+    struct comm *world = model->mesh->world;
+    return comm_agree(
+        world, world->rank == 0 ? weights_check_model(path, model->config) : STATUS_OK, NULL);
+}
+
 static enum status read_progress(const char *path, struct progress_state *at)
 {
     char *text = NULL;
@@ -471,6 +479,7 @@ static enum status resume_average(struct model *model, const char *path)
 enum status state_load(struct model *model, const char *path, struct progress_state *at)
 {
     TRY(comm_agree(model->mesh->world, read_progress(path, at), NULL));
+    TRY(check_model(model, path));
     TRY(resume_masters(model, path));
     TRY(load_moments(model, path));
     return resume_average(model, path);
@@ -484,6 +493,7 @@ struct loading {
 static enum status load_one(void *context, const char *checkpoint)
 {
     const struct loading *loading = context;
+    TRY(check_model(loading->model, checkpoint));
     return loading->average ? load_average(loading->model, checkpoint)
                             : state_load_weights(loading->model, checkpoint);
 }

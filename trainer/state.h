@@ -42,7 +42,8 @@ enum status state_save(const struct model *model, const char *root, const struct
                        const char *tokenizer) __attribute__((warn_unused_result));
 /* Collective. Loads a whole training state; the device form of the weights is made from it. Moments
  * of the other dtype are converted (the gradients are scratch for that); a checkpoint without a
- * running average starts one from its weights, and says so. */
+ * running average starts one from its weights, and says so. One that lacks what the model has, has
+ * it in another shape, or has weights besides is of another model: STATUS_MISMATCH. */
 enum status state_load(struct model *model, const char *path, struct progress_state *at)
     __attribute__((warn_unused_result));
 /* Collective. Weights only (masters where the checkpoint has them). */

@@ -22,6 +22,33 @@ expect_text "other than there: model.rope_theta 1e+04 -> 77"
 expect_error 65 "set model.num_nextn_predict_layers: 0" train_on 1 1 "$work/deeper" run.steps=1 \
     checkpoint.init_from="$work/plain" model.num_nextn_predict_layers=1
 
+echo "more than the model has"
+refused() { # DIR key=value ...: of the run in DIR nothing changes
+    local dir=$1 before
+    shift
+    before=$(ls "$dir/checkpoints")
+    expect_error 65 "has $more tensors that the model has not, the first $named: a checkpoint of another model" \
+        train_on 2 2 "$dir" run.steps=7 checkpoint.keep_last=1 "$@"
+    expect_error 65 "has $more tensors that the model has not, the first $named: a checkpoint of another model" \
+        train_on 1 1 "$work/cut" run.steps=1 checkpoint.init_from="$dir" "$@"
+    expect_same "$before" "$(ls "$dir/checkpoints")" "checkpoints after a refusal"
+    rm -rf "$work/cut"
+}
+count() { # DIR FRAGMENT: tensors of its checkpoint with that at their beginning
+    python3 -c 'import glob, json, sys
+names = [t["name"] for t in json.load(open(glob.glob(sys.argv[1] + "/checkpoints/*/manifest.json")[0]))["tensors"]]
+print(sum(n.startswith(sys.argv[2]) for n in names))' "$@"
+}
+named=model.layers.3.eh_proj.weight more=$(count "$work/first" model.layers.3.)
+refused "$work/first" model.num_nextn_predict_layers=0
+expect_error 65 "has $more tensors" "$binary" eval "$work/first" model.num_nextn_predict_layers=0
+named=model.layers.2.input_layernorm.weight more=$(count "$work/plain" model.layers.2.)
+expect_same "$more" 38 "tensors of a layer"
+refused "$work/plain" model.num_nextn_predict_layers=0 model.num_hidden_layers=2
+# What belongs to a weight, or to another optimizer, is not of another model.
+expect_rc 0 train_on 1 1 "$work/rich" run.steps=1 optimizer.ema=0.9 optimizer.moments=bf16 train.precision=bf16
+expect_rc 0 train_on 2 2 "$work/rich" run.steps=2 optimizer.freeze="*embed*" optimizer.name=muon
+
 echo "another vocabulary"
 grown=$((257 + 70))
 expect_error 65 "checkpoint.resize_vocab: true keeps the rows in common" train_on 1 1 "$work/grown" run.steps=1 \

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "kernels/base/small_float.h"
+#include "trainer/exchange/huggingface.h"
 
 enum { STAGED = 1 << 18, SHAPE_TEXT = 96 }; /* elements converted at a time */
 
@@ -218,4 +219,57 @@ enum status weights_load(struct weights *weights, const struct checkpoint_slice 
         TRY(load_run(weights, tensor, &one));
     }
     return STATUS_OK;
+}
+
+/* --- of which model --- */
+
+static bool is_parameter(const char *name)
+{
+    static const char scale[] = WEIGHTS_SCALE_SUFFIX;
+    const size_t length = strlen(name), tail = sizeof scale - 1;
+    return strchr(name, '/') == NULL && (length < tail || strcmp(name + length - tail, scale) != 0);
+}
+
+/* known: [manifest->tensors], zeroed. */
+static enum status find_unknown(const char *path, const struct manifest *manifest,
+                                const struct hf_tensors *tensors, bool *known)
+{
+    const char *first = NULL;
+    int64_t unknown = 0;
+    for (int64_t i = 0; i < tensors->count; i++) {
+        const struct manifest_tensor *found = manifest_find(manifest, tensors->tensor[i].name);
+        if (found != NULL) {
+            known[found - manifest->tensor] = true;
+        }
+    }
+    for (int64_t i = 0; i < manifest->tensors; i++) {
+        const char *name = manifest->tensor[i].name;
+        if (!known[i] && is_parameter(name)) {
+            first = first != NULL ? first : name;
+            unknown++;
+        }
+    }
+    return unknown == 0 ? STATUS_OK
+                        : status_fail(STATUS_MISMATCH,
+                                      "%s: has %lld tensor%s that the model has not, the first %s: "
+                                      "a checkpoint of another model",
+                                      path, (long long)unknown, unknown == 1 ? "" : "s", first);
+}
+
+enum status weights_check_model(const char *path, const struct config *config)
+{
+    struct manifest manifest;
+    struct hf_tensors tensors = {0};
+    TRY(manifest_read(&manifest, path));
+    bool *known = calloc((size_t)manifest.tensors + 1, sizeof *known);
+    enum status status =
+        known != NULL ? hf_tensors_init(&tensors, config)
+                      : status_fail(STATUS_RESOURCE, "out of memory for the table of tensors");
+    if (status == STATUS_OK) {
+        status = find_unknown(path, &manifest, &tensors, known);
+    }
+    hf_tensors_free(&tensors);
+    manifest_free(&manifest);
+    free(known);
+    return status;
 }

@@ -9,6 +9,7 @@
 
 #include "checkpoints/checkpoint.h"
 #include "checkpoints/manifest.h"
+#include "trainer/config/config.h"
 
 enum { WEIGHTS_SCALE_BLOCK = 128 }; /* rows and columns that share a scale of float8 */
 #define WEIGHTS_SCALE_SUFFIX "_scale_inv"
@@ -40,6 +41,12 @@ enum status weights_read(struct weights *weights, const char *name, int64_t firs
  * numbers of rows; those in common are read, further ones of the slice stay as they are. */
 enum status weights_load(struct weights *weights, const struct checkpoint_slice *slice,
                          bool resize_vocab) __attribute__((warn_unused_result));
+
+/* Local. That the checkpoint holds no weights or biases but those of the whole model of `config`:
+ * what belongs to them (scales, and all under NAME/: masters, moments, averages) is not looked at.
+ * Errors: STATUS_MISMATCH; those of manifest_read. */
+enum status weights_check_model(const char *path, const struct config *config)
+    __attribute__((warn_unused_result));
 
 /* Scales of a matrix: ceil(rows / 128) x ceil(columns / 128). */
 int64_t weights_blocks(int64_t size);
