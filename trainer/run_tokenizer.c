@@ -172,3 +172,14 @@ enum status run_tokenizer_match(struct session *session, const char *place,
                              "with that one",
                              store->path, own, place, said);
 }
+
+enum status run_tokenizer_carry(struct session *session, const char *place,
+                                char name[STATE_TOKENIZER_BYTES])
+{
+    char said[STATE_TOKENIZER_BYTES];
+    TRY(state_tokenizer(&session->world, place, session->config.model.vocab_size, said));
+    if (says_nothing(name) && !says_nothing(said)) {
+        snprintf(name, STATE_TOKENIZER_BYTES, "%s", said);
+    }
+    return STATUS_OK;
+}

@@ -3,7 +3,8 @@
  * A token file made by a tokenizer file carries a copy of it; training puts that beside the run's
  * config as tokenizer.json or tokenizer.model, with the names of bos and eos in
  * tokenizer_config.json as Hugging Face has them. A checkpoint says which tokenizer its data came
- * from: "bytes", "none" (ids made elsewhere), or kind and hash, as in "bpe:0123456789abcdef".
+ * from: "bytes", "none" (ids made elsewhere), or kind and hash, as in "bpe:0123456789abcdef"; a run
+ * that goes on with ids made elsewhere keeps what it said.
  */
 #ifndef TRAINER_RUN_TOKENIZER_H
 #define TRAINER_RUN_TOKENIZER_H
@@ -36,6 +37,12 @@ enum status run_tokenizer_open(struct tokenizer *tokenizer, struct session *sess
  * with, as far as both say. Errors: STATUS_USAGE. */
 enum status run_tokenizer_match(struct session *session, const char *place,
                                 const struct token_store *store)
+    __attribute__((warn_unused_result));
+
+/* Collective. What a run that goes on from the weights in `place` says: `name`, that of its data (a
+ * token file's, run_tokenizer_describe), or where that says nothing what was said there. */
+enum status run_tokenizer_carry(struct session *session, const char *place,
+                                char name[STATE_TOKENIZER_BYTES])
     __attribute__((warn_unused_result));
 
 #endif

@@ -38,7 +38,8 @@ struct training {
     struct model model;
     struct sources train;
     struct dataset valid;
-    struct tokenizer tokenizer; /* of samples; zeroed without */
+    struct tokenizer tokenizer;         /* of samples; zeroed without */
+    char ids_of[STATE_TOKENIZER_BYTES]; /* the tokenizer that checkpoints name */
     struct stepper stepper;
     struct trace trace;        /* of debug.trace */
     struct metrics metrics;    /* rank 0 */
@@ -118,6 +119,9 @@ static enum status resume(struct training *t)
         if (status == STATUS_OK) {
             status = run_tokenizer_match(t->session, path, t->train.store);
         }
+        if (status == STATUS_OK) {
+            status = run_tokenizer_carry(t->session, path, t->ids_of);
+        }
         if (status == STATUS_OK && main_rank(t)) {
             printf("resuming at step %lld from %s\n", (long long)t->at.step, path);
         }
@@ -163,6 +167,7 @@ static enum status start_anew(struct training *t)
 {
     if (t->at.step == 0 && t->config->checkpoint.init_from != NULL) {
         TRY(state_load_newest(&t->model, t->config->checkpoint.init_from, false));
+        TRY(run_tokenizer_carry(t->session, t->config->checkpoint.init_from, t->ids_of));
         if (main_rank(t)) {
             tell_differences(t->config->checkpoint.init_from, t->config);
         }
@@ -176,6 +181,7 @@ static enum status start_anew(struct training *t)
 static enum status start_weights(struct training *t)
 {
     model_initialize(&t->model);
+    run_tokenizer_describe(t->train.store, t->ids_of);
     TRY(resume(t));
     t->guard = (struct guard){.config = t->config, .state = &t->at.guard};
     t->stepper.guard = &t->guard;
@@ -194,12 +200,10 @@ static enum status compare_replicas(void *context, int64_t step)
 /* Local. */
 static enum status open_saving(struct training *t)
 {
-    char tokenizer[STATE_TOKENIZER_BYTES];
-    run_tokenizer_describe(t->train.store, tokenizer);
     t->stepper.hold = saving_hold;
     t->stepper.hold_context = &t->saving;
     const enum status status = saving_init(&t->saving, &t->model, &t->metrics, t->checkpoints,
-                                           tokenizer, &t->at, t->resumed_whole);
+                                           t->ids_of, &t->at, t->resumed_whole);
     t->saving.watchdog = t->watchdog;
     t->saving.deadline = &t->deadline;
     t->saving.check = compare_replicas;

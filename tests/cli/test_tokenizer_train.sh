@@ -75,6 +75,19 @@ expect_error 64 "$bytes/checkpoints/00000002 was trained with bpe:" "$binary" tr
 expect_error 65 "bytes.h5 of bytes:bytes" "$binary" train tiny.yaml run.dir=other data.train=data.h5 data.valid=bytes.h5 model.vocab_size=500
 expect_rc 0 "$binary" generate run --prompt "the" --count 2
 
+echo "ids of no tokenizer: that of the run, or of the weights, stays"
+for _ in $(seq 200); do echo '{"tokens": [1, 5, 3, 9]}'; done >ids.jsonl
+expect_rc 0 "$binary" prepare --tokenizer none --vocab-size 10 --output ids.h5 ids.jsonl
+goes_on=(data.train=ids.h5 data.valid=null model.vocab_size=500)
+expect_rc 0 ranks 2 "$binary" train tiny.yaml run.dir=run run.steps=3 "${goes_on[@]}"
+expect_rc 0 "$binary" generate run --prompt "the" --count 2
+expect_error 64 "$bytes/checkpoints/00000003 was trained with bpe:" "$binary" train tiny.yaml run.dir=run data.train=bytes.h5 data.valid=null model.vocab_size=500 run.steps=4
+expect_rc 0 "$binary" train tiny.yaml run.dir=from run.steps=1 "${goes_on[@]}" checkpoint.init_from=run
+expect_rc 0 "$binary" generate from --prompt "the" --count 2 --tokenizer ours.json
+expect_error 64 "from was trained with 'bpe:" "$binary" generate from --prompt "the" --tokenizer bytes
+expect_rc 0 "$binary" train tiny.yaml run.dir=from run.steps=2 data.train=data.h5 data.valid=null model.vocab_size=500
+expect_rc 0 "$binary" generate from --prompt "the" --count 2
+
 echo "the same texts, the same file"
 mkdir folder
 cp texts.jsonl more.txt folder
