@@ -11,6 +11,7 @@
 #include "kernels/invariance.h"
 #include "parallel/cores.h"
 #include "trainer/model/model.h"
+#include "trainer/state.h"
 
 enum { MAX_CORES = 1024, MAX_PATH = 4096 };
 
@@ -49,6 +50,37 @@ enum status session_saved_config(struct config *config, const char *path)
     return status;
 }
 
+static enum status no_config(const char *path, const struct checkpoint_entry *newest)
+{
+    return newest != NULL
+               ? status_fail(STATUS_DATA, "%s: no checkpoint here can be read; the newest: %s",
+                             path, newest->why)
+               : status_fail(STATUS_DATA,
+                             "%s: no checkpoint here, nor a config.yaml: name a config, "
+                             "a run or a checkpoint folder",
+                             path);
+}
+
+/* Of a run whose config.yaml is not there: that of its newest checkpoint. */
+static enum status newest_config(struct config *config, const char *path, char *const *overrides,
+                                 int count)
+{
+    char root[MAX_PATH];
+    struct checkpoint_entry *entries = NULL;
+    int64_t found = 0, i = 0;
+    snprintf(root, sizeof root, "%s/checkpoints", path);
+    enum status status = checkpoint_list(root, &entries, &found);
+    while (i < found && !entries[i].valid) {
+        i++;
+    }
+    if (status == STATUS_OK) {
+        status = i < found ? session_read_config(config, entries[i].path, overrides, count)
+                           : no_config(path, found > 0 ? entries : NULL);
+    }
+    checkpoint_list_free(entries, found);
+    return status;
+}
+
 enum status session_read_config(struct config *config, const char *path, char *const *overrides,
                                 int count)
 {
@@ -67,7 +99,11 @@ enum status session_read_config(struct config *config, const char *path, char *c
         return status_fail(STATUS_DATA,
                            "%s: a Hugging Face folder, not a checkpoint: import it first", path);
     }
-    return config_load(config, io_exists(file) ? file : path, overrides, count);
+    if (io_exists(file)) {
+        return config_load(config, file, overrides, count);
+    }
+    return state_is_place(path) ? newest_config(config, path, overrides, count)
+                                : config_load(config, path, overrides, count);
 }
 
 static enum status open_device(struct session *session)

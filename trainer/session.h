@@ -19,9 +19,9 @@ struct session {
     int threads; /* of this rank */
 };
 
-/* Collective. `path` is a config file, a run directory (its config.yaml) or a checkpoint (the
- * config it was saved with). On error every rank has the same status and message. The session must
- * be closed either way. */
+/* Collective. `path` is a config file, a run directory (its config.yaml, or where that is gone what
+ * its newest checkpoint was saved with) or a checkpoint (the config it was saved with). On error
+ * every rank has the same status and message. The session must be closed either way. */
 enum status session_open(struct session *session, enum session_use use, const char *path,
                          char *const *overrides, int count) __attribute__((warn_unused_result));
 /* Local. The same config without a session. */

@@ -117,6 +117,22 @@ expect_error 74 "nowhere.txt" "$binary" generate mixtral --prompts nowhere.txt
 expect_error 64 "--prompt" "$binary" generate mixtral --prompt a --prompts prompts.txt
 expect_error 64 "max_position_embeddings" "$binary" generate deepseek_v2 --prompt a train.sequence_length=129
 
+echo "a run without config.yaml is what its newest checkpoint says; a folder without a checkpoint is none"
+cp -r mixtral bare
+rm bare/config.yaml
+expect_rc 0 "$binary" generate mixtral --prompt "int " --count 4 --temperature 0
+cp "$out" wanted
+expect_rc 0 ranks 2 "$binary" generate bare --prompt "int " --count 4 --temperature 0
+tr -d '\r' <"$out" | cmp - wanted || fail "another text without config.yaml"
+expect_rc 0 "$binary" eval bare
+mkdir -p empty/checkpoints nothing
+for folder in empty nothing; do
+    expect_error 65 "$folder: no checkpoint here" "$binary" eval $folder
+    expect_error 65 "$folder: no checkpoint here" ranks 2 "$binary" generate $folder --prompt a
+done
+for manifest in bare/checkpoints/*/manifest.json; do echo >"$manifest"; done
+expect_error 65 "bare: no checkpoint here can be read; the newest: bare/checkpoints/" "$binary" eval bare
+
 echo "a file none of whose labels counts"
 python3 - <<'PY'
 import json
