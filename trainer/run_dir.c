@@ -8,25 +8,14 @@
 #include <unistd.h>
 
 #include "checkpoints/checkpoint.h"
+#include "kernels/base/aside.h"
 #include "trainer/version.h"
 
-enum { MAX_PATH = 4096, MOST_OLD = 100000 };
+enum { MAX_PATH = 4096 };
 
 void run_dir_path(const struct session *session, const char *name, char *out, size_t bytes)
 {
     snprintf(out, bytes, "%s/%s", session->config.run.dir, name);
-}
-
-static enum status set_aside(const char *dir)
-{
-    char old[MAX_PATH];
-    for (int n = 1; n < MOST_OLD && io_exists(dir); n++) {
-        snprintf(old, sizeof old, "%s.old-%d", dir, n);
-        if (!io_exists(old)) {
-            return io_rename(dir, old);
-        }
-    }
-    return STATUS_OK;
 }
 
 static enum status write_config(const struct session *session)
@@ -119,12 +108,12 @@ enum status run_dir_note(const struct session *session, const char *key, json_t 
 
 enum status run_dir_open(const struct session *session, bool fresh, struct io_file *lock)
 {
-    char path[MAX_PATH];
+    char path[MAX_PATH], old[ASIDE_PATH_BYTES];
     if (fresh && io_exists(session->config.run.dir)) {
         run_dir_path(session, "lock", path, sizeof path);
         TRY(io_lock(lock, path)); /* a living run must not be moved away */
         io_unlock(lock);
-        TRY(set_aside(session->config.run.dir));
+        TRY(aside_move(session->config.run.dir, old));
     }
     run_dir_path(session, "checkpoints", path, sizeof path);
     TRY(io_make_dir(path));

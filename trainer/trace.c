@@ -5,10 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/base/io.h"
+#include "kernels/base/aside.h"
 #include "trainer/optimizer.h"
 
-enum { MAX_PATH = 4096, PART = 1 << 20 /* elements of a parameter at a time */ };
+enum { PART = 1 << 20 /* elements of a parameter at a time */ };
 
 /* Names of the file: points of the probe, then of every parameter its gradient and its weight, then
  * the selection bias of every block. */
@@ -467,27 +467,13 @@ enum status trace_weights(struct trace *trace)
 
 /* --- the file --- */
 
-/* One that is there goes to FILE.old-N. */
-static enum status set_aside(const char *path)
-{
-    char old[MAX_PATH];
-    for (int n = 1; io_exists(path); n++) {
-        if (snprintf(old, sizeof old, "%s.old-%d", path, n) >= MAX_PATH) {
-            return status_fail(STATUS_USAGE, "debug.trace: a path too long");
-        }
-        if (!io_exists(old)) {
-            TRY(io_rename(path, old));
-        }
-    }
-    return STATUS_OK;
-}
-
 static enum status create(struct trace *trace)
 {
     const struct model *model = trace->model;
     const int64_t blocks = architecture_moe_blocks(&model->arch),
                   count = bias_name(trace, model->arch.has_bias ? blocks : 0);
-    char bias[TRACE_NAME_BYTES], (*names)[TRACE_NAME_BYTES] = calloc((size_t)count, sizeof *names);
+    char old[ASIDE_PATH_BYTES], bias[TRACE_NAME_BYTES],
+        (*names)[TRACE_NAME_BYTES] = calloc((size_t)count, sizeof *names);
     if (names == NULL) {
         return no_memory();
     }
@@ -504,7 +490,7 @@ static enum status create(struct trace *trace)
         params_bias_name(bias, sizeof bias, model->arch.dense_layers + m);
         snprintf(names[bias_name(trace, m)], sizeof *names, "weight of %.96s", bias);
     }
-    enum status status = set_aside(model->config->debug.trace);
+    enum status status = aside_move(model->config->debug.trace, old);
     status = status == STATUS_OK
                  ? trace_file_create(&trace->file, model->config->debug.trace, names, count)
                  : status;
