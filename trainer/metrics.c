@@ -11,6 +11,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "kernels/base/aside.h"
 #include "kernels/base/io.h"
 #include "kernels/base/json_out.h"
 #include "trainer/figures.h"
@@ -72,6 +73,17 @@ static int terminal_columns(void)
     return columns;
 }
 
+/* What a run wrote that left no checkpoint to go on from is kept beside. */
+static enum status keep_old(struct metrics *metrics, const char *path)
+{
+    char old[ASIDE_PATH_BYTES];
+    line_log_close(&metrics->jsonl);
+    TRY(aside_move(path, old));
+    metrics_say(metrics, "%s: of a run that left no checkpoint: kept as %s; steps begin with 1",
+                path, old);
+    return line_log_open(&metrics->jsonl, path);
+}
+
 enum status metrics_open(struct metrics *metrics, const char *run_dir, int64_t step)
 {
     char path[MAX_PATH];
@@ -86,6 +98,9 @@ enum status metrics_open(struct metrics *metrics, const char *run_dir, int64_t s
     TRY(line_log_open(&metrics->log, path));
     snprintf(path, sizeof path, "%s/metrics.jsonl", run_dir);
     TRY(line_log_open(&metrics->jsonl, path));
+    if (step == 0 && metrics->jsonl.whole > 0) {
+        TRY(keep_old(metrics, path));
+    }
     TRY(cut_to(&metrics->jsonl, step, &last));
     if (last < step) {
         metrics_say(metrics, "%s: the lines of steps %lld to %lld are not there", path,

@@ -36,8 +36,8 @@ struct metrics {
     double flops_per_token;
 };
 
-/* Opens run_dir/metrics.jsonl, keeping only lines of steps <= step, log.txt, and a file in
- * run_dir/tensorboard. */
+/* Opens run_dir/metrics.jsonl, keeping only lines of steps <= step, or with step 0 all of them, in
+ * metrics.jsonl.old-N; log.txt, and a file in run_dir/tensorboard. */
 enum status metrics_open(struct metrics *metrics, const char *run_dir, int64_t step)
     __attribute__((warn_unused_result));
 void metrics_close(struct metrics *metrics); /* accepts a zeroed one */

@@ -104,6 +104,18 @@ expect_same "$(metric "$work/move-fp32" step | tr '\n' ' ')" "1 2 " "steps after
 [ -f "$work/move-fp32.old-1/checkpoints/00000020/manifest.json" ] || fail "the old checkpoint is gone"
 expect_rc 0 train_on 1 1 "$work/move-fp32" run.steps=2 --fresh
 [ -d "$work/move-fp32.old-2" ] || fail "a second --fresh made no .old-2"
+expect_rc 0 train_on 1 1 "$work/move-fp32//" run.steps=2 --fresh
+[ -d "$work/move-fp32.old-3/checkpoints" ] || fail "--fresh with a slash made no .old-3"
+
+echo "a run without checkpoints begins again, and keeps what the one before wrote"
+lines=$(cat "$work/move-fp32/metrics.jsonl")
+rm -r "$work/move-fp32/checkpoints"
+expect_rc 0 train_on 2 2 "$work/move-fp32" run.steps=1
+expect_text "move-fp32/metrics.jsonl: of a run that left no checkpoint: kept as $work/move-fp32/metrics.jsonl.old-1; steps begin with 1"
+expect_same "$lines" "$(cat "$work/move-fp32/metrics.jsonl.old-1")" "metrics of the run before"
+expect_same "$(metric "$work/move-fp32" step)" 1 "steps of the run that begins again"
+expect_rc 0 train_on 2 2 "$work/move-fp32" run.steps=2
+[ ! -e "$work/move-fp32/metrics.jsonl.old-2" ] || fail "a resume sets metrics aside"
 
 echo "keep_last"
 expect_rc 0 train_on 2 2 "$work/keep" checkpoint.every_steps=3 checkpoint.keep_last=3

@@ -116,6 +116,25 @@ static void test_never_again(void **state)
     expect_steps(4, 7);
 }
 
+/* A run that starts where another left lines, but no checkpoint. */
+static void test_starts_again(void **state)
+{
+    (void)state;
+    struct metrics metrics;
+    struct device *device;
+    for (int run = 1; run <= 2; run++) {
+        begin(&metrics, &device);
+        assert_false(io_exists(run == 1 ? "metrics.jsonl.old-1" : "metrics.jsonl.old-2"));
+        steps(&metrics, 1, 9, run);
+        end(&metrics, device, STATUS_OK);
+    }
+    assert_int_equal(io_rename("metrics.jsonl", "second"), STATUS_OK);
+    assert_int_equal(io_rename("metrics.jsonl.old-1", "metrics.jsonl"), STATUS_OK);
+    expect_steps(9, 9);
+    assert_int_equal(io_rename("second", "metrics.jsonl"), STATUS_OK);
+    expect_steps(0, 9);
+}
+
 #define METRICS_TEST(function)                                                                     \
     cmocka_unit_test_setup_teardown(function, scratch_enter, scratch_leave)
 
@@ -125,6 +144,7 @@ int main(void)
         METRICS_TEST(test_goes_back),
         METRICS_TEST(test_cannot_be_read),
         METRICS_TEST(test_never_again),
+        METRICS_TEST(test_starts_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
