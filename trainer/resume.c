@@ -26,8 +26,7 @@ static void append(char note[RESUME_NOTE_BYTES], const char *format, ...)
     va_end(list);
 }
 
-/* Keys that change what is trained, or on what; not where it runs or what it prints. */
-static void differences(const struct config *saved, const struct config *now, char *out,
+void resume_differences(const struct config *saved, const struct config *now, char *out,
                         size_t bytes)
 {
     static const char *const sections[] = {"run.seed",  "run.steps",  "model.",    "train.",
@@ -234,7 +233,7 @@ static void compare(const struct config *saved, const struct config *now,
     struct carrying carrying = {
         .saved = saved, .now = now, .sources = sources, .before = before, .note = note};
     char list[RESUME_NOTE_BYTES - 512];
-    differences(saved, now, list, sizeof list);
+    resume_differences(saved, now, list, sizeof list);
     if (list[0] != '\0') {
         snprintf(note, RESUME_NOTE_BYTES, "other settings than step %lld was saved with: %s",
                  (long long)at->step, list);

@@ -20,6 +20,11 @@ enum { RESUME_NOTE_BYTES = 4096 };
  * where schedules go on. */
 int64_t resume_position(int64_t position, int64_t from, int64_t to);
 
+/* `key old -> new` of the keys that change what is trained, or on what; not where it runs or what
+ * it prints. "": none. */
+void resume_differences(const struct config *saved, const struct config *now, char *out,
+                        size_t bytes);
+
 /* Local. Compares the settings saved in the checkpoint `path` with `now` and its open `sources`,
  * and sets `note`, "" when nothing that matters to training differs: one line of `key old -> new`,
  * and what that does to the data. at->data: as the checkpoint says in, out what sources_start

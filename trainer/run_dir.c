@@ -9,6 +9,7 @@
 
 #include "checkpoints/checkpoint.h"
 #include "kernels/base/aside.h"
+#include "trainer/resume.h"
 #include "trainer/version.h"
 
 enum { MAX_PATH = 4096 };
@@ -18,7 +19,8 @@ void run_dir_path(const struct session *session, const char *name, char *out, si
     snprintf(out, bytes, "%s/%s", session->config.run.dir, name);
 }
 
-static enum status write_config(const struct session *session)
+static enum status write_config(const struct session *session, const char *name,
+                                const struct config *config)
 {
     char path[MAX_PATH], *text = NULL;
     size_t bytes = 0;
@@ -26,9 +28,9 @@ static enum status write_config(const struct session *session)
     if (out == NULL) {
         return status_fail(STATUS_RESOURCE, "out of memory for config.yaml");
     }
-    config_print(&session->config, out);
+    config_print(config, out);
     fclose(out);
-    run_dir_path(session, "config.yaml", path, sizeof path);
+    run_dir_path(session, name, path, sizeof path);
     const enum status status = io_write_file(path, text, bytes);
     free(text);
     return status;
@@ -59,19 +61,45 @@ static enum status write_json(const char *path, json_t *json)
     return status;
 }
 
-/* The starts of the run so far, as the record in place has them, and this one. */
-static json_t *starts(const char *path, const char *when, const char *host, int ranks, int64_t step)
+/* What this start is to the run: "changed", where its settings are not those of the checkpoint that
+ * it goes on from, which are kept under run_dir_earlier's name. */
+static enum status note_changes(const struct session *session, int64_t step, const char *from,
+                                json_t *start)
+{
+    char list[RESUME_NOTE_BYTES], name[RUN_DIR_NAME_BYTES];
+    struct config *saved = malloc(sizeof *saved);
+    if (saved == NULL) {
+        return status_fail(STATUS_RESOURCE, "out of memory for the settings of a checkpoint");
+    }
+    config_init(saved);
+    enum status status = session_saved_config(saved, from);
+    if (status == STATUS_OK) {
+        resume_differences(saved, &session->config, list, sizeof list);
+        if (list[0] != '\0') {
+            json_object_set_new(start, "changed", json_string(list));
+            run_dir_earlier(step, name);
+            status = write_config(session, name, saved);
+        }
+    } else {
+        status = STATUS_OK; /* the resume has told that they can't be compared */
+    }
+    config_free(saved);
+    free(saved);
+    return status;
+}
+
+/* The starts of the run so far, as the record in place has them, and this one, owned by the call.
+ */
+static json_t *starts(const char *path, json_t *start)
 {
     json_t *old = read_record(path), *list = json_object_get(old, "starts");
     list = json_is_array(list) ? json_incref(list) : json_array();
-    json_array_append_new(list, json_pack("{s:s, s:I, s:i, s:s, s:s}", "time", when, "step",
-                                          (json_int_t)step, "ranks", ranks, "host", host, "commit",
-                                          version_commit()));
+    json_array_append_new(list, start);
     json_decref(old);
     return list;
 }
 
-static enum status write_record(const struct session *session, int64_t step)
+static enum status write_record(const struct session *session, int64_t step, const char *from)
 {
     char path[MAX_PATH], host[256] = "", when[64];
     const struct device_info *device = device_info(session->device);
@@ -90,8 +118,14 @@ static enum status write_record(const struct session *session, int64_t step)
         json_object_set_new(json, device->fact[i].key, json_string(device->fact[i].value));
     }
     run_dir_path(session, "run.json", path, sizeof path);
-    json_object_set_new(json, "starts", starts(path, when, host, session->world.size, step));
-    return write_json(path, json);
+    json_t *start =
+        json_pack("{s:s, s:I, s:i, s:s, s:s}", "time", when, "step", (json_int_t)step, "ranks",
+                  session->world.size, "host", host, "commit", version_commit());
+    const enum status status =
+        from[0] != '\0' ? note_changes(session, step, from, start) : STATUS_OK;
+    json_object_set_new(json, "starts", starts(path, start));
+    const enum status written = write_json(path, json);
+    return status == STATUS_OK ? written : status;
 }
 
 enum status run_dir_note(const struct session *session, const char *key, json_t *value)
@@ -123,8 +157,13 @@ enum status run_dir_open(const struct session *session, bool fresh, struct io_fi
     return checkpoint_clean(path);
 }
 
-enum status run_dir_describe(const struct session *session, int64_t step)
+enum status run_dir_describe(const struct session *session, int64_t step, const char *from)
 {
-    TRY(write_config(session));
-    return write_record(session, step);
+    TRY(write_config(session, "config.yaml", &session->config));
+    return write_record(session, step, from);
+}
+
+void run_dir_earlier(int64_t step, char name[RUN_DIR_NAME_BYTES])
+{
+    snprintf(name, RUN_DIR_NAME_BYTES, "config.until-%08lld.yaml", (long long)step);
 }

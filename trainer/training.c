@@ -53,10 +53,10 @@ struct training {
     struct replicas replicas;
     struct straggler straggler;
     struct profile profile;
-    bool resumed_whole; /* the run goes on from a checkpoint */
-    bool given_up;      /* checkpoints of steps given up are still there */
-    char checkpoints[MAX_PATH];
-    char resumed[RESUME_NOTE_BYTES]; /* what changed since the checkpoint */
+    bool resumed_whole;                         /* the run goes on from a checkpoint, `from` */
+    bool given_up;                              /* checkpoints of steps given up are still there */
+    char checkpoints[MAX_PATH], from[MAX_PATH]; /* from: the checkpoint it goes on from, or "" */
+    char resumed[RESUME_NOTE_BYTES];            /* what changed since the checkpoint */
     double first_loss, last_loss, valid_loss;
 };
 
@@ -127,6 +127,7 @@ static enum status resume(struct training *t)
         }
         if (status == STATUS_OK) {
             t->resumed_whole = true;
+            snprintf(t->from, sizeof t->from, "%s", path);
             watchdog_saved(t->watchdog, t->at.step);
             const enum status compared = compare_settings(t, path);
             free(path);
@@ -290,7 +291,7 @@ static enum status open_training(struct training *t, bool fresh)
     TRY(straggler_init(&t->straggler, &t->stepper, t->session->threads, &t->metrics));
     TRY(profile_open(&t->profile, &t->session->mesh, config));
     watchdog_before_end(t->watchdog, profile_alone, &t->profile);
-    status = main_rank(t) ? run_dir_describe(t->session, t->at.step) : STATUS_OK;
+    status = main_rank(t) ? run_dir_describe(t->session, t->at.step, t->from) : STATUS_OK;
     status = status == STATUS_OK && main_rank(t) ? run_tokenizer_keep(t->session, t->train.store)
                                                  : status;
     status = status == STATUS_OK && main_rank(t) ? open_metrics(t) : status;

@@ -35,6 +35,31 @@ expect_error 64 "old-rerun: is there already" ranks 2 "$binary" rerun old
 sed -i '3s/"loss":\([0-9]\)\.\([0-9]\)/"loss":\1.9\2/' old/metrics.jsonl
 expect_rc 1 ranks 2 "$binary" rerun old/ --dir fourth
 expect_text "step 3 differs"
+
+echo "rerun of a run that was made longer, under a schedule that knows its length"
+longer() { expect_rc 0 train_on "$1" 1 longer schedule.kind=cosine run.steps="$2"; }
+longer 2 4
+[ ! -e longer/config.until-00000004.yaml ] || fail "changed settings of a run that began"
+longer 2 4
+longer 2 6
+grep -q '"changed": "run.steps 4 -> 6"' longer/run.json || fail "run.json does not say what changed"
+longer 1 8
+expect_rc 0 ranks 2 "$binary" rerun longer/run.json
+expect_text "longer: settings changed behind step 4: run.steps 4 -> 6: the steps up to there are repeated"
+expect_text "4 steps, bit for bit the same as longer"
+expect_same "$(metric longer-rerun step | tail -n 1)" 4 "steps repeated"
+sed -i '3s/"loss":\([0-9]\)\.\([0-9]\)/"loss":\1.9\2/' longer/metrics.jsonl
+expect_rc 1 ranks 2 "$binary" rerun longer --dir fifth
+expect_text "step 3 differs"
+expect_rc 85 train_on 2 1 paused schedule.kind=cosine run.pause_at=2
+expect_rc 0 train_on 2 1 paused schedule.kind=cosine run.steps=4 # of 20
+expect_rc 0 ranks 2 "$binary" rerun paused
+expect_text "2 steps, bit for bit the same as paused"
+rm -r longer/checkpoints
+longer 2 3
+expect_rc 0 ranks 2 "$binary" rerun longer --dir sixth # begun again: nothing changed
+expect_text "3 steps, bit for bit the same as longer"
+
 mkdir empty
 cp old/config.yaml old/run.json empty
 : >empty/metrics.jsonl
