@@ -5,6 +5,7 @@
 
 #include "kernels/base/status.h"
 #include "trainer/commands/commands.h"
+#include "trainer/commands/output.h"
 #include "trainer/config/config.h"
 #include "trainer/config/nearest.h"
 #include "trainer/version.h"
@@ -100,9 +101,13 @@ static bool speaks(void)
 
 int main(int argc, char **argv)
 {
-    const enum status status = run(argc, argv);
+    enum status status = run(argc, argv);
     if (status != STATUS_OK && status_message()[0] != '\0' && speaks()) {
         fprintf(stderr, "switchyard: %s\n", status_message());
+    }
+    if (output_lost()) {
+        fprintf(stderr, "switchyard: standard output: cannot be written\n");
+        status = status == STATUS_OK ? STATUS_IO : status;
     }
     return status_exit_code(status);
 }

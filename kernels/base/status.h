@@ -16,7 +16,7 @@ enum status {
     STATUS_MISMATCH,  /* a whole checkpoint, but of another model (exit 65) */
     STATUS_INTERNAL,  /* a library failed in a way we have no better name for (exit 70) */
     STATUS_RESOURCE,  /* memory, cores, device (exit 71) */
-    STATUS_IO,        /* disk (exit 74) */
+    STATUS_IO,        /* disk, standard output (exit 74) */
     STATUS_HANG,      /* a rank stopped answering (exit 76) */
     STATUS_DIVERGED,  /* loss or gradient not finite (exit 77) */
     STATUS_PREEMPTED, /* saved after a signal, please requeue (exit 85) */

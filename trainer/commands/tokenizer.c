@@ -221,8 +221,5 @@ enum status command_tokenizer(int argc, char **argv)
     tokenizer_close(&work.tokenizer);
     id_list_free(&work.ids);
     byte_list_free(&work.text);
-    if (status == STATUS_OK && fflush(stdout) != 0) {
-        status = status_fail(STATUS_IO, "standard output: cannot be written");
-    }
     return status;
 }

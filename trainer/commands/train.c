@@ -1,7 +1,9 @@
 #include <malloc.h>
+#include <stdio.h>
 
 #include "trainer/commands/commands.h"
 #include "trainer/commands/options.h"
+#include "trainer/commands/output.h"
 #include "trainer/session.h"
 #include "trainer/training.h"
 
@@ -39,5 +41,10 @@ enum status command_train(int argc, char **argv)
     if (status == STATUS_OK) {
         status = training_run(&session, fresh);
     }
-    return session_close(&session, status);
+    status = session_close(&session, status);
+    if (output_lost()) { /* the run is in its folder all the same */
+        fprintf(stderr, "switchyard: warning: standard output: cannot be written; the run's lines "
+                        "are in log.txt\n");
+    }
+    return status;
 }
