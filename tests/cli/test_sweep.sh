@@ -113,7 +113,8 @@ sweep_file lost2 "set: {run.steps: 5}" "metric: loss" "parameters: {debug.fault:
 expect_error 70 "every trial failed" "$binary" sweep lost2.yaml --quiet
 
 echo "values that are lists of maps; steps of each trial its own"
-sweep_file nested "metric: loss" "set: {data.valid: null, eval.every_steps: 0}" "parameters:" \
+sweep_file nested "metric: loss" \
+    "set: {data.valid: null, eval.every_steps: 0, sample.prompt: '\"a\" b', optimizer.freeze: [\"lm_head.weight\"]}" "parameters:" \
     "  data.train: [[{path: train.h5, weight: 2}, {path: \"valid.h5\", weight: 1, epochs: 100}], [{path: train.h5}]]" \
     "  run.steps: [3, 2]" "launch: {slots: 2}"
 expect_rc 0 "$binary" sweep nested.yaml
@@ -130,6 +131,8 @@ name="or'p \"h\" %d"
 printf '%s\n' "base: tiny.yaml" "dir: $name" "set: {run.steps: 40}" "metric: loss" "parameters: {debug.fault: ['stop:20:0', null]}" "launch: {command: setsid -w}" >orphan.yaml
 "$binary" sweep orphan.yaml >"$out" 2>"$err" &
 sweep=$!
+grep -qF 'prompt: "\"a\" b"' nested/0000/config.yaml || fail "quotes of a value did not reach the trial"
+grep -qF 'freeze: ["lm_head.weight"]' nested/0000/config.yaml || fail "a list with quotes did not reach the trial"
 left_behind() { pgrep -f "^$binary train .*run.dir=$name/0000" || true; }
 is_stopped() { [ "$(ps -o stat= -p "$(left_behind)" | cut -c 1)" = T ]; }
 wait_for 30 is_stopped || fail "trial 0 did not stop within 30 s"

@@ -392,7 +392,8 @@ static void test_bad_overrides(void **state)
         {{"run.steps=1.5"}, {"command line: key 'run.steps': '1.5' is not a whole number"}},
         {{"run.steps=0"}, {"0 is outside"}},
         {{"run.steps="}, {"null is not a value here"}},
-        {{"run.steps=\"3\""}, {"'\"3\"' is not a whole number"}},
+        {{"run.steps=\"3\""},
+         {"command line: key 'run.steps': \"3\" is text: write it without quotes"}},
         {{"run.steps"}, {"'run.steps'", "key=value"}},
         {{"=3"}, {"unknown key"}},
         {{"data.stages={tokens: [1e9]}"},
@@ -404,12 +405,53 @@ static void test_bad_overrides(void **state)
         {{"model.attention_bias=true"}, {"key 'model.attention_bias': not built"}},
         {{"run.pin=yes", "run.seed=x"}, {"'yes' is neither", "\ncommand line: key 'run.seed'"}},
         {{"run.dir=\xff"}, {"key 'run.dir'", "UTF-8"}},
+        {{"run.dir=\"\xff\""}, {"key 'run.dir'", "UTF-8"}},
+        {{"optimizer.freeze=\"a\",\"b\""},
+         {"command line: key 'optimizer.freeze': not a list as YAML has it"}},
+        {{"optimizer.freeze=[\"a, b]"}, {"key 'optimizer.freeze': not a list as YAML has it"}},
+        {{"optimizer.freeze=[\"a\"] b"}, {"key 'optimizer.freeze': not a list as YAML has it"}},
+        {{"schedule.milestones=[\"0.6\"]"}, {"item 1 of the list is not a number"}},
+        {{"data.train=[{path: x}]]"}, {"key 'data.train': not a list of maps"}},
     };
     put("base.yaml", BASE);
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct config config;
         assert_int_equal(load(&config, cases[i].overrides), STATUS_USAGE);
         expect_parts(cases[i].parts, PARTS, cases[i].overrides[0]);
+        config_free(&config);
+    }
+}
+
+static void test_quotes_of_overrides(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *override, *prompt;
+    } cases[] = {
+        {"sample.prompt=\"a b\"", "a b"},
+        {"sample.prompt='it''s \\n' ", "it's \\n"},
+        {"sample.prompt=\"\\\"\\u00e9\\n\"", "\"\xc3\xa9\n"},
+        {"sample.prompt='\xc3\xa9'", "\xc3\xa9"},
+        {"sample.prompt=\"null\"", "null"},
+        {"sample.prompt=''", ""},
+        /* not enclosed: plain text */
+        {"sample.prompt=a: b #c", "a: b #c"},
+        {"sample.prompt=\"a\" b", "\"a\" b"},
+        {"sample.prompt=\"a\": b", "\"a\": b"},
+        {"sample.prompt='a' # 'b'", "'a' # 'b'"},
+        {"sample.prompt=\"a", "\"a"},
+        {"sample.prompt=\"", "\""},
+        {"sample.prompt=[\"a\"]", "[\"a\"]"},
+    };
+    struct config config;
+    put("base.yaml", BASE);
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const char *const overrides[OVERRIDES] = {cases[i].override, "data.train='x y.h5'",
+                                                  "run.device=\"cpu\"", "data.valid='null'"};
+        assert_int_equal(load(&config, overrides), STATUS_OK);
+        assert_string_equal(config.sample.prompt, cases[i].prompt);
+        assert_string_equal(config.data.train.item[0].path, "x y.h5");
+        assert_string_equal(config.data.valid, "null");
         config_free(&config);
     }
 }
@@ -457,6 +499,7 @@ int main(void)
         SCRATCH_TEST(test_relations),
         SCRATCH_TEST(test_bad_overrides),
         SCRATCH_TEST(test_overrides),
+        SCRATCH_TEST(test_quotes_of_overrides),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -53,6 +53,9 @@ static void test_lists_of_overrides(void **state)
         {"optimizer.freeze=", 0, {NULL}},
         {"optimizer.freeze=[]", 0, {NULL}},
         {"optimizer.freeze=[ ]", 0, {NULL}},
+        {"optimizer.freeze=[*a,*b]", 2, {"*a", "*b"}},
+        {"optimizer.freeze=[\"*a\", 'b,c' , d*]", 3, {"*a", "b,c", "d*"}},
+        {"optimizer.freeze=\"a,b\"", 1, {"a,b"}},
     };
     struct config config;
     put("base.yaml", BASE);

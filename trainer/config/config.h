@@ -280,7 +280,8 @@ bool config_plans(const struct config *config, char *why, size_t bytes);
 bool config_trains(const struct config *config, int device, char *why, size_t bytes);
 void config_free(struct config *config); /* accepts a zeroed one; may be called twice */
 
-/* Reads path, then applies overrides "a.b=v" in order, then checks ranges and relations between
+/* Reads path, then applies overrides "a.b=v" in order (v is plain text, or what YAML makes of it
+ * where quotes enclose it or items of its list), then checks ranges and relations between
  * keys that need no world (family keys, heads, top-k <= experts, micro_batch <= global_batch...).
  * Errors: STATUS_IO (missing file), STATUS_USAGE; all lines of errors are in status_message(),
  * joined by newlines. */

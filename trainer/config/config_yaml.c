@@ -199,30 +199,6 @@ static void read_sources(struct reader *r, yaml_document_t *document, const char
     r->given[field - config_fields] = true;
 }
 
-/* An override of a list of maps is written as YAML writes it in one line. */
-static void read_inline(struct reader *r, const char *where, const struct field *field,
-                        const char *text)
-{
-    yaml_parser_t parser;
-    yaml_document_t document;
-    yaml_parser_initialize(&parser);
-    yaml_parser_set_input_string(&parser, (const unsigned char *)text, strlen(text));
-    const bool loaded = yaml_parser_load(&parser, &document) != 0;
-    const yaml_node_t *root = loaded ? yaml_document_get_root_node(&document) : NULL;
-    if (root != NULL && root->type == YAML_SEQUENCE_NODE) {
-        read_sources(r, &document, where, field, root);
-    } else {
-        config_error(&r->errors,
-                     "%s: key '%s': not a list of maps; in one line: '%s=[{path: a.h5, weight: "
-                     "0.7}, {path: b.h5, weight: 0.3}]'",
-                     where, field->key, field->key);
-    }
-    if (loaded) {
-        yaml_document_delete(&document);
-    }
-    yaml_parser_delete(&parser);
-}
-
 /* A list of words for a key that takes one. */
 static void read_list(struct reader *r, yaml_document_t *document, const char *where,
                       const struct field *field, const yaml_node_t *list)
@@ -417,6 +393,76 @@ static void read_text(struct reader *r, const char *text, size_t bytes)
     yaml_parser_delete(&parser);
 }
 
+/* Whether the node is all of `text` but spaces at its end; the library counts characters. */
+static bool is_whole(const yaml_node_t *node, const char *text)
+{
+    size_t length = strlen(text), characters = 0;
+    for (; length > 0 && text[length - 1] == ' '; length--) {
+    }
+    for (size_t i = 0; i < length; i++) {
+        characters += ((unsigned char)text[i] & 0xc0) != 0x80;
+    }
+    return node->end_mark.index == characters;
+}
+
+/* An override that is written as YAML writes it in one line: a list, or words in quotes from end to
+ * end. False: it is neither. */
+static bool read_inline(struct reader *r, const char *key, const char *text)
+{
+    static const char where[] = "command line";
+    const struct field *field = config_find(key);
+    yaml_parser_t parser;
+    yaml_document_t document;
+    yaml_parser_initialize(&parser);
+    yaml_parser_set_input_string(&parser, (const unsigned char *)text, strlen(text));
+    const bool loaded = yaml_parser_load(&parser, &document) != 0;
+    const yaml_node_t *root = loaded ? yaml_document_get_root_node(&document) : NULL;
+    const bool whole = root != NULL && is_whole(root, text),
+               list = whole && root->type == YAML_SEQUENCE_NODE,
+               words = whole && !list && word(root) != NULL;
+    if (list && field->kind == FIELD_SOURCES) {
+        read_sources(r, &document, where, field, root);
+    } else if (list) {
+        read_list(r, &document, where, field, root);
+    } else if (words) {
+        set(r, where, key, word(root), true);
+    }
+    if (loaded) {
+        yaml_document_delete(&document);
+    }
+    yaml_parser_delete(&parser);
+    return list || words;
+}
+
+/* Plain text stands for itself, whatever is in it: so do quotes that do not enclose all of it. A
+ * list of words without quotes is split at its commas: to YAML a pattern such as *.gate is an
+ * alias. */
+static void read_override(struct reader *r, const char *key, const char *text)
+{
+    const struct field *field = config_find(key);
+    const bool sources = field != NULL && field->kind == FIELD_SOURCES,
+               texts = field != NULL && (field->kind == FIELD_TEXTS || field->kind == FIELD_REALS),
+               quote = text[0] == '"' || text[0] == '\'',
+               list = text[0] == '[' && (sources || (texts && strpbrk(text, "'\"") != NULL));
+    if ((quote || list) && read_inline(r, key, text)) {
+        return;
+    }
+    if (list && sources) {
+        config_error(&r->errors,
+                     "command line: key '%s': not a list of maps; in one line: '%s=[{path: a.h5, "
+                     "weight: 0.7}, {path: b.h5, weight: 0.3}]'",
+                     key, key);
+    } else if (list || (texts && quote)) {
+        config_error(
+            &r->errors,
+            "command line: key '%s': not a list as YAML has it; in one line: '%s=[\"a b\", "
+            "c]'",
+            key, key);
+    } else {
+        set(r, "command line", key, text, strcmp(key, "sample.prompt") == 0);
+    }
+}
+
 static void read_overrides(struct reader *r, char *const *overrides, int count)
 {
     for (int i = 0; i < count; i++) {
@@ -427,12 +473,7 @@ static void read_overrides(struct reader *r, char *const *overrides, int count)
             continue;
         }
         snprintf(key, sizeof key, "%.*s", (int)(equals - overrides[i]), overrides[i]);
-        const struct field *field = config_find(key);
-        if (field != NULL && field->kind == FIELD_SOURCES && equals[1] == '[') {
-            read_inline(r, "command line", field, equals + 1);
-            continue;
-        }
-        set(r, "command line", key, equals + 1, strcmp(key, "sample.prompt") == 0);
+        read_override(r, key, equals + 1);
     }
 }
 

@@ -8,6 +8,7 @@
 #include <yaml.h>
 
 #include "kernels/base/io.h"
+#include "kernels/base/json_out.h"
 #include "trainer/config/config.h"
 #include "trainer/config/nearest.h"
 
@@ -156,14 +157,22 @@ static bool flow_node(FILE *out, const struct source *source, const yaml_node_t 
     return good;
 }
 
-/* A value as the text of an override; owned by the caller. */
+/* A value as the text of an override; owned by the caller. One that begins with a quote, which an
+ * override would lose, gets others around it. */
 static enum status value_text(const struct source *source, const yaml_node_t *node,
                               const char *what, char **out)
 {
     size_t bytes = 0;
-    *out = scalar(node) != NULL ? strdup(scalar(node)) : NULL;
-    FILE *stream = scalar(node) == NULL ? open_memstream(out, &bytes) : NULL;
-    const bool good = stream == NULL || flow_node(stream, source, node, 0);
+    const char *text = scalar(node);
+    const bool plain = text != NULL && text[0] != '"' && text[0] != '\'';
+    bool good = true;
+    *out = plain ? strdup(text) : NULL;
+    FILE *stream = plain ? NULL : open_memstream(out, &bytes);
+    if (stream != NULL && text != NULL) {
+        json_out_text(stream, "", text); /* YAML reads it alike */
+    } else if (stream != NULL) {
+        good = flow_node(stream, source, node, 0);
+    }
     if (stream != NULL) {
         fclose(stream);
     }
