@@ -111,6 +111,17 @@ expect_error 77 "every trial failed; the first with exit code 77: step 2" "$bina
 expect_rc 0 "$binary" sweep lost.yaml --table
 sweep_file lost2 "set: {run.steps: 5}" "metric: loss" "parameters: {debug.fault: ['nan:2:0', 'kill:2:0']}" "launch: {slots: 2}"
 expect_error 70 "every trial failed" "$binary" sweep lost2.yaml --quiet
+cat >refuse.sh <<'END'
+printf '%s\n' 'a line before' --------------- 'There are not enough slots available in the system to satisfy the 3' \
+    'slots that were requested by the application:' '' '  ./train' '' 'Either request fewer' --------------- # as mpirun does
+exit 1
+END
+sweep_file lost3 "metric: loss" "parameters: {optimizer.lr: [1e-3, 2e-3]}" 'launch: {command: "bash refuse.sh"}'
+expect_error 70 "the first with exit code 1: There are not enough slots available in the system to satisfy the 3 slots that were requested by the application:" \
+    "$binary" sweep lost3.yaml
+expect_text "exit 1: There are not enough slots"
+printf 'printf "asked\\nsrun: error: no nodes\\n\\n"\nexit 3\n' >refuse.sh
+expect_error 70 "the first with exit code 3: srun: error: no nodes" "$binary" sweep lost3.yaml --retry
 
 echo "values that are lists of maps; steps of each trial its own"
 sweep_file nested "metric: loss" \

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { MAX_PATH = 4096 };
@@ -150,6 +151,7 @@ enum status launch_start(struct sweep_trial *trial, const struct sweep_plan *pla
 {
     struct launch launch;
     cpu_set_t share;
+    struct stat about;
     char log[MAX_PATH];
     const int cores = slot_cores(plan, slot, &share),
               threads = cores > plan->ranks ? cores / (int)plan->ranks : 1;
@@ -157,6 +159,7 @@ enum status launch_start(struct sweep_trial *trial, const struct sweep_plan *pla
     enum status status = launch_init(&launch, plan, trial, threads);
     trial->asked = false;
     trial->record_before = trial_record(trial, plan);
+    trial->log_before = stat(log, &about) == 0 ? (int64_t)about.st_size : 0;
     if (status == STATUS_OK) {
         fflush(NULL);
         trial->pid = fork();

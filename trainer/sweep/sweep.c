@@ -390,10 +390,10 @@ int64_t sweep_failed(const struct sweep *sweep)
     return failed;
 }
 
-/* The status that ends a process with `code`; STATUS_INTERNAL where none does. */
+/* The status that ends a training with `code`; STATUS_INTERNAL where none does: 1 is launchers'. */
 static enum status status_of_exit(int code)
 {
-    for (int s = STATUS_OK + 1; s <= STATUS_PREEMPTED; s++) {
+    for (int s = STATUS_USAGE; s <= STATUS_PREEMPTED; s++) {
         if (status_exit_code((enum status)s) == code) {
             return (enum status)s;
         }

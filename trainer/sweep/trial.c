@@ -177,6 +177,33 @@ void trial_look(struct sweep_trial *trial, const struct sweep_plan *plan, int64_
     history_close(&history);
 }
 
+/* Of a log without a line of our program: what mpirun frames with dashes, up to a blank line; else
+ * the last line. */
+static void launcher_words(const char *text, char *out, size_t bytes)
+{
+    static const char frame[] = "-----";
+    const char *from = NULL, *end = NULL;
+    for (const char *line = text; *line != '\0' && end == NULL;) {
+        const size_t length = strcspn(line, "\n");
+        const bool blank = strspn(line, " \t\r") >= length;
+        if (strncmp(line, frame, sizeof frame - 1) == 0) {
+            from = line + length + (line[length] == '\n');
+            end = strstr(from, "\n\n");
+            end = end != NULL ? end : from + strlen(from);
+        } else if (!blank) {
+            from = line;
+        }
+        line += length + (line[length] == '\n');
+    }
+    if (from != NULL) {
+        const size_t length = end != NULL ? (size_t)(end - from) : strcspn(from, "\n");
+        snprintf(out, bytes, "%.*s", (int)(length < bytes ? length : bytes), from);
+    }
+    for (char *c = out; (c = strchr(c, '\n')) != NULL;) {
+        *c = ' ';
+    }
+}
+
 void trial_read_why(struct sweep_trial *trial, const struct sweep_plan *plan)
 {
     char path[MAX_PATH], *text = NULL, *line = NULL;
@@ -186,16 +213,18 @@ void trial_read_why(struct sweep_trial *trial, const struct sweep_plan *plan)
     if (io_read_file(path, &text, &bytes, MOST_LOG) != STATUS_OK) {
         return;
     }
-    for (char *at = text; (at = strstr(at, "switchyard: ")) != NULL; at++) {
+    char *own = text + ((int64_t)bytes >= trial->log_before ? trial->log_before : 0);
+    for (char *at = own; (at = strstr(at, "switchyard: ")) != NULL; at++) {
         line = at; /* the last that our program printed, rather than mpirun */
     }
     if (line != NULL) {
         snprintf(trial->why, sizeof trial->why, "%.*s", (int)strcspn(line + 12, "\n"), line + 12);
-        status_clean(trial->why);
-    }
-    if (line == NULL && trial->exit_code > 128) {
+    } else if (trial->exit_code > 128) {
         snprintf(trial->why, sizeof trial->why, "signal %d (%s), and no word of why",
                  trial->exit_code - 128, strsignal(trial->exit_code - 128));
+    } else {
+        launcher_words(own, trial->why, sizeof trial->why);
     }
+    status_clean(trial->why);
     free(text);
 }

@@ -26,13 +26,14 @@ struct sweep_trial {
     double value;                   /* its metric now; NAN: none yet */
     int64_t step;
     int exit_code; /* of a failed one; 128 + signal when one ended it */
-    char why[256]; /* of a failed one: the last line it printed */
+    char why[256]; /* of a failed one: its last line, or what its launcher said */
     /* while it runs */
     pid_t pid; /* 0: it does not */
     int slot;
     int64_t pause_at;       /* the rung at which it saves and ends; 0: it runs to its end */
     bool asked;             /* signalled to save and end */
     uint64_t record_before; /* trial_record when its process began */
+    int64_t log_before;     /* bytes of its log then */
 };
 
 const char *trial_state_name(int state);
@@ -55,7 +56,7 @@ void trial_path(const struct sweep_plan *plan, int64_t index, const char *suffix
                 size_t bytes);
 /* Reads step and metric from its metrics as far as they are; at `limit` steps (0: all). */
 void trial_look(struct sweep_trial *trial, const struct sweep_plan *plan, int64_t limit);
-/* The last line of its log, for `why`. */
+/* What its log says since its process began, for `why`. */
 void trial_read_why(struct sweep_trial *trial, const struct sweep_plan *plan);
 
 #endif
