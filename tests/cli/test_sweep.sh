@@ -131,19 +131,33 @@ sweep_file nested "metric: loss" \
 expect_rc 0 "$binary" sweep nested.yaml
 expect_text "data.train=[{path: train.h5, weight: 2}, {path: 'valid.h5', weight: 1, epochs: 100}]  run.steps=3"
 grep -q 'valid.h5' nested/0000/config.yaml || fail "the nested list did not reach the trial"
+grep -qF 'prompt: "\"a\" b"' nested/0000/config.yaml || fail "quotes of a value did not reach the trial"
+grep -qF 'freeze: ["lm_head.weight"]' nested/0000/config.yaml || fail "a list with quotes did not reach the trial"
 rm nested/*.json
 expect_rc 0 "$binary" sweep nested.yaml --table
 for trial in 0000 0001 0002 0003; do expect_text "$trial   done"; done
 
+echo "killed: its trials save and end"
+no_trial() { ! pgrep -f "^$binary train .*run.dir=$1( |\$)"; }
+for launch in "ranks: 1" 'ranks: 2, command: "mpirun -q --oversubscribe --bind-to none --allow-run-as-root -np {ranks}"'; do
+    rm -rf gone
+    sweep_file "$work/gone" "set: {run.steps: 1000000}" "metric: loss" "parameters: {optimizer.lr: [1e-3]}" "launch: {$launch}"
+    "$binary" sweep gone.yaml >"$out" 2>"$err" &
+    sweep=$!
+    wait_for 30 has_steps gone/0000 3 || fail "no steps within 30 s"
+    kill -KILL "$sweep"
+    wait "$sweep" 2>/dev/null || true
+    wait_for 30 no_trial "$work/gone/0000" || fail "the trial outlived its sweep ($launch)"
+    [ -f "gone/0000/checkpoints/$(printf %08d "$(metric gone/0000 step | tail -n 1)")/manifest.json" ] || fail "the trial did not save ($launch)"
+done
+
 echo "killed, while its trial trains on"
 name="or'p \"h\" %d"
-# It stops itself in step 20, and is let go on when the next sweep waits for it. In a session of its own: the kernel wakes
-# stopped processes, and ends them, whose parent was the last of theirs.
+# It stops itself in step 20, and is let go on when the next sweep waits for it. In a session of its own: the sweep's end
+# reaches the launcher only, and the kernel wakes stopped processes, and ends them, whose parent was the last of theirs.
 printf '%s\n' "base: tiny.yaml" "dir: $name" "set: {run.steps: 40}" "metric: loss" "parameters: {debug.fault: ['stop:20:0', null]}" "launch: {command: setsid -w}" >orphan.yaml
 "$binary" sweep orphan.yaml >"$out" 2>"$err" &
 sweep=$!
-grep -qF 'prompt: "\"a\" b"' nested/0000/config.yaml || fail "quotes of a value did not reach the trial"
-grep -qF 'freeze: ["lm_head.weight"]' nested/0000/config.yaml || fail "a list with quotes did not reach the trial"
 left_behind() { pgrep -f "^$binary train .*run.dir=$name/0000" || true; }
 is_stopped() { [ "$(ps -o stat= -p "$(left_behind)" | cut -c 1)" = T ]; }
 wait_for 30 is_stopped || fail "trial 0 did not stop within 30 s"
@@ -151,7 +165,9 @@ kill -KILL "$sweep"
 wait "$sweep" 2>/dev/null || true
 "$binary" sweep orphan.yaml >"$out" 2>"$err" &
 sweep=$!
-wait_for 60 grep -q "waiting for it" "$out" || { fail "the next sweep does not wait"; show_last; }
+wait_for 60 grep -q "trial 0000 is trained already, waiting for it: .*/0000/lock: another run .*pid $(left_behind)" "$err" ||
+    { fail "the next sweep does not wait"; show_last; }
+[ ! -e "$name/0001" ] || fail "a trial began on the cores of one that was left behind"
 kill -CONT "$(left_behind)" || fail "nothing was left behind"
 wait "$sweep" || { fail "it ended with $?"; show_last; }
 expect_same "$(for t in 0 1; do state "$name" 000$t; done | sort -u)" done "states after the sweep was killed"

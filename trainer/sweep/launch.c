@@ -4,9 +4,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -129,6 +131,17 @@ static int slot_cores(const struct sweep_plan *plan, int slot, cpu_set_t *share)
     return taken;
 }
 
+/* A trial does not outlive its sweep: the kernel asks it to save and end, as `ask` of the sweep
+ * does, when the thread that forked is gone, and the launcher inherits that. */
+static void end_with(pid_t sweep)
+{
+    signal(SIGUSR1, SIG_DFL); /* from here to the launcher it ends the child */
+    (void)prctl(PR_SET_PDEATHSIG, SIGUSR1);
+    if (getppid() != sweep) { /* gone before the kernel knew */
+        _exit(127);
+    }
+}
+
 /* The child, until it is the launcher. Whatever fails here is its exit code and the log's line. */
 static void become(const struct launch *launch, const char *log, int cores, const cpu_set_t *share)
 {
@@ -161,9 +174,11 @@ enum status launch_start(struct sweep_trial *trial, const struct sweep_plan *pla
     trial->record_before = trial_record(trial, plan);
     trial->log_before = stat(log, &about) == 0 ? (int64_t)about.st_size : 0;
     if (status == STATUS_OK) {
+        const pid_t sweep = getpid();
         fflush(NULL);
         trial->pid = fork();
         if (trial->pid == 0) {
+            end_with(sweep);
             become(&launch, log, cores, &share);
         }
         if (trial->pid < 0) {

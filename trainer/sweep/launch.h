@@ -20,7 +20,8 @@ enum status launch_init(struct launch *launch, const struct sweep_plan *plan,
 void launch_free(struct launch *launch);
 
 /* Starts the trial in `slot` of plan->slots: a process group of its own, on that share of the
- * cores, output appended to its log. Sets trial->pid. Errors: STATUS_RESOURCE, STATUS_IO. */
+ * cores, output appended to its log, asked to save and end when this thread, the sweep, is gone.
+ * Sets trial->pid. Errors: STATUS_RESOURCE, STATUS_IO. */
 enum status launch_start(struct sweep_trial *trial, const struct sweep_plan *plan, int slot)
     __attribute__((warn_unused_result));
 

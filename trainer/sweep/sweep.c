@@ -45,7 +45,8 @@ void sweep_close(struct sweep *sweep)
 
 /* --- Which one next --- */
 
-/* Whether a process trains it that is none of ours: one that a killed sweep left behind. */
+/* Whether a process trains it that is none of ours, such as one that a killed sweep left behind:
+ * status_message() names it. */
 static bool is_taken(const struct sweep *sweep, const struct sweep_trial *trial)
 {
     char path[MAX_PATH];
@@ -61,7 +62,7 @@ static bool is_taken(const struct sweep *sweep, const struct sweep_trial *trial)
     return status == STATUS_USAGE;
 }
 
-/* Left to begin once nobody else trains it. */
+/* Left to begin again. */
 static bool is_interrupted(const struct sweep_trial *trial)
 {
     return trial->state == TRIAL_RUNNING && trial->pid == 0;
@@ -133,7 +134,7 @@ static struct sweep_trial *next_trial(struct sweep *sweep)
 {
     for (int64_t i = 0; i < sweep->plan.trials; i++) {
         struct sweep_trial *trial = &sweep->trial[i];
-        if (is_interrupted(trial) && !is_taken(sweep, trial)) {
+        if (is_interrupted(trial)) {
             return trial;
         }
     }
@@ -302,16 +303,20 @@ static enum status stop_paused(struct driver *driver)
     return STATUS_OK;
 }
 
-/* Trials that others train: said once, then waited for. */
+/* Trials that others train, on cores of a slot that nobody knows: said once, and waited for before
+ * anything begins. */
 static bool waits(struct driver *driver)
 {
     bool any = false;
     for (int64_t i = 0; i < driver->sweep->plan.trials && !driver->stopping; i++) {
         const struct sweep_trial *trial = &driver->sweep->trial[i];
-        if (is_interrupted(trial) && !driver->waiting) {
-            say(driver, trial, "is trained by a process of an earlier sweep: waiting for it;");
+        const bool taken = is_interrupted(trial) && is_taken(driver->sweep, trial);
+        if (taken && !driver->waiting) {
+            fprintf(stderr,
+                    "switchyard: warning: trial %04lld is trained already, waiting for it: %s\n",
+                    (long long)trial->index, status_message());
         }
-        any = any || is_interrupted(trial);
+        any = any || taken;
     }
     driver->waiting = any;
     return any;
@@ -325,14 +330,15 @@ static enum status drive(struct driver *driver)
             driver->stopping = true;
             driver->stopped = step_clock();
         }
-        while (!driver->stopping && driver->running < driver->sweep->plan.slots) {
+        const bool waiting = waits(driver);
+        while (!waiting && !driver->stopping && driver->running < driver->sweep->plan.slots) {
             struct sweep_trial *trial = next_trial(driver->sweep);
             if (trial == NULL) {
                 break;
             }
             TRY(start(driver, trial));
         }
-        if (driver->running == 0 && !waits(driver)) {
+        if (driver->running == 0 && !waiting) {
             break;
         }
         nanosleep(&pause, NULL);
