@@ -63,6 +63,16 @@ kill -USR1 "$(tail -n 1 <<<"$children")"
 ended 85
 goes_on "$work/one"
 
+echo "SIGUSR1 to mpirun and to the ranks, again and again"
+start 2 2 "$work/again"
+kill -USR1 "$launcher"
+for _ in 1 2 3; do
+    kill -USR1 $children 2>/dev/null || true # all may be gone by now
+    sleep 0.02
+done
+ended 85
+goes_on "$work/again"
+
 echo "SIGUSR1 to mpirun, bf16"
 start 2 2 "$work/mpirun" train.precision=bf16
 kill -USR1 "$launcher"
