@@ -17,7 +17,8 @@ bool deadline_seconds(const char *text, double *seconds);
 /* text NULL: no limit. Errors: STATUS_USAGE. */
 enum status deadline_init(struct deadline *deadline, const char *text)
     __attribute__((warn_unused_result));
-/* What the last step with its evaluation and sample, or a save, took. */
+/* What the last step with its sample, the time between two questions of an evaluation, or a save,
+ * took. */
 void deadline_step(struct deadline *deadline, double seconds);
 void deadline_save(struct deadline *deadline, double seconds);
 /* Collective. Whether another step, a save and as much again no longer fit: the same on every rank

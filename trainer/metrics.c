@@ -39,6 +39,26 @@ static size_t kept_bytes(const char *text, size_t bytes, int64_t step, int64_t *
     return kept;
 }
 
+static const char no_valid[] = "\"valid_loss\":null";
+
+/* What metrics.pending has of `step`. Of another step it is of no use: that one is trained again.
+ */
+static void read_pending(struct metrics *metrics, int64_t step)
+{
+    char *text = NULL;
+    size_t bytes = 0;
+    int64_t of = -1;
+    if (io_exists(metrics->pending_path) &&
+        io_read_file(metrics->pending_path, &text, &bytes, MAX_LOG_BYTES) == STATUS_OK &&
+        bytes > 0 && kept_bytes(text, bytes, step, &of) == bytes && of == step &&
+        strstr(text, no_valid) != NULL) {
+        metrics->pending = text;
+        return;
+    }
+    free(text);
+    io_discard(metrics->pending_path);
+}
+
 /* Lines of later steps go. *last: the step of the last line. */
 static enum status cut_to(struct line_log *log, int64_t step, int64_t *last)
 {
@@ -102,9 +122,15 @@ enum status metrics_open(struct metrics *metrics, const char *run_dir, int64_t s
         TRY(keep_old(metrics, path));
     }
     TRY(cut_to(&metrics->jsonl, step, &last));
-    if (last < step) {
+    if (asprintf(&metrics->pending_path, "%s/metrics.pending", run_dir) < 0) {
+        metrics->pending_path = NULL;
+        return status_fail(STATUS_RESOURCE, "out of memory for metrics.pending");
+    }
+    read_pending(metrics, step);
+    const int64_t there = metrics->pending != NULL ? step - 1 : step;
+    if (last < there) {
         metrics_say(metrics, "%s: the lines of steps %lld to %lld are not there", path,
-                    (long long)last + 1, (long long)step);
+                    (long long)last + 1, (long long)there);
     }
     snprintf(path, sizeof path, "%s/tensorboard", run_dir);
     return metrics->tensorboard ? events_open(&metrics->events, path, step + 1) : STATUS_OK;
@@ -119,6 +145,8 @@ void metrics_close(struct metrics *metrics)
         fclose(metrics->line);
     }
     free(metrics->text);
+    free(metrics->pending_path);
+    free(metrics->pending);
     *metrics = (struct metrics){0};
 }
 
@@ -383,18 +411,19 @@ static void print_phases(FILE *out, const struct phase_ms *phase)
             phase->optimizer, phase->save);
 }
 
-void metrics_step(struct metrics *metrics, int64_t step, const struct step_result *result,
-                  double valid_loss, const struct stepper *stepper)
+static double mfu_of(const struct metrics *metrics, const struct step_result *result)
+{
+    return metrics->peak_flops > 0
+               ? rate_of(result) * metrics->flops_per_token / metrics->peak_flops
+               : (double)NAN;
+}
+
+/* metrics->text: the line of a step. */
+static void compose(struct metrics *metrics, int64_t step, const struct step_result *result,
+                    double valid_loss, int64_t memory, const struct stepper *stepper)
 {
     FILE *out = metrics->line;
-    const double rate = rate_of(result), *load = stepper->expert_load;
-    const double mfu = metrics->peak_flops > 0
-                           ? rate * metrics->flops_per_token / metrics->peak_flops
-                           : (double)NAN;
-    const int64_t memory = metrics_memory(metrics->device);
     const struct guard_state *guard = stepper->guard->state;
-    double most = 0;
-    metrics->step = step;
     rewind(out);
     fprintf(out, "{\"step\":%lld,\"tokens\":%lld", (long long)step, (long long)result->tokens);
     json_out_number(out, ",\"loss\":", result->loss, 17);
@@ -405,16 +434,15 @@ void metrics_step(struct metrics *metrics, int64_t step, const struct step_resul
     json_out_number(out, ",\"valid_loss\":", valid_loss, 17);
     json_out_number(out, ",\"grad_norm\":", result->grad_norm, 17);
     json_out_number(out, ",\"lr\":", result->lr, 17);
-    json_out_number(out, ",\"tokens_per_s\":", rate, 6);
-    json_out_number(out, ",\"mfu\":", mfu, 17);
+    json_out_number(out, ",\"tokens_per_s\":", rate_of(result), 6);
+    json_out_number(out, ",\"mfu\":", mfu_of(metrics, result), 17);
     fprintf(out,
             ",\"step_ms\":%.6g,\"memory_bytes\":%lld,\"dropped_fraction\":%.9g,\"extra_rounds\":%"
             "lld,\"expert_load\":[",
             result->step_ms, (long long)memory, result->dropped_fraction,
             (long long)result->extra_rounds);
     for (int64_t l = 0; l < stepper->moe_blocks; l++) {
-        fprintf(out, "%s%.6g", l > 0 ? "," : "", load[l]);
-        most = load[l] > most ? load[l] : most;
+        fprintf(out, "%s%.6g", l > 0 ? "," : "", stepper->expert_load[l]);
     }
     fprintf(out, "]");
     print_fp8(out, result->fp8, result->unit);
@@ -422,11 +450,75 @@ void metrics_step(struct metrics *metrics, int64_t step, const struct step_resul
     fprintf(out, ",\"skipped\":%lld,\"rollbacks\":%lld}\n", (long long)guard->skipped,
             (long long)guard->rollbacks);
     fflush(out);
+}
+
+/* A line of metrics.jsonl. */
+static void add_line(struct metrics *metrics, const char *line, size_t bytes)
+{
     if (metrics->jsonl.held) {
         take_out(metrics);
     }
     watch(metrics, &metrics->jsonl, &metrics->jsonl_fails,
-          line_log_add(&metrics->jsonl, metrics->text, metrics->bytes, step));
+          line_log_add(&metrics->jsonl, line, bytes, metrics->step));
+}
+
+void metrics_step(struct metrics *metrics, int64_t step, const struct step_result *result,
+                  double valid_loss, const struct stepper *stepper)
+{
+    const double mfu = mfu_of(metrics, result);
+    const int64_t memory = metrics_memory(metrics->device);
+    double most = 0;
+    for (int64_t l = 0; l < stepper->moe_blocks; l++) {
+        most = fmax(most, stepper->expert_load[l]);
+    }
+    metrics->step = step;
+    compose(metrics, step, result, valid_loss, memory, stepper);
+    add_line(metrics, metrics->text, metrics->bytes);
     tell_events(metrics, step, result, valid_loss, mfu, memory, most, stepper);
     show(metrics, step, result, valid_loss, mfu, memory, most);
+}
+
+/* --- evaluations that may not come to their end --- */
+
+void metrics_begin_evaluation(struct metrics *metrics, int64_t step,
+                              const struct step_result *result, const struct stepper *stepper)
+{
+    compose(metrics, step, result, (double)NAN, metrics_memory(metrics->device), stepper);
+    FILE *out = fopen(metrics->pending_path, "we");
+    bool written = out != NULL && fwrite(metrics->text, metrics->bytes, 1, out) == 1;
+    written = out != NULL && fclose(out) == 0 && written;
+    if (!written && !metrics->pending_fails) {
+        fprintf(stderr,
+                "switchyard: warning: %s: cannot write: %s: an evaluation that is broken off now "
+                "is not made up for; training goes on\n",
+                metrics->pending_path, strerror(errno));
+    }
+    metrics->pending_fails = !written;
+}
+
+void metrics_end_evaluation(struct metrics *metrics)
+{
+    io_discard(metrics->pending_path);
+}
+
+void metrics_make_up(struct metrics *metrics, double valid_loss)
+{
+    FILE *out = metrics->line;
+    const char *at = strstr(metrics->pending, no_valid), *behind = at + sizeof no_valid - 1;
+    rewind(out);
+    fwrite(metrics->pending, (size_t)(at - metrics->pending), 1, out);
+    json_out_number(out, "\"valid_loss\":", valid_loss, 17);
+    fputs(behind, out);
+    fflush(out);
+    metrics->back = metrics->step - 1; /* of an evaluation that was left the line is there */
+    take_out(metrics);
+    add_line(metrics, metrics->text, metrics->bytes);
+    metrics_end_evaluation(metrics);
+    free(metrics->pending);
+    metrics->pending = NULL;
+    events_scalar(&metrics->events, "loss/valid", metrics->step, valid_loss);
+    if (!isnan(valid_loss)) {
+        metrics_say(metrics, "step %lld/%lld valid %.4f, its evaluation made up for",
+                    (long long)metrics->step, (long long)metrics->steps, valid_loss);
+    }
 }

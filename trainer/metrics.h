@@ -5,6 +5,10 @@
  * the run goes back, are told of once, and new ones kept in memory until they can be (line_log.h);
  * what never could be is told at the end.
  * The checkpoints of the run are what says whether it may go on.
+ *
+ * A step is saved before its evaluation, which may be killed or left. Until the evaluation is done,
+ * the step's line is in metrics.pending, too: a run that resumes at that step makes the evaluation
+ * first, and its line then says what it says in a run that nobody stopped.
  */
 #ifndef TRAINER_METRICS_H
 #define TRAINER_METRICS_H
@@ -24,8 +28,11 @@ struct metrics {
     FILE *line;                  /* owned: a line of jsonl in the making, in memory: */
     char *text;                  /* [bytes] owned */
     size_t bytes;
-    int64_t step;         /* under way, or the last */
-    bool tensorboard;     /* whether to write events */
+    bool pending_fails; /* was told of metrics.pending */
+    char *pending_path; /* owned: of metrics.pending */
+    char *pending;      /* owned: what it has of the step that the run resumes at; NULL: nothing */
+    int64_t step;       /* under way, or the last */
+    bool tensorboard;   /* whether to write events */
     struct events events; /* closed: without them, or once they could not be written */
     int columns;          /* of the terminal stdout ends in: a bar beside the lines; 0: none */
     int64_t steps, every; /* of the run; of printed lines */
@@ -37,7 +44,7 @@ struct metrics {
 };
 
 /* Opens run_dir/metrics.jsonl, keeping only lines of steps <= step, or with step 0 all of them, in
- * metrics.jsonl.old-N; log.txt, and a file in run_dir/tensorboard. */
+ * metrics.jsonl.old-N; log.txt, and a file in run_dir/tensorboard; reads metrics.pending. */
 enum status metrics_open(struct metrics *metrics, const char *run_dir, int64_t step)
     __attribute__((warn_unused_result));
 void metrics_close(struct metrics *metrics); /* accepts a zeroed one */
@@ -55,6 +62,13 @@ int64_t metrics_memory(const struct device *device);
  * stepper's. */
 void metrics_step(struct metrics *metrics, int64_t step, const struct step_result *result,
                   double valid_loss, const struct stepper *stepper);
+/* Before the save and the evaluation of a step: its line goes to metrics.pending. */
+void metrics_begin_evaluation(struct metrics *metrics, int64_t step,
+                              const struct step_result *result, const struct stepper *stepper);
+/* The evaluation is done, and metrics_step has its result. */
+void metrics_end_evaluation(struct metrics *metrics);
+/* Of metrics->pending: the evaluation is made up for, with this result. */
+void metrics_make_up(struct metrics *metrics, double valid_loss);
 /* A line of text for the terminal and log.txt. */
 void metrics_say(struct metrics *metrics, const char *format, ...)
     __attribute__((format(printf, 2, 3)));

@@ -235,8 +235,7 @@ void saving_hold(void *context)
     background_hold(&saving->background);
 }
 
-/* Collective. */
-static enum status see_to(struct saving *saving)
+enum status saving_look(struct saving *saving)
 {
     enum status status = STATUS_OK;
     const double began = step_clock();
@@ -268,7 +267,7 @@ void saving_went_back(struct saving *saving, int64_t step)
 enum status saving_edge(struct saving *saving, const struct progress_state *at, double step_seconds)
 {
     count_step(saving, step_seconds);
-    TRY(see_to(saving));
+    TRY(saving_look(saving));
     if (!is_due(saving, at->step) || saving->saved_step == at->step) {
         return STATUS_OK;
     }

@@ -68,6 +68,9 @@ enum status saving_edge(struct saving *saving, const struct progress_state *at, 
 enum status saving_last(struct saving *saving, const struct progress_state *at)
     __attribute__((warn_unused_result));
 
+/* Collective. Sees to the save under way, between step edges that lie far apart. Errors, agreed:
+ * three saves in a row failed. */
+enum status saving_look(struct saving *saving) __attribute__((warn_unused_result));
 /* Collective. The end of the save under way, waited for; a failure is warned of. Errors, agreed:
  * three saves in a row failed. */
 enum status saving_settle(struct saving *saving) __attribute__((warn_unused_result));

@@ -92,12 +92,19 @@ enum status stepper_step(struct stepper *stepper, int64_t step, int64_t position
 enum status stepper_updated(int64_t step, const struct step_result *result)
     __attribute__((warn_unused_result));
 
+/* What long work asks at its start and about every quarter second: STATUS_OK, or it is left with
+ * that status. Collective over the world, the same on every rank. */
+struct step_ask {
+    enum status (*call)(void *context);
+    void *context; /* borrowed */
+};
 /* step_evaluate.c. Collective over the world. Mean cross-entropy over the counted labels of the
  * first `batches` micro-batches of a file (0: all of it), in file order: the same bits for every
- * layout. *labels 0: none counts, and *loss is NAN. Errors, agreed: token_store_status;
- * STATUS_RESOURCE. */
+ * layout. *labels 0: none counts, and *loss is NAN. ask: NULL, or may end it. Errors, agreed: what
+ * `ask` returns; token_store_status; STATUS_RESOURCE. */
 enum status step_evaluate(struct model *model, const struct loader *loader, int64_t batches,
-                          double *loss, int64_t *labels) __attribute__((warn_unused_result));
+                          const struct step_ask *ask, double *loss, int64_t *labels)
+    __attribute__((warn_unused_result));
 
 /* Seconds of a monotonic clock. */
 double step_clock(void);

@@ -32,15 +32,56 @@ static int64_t evaluation_batch(const struct loader *loader, struct batch *batch
     return labels;
 }
 
+/* --- questions: whether to go on --- */
+
+struct questions {
+    const struct step_ask *ask;
+    int64_t waves, left; /* between the last one and the next; of them still to come */
+    double asked;        /* step_clock: the last one's answer */
+};
+
+/* So many more waves as take about a quarter second, at most twice as many as before: the fewest of
+ * any rank, so that all ask together. */
+static int64_t next_waves(struct comm *world, int64_t waves, double took)
+{
+    enum { MOST = 1 << 20 };
+    const double wanted = 0.25 / fmax(took, 1e-9) * (double)waves;
+    const double most = (double)(2 * waves < MOST ? 2 * waves : MOST);
+    int32_t fewest = -(int32_t)fmax(1, fmin(wanted, most));
+    comm_all_reduce(world, &fewest, 1, DTYPE_I32, REDUCE_MAX);
+    return -fewest;
+}
+
+/* Collective, before every wave. */
+static enum status questions_ask(struct questions *questions, struct model *model)
+{
+    if (questions->ask == NULL || questions->left-- > 0) {
+        return STATUS_OK;
+    }
+    const double took = step_clock() - questions->asked;
+    const bool first = questions->waves == 0;
+    if (!slice_whole(&model->slice)) {
+        pipe_settle(model);
+    }
+    questions->waves = first ? 1 : next_waves(model->mesh->world, questions->waves, took);
+    questions->left = questions->waves - 1;
+    const enum status status = questions->ask->call(questions->ask->context);
+    questions->asked = step_clock();
+    return status;
+}
+
 /* The loss summed over `units` micro-batches, in file order; sums[dp] is scratch. */
 static enum status evaluate(struct model *model, const struct loader *loader, struct batch *batch,
-                            int64_t units, double *sums, double *sum, int64_t *labels)
+                            int64_t units, const struct step_ask *ask, double *sums, double *sum,
+                            int64_t *labels)
 {
     struct comm *dp = (struct comm *)&model->mesh->dp;
     const bool whole = slice_whole(&model->slice);
+    struct questions questions = {.ask = ask};
     *sum = 0;
     *labels = 0;
     for (int64_t wave = 0; wave < units; wave += dp->size) {
+        TRY(questions_ask(&questions, model));
         *labels += evaluation_batch(loader, batch, wave + dp->rank, units, model->batch);
         if (whole) {
             model_run(model, batch, model->batch, loader->sequence_length, NULL);
@@ -64,7 +105,7 @@ static enum status evaluate(struct model *model, const struct loader *loader, st
 }
 
 enum status step_evaluate(struct model *model, const struct loader *loader, int64_t batches,
-                          double *loss, int64_t *labels)
+                          const struct step_ask *ask, double *loss, int64_t *labels)
 {
     const int64_t micro = model->batch, tokens = micro * loader->sequence_length;
     const int64_t whole = (loader->samples + micro - 1) / micro;
@@ -81,7 +122,7 @@ enum status step_evaluate(struct model *model, const struct loader *loader, int6
         struct batch batch = batch_view(storage, tokens);
         double sum = 0;
         status = evaluate(model, loader, &batch, batches > 0 && batches < whole ? batches : whole,
-                          sums, &sum, labels);
+                          ask, sums, &sum, labels);
         *loss = *labels > 0 ? sum / (double)*labels : (double)NAN;
     }
     free(storage);

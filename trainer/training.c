@@ -5,318 +5,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "trainer/dataset.h"
-#include "trainer/deadline.h"
 #include "trainer/describe.h"
 #include "trainer/fault.h"
-#include "trainer/metrics.h"
-#include "trainer/optimizer.h"
-#include "trainer/profile.h"
-#include "trainer/replicas.h"
-#include "trainer/resume.h"
 #include "trainer/rollback.h"
 #include "trainer/run_dir.h"
-#include "trainer/run_tokenizer.h"
 #include "trainer/sample_text.h"
-#include "trainer/saving.h"
-#include "trainer/schedule.h"
 #include "trainer/signals.h"
-#include "trainer/sources.h"
-#include "trainer/state.h"
-#include "trainer/straggler.h"
-#include "trainer/trace.h"
+#include "trainer/training_parts.h"
 #include "trainer/verify.h"
-#include "trainer/watchdog.h"
 
-enum { MAX_PATH = 4096 };
-
-/* One `train`, while it runs. */
-struct training {
-    struct session *session;
-    const struct config *config;
-    struct comm *world;
-    struct model model;
-    struct sources train;
-    struct dataset valid;
-    struct tokenizer tokenizer;         /* of samples; zeroed without */
-    char ids_of[STATE_TOKENIZER_BYTES]; /* the tokenizer that checkpoints name */
-    struct stepper stepper;
-    struct trace trace;        /* of debug.trace */
-    struct metrics metrics;    /* rank 0 */
-    struct io_file lock;       /* rank 0 */
-    struct watchdog *watchdog; /* owned, or NULL */
-    double began;              /* step_clock */
-    struct deadline deadline;
-    struct saving saving;
-    struct progress_state at;
-    struct guard guard; /* of at.guard */
-    struct replicas replicas;
-    struct straggler straggler;
-    struct profile profile;
-    bool resumed_whole;                         /* the run goes on from a checkpoint, `from` */
-    bool given_up;                              /* checkpoints of steps given up are still there */
-    char checkpoints[MAX_PATH], from[MAX_PATH]; /* from: the checkpoint it goes on from, or "" */
-    char resumed[RESUME_NOTE_BYTES];            /* what changed since the checkpoint */
-    double first_loss, last_loss, valid_loss;
-};
-
-static bool main_rank(const struct training *t)
-{
-    return t->world->rank == 0;
-}
-
-static enum status open_data(struct training *t)
-{
-    TRY(sources_open(&t->train, t->config, t->world));
-    if (t->config->data.valid != NULL) {
-        TRY(dataset_open(&t->valid, t->config, t->config->data.valid, false, t->world));
-        TRY(token_store_match(t->train.store, &t->valid.store));
-    }
-    if (t->config->sample.every_steps == 0) {
-        return STATUS_OK;
-    }
-    const enum status status =
-        run_tokenizer_of_data(&t->tokenizer, t->train.store, t->config->model.vocab_size);
-    return status != STATUS_USAGE
-               ? status
-               : status_fail(STATUS_USAGE,
-                             "sample.every_steps: samples are text and need data of a tokenizer: "
-                             "%s: set it to 0",
-                             status_message());
-}
-
-/* What the checkpoint's settings say is advice: where it can't be read, a note says so, and the
- * data goes on where a run with the settings of now would be. */
-static enum status compare_settings(struct training *t, const char *path)
-{
-    const struct progress_state saved = t->at;
-    bool alarm = false;
-    const enum status status = comm_agree(
-        t->world, resume_settings(path, t->config, &t->train, &t->at, t->resumed, &alarm), NULL);
-    if (status != STATUS_OK) {
-        t->at = saved;
-        t->at.data = t->train.origin;
-        snprintf(t->resumed, sizeof t->resumed, "cannot compare settings with those saved: %s",
-                 status_message());
-    }
-    if (alarm && main_rank(t)) {
-        fprintf(stderr, "switchyard: warning: %s\n", t->resumed);
-    }
-    return comm_agree(t->world, sources_start(&t->train, t->config, &t->at.data), NULL);
-}
-
-/* The newest checkpoint that loads; damaged ones are passed over with a warning, each rank alike.
- */
-static enum status resume(struct training *t)
-{
-    for (int64_t step = INT64_MAX;;) {
-        char *path = NULL;
-        TRY(state_newest(t->world, t->checkpoints, step, &path, &step));
-        if (path == NULL) {
-            return STATUS_OK;
-        }
-        enum status status = state_load(&t->model, path, &t->at);
-        if (status == STATUS_OK) {
-            status = run_tokenizer_match(t->session, path, t->train.store);
-        }
-        if (status == STATUS_OK) {
-            status = run_tokenizer_carry(t->session, path, t->ids_of);
-        }
-        if (status == STATUS_OK && main_rank(t)) {
-            printf("resuming at step %lld from %s\n", (long long)t->at.step, path);
-        }
-        if (status == STATUS_OK) {
-            t->resumed_whole = true;
-            snprintf(t->from, sizeof t->from, "%s", path);
-            watchdog_saved(t->watchdog, t->at.step);
-            const enum status compared = compare_settings(t, path);
-            free(path);
-            return compared;
-        }
-        free(path);
-        if (!state_try_older(t->world, status)) {
-            return status;
-        }
-        /* part of it may have been read */
-        model_initialize(&t->model);
-        t->at = (struct progress_state){0};
-    }
-}
-
-/* The same shapes may be meant with other maths: what the weights were made with is told. */
-static void tell_differences(const char *from, const struct config *to)
-{
-    struct config *saved = malloc(sizeof *saved);
-    char list[2048] = "";
-    if (saved == NULL) {
-        return; /* a note less */
-    }
-    config_init(saved);
-    saved->stored = true;
-    if (session_read_config(saved, from, NULL, 0) == STATUS_OK) {
-        config_differences(saved, to, "model.", list, sizeof list);
-    }
-    if (list[0] != '\0') {
-        printf("weights from %s; other than there: %s\n", from, list);
-    }
-    config_free(saved);
-    free(saved);
-}
-
-/* What a run that is not resumed starts from; keeps what a resumed one has. */
-static enum status start_anew(struct training *t)
-{
-    if (t->at.step == 0 && t->config->checkpoint.init_from != NULL) {
-        TRY(state_load_newest(&t->model, t->config->checkpoint.init_from, false));
-        TRY(run_tokenizer_carry(t->session, t->config->checkpoint.init_from, t->ids_of));
-        if (main_rank(t)) {
-            tell_differences(t->config->checkpoint.init_from, t->config);
-        }
-    }
-    if (t->at.step == 0) {
-        optimizer_start_average(&t->model);
-    }
-    return STATUS_OK;
-}
-
-static enum status start_weights(struct training *t)
-{
-    model_initialize(&t->model);
-    run_tokenizer_describe(t->train.store, t->ids_of);
-    TRY(resume(t));
-    t->guard = (struct guard){.config = t->config, .state = &t->at.guard};
-    t->stepper.guard = &t->guard;
-    t->replicas = (struct replicas){.model = &t->model, .equal = t->at.step};
-    return start_anew(t);
-}
-
-static enum status compare_replicas(void *context, int64_t step)
-{
-    struct training *t = context;
-    return t->config->guard.replicas_every_steps > 0 && t->replicas.equal < step
-               ? replicas_check(&t->replicas, step)
-               : STATUS_OK;
-}
-
-/* Local. */
-static enum status open_saving(struct training *t)
-{
-    t->stepper.hold = saving_hold;
-    t->stepper.hold_context = &t->saving;
-    const enum status status = saving_init(&t->saving, &t->model, &t->metrics, t->checkpoints,
-                                           t->ids_of, &t->at, t->resumed_whole);
-    t->saving.watchdog = t->watchdog;
-    t->saving.deadline = &t->deadline;
-    t->saving.check = compare_replicas;
-    t->saving.check_context = t;
-    return status;
-}
-
-static int64_t tokens_left(const struct training *t)
-{
-    const int64_t steps = t->config->run.steps - t->at.step;
-    return t->config->train.sequence_length *
-           (schedule_position(t->config, t->at.position, steps) - t->at.position);
-}
-
-static enum status open_metrics(struct training *t)
-{
-    t->metrics.device = t->session->device;
-    t->metrics.tensorboard = t->config->log.tensorboard;
-    t->metrics.steps = t->config->run.steps;
-    t->metrics.every =
-        t->config->log.every_steps > 0 ? t->config->log.every_steps : t->config->run.steps;
-    t->metrics.first_step = t->at.step + 1;
-    t->metrics.flops_per_token =
-        architecture_flops_per_token(&t->model.whole, t->config->train.sequence_length);
-    t->metrics.tokens = tokens_left(t);
-    return metrics_open(&t->metrics, t->config->run.dir, t->at.step);
-}
-
-static bool has_checkpoints(const struct training *t)
-{
-    char path[MAX_PATH];
-    run_dir_path(t->session, "checkpoints", path, sizeof path);
-    return io_exists(path);
-}
-
-/* Whether the run starts from checkpoint.init_from. */
-static bool starts_anew(const struct training *t, bool fresh)
-{
-    return t->config->checkpoint.init_from != NULL && (fresh || !has_checkpoints(t));
-}
-
-/* Whatever config and data can be refused for, before a folder is made or an old run set aside. */
-static enum status check(struct training *t, bool fresh)
-{
-    const struct config *config = t->config;
-    TRY(stepper_check(config, t->session->mesh.dp.size));
-    TRY(comm_agree(t->world, stages_check(config), NULL));
-    TRY(fault_check(config->debug.fault, mesh_last_stage(&t->session->mesh)));
-    TRY(deadline_init(&t->deadline, config->run.time_limit));
-    t->deadline.started = t->began;
-    TRY(comm_agree(t->world, optimizer_check(config), NULL));
-    TRY(comm_agree(t->world, open_data(t), NULL));
-    if (fresh || !has_checkpoints(t)) {
-        TRY(comm_agree(t->world, sources_check(&t->train, config, 0, 0), NULL));
-    }
-    return starts_anew(t, fresh) ? state_check_start(t->world, config->checkpoint.init_from,
-                                                     fresh ? config->run.dir : NULL)
-                                 : STATUS_OK;
-}
-
-static enum status open_training(struct training *t, bool fresh)
-{
-    const struct config *config = t->config;
-    TRY(check(t, fresh));
-    enum status status = main_rank(t) ? run_dir_open(t->session, fresh, &t->lock) : STATUS_OK;
-    TRY(comm_agree(t->world, status, NULL));
-    TRY(watchdog_start(&t->watchdog, t->session));
-    run_dir_path(t->session, "checkpoints", t->checkpoints, sizeof t->checkpoints);
-    TRY(comm_agree(t->world,
-                   model_init(&t->model, config, &t->session->mesh, t->session->device,
-                              config->train.micro_batch, config->train.sequence_length, true),
-                   NULL));
-    TRY(comm_agree(t->world, stepper_init(&t->stepper, &t->model, &t->train.mixture), NULL));
-    TRY(start_weights(t));
-    if (config->debug.trace != NULL) {
-        TRY(trace_open(&t->trace, &t->model, t->at.step));
-        t->stepper.trace = &t->trace;
-    }
-    TRY(comm_agree(t->world, open_saving(t), NULL));
-    TRY(comm_agree(t->world, sources_check(&t->train, config, t->at.step, t->at.position), NULL));
-    double peak = device_peak_flops(t->session->device, t->model.act);
-    comm_all_reduce(t->world, &peak, 1, DTYPE_F64, REDUCE_SUM);
-    t->metrics.peak_flops = peak;
-    TRY(straggler_init(&t->straggler, &t->stepper, t->session->threads, &t->metrics));
-    TRY(profile_open(&t->profile, &t->session->mesh, config));
-    watchdog_before_end(t->watchdog, profile_alone, &t->profile);
-    status = main_rank(t) ? run_dir_describe(t->session, t->at.step, t->from) : STATUS_OK;
-    status = status == STATUS_OK && main_rank(t) ? run_tokenizer_keep(t->session, t->train.store)
-                                                 : status;
-    status = status == STATUS_OK && main_rank(t) ? open_metrics(t) : status;
-    TRY(comm_agree(t->world, status, NULL));
-    if (main_rank(t)) {
-        describe_run(t->session, &t->model, &t->train, &t->saving, t->resumed, &t->metrics);
-    }
-    return STATUS_OK;
-}
-
-static void close_training(struct training *t)
-{
-    saving_close(&t->saving);
-    watchdog_stop(t->watchdog);
-    profile_close(&t->profile);
-    straggler_free(&t->straggler);
-    metrics_close(&t->metrics);
-    trace_close(&t->trace);
-    stepper_free(&t->stepper);
-    model_free(&t->model);
-    tokenizer_close(&t->tokenizer);
-    sources_close(&t->train);
-    dataset_close(&t->valid);
-    io_unlock(&t->lock);
-}
+enum { MAX_PATH = TRAINING_PATH_BYTES };
 
 /* Rank 0: printed and appended to samples.txt; log.txt has it too. */
 static void tell_sample(struct training *t, const char *text)
@@ -335,7 +33,7 @@ static enum status show_sample(struct training *t)
 {
     struct byte_list text = {0};
     enum status status = sample_text(&t->model, &t->tokenizer, &text);
-    if (status == STATUS_OK && main_rank(t)) {
+    if (status == STATUS_OK && training_main_rank(t)) {
         tell_sample(t, text.data);
     }
     byte_list_free(&text);
@@ -360,7 +58,7 @@ static enum status roll_back(struct training *t, int64_t trouble, int64_t sequen
     if (!found) {
         t->at = (struct progress_state){0};
         model_initialize(&t->model);
-        TRY(start_anew(t));
+        TRY(training_start_anew(t));
     }
     const int64_t back_at = t->at.position;
     rollback_place(&t->at, &was, trouble, sequences);
@@ -369,20 +67,20 @@ static enum status roll_back(struct training *t, int64_t trouble, int64_t sequen
     TRY(comm_agree(t->world, sources_check(&t->train, t->config, t->at.step, t->at.position),
                    NULL));
     sources_state(&t->train, t->at.position, &t->at.data);
-    if (main_rank(t)) {
+    if (training_main_rank(t)) {
         metrics_say(&t->metrics,
                     "step %lld: %s: back to step %lld, passing over the %lld samples since "
                     "(rollback %lld of the run)",
                     (long long)trouble, t->guard.why, (long long)t->at.step,
                     (long long)(t->at.position - back_at), (long long)t->at.guard.rollbacks);
-        metrics_rewind(&t->metrics, t->at.step, tokens_left(t));
+        metrics_rewind(&t->metrics, t->at.step, training_tokens_left(t));
     }
     return STATUS_OK;
 }
 
 static void tell_skip(struct training *t, int64_t step)
 {
-    if (main_rank(t)) {
+    if (training_main_rank(t)) {
         metrics_say(&t->metrics,
                     "step %lld: %s: its update is left out (%lld in a row, %lld of the run)",
                     (long long)step, t->guard.why, (long long)t->at.guard.skips,
@@ -399,7 +97,104 @@ static enum status look_after(struct training *t, const struct step_result *resu
         replicas_flip(&t->model, flip);
     }
     straggler_step(&t->straggler, result);
-    return due(step, every, -1) ? compare_replicas(t, step) : STATUS_OK;
+    return due(step, every, -1) ? training_compare_replicas(t, step) : STATUS_OK;
+}
+
+/* A resume would take what was given up: goes before anything is saved. */
+static void forget_given_up(struct training *t)
+{
+    t->given_up = t->given_up && !rollback_forget(t->world, t->checkpoints, t->at.step, false);
+}
+
+/* Saves what is due, unless that was done before the evaluation. A run's last step is saved before
+ * its evaluation, too. */
+static enum status save_edge(struct training *t, double step_seconds, bool before_evaluation)
+{
+    if (t->edge_saved) {
+        return STATUS_OK;
+    }
+    const int64_t saves = comm_span_begin(t->world);
+    const bool last = before_evaluation && t->at.step == t->config->run.steps;
+    TRY(last ? saving_last(&t->saving, &t->at) : saving_edge(&t->saving, &t->at, step_seconds));
+    comm_span_end(t->world, "step edge: saves", saves);
+    t->edge_saved = before_evaluation;
+    return STATUS_OK;
+}
+
+/* Whether an evaluation is left (struct step_ask). A save that is under way goes on meanwhile. */
+static enum status ask(void *context)
+{
+    struct training *t = context;
+    deadline_step(&t->deadline, step_clock() - t->asked);
+    t->asked = step_clock();
+    TRY(saving_look(&t->saving));
+    const int signal = signals_agreed(t->world);
+    const bool late = deadline_due(&t->deadline, t->world);
+    return signal == 0 && !late ? STATUS_OK : status_fail(STATUS_PREEMPTED, "%s", "");
+}
+
+static bool evaluates(const struct training *t)
+{
+    return t->config->data.valid != NULL &&
+           due(t->at.step, t->config->eval.every_steps, t->config->run.steps);
+}
+
+/* t->left: a signal came, or the time limit is near. */
+static enum status evaluate(struct training *t, double *valid)
+{
+    int64_t labels = 0;
+    const struct step_ask asking = {.call = ask, .context = t};
+    watchdog_enter(t->watchdog, WATCHDOG_EVALUATE, t->at.step);
+    t->asked = step_clock();
+    const enum status status = step_evaluate(&t->model, &t->valid.loader, t->config->eval.batches,
+                                             &asking, valid, &labels);
+    t->left = status == STATUS_PREEMPTED;
+    t->valid_loss = status == STATUS_OK ? *valid : t->valid_loss;
+    *valid = status == STATUS_OK ? *valid : (double)NAN;
+    return t->left ? STATUS_OK : status;
+}
+
+/* With the save first: an evaluation may be long, and break off. */
+static enum status save_and_evaluate(struct training *t, const struct step_result *result,
+                                     double *valid)
+{
+    const double began = step_clock();
+    if (training_main_rank(t)) {
+        metrics_begin_evaluation(&t->metrics, t->at.step, result, &t->stepper);
+    }
+    forget_given_up(t);
+    TRY(save_edge(t, result->step_ms / 1e3, true));
+    TRY(evaluate(t, valid));
+    t->evaluated = step_clock() - began;
+    return STATUS_OK;
+}
+
+static void tell_left(struct training *t)
+{
+    metrics_say(&t->metrics,
+                "step %lld: its evaluation is left, and made first when the run resumes",
+                (long long)t->at.step);
+}
+
+/* Rank 0. */
+static void tell_step(struct training *t, const struct step_result *result, double valid)
+{
+    metrics_step(&t->metrics, t->at.step, result, valid, &t->stepper);
+    if (t->left) {
+        tell_left(t);
+    } else if (evaluates(t)) {
+        metrics_end_evaluation(&t->metrics);
+    }
+}
+
+/* One that is due, but behind an evaluation that was left. */
+static enum status sample(struct training *t)
+{
+    if (t->left || !due(t->at.step, t->config->sample.every_steps, t->config->run.steps)) {
+        return STATUS_OK;
+    }
+    watchdog_enter(t->watchdog, WATCHDOG_SAMPLE, t->at.step);
+    return show_sample(t);
 }
 
 static enum status one_step(struct training *t, double *seconds)
@@ -408,8 +203,9 @@ static enum status one_step(struct training *t, double *seconds)
     struct step_result result;
     const int64_t step = t->at.step + 1;
     double valid = NAN;
-    int64_t labels = 0;
     watchdog_enter(t->watchdog, WATCHDOG_STEP, step);
+    t->evaluated = 0;
+    t->edge_saved = false;
     TRY(profile_step(&t->profile, step));
     describe_profile(t->session, &t->profile, &t->metrics);
     fault_step(config->debug.fault, step, t->world->rank);
@@ -427,22 +223,17 @@ static enum status one_step(struct training *t, double *seconds)
     t->at.position += result.sequences;
     sources_state(&t->train, t->at.position, &t->at.data);
     TRY(look_after(t, &result));
-    if (config->data.valid != NULL && due(step, config->eval.every_steps, config->run.steps)) {
-        watchdog_enter(t->watchdog, WATCHDOG_EVALUATE, step);
-        TRY(step_evaluate(&t->model, &t->valid.loader, config->eval.batches, &valid, &labels));
-        t->valid_loss = valid;
-    }
     t->first_loss = step == t->metrics.first_step ? result.loss : t->first_loss;
     t->last_loss = result.loss;
     TRY(comm_agree(t->world, stepper_updated(step, &result), NULL));
-    if (main_rank(t)) {
-        metrics_step(&t->metrics, step, &result, valid, &t->stepper);
+    deadline_step(&t->deadline, *seconds); /* already in the first evaluation */
+    if (evaluates(t)) {
+        TRY(save_and_evaluate(t, &result, &valid));
     }
-    if (due(step, config->sample.every_steps, config->run.steps)) {
-        watchdog_enter(t->watchdog, WATCHDOG_SAMPLE, step);
-        TRY(show_sample(t));
+    if (training_main_rank(t)) {
+        tell_step(t, &result, valid);
     }
-    return STATUS_OK;
+    return sample(t);
 }
 
 /* A signal, the time limit or run.pause_at, which a step has come to, not a rollback: saves, and
@@ -453,7 +244,8 @@ static enum status stop_early(struct training *t, bool advanced)
     const bool late = deadline_due(&t->deadline, t->world);
     const bool pauses = advanced && t->at.step == t->config->run.pause_at;
     char why[128];
-    if ((signal == 0 && !late && !pauses) || t->at.step >= t->config->run.steps) {
+    const bool done = t->at.step >= t->config->run.steps && !t->left;
+    if ((signal == 0 && !late && !pauses) || done) {
         return STATUS_OK; /* after the last step the run is done, whoever wants it to end */
     }
     TRY(saving_last(&t->saving, &t->at));
@@ -464,28 +256,50 @@ static enum status stop_early(struct training *t, bool advanced)
     } else {
         snprintf(why, sizeof why, "run.time_limit %.64s", t->config->run.time_limit);
     }
-    if (main_rank(t)) {
+    if (training_main_rank(t)) {
         metrics_say(&t->metrics, "%s: saved step %lld in %s; the same command resumes", why,
                     (long long)t->at.step, t->checkpoints);
     }
     return status_fail(STATUS_PREEMPTED, "%s", "");
 }
 
+/* The evaluation, and the sample behind it, of the step that the run resumes at. */
+static enum status make_up(struct training *t)
+{
+    double valid = NAN;
+    int32_t pending = training_main_rank(t) && t->metrics.pending != NULL;
+    comm_broadcast(t->world, &pending, sizeof pending, 0);
+    if (pending == 0) {
+        return STATUS_OK;
+    }
+    if (evaluates(t)) {
+        TRY(evaluate(t, &valid));
+    }
+    if (training_main_rank(t)) {
+        if (t->left) {
+            tell_left(t);
+        } else {
+            metrics_make_up(&t->metrics, valid);
+        }
+    }
+    TRY(sample(t));
+    return stop_early(t, true);
+}
+
 static enum status loop(struct training *t)
 {
     double step_seconds = 0;
-    t->metrics.started = step_clock();
     TRY(fault_arm(t->config->debug.fault));
+    TRY(make_up(t));
+    t->metrics.started = step_clock();
     while (t->at.step < t->config->run.steps) {
         const double began = step_clock();
         const int64_t behind = t->at.step;
         TRY(one_step(t, &step_seconds));
-        deadline_step(&t->deadline, step_clock() - began);
-        t->given_up = t->given_up && !rollback_forget(t->world, t->checkpoints, t->at.step, false);
-        TRY(stop_early(t, t->at.step > behind)); /* a resume would take what was given up */
-        const int64_t saves = comm_span_begin(t->world);
-        TRY(saving_edge(&t->saving, &t->at, step_seconds));
-        comm_span_end(t->world, "step edge: saves", saves);
+        deadline_step(&t->deadline, step_clock() - began - t->evaluated);
+        forget_given_up(t);
+        TRY(stop_early(t, t->at.step > behind));
+        TRY(save_edge(t, step_seconds, false));
     }
     return saving_last(&t->saving, &t->at);
 }
@@ -510,7 +324,8 @@ static void summary(struct training *t)
 static enum status finish_metrics(struct training *t, enum status status)
 {
     const bool done = status == STATUS_OK;
-    const enum status written = main_rank(t) ? metrics_finish(&t->metrics, done) : STATUS_OK;
+    const enum status written =
+        training_main_rank(t) ? metrics_finish(&t->metrics, done) : STATUS_OK;
     return done ? comm_agree(t->world, written, NULL) : status_fail(status, "%s", "");
 }
 
@@ -558,17 +373,17 @@ enum status training_run(struct session *session, bool fresh)
                            .world = &session->world,
                            .began = began,
                            .lock = {.fd = -1}};
-    enum status status = open_training(t, fresh);
+    enum status status = training_open(t, fresh);
     if (status == STATUS_OK) {
         status = end_profile(t, loop(t));
     }
-    if (status == STATUS_OK && main_rank(t)) {
+    if (status == STATUS_OK && training_main_rank(t)) {
         summary(t);
     }
     if (status == STATUS_OK || status == STATUS_PREEMPTED) {
         status = finish_metrics(t, status);
     }
-    close_training(t);
+    training_close(t);
     free(t);
     return status;
 }

@@ -202,7 +202,8 @@ static void train(struct comm *world, const char *text, struct ranks_layout at,
         curve->norm[s] = result.grad_norm;
         curve->aux = s == 0 ? result.aux_loss : curve->aux;
     }
-    CHECK(world, step_evaluate(&tiny.model, &tiny.loader, 3, &curve->valid, &labels) == STATUS_OK);
+    CHECK(world,
+          step_evaluate(&tiny.model, &tiny.loader, 3, NULL, &curve->valid, &labels) == STATUS_OK);
     CHECK(world, labels > 0);
     tiny_close(&tiny);
 }

@@ -68,7 +68,7 @@ static void check_rank(struct comm *world, const char *path, int rank, bool eval
     CHECK_EQUAL(world, tiny_open(&tiny, world, TINY_MIXTRAL, overrides), STATUS_OK);
     move_to_file(world, &tiny, path);
     io_fault_arm_reads(world->rank == rank ? IO_FAULT_EIO : IO_FAULT_NONE, 1, false);
-    expect_told(world, evaluates ? step_evaluate(&tiny.model, &tiny.loader, 0, &loss, &labels)
+    expect_told(world, evaluates ? step_evaluate(&tiny.model, &tiny.loader, 0, NULL, &loss, &labels)
                                  : stepper_step(&tiny.stepper, 1, 0, &result));
     io_fault_arm_reads(IO_FAULT_NONE, 0, false);
     tiny_close(&tiny);

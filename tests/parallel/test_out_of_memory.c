@@ -45,7 +45,7 @@ static enum status evaluate(struct rig *rig)
 {
     double loss = 0;
     int64_t labels = 0;
-    return step_evaluate(&rig->tiny.model, &rig->tiny.loader, 3, &loss, &labels);
+    return step_evaluate(&rig->tiny.model, &rig->tiny.loader, 3, NULL, &loss, &labels);
 }
 
 /* A step has nothing to allocate, so it cannot fail for that. */

@@ -44,8 +44,8 @@ static void train(struct comm *world, struct tiny *tiny, struct curve *curve)
         curve->norm[s] = result.grad_norm;
     }
     int64_t labels = 0;
-    CHECK(world,
-          step_evaluate(&tiny->model, &tiny->loader, 2, &curve->evaluated, &labels) == STATUS_OK);
+    CHECK(world, step_evaluate(&tiny->model, &tiny->loader, 2, NULL, &curve->evaluated, &labels) ==
+                     STATUS_OK);
 }
 
 /* What this rank keeps of the weights, as they are used. */

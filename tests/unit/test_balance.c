@@ -375,7 +375,7 @@ static void train(struct fixture *f, int64_t steps, bool evaluate, float *bias)
         int64_t labels = 0;
         check(stepper_step(&tiny->stepper, step, 8 * (step - 1), &result));
         if (evaluate) {
-            check(step_evaluate(&tiny->model, &tiny->loader, 5, &loss, &labels));
+            check(step_evaluate(&tiny->model, &tiny->loader, 5, NULL, &loss, &labels));
         }
     }
     memcpy(bias, tiny->model.router_bias, BLOCKS * EXPERTS * sizeof *bias);

@@ -135,16 +135,82 @@ static void test_starts_again(void **state)
     expect_steps(0, 9);
 }
 
+/* The evaluation of step 3 begins, and ends or not; the run resumes at `step`. */
+static void resume_at(struct metrics *metrics, struct device **device, bool ends, int64_t step)
+{
+    const struct step_result result = {.loss = 2, .tokens = 10, .step_ms = 1};
+    if (io_exists("metrics.jsonl")) {
+        assert_int_equal(io_remove("metrics.jsonl"), STATUS_OK);
+    }
+    begin(metrics, device);
+    steps(metrics, 1, 2, 1);
+    metrics_begin_evaluation(metrics, 3, &result, &stepper);
+    if (ends) {
+        metrics_step(metrics, 3, &result, 1.5, &stepper);
+        metrics_end_evaluation(metrics);
+    }
+    metrics_close(metrics);
+    *metrics = (struct metrics){.device = *device, .steps = 100, .every = 100, .first_step = 1};
+    assert_int_equal(metrics_open(metrics, ".", step), STATUS_OK);
+}
+
+static void expect_valid(const char *value)
+{
+    char *text = NULL, wanted[64];
+    size_t bytes = 0;
+    assert_int_equal(io_read_file("metrics.jsonl", &text, &bytes, 1 << 20), STATUS_OK);
+    const char *line = strstr(text, "{\"step\":3,");
+    assert_non_null(line);
+    snprintf(wanted, sizeof wanted, "\"valid_loss\":%s,", value);
+    assert_non_null(strstr(line, wanted));
+    free(text);
+}
+
+/* A run that is killed in an evaluation, or leaves it, has it made up for where it resumes at that
+ * step, and there only. */
+static void test_evaluation(void **state)
+{
+    (void)state;
+    struct metrics metrics;
+    struct device *device;
+    resume_at(&metrics, &device, true, 3);
+    assert_null(metrics.pending);
+    expect_valid("1.5");
+    end(&metrics, device, STATUS_OK);
+    resume_at(&metrics, &device, false, 2);
+    assert_null(metrics.pending);
+    assert_false(io_exists("metrics.pending"));
+    end(&metrics, device, STATUS_OK);
+    for (int left = 0; left < 2; left++) {
+        const struct step_result result = {.loss = 2, .tokens = 10, .step_ms = 1};
+        resume_at(&metrics, &device, false, 3);
+        assert_non_null(metrics.pending);
+        if (left) { /* once more */
+            metrics_step(&metrics, 3, &result, (double)NAN, &stepper);
+            expect_valid("null");
+            metrics_close(&metrics);
+            metrics = (struct metrics){.device = device, .steps = 100, .every = 100};
+            assert_int_equal(metrics_open(&metrics, ".", 3), STATUS_OK);
+            assert_non_null(metrics.pending);
+        }
+        metrics_make_up(&metrics, 1.25);
+        assert_false(io_exists("metrics.pending"));
+        expect_valid("1.25");
+        steps(&metrics, 4, 5, 2);
+        expect_steps(2, 5);
+        end(&metrics, device, STATUS_OK);
+    }
+}
+
 #define METRICS_TEST(function)                                                                     \
     cmocka_unit_test_setup_teardown(function, scratch_enter, scratch_leave)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        METRICS_TEST(test_goes_back),
-        METRICS_TEST(test_cannot_be_read),
-        METRICS_TEST(test_never_again),
-        METRICS_TEST(test_starts_again),
+        METRICS_TEST(test_goes_back),   METRICS_TEST(test_cannot_be_read),
+        METRICS_TEST(test_never_again), METRICS_TEST(test_starts_again),
+        METRICS_TEST(test_evaluation),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

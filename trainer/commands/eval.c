@@ -48,7 +48,7 @@ static enum status evaluate(struct session *session, struct model *model, struct
                               config->train.micro_batch, config->train.sequence_length, false),
                    NULL));
     TRY(state_load_newest(model, path, request->ema));
-    TRY(step_evaluate(model, &dataset->loader, 0, &loss, &labels));
+    TRY(step_evaluate(model, &dataset->loader, 0, NULL, &loss, &labels));
     if (labels == 0) {
         return status_fail(STATUS_DATA,
                            "%s: none of its labels counts: its loss_mask is 0 everywhere, or its "

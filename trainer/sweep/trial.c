@@ -159,6 +159,21 @@ static double metric_of(const struct history *history, const char *metric, int64
     return value != NULL && !last && count > 0 ? sum / (double)tenth : (double)NAN;
 }
 
+/* The first step that is not done yet, for its evaluation was left (trainer/metrics.h). */
+static int64_t pending_step(const struct sweep_trial *trial, const struct sweep_plan *plan)
+{
+    static const char begin[] = "{\"step\":";
+    char path[MAX_PATH], *text = NULL;
+    size_t bytes = 0;
+    trial_path(plan, trial->index, "/metrics.pending", path, sizeof path);
+    const bool found = io_exists(path) &&
+                       io_read_file(path, &text, &bytes, MOST_BYTES) == STATUS_OK &&
+                       strncmp(text, begin, sizeof begin - 1) == 0;
+    const int64_t step = found ? strtoll(text + sizeof begin - 1, NULL, 10) : INT64_MAX;
+    free(text);
+    return step;
+}
+
 void trial_look(struct sweep_trial *trial, const struct sweep_plan *plan, int64_t limit)
 {
     char dir[MAX_PATH];
@@ -167,11 +182,13 @@ void trial_look(struct sweep_trial *trial, const struct sweep_plan *plan, int64_
     trial->step = 0;
     trial->value = (double)NAN;
     if (history_open(&history, dir) == STATUS_OK && history.count > 0) {
+        const int64_t done = pending_step(trial, plan) - 1;
+        const int64_t last = limit > 0 && limit < done ? limit : done;
         int64_t count = history.count;
-        while (limit > 0 && count > 1 && history.step[count - 1] > limit) {
+        while (count > 0 && history.step[count - 1] > last) {
             count--;
         }
-        trial->step = history.step[count - 1];
+        trial->step = count > 0 ? history.step[count - 1] : 0;
         trial->value = metric_of(&history, plan->metric, count);
     }
     history_close(&history);
