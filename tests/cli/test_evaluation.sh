@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # An evaluation that takes long: the step is saved before it, a signal and the time limit end it, and the run that resumes
-# makes up for it: everything is then what it is in a run that nobody stopped.
+# makes up for it: everything is then what it is in a run that nobody stopped. What is stopped evaluates a file that takes
+# far longer than it takes to stop it; what is compared, a part of it.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 make_data
 make_config
-make_text "$work/long.txt" 150000
+make_text "$work/part.txt" 150000
+for _ in {1..12}; do cat "$work/part.txt"; done >"$work/long.txt"
 "$binary" prepare --tokenizer bytes --output "$work/long.h5" "$work/long.txt" >/dev/null
 
 # train RANKS DIR [key=value ...]
@@ -13,7 +15,7 @@ train() {
     local count=$1 dir=$2
     shift 2
     ranks "$count" "$binary" train "$work/tiny.yaml" "run.dir=$dir" "parallel.ep=$count" data.valid="$work/long.h5" \
-        run.steps=4 eval.every_steps=2 log.every_steps=1 sample.every_steps=4 sample.tokens=8 "$@"
+        run.steps=4 eval.every_steps=2 eval.batches=100 log.every_steps=1 sample.every_steps=4 sample.tokens=8 "$@"
 }
 
 # evaluating DIR STEP RECORD: its checkpoint is there, and its evaluation under way, in a run of another record.
@@ -27,7 +29,7 @@ stopped() {
     local signal=$1 want=$2 count=$3 dir=$4 step=$5 rc=0 record
     shift 5
     record=$(stat -c %i "$dir/run.json" 2>/dev/null || true)
-    train "$count" "$dir" "$@" >"$out" 2>"$err" </dev/null &
+    train "$count" "$dir" eval.batches=0 "$@" >"$out" 2>"$err" </dev/null &
     last="train $dir $*"
     wait_for 60 evaluating "$dir" "$step" "$record" || { fail "no evaluation of step $step within 60 s"; show_last; }
     pkill -"$signal" -f "^$binary train .*run.dir=$dir " || fail "nobody is there for $signal"
@@ -52,13 +54,15 @@ for n in 1 2; do
     expect_rc 0 train "$n" "$work/straight-$n"
     [ "$(metric "$work/straight-$n" valid_loss | grep -vc null)" -eq 2 ] || fail "not two evaluations on $n ranks"
 
-    echo "$n ranks: a signal, once more while it is made up for, and a kill in the last one"
+    echo "$n ranks: a signal, once more while it is made up for, to the end, and a kill in the last one"
     dir=$work/left-$n
     stopped TERM 85 "$n" "$dir" 2 checkpoint.every_steps=2
     expect_text "step 2: its evaluation is left, and made first when the run resumes"
     expect_text "signal 15: saved step 2 in"
     expect_same "$(metric "$dir" valid_loss | tr '\n' ' ')" "null null " "validation losses of a run that left one"
     stopped USR1 85 "$n" "$dir" 2
+    expect_rc 85 train "$n" "$dir" run.pause_at=3
+    expect_text "its evaluation made up for"
     stopped KILL 137 "$n" "$dir" 4
     as_whole "$n" "$dir"
 done
@@ -70,11 +74,13 @@ expect_rc 0 train 1 "$work/last" data.valid=null sample.every_steps=0
 expect_same "$(metric "$work/last" step | tail -n 1) $(metric "$work/last" valid_loss | tail -n 1)" "4 null" "its last line"
 [ ! -e "$work/last/metrics.pending" ] || fail "metrics.pending is left"
 
-echo "the time limit, in the first evaluation of a run"
-cp -r "$work/long.txt" "$work/longer.txt"
-for _ in 1 2 3 4 5; do cat "$work/long.txt" >>"$work/longer.txt"; done
-"$binary" prepare --tokenizer bytes --output "$work/longer.h5" "$work/longer.txt" >/dev/null
-expect_rc 85 train 2 "$work/limited" data.valid="$work/longer.h5" run.time_limit=4
-expect_text "step 2: its evaluation is left"
-expect_text "run.time_limit 4: saved step 2 in"
+echo "the time limit, in the first evaluation of a run, whatever its start takes"
+for limit in 3 10 30; do
+    expect_rc 85 train 2 "$work/limited-$limit" eval.batches=0 run.time_limit=$limit
+    ! grep -q "run.time_limit $limit: saved step [01] in" "$out" || continue
+    expect_text "step 2: its evaluation is left"
+    expect_text "run.time_limit $limit: saved step 2 in"
+    break
+done
+[ -f "$work/limited-$limit/metrics.pending" ] || fail "no evaluation was left for the time limit"
 finish
