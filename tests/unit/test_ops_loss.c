@@ -409,6 +409,7 @@ static void run_powers(struct check *c, const void *args)
                           check_doubles(c, s->rows * pieces), check_doubles(c, s->rows * pieces)};
     expected[1][s->rows / 2] = NAN; /* left alone */
     expect_powers(c, x, w, labels.data, expected[0], expected[1], expected[2], expected[3]);
+    /* A logit, of deviation 1, is so many roundings of sums of that size; then the power's own. */
     const double error = 3e-7 + CHECK_U * sqrt((double)s->width);
     check_close(c, "power", power, expected[0], error);
     check_close(c, "own", own, expected[1], error);
